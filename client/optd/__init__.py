@@ -1,0 +1,35 @@
+"""optd: torch.optim as a service. The client.
+
+    with optd.connect("127.0.0.1:50051", job="digits") as session:
+        optimizer = optd.SGD({"w": w, "b": b}, lr=0.1, momentum=0.9, session=session)
+        optimizer.step({"w": dw, "b": db})
+
+For torch's parameters there is `optd.torch`; `optd.errors` has every error.
+"""
+
+from importlib.metadata import version as _version
+
+from optd import errors
+from optd.local import local
+from optd.optimizers import SGD, Adam, AdamW, Optimizer
+from optd.session import Session, connect
+from optd.tls import TLS
+from optd_wire.errors import OptdError
+from optd_wire.values import Async, Sync
+
+__version__ = _version("optd")
+
+__all__ = [
+    "SGD",
+    "TLS",
+    "Adam",
+    "AdamW",
+    "Async",
+    "OptdError",
+    "Optimizer",
+    "Session",
+    "Sync",
+    "connect",
+    "errors",
+    "local",
+]

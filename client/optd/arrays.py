@@ -1,0 +1,110 @@
+"""Arrays to frames and back: the user's arrays on one side, the flat ranges of a job's groups on the other."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd.transport.base import Source
+from optd_wire.dtypes import DTYPES
+from optd_wire.frames import Frame, GatheredFrame
+from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.values import ParameterInfo, ParameterSpec
+
+Array = npt.NDArray[Any]
+# Bulk streams move fastest in messages of one to a few MiB.
+BATCH_BYTES = 1 << 20
+
+
+class FlatView:
+    """The groups of a job and where their parameters lie. Parameters are addressed by group and place in its list."""
+
+    def __init__(self, groups: Sequence[Sequence[ParameterSpec | ParameterInfo]], first_group: int = 0) -> None:
+        self.layouts = [lay_out(parameters) for parameters in groups]
+        self._first_group = first_group
+        self._order = [_Order(layout) for layout in self.layouts]
+
+    def source(self, arrays: Sequence[Sequence[Array | None]], field: str = "") -> Source:
+        """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers."""
+        return lambda: self._batches(arrays, field)
+
+    def _batches(self, arrays: Sequence[Sequence[Array | None]], field: str) -> Iterator[list[GatheredFrame]]:
+        batch: list[GatheredFrame] = []
+        room = BATCH_BYTES
+        for frame, pieces, size in self._frames(arrays, field):
+            batch.append((frame, pieces))
+            room -= size
+            if room <= 0:
+                yield batch
+                batch, room = [], BATCH_BYTES
+        if batch:
+            yield batch
+
+    def _frames(self, arrays: Sequence[Sequence[Array | None]], field: str) -> Iterator[tuple[Frame, list[Array], int]]:
+        """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
+        for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
+            for segment in layout.segments:
+                nothing = np.empty(0, DTYPES[segment.dtype])
+                most = BATCH_BYTES // nothing.itemsize
+                pieces: list[Array] = []
+                start, count = segment.offset, 0
+                for member in segment.members:
+                    array, parameter = given[member], layout.parameters[member]
+                    if array is None:
+                        if pieces:
+                            yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+                        pieces, count, start = [], 0, parameter.offset + parameter.size
+                        continue
+                    flat = np.ascontiguousarray(array).reshape(-1)
+                    position = 0
+                    while True:
+                        part = flat[position : position + most - count]
+                        pieces.append(part)
+                        count += part.size
+                        position += part.size
+                        if count == most:
+                            yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+                            start, pieces, count = start + count, [], 0
+                        if position >= flat.size:
+                            break
+                if pieces:
+                    yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+
+    def write(self, frame: Frame, arrays: Sequence[Sequence[Array]]) -> None:
+        """Copies a frame into the arrays that its range touches; arrays may be of any strides."""
+        group = frame.group - self._first_group
+        if not 0 <= group < len(self.layouts):
+            return  # a group that another worker has added, and this one does not have
+        order = self._order[group]
+        index = bisect_right(order.offsets, frame.offset) - 1
+        while index < len(order.offsets) and order.offsets[index] < frame.stop:
+            start = order.offsets[index]
+            array = arrays[group][order.members[index]]
+            low, high = max(start, frame.offset), min(start + array.size, frame.stop)
+            if low < high:
+                _assign(array, low - start, frame.values[low - frame.offset : high - frame.offset])
+            index += 1
+
+
+class _Order:
+    """Parameters that have elements, in the order of their offsets."""
+
+    def __init__(self, layout: GroupLayout) -> None:
+        filled = [(parameter.offset, member) for member, parameter in enumerate(layout.parameters) if parameter.size]
+        filled.sort()
+        self.offsets = [offset for offset, _ in filled]
+        self.members = [member for _, member in filled]
+
+
+def _assign(array: Array, start: int, values: Array) -> None:
+    if array.flags.c_contiguous:
+        array.reshape(-1)[start : start + values.size] = values
+    else:
+        array.flat[start : start + values.size] = values
+
+
+def empty_arrays(groups: Sequence[Sequence[ParameterSpec | ParameterInfo]]) -> list[list[Array]]:
+    """New arrays for all parameters, by group and place. Parameters without elements are there, too."""
+    return [[np.empty(parameter.shape, DTYPES[parameter.dtype]) for parameter in parameters] for parameters in groups]

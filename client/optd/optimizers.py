@@ -1,0 +1,308 @@
+"""The optimizer face for numpy arrays: `SGD`, `Adam`, `AdamW`, and `Optimizer` by an algorithm's name.
+
+For torch's parameters there is `optd.torch`.
+"""
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from optd.arrays import Array
+from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_gradients, read_groups
+from optd.registration import Registration, open_session
+from optd.session import Session
+from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
+from optd_wire.values import PushResult
+
+Closure = Callable[[], tuple[Any, Any]]
+
+
+class Optimizer:
+    """An optimizer whose weights, groups and state a server holds.
+
+    Args:
+        algorithm: An algorithm of the server, such as "adam".
+        params: Writable numpy arrays of float32 or float64: a list of them, of `(name, array)` pairs, a dict by name,
+            or a list of group dicts `{"params": ..., "lr": ..., "name": ...}` of any of these. The arrays hold the
+            weights: they are written in place with what is pulled.
+        session: An open session; one optimizer each.
+        server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
+        job: The job's name for a session opened here.
+        worker: The worker's name for a session opened here.
+        **options: Defaults of all groups, under torch's names.
+
+    The first worker creates the job with the values that its arrays have; others attach, if they register the same
+    names, shapes and algorithm, and get its weights.
+
+    Raises:
+        OptdError: What is wrong with params or options, before anything has changed; see `optd.errors`.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        params: Any,
+        *,
+        session: Session | None = None,
+        server: str | None = None,
+        job: str | None = None,
+        worker: str | None = None,
+        **options: Any,
+    ) -> None:
+        groups = read_groups(params)
+        self._own_session: Session | None = None
+        self.session, opened = open_session(session, server, job, worker)
+        if opened:
+            self._own_session = self.session
+        self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
+        """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
+        last reply. A value that is changed here goes to the server with the next step or push."""
+        self._gradients: dict[str, Array] | None = None
+        defaults = {name: plain_option(value) for name, value in options.items()}
+        try:
+            self._registration = Registration(self.session, algorithm, defaults, groups, self.param_groups)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Optimizer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the session, if it was opened here."""
+        if self._own_session is not None:
+            self._own_session.close()
+
+    @property
+    def version(self) -> int:
+        """The version of the weights that the arrays hold."""
+        return self._registration.base.version
+
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """Arrays to put or add up gradients in, by parameter name, for a `step()` without arguments; zeros at first."""
+        if self._gradients is None:
+            self._gradients = {
+                name: np.zeros_like(array)
+                for group in self._registration.groups
+                for name, array in zip(group.names, group.arrays, strict=True)
+            }
+        return self._gradients
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets `gradients`, or with `set_to_none=False` fills them with zeros."""
+        if set_to_none:
+            self._gradients = None
+        else:
+            for gradient in self.gradients.values():
+                gradient.fill(0)
+
+    def step(self, gradients: Any = None) -> Any:
+        """Pushes gradients, steps on the server and pulls: the parameters' arrays then hold the new weights.
+
+        Args:
+            gradients: Numpy arrays in the structure of the params; None in it, or a name left out of a dict, means no
+                gradient. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
+                gradient for any parameter after `zero_grad()`.
+
+        Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
+        lost is repeated and counts once.
+
+        Returns:
+            The closure's loss, else a `PushResult`.
+
+        Raises:
+            NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed.
+            ShapeMismatch, DtypeMismatch, StructureMismatch, UnknownParameter: Gradients do not fit the params.
+            OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
+                other's value.
+            StaleEpoch: Another session has taken this worker's name, or the lease ran out.
+            Unreachable, DeadlineExceeded: No answer in time.
+        """
+        loss, gradients = self._called(gradients)
+        result = self._registration.step(self._rows(gradients))
+        return result if loss is None else loss[0]
+
+    def push(self, gradients: Any = None) -> PushResult:
+        """As `step`, without the pull: the arrays stay as they are."""
+        _, gradients = self._called(gradients)
+        return self._registration.push(self._rows(gradients))
+
+    def pull(self) -> None:
+        """Puts the current weights into the arrays, and the current options into `param_groups`."""
+        self._registration.pull()
+
+    def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
+        if not callable(gradients):
+            return None, gradients
+        loss, gradients = gradients()
+        return (loss,), gradients
+
+    def _rows(self, gradients: Any) -> list[list[Array | None]]:
+        if gradients is None:
+            gradients = self._gradients or {}
+        return read_gradients(gradients, self._registration.groups)
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Adds a group in mid-training; every worker of the job does so.
+
+        Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
+        name.
+        """
+        known = self._registration.groups
+        count = sum(len(group.arrays) for group in known)
+        added = read_groups([param_group], first_group=len(known), first_parameter=count)
+        check_distinct(added, known)
+        entry = _group_dict(added[0])
+        self._registration.add_group(added[0], entry)
+        self.param_groups.append(entry)
+        self._gradients = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's `state_dict` has it, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
+
+        Read from the server, all of one version. Parameters are indexed in the order of the groups.
+        """
+        states = [state for row in self._registration.read_state() for state in row]
+        packed = []
+        start = 0
+        for group in self.param_groups:
+            count = len(group[PARAMS])
+            entry = {name: value for name, value in group.items() if name != PARAMS}
+            packed.append({**entry, PARAMS: list(range(start, start + count))})
+            start += count
+        return {
+            "state": {index: state for index, state in enumerate(states) if state},
+            "param_groups": packed,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
+
+        Raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or parameters.
+        """
+        groups = state_dict["param_groups"]
+        ours = [len(group[PARAMS]) for group in self.param_groups]
+        theirs = [len(group[PARAMS]) for group in groups]
+        if ours != theirs:
+            raise StructureMismatch(what="state_dict", expected=f"groups of {ours} parameters", got=theirs)
+        rows = [
+            [
+                _checked_state(name, array, dict(state_dict["state"].get(index, {})))
+                for index, name, array in zip(given[PARAMS], group.names, group.arrays, strict=True)
+            ]
+            for given, group in zip(groups, self._registration.groups, strict=True)
+        ]
+        self._registration.write_state(rows)
+        for entry, given in zip(self.param_groups, groups, strict=True):
+            entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
+        self._registration.send_options()
+
+
+class SGD(Optimizer):
+    """`torch.optim.SGD` as a service; see `Optimizer` for `params` and the session's arguments."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        session: Session | None = None,
+        server: str | None = None,
+        job: str | None = None,
+        worker: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            "sgd",
+            params,
+            session=session,
+            server=server,
+            job=job,
+            worker=worker,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            **unknown,
+        )
+
+
+class Adam(Optimizer):
+    """`torch.optim.Adam` as a service; see `Optimizer` for `params` and the session's arguments."""
+
+    algorithm = "adam"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        session: Session | None = None,
+        server: str | None = None,
+        job: str | None = None,
+        worker: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(
+            self.algorithm,
+            params,
+            session=session,
+            server=server,
+            job=job,
+            worker=worker,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            **unknown,
+        )
+
+
+class AdamW(Adam):
+    """`torch.optim.AdamW` as a service; see `Optimizer` for `params` and the session's arguments."""
+
+    algorithm = "adamw"
+
+    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, **options)
+
+
+def _group_dict(group: ParamGroup) -> dict[str, Any]:
+    return {PARAMS: group.arrays, NAME: group.name, **group.options}
+
+
+def _checked_state(name: str, array: Array, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of one parameter with numpy arrays that fit it; entries that are None are as good as absent."""
+    checked = {}
+    for field, value in state.items():
+        if value is None:
+            continue
+        found = np.asarray(value)
+        if field != "step" and found.shape != array.shape:
+            raise ShapeMismatch(what=field, parameter=name, expected=array.shape, got=found.shape)
+        if field != "step" and found.dtype != array.dtype:
+            raise DtypeMismatch(what=field, parameter=name, expected=array.dtype.name, got=found.dtype.name)
+        checked[field] = found
+    return checked

@@ -1,0 +1,199 @@
+"""What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
+
+import threading
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from optd import environment
+from optd.arrays import Array, FlatView, empty_arrays
+from optd.options import OptionMirror
+from optd.params import ParamGroup
+from optd.session import Session, connect
+from optd_wire.frames import Frame
+from optd_wire.values import (
+    WEIGHTS,
+    GroupState,
+    JobSpec,
+    JobVersion,
+    Options,
+    PushResult,
+    StateEntries,
+    WriteStateHeader,
+)
+
+Rows = Sequence[Sequence[Array | None]]
+ParameterState = dict[str, Any]
+
+
+def open_session(
+    session: Session | None, server: str | None, job: str | None, worker: str | None
+) -> tuple[Session, bool]:
+    """The session to use, and whether it was opened here and has to be closed here."""
+    if session is not None:
+        return session, False
+    return connect(environment.server(server), job=job, worker=worker), True
+
+
+class Registration:
+    """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
+
+    Arrays are written in place with what is pulled. One call at a time: others wait.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        algorithm: str,
+        defaults: Options,
+        groups: Sequence[ParamGroup],
+        dicts: Sequence[MutableMapping[str, Any]],
+    ) -> None:
+        self.session = session
+        self.groups = list(groups)
+        self._dicts = list(dicts)
+        self._mirror = OptionMirror()
+        self._lock = threading.RLock()
+        self._view = self._new_view()
+        spec = JobSpec(
+            name=session.job,
+            algorithm=algorithm,
+            defaults=defaults,
+            groups=tuple(group.spec() for group in groups),
+            policy=session.policy,
+        )
+        membership, created = session.register(spec, self._view.source(self._arrays()))
+        self._base = membership.job.version
+        for info, group in zip(membership.job.groups, self._dicts, strict=False):
+            self._mirror.add(info.options, group)
+        if not created or self._base.version:
+            self.pull()
+
+    def _new_view(self) -> FlatView:
+        return FlatView([group.spec().parameters for group in self.groups])
+
+    def _arrays(self) -> list[list[Array]]:
+        return [group.arrays for group in self.groups]
+
+    def _write(self, frame: Frame) -> None:
+        self._view.write(frame, self._arrays())
+
+    @property
+    def base(self) -> JobVersion:
+        """The version and revision of the weights that the arrays hold."""
+        return self._base
+
+    def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
+        """Adds a group to the job, with its arrays as weights, and to these; pulls where it was there already."""
+        with self._lock:
+            view = FlatView([group.spec().parameters], first_group=len(self.groups))
+            info = self.session.add_group(group.spec(), view.source([group.arrays]))
+            self.groups.append(group)
+            self._dicts.append(options)
+            self._mirror.add(info.options, options)
+            self._view = self._new_view()
+            self.pull()
+
+    def step(self, gradients: Rows) -> PushResult:
+        """Pushes gradients and puts the new weights into the arrays."""
+        with self._lock:
+            updates = self._mirror.changes(self._dicts)
+            pushed, pulled = self.session.step(self._view.source(gradients), updates, self._base, self._write)
+            self._mirror.absorb(pushed.options, self._dicts)
+            # The options in force were told as of the step; what has changed since comes with the next reply.
+            self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
+            return pushed
+
+    def push(self, gradients: Rows) -> PushResult:
+        """Pushes gradients; the arrays stay as they are."""
+        with self._lock:
+            updates = self._mirror.changes(self._dicts)
+            pushed = self.session.push(self._view.source(gradients), updates, self._base)
+            self._mirror.absorb(pushed.options, self._dicts)
+            self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
+            return pushed
+
+    def pull(self) -> None:
+        """Puts the current weights into the arrays and the current options into the dicts."""
+        with self._lock:
+            pulled = self.session.pull_into(self._write, None)
+            self._mirror.absorb(pulled.options, self._dicts)
+            self._base = pulled.version
+
+    def send_options(self) -> None:
+        """Sends what has been changed in the dicts now, not with the next push."""
+        with self._lock:
+            for update in self._mirror.changes(self._dicts):
+                self._mirror.absorb_one(self.session.update_group(update), self._dicts)
+
+    # State
+
+    def read_state(self) -> list[list[ParameterState]]:
+        """The state of each parameter by group and place: "step" and arrays; empty before its first step."""
+        with self._lock, self._all_states() as (states, write):
+            result = self.session.read_state(into=write)
+            for group in result.groups[: len(self.groups)]:
+                entries = {entry.field: entry.present for entry in group.entries}
+                for place, steps in enumerate(group.steps):
+                    row = states.setdefault((group.group, place), {})
+                    for field in [name for name in row if not entries[name][place]]:
+                        del row[field]
+                    if steps:
+                        row["step"] = steps
+            return [
+                [_ordered(states.get((index, place), {})) for place in range(len(group.arrays))]
+                for index, group in enumerate(self.groups)
+            ]
+
+    @contextmanager
+    def _all_states(self) -> Iterator[tuple[dict[tuple[int, int], ParameterState], Any]]:
+        """Arrays for each field that arrives, made as its frames come in."""
+        specs = [group.spec().parameters for group in self.groups]
+        by_field: dict[str, list[list[Array]]] = {}
+        states: dict[tuple[int, int], ParameterState] = {}
+
+        def write(frame: Frame) -> None:
+            if frame.field not in by_field:
+                arrays = by_field[frame.field] = empty_arrays(specs)
+                for index, row in enumerate(arrays):
+                    for place, array in enumerate(row):
+                        states.setdefault((index, place), {})[frame.field] = array
+            self._view.write(frame, by_field[frame.field])
+
+        yield states, write
+
+    def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
+        """Replaces the state of all parameters: "step" and arrays, as `read_state` gives them."""
+        fields = sorted({name for row in states for state in row for name in state} - {"step"})
+        groups = tuple(_group_state(index, row, fields) for index, row in enumerate(states))
+        rows = {field: [[state.get(field) for state in row] for row in states] for field in fields}
+        self._write_fields(groups, rows)
+
+    def write_weights(self) -> None:
+        """Replaces the job's weights by what the arrays hold now."""
+        self._write_fields((), {WEIGHTS: self._arrays()})
+
+    def _write_fields(self, groups: tuple[GroupState, ...], rows: dict[str, Any]) -> None:
+        with self._lock:
+            session = self.session
+            header = WriteStateHeader(session.job, session.worker, session.epoch, groups)
+
+            def numbers() -> Iterator[Any]:
+                for field, arrays in rows.items():
+                    yield from self._view.source(arrays, field)()
+
+            session.write_state(header, numbers)
+
+
+def _group_state(index: int, row: Sequence[ParameterState], fields: Iterable[str]) -> GroupState:
+    # torch's SGD keeps no count; a parameter that has a state has had a step.
+    steps = tuple(int(np.asarray(state.get("step", 1 if state else 0))) for state in row)
+    entries = tuple(StateEntries(field, tuple(field in state for state in row)) for field in fields)
+    return GroupState(index, steps, entries)
+
+
+def _ordered(state: ParameterState) -> ParameterState:
+    """Torch's order: the step first."""
+    return {name: state[name] for name in sorted(state, key=lambda name: (name != "step",))}

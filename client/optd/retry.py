@@ -1,0 +1,42 @@
+"""Trying again: what was lost on the way, with jitter, until the time is up."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from optd_wire.errors import Unavailable, Unreachable
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+
+
+def with_retries(
+    attempt: Callable[[float], T],
+    *,
+    address: str,
+    timeout: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Calls `attempt(seconds left)` until it does not raise `Unavailable`; raises `Unreachable` after `timeout` s.
+
+    `attempt` must be safe to repeat. Pauses grow twofold and are drawn at random up to their length ("full jitter"),
+    so that workers that lost a server together do not come back together.
+    """
+    began = clock()
+    pause = FIRST_PAUSE
+    while True:
+        left = timeout - (clock() - began)
+        try:
+            return attempt(max(left, 0.001))
+        except Unavailable as error:
+            wait = random.uniform(0, pause)  # noqa: S311 - spreads load, protects nothing
+            if clock() - began + wait >= timeout:
+                seconds = f"{clock() - began:.1f}"
+                problem = error.values.get("problem", str(error))
+                raise Unreachable(address=address, seconds=seconds, problem=problem) from error
+            sleep(wait)
+            pause = min(2 * pause, LONGEST_PAUSE)

@@ -1,0 +1,1 @@
+"""How calls reach a server: a small seam (`base`), and the lanes behind it."""

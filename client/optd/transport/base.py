@@ -1,0 +1,183 @@
+"""The seam between a session and the way its calls travel.
+
+Everything above speaks plain values of `optd_wire.values`; a transport turns them into calls. A test can put a
+transport of its own in its place.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from optd_wire.frames import Frame, GatheredFrame
+from optd_wire.values import (
+    AlgorithmInfo,
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    GroupSummary,
+    GroupUpdate,
+    JobInfo,
+    JobReport,
+    JobSpec,
+    JobSummary,
+    JobVersion,
+    Membership,
+    ParameterReport,
+    PullResult,
+    PushHeader,
+    PushResult,
+    ReadStateResult,
+    Rejection,
+    ServerStatus,
+    WorkerInfo,
+    WriteStateHeader,
+)
+
+Source = Callable[[], Iterator[list[GatheredFrame]]]
+"""Numbers to send: each call begins anew and gives lists of frames, each of a size that suits one message.
+
+The arrays in them belong to the caller and must stay as they are until the transport's method has returned.
+"""
+Sink = Callable[[Frame], None]
+"""Takes received numbers, frame by frame. A frame's values are valid during the call only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reader has already."""
+
+    version: int
+    revision: int
+
+
+class Transport(ABC):
+    """One connection to one server. Safe to use from several threads.
+
+    Every method blocks until the answer is there or `timeout` seconds have passed, and raises an `OptdError`:
+    the one that the server raised, or `ConnectionLost`, `DeadlineExceeded`, `MessageTooLarge`, `UnexpectedStatus`.
+    No method retries.
+    """
+
+    address: str
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the connection; calls under way fail."""
+
+    # Jobs
+
+    @abstractmethod
+    def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
+        """Creates a job with its weights."""
+
+    @abstractmethod
+    def get_job(self, job: str, timeout: float) -> JobInfo:
+        """Describes a job."""
+
+    @abstractmethod
+    def list_jobs(self, timeout: float) -> tuple[JobSummary, ...]:
+        """Lists all jobs."""
+
+    @abstractmethod
+    def delete_job(self, job: str, timeout: float) -> JobSummary:
+        """Deletes a job; tells what it was."""
+
+    @abstractmethod
+    def add_group(self, job: str, group: GroupSpec, weights: Source, timeout: float) -> GroupInfo:
+        """Adds a group, or finds that the job has it."""
+
+    @abstractmethod
+    def update_group(self, job: str, update: GroupUpdate, timeout: float) -> tuple[GroupOptions, JobVersion]:
+        """Changes options of a group."""
+
+    # Workers
+
+    @abstractmethod
+    def join(self, job: str, worker: str, spec: JobSpec | None, wait_seconds: float, timeout: float) -> Membership:
+        """Takes part in a job, once it is whole."""
+
+    @abstractmethod
+    def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:
+        """Keeps a lease."""
+
+    @abstractmethod
+    def leave(self, job: str, worker: str, epoch: int, timeout: float) -> None:
+        """Gives a lease up."""
+
+    @abstractmethod
+    def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
+        """Lists the workers of a job."""
+
+    # Training
+
+    @abstractmethod
+    def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
+        """Pushes gradients; waits until they are part of a step."""
+
+    @abstractmethod
+    def pull(self, job: str, worker: str, epoch: int, known: Known | None, weights: Sink, timeout: float) -> PullResult:
+        """Reads the current weights; an empty worker reads without taking part."""
+
+    @abstractmethod
+    def step(
+        self, header: PushHeader, gradients: Source, weights: Sink, timeout: float
+    ) -> tuple[PushResult, PullResult]:
+        """Pushes and pulls in one call."""
+
+    # State
+
+    @abstractmethod
+    def read_state(
+        self,
+        job: str,
+        fields: tuple[str, ...],
+        numbers: Sink,
+        timeout: float,
+        *,
+        group: str = "",
+        parameter: str = "",
+    ) -> ReadStateResult:
+        """Reads fields of one version."""
+
+    @abstractmethod
+    def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
+        """Replaces fields."""
+
+    # Inspection
+
+    @abstractmethod
+    def server_status(self, timeout: float) -> ServerStatus:
+        """Describes the server."""
+
+    @abstractmethod
+    def list_algorithms(self, timeout: float) -> tuple[AlgorithmInfo, ...]:
+        """Describes every algorithm."""
+
+    @abstractmethod
+    def list_groups(self, job: str, timeout: float) -> tuple[GroupSummary, ...]:
+        """Lists the groups of a job."""
+
+    @abstractmethod
+    def inspect_group(
+        self,
+        job: str,
+        group: str,
+        timeout: float,
+        *,
+        parameter: str = "",
+        statistics: bool = False,
+        bins: int = 0,
+    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+        """Describes the parameters of a group."""
+
+    @abstractmethod
+    def list_rejections(self, job: str, timeout: float) -> tuple[dict[str, int], tuple[Rejection, ...]]:
+        """Tells what a job has refused: counts by reason, and the last ones."""
+
+    @abstractmethod
+    def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
+        """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""
+
+    @abstractmethod
+    def health(self, timeout: float) -> bool:
+        """Whether the server says of itself that it serves."""

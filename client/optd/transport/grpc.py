@@ -1,0 +1,374 @@
+"""The `grpc` lane: every call over one HTTP/2 connection, numbers as frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_status import rpc_status
+
+from optd.tls import TLS
+from optd.transport.base import Known, Sink, Source, Transport
+from optd_wire.convert import from_message, to_message
+from optd_wire.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    MessageTooLarge,
+    OptdError,
+    UnexpectedStatus,
+)
+from optd_wire.frames import GatheredFrame, decode, encode_gathered
+from optd_wire.status import from_status
+from optd_wire.v1 import inspection_service_pb2 as inspection_pb
+from optd_wire.v1 import job_service_pb2 as job_pb
+from optd_wire.v1 import state_service_pb2 as state_pb
+from optd_wire.v1 import training_service_pb2 as training_pb
+from optd_wire.v1 import worker_service_pb2 as worker_pb
+from optd_wire.values import (
+    AlgorithmInfo,
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    GroupSummary,
+    GroupUpdate,
+    JobInfo,
+    JobReport,
+    JobSpec,
+    JobSummary,
+    JobVersion,
+    Membership,
+    ParameterReport,
+    PullResult,
+    PushHeader,
+    PushResult,
+    ReadStateResult,
+    Rejection,
+    ServerStatus,
+    WorkerInfo,
+    WriteStateHeader,
+)
+
+M = TypeVar("M", bound=Message)
+
+# Slower than the server's own bound on pings, so that it never takes us for a flood.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # The session retries, because only it knows what is safe to send twice.
+    ("grpc.enable_retries", 0),
+    # A server that comes back is found within seconds.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class GrpcTransport(Transport):
+    """See `Transport`."""
+
+    def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
+        self.address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, _OPTIONS)
+        else:
+            authority, certificate, key = tls.read()
+            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+            self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
+
+    def close(self) -> None:
+        """Ends the connection; calls under way fail."""
+        self._channel.close()
+
+    # Jobs
+
+    def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
+        """Creates a job with its weights."""
+        first = job_pb.CreateJobRequest(spec=to_message(spec))
+        rest = job_pb.CreateJobRequest()
+        response = self._send_stream(
+            "JobService/CreateJob", _messages(first, rest, weights()), job_pb.CreateJobResponse, timeout
+        )
+        return from_message(response.job, JobInfo)
+
+    def get_job(self, job: str, timeout: float) -> JobInfo:
+        """Describes a job."""
+        request = job_pb.GetJobRequest(job=job)
+        response = self._send("JobService/GetJob", request, job_pb.GetJobResponse, timeout)
+        return from_message(response.job, JobInfo)
+
+    def list_jobs(self, timeout: float) -> tuple[JobSummary, ...]:
+        """Lists all jobs."""
+        request = job_pb.ListJobsRequest()
+        response = self._send("JobService/ListJobs", request, job_pb.ListJobsResponse, timeout)
+        return tuple(from_message(job, JobSummary) for job in response.jobs)
+
+    def delete_job(self, job: str, timeout: float) -> JobSummary:
+        """Deletes a job; tells what it was."""
+        request = job_pb.DeleteJobRequest(job=job)
+        response = self._send("JobService/DeleteJob", request, job_pb.DeleteJobResponse, timeout)
+        return from_message(response.job, JobSummary)
+
+    def add_group(self, job: str, group: GroupSpec, weights: Source, timeout: float) -> GroupInfo:
+        """Adds a group, or finds that the job has it."""
+        first = job_pb.AddGroupRequest(job=job, group=to_message(group))
+        messages = _messages(first, job_pb.AddGroupRequest(), weights())
+        response = self._send_stream("JobService/AddGroup", messages, job_pb.AddGroupResponse, timeout)
+        return from_message(response.group, GroupInfo)
+
+    def update_group(self, job: str, update: GroupUpdate, timeout: float) -> tuple[GroupOptions, JobVersion]:
+        """Changes options of a group."""
+        request = job_pb.UpdateGroupRequest(job=job, update=to_message(update))
+        response = self._send("JobService/UpdateGroup", request, job_pb.UpdateGroupResponse, timeout)
+        return from_message(response.options, GroupOptions), from_message(response.version, JobVersion)
+
+    # Workers
+
+    def join(self, job: str, worker: str, spec: JobSpec | None, wait_seconds: float, timeout: float) -> Membership:
+        """Takes part in a job, once it is whole."""
+        request = worker_pb.JoinRequest(job=job, worker=worker, wait_ms=int(wait_seconds * 1000))
+        if spec is not None:
+            request.spec.CopyFrom(to_message(spec))
+        response = self._send("WorkerService/Join", request, worker_pb.JoinResponse, timeout)
+        return from_message(response, Membership)
+
+    def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:
+        """Keeps a lease."""
+        request = worker_pb.RenewLeaseRequest(job=job, worker=worker, epoch=epoch)
+        self._send("WorkerService/RenewLease", request, worker_pb.RenewLeaseResponse, timeout)
+
+    def leave(self, job: str, worker: str, epoch: int, timeout: float) -> None:
+        """Gives a lease up."""
+        request = worker_pb.LeaveRequest(job=job, worker=worker, epoch=epoch)
+        self._send("WorkerService/Leave", request, worker_pb.LeaveResponse, timeout)
+
+    def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
+        """Lists the workers of a job."""
+        request = worker_pb.ListWorkersRequest(job=job)
+        response = self._send("WorkerService/ListWorkers", request, worker_pb.ListWorkersResponse, timeout)
+        return tuple(from_message(worker, WorkerInfo) for worker in response.workers)
+
+    # Training
+
+    def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
+        """Pushes gradients; waits until they are part of a step."""
+        first = training_pb.PushRequest(header=to_message(header))
+        messages = _messages(first, training_pb.PushRequest(), gradients())
+        response = self._send_stream("TrainingService/Push", messages, training_pb.PushResponse, timeout)
+        return from_message(response.result, PushResult)
+
+    def pull(self, job: str, worker: str, epoch: int, known: Known | None, weights: Sink, timeout: float) -> PullResult:
+        """Reads the current weights; an empty worker reads without taking part."""
+        request = training_pb.PullRequest(job=job, worker=worker, epoch=epoch)
+        if known is not None:
+            request.known_version = known.version
+            request.known_revision = known.revision
+        responses = self._receive("TrainingService/Pull", request, training_pb.PullResponse, timeout)
+        return from_message(_first_then_frames(responses, weights).result, PullResult)
+
+    def step(
+        self, header: PushHeader, gradients: Source, weights: Sink, timeout: float
+    ) -> tuple[PushResult, PullResult]:
+        """Pushes and pulls in one call."""
+        first = training_pb.StepRequest(header=to_message(header))
+        messages = _messages(first, training_pb.StepRequest(), gradients(), last=training_pb.StepRequest(last=True))
+        responses = self._exchange("TrainingService/Step", messages, training_pb.StepResponse, timeout)
+        response = _first_then_frames(responses, weights)
+        return from_message(response.pushed, PushResult), from_message(response.pulled, PullResult)
+
+    # State
+
+    def read_state(
+        self,
+        job: str,
+        fields: tuple[str, ...],
+        numbers: Sink,
+        timeout: float,
+        *,
+        group: str = "",
+        parameter: str = "",
+    ) -> ReadStateResult:
+        """Reads fields of one version."""
+        request = state_pb.ReadStateRequest(job=job, fields=fields, group=group, parameter=parameter)
+        responses = self._receive("StateService/ReadState", request, state_pb.ReadStateResponse, timeout)
+        return from_message(_first_then_frames(responses, numbers).result, ReadStateResult)
+
+    def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
+        """Replaces fields."""
+        first = state_pb.WriteStateRequest(header=to_message(header))
+        messages = _messages(first, state_pb.WriteStateRequest(), numbers())
+        response = self._send_stream("StateService/WriteState", messages, state_pb.WriteStateResponse, timeout)
+        return from_message(response.version, JobVersion)
+
+    # Inspection
+
+    def server_status(self, timeout: float) -> ServerStatus:
+        """Describes the server."""
+        request = inspection_pb.GetServerStatusRequest()
+        answer = inspection_pb.GetServerStatusResponse
+        return from_message(self._send("InspectionService/GetServerStatus", request, answer, timeout), ServerStatus)
+
+    def list_algorithms(self, timeout: float) -> tuple[AlgorithmInfo, ...]:
+        """Describes every algorithm."""
+        request = inspection_pb.ListAlgorithmsRequest()
+        answer = inspection_pb.ListAlgorithmsResponse
+        response = self._send("InspectionService/ListAlgorithms", request, answer, timeout)
+        return tuple(from_message(algorithm, AlgorithmInfo) for algorithm in response.algorithms)
+
+    def list_groups(self, job: str, timeout: float) -> tuple[GroupSummary, ...]:
+        """Lists the groups of a job."""
+        request = inspection_pb.ListGroupsRequest(job=job)
+        answer = inspection_pb.ListGroupsResponse
+        response = self._send("InspectionService/ListGroups", request, answer, timeout)
+        return tuple(from_message(group, GroupSummary) for group in response.groups)
+
+    def inspect_group(
+        self,
+        job: str,
+        group: str,
+        timeout: float,
+        *,
+        parameter: str = "",
+        statistics: bool = False,
+        bins: int = 0,
+    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+        """Describes the parameters of a group."""
+        request = inspection_pb.InspectGroupRequest(
+            job=job, group=group, parameter=parameter, statistics=statistics, bins=bins
+        )
+        answer = inspection_pb.InspectGroupResponse
+        responses = [
+            message for message, _ in self._receive("InspectionService/InspectGroup", request, answer, timeout)
+        ]
+        reports = [report for response in responses for report in response.parameters]
+        summary = from_message(responses[0].group, GroupSummary)
+        return summary, tuple(from_message(report, ParameterReport) for report in reports)
+
+    def list_rejections(self, job: str, timeout: float) -> tuple[dict[str, int], tuple[Rejection, ...]]:
+        """Tells what a job has refused: counts by reason, and the last ones."""
+        request = inspection_pb.ListRejectionsRequest(job=job)
+        answer = inspection_pb.ListRejectionsResponse
+        response = self._send("InspectionService/ListRejections", request, answer, timeout)
+        recent = tuple(from_message(rejection, Rejection) for rejection in response.recent)
+        return dict(response.counts), recent
+
+    def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
+        """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""
+        request = inspection_pb.WatchJobRequest(job=job, interval_ms=int(interval_seconds * 1000))
+        answer = inspection_pb.WatchJobResponse
+        for message, _ in self._receive("InspectionService/WatchJob", request, answer, None):
+            yield from_message(message, JobReport)
+
+    def health(self, timeout: float) -> bool:
+        """Whether the server says of itself that it serves."""
+        response = self._send(
+            "/grpc.health.v1.Health/Check",
+            health_pb2.HealthCheckRequest(),
+            health_pb2.HealthCheckResponse,
+            timeout,
+        )
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    # The four kinds of call. Messages pass gRPC as bytes: frames have an encoding of their own.
+
+    def _send(self, rpc: str, request: Message, answer: type[M], timeout: float) -> M:
+        call: Any = self._channel.unary_unary(_path(rpc))
+        with self._errors(rpc, timeout):
+            data = call(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+        return answer.FromString(data)
+
+    def _send_stream(self, rpc: str, messages: Iterator[bytes], answer: type[M], timeout: float) -> M:
+        call: Any = self._channel.stream_unary(_path(rpc))
+        with self._errors(rpc, timeout):
+            data = call(messages, timeout=timeout, metadata=self._metadata)
+        return answer.FromString(data)
+
+    def _receive(
+        self, rpc: str, request: Message, answer: type[M], timeout: float | None
+    ) -> Iterator[tuple[M, list[Any]]]:
+        stream: Any = self._channel.unary_stream(_path(rpc))
+        call = stream(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+        yield from self._answers(rpc, call, answer, timeout)
+
+    def _exchange(
+        self, rpc: str, messages: Iterator[bytes], answer: type[M], timeout: float
+    ) -> Iterator[tuple[M, list[Any]]]:
+        stream: Any = self._channel.stream_stream(_path(rpc))
+        call = stream(messages, timeout=timeout, metadata=self._metadata)
+        yield from self._answers(rpc, call, answer, timeout)
+
+    def _answers(self, rpc: str, call: Any, answer: type[M], timeout: float | None) -> Iterator[tuple[M, list[Any]]]:
+        try:
+            with self._errors(rpc, timeout):
+                for data in call:
+                    yield decode(answer, data)
+        finally:
+            call.cancel()
+
+    @contextmanager
+    def _errors(self, rpc: str, timeout: float | None) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._translate(rpc, error, timeout) from None
+
+    def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:
+        """What a failed call means: the server's own error, or one of the connection."""
+        status = rpc_status.from_call(error)
+        known = from_status(status) if status is not None else None
+        if known is not None:
+            return known
+        name, problem = rpc.rpartition("/")[2], error.details() or "no details"
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE:
+                return ConnectionLost(address=self.address, rpc=name, problem=problem)
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="")
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in problem:
+                return MessageTooLarge(problem=problem)
+            case code:
+                return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
+
+
+def _path(rpc: str) -> str:
+    return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
+
+
+def _messages(
+    first: Message, following: Message, batches: Iterable[list[GatheredFrame]], last: Message | None = None
+) -> Iterator[bytes]:
+    """The messages of an upload: `first` with the first frames, then `following` with the others.
+
+    What `last` says is said in the last message, which may be the first.
+    """
+    message = first
+    waiting: list[GatheredFrame] | None = None
+    for batch in batches:
+        if waiting is not None:
+            yield encode_gathered(message, waiting)
+            message = following
+        waiting = batch
+    if last is not None:
+        closing = type(first)()
+        closing.MergeFrom(message)
+        closing.MergeFrom(last)
+        message = closing
+    yield encode_gathered(message, waiting or [])
+
+
+def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Sink) -> M:
+    """The first message of an answer; the frames of all go to `sink`."""
+    first: M | None = None
+    for message, frames in responses:
+        if first is None:
+            first = message
+        for frame in frames:
+            sink(frame)
+    if first is None:
+        raise UnexpectedStatus(rpc="stream", address="the server", status="OK", problem="it sent nothing")
+    return first

@@ -1,0 +1,515 @@
+"""Every error that optd raises, on either side: one class, one reason, one message.
+
+An error is data: its values travel as the metadata of a `google.rpc.ErrorInfo` (see `optd_wire.status`), and the
+client raises the class that the server raised, with the same message.
+
+    OptdError
+    |- InvalidArgument (ValueError)        the call is wrong whatever the server holds
+    |- Unauthenticated (PermissionError)   no token, or a wrong one
+    |- NotFound (LookupError)              no such job, group, parameter, worker
+    |- Conflict                            the call does not fit what the server holds now
+    |- ResourceExhausted                   a limit of the server
+    |- Unavailable (ConnectionError)       not reached, not ready, or going down
+    |- Expired (TimeoutError)              not done in time
+    `- Internal                            a fault of the server
+"""
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class Code(IntEnum):
+    """The canonical codes of google.rpc.Code that optd uses."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
+
+
+BY_REASON: dict[str, type["OptdError"]] = {}
+
+
+class OptdError(Exception):
+    """What all errors of optd have: a canonical code, a reason, and the values that the message is made of.
+
+    A concrete class declares `reason` and `template`; building one takes exactly the values of the template.
+    """
+
+    code: ClassVar[Code] = Code.INTERNAL
+    reason: ClassVar[str] = ""
+    template: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if "reason" in vars(cls):
+            if cls.reason in BY_REASON:
+                raise TypeError(f"{cls.__name__} and {BY_REASON[cls.reason].__name__} share {cls.reason}")
+            BY_REASON[cls.reason] = cls
+
+    def __init__(self, **values: object) -> None:
+        self.values = {name: str(value) for name, value in values.items()}
+        super().__init__(self.template.format(**self.values))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.values)
+
+
+def _rebuild(cls: type[OptdError], values: dict[str, str]) -> OptdError:
+    return cls(**values)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# InvalidArgument
+
+
+class InvalidArgument(OptdError, ValueError):
+    """The call is wrong whatever the server holds; nothing has changed."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class UnknownAlgorithm(InvalidArgument):
+    """No algorithm has this name."""
+
+    reason = "UNKNOWN_ALGORITHM"
+    template = "no algorithm {algorithm!r}; the nearest is {nearest!r}"
+
+
+class UnknownOption(InvalidArgument):
+    """The algorithm has no such option."""
+
+    reason = "UNKNOWN_OPTION"
+    template = "{algorithm}: no option {option!r}; did you mean {nearest!r}? The options are {options}"
+
+
+class OptionOutOfRange(InvalidArgument):
+    """An option's value is outside the range that its algorithm declares."""
+
+    reason = "OPTION_OUT_OF_RANGE"
+    template = "{algorithm}: {option} must be in {bound}, got {value}"
+
+
+class InvalidOption(InvalidArgument):
+    """An option's value is of the wrong kind, or does not go together with another option."""
+
+    reason = "INVALID_OPTION"
+    template = "{algorithm}: {option} must be {bound}, got {value}"
+
+
+class InvalidName(InvalidArgument):
+    """A name is empty, too long, or has characters that names may not have."""
+
+    reason = "INVALID_NAME"
+    template = "{kind} name {name} must be 1 to 200 of the characters A-Z a-z 0-9 . _ / - and must not contain '..'"
+
+
+class DuplicateName(InvalidArgument):
+    """Two groups of a job, or two parameters of it, have one name."""
+
+    reason = "DUPLICATE_NAME"
+    template = "{kind} name {name!r} is used twice in job {job!r}"
+
+
+class DuplicateParameter(InvalidArgument):
+    """One array is given twice in a group."""
+
+    reason = "DUPLICATE_PARAMETER"
+    template = "group {group!r} has one array twice, as {first!r} and as {second!r}"
+
+
+class ParameterInTwoGroups(InvalidArgument):
+    """A parameter belongs to one group."""
+
+    reason = "PARAMETER_IN_TWO_GROUPS"
+    template = "parameter {parameter!r} is in group {first!r} and in group {second!r}; it may be in one"
+
+
+class EmptyGroup(InvalidArgument):
+    """A group, or a job, without parameters."""
+
+    reason = "EMPTY_GROUP"
+    template = "{what} has no parameters"
+
+
+class InvalidShape(InvalidArgument):
+    """A shape that no array can have here."""
+
+    reason = "INVALID_SHAPE"
+    template = (
+        "parameter {parameter!r}: shape {shape} must have at most {max_dims} dimensions and {max_elements} elements"
+    )
+
+
+class InvalidPolicy(InvalidArgument):
+    """A policy with a value out of range."""
+
+    reason = "INVALID_POLICY"
+    template = "policy sync: workers must be in [1, {most}], got {workers}"
+
+
+class UnsupportedDtype(InvalidArgument):
+    """An element type that the service does not have."""
+
+    reason = "UNSUPPORTED_DTYPE"
+    template = "parameter {parameter!r}: dtype {dtype} is not supported; supported are {supported}"
+
+
+class NotAnArray(InvalidArgument):
+    """Something that should be an array is none, or one that cannot be updated in place."""
+
+    reason = "NOT_AN_ARRAY"
+    template = "{what} must be {wanted}, got {got}"
+
+
+class ShapeMismatch(InvalidArgument):
+    """An array has another shape than its parameter."""
+
+    reason = "SHAPE_MISMATCH"
+    template = "{what} of parameter {parameter!r} must have shape {expected}, got {got}"
+
+
+class DtypeMismatch(InvalidArgument):
+    """An array or a frame has another element type than its parameter."""
+
+    reason = "DTYPE_MISMATCH"
+    template = "{what} of parameter {parameter!r} must have dtype {expected}, got {got}"
+
+
+class StructureMismatch(InvalidArgument):
+    """Gradients or state do not have the structure of the parameters."""
+
+    reason = "STRUCTURE_MISMATCH"
+    template = "{what} must have {expected}, got {got}"
+
+
+class FrameOutOfRange(InvalidArgument):
+    """A frame addresses elements that its group does not have, or that lie in two dtypes."""
+
+    reason = "FRAME_OUT_OF_RANGE"
+    template = "a frame addresses elements [{start}, {stop}) of group {group}; its ranges are {ranges}"
+
+
+class FrameOverlap(InvalidArgument):
+    """Two frames of one call address the same elements."""
+
+    reason = "FRAME_OVERLAP"
+    template = "{field} of parameter {parameter!r} is sent twice, at element {element} of group {group!r}"
+
+
+class FrameLength(InvalidArgument):
+    """A frame's payload does not have the bytes that its count and encoding declare."""
+
+    reason = "FRAME_LENGTH"
+    template = "a frame of group {group} declares {count} elements of {width} bytes, but its payload has {got} bytes"
+
+
+class IncompleteParameter(InvalidArgument):
+    """Frames cover a part of a parameter only, or miss one that has to be there."""
+
+    reason = "INCOMPLETE_PARAMETER"
+    template = "{what} of parameter {parameter!r} covers {got} of its {size} elements"
+
+
+class NonfiniteGradient(InvalidArgument):
+    """A gradient has a NaN or an infinite element."""
+
+    reason = "NONFINITE_GRADIENT"
+    template = "gradient of parameter {parameter!r} has {value} at flat index {index}; the push was refused"
+
+
+class UnknownField(InvalidArgument):
+    """A field that the job's algorithm does not keep."""
+
+    reason = "UNKNOWN_FIELD"
+    template = "job {job!r} keeps no {field!r}; it keeps {fields}"
+
+
+class InvalidRequest(InvalidArgument):
+    """A message is well-formed, but lacks or exceeds something."""
+
+    reason = "INVALID_REQUEST"
+    template = "{problem}"
+
+
+class MalformedMessage(InvalidArgument):
+    """Bytes that are no message of the contract."""
+
+    reason = "MALFORMED_MESSAGE"
+    template = "the bytes are no {message}: {problem}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Unauthenticated
+
+
+class Unauthenticated(OptdError, PermissionError):
+    """The caller has not shown a token that the server accepts."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class MissingToken(Unauthenticated):
+    """The server wants a token, and the call had none."""
+
+    reason = "MISSING_TOKEN"
+    template = "this server wants a token: pass token= or set OPTD_TOKEN"
+
+
+class WrongToken(Unauthenticated):
+    """The call's token is none of the server's."""
+
+    reason = "WRONG_TOKEN"
+    template = "the token is not one of this server's"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# NotFound
+
+
+class NotFound(OptdError, LookupError):
+    """The server does not hold what the call names."""
+
+    code = Code.NOT_FOUND
+
+
+class UnknownJob(NotFound):
+    """No job has this name."""
+
+    reason = "UNKNOWN_JOB"
+    template = "no job {job!r} on this server"
+
+
+class UnknownGroup(NotFound):
+    """The job has no such group."""
+
+    reason = "UNKNOWN_GROUP"
+    template = "job {job!r} has no group {group!r}; its groups are {groups}"
+
+
+class UnknownParameter(NotFound):
+    """The job has no such parameter."""
+
+    reason = "UNKNOWN_PARAMETER"
+    template = "{where} has no parameter {parameter!r}"
+
+
+class UnknownWorker(NotFound):
+    """The worker has never joined the job."""
+
+    reason = "UNKNOWN_WORKER"
+    template = "worker {worker!r} has not joined job {job!r}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Conflict
+
+
+class Conflict(OptdError):
+    """The call does not fit what the server holds now; nothing has changed."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class JobExists(Conflict):
+    """A job of this name exists already, or is being uploaded."""
+
+    code = Code.ALREADY_EXISTS
+    reason = "JOB_EXISTS"
+    template = "job {job!r} {how}"
+
+
+class JobMismatch(Conflict):
+    """Attaching with another registration than the job's."""
+
+    reason = "JOB_MISMATCH"
+    template = "job {job!r} has {aspect} {theirs}, this registration has {ours}"
+
+
+class StaleEpoch(Conflict):
+    """The worker's epoch has been fenced: its name was joined again, or its lease ran out."""
+
+    reason = "STALE_EPOCH"
+    template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; open a new session to go on"
+
+
+class SequenceGap(Conflict):
+    """A push skips a sequence number, or repeats one that is older than the last."""
+
+    reason = "SEQUENCE_GAP"
+    template = "worker {worker!r} pushes sequence {sequence}, expected {expected} (or {last} again)"
+
+
+class PushPending(Conflict):
+    """The worker has another push that waits for its round."""
+
+    reason = "PUSH_PENDING"
+    template = "worker {worker!r} has a push with sequence {sequence} that waits for its step"
+
+
+class OptionConflict(Conflict):
+    """Options were changed by somebody else since the caller saw them."""
+
+    code = Code.ABORTED
+    reason = "OPTION_CONFLICT"
+    template = (
+        "group {group!r}: {option} was to become {ours}, but it has been changed to {theirs} at version {since} "
+        "by another caller; read the options again and decide"
+    )
+
+
+class PushWithdrawn(Conflict):
+    """A push that waited for its round was taken back: its worker left, joined again or lost its lease."""
+
+    code = Code.ABORTED
+    reason = "PUSH_WITHDRAWN"
+    template = "the push of worker {worker!r} with sequence {sequence} was withdrawn before its step: {why}"
+
+
+class JobFailed(Conflict):
+    """A step broke off half-way; the job can be read, not stepped."""
+
+    reason = "JOB_FAILED"
+    template = "job {job!r} failed in the step after version {version}: {problem}"
+
+
+class ForkedSession(Conflict):
+    """A session was used in a process that was forked from the one that opened it."""
+
+    reason = "FORKED_SESSION"
+    template = "this session belongs to process {owner}, not to {process}: open a session in each process"
+
+
+class SessionClosed(Conflict):
+    """A session was used after it was closed."""
+
+    reason = "SESSION_CLOSED"
+    template = "the session of job {job!r} is closed"
+
+
+class AlreadyRegistered(Conflict):
+    """A session carries one optimizer."""
+
+    reason = "ALREADY_REGISTERED"
+    template = "the session of job {job!r} has its optimizer already; open another session for another job"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ResourceExhausted
+
+
+class ResourceExhausted(OptdError):
+    """A limit of the server."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class MemoryExceeded(ResourceExhausted):
+    """The memory planned for a job does not fit what the server may use."""
+
+    reason = "MEMORY_EXCEEDED"
+    template = "{what} needs {needed} bytes, {free} of the server's {limit} are free (--max-memory-bytes)"
+
+
+class MessageTooLarge(ResourceExhausted):
+    """A message is larger than its receiver accepts."""
+
+    reason = "MESSAGE_TOO_LARGE"
+    template = "a message is too large: {problem} (--max-message-bytes)"
+
+
+class TooManyRequests(ResourceExhausted):
+    """The server answers as many requests as it may."""
+
+    reason = "TOO_MANY_REQUESTS"
+    template = "the server answers {limit} requests already (--max-requests)"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Unavailable
+
+
+class Unavailable(OptdError, ConnectionError):
+    """The server was not reached, is not ready, or goes down."""
+
+    code = Code.UNAVAILABLE
+
+
+class Unreachable(Unavailable):
+    """Nothing answered at the address."""
+
+    reason = "UNREACHABLE"
+    template = "no optd server answers at {address}: tried for {seconds} s ({problem})"
+
+
+class ConnectionLost(Unavailable):
+    """The connection broke while a call went on."""
+
+    reason = "CONNECTION_LOST"
+    template = "the connection to {address} was lost in {rpc}: {problem}"
+
+
+class ShuttingDown(Unavailable):
+    """The server takes no new calls."""
+
+    reason = "SHUTTING_DOWN"
+    template = "the server is shutting down"
+
+
+class NoAddress(InvalidArgument):
+    """Neither session, server nor environment says where the server is."""
+
+    reason = "NO_ADDRESS"
+    template = "no server given: pass session=, server='HOST:PORT', or set OPTD_SERVER"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Expired
+
+
+class Expired(OptdError, TimeoutError):
+    """Not done in time."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class DeadlineExceeded(Expired):
+    """A call did not end within its timeout."""
+
+    reason = "DEADLINE_EXCEEDED"
+    template = "{rpc} at {address} took longer than {seconds} s{hint}"
+
+
+class Stalled(Expired):
+    """A stream moved no frame for too long."""
+
+    reason = "STALLED"
+    template = "{what} moved no frame for {seconds} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Internal
+
+
+class Internal(OptdError):
+    """A fault of the server, or an answer that the client does not understand."""
+
+
+class InternalError(Internal):
+    """The server failed in a way that it did not foresee; its log has the rest under `incident`."""
+
+    reason = "INTERNAL"
+    template = "the server failed (incident {incident}); its log says more"
+
+
+class UnexpectedStatus(Internal):
+    """A status without a reason of optd: from a proxy, or from a server of another version."""
+
+    reason = "UNEXPECTED_STATUS"
+    template = "{rpc} at {address} ended with {status}: {problem}"

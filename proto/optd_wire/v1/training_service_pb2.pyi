@@ -1,0 +1,110 @@
+from optd_wire.v1 import job_pb2 as _job_pb2
+from optd_wire.v1 import option_pb2 as _option_pb2
+from optd_wire.v1 import tensor_pb2 as _tensor_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class PushHeader(_message.Message):
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    worker: str
+    epoch: int
+    sequence: int
+    base_version: int
+    updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
+    known_revision: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ...) -> None: ...
+
+class PushResult(_message.Message):
+    __slots__ = ("version", "applied_version", "staleness", "repeat", "options")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    REPEAT_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    version: _job_pb2.JobVersion
+    applied_version: int
+    staleness: int
+    repeat: bool
+    options: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupOptions]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ...) -> None: ...
+
+class PushRequest(_message.Message):
+    __slots__ = ("header", "frames")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: PushResult
+    def __init__(self, result: _Optional[_Union[PushResult, _Mapping]] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    worker: str
+    epoch: int
+    known_version: int
+    known_revision: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ...) -> None: ...
+
+class PullResult(_message.Message):
+    __slots__ = ("version", "not_modified", "options")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    version: _job_pb2.JobVersion
+    not_modified: bool
+    options: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupOptions]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., not_modified: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ...) -> None: ...
+
+class PullResponse(_message.Message):
+    __slots__ = ("result", "frames")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    result: PullResult
+    frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
+    def __init__(self, result: _Optional[_Union[PullResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("header", "last", "frames")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    last: bool
+    frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+
+class StepResponse(_message.Message):
+    __slots__ = ("pushed", "pulled", "last", "frames")
+    PUSHED_FIELD_NUMBER: _ClassVar[int]
+    PULLED_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    pushed: PushResult
+    pulled: PullResult
+    last: bool
+    frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
+    def __init__(self, pushed: _Optional[_Union[PushResult, _Mapping]] = ..., pulled: _Optional[_Union[PullResult, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...

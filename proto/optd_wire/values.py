@@ -1,0 +1,376 @@
+"""The nouns of the contract as plain frozen values, so that neither engine nor client handles generated messages.
+
+Each class has the name and the fields of its message; `optd_wire.convert` checks that when it is imported.
+Mappings and tuples are not copied: whoever builds a value gives them away.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+OptionValue = bool | int | float | str | None | tuple[float, ...]
+Options = Mapping[str, OptionValue]
+
+WEIGHTS = "weights"
+GRADIENT = "gradient"
+
+
+@dataclass(frozen=True, slots=True)
+class FlatRange:
+    """Elements `offset` to `offset + count` of a group's flat buffer; `group` is its index."""
+
+    group: int
+    offset: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """One parameter as its creator declares it; `dtype` is a key of `optd_wire.dtypes.DTYPES`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """How many elements it has; 1 for a scalar."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """One group as its creator declares it; `options` are its overrides of the job's defaults."""
+
+    name: str
+    options: Options
+    parameters: tuple[ParameterSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Async:
+    """A step for every push, in order of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """A step for every round: the mean of one push of each of `workers` workers."""
+
+    workers: int
+
+
+Policy = Async | Sync
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job as its creator declares it."""
+
+    name: str
+    algorithm: str
+    defaults: Options
+    groups: tuple[GroupSpec, ...]
+    policy: Policy = field(default_factory=Async)
+
+
+@dataclass(frozen=True, slots=True)
+class JobVersion:
+    """Where a job stands: steps applied, steps that survive a crash, changes that are not steps."""
+
+    version: int = 0
+    durable_version: int = 0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUpdate:
+    """A change of some options of one group, made on `expected_revision` of them (None: on whatever they are)."""
+
+    group: str
+    options: Options
+    expected_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """The resolved options of one group, with the job's version at which they took effect."""
+
+    group: str
+    options: Options
+    revision: int = 0
+    since_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterInfo:
+    """One parameter as the server holds it; `offset` is its first element in the group's flat buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """How many elements it has; 1 for a scalar."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """One group as the server holds it."""
+
+    index: int
+    options: GroupOptions
+    parameters: tuple[ParameterInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job as the server holds it."""
+
+    name: str
+    algorithm: str
+    defaults: Options
+    policy: Policy
+    groups: tuple[GroupInfo, ...]
+    version: JobVersion
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """One line about a job."""
+
+    name: str
+    algorithm: str
+    policy: Policy
+    version: JobVersion
+    groups: int
+    parameters: int
+    elements: int
+    workers: int
+    pushes: int
+    rejections: int
+    planned_bytes: int
+    created_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A server process and the flat ranges it holds; an empty address is the server that answers."""
+
+    address: str
+    ranges: tuple[FlatRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a worker gets when it joins: its epoch and lease, and the job as it stands."""
+
+    epoch: int
+    lease_ms: int
+    job: JobInfo
+    shards: tuple[Shard, ...]
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker that the job has seen, and its lease."""
+
+    name: str
+    epoch: int
+    active: bool
+    lease_remaining_ms: int
+    sequence: int
+    pushes: int
+    rejections: int
+    staleness: int
+    waiting: bool
+    lane: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushHeader:
+    """Who pushes what: identity of the push, the version it was computed on, changes of options that ride along."""
+
+    job: str
+    worker: str
+    epoch: int
+    sequence: int
+    base_version: int
+    updates: tuple[GroupUpdate, ...] = ()
+    known_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What became of a push; `options` are there only where the caller's known revision was not the current one."""
+
+    version: JobVersion
+    applied_version: int
+    staleness: int
+    repeat: bool
+    options: tuple[GroupOptions, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What a pull read; nothing follows where it is `not_modified`."""
+
+    version: JobVersion
+    not_modified: bool
+    options: tuple[GroupOptions, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntries:
+    """Which parameters of a group have the state `field`, in the order of the group's list."""
+
+    field: str
+    present: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """Steps of each parameter of a group, and which states it has; `group` is its index."""
+
+    group: int
+    steps: tuple[int, ...]
+    entries: tuple[StateEntries, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStateResult:
+    """What a read of state covers; the numbers follow as frames."""
+
+    version: JobVersion
+    groups: tuple[GroupState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStateHeader:
+    """Who writes state, and the steps and entries that go with the numbers."""
+
+    job: str
+    worker: str
+    epoch: int
+    groups: tuple[GroupState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OptionInfo:
+    """One option as its algorithm declares it."""
+
+    name: str
+    kind: str
+    default_value: OptionValue
+    range: str
+    doc: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmInfo:
+    """One algorithm that the server has."""
+
+    name: str
+    title: str
+    options: tuple[OptionInfo, ...]
+    state: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSummary:
+    """One line about a group."""
+
+    index: int
+    options: GroupOptions
+    parameters: int
+    elements: int
+    dtypes: tuple[str, ...]
+    min_steps: int
+    max_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Numbers about numbers; extremes, mean, deviation and histogram are of the finite elements."""
+
+    count: int
+    zeros: int
+    nonfinite: int
+    min: float
+    max: float
+    mean: float
+    std: float
+    norm: float
+    histogram_edges: tuple[float, ...] = ()
+    histogram_counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FieldStatistics:
+    """Statistics of `weights`, `gradient` or a state of one parameter."""
+
+    field: str
+    statistics: Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterReport:
+    """One parameter, its steps, and statistics where they were asked for."""
+
+    parameter: ParameterInfo
+    steps: int
+    fields: tuple[FieldStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A push or change that was refused."""
+
+    unix_ms: int
+    worker: str
+    reason: str
+    message: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server promises to keep within."""
+
+    max_message_bytes: int
+    max_requests: int
+    max_streams_per_connection: int
+    max_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """A server at a glance."""
+
+    server_version: str
+    uptime_ms: int
+    serving: str
+    jobs: int
+    workers: int
+    requests: int
+    planned_bytes: int
+    resident_bytes: int
+    limits: Limits
+    authentication: str
+    tls: bool
+    kernels: str
+    durability: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """A job with its groups and workers at one moment, as `WatchJob` tells it."""
+
+    job: JobSummary
+    groups: tuple[GroupSummary, ...]
+    workers: tuple[WorkerInfo, ...]
+    unix_ms: int

@@ -1,0 +1,58 @@
+"""From a configuration to a running server, and down again."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import structlog
+
+from optd_server.config import Config
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.offload import Offload
+from optd_server.engine.plan import Memory
+from optd_server.rpc.security import secure
+from optd_server.rpc.server import Server, expire_leases
+
+log = structlog.get_logger("optd")
+
+
+async def run(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT; raises `ConfigError` where the server cannot start."""
+    security = secure(config)
+    offload = Offload(config.threads)
+    catalog = Catalog(memory=Memory(config.max_memory_bytes), offload=offload, lease_seconds=config.lease_seconds)
+    server = Server(catalog, config, security)
+    stop = _stop_on_signal()
+    address = await server.start()
+    leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
+    log.info("serving", address=address, authentication=security.authentication, tls=config.tls)
+    if security.authentication == "none" and config.insecure:
+        log.warning("anyone who reaches this server can change every job", address=address)
+    if config.address_file:
+        _write_whole(config.address_file, address + "\n")
+    try:
+        await stop.wait()
+        log.info("stopping", grace_seconds=config.grace_seconds)
+        await server.stop(config.grace_seconds)
+    finally:
+        leases.cancel()
+        await catalog.close()
+        offload.close()
+        if config.address_file:
+            config.address_file.unlink(missing_ok=True)
+    log.info("stopped")
+
+
+def _stop_on_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whoever waits for the file must never see half of it."""
+    scratch = path.with_name(path.name + ".new")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,0 +1,125 @@
+"""The jobs of a server by name, and the uploads that are to become jobs."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from optd_server.engine import plan
+from optd_server.engine.job import Job
+from optd_server.engine.model import Model
+from optd_server.engine.offload import Offload
+from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.policies.registry import rule_of
+from optd_server.engine.registration import check_job
+from optd_server.store.flat import FrameSink
+from optd_server.store.snapshots import WeightSet
+from optd_wire.errors import JobExists, UnknownJob
+from optd_wire.layout import lay_out
+from optd_wire.values import WEIGHTS, JobSpec
+
+
+class Upload:
+    """A job whose weights are on their way. Nobody sees it until it is finished."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.spec = spec
+        self.weights = WeightSet([lay_out(group.parameters) for group in spec.groups])
+        self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
+        self.settled = asyncio.Event()
+        self.job: Job | None = None
+
+
+class Catalog:
+    """All jobs of a server."""
+
+    def __init__(self, *, memory: plan.Memory, offload: Offload, lease_seconds: float) -> None:
+        self.memory = memory
+        self.offload = offload
+        self.lease_seconds = lease_seconds
+        self._jobs: dict[str, Job] = {}
+        self._uploads: dict[str, Upload] = {}
+
+    def __iter__(self) -> Iterator[Job]:
+        """The jobs in the order of their names."""
+        return iter([self._jobs[name] for name in sorted(self._jobs)])
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def find(self, name: str) -> Job:
+        """The job of this name; raises `UnknownJob`."""
+        job = self._jobs.get(name)
+        if job is None:
+            raise UnknownJob(job=name[:200])
+        return job
+
+    async def find_whole(self, name: str) -> Job:
+        """As `find`, but waits where the job is being uploaded; raises `UnknownJob` where that comes to nothing."""
+        upload = self._uploads.get(name)
+        if upload is not None:
+            await upload.settled.wait()
+        return self.find(name)
+
+    @contextmanager
+    def upload(self, spec: JobSpec) -> Iterator[Upload]:
+        """Reserves a job's name and memory while its weights arrive.
+
+        Where the block ends without `finish`, for whatever reason, nothing of the job is left and its name is free.
+        Raises `JobExists`, `MemoryExceeded`, or what is wrong with the spec.
+        """
+        check_job(spec)
+        if spec.name in self._jobs:
+            raise JobExists(job=spec.name, how="exists already")
+        if spec.name in self._uploads:
+            raise JobExists(job=spec.name, how="is being created by another worker")
+        self.memory.reserve(spec.name, _planned_bytes(spec))
+        upload = Upload(spec)
+        self._uploads[spec.name] = upload
+        try:
+            yield upload
+        finally:
+            del self._uploads[spec.name]
+            if upload.job is None:
+                self.memory.release(spec.name)
+            upload.settled.set()
+
+    def finish(self, upload: Upload, wall: float) -> Job:
+        """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
+        upload.sink.require_all()
+        model = Model(upload.spec, upload.weights, self.memory)
+        upload.job = Job(
+            model,
+            memory=self.memory,
+            offload=self.offload,
+            lease_seconds=self.lease_seconds,
+            wall=wall,
+        )
+        self._jobs[upload.spec.name] = upload.job
+        return upload.job
+
+    async def delete(self, name: str) -> Job:
+        """Ends a job; its name is free at once. Raises `UnknownJob`."""
+        job = self.find(name)
+        del self._jobs[name]
+        await job.close()
+        return job
+
+    def expire(self, now: float) -> None:
+        """Ends all leases that have run out."""
+        for job in self._jobs.values():
+            job.expire(now)
+
+    async def close(self) -> None:
+        """Ends all jobs."""
+        for name in tuple(self._jobs):
+            await self.delete(name)
+
+
+def _planned_bytes(spec: JobSpec) -> int:
+    algorithm = find_algorithm(spec.algorithm)
+    return plan.job_bytes(
+        algorithm,
+        rule_of(spec.policy),
+        [lay_out(group.parameters) for group in spec.groups],
+        [resolve_options(algorithm, spec.defaults, group.options) for group in spec.groups],
+    )

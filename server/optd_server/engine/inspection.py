@@ -1,0 +1,87 @@
+"""Reports about the parameters of a group, with statistics of their numbers."""
+
+from dataclasses import dataclass
+
+from optd_server.engine.job import Job
+from optd_server.engine.model import Model
+from optd_server.engine.state import fields_of
+from optd_server.optim import statistics
+from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
+
+MAX_BINS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """A group and its parameters, all of one version."""
+
+    group: GroupSummary
+    version: JobVersion
+    parameters: list[ParameterReport]
+
+
+async def inspect_group(job: Job, name: str, parameter: str, *, with_statistics: bool, bins: int) -> GroupReport:
+    """Describes the parameters of a group, or one of them; raises `UnknownGroup` or `UnknownParameter`.
+
+    Statistics are computed between two steps, so that all are of one version.
+    """
+    model = job.model
+    group = model.groups.index(name, job.name)
+    if parameter:
+        model.groups.locate(group, parameter)
+    elements = model.groups.layouts[group].count if with_statistics else 0
+
+    def work() -> GroupReport:
+        reports = _reports(model, group, parameter, bins if with_statistics else None)
+        return GroupReport(model.groups.summary(group), model.version, reports)
+
+    return await job.between_steps(elements, work)
+
+
+def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:
+    layout = model.groups.layouts[group]
+    reports: dict[int, ParameterReport] = {}
+    for index, (segment, state) in enumerate(zip(layout.segments, model.groups.states[group], strict=True)):
+        for place, member in enumerate(segment.members):
+            info = layout.parameters[member]
+            if parameter in ("", info.name):
+                fields = () if bins is None else _statistics(model, group, index, place, bins)
+                reports[member] = ParameterReport(info, int(state.steps[place]), fields)
+    return [reports[member] for member in sorted(reports)]
+
+
+def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:
+    state = model.groups.states[group][index]
+    start = int(state.offsets[place])
+    stop = start + int(state.sizes[place])
+    return tuple(
+        FieldStatistics(field, _plain(statistics.summarize(array[start:stop], bins=bins)))
+        for field, array in fields_of(model, group, index, state)
+        if _has(model, group, index, place, field)
+    )
+
+
+def _has(model: Model, group: int, index: int, place: int, field: str) -> bool:
+    """Whether a parameter has numbers of its own in a field; where it has none, what lies there means nothing."""
+    started = model.groups.states[group][index].started
+    if field in started:
+        return bool(started[field][place])
+    if field == "gradient":
+        assert model.gradient is not None
+        return bool(model.gradient.presence[group][index][place])
+    return True
+
+
+def _plain(found: statistics.Statistics) -> Statistics:
+    return Statistics(
+        count=found.count,
+        zeros=found.zeros,
+        nonfinite=found.nonfinite,
+        min=found.min,
+        max=found.max,
+        mean=found.mean,
+        std=found.std,
+        norm=found.norm,
+        histogram_edges=tuple(float(edge) for edge in found.edges),
+        histogram_counts=tuple(int(count) for count in found.histogram),
+    )

@@ -1,0 +1,172 @@
+"""One job: its numbers, its workers, its pushes, and the changes that are no steps."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from optd_server.engine.model import Model
+from optd_server.engine.offload import Offload
+from optd_server.engine.plan import Memory
+from optd_server.engine.pushes import Pushes
+from optd_server.engine.registration import check_group, check_same, check_same_group
+from optd_server.engine.rejections import Rejections
+from optd_server.engine.workers import Worker, Workers
+from optd_server.engine.writer import Writer
+from optd_server.store.flat import FlatBuffers
+from optd_wire.errors import UnknownJob
+from optd_wire.values import (
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    GroupUpdate,
+    JobInfo,
+    JobSpec,
+    JobSummary,
+    JobVersion,
+    WorkerInfo,
+)
+
+T = TypeVar("T")
+
+
+class Job:
+    """A job that is whole: it was created with all of its weights."""
+
+    def __init__(self, model: Model, *, memory: Memory, offload: Offload, lease_seconds: float, wall: float) -> None:
+        self.model = model
+        self.workers = Workers(model.name, lease_seconds)
+        self.rejections = Rejections()
+        self._writer = Writer()
+        self.pushes = Pushes(model, self.workers, self._writer, offload)
+        self._memory = memory
+        self._offload = offload
+        self._created = wall
+        self._created_with = len(model.groups)
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.model.name
+
+    def info(self) -> JobInfo:
+        """The job with its groups and parameters."""
+        return JobInfo(
+            name=self.name,
+            algorithm=self.model.groups.algorithm.name,
+            defaults=self.model.groups.defaults,
+            policy=self.model.policy,
+            groups=self.model.groups.infos(),
+            version=self.model.version,
+        )
+
+    def summary(self) -> JobSummary:
+        """One line about the job."""
+        groups = self.model.groups
+        return JobSummary(
+            name=self.name,
+            algorithm=groups.algorithm.name,
+            policy=self.model.policy,
+            version=self.model.version,
+            groups=len(groups),
+            parameters=groups.parameters,
+            elements=groups.elements,
+            workers=self.workers.active,
+            pushes=self.pushes.applied,
+            rejections=self.rejections.total,
+            planned_bytes=self._memory.of(self.name),
+            created_unix_ms=int(self._created * 1000),
+        )
+
+    def worker_infos(self, now: float) -> tuple[WorkerInfo, ...]:
+        """All workers that have joined, in the order of their names."""
+        in_order = sorted(self.workers, key=lambda worker: worker.name)
+        return tuple(self.workers.info(worker, now, waiting=self.pushes.waits(worker.name)) for worker in in_order)
+
+    # Workers
+
+    def join(self, name: str, spec: JobSpec | None, now: float) -> Worker:
+        """Takes a worker in, under a new epoch; raises `JobMismatch` unless the job is what `spec` registers."""
+        if spec is not None:
+            groups = self.model.groups
+            check_same(spec, self.name, groups.algorithm.name, groups.infos(), self._created_with)
+        self.pushes.withdraw(name, "its worker joined again")
+        worker = self.workers.join(name, now)
+        self.model.notify()
+        return worker
+
+    def leave(self, name: str, epoch: int, now: float) -> None:
+        """Ends a worker's lease."""
+        worker = self.workers.check(name, epoch, now)
+        self.pushes.withdraw(name, "its worker left")
+        self.workers.leave(worker)
+        self.model.notify()
+
+    def expire(self, now: float) -> None:
+        """Ends the leases that have run out."""
+        for worker in self.workers.expire(now):
+            self.pushes.withdraw(worker.name, "its worker's lease ran out")
+            self.model.notify()
+
+    # Changes that are no steps
+
+    async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
+        """Changes options of a group, from the next step on."""
+
+        async def action() -> tuple[GroupOptions, JobVersion]:
+            groups = self.model.groups
+            self.model.change_options(groups.plan_updates((update,), self.name, self.model.version.version))
+            return groups.options[groups.index(update.group, self.name)], self.model.version
+
+        return await self._writer.run(action)
+
+    def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
+        """The group that `spec` adds, where the job has it already; raises `JobMismatch` where it has another."""
+        for info in self.model.groups.infos():
+            if info.options.group == spec.name:
+                check_same_group(spec, self.name, info)
+                return info
+        return None
+
+    def check_new_group(self, spec: GroupSpec) -> None:
+        """Raises what is wrong with a group that is to be added."""
+        check_group(spec, self.name, self.model.groups.holders())
+        self._memory.check(self.name, self.model.bytes_with(spec))
+
+    async def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> tuple[GroupInfo, bool]:
+        """Adds a group with its weights; returns it, and False where the job has had it already."""
+
+        async def action() -> tuple[GroupInfo, bool]:
+            existing = self.existing_group(spec)
+            if existing is not None:
+                return existing, False
+            self.check_new_group(spec)
+            return self.model.add_group(spec, weights), True
+
+        return await self._writer.run(action)
+
+    async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
+        """Runs `work`, which reads or changes state, while no step runs."""
+        return await self._writer.run(lambda: self._offload.run(elements, work))
+
+    async def replace_weights(self, elements: int, work: Callable[[FlatBuffers, FlatBuffers], None]) -> JobVersion:
+        """Runs `work(current weights, next weights)` while no step runs, and publishes the next weights.
+
+        `work` writes all of the next weights and may change state; it must not fail half-way.
+        """
+
+        async def action() -> JobVersion:
+            snapshots = self.model.snapshots
+            weights = await snapshots.spare()
+            current = snapshots.current.weights.buffers
+            await self._offload.run(elements, lambda: work(current, weights.buffers))
+            self.model.publish_revision(weights)
+            return self.model.version
+
+        return await self._writer.run(action)
+
+    async def close(self) -> None:
+        """Lets a step that runs come to its end; everything that waits fails with `UnknownJob`."""
+        gone = UnknownJob(job=self.name)
+        await self._writer.close(gone)
+        self.pushes.fail_all(gone)
+        self._memory.release(self.name)
+        self.model.notify()

@@ -1,0 +1,101 @@
+"""The numbers of one job: weights, options, state, last gradient. Changed only by actions of the job's writer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from optd_server.engine import plan
+from optd_server.engine.groups import Groups
+from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.policies.registry import rule_of
+from optd_server.store.flat import FlatBuffers
+from optd_server.store.gradients import GradientSlot
+from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
+from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
+
+
+class Model:
+    """What a job's steps read and write."""
+
+    def __init__(self, spec: JobSpec, weights: WeightSet, memory: plan.Memory) -> None:
+        self.name = spec.name
+        self.policy = spec.policy
+        self.rule = rule_of(spec.policy)
+        self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
+        self.gradient: GradientSlot | None = None  # of the last step
+        self.snapshots = Snapshots(
+            Snapshot(JobVersion(), tuple(self.groups.layouts), tuple(self.groups.options), weights),
+            most=plan.SNAPSHOTS,
+        )
+        self._memory = memory
+        self._watchers: set[Callable[[], None]] = set()
+
+    @property
+    def version(self) -> JobVersion:
+        """Where the job stands."""
+        return self.snapshots.current.version
+
+    @property
+    def elements(self) -> int:
+        """How many elements its weights have."""
+        return self.groups.elements
+
+    def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Calls `notify` after each change, until the function that is returned is called."""
+        self._watchers.add(notify)
+        return lambda: self._watchers.discard(notify)
+
+    def notify(self) -> None:
+        """Tells the watchers that something has changed."""
+        for watcher in tuple(self._watchers):
+            watcher()
+
+    def publish_step(self, weights: WeightSet) -> None:
+        """Publishes the weights after a step as the next version."""
+        now = self.snapshots.current
+        version = replace(now.version, version=now.version.version + 1)
+        self.snapshots.publish(replace(now, version=version, weights=weights))
+        self.notify()
+
+    def publish_revision(self, weights: WeightSet | None = None) -> None:
+        """Publishes a change that is no step: options, groups, or weights that were written."""
+        now = self.snapshots.current
+        self.snapshots.publish(
+            Snapshot(
+                version=replace(now.version, revision=now.version.revision + 1),
+                layouts=tuple(self.groups.layouts),
+                options=tuple(self.groups.options),
+                weights=weights or now.weights,
+            )
+        )
+        self.notify()
+
+    def change_options(self, changes: Sequence[tuple[int, GroupOptions]]) -> None:
+        """Puts planned options in force; raises `MemoryExceeded` where they need state that does not fit."""
+        if not changes:
+            return
+        options = list(self.groups.options)
+        for index, changed in changes:
+            options[index] = changed
+        self._memory.reserve(self.name, self._bytes(options))
+        self.groups.options = options
+        self.publish_revision()
+
+    def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
+        """Appends a checked group with its weights; raises `MemoryExceeded`."""
+        self._memory.reserve(self.name, self.bytes_with(spec))
+        info = self.groups.add(spec, self.version.version)
+        # All weights of a version lie in one set: the group's join those that are current.
+        self.snapshots.current.weights.buffers.adopt(weights)
+        self.publish_revision()
+        return info
+
+    def bytes_with(self, spec: GroupSpec) -> int:
+        """The bytes that the job would be planned with if it had this group too."""
+        resolved = resolve_options(self.groups.algorithm, self.groups.defaults, spec.options)
+        extra = GroupOptions(spec.name, resolved)
+        return self._bytes([*self.groups.options, extra], lay_out(spec.parameters))
+
+    def _bytes(self, options: Sequence[GroupOptions], *more: GroupLayout) -> int:
+        layouts = [*self.groups.layouts, *more]
+        return plan.job_bytes(self.groups.algorithm, self.rule, layouts, [group.options for group in options])

@@ -1,0 +1,109 @@
+"""Checks what a creator declares, and compares what an attaching worker declares with the job that is there."""
+
+from collections.abc import Iterator, Sequence
+
+from optd_server.engine.options import find_algorithm, resolve_options
+from optd_wire.dtypes import check_dtype
+from optd_wire.errors import (
+    DuplicateName,
+    EmptyGroup,
+    InvalidPolicy,
+    InvalidShape,
+    JobMismatch,
+    ParameterInTwoGroups,
+)
+from optd_wire.names import check_name
+from optd_wire.values import GroupInfo, GroupSpec, JobSpec, ParameterInfo, ParameterSpec, Policy, Sync
+
+MAX_DIMS = 64  # numpy's own bound
+MAX_ELEMENTS = 1 << 40
+MAX_WORKERS = 4096
+
+
+def check_job(spec: JobSpec) -> None:
+    """Raises the first thing that is wrong with a registration."""
+    check_name("job", spec.name)
+    algorithm = find_algorithm(spec.algorithm)
+    resolve_options(algorithm, spec.defaults)
+    check_policy(spec.policy)
+    if not spec.groups:
+        raise EmptyGroup(what=f"job {spec.name!r}")
+    holders: dict[str, str] = {}
+    names: set[str] = set()
+    for group in spec.groups:
+        if group.name in names:
+            raise DuplicateName(kind="group", name=group.name, job=spec.name)
+        names.add(group.name)
+        check_group(group, spec.name, holders)
+        resolve_options(algorithm, spec.defaults, group.options)
+
+
+def check_policy(policy: Policy) -> None:
+    """Raises `InvalidPolicy` where a policy's values are out of range."""
+    if isinstance(policy, Sync) and not 1 <= policy.workers <= MAX_WORKERS:
+        raise InvalidPolicy(workers=policy.workers, most=MAX_WORKERS)
+
+
+def check_group(group: GroupSpec, job: str, holders: dict[str, str]) -> None:
+    """Raises what is wrong with a group; `holders` maps parameters to the groups they are in, and is added to."""
+    check_name("group", group.name)
+    if not group.parameters:
+        raise EmptyGroup(what=f"group {group.name!r}")
+    for parameter in group.parameters:
+        check_name("parameter", parameter.name)
+        holder = holders.setdefault(parameter.name, group.name)
+        if holder != group.name:
+            raise ParameterInTwoGroups(parameter=parameter.name, first=holder, second=group.name)
+        _check_parameter(parameter)
+    if len({parameter.name for parameter in group.parameters}) < len(group.parameters):
+        seen: set[str] = set()
+        twice = next(p.name for p in group.parameters if p.name in seen or seen.add(p.name))  # type: ignore[func-returns-value]
+        raise DuplicateName(kind="parameter", name=twice, job=job)
+
+
+def _check_parameter(parameter: ParameterSpec) -> None:
+    check_dtype(parameter.name, parameter.dtype)
+    if len(parameter.shape) > MAX_DIMS or parameter.size > MAX_ELEMENTS:
+        raise InvalidShape(
+            parameter=parameter.name,
+            shape=parameter.shape[: MAX_DIMS + 1],
+            max_dims=MAX_DIMS,
+            max_elements=MAX_ELEMENTS,
+        )
+
+
+def check_same(spec: JobSpec, job: str, algorithm: str, groups: Sequence[GroupInfo], created_with: int) -> None:
+    """Raises `JobMismatch`, with both sides, unless `spec` registers what the job has.
+
+    Options and policy are not compared: they belong to the job, and may have changed since it was created. Of the
+    groups, those that the job was `created_with` must be there, and those that were added later may be.
+    """
+    if spec.algorithm != algorithm:
+        raise JobMismatch(job=job, aspect="algorithm", theirs=repr(algorithm), ours=repr(spec.algorithm))
+    if not created_with <= len(spec.groups) <= len(groups):
+        raise JobMismatch(job=job, aspect="the number of groups", theirs=len(groups), ours=len(spec.groups))
+    for ours, theirs in zip(spec.groups, groups, strict=False):
+        check_same_group(ours, job, theirs)
+
+
+def check_same_group(spec: GroupSpec, job: str, group: GroupInfo) -> None:
+    """Raises `JobMismatch` unless the group has the spec's name and parameters."""
+    name = group.options.group
+    if spec.name != name:
+        raise JobMismatch(job=job, aspect=f"group {group.index} named", theirs=repr(name), ours=repr(spec.name))
+    for aspect, theirs, ours in _differences(group.parameters, spec.parameters):
+        raise JobMismatch(job=job, aspect=f"in group {name!r} {aspect}", theirs=theirs, ours=ours)
+
+
+def _differences(
+    theirs: Sequence[ParameterInfo], ours: Sequence[ParameterSpec]
+) -> Iterator[tuple[str, object, object]]:
+    if len(theirs) != len(ours):
+        yield "the number of parameters", len(theirs), len(ours)
+    for index, (there, here) in enumerate(zip(theirs, ours, strict=False)):
+        if there.name != here.name:
+            yield f"parameter {index} named", repr(there.name), repr(here.name)
+        if there.shape != here.shape:
+            yield f"parameter {here.name!r} with shape", there.shape, here.shape
+        if there.dtype != here.dtype:
+            yield f"parameter {here.name!r} with dtype", there.dtype, here.dtype

@@ -1,0 +1,120 @@
+"""Adam, as torch defines it, and the update that AdamW shares.
+
+Source of names, defaults, ranges and the order of operations: ``torch/optim/adam.py``,
+``_single_tensor_adam``; the formula is Kingma & Ba, https://arxiv.org/abs/1412.6980, algorithm 1, and for
+amsgrad Reddi et al., https://openreview.net/forum?id=ryQu7f-RZ.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.arithmetic import add, addcdiv, addcmul, lerp
+from optd_server.optim.option import Option, Options, flag, floats, number
+
+
+class AdamCoefficients(NamedTuple):
+    """The numbers of a step. The first two depend on the step count."""
+
+    negative_step_size: Number
+    """-lr / (1 - beta1^t)"""
+    bias_correction2_sqrt: Number
+    """sqrt(1 - beta2^t)"""
+    one_minus_beta1: float
+    beta2: float
+    one_minus_beta2: float
+    eps: float
+    weight_decay: float
+    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    shrink: float
+    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    maximize: bool
+
+
+def coefficients(options: Options, step: int) -> AdamCoefficients:
+    """Return the numbers of step `step`, which counts from 1."""
+    lr, weight_decay = number(options, "lr"), number(options, "weight_decay")
+    beta1, beta2 = floats(options, "betas")
+    # AdamW declares no such option: it is what AdamW is.
+    decoupled = bool(options.get("decoupled_weight_decay", True))
+    return AdamCoefficients(
+        negative_step_size=-(lr / (1 - beta1**step)),
+        bias_correction2_sqrt=(1 - beta2**step) ** 0.5,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        eps=number(options, "eps"),
+        weight_decay=0.0 if decoupled else weight_decay,
+        shrink=1 - lr * weight_decay if decoupled else 1.0,
+        maximize=flag(options, "maximize"),
+    )
+
+
+def update(c: AdamCoefficients, block: Block) -> None:
+    """Apply one step to a block."""
+    gradient, weights = block.gradient, block.weights
+    changed, scratch = block.scratch
+    if c.maximize:
+        gradient = np.negative(gradient, out=changed)
+    if c.weight_decay != 0:
+        add(gradient, weights, c.weight_decay, out=changed, scratch=scratch)
+        gradient = changed
+    if c.shrink != 1:
+        weights = np.multiply(weights, c.shrink, out=block.out)
+    exp_avg = block.state["exp_avg"]
+    lerp(exp_avg, gradient, c.one_minus_beta1, out=exp_avg, scratch=scratch)
+    second = _second_moment(c, gradient, block, scratch)
+    denominator = np.sqrt(second, out=changed)
+    np.divide(denominator, c.bias_correction2_sqrt, out=denominator)
+    np.add(denominator, c.eps, out=denominator)
+    addcdiv(weights, exp_avg, denominator, c.negative_step_size, out=block.out, scratch=scratch)
+
+
+def _second_moment(c: AdamCoefficients, gradient: Vector, block: Block, scratch: Vector) -> Vector:
+    exp_avg_sq = block.state["exp_avg_sq"]
+    np.multiply(exp_avg_sq, c.beta2, out=exp_avg_sq)
+    addcmul(exp_avg_sq, gradient, gradient, c.one_minus_beta2, out=exp_avg_sq, scratch=scratch)
+    largest = block.state.get("max_exp_avg_sq")
+    return exp_avg_sq if largest is None else np.maximum(largest, exp_avg_sq, out=largest)
+
+
+LR = Option("lr", "float", 1e-3, low=0, doc="learning rate")
+BETAS = Option(
+    "betas",
+    "floats",
+    (0.9, 0.999),
+    low=0,
+    high=1,
+    high_open=True,
+    length=2,
+    doc="decay of the running averages of the gradient and of its square",
+)
+EPS = Option("eps", "float", 1e-8, low=0, doc="added to the denominator, for numerical stability")
+AMSGRAD = Option("amsgrad", "bool", False, doc="divide by the largest second moment so far (AMSGrad)")
+MAXIMIZE = Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it")
+
+STATE = (
+    StateField("exp_avg"),
+    StateField("exp_avg_sq"),
+    StateField("max_exp_avg_sq", lambda o: flag(o, "amsgrad")),
+)
+
+ADAM = Algorithm(
+    name="adam",
+    title="Adam",
+    doc="Adam: steps scaled by running averages of the gradient and of its square.",
+    options=(
+        LR,
+        BETAS,
+        EPS,
+        Option("weight_decay", "float", 0.0, low=0, doc="weight decay (L2 penalty, unless decoupled)"),
+        AMSGRAD,
+        MAXIMIZE,
+        Option("decoupled_weight_decay", "bool", False, doc="decay the weights themselves, as AdamW does"),
+    ),
+    state=STATE,
+    coefficients=coefficients,
+    update=update,
+    scratch=2,
+)

@@ -1,0 +1,27 @@
+"""AdamW: Adam with weight decay that enters neither moment.
+
+Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``, which is Adam with
+``decoupled_weight_decay=True`` and another default.
+"""
+
+from optd_server.optim.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, update
+from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.option import Option
+
+ADAMW = Algorithm(
+    name="adamw",
+    title="AdamW",
+    doc="AdamW: Adam with decoupled weight decay.",
+    options=(
+        LR,
+        BETAS,
+        EPS,
+        Option("weight_decay", "float", 1e-2, low=0, doc="weight decay (decoupled)"),
+        AMSGRAD,
+        MAXIMIZE,
+    ),
+    state=STATE,
+    coefficients=coefficients,
+    update=update,
+    scratch=2,
+)

@@ -1,0 +1,47 @@
+"""The compound operations of torch that optimizers are written in, with torch's order of operations.
+
+torch's CPU kernels round once where a product is added (a fused multiply-add); numpy has no such operation
+and rounds twice. That, and a sqrt that is not always correctly rounded in torch, is all that is between
+their results and these: an ulp or so of the larger term for each operation.
+
+`scratch` is overwritten; it must not share memory with any other argument. `out` may be `a` in all of them.
+"""
+
+import numpy as np
+
+from optd_server.optim.algorithm import Number, Vector
+
+
+def add(a: Vector, b: Vector, alpha: Number, *, out: Vector, scratch: Vector) -> None:
+    """``out = a + alpha * b``: ``torch.add(a, b, alpha=alpha)``."""
+    np.multiply(b, alpha, out=scratch)
+    np.add(a, scratch, out=out)
+
+
+def addcmul(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scratch: Vector) -> None:
+    """``out = a + (value * b) * c``: ``torch.addcmul(a, b, c, value=value)``."""
+    np.multiply(b, value, out=scratch)
+    np.multiply(scratch, c, out=scratch)
+    np.add(a, scratch, out=out)
+
+
+def addcdiv(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scratch: Vector) -> None:
+    """``out = a + (value * b) / c``: ``torch.addcdiv(a, b, c, value=value)``."""
+    np.multiply(b, value, out=scratch)
+    np.divide(scratch, c, out=scratch)
+    np.add(a, scratch, out=out)
+
+
+def lerp(a: Vector, b: Vector, weight: float, *, out: Vector, scratch: Vector) -> None:
+    """``out = a + weight * (b - a)``: ``torch.lerp(a, b, weight)``, for a scalar weight.
+
+    torch counts from the nearer end, so that a weight of 1 gives b exactly. `weight` is of the data's
+    dtype, in which torch compares it and takes it from 1, too.
+    """
+    np.subtract(b, a, out=scratch)
+    if abs(weight) < 0.5:
+        np.multiply(scratch, weight, out=scratch)
+        np.add(a, scratch, out=out)
+    else:
+        np.multiply(scratch, weight - 1, out=scratch)
+        np.add(b, scratch, out=out)

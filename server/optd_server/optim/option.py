@@ -1,0 +1,229 @@
+"""Options of an algorithm: declared once, with kind, default and range; resolved and checked from that.
+
+`unknown`, `check` and `resolve` are asked in this order: the first two say what is wrong with what was given,
+`resolve` then gives the complete options that the rest of the package works with.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, cast
+
+import numpy as np
+
+from optd_server.optim.spelling import nearest
+
+OptionValue: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+Options: TypeAlias = Mapping[str, OptionValue]
+Kind: TypeAlias = Literal["float", "bool", "floats"]
+
+# What other libraries call these options.
+_SYNONYMS = {
+    "learning_rate": "lr",
+    "learningrate": "lr",
+    "step_size": "lr",
+    "eta": "lr",
+    "beta": "betas",
+    "beta1": "betas",
+    "beta2": "betas",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "b1": "betas",
+    "b2": "betas",
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "decay": "weight_decay",
+    "epsilon": "eps",
+    "mu": "momentum",
+    "decoupled": "decoupled_weight_decay",
+}
+_LONGEST_SHOWN = 64  # characters of a rejected value that an error repeats
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name, kind, default and range. `None` as a bound is no bound; NaN and inf never fit."""
+
+    name: str
+    kind: Kind
+    default: OptionValue
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    high_open: bool = False
+    length: int | None = None
+    """How many numbers a "floats" option holds; None is any number of them."""
+    doc: str = ""
+
+    @property
+    def range_text(self) -> str:
+        """The range that every number of this option lies in, such as ``[0, 1)`` or ``[0, inf)``."""
+        left = "(-inf" if self.low is None else ("(" if self.low_open else "[") + _number_text(self.low)
+        right = "inf)" if self.high is None else _number_text(self.high) + (")" if self.high_open else "]")
+        return f"{left}, {right}"
+
+    def holds(self, number: float) -> bool:
+        """Whether a number lies in the range."""
+        if not math.isfinite(number):
+            return False
+        above = self.low is None or (number > self.low if self.low_open else number >= self.low)
+        below = self.high is None or (number < self.high if self.high_open else number <= self.high)
+        return above and below
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition across options.
+
+    `broken` is asked with complete options, each of the right kind and in its range.
+    """
+
+    text: str
+    """What `option` must be, as the end of "<option> must be …"."""
+    broken: Callable[[Options], bool]
+    option: str
+    """The option that an error names."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What is wrong with an option: which one, what it must be, what was given."""
+
+    option: str
+    """The option's name, with an index where one of several numbers is wrong: ``betas[0]``."""
+    bound: str
+    """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``) or a rule's text."""
+    value: str
+
+    def __str__(self) -> str:
+        within = "in " if self.bound[0] in "[(" else ""
+        return f"{self.option} must be {within}{self.bound}, got {self.value}"
+
+
+class Declaration(Protocol):
+    """What `check` needs of an algorithm."""
+
+    @property
+    def options(self) -> Sequence[Option]:
+        """The options it declares."""
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The conditions across them."""
+
+
+def unknown(declared: Sequence[Option], given: Mapping[str, object]) -> tuple[str, str | None] | None:
+    """Return the first given name that is not declared, with the nearest that is (or None), or None."""
+    names = [option.name for option in declared]
+    for name in given:
+        if name not in names:
+            return name, nearest(name, names, _SYNONYMS)
+    return None
+
+
+def check(algorithm: Declaration, options: Mapping[str, object]) -> Violation | None:
+    """Return the first thing wrong with the values of `options`, or None.
+
+    Options that are left out have their defaults. Ranges are checked in the order of the declaration, then
+    the rules. Raises KeyError for a name that is not declared: `unknown` tells.
+    """
+    resolved = resolve(algorithm.options, options)
+    for option in algorithm.options:
+        violation = _violation(option, resolved[option.name])
+        if violation is not None:
+            return violation
+    for rule in algorithm.rules:
+        if rule.broken(resolved):
+            return Violation(rule.option, rule.text, _value_text(resolved[rule.option]))
+    return None
+
+
+def resolve(declared: Sequence[Option], given: Mapping[str, object]) -> dict[str, OptionValue]:
+    """Return all declared options, in the order of the declaration: what is given, the default elsewhere.
+
+    Values become plain Python ones of the option's kind: an int or numpy scalar a float, a list a tuple. A
+    value that is of another kind stays as it is, for `check` to report. Raises KeyError for a name that is
+    not declared.
+    """
+    for name in given:
+        if all(name != option.name for option in declared):
+            raise KeyError(name)
+    return {option.name: _coerced(option.kind, given.get(option.name, option.default)) for option in declared}
+
+
+def number(options: Options, name: str) -> float:
+    """Return a "float" option of resolved options."""
+    return cast(float, options[name])
+
+
+def flag(options: Options, name: str) -> bool:
+    """Return a "bool" option of resolved options."""
+    return cast(bool, options[name])
+
+
+def floats(options: Options, name: str) -> tuple[float, ...]:
+    """Return a "floats" option of resolved options."""
+    return cast(tuple[float, ...], options[name])
+
+
+def _coerced(kind: Kind, value: object) -> OptionValue:
+    if kind == "bool" and isinstance(value, np.bool_):
+        return bool(value)
+    if kind == "float" and _is_number(value):
+        return _float(value)
+    if kind == "floats" and _is_sequence(value):
+        # Elements of a wrong kind stay, so that the report names the one that is wrong.
+        elements = cast(Sequence[object], value)
+        return tuple(cast(float, _coerced("float", element)) for element in elements)
+    return cast(OptionValue, value)
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _float(value: object) -> float:
+    try:
+        return float(cast(float, value))
+    except OverflowError:  # an int past the range of float64
+        return math.inf
+
+
+def _violation(option: Option, value: OptionValue) -> Violation | None:
+    if option.kind == "bool":
+        fits = isinstance(value, bool)
+        return None if fits else Violation(option.name, "true or false", _value_text(value))
+    if option.kind == "float":
+        return _violation_of_number(option, option.name, value)
+    if not isinstance(value, tuple) or option.length not in (None, len(value)):
+        wanted = "numbers" if option.length is None else f"{option.length} numbers"
+        return Violation(option.name, wanted, _value_text(value))
+    found = (_violation_of_number(option, f"{option.name}[{i}]", x) for i, x in enumerate(value))
+    return next((violation for violation in found if violation is not None), None)
+
+
+def _violation_of_number(option: Option, name: str, value: OptionValue) -> Violation | None:
+    if not isinstance(value, float):
+        return Violation(name, "a number", _value_text(value))
+    return None if option.holds(value) else Violation(name, option.range_text, _value_text(value))
+
+
+def _number_text(value: float) -> str:
+    return repr(value).removesuffix(".0")
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, float):
+        text = _number_text(value)
+    elif isinstance(value, tuple):
+        text = "(" + ", ".join(_value_text(element) for element in value[:_LONGEST_SHOWN]) + ")"
+    else:
+        text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"

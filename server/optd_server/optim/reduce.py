@@ -1,0 +1,77 @@
+"""Many gradients into one: their mean, in the order they are given.
+
+For a parameter that n of the contributors have, ``mean = (g_1 + g_2 + … + g_n) * (1 / n)``, summed from
+left to right in the dtype of the data. Where everyone has everything this is the sum over N contributors
+divided by N, as DistributedDataParallel averages; a parameter that some lack is averaged over those that
+have it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Vector
+from optd_server.optim.runs import BLOCK, Indices
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+class Contribution(NamedTuple):
+    """A gradient of N elements, and which of the P parameters it has; None is all."""
+
+    gradient: Vector
+    present: Mask | None = None
+
+
+def reduce_mean(out: Vector, contributions: Sequence[Contribution], sizes: Indices) -> Mask:
+    """Write the mean of the contributions to `out`; return which parameters anyone has, shape (P,).
+
+    The same contributions in the same order give the same bits, whoever else contributes to other parameters.
+    What a contribution has under an absent parameter is not read into the result, be it NaN.
+
+    Args:
+        out: Shape (N,). Every element is written: zeros for a parameter that nobody has. Shares no memory
+            with the contributions.
+        contributions: At least one, of the dtype of `out`. Not modified.
+        sizes: Elements of each parameter, shape (P,), with sum N.
+    """
+    everything = np.ones(len(sizes), np.bool_)
+    masks = np.array([everything if c.present is None else c.present for c in contributions])
+    contributors = masks.sum(axis=0)
+    ends = np.cumsum(sizes)
+    with np.errstate(all="ignore"):
+        for start in range(0, len(out), BLOCK):
+            here = slice(start, min(start + BLOCK, len(out)))
+            owners, lengths = _owners(ends, sizes, here)
+            scale = 1 / np.maximum(contributors[owners], 1)
+            gradients = [c.gradient[here] for c in contributions]
+            _mean_of_block(out[here], gradients, masks[:, owners], scale.astype(out.dtype), lengths)
+    covered: Mask = contributors > 0
+    return covered
+
+
+def _owners(ends: Indices, sizes: Indices, here: slice) -> tuple[slice, Indices]:
+    """Return the parameters that have elements in a block, and how many each has there."""
+    first = int(np.searchsorted(ends, here.start, side="right"))
+    last = int(np.searchsorted(ends, here.stop - 1, side="right"))
+    owners = slice(first, last + 1)
+    stops = np.minimum(ends[owners], here.stop)
+    starts = np.maximum(ends[owners] - sizes[owners], here.start)
+    return owners, stops - starts
+
+
+def _mean_of_block(out: Vector, gradients: Sequence[Vector], masks: Mask, scale: Vector, lengths: Indices) -> None:
+    """Reduce one block: K gradients, masks of shape (K, parameters), scale and length of each parameter."""
+    # -0.0 is what leaves every number as it is when added to it, -0.0 included; 0.0 is not.
+    out.fill(-0.0)
+    for gradient, mask in zip(gradients, masks, strict=True):
+        if mask.all():
+            np.add(out, gradient, out=out)
+        elif mask.any():
+            np.add(out, gradient, out=out, where=np.repeat(mask, lengths))
+    if (scale == scale[0]).all():
+        np.multiply(out, scale[0], out=out)
+    else:
+        np.multiply(out, np.repeat(scale, lengths), out=out)

@@ -1,0 +1,39 @@
+"""The algorithms that a server knows, by name. Adding one is one line here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from optd_server.optim import option, spelling
+from optd_server.optim.adam import ADAM
+from optd_server.optim.adamw import ADAMW
+from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.sgd import SGD
+
+
+def _by_name(*algorithms: Algorithm) -> Mapping[str, Algorithm]:
+    """Index algorithms by name, refusing a declaration that contradicts itself."""
+    for algorithm in algorithms:
+        violation = option.check(algorithm, {})
+        if violation is not None:
+            raise ValueError(f"{algorithm.name}: the default of {violation}")
+    by_name = {algorithm.name: algorithm for algorithm in algorithms}
+    if len(by_name) != len(algorithms):
+        raise ValueError("two algorithms have one name")
+    return MappingProxyType(by_name)
+
+
+ALGORITHMS: Mapping[str, Algorithm] = _by_name(
+    SGD,
+    ADAM,
+    ADAMW,
+)
+
+
+def find(name: str) -> Algorithm | None:
+    """Return the algorithm of exactly this name, or None."""
+    return ALGORITHMS.get(name)
+
+
+def nearest(name: str) -> str | None:
+    """Return the name of the algorithm that `name` most likely means, or None."""
+    return spelling.nearest(name, ALGORITHMS)

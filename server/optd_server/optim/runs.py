@@ -1,0 +1,102 @@
+"""How a segment is cut into work: long runs into blocks, short runs gathered, so that no case is a slow loop.
+
+A *run* is a maximal range of elements whose parameters are of one kind, and a kind is whatever the caller
+treats alike: in `step`, sharing coefficients. Most steps have one run, the whole segment. Where parameters
+come and go one by one there may be thousands of a few elements each, and a call for each would be overhead.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 65_536
+"""Elements per block: all arrays of a step of Adam in float32, 1.75 MiB, fit a 2 MiB cache."""
+SHORT = 1_024
+"""Below this many elements, a run costs less to gather than to visit. Measured: Adam, float32, 2000 runs."""
+MANY = 8
+"""Gathering has a cost of its own, which fewer short runs than this do not repay."""
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Elements start <= i < stop, all of one kind; at most `BLOCK` of them."""
+
+    start: int
+    stop: int
+    kind: int
+
+    @property
+    def count(self) -> int:
+        """The number of elements."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Patchwork:
+    """Short runs of kinds of one family, to be gathered into one block; of about `BLOCK` elements at most."""
+
+    starts: Indices
+    lengths: Indices
+    kinds: Indices
+
+    @property
+    def count(self) -> int:
+        """The number of elements."""
+        return int(self.lengths.sum())
+
+    def elements(self) -> Indices:
+        """Return the index of every element, in the order of the runs."""
+        before = np.cumsum(self.lengths) - self.lengths
+        return np.repeat(self.starts - before, self.lengths) + np.arange(self.count)
+
+
+def cut(sizes: Indices, offsets: Indices, kinds: Indices, families: Sequence[int]) -> Iterator[Span | Patchwork]:
+    """Cut parameters into pieces of work that together hold every element once.
+
+    Args:
+        sizes: Elements of each parameter, shape (P,).
+        offsets: Where each parameter starts, shape (P,).
+        kinds: The kind of each parameter, shape (P,), each an index of `families`.
+        families: The family of each kind. Short runs are gathered together only within a family.
+    """
+    starts, lengths, run_kinds = _runs(sizes, offsets, kinds)
+    short = lengths < SHORT
+    if np.count_nonzero(short) < MANY:
+        short[:] = False
+    long = ~short
+    for start, length, kind in zip(starts[long], lengths[long], run_kinds[long], strict=True):
+        yield from _blocks(int(start), int(start + length), int(kind))
+    if short.any():
+        yield from _patchworks(starts[short], lengths[short], run_kinds[short], np.asarray(families))
+
+
+def _runs(sizes: Indices, offsets: Indices, kinds: Indices) -> tuple[Indices, Indices, Indices]:
+    """Return start, length and kind of every run. Empty parameters are of no run and end none."""
+    filled = sizes > 0
+    sizes, offsets, kinds = sizes[filled], offsets[filled], kinds[filled]
+    if len(kinds) == 0:
+        return offsets, sizes, kinds
+    first = np.concatenate(([0], np.flatnonzero(np.diff(kinds)) + 1))
+    starts = offsets[first]
+    end = offsets[-1] + sizes[-1]
+    return starts, np.diff(starts, append=end), kinds[first]
+
+
+def _blocks(start: int, stop: int, kind: int) -> Iterator[Span]:
+    for begin in range(start, stop, BLOCK):
+        yield Span(begin, min(begin + BLOCK, stop), kind)
+
+
+def _patchworks(starts: Indices, lengths: Indices, kinds: Indices, families: Indices) -> Iterator[Patchwork]:
+    for family in np.unique(families[kinds]):
+        member = families[kinds] == family
+        # Runs are dealt by where they begin in the concatenation, so that none is split.
+        sheet = (np.cumsum(lengths[member]) - lengths[member]) // BLOCK
+        limits = np.flatnonzero(np.diff(sheet)) + 1
+        pieces = (np.split(array[member], limits) for array in (starts, lengths, kinds))
+        yield from map(Patchwork, *pieces)

@@ -1,0 +1,88 @@
+"""Stochastic gradient descent, with momentum as torch defines it.
+
+Source of names, defaults, ranges and the order of operations: ``torch/optim/sgd.py``, ``_single_tensor_sgd``.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from optd_server.optim.algorithm import Algorithm, Block, StateField
+from optd_server.optim.arithmetic import add
+from optd_server.optim.option import Option, Options, Rule, flag, number
+
+
+class SgdCoefficients(NamedTuple):
+    """The numbers of a step; none depends on the step count."""
+
+    negative_lr: float
+    momentum: float
+    kept: float
+    """The part of the gradient that enters the momentum buffer: 1 - dampening."""
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
+
+
+def coefficients(options: Options, _: int) -> SgdCoefficients:
+    """Return the numbers of a step."""
+    return SgdCoefficients(
+        negative_lr=-number(options, "lr"),
+        momentum=number(options, "momentum"),
+        kept=1 - number(options, "dampening"),
+        weight_decay=number(options, "weight_decay"),
+        nesterov=flag(options, "nesterov"),
+        maximize=flag(options, "maximize"),
+    )
+
+
+def update(c: SgdCoefficients, block: Block) -> None:
+    """Apply one step to a block."""
+    direction = block.gradient
+    changed, scratch = block.scratch
+    if c.maximize:
+        direction = np.negative(direction, out=changed)
+    if c.weight_decay != 0:
+        add(direction, block.weights, c.weight_decay, out=changed, scratch=scratch)
+        direction = changed
+    buffer = block.state.get("momentum_buffer")
+    if buffer is not None:
+        if block.fresh:
+            # torch clones the first gradient: dampening counts from the second on.
+            np.copyto(buffer, direction)
+        else:
+            np.multiply(buffer, c.momentum, out=buffer)
+            add(buffer, direction, c.kept, out=buffer, scratch=scratch)
+        if c.nesterov:
+            add(direction, buffer, c.momentum, out=changed, scratch=scratch)
+            direction = changed
+        else:
+            direction = buffer
+    add(block.weights, direction, c.negative_lr, out=block.out, scratch=scratch)
+
+
+SGD = Algorithm(
+    name="sgd",
+    title="SGD",
+    doc="Stochastic gradient descent, optionally with momentum.",
+    options=(
+        Option("lr", "float", 1e-3, low=0, doc="learning rate"),
+        Option("momentum", "float", 0.0, low=0, doc="momentum factor"),
+        Option("dampening", "float", 0.0, doc="dampening for momentum"),
+        Option("weight_decay", "float", 0.0, low=0, doc="weight decay (L2 penalty)"),
+        Option("nesterov", "bool", False, doc="Nesterov momentum; needs momentum > 0 and no dampening"),
+        Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it"),
+    ),
+    rules=(
+        # torch: "Nesterov momentum requires a momentum and zero dampening"
+        Rule(
+            "false unless momentum > 0 and dampening = 0",
+            lambda o: flag(o, "nesterov") and (number(o, "momentum") <= 0 or number(o, "dampening") != 0),
+            option="nesterov",
+        ),
+    ),
+    state=(StateField("momentum_buffer", lambda o: number(o, "momentum") != 0, seeded=True),),
+    coefficients=coefficients,
+    update=update,
+    scratch=2,
+)

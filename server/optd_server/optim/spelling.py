@@ -1,0 +1,26 @@
+"""The nearest valid name to one that is not valid, for errors that say what was probably meant."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+_LONGEST = 64  # names come from outside: nothing as long as this is a slip of the pen
+
+
+def nearest(name: str, valid: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
+    """Return the valid name that `name` most likely means, or None.
+
+    `synonyms` maps what other libraries call a thing (lower case, underscores) to what it is called here; an
+    entry counts only where its target is among the valid names.
+    """
+    if len(name) > _LONGEST:
+        return None
+    folded = name.strip().lower().replace("-", "_").replace(" ", "_")
+    names = list(valid)
+    by_folded = {candidate.lower(): candidate for candidate in names}
+    if folded in by_folded:
+        return by_folded[folded]
+    meant = (synonyms or {}).get(folded)
+    if meant in names:
+        return meant
+    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.6)
+    return by_folded[close[0]] if close else None

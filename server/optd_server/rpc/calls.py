@@ -1,0 +1,204 @@
+"""From a gRPC call to a method of a service and back: decoding, limits, errors. One way for every RPC.
+
+A service is a class with one coroutine method for each RPC of its descriptor, in snake_case:
+
+    unary call            async def method(self, request) -> response
+    client stream         async def method(self, requests) -> response
+    server stream         async def method(self, request) -> async iterator of responses
+    both                  async def method(self, requests) -> async iterator of responses
+
+A request is a message, or `(message, frames)` where the message carries frames; a response is a message or the bytes
+of one. Errors are raised as `OptdError`.
+"""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf import symbol_database
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from grpc_status import rpc_status
+
+from optd_wire import frames as wire
+from optd_wire.errors import (
+    InternalError,
+    InvalidRequest,
+    MalformedMessage,
+    OptdError,
+    ShuttingDown,
+    Stalled,
+    TooManyRequests,
+)
+from optd_wire.status import to_status
+
+log = structlog.get_logger("optd.rpc")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+@dataclass
+class Calls:
+    """What all calls share: limits, and how many there are now."""
+
+    max_requests: int
+    idle_seconds: float
+    """How long a call may wait for the next message of an upload, or for its reader to take one."""
+    running: int = 0
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def handlers(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
+        """The handlers of all RPCs of a service; raises AttributeError where the service lacks one."""
+        methods = {
+            method.name: self._handler(method, getattr(service, snake_case(method.name)))
+            for method in descriptor.methods
+        }
+        return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def _handler(self, method: MethodDescriptor, implementation: Callable[..., Any]) -> Handler:
+        decode = _decoder(method)
+        many_in, many_out = method.client_streaming, method.server_streaming
+
+        def take(request: Any, context: Context) -> Any:
+            return Requests(request, decode, self.idle_seconds, self.stopping) if many_in else decode(request)
+
+        async def answer_one(request: Any, context: Context) -> bytes:
+            async with _Guarded(self, method, context):
+                return _encode(await implementation(take(request, context)))
+            raise AssertionError("a guarded call ends in its answer or in an abort")
+
+        async def answer_many(request: Any, context: Context) -> AsyncIterator[bytes]:
+            async with _Guarded(self, method, context):
+                async for response in implementation(take(request, context)):
+                    yield _encode(response)
+
+        # Messages pass gRPC as bytes: what cannot be decoded is then our error, with our reason.
+        kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
+        make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(answer_many if many_out else answer_one)
+
+
+class _Guarded:
+    """Counts a call while it runs, and turns what it raises into a status."""
+
+    def __init__(self, calls: Calls, method: MethodDescriptor, context: Context) -> None:
+        self._calls = calls
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        if self._calls.running >= self._calls.max_requests:
+            await abort(self._context, TooManyRequests(limit=self._calls.max_requests))
+        self._calls.running += 1
+        self._began = time.perf_counter()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._calls.running -= 1
+        milliseconds = round((time.perf_counter() - self._began) * 1000, 3)
+        if error is None:
+            log.debug("call", rpc=self._method.full_name, ms=milliseconds)
+        elif isinstance(error, OptdError):
+            log.info(
+                "refused",
+                rpc=self._method.full_name,
+                reason=error.reason,
+                message=str(error),
+                ms=milliseconds,
+            )
+            await abort(self._context, error)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            incident = uuid.uuid4().hex[:12]
+            log.error("failed", rpc=self._method.full_name, incident=incident, exc_info=error)
+            await abort(self._context, InternalError(incident=incident))
+
+
+class Requests:
+    """The messages of a client stream, decoded one at a time: what is not asked for stays with the sender."""
+
+    def __init__(
+        self,
+        raw: AsyncIterator[bytes],
+        decode: Callable[[bytes], Any],
+        idle_seconds: float,
+        stopping: asyncio.Event,
+    ) -> None:
+        self._raw = raw
+        self._decode = decode
+        self._idle_seconds = idle_seconds
+        self._stopping = stopping
+
+    async def next(self, *, patient: bool = False) -> Any | None:
+        """The next message, None at the end; raises `Stalled` unless the caller is `patient`.
+
+        A patient caller waits for as long as the sender likes, until the server goes down.
+        """
+        if patient:
+            return await self._next_or_stopping()
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await self._next()
+        except TimeoutError:
+            raise Stalled(what="the sender of this stream", seconds=f"{self._idle_seconds:g}") from None
+
+    async def first(self) -> Any:
+        """The first message; raises `InvalidRequest` where there is none."""
+        request = await self.next()
+        if request is None:
+            raise InvalidRequest(problem="the stream ended before its first message")
+        return request
+
+    async def _next(self) -> Any | None:
+        async for data in self._raw:
+            return self._decode(data)
+        return None
+
+    async def _next_or_stopping(self) -> Any | None:
+        coming = asyncio.ensure_future(self._next())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise ShuttingDown
+            return coming.result()
+        finally:
+            coming.cancel()
+            stopping.cancel()
+
+
+async def abort(context: Context, error: OptdError) -> None:
+    """Ends a call with the status of an error."""
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def snake_case(name: str) -> str:
+    """`CreateJob` to `create_job`."""
+    return _SNAKE.sub("_", name).lower()
+
+
+def _decoder(method: MethodDescriptor) -> Callable[[bytes], Any]:
+    message_class: type[Message] = symbol_database.Default().GetSymbol(method.input_type.full_name)
+    if "frames" in method.input_type.fields_by_name:
+        return lambda data: wire.decode(message_class, data)
+
+    def decode(data: bytes) -> Message:
+        try:
+            return message_class.FromString(data)
+        except DecodeError as problem:
+            raise MalformedMessage(message=method.input_type.name, problem=problem) from problem
+
+    return decode
+
+
+def _encode(response: Any) -> bytes:
+    if isinstance(response, bytes):
+        return response
+    encoded: bytes = response.SerializeToString()
+    return encoded

@@ -1,0 +1,84 @@
+"""Who may talk to the server: the address it binds, tokens, certificates. Safe by default, said clearly where not."""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from optd_server.config import Config, ConfigError
+
+MIN_TOKEN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """What a checked configuration comes to."""
+
+    tokens: tuple[str, ...]
+    credentials: grpc.ServerCredentials | None
+    mutual: bool
+
+    @property
+    def authentication(self) -> str:
+        """How callers show who they are."""
+        shown = [name for name, on in (("token", self.tokens), ("mtls", self.mutual)) if on]
+        return "+".join(shown) or "none"
+
+
+def secure(config: Config) -> Security:
+    """Reads tokens and certificates; raises `ConfigError` for what is missing, unreadable or unsafe."""
+    tokens = _read_tokens(config.token_file) if config.token_file else ()
+    if not (tokens or config.tls or config.insecure or _is_loopback(config.host)):
+        raise ConfigError(
+            f"host: {config.host} is reachable from other machines, so the server needs --token-file or --tls-cert "
+            "and --tls-key (or --insecure, which lets anyone who reaches it change every job)"
+        )
+    return Security(tokens, _credentials(config), mutual=config.tls_client_ca is not None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        try:
+            found = socket.getaddrinfo(host, None)
+        except OSError as error:
+            raise ConfigError(f"host: {host!r} is no address of this machine: {error}") from None
+        return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
+
+
+def _read_tokens(path: Path) -> tuple[str, ...]:
+    lines = _read("token_file", path).decode("utf-8", "replace").splitlines()
+    tokens = tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    if not tokens:
+        raise ConfigError(f"token_file: {path} holds no token")
+    for number, token in enumerate(tokens, 1):
+        if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                f"token_file: token {number} of {path} must be at least {MIN_TOKEN} printable ASCII characters "
+                f"without spaces, got {len(token)} characters"
+            )
+    return tokens
+
+
+def _credentials(config: Config) -> grpc.ServerCredentials | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    pair = (_read("tls_key", config.tls_key), _read("tls_cert", config.tls_cert))
+    for name, marker, content in (
+        ("tls_key", b"PRIVATE KEY", pair[0]),
+        ("tls_cert", b"CERTIFICATE", pair[1]),
+    ):
+        if marker not in content:
+            raise ConfigError(f"{name}: {getattr(config, name)} is no PEM file with a {marker.decode().lower()}")
+    authorities = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,147 @@
+"""The gRPC server: our services, health, reflection; limits and credentials; start and graceful stop."""
+
+import asyncio
+import time
+from importlib import metadata
+
+import grpc
+import psutil
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from optd_server.config import Config, ConfigError
+from optd_server.engine.catalog import Catalog
+from optd_server.rpc.authentication import TokenInterceptor
+from optd_server.rpc.calls import Calls
+from optd_server.rpc.security import Security
+from optd_server.rpc.services.inspection import InspectionService
+from optd_server.rpc.services.job import JobService
+from optd_server.rpc.services.state import StateService
+from optd_server.rpc.services.training import TrainingService
+from optd_server.rpc.services.worker import WorkerService
+from optd_wire.v1 import (
+    inspection_service_pb2,
+    job_service_pb2,
+    state_service_pb2,
+    training_service_pb2,
+    worker_service_pb2,
+)
+from optd_wire.values import Limits, ServerStatus
+
+# gRPC's own bookkeeping around a message that is exactly as large as allowed.
+_NO_GZIP = ("grpc.compression_enabled_algorithms_bitset", 1)
+KEEPALIVE_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+MIN_PING_INTERVAL_MS = 5_000
+MAX_METADATA_BYTES = 16 * 1024
+# Health and reflection have room left when all other calls are taken.
+SPARE_CALLS = 64
+
+
+class Server:
+    """A gRPC server around a catalog of jobs. Lives on one event loop."""
+
+    def __init__(self, catalog: Catalog, config: Config, security: Security) -> None:
+        self._catalog = catalog
+        self._config = config
+        self._security = security
+        self._started = time.monotonic()
+        self._calls = Calls(config.max_requests, config.idle_seconds)
+        self._health = health.aio.HealthServicer()
+        self._serving = False
+        interceptors = [TokenInterceptor(security.tokens)] if security.tokens else []
+        self._server = grpc.aio.server(
+            interceptors=interceptors,
+            options=_options(config),
+            maximum_concurrent_rpcs=config.max_requests + SPARE_CALLS,
+        )
+        self._names = self._add_services()
+
+    def _add_services(self) -> list[str]:
+        services = {
+            job_service_pb2: JobService(self._catalog),
+            worker_service_pb2: WorkerService(self._catalog, self._config.max_message_bytes),
+            training_service_pb2: TrainingService(self._catalog),
+            state_service_pb2: StateService(self._catalog),
+            inspection_service_pb2: InspectionService(self._catalog, self.status, self._calls.stopping),
+        }
+        names = []
+        for file, service in services.items():
+            for descriptor in file.DESCRIPTOR.services_by_name.values():
+                self._server.add_generic_rpc_handlers((self._calls.handlers(descriptor, service),))
+                names.append(descriptor.full_name)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        return names
+
+    async def start(self) -> str:
+        """Binds and serves; returns HOST:PORT. Raises `ConfigError` where the address cannot be had."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        address = f"{host}:{self._config.port}"
+        try:
+            if self._security.credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._security.credentials)
+        except RuntimeError as error:
+            raise ConfigError(f"port: cannot listen on {address}: {error}") from None
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return f"{host}:{port}"
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no new calls, lets the running ones end for up to `grace_seconds`, then cancels them."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._calls.stopping.set()
+        await self._server.stop(grace_seconds)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        self._serving = status == health_pb2.HealthCheckResponse.SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    def status(self) -> ServerStatus:
+        """The server at a glance."""
+        return ServerStatus(
+            server_version=metadata.version("optd"),
+            uptime_ms=int((time.monotonic() - self._started) * 1000),
+            serving="SERVING" if self._serving else "NOT_SERVING",
+            jobs=len(self._catalog),
+            workers=sum(job.workers.active for job in self._catalog),
+            requests=self._calls.running,
+            planned_bytes=self._catalog.memory.planned,
+            resident_bytes=psutil.Process().memory_info().rss,
+            limits=Limits(
+                max_message_bytes=self._config.max_message_bytes,
+                max_requests=self._config.max_requests,
+                max_streams_per_connection=self._config.max_streams,
+                max_memory_bytes=self._config.max_memory_bytes,
+            ),
+            authentication=self._security.authentication,
+            tls=self._config.tls,
+            kernels=f"numpy, {self._config.threads} threads",
+            durability="none",
+        )
+
+
+async def expire_leases(catalog: Catalog, lease_seconds: float) -> None:
+    """Ends leases that have run out, for as long as the server runs."""
+    while True:
+        await asyncio.sleep(min(1.0, lease_seconds / 4))
+        catalog.expire(time.monotonic())
+
+
+def _options(config: Config) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", config.max_streams),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # gzip would let a few bytes become gigabytes before anybody counts them.
+        _NO_GZIP,
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
+    ]

@@ -1,0 +1,102 @@
+"""InspectionService: what a person or a program wants to see."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.inspection import MAX_BINS, inspect_group
+from optd_server.engine.job import Job
+from optd_server.engine.options import describe_algorithms
+from optd_wire.convert import to_message
+from optd_wire.errors import InvalidRequest, UnknownJob
+from optd_wire.v1 import inspection_service_pb2 as pb
+from optd_wire.values import JobReport, ServerStatus
+
+# So many parameters with their histograms stay far below the size of a message.
+PARAMETERS_A_MESSAGE = 64
+MIN_INTERVAL_MS = 50
+
+
+class InspectionService:
+    """See `proto/optd/v1/inspection_service.proto`."""
+
+    def __init__(self, catalog: Catalog, status: Callable[[], ServerStatus], stopping: asyncio.Event) -> None:
+        self._catalog = catalog
+        self._status = status
+        self._stopping = stopping
+
+    async def get_server_status(self, request: pb.GetServerStatusRequest) -> Any:
+        """Describes the server."""
+        return to_message(self._status())
+
+    async def list_algorithms(self, request: pb.ListAlgorithmsRequest) -> Any:
+        """Describes every algorithm."""
+        return pb.ListAlgorithmsResponse(algorithms=[to_message(info) for info in describe_algorithms()])
+
+    async def list_groups(self, request: pb.ListGroupsRequest) -> Any:
+        """Lists the groups of a job."""
+        job = self._catalog.find(request.job)
+        return pb.ListGroupsResponse(groups=_summaries(job), version=to_message(job.model.version))
+
+    async def inspect_group(self, request: pb.InspectGroupRequest) -> AsyncIterator[Any]:
+        """Describes the parameters of a group."""
+        if request.bins > MAX_BINS:
+            raise InvalidRequest(problem=f"bins must be in [0, {MAX_BINS}], got {request.bins}")
+        report = await inspect_group(
+            self._catalog.find(request.job),
+            request.group,
+            request.parameter,
+            with_statistics=request.statistics,
+            bins=request.bins,
+        )
+        yield pb.InspectGroupResponse(group=to_message(report.group), version=to_message(report.version))
+        for start in range(0, len(report.parameters), PARAMETERS_A_MESSAGE):
+            part = report.parameters[start : start + PARAMETERS_A_MESSAGE]
+            yield pb.InspectGroupResponse(parameters=[to_message(parameter) for parameter in part])
+
+    async def list_rejections(self, request: pb.ListRejectionsRequest) -> Any:
+        """Tells what a job has refused."""
+        rejections = self._catalog.find(request.job).rejections
+        return pb.ListRejectionsResponse(
+            counts=rejections.counts, recent=[to_message(rejection) for rejection in rejections.recent]
+        )
+
+    async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
+        """Reports a job whenever it has moved on."""
+        job = self._catalog.find(request.job)
+        changed = asyncio.Event()
+        unwatch = job.model.watch(changed.set)
+        try:
+            while not self._stopping.is_set():
+                changed.clear()
+                yield to_message(_report(job))
+                await asyncio.sleep(max(MIN_INTERVAL_MS, request.interval_ms) / 1000)
+                await _first_of(changed, self._stopping)
+                if self._catalog.find(request.job) is not job:
+                    raise UnknownJob(job=request.job)
+        finally:
+            unwatch()
+
+
+def _report(job: Job) -> JobReport:
+    return JobReport(
+        job=job.summary(),
+        groups=tuple(job.model.groups.summary(index) for index in range(len(job.model.groups))),
+        workers=job.worker_infos(time.monotonic()),
+        unix_ms=int(time.time() * 1000),
+    )
+
+
+def _summaries(job: Job) -> list[Any]:
+    return [to_message(job.model.groups.summary(index)) for index in range(len(job.model.groups))]
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

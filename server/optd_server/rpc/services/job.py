@@ -1,0 +1,87 @@
+"""JobService: jobs and their groups."""
+
+import time
+from typing import Any
+
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.job import Job
+from optd_server.rpc.calls import Requests
+from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
+from optd_wire.convert import from_message, to_message
+from optd_wire.errors import EmptyGroup, InvalidRequest
+from optd_wire.layout import lay_out
+from optd_wire.v1 import job_service_pb2 as pb
+from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec
+
+
+class JobService:
+    """See `proto/optd/v1/job_service.proto`."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def create_job(self, requests: Requests) -> Any:
+        """Receives a job's weights and makes it visible when all are there."""
+        first, frames = await requests.first()
+        with self._catalog.upload(from_message(first.spec, JobSpec)) as upload:
+            await self._receive(requests, upload.sink, frames)
+            job = self._catalog.finish(upload, time.time())
+        return pb.CreateJobResponse(job=to_message(job.info()))
+
+    async def get_job(self, request: pb.GetJobRequest) -> Any:
+        """Describes a job."""
+        return pb.GetJobResponse(job=to_message(self._catalog.find(request.job).info()))
+
+    async def list_jobs(self, request: pb.ListJobsRequest) -> Any:
+        """Lists all jobs."""
+        return pb.ListJobsResponse(jobs=[to_message(job.summary()) for job in self._catalog])
+
+    async def delete_job(self, request: pb.DeleteJobRequest) -> Any:
+        """Deletes a job and tells what it was."""
+        summary = self._catalog.find(request.job).summary()
+        await self._catalog.delete(request.job)
+        return pb.DeleteJobResponse(job=to_message(summary))
+
+    async def add_group(self, requests: Requests) -> Any:
+        """Receives a group's weights and adds it, or finds that it is there."""
+        first, frames = await requests.first()
+        job = self._catalog.find(first.job)
+        spec = from_message(first.group, GroupSpec)
+        if not spec.parameters:
+            raise EmptyGroup(what=f"group {spec.name!r}")
+        info = job.existing_group(spec)
+        created = False
+        if info is None:
+            job.check_new_group(spec)
+            weights = await self._receive_group(requests, job, spec, frames)
+            info, created = await job.add_group(spec, weights)
+        return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
+
+    async def update_group(self, request: pb.UpdateGroupRequest) -> Any:
+        """Changes options of a group."""
+        job = self._catalog.find(request.job)
+        options, version = await job.update_group(from_message(request.update, GroupUpdate))
+        return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
+
+    async def _receive_group(self, requests: Requests, job: Job, spec: GroupSpec, frames: list[Any]) -> FlatBuffers:
+        layout = lay_out(spec.parameters)
+        with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
+            # Frames address the group by the index that it is going to have; here it is the only one.
+            weights = FlatBuffers([layout])
+            sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=len(job.model.groups))
+            await self._receive(requests, sink, frames)
+        return weights
+
+    async def _receive(self, requests: Requests, sink: FrameSink, frames: list[Any]) -> None:
+        """Writes all frames of a stream; raises where some weights are missing."""
+        while True:
+            batch = frames
+            elements = sum(frame.values.size for frame in batch)
+            await self._catalog.offload.run(elements, lambda: sink.write_all(batch))  # noqa: B023
+            request = await requests.next()
+            if request is None:
+                break
+            message, frames = request
+            if message.ListFields():
+                raise InvalidRequest(problem="only the first message of the stream may hold more than frames")
+        sink.require_all()

@@ -1,0 +1,53 @@
+"""StateService: weights, last gradients and state as numbers."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.state import StateUpload, read_state, select, selected_bytes
+from optd_server.rpc.calls import Requests
+from optd_server.rpc.frames import cut
+from optd_wire.convert import from_message, to_message
+from optd_wire.errors import InvalidRequest
+from optd_wire.frames import encode
+from optd_wire.v1 import state_service_pb2 as pb
+from optd_wire.values import WriteStateHeader
+
+
+class StateService:
+    """See `proto/optd/v1/state_service.proto`."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    async def read_state(self, request: pb.ReadStateRequest) -> AsyncIterator[bytes]:
+        """Sends a copy of the selected fields."""
+        job = self._catalog.find(request.job)
+        selection = select(job, request.fields, request.group, request.parameter)
+        with self._catalog.memory.lend(f"a copy of the state of job {job.name!r}", selected_bytes(job, selection)):
+            reading = await read_state(job, selection)
+            yield encode(pb.ReadStateResponse(result=to_message(reading.result)))
+            for frames in cut(reading.frames):
+                yield encode(pb.ReadStateResponse(), frames)
+
+    async def write_state(self, requests: Requests) -> Any:
+        """Receives fields and puts them in force at once."""
+        message, frames = await requests.first()
+        if not message.HasField("header"):
+            raise InvalidRequest(problem="the first message must have the header")
+        header = from_message(message.header, WriteStateHeader)
+        job = self._catalog.find(header.job)
+        job.workers.check(header.worker, header.epoch, time.monotonic())
+        upload = StateUpload(job, header)
+        with upload.room(self._catalog.memory):
+            while True:
+                batch = frames
+                elements = sum(frame.values.size for frame in batch)
+                await self._catalog.offload.run(elements, lambda: upload.write(batch))  # noqa: B023
+                request = await requests.next()
+                if request is None:
+                    break
+                message, frames = request
+            version = await upload.apply()
+        return pb.WriteStateResponse(version=to_message(version))

@@ -1,0 +1,64 @@
+"""WorkerService: who takes part in a job."""
+
+import asyncio
+import time
+from typing import Any
+
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.job import Job
+from optd_wire.convert import from_message, to_message
+from optd_wire.errors import UnknownJob
+from optd_wire.names import check_name
+from optd_wire.v1 import worker_service_pb2 as pb
+from optd_wire.values import JobSpec, Membership, Shard
+
+
+class WorkerService:
+    """See `proto/optd/v1/worker_service.proto`."""
+
+    def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
+        self._catalog = catalog
+        self._max_message_bytes = max_message_bytes
+
+    async def join(self, request: pb.JoinRequest) -> Any:
+        """Takes a worker in, once the job is whole."""
+        name = check_name("worker", request.worker)
+        job = await self._find_whole(request.job, request.wait_ms / 1000)
+        spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
+        worker = job.join(name, spec, time.monotonic())
+        membership = Membership(
+            epoch=worker.epoch,
+            lease_ms=self._lease_ms(),
+            job=job.info(),
+            shards=(Shard(address="", ranges=job.model.groups.ranges()),),
+            max_message_bytes=self._max_message_bytes,
+        )
+        return to_message(membership)
+
+    async def renew_lease(self, request: pb.RenewLeaseRequest) -> Any:
+        """Keeps a lease."""
+        job = self._catalog.find(request.job)
+        job.workers.check(request.worker, request.epoch, time.monotonic())
+        return pb.RenewLeaseResponse(version=to_message(job.model.version), lease_ms=self._lease_ms())
+
+    async def leave(self, request: pb.LeaveRequest) -> Any:
+        """Ends a lease."""
+        job = self._catalog.find(request.job)
+        job.leave(request.worker, request.epoch, time.monotonic())
+        return pb.LeaveResponse(version=to_message(job.model.version))
+
+    async def list_workers(self, request: pb.ListWorkersRequest) -> Any:
+        """Lists the workers of a job."""
+        job = self._catalog.find(request.job)
+        workers = [to_message(info) for info in job.worker_infos(time.monotonic())]
+        return pb.ListWorkersResponse(workers=workers, version=to_message(job.model.version))
+
+    async def _find_whole(self, name: str, wait_seconds: float) -> Job:
+        try:
+            async with asyncio.timeout(wait_seconds):
+                return await self._catalog.find_whole(name)
+        except TimeoutError:
+            raise UnknownJob(job=name[:200]) from None
+
+    def _lease_ms(self) -> int:
+        return int(self._catalog.lease_seconds * 1000)

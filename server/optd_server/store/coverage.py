@@ -1,0 +1,72 @@
+"""Which elements of a flat range have been written, and which parameters that makes whole."""
+
+from bisect import bisect_right
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Coverage:
+    """Half-open ranges that do not overlap. Adding one costs O(log n) where ranges come in order."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The written ranges in order, with neighbours joined."""
+        return list(zip(self._starts, self._stops, strict=True))
+
+    def add(self, start: int, stop: int) -> int | None:
+        """Adds `[start, stop)`; returns the first element that was written before, or None.
+
+        A range that overlaps changes nothing. An empty range says only that this place was touched.
+        """
+        index = bisect_right(self._starts, start)
+        if index and self._stops[index - 1] > start:
+            return start if stop > start else None
+        following = index
+        while following < len(self._starts) and self._starts[following] < stop:
+            if self._stops[following] > self._starts[following]:
+                return self._starts[following]
+            following += 1
+        # Only places without elements lie within: the new range covers them.
+        del self._starts[index:following], self._stops[index:following]
+        joins_left = index > 0 and self._stops[index - 1] == start
+        joins_right = index < len(self._starts) and self._starts[index] == stop
+        if joins_left and joins_right:
+            self._stops[index - 1] = self._stops.pop(index)
+            del self._starts[index]
+        elif joins_left:
+            self._stops[index - 1] = stop
+        elif joins_right:
+            self._starts[index] = start
+        else:
+            self._starts.insert(index, start)
+            self._stops.insert(index, stop)
+        return None
+
+    def of(
+        self, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """For parameters that lie at `starts` with `sizes`: which are whole, and which are written in part only.
+
+        A parameter without elements is whole where a range begins, ends or passes at its place.
+        """
+        stops = starts + sizes
+        count = len(self._starts)
+        if count == 0:
+            nothing = np.zeros(starts.shape, np.bool_)
+            return nothing, nothing.copy()
+        begins = np.asarray(self._starts, np.int64)
+        ends = np.asarray(self._stops, np.int64)
+        before = np.searchsorted(begins, starts, side="right") - 1
+        whole = (before >= 0) & (ends[before] >= stops)
+        following = np.searchsorted(ends, starts, side="right")
+        touched = (following < count) & (begins[np.minimum(following, count - 1)] < stops)
+        return whole, touched & ~whole
+
+    def elements(self, start: int, stop: int) -> int:
+        """How many elements of `[start, stop)` have been written."""
+        return sum(max(0, min(stop, end) - max(start, begin)) for begin, end in self.ranges)

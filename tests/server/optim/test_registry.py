@@ -1,0 +1,54 @@
+"""The registry: names, and declarations that hold together."""
+
+import dataclasses
+
+import pytest
+
+from optd_server.optim import registry
+from optd_server.optim.sgd import SGD
+
+
+@pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
+def test_an_algorithm_is_found_by_its_exact_name(name) -> None:
+    algorithm = registry.find(name)
+    assert algorithm is not None
+    assert algorithm.name == name
+    assert registry.find(name.upper()) is None
+
+
+@pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
+def test_a_declaration_is_documented_and_names_are_unique(name) -> None:
+    algorithm = registry.ALGORITHMS[name]
+    assert algorithm.doc
+    assert all(option.doc for option in algorithm.options)
+    for names in ([o.name for o in algorithm.options], [f.name for f in algorithm.state]):
+        assert len(set(names)) == len(names)
+    declared = {option.name for option in algorithm.options}
+    assert {rule.option for rule in algorithm.rules} <= declared
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("Adam", "adam"),
+        ("AdamW", "adamw"),
+        ("adam_w", "adamw"),
+        ("sdg", "sgd"),
+        ("SGD", "sgd"),
+        ("lion", None),
+    ],
+)
+def test_an_unknown_name_has_a_nearest(given, meant) -> None:
+    assert registry.nearest(given) == meant
+
+
+def test_a_default_outside_its_range_is_refused() -> None:
+    lr, *others = SGD.options
+    wrong = dataclasses.replace(SGD, options=(dataclasses.replace(lr, default=-1.0), *others))
+    with pytest.raises(ValueError, match=r"sgd: the default of lr must be in \[0, inf\), got -1"):
+        registry._by_name(wrong)
+
+
+def test_two_algorithms_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="one name"):
+        registry._by_name(SGD, SGD)
