@@ -10,8 +10,9 @@ For torch's parameters there is `optd.torch`; `optd.errors` has every error.
 from importlib.metadata import version as _version
 
 from optd import errors
+from optd.algorithms import SGD, Adam, AdamW
 from optd.local import local
-from optd.optimizers import SGD, Adam, AdamW, Optimizer
+from optd.optimizer import Optimizer
 from optd.session import Session, connect
 from optd.tls import TLS
 from optd_wire.errors import OptdError

@@ -3,6 +3,7 @@
 Everything that is sent more than once is safe to send more than once; this is the only place that retries.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -59,6 +60,16 @@ CONNECT_SECONDS = 10.0
 CALL_SECONDS = 300.0
 # How long one call waits for a job that another worker is creating, before it asks again.
 JOIN_WAIT_SECONDS = 5.0
+
+
+_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """A program that ends without closing its sessions leaves their jobs at once, not when the leases run out."""
+    for session in list(_open_sessions):
+        session.close()
 
 
 def connect(
@@ -128,6 +139,7 @@ class Session:
         self._in_doubt = False
         self._version = JobVersion()
         self._heartbeat: Heartbeat | None = None
+        _open_sessions.add(self)
 
     def __enter__(self) -> "Session":
         return self

@@ -166,7 +166,8 @@ def _read(message: Message, field: Any) -> Any:
     content = getattr(message, field.name)
     if _is_map(field):
         of_messages = field.message_type.fields_by_name["value"].message_type is not None
-        return {key: _get(item) if of_messages else item for key, item in content.items()}
+        # Sorted, because maps have no order on the wire and people like to see the same one twice.
+        return {key: _get(content[key]) if of_messages else content[key] for key in sorted(content)}
     if field.message_type is not None:
         return tuple(_get(item) for item in content) if field.is_repeated else _get(content)
     convert = dtype_from_enum if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR else _unchanged

@@ -19,6 +19,7 @@ from optd_wire.errors import (
     DeadlineExceeded,
     MessageTooLarge,
     OptdError,
+    TooManyRequests,
     UnexpectedStatus,
 )
 from optd_wire.frames import GatheredFrame, decode, encode_gathered
@@ -331,6 +332,8 @@ class GrpcTransport(Transport):
                 return DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="")
             case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in problem:
                 return MessageTooLarge(problem=problem)
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if "oncurrent RPC" in problem:
+                return TooManyRequests(limit="as many as it may")
             case code:
                 return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
 

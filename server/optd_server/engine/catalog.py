@@ -73,15 +73,15 @@ class Catalog:
         if spec.name in self._uploads:
             raise JobExists(job=spec.name, how="is being created by another worker")
         self.memory.reserve(spec.name, _planned_bytes(spec))
-        upload = Upload(spec)
-        self._uploads[spec.name] = upload
         try:
+            upload = self._uploads[spec.name] = Upload(spec)
             yield upload
         finally:
-            del self._uploads[spec.name]
-            if upload.job is None:
+            ended = self._uploads.pop(spec.name, None)
+            if spec.name not in self._jobs:
                 self.memory.release(spec.name)
-            upload.settled.set()
+            if ended is not None:
+                ended.settled.set()
 
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""

@@ -1,6 +1,7 @@
 """One job: its numbers, its workers, its pushes, and the changes that are no steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from optd_server.engine.model import Model
@@ -12,7 +13,7 @@ from optd_server.engine.rejections import Rejections
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
-from optd_wire.errors import UnknownJob
+from optd_wire.errors import OptdError, UnknownJob
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
@@ -80,6 +81,18 @@ class Job:
         """All workers that have joined, in the order of their names."""
         in_order = sorted(self.workers, key=lambda worker: worker.name)
         return tuple(self.workers.info(worker, now, waiting=self.pushes.waits(worker.name)) for worker in in_order)
+
+    @contextmanager
+    def noting_rejections(self, worker: str, clock: Callable[[], float]) -> Iterator[None]:
+        """Counts an error that the block raises among the job's rejections; `clock` tells wall time."""
+        try:
+            yield
+        except OptdError as error:
+            found = self.workers.find(worker)
+            if found is not None:
+                found.rejections += 1
+            self.rejections.add(error, worker=worker, version=self.model.version.version, wall=clock())
+            raise
 
     # Workers
 

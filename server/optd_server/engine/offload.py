@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,11 +22,19 @@ class Offload:
     async def run(self, elements: int, work: Callable[[], T]) -> T:
         """Runs `work`, which touches about `elements` elements, and returns what it returns.
 
-        A caller that is cancelled goes away at once; the work goes on to its end.
+        A caller that is cancelled gets its cancellation when the work is done, not before: what the work reads and
+        writes must not be given to somebody else under its hands.
         """
         if elements <= INLINE_ELEMENTS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            raise
 
     def close(self) -> None:
         """Waits for what runs, and takes no more."""

@@ -16,6 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -74,15 +75,26 @@ class Calls:
                 return _encode(await implementation(take(request, context)))
             raise AssertionError("a guarded call ends in its answer or in an abort")
 
-        async def answer_many(request: Any, context: Context) -> AsyncIterator[bytes]:
-            async with _Guarded(self, method, context):
-                async for response in implementation(take(request, context)):
-                    yield _encode(response)
+        async def answer_many(request: Any, context: Context) -> None:
+            async with (
+                _Guarded(self, method, context),
+                aclosing(implementation(take(request, context))) as responses,
+            ):
+                async for response in responses:
+                    await self._write(context, _encode(response))
 
         # Messages pass gRPC as bytes: what cannot be decoded is then our error, with our reason.
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
         make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(answer_many if many_out else answer_one)
+
+    async def _write(self, context: Context, data: bytes) -> None:
+        """Hands a message to the reader; one that takes none for too long loses its call, and what it holds."""
+        try:
+            async with asyncio.timeout(self.idle_seconds):
+                await context.write(data)
+        except TimeoutError:
+            raise Stalled(what="the reader of this stream", seconds=f"{self.idle_seconds:g}") from None
 
 
 class _Guarded:

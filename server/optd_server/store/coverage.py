@@ -55,16 +55,17 @@ class Coverage:
         A parameter without elements is whole where a range begins, ends or passes at its place.
         """
         stops = starts + sizes
-        count = len(self._starts)
-        if count == 0:
+        if not self._starts:
             nothing = np.zeros(starts.shape, np.bool_)
             return nothing, nothing.copy()
         begins = np.asarray(self._starts, np.int64)
         ends = np.asarray(self._stops, np.int64)
         before = np.searchsorted(begins, starts, side="right") - 1
         whole = (before >= 0) & (ends[before] >= stops)
+        filled = ends > begins
+        begins, ends = begins[filled], ends[filled]
         following = np.searchsorted(ends, starts, side="right")
-        touched = (following < count) & (begins[np.minimum(following, count - 1)] < stops)
+        touched = np.append(begins, np.iinfo(np.int64).max)[following] < stops
         return whole, touched & ~whole
 
     def elements(self, start: int, stop: int) -> int:

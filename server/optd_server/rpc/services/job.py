@@ -49,18 +49,20 @@ class JobService:
         spec = from_message(first.group, GroupSpec)
         if not spec.parameters:
             raise EmptyGroup(what=f"group {spec.name!r}")
-        info = job.existing_group(spec)
-        created = False
-        if info is None:
-            job.check_new_group(spec)
-            weights = await self._receive_group(requests, job, spec, frames)
-            info, created = await job.add_group(spec, weights)
+        with job.noting_rejections("", time.time):
+            info = job.existing_group(spec)
+            created = False
+            if info is None:
+                job.check_new_group(spec)
+                weights = await self._receive_group(requests, job, spec, frames)
+                info, created = await job.add_group(spec, weights)
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest) -> Any:
         """Changes options of a group."""
         job = self._catalog.find(request.job)
-        options, version = await job.update_group(from_message(request.update, GroupUpdate))
+        with job.noting_rejections("", time.time):
+            options, version = await job.update_group(from_message(request.update, GroupUpdate))
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
 
     async def _receive_group(self, requests: Requests, job: Job, spec: GroupSpec, frames: list[Any]) -> FlatBuffers:

@@ -5,14 +5,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.job import Job
 from optd_server.engine.state import StateUpload, read_state, select, selected_bytes
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import encode
+from optd_wire.frames import Frame, encode
 from optd_wire.v1 import state_service_pb2 as pb
-from optd_wire.values import WriteStateHeader
+from optd_wire.values import JobVersion, WriteStateHeader
 
 
 class StateService:
@@ -38,6 +39,11 @@ class StateService:
             raise InvalidRequest(problem="the first message must have the header")
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
+        with job.noting_rejections(header.worker, time.time):
+            version = await self._receive(requests, job, header, frames)
+        return pb.WriteStateResponse(version=to_message(version))
+
+    async def _receive(self, requests: Requests, job: Job, header: WriteStateHeader, frames: list[Frame]) -> JobVersion:
         job.workers.check(header.worker, header.epoch, time.monotonic())
         upload = StateUpload(job, header)
         with upload.room(self._catalog.memory):
@@ -48,6 +54,5 @@ class StateService:
                 request = await requests.next()
                 if request is None:
                     break
-                message, frames = request
-            version = await upload.apply()
-        return pb.WriteStateResponse(version=to_message(version))
+                _, frames = request
+            return await upload.apply()

@@ -12,7 +12,7 @@ from optd_server.rpc.frames import cut, weights_of
 from optd_server.store.gradients import GradientSlot
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import InvalidRequest, OptdError
+from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PullResult, PushHeader, PushResult
@@ -69,14 +69,8 @@ class TrainingService:
             raise InvalidRequest(problem="the first message of a push must have its header")
         header = from_message(message.header, PushHeader)
         job = self._catalog.find(header.job)
-        try:
+        with job.noting_rejections(header.worker, time.time):
             return await self._receive(requests, job, header, message, frames, one_push=one_push)
-        except OptdError as error:
-            worker = job.workers.find(header.worker)
-            if worker is not None:
-                worker.rejections += 1
-            job.rejections.add(error, worker=header.worker, version=job.model.version.version, wall=time.time())
-            raise
 
     async def _receive(
         self,

@@ -1,4 +1,4 @@
-"""The optimizer face for numpy arrays: `SGD`, `Adam`, `AdamW`, and `Optimizer` by an algorithm's name.
+"""The optimizer face for numpy arrays, by an algorithm's name; `optd.algorithms` has a class for each.
 
 For torch's parameters there is `optd.torch`.
 """
@@ -52,10 +52,7 @@ class Optimizer:
         **options: Any,
     ) -> None:
         groups = read_groups(params)
-        self._own_session: Session | None = None
-        self.session, opened = open_session(session, server, job, worker)
-        if opened:
-            self._own_session = self.session
+        self.session, self._owns_session = open_session(session, server, job, worker)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
         last reply. A value that is changed here goes to the server with the next step or push."""
@@ -77,8 +74,8 @@ class Optimizer:
 
     def close(self) -> None:
         """Closes the session, if it was opened here."""
-        if self._own_session is not None:
-            self._own_session.close()
+        if self._owns_session:
+            self.session.close()
 
     @property
     def version(self) -> int:
@@ -204,89 +201,6 @@ class Optimizer:
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
         self._registration.send_options()
-
-
-class SGD(Optimizer):
-    """`torch.optim.SGD` as a service; see `Optimizer` for `params` and the session's arguments."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        session: Session | None = None,
-        server: str | None = None,
-        job: str | None = None,
-        worker: str | None = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(
-            "sgd",
-            params,
-            session=session,
-            server=server,
-            job=job,
-            worker=worker,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            maximize=maximize,
-            **unknown,
-        )
-
-
-class Adam(Optimizer):
-    """`torch.optim.Adam` as a service; see `Optimizer` for `params` and the session's arguments."""
-
-    algorithm = "adam"
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        amsgrad: bool = False,
-        *,
-        maximize: bool = False,
-        session: Session | None = None,
-        server: str | None = None,
-        job: str | None = None,
-        worker: str | None = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__(
-            self.algorithm,
-            params,
-            session=session,
-            server=server,
-            job=job,
-            worker=worker,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            maximize=maximize,
-            **unknown,
-        )
-
-
-class AdamW(Adam):
-    """`torch.optim.AdamW` as a service; see `Optimizer` for `params` and the session's arguments."""
-
-    algorithm = "adamw"
-
-    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 1e-2, **options: Any) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, **options)
 
 
 def _group_dict(group: ParamGroup) -> dict[str, Any]:

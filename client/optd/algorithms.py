@@ -1,0 +1,101 @@
+"""A class for each algorithm, with torch's arguments in torch's order. See `Optimizer` for `params` and the rest."""
+
+from typing import Any, TypedDict, Unpack
+
+from optd.optimizer import Optimizer
+from optd.session import Session
+
+
+class Where(TypedDict, total=False):
+    """Which job an optimizer belongs to: an open session, or what is needed to open one."""
+
+    session: Session
+    server: str
+    job: str
+    worker: str
+
+
+class SGD(Optimizer):
+    """`torch.optim.SGD` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "sgd",
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            **where,
+        )
+
+
+class Adam(Optimizer):
+    """`torch.optim.Adam` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "adam",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+            **where,
+        )
+
+
+class AdamW(Optimizer):
+    """`torch.optim.AdamW` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "adamw",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            **where,
+        )

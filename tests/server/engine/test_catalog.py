@@ -1,0 +1,92 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from optd_server.engine import plan
+from optd_server.engine.policies.registry import rule_of
+from optd_server.optim.registry import ALGORITHMS
+from optd_wire import errors
+from optd_wire.frames import Frame
+from optd_wire.layout import lay_out
+from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, Sync
+from tests.server.engine.conftest import settle
+
+
+def spec(name="job", elements=4):
+    return JobSpec(name, "sgd", {}, (GroupSpec("g", {}, (ParameterSpec("w", (elements,), "float32"),)),))
+
+
+def test_nobody_sees_a_job_before_it_is_whole_and_those_who_wait_get_it(play):
+    async def scenario(engine):
+        with engine.catalog.upload(spec()) as upload:
+            with pytest.raises(errors.UnknownJob):
+                engine.catalog.find("job")
+            with pytest.raises(errors.JobExists, match="is being created by another worker"):
+                engine.catalog.upload(spec()).__enter__()
+            waiting = asyncio.create_task(engine.catalog.find_whole("job"))
+            await settle()
+            assert not waiting.done()
+            with pytest.raises(errors.IncompleteParameter, match="weights of parameter 'w' covers 0 of its 4"):
+                engine.catalog.finish(upload, wall=0)
+            upload.sink.write(Frame(0, 0, np.zeros(4, "f4")))
+            job = engine.catalog.finish(upload, wall=0)
+        assert await waiting is job
+        with pytest.raises(errors.JobExists, match="exists already"):
+            engine.catalog.upload(spec()).__enter__()
+
+    play(scenario)
+
+
+def test_an_upload_that_breaks_leaves_nothing_and_wakes_those_who_wait(play):
+    async def scenario(engine):
+        with pytest.raises(RuntimeError), engine.catalog.upload(spec()):
+            waiting = asyncio.create_task(engine.catalog.find_whole("job"))
+            await settle()
+            raise RuntimeError("the creator died")
+        with pytest.raises(errors.UnknownJob):
+            await waiting
+        assert (len(engine.catalog), engine.catalog.memory.planned) == (0, 0)
+        with engine.catalog.upload(spec()):
+            pass
+
+    play(scenario)
+
+
+def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
+    async def scenario(engine):
+        with pytest.raises(errors.MemoryExceeded, match="'job' needs .* bytes, 1000 of the server's 1000 are free"):
+            engine.catalog.upload(spec(elements=1 << 39)).__enter__()
+        assert engine.catalog.memory.planned == 0
+
+    play(scenario, limit=1000)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "policy", "buffers"),
+    [
+        # 3 snapshots, the policy's gradients, the last gradient, the states that the options need
+        ("sgd", {"momentum": 0.0}, Sync(1), 3 + 1 + 1 + 0),
+        ("sgd", {"momentum": 0.9}, Sync(1), 3 + 1 + 1 + 1),
+        ("adam", {"amsgrad": False}, Async(), 3 + 4 + 1 + 2),
+        ("adam", {"amsgrad": True}, Sync(8), 3 + 8 + 1 + 3),
+    ],
+)
+def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
+    layouts = [lay_out([ParameterSpec("w", (100,), "float32"), ParameterSpec("v", (10,), "float64")])]
+    planned = plan.job_bytes(ALGORITHMS[algorithm], rule_of(policy), layouts, [options])
+    assert planned == buffers * (100 * 4 + 10 * 8)
+
+
+def test_loans_come_back_even_when_the_borrower_fails():
+    memory = plan.Memory(100)
+    memory.reserve("job", 60)
+    with pytest.raises(RuntimeError), memory.lend("copy", 30):
+        assert memory.planned == 90
+        with pytest.raises(errors.MemoryExceeded, match="'copy' needs|needs 20 bytes, 10 of the server's 100"):
+            memory.lend("copy", 20).__enter__()
+        raise RuntimeError
+    assert memory.planned == 60
+    memory.reserve("job", 100)
+    memory.release("job")
+    assert memory.planned == 0

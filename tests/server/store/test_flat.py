@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from optd_server.store.flat import FlatBuffers, FrameSink
+from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
+from optd_wire.frames import Frame
+from optd_wire.layout import lay_out
+from optd_wire.values import ParameterSpec
+
+LAYOUT = lay_out(
+    [
+        ParameterSpec("a", (2, 3), "float32"),
+        ParameterSpec("x", (4,), "float64"),
+        ParameterSpec("empty", (0, 7), "float32"),
+        ParameterSpec("b", (), "float32"),
+    ]
+)
+
+
+def sink():
+    return FrameSink(FlatBuffers([LAYOUT]), "gradient", ["g"])
+
+
+def f4(*values):
+    return np.array(values, "f4")
+
+
+def test_layout_sorts_by_dtype_then_as_listed():
+    assert [p.offset for p in LAYOUT.parameters] == [0, 7, 6, 6]
+    assert [(s.dtype, s.offset, s.count, s.members) for s in LAYOUT.segments] == [
+        ("float32", 0, 7, (0, 2, 3)),
+        ("float64", 7, 4, (1,)),
+    ]
+    assert LAYOUT.count == 11
+
+
+def test_frames_in_any_order_and_pieces():
+    target = sink()
+    target.write(Frame(0, 7, np.arange(4.0)))
+    target.write(Frame(0, 4, f4(4, 5, 6)))
+    target.write(Frame(0, 0, f4(0, 1, 2, 3)))
+    assert target.buffers.arrays[0][0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert target.buffers.arrays[0][1].tolist() == [0, 1, 2, 3]
+    assert [present.tolist() for present in target.presence()[0]] == [[True, True, True], [True]]
+    target.require_all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "says"),
+    [
+        (Frame(1, 0, f4(1)), InvalidRequest, "group 1; it must be in [0, 1)"),
+        (Frame(0, 6, f4(1, 2)), FrameOutOfRange, "[6, 8) of group 0; its ranges are [0, 7) float32, [7, 11) float64"),
+        (Frame(0, 11, f4(1)), FrameOutOfRange, "[11, 12)"),
+        (Frame(0, 2**63, f4(1)), FrameOutOfRange, "9223372036854775808"),
+        (Frame(0, 0, np.zeros(6)), DtypeMismatch, "parameter 'a' must have dtype float32, got float64"),
+        (Frame(0, 6, np.zeros(1)), DtypeMismatch, "parameter 'b'"),
+        (Frame(0, 0, f4(1), "exp_avg"), InvalidRequest, "exp_avg"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_refused_and_writes_nothing(frame, error, says):
+    target = sink()
+    target.buffers.arrays[0][0][:] = 7
+    with pytest.raises(error) as caught:
+        target.write(frame)
+    assert says in str(caught.value)
+    assert (target.buffers.arrays[0][0] == 7).all()
+    assert not any(present.any() for present in target.presence()[0])
+
+
+def test_overlap_and_partial_parameters_are_named():
+    target = sink()
+    target.write(Frame(0, 0, f4(0, 1, 2, 3)))
+    with pytest.raises(FrameOverlap, match="parameter 'a' is sent twice, at element 3 of group 'g'"):
+        target.write(Frame(0, 3, f4(9, 9)))
+    assert target.buffers.arrays[0][0][3] == 3
+    with pytest.raises(IncompleteParameter, match="gradient of parameter 'a' covers 4 of its 6 elements"):
+        target.presence()
+
+
+def test_what_is_missing_is_named():
+    target = sink()
+    target.write(Frame(0, 0, f4(*range(6))))
+    with pytest.raises(IncompleteParameter, match="'b' covers 0 of its 1"):
+        target.require_all()
