@@ -78,7 +78,7 @@ class FlatView:
         if not 0 <= group < len(self.layouts):
             return  # a group that another worker has added, and this one does not have
         order = self._order[group]
-        index = bisect_right(order.offsets, frame.offset) - 1
+        index = max(0, bisect_right(order.offsets, frame.offset) - 1)
         while index < len(order.offsets) and order.offsets[index] < frame.stop:
             start = order.offsets[index]
             array = arrays[group][order.members[index]]

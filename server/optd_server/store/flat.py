@@ -27,13 +27,20 @@ def bytes_of(layouts: Sequence[GroupLayout]) -> int:
     return sum(segment.count * DTYPES[segment.dtype].itemsize for layout in layouts for segment in layout.segments)
 
 
-def segment_at(layout: GroupLayout, group: int, offset: int, count: int) -> int:
-    """The index of the segment that `[offset, offset + count)` lies in; raises `FrameOutOfRange`."""
-    for index, segment in enumerate(layout.segments):
-        if segment.offset <= offset and offset + count <= segment.offset + segment.count:
-            return index
-    ranges = ", ".join(f"[{s.offset}, {s.offset + s.count}) {s.dtype}" for s in layout.segments)
-    raise FrameOutOfRange(group=group, start=offset, stop=offset + count, ranges=ranges)
+def segment_at(layout: GroupLayout, frame: Frame) -> int:
+    """The index of the segment that a frame lies in; raises `FrameOutOfRange`.
+
+    A frame without elements may lie on the border of two segments; it belongs to the one of its dtype.
+    """
+    holding = [
+        index
+        for index, segment in enumerate(layout.segments)
+        if segment.offset <= frame.offset and frame.stop <= segment.offset + segment.count
+    ]
+    if not holding:
+        ranges = ", ".join(f"[{s.offset}, {s.offset + s.count}) {s.dtype}" for s in layout.segments)
+        raise FrameOutOfRange(group=frame.group, start=frame.offset, stop=frame.stop, ranges=ranges)
+    return next((i for i in holding if DTYPES[layout.segments[i].dtype] == frame.values.dtype), holding[0])
 
 
 def parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> ParameterInfo:
@@ -61,13 +68,6 @@ class FlatBuffers:
         """Takes the groups of `others` over behind its own, without copying."""
         self.layouts.extend(others.layouts)
         self.arrays.extend(others.arrays)
-
-    def read(self, group: int, offset: int, count: int) -> Array:
-        """A view of elements `[offset, offset + count)` of a group; raises `FrameOutOfRange`."""
-        layout = self.layouts[group]
-        index = segment_at(layout, group, offset, count)
-        start = offset - layout.segments[index].offset
-        return self.arrays[group][index][start : start + count]
 
 
 class FrameSink:
@@ -99,7 +99,7 @@ class FrameSink:
         if frame.field not in ("", self._field):
             raise InvalidRequest(problem=f"a frame of {frame.field!r} among frames of {self._field!r}")
         layout = layouts[group]
-        index = segment_at(layout, frame.group, frame.offset, frame.values.size)
+        index = segment_at(layout, frame)
         segment = layout.segments[index]
         if frame.values.dtype != DTYPES[segment.dtype]:
             raise DtypeMismatch(

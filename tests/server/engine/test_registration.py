@@ -63,9 +63,7 @@ def test_what_is_wrong_with_a_spec_is_named(spec, error, says):
 
 
 def infos(spec):
-    return [
-        GroupInfo(i, GroupOptions(g.name, {}), lay_out(g.parameters).parameters) for i, g in enumerate(spec.groups)
-    ]
+    return [GroupInfo(i, GroupOptions(g.name, {}), lay_out(g.parameters).parameters) for i, g in enumerate(spec.groups)]
 
 
 DIFFERENT = [

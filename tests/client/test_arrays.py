@@ -1,0 +1,62 @@
+"""Arrays to frames to arrays, over every shape of job that hypothesis comes up with."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optd import arrays as arrays_module
+from optd.arrays import BATCH_BYTES, FlatView
+from optd_server.store.flat import FlatBuffers, FrameSink
+from optd_wire.frames import decode, encode_gathered
+from optd_wire.v1.training_service_pb2 import PushRequest
+from optd_wire.values import ParameterSpec
+
+parameter = st.tuples(
+    st.lists(st.integers(0, 5), max_size=3).map(tuple), st.sampled_from(["float32", "float64"]), st.booleans()
+)
+jobs = st.lists(st.lists(parameter, min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(jobs, st.integers(8, 200))
+def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_bytes):
+    specs = [[ParameterSpec(f"p{i}", s, d) for i, (s, d, _) in enumerate(group)] for group in job]
+    rng = np.random.default_rng(0)
+    given_arrays = [[rng.normal(size=s).astype(d) if there else None for s, d, there in group] for group in job]
+    view = FlatView(specs)
+    sink = FrameSink(FlatBuffers(view.layouts), "gradient", [f"g{i}" for i in range(len(job))])
+    back = [[np.full(s, np.nan, d) for s, d, _ in group] for group in job]
+    # Arrays of the user may have any strides.
+    back = [[np.asfortranarray(array) for array in row] for row in back]
+    original, arrays_module.BATCH_BYTES = arrays_module.BATCH_BYTES, batch_bytes
+    try:
+        batches = list(view.source(given_arrays)())
+    finally:
+        arrays_module.BATCH_BYTES = original
+    for batch in batches:
+        _, frames = decode(PushRequest, encode_gathered(PushRequest(), batch))
+        for frame in frames:
+            assert frame.values.nbytes <= batch_bytes
+            sink.write(frame)
+            view.write(frame, back)
+    for group, row in enumerate(given_arrays):
+        for place, array in enumerate(row):
+            if array is not None:
+                np.testing.assert_array_equal(back[group][place], array)
+    presence = sink.presence()
+    for group, layout in enumerate(view.layouts):
+        for segment, whole in zip(layout.segments, presence[group], strict=True):
+            for member, there in zip(segment.members, whole, strict=True):
+                # An empty parameter without a gradient may lie between two that have one.
+                if layout.parameters[member].size:
+                    assert bool(there) == (given_arrays[group][member] is not None)
+                elif given_arrays[group][member] is not None:
+                    assert there
+
+
+def test_a_large_parameter_takes_many_batches_and_small_ones_share_one():
+    large = FlatView([[ParameterSpec("w", (3 * BATCH_BYTES // 4 + 1,), "float32")]])
+    assert len(list(large.source([[np.zeros(3 * BATCH_BYTES // 4 + 1, "f4")]])())) == 4
+    small = FlatView([[ParameterSpec(f"p{i}", (3,), "float32") for i in range(1000)]])
+    batches = list(small.source([[np.zeros(3, "f4")] * 1000])())
+    assert [len(batch) for batch in batches] == [1]

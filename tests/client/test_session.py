@@ -1,0 +1,129 @@
+"""What a session sends and when it sends it again, against a transport that a test plays."""
+
+import threading
+
+import pytest
+
+from optd import errors
+from optd.session import Session
+from optd_wire.values import Async, JobInfo, JobSpec, JobVersion, Membership, PushResult
+
+SPEC = JobSpec("job", "sgd", {}, ())
+LOST = errors.ConnectionLost(address="fake:1", rpc="Push", problem="cut")
+LATE = errors.DeadlineExceeded(rpc="Push", address="fake:1", seconds=1, hint="")
+
+
+class FakeTransport:
+    """Plays a script of answers to pushes; notes every call."""
+
+    address = "fake:1"
+
+    def __init__(self, *script):
+        self.script = list(script)
+        self.calls = []
+        self.epoch = 0
+        self.lock = threading.Lock()
+
+    def close(self):
+        self.calls.append("close")
+
+    def leave(self, job, worker, epoch, timeout):
+        self.calls.append(("leave", epoch))
+
+    def renew_lease(self, job, worker, epoch, timeout):
+        pass
+
+    def join(self, job, worker, spec, wait_seconds, timeout):
+        self.epoch += 1
+        self.calls.append(("join", spec is not None))
+        info = JobInfo("job", "sgd", {}, Async(), (), JobVersion())
+        return Membership(self.epoch, 60_000, info, (), 1 << 20)
+
+    def push(self, header, gradients, timeout):
+        with self.lock:
+            self.calls.append((header.epoch, header.sequence))
+            answer = self.script.pop(0) if self.script else None
+        if answer is not None:
+            raise answer
+        return PushResult(JobVersion(header.sequence), header.sequence, 0, False)
+
+
+def session(*script):
+    transport = FakeTransport(*script)
+    opened = Session(transport, job="job", worker="w", timeout=30.0, policy=Async())
+    opened.register(SPEC, lambda: iter(()))
+    transport.calls.clear()
+    return opened, transport
+
+
+def push(opened):
+    return opened.push(lambda: iter(()), (), JobVersion())
+
+
+def test_sequences_count_up_and_a_lost_answer_is_asked_for_under_the_same_number():
+    opened, transport = session(None, LOST, LOST, None)
+    push(opened)
+    push(opened)
+    push(opened)
+    assert transport.calls == [(1, 1), (1, 2), (1, 2), (1, 2), (1, 3)]
+    opened.close()
+
+
+def test_a_refused_push_leaves_its_number_to_the_next():
+    opened, transport = session(errors.NonfiniteGradient(parameter="w", value="nan", index=0))
+    with pytest.raises(errors.NonfiniteGradient):
+        push(opened)
+    push(opened)
+    assert transport.calls == [(1, 1), (1, 1)]
+    opened.close()
+
+
+def test_after_a_push_whose_fate_is_unknown_a_new_epoch_fences_it():
+    opened, transport = session(None, LATE)
+    push(opened)
+    with pytest.raises(errors.DeadlineExceeded):
+        push(opened)
+    push(opened)
+    assert transport.calls == [(1, 1), (1, 2), ("join", False), (2, 1)]
+    opened.close()
+
+
+def test_a_push_that_is_interrupted_is_in_doubt_too():
+    opened, transport = session(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        push(opened)
+    push(opened)
+    assert transport.calls == [(1, 1), ("join", False), (2, 1)]
+    opened.close()
+
+
+def test_pushes_of_several_threads_follow_one_another():
+    opened, transport = session()
+    threads = [threading.Thread(target=lambda: [push(opened) for _ in range(25)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert transport.calls == [(1, n) for n in range(1, 101)]
+    opened.close()
+
+
+def test_closing_leaves_once_and_ends_everything():
+    opened, transport = session()
+    with opened:
+        pass
+    opened.close()
+    assert transport.calls == [("leave", 1), "close"]
+    with pytest.raises(errors.SessionClosed, match="the session of job 'job' is closed"):
+        push(opened)
+
+
+def test_a_session_carries_one_optimizer_and_needs_one_to_push():
+    opened, _ = session()
+    with pytest.raises(errors.AlreadyRegistered):
+        opened.register(SPEC, lambda: iter(()))
+    opened.close()
+    other = Session(FakeTransport(), job="job", worker="w", timeout=30.0, policy=Async())
+    with pytest.raises(errors.UnknownWorker):
+        push(other)
+    other.close()
