@@ -1,0 +1,86 @@
+# Every target sets itself up in .venv first; nothing outside this folder is changed.
+#
+#   PYTHON=python3.12 make test     another interpreter (3.11 or newer)
+#   make test ARGS="-k adam -x"     arguments for pytest
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help demo test soak check lint-proto format proto clean
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+BUF := .ci/buf/node_modules
+# What `make check` reads; examples and tests are formatted and linted as the packages are.
+SOURCES := proto server client examples tests
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+demo: .venv/.installed-demo ## a server and two workers learn to read digits, in under a minute
+	@exec $(BIN)/python examples/demo.py
+
+test: .venv/.installed-dev ## all tests but the long ones
+	@exec $(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+soak: .venv/.installed-dev ## the long tests
+	@exec $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+check: .venv/.installed-dev ## format, lint, types, import rules, contract, generated code
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+	@$(MAKE) --no-print-directory lint-proto
+
+format: .venv/.installed-dev ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+proto: .venv/.installed-dev ## generate proto/optd_wire/v1 from proto/optd/v1
+	$(BIN)/python proto/generate.py
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf .venv $(BUF) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+# buf comes from npm. Without it the naming test of `make test` still holds the contract to the same rules.
+lint-proto:
+	@if { [ $(BUF)/.installed -nt .ci/buf/package-lock.json ] || { command -v npm >/dev/null && npm install \
+	      --prefix .ci/buf --no-save --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null \
+	      && touch $(BUF)/.installed; }; } && $(BUF)/.bin/buf --version >/dev/null; then \
+	  echo "buf lint proto"; $(BUF)/.bin/buf lint proto; \
+	else \
+	  echo "buf lint: left out, buf does not run here; tests/contract/test_naming.py checks the names"; \
+	fi
+
+# .venv -----------------------------------------------------------------------
+
+# Installs this folder, editable, with one extra, and prints a word for each package that pip has to fetch.
+define install
+	@echo "installing optd[$(1)] into .venv"
+	@$(BIN)/python -m pip install --progress-bar off -e '.[$(1)]' | awk ' \
+	  /^Collecting / { sub(/[][<>=!~;].*/, "", $$2); printf " %s", $$2; fflush() } \
+	  /Downloading .* (MB|GB)\)$$/ { printf " %s %s", $$(NF - 1), $$NF; fflush() } \
+	  /^Installing collected/ { printf "\nunpacking\n"; fflush() }'
+endef
+
+.venv/.installed-dev: pyproject.toml | .venv/.created
+	$(call install,dev)
+	@touch .venv/.installed-demo $@
+
+.venv/.installed-demo: pyproject.toml | .venv/.created
+	$(call install,demo)
+	@touch $@
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "optd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@

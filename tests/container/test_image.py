@@ -1,0 +1,96 @@
+"""The image, built and run for real: a worker outside trains with the server inside."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import optd
+
+pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTCTL = Path(sys.executable).with_name("optctl")
+SITE_PACKAGES = "/opt/optd/lib/python3.11/site-packages"
+
+
+def test_image_says_what_it_is(engine, server_image):
+    config = engine.inspect(server_image)["Config"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert config["Labels"]["org.opencontainers.image.title"] == project["name"]
+    assert config["Labels"]["org.opencontainers.image.version"] == project["version"]
+    assert config["Labels"]["org.opencontainers.image.licenses"] == project["license"]
+    assert config["Entrypoint"] == ["optd"]
+    assert set(config["Volumes"]) == {"/data"}
+    user, group = config["User"].split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_image_holds_no_installer(engine, server_image):
+    listing = engine("run", "--rm", "--entrypoint", "ls", server_image, "/opt/optd/lib/python3.11/site-packages")
+    assert "optd_server" in listing.split()
+    assert not {"pip", "hatchling", "sklearn", "torch"} & set(listing.split())
+
+
+def test_without_a_secret_the_server_refuses_to_start(engine, server_image):
+    refused = engine.run(server_image, options=("--rm",))
+    assert refused.returncode not in (0, 125, 126, 127)  # not the engine's own failures
+    assert "--insecure" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_worker_outside_trains_and_inspects(server):
+    weights = np.ones(4)
+    with optd.connect(server.address, job="image", worker="outside", token=server.token) as session:
+        optimizer = optd.SGD({"layer.weight": weights}, lr=0.1, session=session)
+        for _ in range(3):
+            optimizer.step({"layer.weight": np.full(4, 2.0)})
+    np.testing.assert_allclose(weights, np.full(4, 0.4), rtol=1e-12)
+
+    environment = os.environ | {"OPTD_SERVER": server.address, "OPTD_TOKEN": server.token}
+    listing = subprocess.run(
+        [OPTCTL, "-o", "json", "groups", "image"], env=environment, capture_output=True, text=True, check=True
+    )
+    (group,) = json.loads(listing.stdout)
+    assert group["options"]["options"]["lr"] == 0.1
+    assert group["max_steps"] == 3
+
+
+def test_a_wrong_token_is_refused(server):
+    environment = os.environ | {"OPTD_SERVER": server.address, "OPTD_TOKEN": "wrong"}
+    refused = subprocess.run([OPTCTL, "jobs"], env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "token" in refused.stderr
+
+
+def test_the_health_check_tells_yes_from_no(server):
+    assert server.exec(*server.health_check).returncode == 0
+    assert server.exec(*server.health_check, options=("--env", "OPTD_PORT=1")).returncode == 1
+
+
+def test_the_process_is_not_root_and_can_write_to_its_data_only(server):
+    assert server.exec("id", "-u").stdout.strip() == "10001"
+    assert server.exec("touch", "/data/probe").returncode == 0
+    assert server.exec("touch", "/opt/optd/probe").returncode != 0
+
+
+@pytest.mark.parametrize("signal", ["TERM", "INT"])
+def test_a_signal_ends_the_server_in_order(server, signal: str):
+    server.engine("kill", "--signal", signal, server.name)
+    assert server.engine("wait", server.name).splitlines()[-1] == "0"
+
+
+def test_a_worker_inside_a_container_trains(engine, server, worker_image, secret):
+    options = ("--rm", *secret)
+    if engine.inspect(server.name)["HostConfig"]["NetworkMode"] != "host":
+        options += ("--network", f"container:{server.name}")
+    arguments = ("--server", server.address, "--worker", "inside", "--steps", "20")
+    worker = engine.run(worker_image, *arguments, options=options, timeout=120)
+    assert worker.returncode == 0, worker.stderr
+    assert "version 20" in worker.stdout
