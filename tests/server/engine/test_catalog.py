@@ -2,6 +2,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from tests.server.engine.conftest import settle
 
 from optd_server.engine import plan
 from optd_server.engine.policies.registry import rule_of
@@ -10,7 +11,6 @@ from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, Sync
-from tests.server.engine.conftest import settle
 
 
 def spec(name="job", elements=4):

@@ -2,12 +2,12 @@ import asyncio
 
 import numpy as np
 import pytest
+from tests.server.engine.conftest import settle, weights
 
 from optd_server.engine import pushes as pushes_module
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.values import Async, GroupUpdate, PushHeader, Sync
-from tests.server.engine.conftest import settle, weights
 
 
 def header(worker="a", sequence=1, epoch=1):
