@@ -39,6 +39,7 @@ class LocalServer:
             "0",
             "--address-file",
             str(file),
+            "--stop-with-stdin",
             *arguments,
         ]
         # Settings in the environment are for servers that somebody means to run, not for this one.
@@ -47,7 +48,7 @@ class LocalServer:
             # A new session: Ctrl-C in the terminal is for the program, which then stops the server.
             self.process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # it ends with this process, however that ends
                 stdout=log,
                 stderr=log,
                 env=inherited,
@@ -68,9 +69,7 @@ class LocalServer:
                 break
             time.sleep(0.01)
         words = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise Unreachable(
-            address="a local server", seconds=f"{time.monotonic() - began:.1f}", problem=f"optd: {words[0]}"
-        )
+        raise Unreachable(address="a local server", seconds=f"{time.monotonic() - began:.1f}", problem=words[0])
 
     def stop(self) -> int:
         """Stops the server as SIGTERM does; returns its exit status. Safe to call twice."""
@@ -81,6 +80,8 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         status = self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self._scratch.cleanup()
         return status
 

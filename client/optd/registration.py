@@ -1,8 +1,7 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
 import threading
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,37 +131,19 @@ class Registration:
 
     def read_state(self) -> list[list[ParameterState]]:
         """The state of each parameter by group and place: "step" and arrays; empty before its first step."""
-        with self._lock, self._all_states() as (states, write):
-            result = self.session.read_state(into=write)
-            for group in result.groups[: len(self.groups)]:
-                entries = {entry.field: entry.present for entry in group.entries}
-                for place, steps in enumerate(group.steps):
-                    row = states.setdefault((group.group, place), {})
-                    for field in [name for name in row if not entries[name][place]]:
-                        del row[field]
-                    if steps:
-                        row["step"] = steps
-            return [
-                [_ordered(states.get((index, place), {})) for place in range(len(group.arrays))]
-                for index, group in enumerate(self.groups)
-            ]
+        with self._lock:
+            specs = [group.spec().parameters for group in self.groups]
+            fields: dict[str, list[list[Array]]] = {}
 
-    @contextmanager
-    def _all_states(self) -> Iterator[tuple[dict[tuple[int, int], ParameterState], Any]]:
-        """Arrays for each field that arrives, made as its frames come in."""
-        specs = [group.spec().parameters for group in self.groups]
-        by_field: dict[str, list[list[Array]]] = {}
-        states: dict[tuple[int, int], ParameterState] = {}
+            def arrays(field: str) -> list[list[Array]]:
+                if field not in fields:
+                    fields[field] = empty_arrays(specs)
+                return fields[field]
 
-        def write(frame: Frame) -> None:
-            if frame.field not in by_field:
-                arrays = by_field[frame.field] = empty_arrays(specs)
-                for index, row in enumerate(arrays):
-                    for place, array in enumerate(row):
-                        states.setdefault((index, place), {})[frame.field] = array
-            self._view.write(frame, by_field[frame.field])
-
-        yield states, write
+            result = self.session.read_state(into=lambda frame: self._view.write(frame, arrays(frame.field)))
+            # A group that another worker has added is none of these.
+            groups = result.groups[: len(self.groups)]
+            return [[_parameter_state(group, place, arrays) for place in range(len(group.steps))] for group in groups]
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the state of all parameters: "step" and arrays, as `read_state` gives them."""
@@ -194,6 +175,10 @@ def _group_state(index: int, row: Sequence[ParameterState], fields: Iterable[str
     return GroupState(index, steps, entries)
 
 
-def _ordered(state: ParameterState) -> ParameterState:
-    """Torch's order: the step first."""
-    return {name: state[name] for name in sorted(state, key=lambda name: (name != "step",))}
+def _parameter_state(
+    group: GroupState, place: int, arrays: Callable[[str], Sequence[Sequence[Array]]]
+) -> ParameterState:
+    """In torch's order: the step first."""
+    counted: ParameterState = {"step": group.steps[place]} if group.steps[place] else {}
+    kept = {entry.field: arrays(entry.field)[group.group][place] for entry in group.entries if entry.present[place]}
+    return counted | kept

@@ -18,13 +18,14 @@ def with_retries(
     *,
     address: str,
     timeout: float,
+    on_first_loss: Callable[[Unavailable], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
     """Calls `attempt(seconds left)` until it does not raise `Unavailable`; raises `Unreachable` after `timeout` s.
 
     `attempt` must be safe to repeat. Pauses grow twofold and are drawn at random up to their length ("full jitter"),
-    so that workers that lost a server together do not come back together.
+    so that workers that lost a server together do not come back together. `on_first_loss` is told the first error.
     """
     began = clock()
     pause = FIRST_PAUSE
@@ -38,5 +39,7 @@ def with_retries(
                 seconds = f"{clock() - began:.1f}"
                 problem = error.values.get("problem", str(error))
                 raise Unreachable(address=address, seconds=seconds, problem=problem) from error
+            if pause == FIRST_PAUSE and on_first_loss is not None:
+                on_first_loss(error)
             sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -4,6 +4,7 @@ Everything that is sent more than once is safe to send more than once; this is t
 """
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -55,6 +56,7 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger("optd")
 
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 300.0
@@ -383,7 +385,11 @@ class Session:
 
     def _ask(self, attempt: Callable[[float], T]) -> T:
         self._check_usable()
-        return with_retries(attempt, address=self.address, timeout=self.timeout)
+        return with_retries(attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss)
+
+    def _tell_of_loss(self, error: Unavailable) -> None:
+        # The call goes on for minutes from here; somebody who waits for it wants to know why.
+        logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._process:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from pathlib import Path
 
 import structlog
@@ -23,6 +24,8 @@ async def run(config: Config) -> None:
     catalog = Catalog(memory=Memory(config.max_memory_bytes), offload=offload, lease_seconds=config.lease_seconds)
     server = Server(catalog, config, security)
     stop = _stop_on_signal()
+    if config.stop_with_stdin:
+        await _stop_on_end_of_stdin(stop)
     address = await server.start()
     leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
     log.info("serving", address=address, authentication=security.authentication, tls=config.tls)
@@ -49,6 +52,17 @@ def _stop_on_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+async def _stop_on_end_of_stdin(stop: asyncio.Event) -> None:
+    class Watcher(asyncio.Protocol):
+        def eof_received(self) -> None:
+            stop.set()
+
+        def connection_lost(self, problem: Exception | None) -> None:
+            stop.set()
+
+    await asyncio.get_running_loop().connect_read_pipe(Watcher, sys.stdin)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -65,13 +65,11 @@ class Config(BaseSettings):
     max_requests: int = Field(1024, ge=1, description="calls that are answered at the same time")
     max_streams: int = Field(256, ge=1, description="calls at the same time on one connection")
     max_memory_bytes: int = Field(
-        default_factory=lambda: int(_physical_memory() * 0.8),
+        int(_physical_memory() * 0.8),
         ge=MIB,
-        description="memory that may be planned for all jobs (default: 80 %% of the machine's)",
+        description="memory that may be planned for all jobs; unless given, 80 percent of the machine's",
     )
-    threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic"
-    )
+    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic")
     lease_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long a worker counts as alive after its last sign of life"
     )
@@ -80,6 +78,9 @@ class Config(BaseSettings):
     )
     grace_seconds: float = Field(
         10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM or SIGINT"
+    )
+    stop_with_stdin: bool = Field(
+        False, description="stop when standard input ends, as it does when the program that started the server is gone"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to log")
     log_format: Literal["text", "json"] = Field("text", description="how log lines are written, to stderr")

@@ -86,6 +86,8 @@ def _moments(flat: npt.NDArray[np.floating[Any]]) -> _Moments:
 def _histogram(
     flat: npt.NDArray[np.floating[Any]], bins: int, moments: _Moments
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    if bins == 0:
+        return np.zeros(0, np.int64), np.zeros(0)
     low, high = _limits(moments, bins)
     # A range from -1e308 to 1e308 has no width in float64: count quarters, which are exact.
     scale = 1.0 if math.isfinite(high - low) else 0.25

@@ -36,6 +36,7 @@ from optd_wire.errors import (
     ShuttingDown,
     Stalled,
     TooManyRequests,
+    UnknownJob,
 )
 from optd_wire.status import to_status
 
@@ -117,7 +118,9 @@ class _Guarded:
         if error is None:
             log.debug("call", rpc=self._method.full_name, ms=milliseconds)
         elif isinstance(error, OptdError):
-            log.info(
+            # The first worker of a job finds out in this way that it is the first.
+            tell = log.debug if isinstance(error, UnknownJob) else log.info
+            tell(
                 "refused",
                 rpc=self._method.full_name,
                 reason=error.reason,

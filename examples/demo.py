@@ -1,0 +1,176 @@
+"""A server and two workers that learn to read handwritten digits; `make demo` runs it.
+
+The server is a real `optd` process on a free port, the workers are two processes of digits.py. Groups and weights
+that are shown at the end have been read from the server. Ctrl-C ends all of them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
+
+try:
+    import digits
+    import network
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    import optd
+    from optd.local import LocalServer
+except KeyboardInterrupt:  # this takes a second, and there is nothing to stop yet
+    sys.stderr.write("demo: stopped\n")
+    sys.exit(130)
+
+JOB = "digits"
+WORKERS = ("w1", "w2")
+LINES = 6
+STOP_SECONDS = 5
+
+Show = Callable[[str, digits.Report], None]
+
+
+class Stopped(Exception):
+    """A signal has come; its number is the argument."""
+
+
+class Failed(Exception):
+    """A worker or the server has ended before its time."""
+
+
+class Worker:
+    """A process of digits.py. What it prints is put into `events` as (worker, line), and its end as (worker, "")."""
+
+    def __init__(self, name: str, shard: str, server: str, events: SimpleQueue) -> None:
+        self.name = name
+        self.last_words = "it said nothing"
+        arguments = ["--server", server, "--job", JOB, "--worker", name, "--shard", shard, "--sync", "--json"]
+        self.process = subprocess.Popen(
+            [sys.executable, digits.__file__, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C in the terminal is for the demo, which then stops its workers
+        )
+        threading.Thread(target=self._read, args=(events,), daemon=True).start()
+
+    def _read(self, events: SimpleQueue) -> None:
+        for line in self.process.stdout:
+            events.put((self, line))
+        events.put((self, ""))
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def main() -> None:
+    for name in [name for name in os.environ if name.startswith("OPTD_")]:
+        del os.environ[name]  # settings for another server than the demo's own
+    # Signals wait in the queue for their turn, so that none can come between a process and its being known here.
+    events: SimpleQueue = SimpleQueue()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: events.put(number))
+    console = Console(highlight=False)
+    try:
+        with optd.local() as server:
+            console.print(f"server on {server.address}, job {JOB}, workers {' and '.join(WORKERS)}")
+            train(server, events, console)
+            with optd.connect(server.address, job=JOB) as session:
+                console.print(groups(session))
+                _, held_out = network.load()
+                accuracy = network.accuracy(session.pull(), held_out)
+    except Stopped as stopped:
+        sys.stderr.write("demo: stopped\n")
+        sys.exit(128 + stopped.args[0])
+    except (Failed, optd.OptdError) as error:
+        sys.exit(f"demo: {error}")
+    print(f"test accuracy: {accuracy:.2f}")
+
+
+def train(server: LocalServer, events: SimpleQueue, console: Console) -> None:
+    """Runs the workers to their end. Raises `Stopped` or `Failed`; either way no worker is left."""
+    with ExitStack() as stack:
+        running = set()
+        for index, name in enumerate(WORKERS, 1):
+            worker = Worker(name, f"{index}/{len(WORKERS)}", server.address, events)
+            stack.callback(worker.stop)
+            running.add(worker)
+        show = stack.enter_context(display(console))
+        while running:
+            match next_event(server, events):
+                case int(number):
+                    raise Stopped(number)
+                case worker, "":
+                    if worker.process.wait() != 0:
+                        raise Failed(
+                            f"worker {worker.name} ended with {worker.process.returncode}: {worker.last_words}"
+                        )
+                    running.remove(worker)
+                case worker, line if line.startswith("{"):
+                    show(worker.name, digits.Report(**json.loads(line)))
+                case worker, line:
+                    worker.last_words = line.strip() or worker.last_words
+
+
+def next_event(server: LocalServer, events: SimpleQueue) -> int | tuple[Worker, str]:
+    """A signal's number, or what a worker has printed."""
+    while True:
+        try:
+            return events.get(timeout=1)
+        except Empty:
+            if server.process.poll() is not None:
+                raise Failed("the server has ended") from None
+
+
+@contextmanager
+def display(console: Console) -> Iterator[Show]:
+    """A bar for each worker on a terminal, elsewhere a few lines."""
+    if console.is_terminal:
+        with Progress(*digits.COLUMNS, console=console) as progress:
+            bars = {name: progress.add_task(name, total=digits.STEPS, where="starting") for name in WORKERS}
+            yield lambda name, report: progress.update(bars[name], completed=report.step, where=report)
+    else:
+        yield print_seldom
+
+
+def print_seldom(name: str, report: digits.Report) -> None:
+    if report.step % (report.steps // LINES) == 0:
+        digits.print_line(name, report)
+
+
+def groups(session: optd.Session) -> Table:
+    """The groups of the job as the server holds them: a row for each parameter."""
+    table = Table(title=f"groups of job {session.job}, read over RPC")
+    for column in ("group", "parameter", "shape"):
+        table.add_column(column)
+    for column in ("lr", "weight_decay", "steps", "norm"):
+        table.add_column(column, justify="right")
+    for group in session.groups():
+        name, options = group.options.group, group.options.options
+        for report in session.parameters(name):
+            norm = next(field.statistics.norm for field in report.fields if field.field == "weights")
+            table.add_row(
+                name,
+                report.parameter.name,
+                " x ".join(map(str, report.parameter.shape)),
+                *(f"{options[option]:g}" for option in ("lr", "weight_decay")),
+                str(report.steps),
+                f"{norm:.3f}",
+            )
+        table.add_section()
+    return table
+
+
+if __name__ == "__main__":
+    main()
