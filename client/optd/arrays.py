@@ -16,12 +16,22 @@ from optd_wire.values import ParameterInfo, ParameterSpec
 Array = npt.NDArray[Any]
 # Bulk streams move fastest in messages of one to a few MiB.
 BATCH_BYTES = 1 << 20
+BATCH_FRAMES = 1024
+# A frame's own header, with room to spare.
+FRAME_OVERHEAD = 64
 
 
 class FlatView:
     """The groups of a job and where their parameters lie. Parameters are addressed by group and place in its list."""
 
-    def __init__(self, groups: Sequence[Sequence[ParameterSpec | ParameterInfo]], first_group: int = 0) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Sequence[ParameterSpec | ParameterInfo]],
+        *,
+        first_group: int = 0,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
+        self._batch_bytes = batch_bytes
         self.layouts = [lay_out(parameters) for parameters in groups]
         self._first_group = first_group
         self._order = [_Order(layout) for layout in self.layouts]
@@ -32,13 +42,13 @@ class FlatView:
 
     def _batches(self, arrays: Sequence[Sequence[Array | None]], field: str) -> Iterator[list[GatheredFrame]]:
         batch: list[GatheredFrame] = []
-        room = BATCH_BYTES
+        room = self._batch_bytes
         for frame, pieces, size in self._frames(arrays, field):
-            batch.append((frame, pieces))
-            room -= size
-            if room <= 0:
+            if batch and (size + FRAME_OVERHEAD > room or len(batch) == BATCH_FRAMES):
                 yield batch
-                batch, room = [], BATCH_BYTES
+                batch, room = [], self._batch_bytes
+            batch.append((frame, pieces))
+            room -= size + FRAME_OVERHEAD
         if batch:
             yield batch
 
@@ -47,7 +57,7 @@ class FlatView:
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
                 nothing = np.empty(0, DTYPES[segment.dtype])
-                most = BATCH_BYTES // nothing.itemsize
+                most = max(1, (self._batch_bytes - FRAME_OVERHEAD) // nothing.itemsize)
                 pieces: list[Array] = []
                 start, count = segment.offset, 0
                 for member in segment.members:

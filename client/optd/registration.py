@@ -11,6 +11,7 @@ from optd.arrays import Array, FlatView, empty_arrays
 from optd.options import OptionMirror
 from optd.params import ParamGroup
 from optd.session import Session, connect
+from optd_wire.errors import JobMismatch
 from optd_wire.frames import Frame
 from optd_wire.values import (
     WEIGHTS,
@@ -55,7 +56,7 @@ class Registration:
         self._dicts = list(dicts)
         self._mirror = OptionMirror()
         self._lock = threading.RLock()
-        self._view = self._new_view()
+        self._view = self._new_view(self.groups)
         spec = JobSpec(
             name=session.job,
             algorithm=algorithm,
@@ -67,11 +68,14 @@ class Registration:
         self._base = membership.job.version
         for info, group in zip(membership.job.groups, self._dicts, strict=False):
             self._mirror.add(info.options, group)
-        if not created or self._base.version:
+        self.attached = not created or self._base.version > 0
+        """Whether the job was there before, so that its weights are now in the arrays."""
+        if self.attached:
             self.pull()
 
-    def _new_view(self) -> FlatView:
-        return FlatView([group.spec().parameters for group in self.groups])
+    def _new_view(self, groups: Sequence[ParamGroup], first_group: int = 0) -> FlatView:
+        specs = [group.spec().parameters for group in groups]
+        return FlatView(specs, first_group=first_group, batch_bytes=self.session.batch_bytes)
 
     def _arrays(self) -> list[list[Array]]:
         return [group.arrays for group in self.groups]
@@ -85,14 +89,21 @@ class Registration:
         return self._base
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group to the job, with its arrays as weights, and to these; pulls where it was there already."""
+        """Adds a group to the job, with its arrays as weights, and to these; pulls where it was there already.
+
+        Raises `JobMismatch` where these lack a group that was added before it.
+        """
         with self._lock:
-            view = FlatView([group.spec().parameters], first_group=len(self.groups))
+            view = self._new_view([group], first_group=len(self.groups))
             info = self.session.add_group(group.spec(), view.source([group.arrays]))
+            if info.index != len(self.groups):
+                # Others have added groups that these lack: everything is addressed by place.
+                aspect = f"group {group.name!r} at place"
+                raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
             self.groups.append(group)
             self._dicts.append(options)
             self._mirror.add(info.options, options)
-            self._view = self._new_view()
+            self._view = self._new_view(self.groups)
             self.pull()
 
     def step(self, gradients: Rows) -> PushResult:

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Literal, TypeVar
 
 from optd import environment
-from optd.arrays import Array, FlatView, empty_arrays
+from optd.arrays import BATCH_BYTES, Array, FlatView, empty_arrays
 from optd.heartbeat import Heartbeat
 from optd.retry import with_retries
 from optd.tls import TLS
-from optd.transport.base import Known, Sink, Source, Transport
+from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
 from optd.transport.grpc import GrpcTransport
 from optd_wire.errors import (
     AlreadyRegistered,
@@ -113,11 +113,18 @@ def connect(
     worker = check_name("worker", environment.worker(worker))
     transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
     try:
-        with_retries(transport.server_status, address=address, timeout=connect_timeout)
+        status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
     except OptdError:
         transport.close()
         raise
-    return Session(transport, job=job, worker=worker, timeout=timeout, policy=policy or Async())
+    return Session(
+        transport,
+        job=job,
+        worker=worker,
+        timeout=timeout,
+        policy=policy or Async(),
+        max_message_bytes=status.limits.max_message_bytes,
+    )
 
 
 class Session:
@@ -127,11 +134,22 @@ class Session:
     in the child raises `ForkedSession`.
     """
 
-    def __init__(self, transport: Transport, *, job: str, worker: str, timeout: float, policy: Policy) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        job: str,
+        worker: str,
+        timeout: float,
+        policy: Policy,
+        max_message_bytes: int = 1 << 24,
+    ) -> None:
         self.job = job
         self.worker = worker
         self.policy = policy
         self.timeout = timeout
+        self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
+        """How many bytes of frames one message of this session may have."""
         self._transport = transport
         self._process = os.getpid()
         self._closed = False

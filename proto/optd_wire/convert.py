@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from optd_wire import values
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
+from optd_wire.errors import InvalidRequest
 from optd_wire.v1 import (
     inspection_service_pb2,
     job_pb2,
@@ -23,6 +24,9 @@ from optd_wire.v1 import (
 )
 
 V = TypeVar("V")
+
+# An entry of a few bytes costs a reader much more than it costs a sender. Millions of parameters fit in groups.
+MAX_PARTS = 1 << 16
 
 _RENAMED = {
     values.Membership: worker_service_pb2.JoinResponse,
@@ -169,7 +173,11 @@ def _read(message: Message, field: Any) -> Any:
         # Sorted, because maps have no order on the wire and people like to see the same one twice.
         return {key: _get(content[key]) if of_messages else content[key] for key in sorted(content)}
     if field.message_type is not None:
-        return tuple(_get(item) for item in content) if field.is_repeated else _get(content)
+        if not field.is_repeated:
+            return _get(content)
+        if len(content) > MAX_PARTS:
+            raise InvalidRequest(problem=f"{field.name} must have at most {MAX_PARTS} entries, got {len(content)}")
+        return tuple(_get(item) for item in content)
     convert = dtype_from_enum if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR else _unchanged
     if field.is_repeated:
         return tuple(convert(item) for item in content)

@@ -34,6 +34,8 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+LONGEST_VALUE = 400  # bytes
+
 BY_REASON: dict[str, type["OptdError"]] = {}
 
 
@@ -54,11 +56,19 @@ class OptdError(Exception):
             BY_REASON[cls.reason] = cls
 
     def __init__(self, **values: object) -> None:
-        self.values = {name: str(value) for name, value in values.items()}
+        self.values = {name: _shown(value) for name, value in values.items()}
         super().__init__(self.template.format(**self.values))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.values)
+
+
+def _shown(value: object) -> str:
+    """A value as text that fits into the trailers of a reply, whatever a caller has sent."""
+    encoded = str(value).encode("utf-8", "backslashreplace")
+    if len(encoded) > LONGEST_VALUE:
+        encoded = encoded[: LONGEST_VALUE - 3] + b"..."
+    return encoded.decode("utf-8", "ignore")
 
 
 def _rebuild(cls: type[OptdError], values: dict[str, str]) -> OptdError:

@@ -21,6 +21,8 @@ M = TypeVar("M", bound=Message)
 Buffer = bytes | memoryview
 
 FRAMES = 15
+# A frame of a few bytes costs a reader much more than it costs a sender; the bound is far above what bulk needs.
+MAX_FRAMES = 4096
 _PAYLOAD = 15
 _LENGTH_DELIMITED = 2
 _TAG_15 = bytes([FRAMES << 3 | _LENGTH_DELIMITED])
@@ -88,16 +90,20 @@ def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
     rest: list[Buffer] = []
-    frames = []
+    frames: list[Frame] = []
     try:
         for number, start, body, stop in _fields(view):
             if number == FRAMES and body is not None:
+                if len(frames) == MAX_FRAMES:
+                    raise DecodeError(f"more than {MAX_FRAMES} frames")
                 frames.append(_decode_frame(view[body:stop]))
             else:
                 rest.append(view[start:stop])
         message = message_class.FromString(b"".join(rest))
-    except (DecodeError, IndexError) as error:
-        raise MalformedMessage(message=name, problem=str(error) or "it ends early") from error
+    except IndexError:
+        raise MalformedMessage(message=name, problem="it ends in the middle of a field") from None
+    except DecodeError as error:
+        raise MalformedMessage(message=name, problem=error) from error
     return message, frames
 
 

@@ -1,7 +1,11 @@
 """The program `optd`."""
 
 import asyncio
+import os
 import sys
+
+# gRPC's own log lines repeat, in its words, what optd says in one line. It reads this when it is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from optd_server.app import run
 from optd_server.config import ConfigError, load

@@ -118,6 +118,7 @@ def load(arguments: Sequence[str]) -> Config:
     """
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--config", default=os.environ.get("OPTD_CONFIG"))
+    file = None
     try:
         file = first.parse_known_args(list(arguments))[0].config
         if file is not None and not Path(file).is_file():
@@ -130,7 +131,9 @@ def load(arguments: Sequence[str]) -> Config:
         return CliApp.run(settings, cli_args=list(arguments), cli_exit_on_error=False)
     except ValidationError as error:
         raise ConfigError("; ".join(_line(found) for found in error.errors())) from None
-    except (SettingsError, argparse.ArgumentError, tomllib.TOMLDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"config: cannot read {file}: {error}") from None
+    except (SettingsError, argparse.ArgumentError) as error:
         raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from None
 
 

@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd import arrays as arrays_module
-from optd.arrays import BATCH_BYTES, FlatView
+from optd.arrays import BATCH_BYTES, FRAME_OVERHEAD, FlatView
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.frames import decode, encode_gathered
 from optd_wire.v1.training_service_pb2 import PushRequest
@@ -23,17 +22,12 @@ def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_b
     specs = [[ParameterSpec(f"p{i}", s, d) for i, (s, d, _) in enumerate(group)] for group in job]
     rng = np.random.default_rng(0)
     given_arrays = [[rng.normal(size=s).astype(d) if there else None for s, d, there in group] for group in job]
-    view = FlatView(specs)
+    view = FlatView(specs, batch_bytes=batch_bytes + FRAME_OVERHEAD)
     sink = FrameSink(FlatBuffers(view.layouts), "gradient", [f"g{i}" for i in range(len(job))])
     back = [[np.full(s, np.nan, d) for s, d, _ in group] for group in job]
     # Arrays of the user may have any strides.
     back = [[np.asfortranarray(array) for array in row] for row in back]
-    original, arrays_module.BATCH_BYTES = arrays_module.BATCH_BYTES, batch_bytes
-    try:
-        batches = list(view.source(given_arrays)())
-    finally:
-        arrays_module.BATCH_BYTES = original
-    for batch in batches:
+    for batch in view.source(given_arrays)():
         _, frames = decode(PushRequest, encode_gathered(PushRequest(), batch))
         for frame in frames:
             assert frame.values.nbytes <= batch_bytes

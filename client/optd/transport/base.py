@@ -33,6 +33,8 @@ from optd_wire.values import (
     WriteStateHeader,
 )
 
+HEADER_BYTES = 8192
+"""Room for what a message has besides its frames."""
 Source = Callable[[], Iterator[list[GatheredFrame]]]
 """Numbers to send: each call begins anew and gives lists of frames, each of a size that suits one message.
 

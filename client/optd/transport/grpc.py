@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from optd.tls import TLS
-from optd.transport.base import Known, Sink, Source, Transport
+from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import (
     ConnectionLost,
@@ -320,8 +320,7 @@ class GrpcTransport(Transport):
 
     def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:
         """What a failed call means: the server's own error, or one of the connection."""
-        status = rpc_status.from_call(error)
-        known = from_status(status) if status is not None else None
+        known = _own_error(error)
         if known is not None:
             return known
         name, problem = rpc.rpartition("/")[2], error.details() or "no details"
@@ -338,6 +337,15 @@ class GrpcTransport(Transport):
                 return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
 
 
+def _own_error(error: Any) -> OptdError | None:
+    """The error of optd that a failed call carries, if it carries one."""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # what is in the trailers contradicts the call's own status, as a cut-off reply does
+        return None
+    return None if status is None else from_status(status)
+
+
 def _path(rpc: str) -> str:
     return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
 
@@ -350,7 +358,8 @@ def _messages(
     What `last` says is said in the last message, which may be the first.
     """
     message = first
-    waiting: list[GatheredFrame] | None = None
+    # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
+    waiting: list[GatheredFrame] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
     for batch in batches:
         if waiting is not None:
             yield encode_gathered(message, waiting)

@@ -118,8 +118,7 @@ class Catalog:
 def _planned_bytes(spec: JobSpec) -> int:
     algorithm = find_algorithm(spec.algorithm)
     return plan.job_bytes(
-        algorithm,
         rule_of(spec.policy),
         [lay_out(group.parameters) for group in spec.groups],
-        [resolve_options(algorithm, spec.defaults, group.options) for group in spec.groups],
+        [len(algorithm.fields(resolve_options(algorithm, spec.defaults, group.options))) for group in spec.groups],
     )

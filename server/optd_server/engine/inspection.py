@@ -6,7 +6,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.state import fields_of
 from optd_server.optim import statistics
-from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
+from optd_wire.values import GRADIENT, FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
 
 MAX_BINS = 1024
 
@@ -66,10 +66,7 @@ def _has(model: Model, group: int, index: int, place: int, field: str) -> bool:
     started = model.groups.states[group][index].started
     if field in started:
         return bool(started[field][place])
-    if field == "gradient":
-        assert model.gradient is not None
-        return bool(model.gradient.presence[group][index][place])
-    return True
+    return model.has_gradient(group, index, place) if field == GRADIENT else True
 
 
 def _plain(found: statistics.Statistics) -> Statistics:

@@ -1,6 +1,6 @@
 """The numbers of one job: weights, options, state, last gradient. Changed only by actions of the job's writer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from optd_server.engine import plan
@@ -10,7 +10,7 @@ from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import GradientSlot
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
-from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.layout import lay_out
 from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
 
 
@@ -39,6 +39,11 @@ class Model:
     def elements(self) -> int:
         """How many elements its weights have."""
         return self.groups.elements
+
+    def has_gradient(self, group: int, segment: int, place: int) -> bool:
+        """Whether the parameter at a place of a segment had a gradient in the last step."""
+        presence = [] if self.gradient is None else self.gradient.presence
+        return group < len(presence) and bool(presence[group][segment][place])
 
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Calls `notify` after each change, until the function that is returned is called."""
@@ -93,9 +98,25 @@ class Model:
     def bytes_with(self, spec: GroupSpec) -> int:
         """The bytes that the job would be planned with if it had this group too."""
         resolved = resolve_options(self.groups.algorithm, self.groups.defaults, spec.options)
-        extra = GroupOptions(spec.name, resolved)
-        return self._bytes([*self.groups.options, extra], lay_out(spec.parameters))
+        fields = {field.name for field in self.groups.algorithm.fields(resolved)}
+        return plan.job_bytes(
+            self.rule,
+            [*self.groups.layouts, lay_out(spec.parameters)],
+            [*(len(names) for names in self._states(self.groups.options)), len(fields)],
+        )
 
-    def _bytes(self, options: Sequence[GroupOptions], *more: GroupLayout) -> int:
-        layouts = [*self.groups.layouts, *more]
-        return plan.job_bytes(self.groups.algorithm, self.rule, layouts, [group.options for group in options])
+    def reserve_states(self, fields: Collection[str]) -> None:
+        """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
+        states = [len(names | set(fields)) for names in self._states(self.groups.options)]
+        self._memory.reserve(self.name, plan.job_bytes(self.rule, self.groups.layouts, states))
+
+    def _bytes(self, options: Sequence[GroupOptions]) -> int:
+        states = [len(names) for names in self._states(options)]
+        return plan.job_bytes(self.rule, self.groups.layouts, states)
+
+    def _states(self, options: Sequence[GroupOptions]) -> list[set[str]]:
+        """By group, the states that it has or that `options` need. What options need no more is kept."""
+        return [
+            {field.name for field in self.groups.algorithm.fields(group.options)}.union(*(s.state for s in states))
+            for group, states in zip(options, self.groups.states, strict=True)
+        ]

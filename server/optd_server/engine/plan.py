@@ -9,25 +9,21 @@ from contextlib import contextmanager
 from itertools import count
 
 from optd_server.engine.policies.base import PolicyRule
-from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import bytes_of
 from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout
-from optd_wire.values import Options
 
 # The current weights, the next ones, and one version that is still being read.
 SNAPSHOTS = 3
 
 
-def job_bytes(
-    algorithm: Algorithm, rule: PolicyRule, layouts: Sequence[GroupLayout], options: Sequence[Options]
-) -> int:
-    """Bytes of the weights' snapshots, the gradients that the policy keeps and that of the last step, and the state."""
+def job_bytes(rule: PolicyRule, layouts: Sequence[GroupLayout], states: Sequence[int]) -> int:
+    """Bytes of the weights' snapshots, the gradients that the policy keeps and that of the last step, and the state.
+
+    `states` tells how many arrays of state each group has.
+    """
     fixed = bytes_of(layouts) * (SNAPSHOTS + rule.slots + 1)
-    state = sum(
-        bytes_of([layout]) * len(algorithm.fields(resolved)) for layout, resolved in zip(layouts, options, strict=True)
-    )
-    return fixed + state
+    return fixed + sum(bytes_of([layout]) * count for layout, count in zip(layouts, states, strict=True))
 
 
 class Memory:

@@ -63,7 +63,8 @@ def check_group(group: GroupSpec, job: str, holders: dict[str, str]) -> None:
 
 def _check_parameter(parameter: ParameterSpec) -> None:
     check_dtype(parameter.name, parameter.dtype)
-    if len(parameter.shape) > MAX_DIMS or parameter.size > MAX_ELEMENTS:
+    # Each dimension by itself, too: that of an empty parameter may be anything else.
+    if len(parameter.shape) > MAX_DIMS or max((*parameter.shape, parameter.size)) > MAX_ELEMENTS:
         raise InvalidShape(
             parameter=parameter.name,
             shape=parameter.shape[: MAX_DIMS + 1],

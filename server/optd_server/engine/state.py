@@ -81,7 +81,7 @@ def _read(model: Model, selection: Selection) -> StateReading:
         for field, array in fields_of(model, group, index, state)
         if field in selection.fields
     ]
-    groups = tuple(_group_state(model.groups, index) for index in indices)
+    groups = tuple(_group_state(model, index, with_gradient=GRADIENT in selection.fields) for index in indices)
     return StateReading(ReadStateResult(model.version, groups), frames)
 
 
@@ -105,8 +105,9 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
     return [(start, start + int(state.sizes[place]))]
 
 
-def _group_state(groups: Groups, group: int) -> GroupState:
+def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState:
     """Steps and entries in the order of the group's list, put together from its segments."""
+    groups = model.groups
     layout = groups.layouts[group]
     steps = [0] * len(layout.parameters)
     entries = {
@@ -114,8 +115,12 @@ def _group_state(groups: Groups, group: int) -> GroupState:
         for field in groups.algorithm.state
         if any(field.name in state.state for state in groups.states[group])
     }
-    for segment, state in zip(layout.segments, groups.states[group], strict=True):
+    if with_gradient:
+        entries[GRADIENT] = [False] * len(layout.parameters)
+    for index, (segment, state) in enumerate(zip(layout.segments, groups.states[group], strict=True)):
         for place, member in enumerate(segment.members):
+            if with_gradient:
+                entries[GRADIENT][member] = model.has_gradient(group, index, place)
             steps[member] = int(state.steps[place])
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
@@ -163,6 +168,8 @@ class StateUpload:
         """Replaces what was written, all or nothing; raises `IncompleteParameter`."""
         for sink in self._sinks.values():
             sink.presence()
+        entries = {entry.field for group in self._groups for entry in group.entries}
+        self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS})
         model = self._job.model
         return await self._job.replace_weights(model.elements, self._replace)
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,34 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
         if marker not in content:
             raise ConfigError(f"{name}: {getattr(config, name)} is no PEM file with a {marker.decode().lower()}")
     authorities = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
+    _check_pair(config)
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
+
+
+def _check_pair(config: Config) -> None:
+    """GRPC only says that it cannot; OpenSSL says why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    assert config.tls_cert is not None
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"tls_cert: {config.tls_cert} and tls_key {config.tls_key} are no usable pair: {_reason(error)}"
+        ) from None
+    if config.tls_client_ca is not None:
+        try:
+            context.load_verify_locations(config.tls_client_ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"tls_client_ca: {config.tls_client_ca} holds no certificate: {_reason(error)}") from None
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted; a server needs one that is not")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    return str(reason).lower().replace("_", " ") if reason else str(error)
 
 
 def _read(name: str, path: Path) -> bytes:

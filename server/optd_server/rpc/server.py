@@ -1,6 +1,7 @@
 """The gRPC server: our services, health, reflection; limits and credentials; start and graceful stop."""
 
 import asyncio
+import socket
 import time
 from importlib import metadata
 
@@ -79,6 +80,7 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{self._config.port}"
+        _check_free(self._config.host, self._config.port)
         try:
             if self._security.credentials is None:
                 port = self._server.add_insecure_port(address)
@@ -123,6 +125,17 @@ class Server:
             kernels=f"numpy, {self._config.threads} threads",
             durability="none",
         )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises `ConfigError` with the system's reason where a port cannot be had; gRPC gives none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(f"port: cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from None
 
 
 async def expire_leases(catalog: Catalog, lease_seconds: float) -> None:

@@ -51,7 +51,7 @@ def parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> Paramete
 
 
 class FlatBuffers:
-    """Arrays by group and segment. They are allocated uninitialised: the pages come with the first write."""
+    """Arrays by group and segment, of zeros at first: what nobody has written must not tell what lay there before."""
 
     def __init__(self, layouts: Sequence[GroupLayout]) -> None:
         self.layouts: list[GroupLayout] = []
@@ -62,7 +62,7 @@ class FlatBuffers:
         """Allocates the groups of `layouts` that are not there yet."""
         for layout in layouts[len(self.layouts) :]:
             self.layouts.append(layout)
-            self.arrays.append([np.empty(segment.count, DTYPES[segment.dtype]) for segment in layout.segments])
+            self.arrays.append([np.zeros(segment.count, DTYPES[segment.dtype]) for segment in layout.segments])
 
     def adopt(self, others: "FlatBuffers") -> None:
         """Takes the groups of `others` over behind its own, without copying."""

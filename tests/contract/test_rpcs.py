@@ -1,0 +1,525 @@
+"""Every RPC, called with generated stubs and plain protobuf alone, as a client in another language would."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from contract.plain import (
+    ALL_RPCS,
+    OWN_RPCS,
+    SECONDS,
+    Frames,
+    Plain,
+    arrays,
+    frame,
+    group,
+    header,
+    job_spec,
+    option,
+    options,
+    push_requests,
+    refused,
+)
+from google.protobuf.descriptor import MethodDescriptor
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+import optd
+from optd.local import LocalServer
+from optd_wire.v1 import (
+    inspection_service_pb2,
+    job_service_pb2,
+    option_pb2,
+    state_service_pb2,
+    training_service_pb2,
+    worker_service_pb2,
+)
+
+BODY = {"w": ((2, 3), "float32"), "b": ((3,), "float32")}
+HEAD = {"v": ((2,), "float64"), "u": ((4,), "float32")}  # u lies before v: float32 comes first in a flat buffer
+
+W = np.arange(6, dtype="f4")
+B = np.array([10, 20, 30], "f4")
+U = np.array([-1, -2, -3, -4], "f4")
+V = np.array([0.5, 0.25], "f8")
+
+INITIAL = [
+    frame(np.concatenate([W, B])[:4]),
+    frame(U, group=1),
+    frame(np.concatenate([W, B])[4:], offset=4),
+    frame(V, group=1, offset=4),
+]
+GRADIENT = [
+    frame(np.ones(9, "f4")),
+    frame(np.full(4, 2, "f4"), group=1),
+    frame(np.full(2, 3, "f8"), group=1, offset=4),
+]
+
+
+def create(plain: Plain, name: str, *, workers: int = 0, **defaults: object) -> None:
+    groups = [group("body", BODY), group("head", HEAD, lr=0.25)]
+    plain.create(job_spec(name, groups, workers=workers, **{"lr": 0.5, **defaults}), INITIAL)
+
+
+def assert_weights(plain: Plain, name: str, *, steps: int) -> None:
+    """The weights after steps of plain SGD with `GRADIENT`."""
+    found = plain.weights(name)
+    assert found["w"].tolist() == (W - 0.5 * steps).reshape(2, 3).tolist()
+    assert found["b"].tolist() == (B - 0.5 * steps).tolist()
+    assert found["u"].tolist() == (U - 0.5 * steps).tolist()
+    assert found["v"].tolist() == (V - 0.75 * steps).tolist()
+
+
+# Jobs
+
+
+def create_job(plain: Plain, name: str) -> None:
+    spec = job_spec(name, [group("body", BODY), group("head", HEAD, lr=0.25)], momentum=0.5, workers=3)
+    info = plain.create(spec, INITIAL)
+    assert (info.name, info.algorithm, info.policy.sync.workers) == (name, "sgd", 3)
+    assert [(g.index, g.options.group) for g in info.groups] == [(0, "body"), (1, "head")]
+    assert [(p.name, tuple(p.shape), p.offset) for p in info.groups[1].parameters] == [("v", (2,), 4), ("u", (4,), 0)]
+    assert info.groups[0].options.options["lr"].number == 1e-3
+    assert info.groups[1].options.options["lr"].number == 0.25
+    assert all(g.options.options["momentum"].number == 0.5 for g in info.groups)
+    assert_weights(plain, name, steps=0)
+
+
+def get_job(plain: Plain, name: str) -> None:
+    create(plain, name)
+    info = plain.info(name)
+    assert info.defaults["lr"].number == 0.5
+    assert info.policy.WhichOneof("kind") == "async"
+    assert info.version.version == 0
+    with refused("UNKNOWN_JOB", "nobody"):
+        plain.info("nobody")
+
+
+def list_jobs(plain: Plain, name: str) -> None:
+    create(plain, name)
+    create(plain, name + ".a")
+    jobs = plain.summaries()
+    assert [job.name for job in jobs] == sorted(job.name for job in jobs)
+    ours = next(job for job in jobs if job.name == name)
+    assert (ours.groups, ours.parameters, ours.elements, ours.workers) == (2, 4, 15, 0)
+    assert ours.planned_bytes > 15 * 4
+
+
+def delete_job(plain: Plain, name: str) -> None:
+    create(plain, name)
+    assert plain.delete(name).job.elements == 15
+    assert name not in plain.job_names()
+    with refused("UNKNOWN_JOB", name):
+        plain.pull(name)
+
+
+def add_group(plain: Plain, name: str) -> None:
+    create(plain, name)
+    added = group("tail", {"t": ((2,), "float32")}, lr=0.125)
+    requests = [
+        job_service_pb2.AddGroupRequest(job=name, group=added),
+        job_service_pb2.AddGroupRequest(frames=[frame(np.array([7, 8], "f4"), group=2)]),
+    ]
+    answer = plain.jobs.AddGroup(iter(requests), timeout=SECONDS)
+    assert (answer.created, answer.group.index, answer.version.version) == (True, 2, 0)
+    assert answer.group.options.options["lr"].number == 0.125
+    again = plain.jobs.AddGroup(iter(requests), timeout=SECONDS)
+    assert (again.created, again.group) == (False, answer.group)
+    assert plain.weights(name)["t"].tolist() == [7, 8]
+
+
+def update_group(plain: Plain, name: str) -> None:
+    create(plain, name)
+    answer = plain.update_group(name, "body", lr=0.125)
+    assert answer.options.options["lr"].number == 0.125
+    assert (answer.options.revision, answer.version.revision, answer.version.version) == (1, 1, 0)
+    update = option_pb2.GroupUpdate(group="body", options=options({"lr": 3.0}), expected_revision=0)
+    with refused("OPTION_CONFLICT", "body", "lr", "0.125", "3.0"):
+        plain.jobs.UpdateGroup(job_service_pb2.UpdateGroupRequest(job=name, update=update), timeout=SECONDS)
+    assert plain.info(name).groups[0].options.options["lr"].number == 0.125
+
+
+# Workers
+
+
+def join(plain: Plain, name: str) -> None:
+    create(plain, name)
+    answer = plain.workers.Join(worker_service_pb2.JoinRequest(job=name, worker="w0"), timeout=SECONDS)
+    assert (answer.epoch, answer.job.name) == (1, name)
+    assert answer.lease_ms == 30_000
+    assert answer.max_message_bytes == plain.status().limits.max_message_bytes
+    (shard,) = answer.shards
+    assert shard.address == ""
+    assert [(r.group, r.offset, r.count) for r in shard.ranges] == [(0, 0, 9), (1, 0, 6)]
+    assert plain.join(name, "w0") == 2
+
+
+def renew_lease(plain: Plain, name: str) -> None:
+    create(plain, name)
+    plain.join(name)
+    request = worker_service_pb2.RenewLeaseRequest(job=name, worker="w0", epoch=1)
+    assert plain.workers.RenewLease(request, timeout=SECONDS).lease_ms == 30_000
+    plain.join(name)
+    with refused("STALE_EPOCH", "w0", name):
+        plain.workers.RenewLease(request, timeout=SECONDS)
+
+
+def leave(plain: Plain, name: str) -> None:
+    create(plain, name)
+    plain.leave(name, "w0", plain.join(name))
+    assert not plain.list_workers(name)["w0"].active
+    with refused("STALE_EPOCH", "it has left"):
+        plain.push(header(name, "w0", 1, 1), GRADIENT)
+
+
+def list_workers(plain: Plain, name: str) -> None:
+    create(plain, name)
+    plain.push(header(name, "b", plain.join(name, "b"), 1), GRADIENT)
+    plain.join(name, "a")
+    workers = plain.list_workers(name)
+    assert list(workers) == ["a", "b"]
+    assert (workers["a"].pushes, workers["a"].sequence) == (0, 0)
+    assert (workers["b"].pushes, workers["b"].sequence, workers["b"].lane) == (1, 1, "grpc")
+    assert workers["a"].active
+    assert 0 < workers["a"].lease_remaining_ms <= 30_000
+
+
+# Training
+
+
+def push(plain: Plain, name: str) -> None:
+    create(plain, name)
+    epoch = plain.join(name)
+    result = plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    assert (result.version.version, result.applied_version, result.staleness, result.repeat) == (1, 1, 0, False)
+    again = plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    assert again.repeat
+    again.repeat = False
+    assert again == result
+    assert plain.push(header(name, "w0", epoch, 2), GRADIENT).staleness == 1
+    assert_weights(plain, name, steps=2)
+
+
+def pull(plain: Plain, name: str) -> None:
+    create(plain, name)
+    result, _ = plain.pull(name)
+    assert [told.group for told in result.options] == ["body", "head"]
+    known = training_service_pb2.PullRequest(job=name, known_version=0, known_revision=0)
+    (answer,) = plain.training.Pull(known, timeout=SECONDS)
+    assert answer.result.not_modified
+    assert not answer.frames
+    plain.push(header(name, "w0", plain.join(name), 1), GRADIENT)
+    answers = list(plain.training.Pull(known, timeout=SECONDS))
+    assert (answers[0].result.not_modified, answers[0].result.version.version) == (False, 1)
+    assert_weights(plain, name, steps=1)
+
+
+def step(plain: Plain, name: str) -> None:
+    """Three steps on one stream, one answered before the next is sent, its frames in three messages."""
+    create(plain, name)
+    epoch = plain.join(name)
+    info = plain.info(name)
+
+    def requests() -> object:
+        for sequence in (1, 2, 3):
+            first, *rest = GRADIENT
+            head = header(name, "w0", epoch, sequence)
+            yield training_service_pb2.StepRequest(header=head, frames=[first])
+            for sent in rest:
+                yield training_service_pb2.StepRequest(frames=[sent])
+            yield training_service_pb2.StepRequest(last=True)
+
+    steps = 0
+    frames: list[object] = []
+    for answer in plain.training.Step(requests(), timeout=SECONDS):
+        frames += answer.frames
+        if answer.HasField("pushed"):
+            steps += 1
+            assert answer.pushed.applied_version == answer.pulled.version.version == steps
+        if answer.last:
+            assert arrays(info, frames)["b"].tolist() == (B - 0.5 * steps).tolist()
+            frames = []
+    assert steps == 3
+    assert_weights(plain, name, steps=3)
+
+
+# State
+
+
+def read_state(plain: Plain, name: str) -> None:
+    create(plain, name, momentum=0.5)
+    epoch = plain.join(name)
+    plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    plain.push(header(name, "w0", epoch, 2), GRADIENT[:1])
+    result, frames = plain.read_state(name)
+    assert [list(g.steps) for g in result.groups] == [[2, 2], [1, 1]]
+    assert {entry.field for g in result.groups for entry in g.entries} == {"momentum_buffer"}
+    assert {sent.field for sent in frames} == {"momentum_buffer"}
+    assert arrays(plain.info(name), frames)["b"].tolist() == [1.5, 1.5, 1.5]
+    _, weights = plain.read_state(name, "weights")
+    _, pulled = plain.pull(name)
+    info = plain.info(name)
+    assert all(np.array_equal(a, arrays(info, pulled)[n]) for n, a in arrays(info, weights).items())
+    request = state_service_pb2.ReadStateRequest(job=name, fields=["gradient"], group="body", parameter="b")
+    one = [sent for answer in plain.state.ReadState(request, timeout=SECONDS) for sent in answer.frames]
+    assert [(sent.field, sent.offset, sent.count) for sent in one] == [("gradient", 6, 3)]
+
+
+def write_state(plain: Plain, name: str) -> None:
+    create(plain, name, momentum=0.5)
+    head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=plain.join(name))
+    state = head.groups.add(group=0, steps=[5, 6])
+    state.entries.add(field="momentum_buffer", present=[True, True])
+    requests = [
+        state_service_pb2.WriteStateRequest(header=head),
+        state_service_pb2.WriteStateRequest(frames=[frame(np.full(9, 4, "f4"), field="momentum_buffer")]),
+        state_service_pb2.WriteStateRequest(frames=[frame(np.full(3, 9, "f4"), offset=6, field="weights")]),
+    ]
+    answer = plain.state.WriteState(iter(requests), timeout=SECONDS)
+    assert (answer.version.version, answer.version.revision) == (0, 1)
+    result, frames = plain.read_state(name)
+    assert [list(g.steps) for g in result.groups] == [[5, 6], [0, 0]]
+    found = plain.weights(name)
+    assert found["b"].tolist() == [9, 9, 9]
+    assert found["w"].ravel().tolist() == W.tolist()
+    assert arrays(plain.info(name), frames)["w"].ravel().tolist() == [4] * 6
+
+
+# Inspection
+
+
+def get_server_status(plain: Plain, name: str) -> None:
+    before = plain.status()
+    create(plain, name)
+    status = plain.status()
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", status.server_version)
+    assert (status.serving, status.authentication, status.tls, status.durability) == ("SERVING", "none", False, "none")
+    assert (status.jobs, status.requests) == (before.jobs + 1, 1)
+    assert status.planned_bytes - before.planned_bytes == plain.summary(name).planned_bytes
+    assert status.resident_bytes > 1 << 20
+    assert status.limits.max_message_bytes == 16 << 20
+
+
+def list_algorithms(plain: Plain, name: str) -> None:
+    request = inspection_service_pb2.ListAlgorithmsRequest()
+    known = {found.name: found for found in plain.inspection.ListAlgorithms(request, timeout=SECONDS).algorithms}
+    assert {"sgd", "adam", "adamw"} <= set(known)
+    lr, betas = (next(o for o in known["adam"].options if o.name == name) for name in ("lr", "betas"))
+    assert (lr.kind, lr.default_value.number, lr.range) == ("float", 1e-3, "[0, inf)")
+    assert (betas.kind, list(betas.default_value.numbers.numbers)) == ("floats", [0.9, 0.999])
+    assert list(known["adam"].state) == ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+
+
+def list_groups(plain: Plain, name: str) -> None:
+    create(plain, name)
+    plain.push(header(name, "w0", plain.join(name), 1), GRADIENT[:1])
+    request = inspection_service_pb2.ListGroupsRequest(job=name)
+    answer = plain.inspection.ListGroups(request, timeout=SECONDS)
+    assert answer.version.version == 1
+    assert [(g.options.group, g.parameters, g.elements, g.min_steps, g.max_steps) for g in answer.groups] == [
+        ("body", 2, 9, 1, 1),
+        ("head", 2, 6, 0, 0),
+    ]
+    assert len(answer.groups[1].dtypes) == 2
+
+
+def inspect_group(plain: Plain, name: str) -> None:
+    create(plain, name, momentum=0.5)
+    plain.push(header(name, "w0", plain.join(name), 1), GRADIENT)
+    request = inspection_service_pb2.InspectGroupRequest(job=name, group="body", statistics=True, bins=4)
+    answers = list(plain.inspection.InspectGroup(request, timeout=SECONDS))
+    assert (answers[0].group.options.group, answers[0].version.version) == ("body", 1)
+    reports = {report.parameter.name: report for answer in answers for report in answer.parameters}
+    assert (list(reports), reports["b"].steps) == (["w", "b"], 1)
+    fields = {found.field: found.statistics for found in reports["b"].fields}
+    assert set(fields) == {"weights", "gradient", "momentum_buffer"}
+    weights = fields["weights"]
+    assert (weights.min, weights.max, weights.count, weights.nonfinite) == (9.5, 29.5, 3, 0)
+    assert (len(weights.histogram_edges), sum(weights.histogram_counts)) == (5, 3)
+    one = inspection_service_pb2.InspectGroupRequest(job=name, group="head", parameter="v")
+    reports = [r for answer in plain.inspection.InspectGroup(one, timeout=SECONDS) for r in answer.parameters]
+    assert [report.parameter.name for report in reports] == ["v"]
+
+
+def list_rejections(plain: Plain, name: str) -> None:
+    create(plain, name)
+    epoch = plain.join(name)
+    with refused("NONFINITE_GRADIENT", "'b'"):
+        plain.push(header(name, "w0", epoch, 1), [frame(np.full(3, np.nan, "f4"), offset=6)])
+    with refused("OPTION_OUT_OF_RANGE", "lr"):
+        plain.update_group(name, "body", lr=-1.0)
+    answer = plain.rejections(name)
+    assert dict(answer.counts) == {"NONFINITE_GRADIENT": 1, "OPTION_OUT_OF_RANGE": 1}
+    assert [(r.worker, r.reason, r.version) for r in answer.recent] == [
+        ("w0", "NONFINITE_GRADIENT", 0),
+        ("", "OPTION_OUT_OF_RANGE", 0),
+    ]
+    assert plain.summary(name).rejections == 2
+
+
+def watch_job(plain: Plain, name: str) -> None:
+    create(plain, name)
+    epoch = plain.join(name)
+    request = inspection_service_pb2.WatchJobRequest(job=name, interval_ms=50)
+    stream = plain.inspection.WatchJob(request, timeout=SECONDS)
+    first = next(stream)
+    assert (first.job.version.version, len(first.groups), len(first.workers)) == (0, 2, 1)
+    plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    assert next(stream).job.version.version == 1
+    plain.delete(name)
+    with refused("UNKNOWN_JOB", name):
+        next(stream)
+
+
+# Health and reflection
+
+
+def check(plain: Plain, name: str) -> None:
+    for service in ("", *{method.containing_service.full_name for method in OWN_RPCS}):
+        answer = plain.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def watch(plain: Plain, name: str) -> None:
+    stream = plain.health.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+    assert next(stream).status == health_pb2.HealthCheckResponse.SERVING
+    stream.cancel()
+
+
+def server_reflection_info(plain: Plain, name: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="*")
+    (answer,) = plain.reflection.ServerReflectionInfo(iter([request]), timeout=SECONDS)
+    listed = {service.name for service in answer.list_services_response.service}
+    assert listed == {method.containing_service.full_name for method in ALL_RPCS}
+
+
+CALLS: Sequence[Callable[[Plain, str], None]] = [
+    create_job,
+    get_job,
+    list_jobs,
+    delete_job,
+    add_group,
+    update_group,
+    join,
+    renew_lease,
+    leave,
+    list_workers,
+    push,
+    pull,
+    step,
+    read_state,
+    write_state,
+    get_server_status,
+    list_algorithms,
+    list_groups,
+    inspect_group,
+    list_rejections,
+    watch_job,
+    check,
+    watch,
+    server_reflection_info,
+]
+BY_NAME = {called.__name__.replace("_", ""): called for called in CALLS}
+
+
+@pytest.mark.parametrize("method", ALL_RPCS, ids=lambda method: method.full_name.removeprefix("optd.v1."))
+def test_every_rpc_serves_plain_stubs(method: MethodDescriptor, plain: Plain, name: str):
+    """An RPC that is new in the contract fails here until there is a call of it above."""
+    BY_NAME[method.name.lower()](plain, name)
+
+
+# The same numbers as our client
+
+
+def gradients(seed: int) -> dict[str, np.ndarray]:
+    """Gradients of a step; some steps leave a parameter out."""
+    random = np.random.default_rng(seed)
+    made = {name: random.standard_normal(shape).astype(dtype) for name, (shape, dtype) in {**BODY, **HEAD}.items()}
+    if seed % 3 == 1:
+        del made["b"]
+    if seed % 3 == 2:
+        del made["v"]
+    return made
+
+
+def frames_of(given: dict[str, np.ndarray]) -> Frames:
+    """A frame for each parameter, last one first; the places in the flat buffers are written down here by hand."""
+    places = {"w": (0, 0), "b": (0, 6), "u": (1, 0), "v": (1, 4)}
+    return [frame(given[name].ravel(), *places[name]) for name in reversed(places) if name in given]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "defaults"),
+    [
+        ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+        ("adam", {"lr": 0.01, "betas": (0.8, 0.99), "amsgrad": True}),
+        ("adamw", {"lr": 0.01, "weight_decay": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("rpc", ["Push", "Step"])
+def test_weights_and_state_are_those_of_our_client(
+    server: LocalServer, plain: Plain, name: str, algorithm: str, defaults: dict[str, object], rpc: str
+):
+    ours, theirs = f"{name}.client", f"{name}.plain"
+    initial = {"w": W.reshape(2, 3).copy(), "b": B.copy(), "v": V.copy(), "u": U.copy()}
+    groups = [
+        {"name": "body", "params": {n: initial[n] for n in BODY}},
+        {"name": "head", "params": {n: initial[n] for n in HEAD}, "lr": 0.05},
+    ]
+    spec = job_spec(theirs, [group("body", BODY), group("head", HEAD, lr=0.05)], algorithm=algorithm, **defaults)
+    plain.create(spec, INITIAL)
+    info = plain.info(theirs)
+    epoch = plain.join(theirs)
+    with optd.connect(server.address, job=ours, worker="w0") as session:
+        optimizer = optd.Optimizer(algorithm, groups, session=session, **defaults)
+        for sequence in range(1, 6):
+            given = gradients(sequence)
+            optimizer.step(given)
+            head = header(theirs, "w0", epoch, sequence)
+            if rpc == "Push":
+                plain.push(head, frames_of(given))
+                found = plain.weights(theirs)
+            else:
+                found = arrays(info, plain.step(head, frames_of(given))[1])
+            for parameter, array in initial.items():
+                assert found[parameter].tobytes() == array.tobytes(), parameter
+    result, frames = plain.read_state(theirs)
+    expected, expected_frames = plain.read_state(ours)
+    assert result.groups == expected.groups
+    assert [sent.SerializeToString() for sent in frames] == [sent.SerializeToString() for sent in expected_frames]
+
+
+def test_a_push_in_one_message_and_in_many_are_the_same(plain: Plain, name: str):
+    """Frames split to single elements, in any order, over any number of messages."""
+    create(plain, name + ".one", momentum=0.9)
+    create(plain, name + ".many", momentum=0.9)
+    given = gradients(3)
+    frames = frames_of(given)
+    whole = [training_service_pb2.PushRequest(header=header(name + ".one", "w0", plain.join(name + ".one"), 1))]
+    whole[0].frames.extend(frames)
+    plain.training.Push(iter(whole), timeout=SECONDS)
+    pieces = [
+        frame(values, sent.group, sent.offset + place)
+        for sent in frames
+        for place, values in enumerate(np.frombuffer(sent.payload, "f8" if sent.encoding == 2 else "f4").reshape(-1, 1))
+    ]
+    np.random.default_rng(0).shuffle(pieces)
+    many = push_requests(header(name + ".many", "w0", plain.join(name + ".many"), 1), pieces)
+    plain.training.Push(iter(many), timeout=SECONDS)
+    one, other = (plain.weights(name + end) for end in (".one", ".many"))
+    assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in other.items()}
+
+
+def test_option_values_of_every_kind_are_read(plain: Plain, name: str):
+    """A number may come as an integer, and a list of numbers as such; nothing set is torch's None."""
+    spec = job_spec(name, [group("body", BODY)], algorithm="adam", betas=(0.5, 0.75), amsgrad=True)
+    spec.defaults["lr"].CopyFrom(option(2))
+    info = plain.create(spec, [frame(np.concatenate([W, B]))])
+    resolved = info.groups[0].options.options
+    assert (resolved["lr"].number, resolved["amsgrad"].flag) == (2.0, True)
+    assert list(resolved["betas"].numbers.numbers) == [0.5, 0.75]
+    with refused("INVALID_OPTION", "lr must be a number, got None"):
+        plain.update_group(name, "body", lr=None)
+    with refused("INVALID_OPTION", "lr must be a number", "'fast'"):
+        plain.update_group(name, "body", lr="fast")
