@@ -1,0 +1,16 @@
+"""optd for torch: the classes of `torch.optim`, with the weights on a server.
+
+    from optd.torch import SGD
+
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9, server="127.0.0.1:50051", job="digits")
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(model(batch)).backward()
+        optimizer.step()  # push, step on the server, pull: the model now holds the new weights
+
+With OPTD_SERVER set, the import line is all that changes in a script. See `optd.torch.optimizer.Served`.
+"""
+
+from optd.torch.algorithms import SGD, Adam, AdamW
+
+__all__ = ["SGD", "Adam", "AdamW"]

@@ -1,0 +1,54 @@
+"""The state of one parameter: as `torch.optim.Optimizer.state` has it, and as a `Registration` reads and writes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from optd.arrays import Array
+from optd.registration import ParameterState
+from optd.torch.tensors import dtype_name, shares_memory
+from optd_wire.errors import ShapeMismatch
+
+STEP = "step"
+
+
+def to_torch(state: ParameterState, tensor: torch.Tensor, *, keeps_step: bool, fused: bool) -> dict[str, Any]:
+    """Tensors with the device and the strides of the parameter's `tensor`; owns the arrays of `state` from then on."""
+    return {
+        name: _step(value, tensor, fused) if name == STEP else _beside(tensor, value)
+        for name, value in state.items()
+        if keeps_step or name != STEP
+    }
+
+
+def _step(count: int, tensor: torch.Tensor, fused: bool) -> torch.Tensor:
+    # torch counts in floats, in memory of the host unless its fused kernels count.
+    if fused:
+        return torch.tensor(float(count), dtype=torch.float32, device=tensor.device)
+    double = torch.get_default_dtype() == torch.float64
+    return torch.tensor(float(count), dtype=torch.float64 if double else torch.float32, device="cpu")
+
+
+def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
+    numbers = torch.from_numpy(array)
+    if shares_memory(tensor):
+        return numbers
+    return torch.empty_like(tensor, requires_grad=False).copy_(numbers)
+
+
+def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str) -> ParameterState:
+    """Arrays that fit the parameter `name`; entries that are None are as good as absent. Raises `ShapeMismatch`."""
+    read: ParameterState = {}
+    for field, value in state.items():
+        if value is None:
+            continue
+        array = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
+        if field == STEP:
+            read[field] = int(array)
+        elif array.shape != tuple(tensor.shape):
+            raise ShapeMismatch(what=field, parameter=name, expected=tuple(tensor.shape), got=array.shape)
+        else:
+            read[field] = array.astype(dtype_name(tensor.dtype), copy=False)
+    return read

@@ -1,0 +1,153 @@
+"""Torch's tensors as numpy arrays, which is what a `Registration` reads and writes."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from optd.arrays import Array
+from optd.params import NAME, PARAMS, ParamGroup, plain_option
+from optd_wire.dtypes import check_dtype
+from optd_wire.errors import (
+    DtypeMismatch,
+    DuplicateParameter,
+    EmptyGroup,
+    NotAnArray,
+    ShapeMismatch,
+    StructureMismatch,
+)
+
+PARAM_NAMES = "param_names"
+
+
+@dataclass(slots=True)
+class TensorGroup(ParamGroup):
+    """A group of tensors. Its `arrays` are their memory where numpy can share it, and stand in for it elsewhere.
+
+    A tensor may get other memory at any time (`model.cuda()`, `tensor.data = ...`), so arrays are good for one
+    exchange with the server: `read` or `open` them before it, and `take` what was written into them after it.
+    """
+
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    """The list in torch's own group."""
+    _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
+    _versions: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], options: Collection[str], index: int, first: int) -> "TensorGroup":
+        """A group as torch resolved it; `options` are those of its entries that the server's algorithm has.
+
+        Parameters without a name are `param{first}` and so on, a group without one is `group{index}`. Raises
+        `EmptyGroup`, `DuplicateParameter`, `UnsupportedDtype` or `NotAnArray`.
+        """
+        tensors = group[PARAMS]
+        names = group.get(PARAM_NAMES) or [f"param{number}" for number in range(first, first + len(tensors))]
+        made = cls(
+            name=str(group.get(NAME, f"group{index}")),
+            names=[str(name) for name in names],
+            options={name: plain_option(group[name]) for name in options},
+            tensors=tensors,
+        )
+        made._check()
+        made._registered.extend((tensor.shape, tensor.dtype) for tensor in tensors)
+        made._read()
+        return made
+
+    def _check(self) -> None:
+        if not self.tensors:
+            raise EmptyGroup(what=f"group {self.name!r}")
+        places: dict[int, int] = {}
+        for place, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True)):
+            earlier = places.setdefault(id(tensor), place)
+            if earlier != place:
+                raise DuplicateParameter(group=self.name, first=self.names[earlier], second=name)
+            _check_dense(f"parameter {name!r}", tensor)
+            check_dtype(name, dtype_name(tensor.dtype))
+
+    def read(self) -> None:
+        """Makes `arrays` hold the tensors' numbers."""
+        self._check_still_fits()
+        self._read()
+
+    def _read(self) -> None:
+        self.arrays[:] = [np.asarray(tensor.numpy(force=True), order="C") for tensor in self.tensors]
+        self._note()
+
+    def open(self) -> None:
+        """Makes `arrays` ready to be written to; what stands in for a tensor's memory has no numbers yet."""
+        self._check_still_fits()
+        self.arrays[:] = [
+            tensor.numpy(force=True) if shares_memory(tensor) else np.empty_like(array)
+            for tensor, array in zip(self.tensors, self.arrays, strict=True)
+        ]
+
+    def _check_still_fits(self) -> None:
+        if len(self.tensors) != len(self.names):
+            expected = f"{len(self.names)} parameters"
+            raise StructureMismatch(what=f"group {self.name!r}", expected=expected, got=len(self.tensors))
+        for name, tensor, (shape, dtype) in zip(self.names, self.tensors, self._registered, strict=True):
+            if tensor.shape != shape:
+                raise ShapeMismatch(what="tensor", parameter=name, expected=tuple(shape), got=tuple(tensor.shape))
+            if tensor.dtype != dtype:
+                raise DtypeMismatch(
+                    what="tensor", parameter=name, expected=dtype_name(dtype), got=dtype_name(tensor.dtype)
+                )
+
+    @torch.no_grad()
+    def take(self, *, complete: bool) -> None:
+        """Puts what was written into `arrays` into the tensors, as far as it is `complete`.
+
+        Torch has not seen what went into shared memory. It is told, so that a backward pass through a graph of the
+        old weights fails, as it does after a step of torch's own.
+        """
+        for tensor, array in zip(self.tensors, self.arrays, strict=True):
+            if shares_memory(tensor):
+                torch.autograd.graph.increment_version(tensor)
+            elif complete:
+                tensor.copy_(torch.from_numpy(array))
+        self._note()
+
+    def changed(self) -> list[str]:
+        """The parameters that torch has changed in place since the last exchange."""
+        seen = zip(self.names, self.tensors, self._versions, strict=True)
+        return [name for name, tensor, version in seen if tensor._version != version]
+
+    def _note(self) -> None:
+        self._versions[:] = [tensor._version for tensor in self.tensors]
+
+    def gradients(self) -> list[Array | None]:
+        """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits."""
+        self._check_still_fits()
+        return [_gradient(name, tensor) for name, tensor in zip(self.names, self.tensors, strict=True)]
+
+
+def shares_memory(tensor: torch.Tensor) -> bool:
+    """Whether numpy can have a tensor's memory as an array in C order."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As numpy and the contract spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_dense(what: str, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise NotAnArray(what=what, wanted="a dense tensor", got=f"one of layout {tensor.layout}")
+    if tensor.is_meta:
+        raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one on the device meta")
+
+
+def _gradient(name: str, tensor: torch.Tensor) -> Array | None:
+    gradient = tensor.grad
+    if gradient is None:
+        return None
+    _check_dense(f"gradient of parameter {name!r}", gradient)
+    if gradient.dtype != tensor.dtype:
+        raise DtypeMismatch(
+            what="gradient", parameter=name, expected=dtype_name(tensor.dtype), got=dtype_name(gradient.dtype)
+        )
+    array: Array = gradient.numpy(force=True)
+    return array

@@ -1,0 +1,144 @@
+"""Training through the service against training with torch: every combination of options, weights and state.
+
+A job's groups have a combination each, so that a few jobs cover them all. A new algorithm joins by adding a row.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import optd.torch
+
+
+class Row(NamedTuple):
+    """An algorithm, and option values of which torch is asked which combinations are valid."""
+
+    name: str
+    grid: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def torch_class(self) -> type[torch.optim.Optimizer]:
+        return getattr(torch.optim, self.name)
+
+    @property
+    def our_class(self) -> type[torch.optim.Optimizer]:
+        return getattr(optd.torch, self.name)
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        for values in itertools.product(*self.grid.values()):
+            options = dict(zip(self.grid, values, strict=True))
+            try:
+                self.torch_class([torch.zeros(1)], **options)
+            except ValueError:
+                continue
+            yield options
+
+
+FALSE_TRUE = (False, True)
+# The second betas take the other formula of torch's lerp.
+ADAM_GRID = {
+    "lr": (1e-2,),
+    "betas": ((0.9, 0.999), (0.4, 0.95)),
+    "weight_decay": (0.0, 0.1),
+    "amsgrad": FALSE_TRUE,
+    "maximize": FALSE_TRUE,
+}
+TABLE = [
+    Row(
+        "SGD",
+        {
+            "lr": (1e-2,),
+            "momentum": (0.0, 0.9),
+            "dampening": (0.0, 0.3),
+            "weight_decay": (0.0, 0.1),
+            "nesterov": FALSE_TRUE,
+            "maximize": FALSE_TRUE,
+        },
+    ),
+    Row("Adam", {**ADAM_GRID, "decoupled_weight_decay": FALSE_TRUE}),
+    Row("AdamW", {**ADAM_GRID, "eps": (1e-3,)}),
+]
+
+STEPS = 52
+GROUPS = 4
+SHAPES: list[tuple[int, ...]] = [(4, 3), (), (7,), (0,), (2, 1, 3)]
+NEVER, LATE = 2, 4  # a parameter that never has a gradient, and one whose first comes in the middle
+EMPTY = 3  # always has a gradient: it counts as present wherever a gradient next to it is
+TRANSPOSED = 0
+
+# As in tests/server/optim/test_torch.py: an ulp of the larger term for each operation that numpy rounds and torch does
+# not; where terms cancel, that is relative to the largest element of the group.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+
+
+def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    made = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
+    made[TRANSPOSED] = torch.randn(SHAPES[TRANSPOSED][::-1], dtype=dtype).t()
+    return [torch.nn.Parameter(tensor) for tensor in made]
+
+
+class Pair:
+    """The same groups in torch and in a job, which take the same steps."""
+
+    def __init__(self, row: Row, dtype: torch.dtype, combinations: list[dict[str, Any]], serve: Callable) -> None:
+        ours = [parameters(dtype) for _ in combinations]
+        theirs = [[torch.nn.Parameter(p.detach().clone()) for p in group] for group in ours]
+        self.theirs, self.ours = (
+            optimizer([{"params": p, **options} for p, options in zip(groups, combinations, strict=True)])
+            for optimizer, groups in ((row.torch_class, theirs), (lambda g: serve(row.our_class, g), ours))
+        )
+        self.what = f"{row.name} {dtype} {combinations}"
+
+    def step(self, number: int) -> None:
+        rows = zip(self.theirs.param_groups, self.ours.param_groups, strict=True)
+        for index, (there, here) in enumerate(rows):
+            if number == STEPS // 3:
+                there["lr"] = here["lr"] = here["lr"] / 10
+            for place, (p, q) in enumerate(zip(there["params"], here["params"], strict=True)):
+                late = place == LATE and number <= STEPS // 2
+                absent = place != EMPTY and (place == NEVER or late or (number + place + index) % 4 == 0)
+                p.grad = None if absent else torch.randn_like(p)
+                q.grad = None if p.grad is None else p.grad.clone()
+        self.theirs.step()
+        self.ours.step()
+
+    def assert_equal(self) -> None:
+        for there, here in zip(self.theirs.param_groups, self.ours.param_groups, strict=True):
+            assert_all_close(here["params"], there["params"], f"weights of {self.what}")
+        there, here = self.theirs.state_dict(), self.ours.state_dict()
+        assert here["param_groups"] == there["param_groups"]
+        assert here["state"].keys() == there["state"].keys()
+        for index, expected in there["state"].items():
+            assert list(here["state"][index]) == list(expected), f"state {index} of {self.what}"
+        for group in there["param_groups"]:
+            states = [(here["state"][i], there["state"][i]) for i in group["params"] if i in there["state"]]
+            for field in {field for _, expected in states for field in expected}:
+                pairs = [(found[field], expected[field]) for found, expected in states]
+                assert_all_close(*zip(*pairs, strict=True), f"{field} of {self.what}")
+
+
+def assert_all_close(ours: list[torch.Tensor], theirs: list[torch.Tensor], what: str) -> None:
+    largest = max(tensor.abs().max().item() for tensor in theirs if tensor.numel())
+    for found, expected in zip(ours, theirs, strict=True):
+        bound = TOLERANCE[expected.dtype]
+        torch.testing.assert_close(found, expected, rtol=bound, atol=bound * largest, msg=lambda m: f"{what}: {m}")
+        assert found.stride() == expected.stride() or not found.numel()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: torch.dtype, serve: Callable) -> None:
+    combinations = list(row.combinations())
+    for start in range(0, len(combinations), GROUPS):
+        pair = Pair(row, dtype, combinations[start : start + GROUPS], serve)
+        for number in range(STEPS):
+            pair.step(number)
+            if number in (5, STEPS - 1):
+                pair.assert_equal()
+
+
+def test_every_class_has_a_row() -> None:
+    assert [row.name for row in TABLE] == optd.torch.__all__

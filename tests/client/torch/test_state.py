@@ -1,0 +1,326 @@
+"""State dicts: as torch's own, into torch's own optimizers and back; hooks."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import optd.torch
+from optd.errors import InvalidOption, OptionOutOfRange, ShapeMismatch, UnknownField
+
+Optimizer = torch.optim.Optimizer
+# A second group with other state than the first: momentum or amsgrad in one of them only.
+TABLE = [
+    ("SGD", {"lr": 0.1, "momentum": 0.9}, {"momentum": 0.0}),
+    ("SGD", {"lr": 0.1, "nesterov": True, "momentum": 0.5, "weight_decay": 0.1}, {}),
+    ("Adam", {"lr": 0.1, "amsgrad": True}, {"amsgrad": False}),
+    ("Adam", {"lr": 0.1, "betas": (0.5, 0.6), "fused": True}, {}),
+    ("AdamW", {"lr": 0.1}, {"amsgrad": True}),
+]
+EACH = pytest.mark.parametrize(
+    ("name", "defaults", "second"), TABLE, ids=[f"{row[0]}-{i}" for i, row in enumerate(TABLE)]
+)
+SHAPES: list[tuple[int, ...]] = [(3, 2), (), (4,), (2, 2)]
+LAST = len(SHAPES) - 1  # has no gradient until the training goes on
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    made = [nn.Parameter(torch.randn(s, dtype=torch.float64, generator=generator)) for s in SHAPES]
+    made[0] = nn.Parameter(made[0].detach().t().contiguous().t())
+    return made
+
+
+@torch.no_grad()
+def train(optimizers: list[Optimizer], steps: int, without: tuple[int, ...] = ()) -> None:
+    for _ in range(steps):
+        gradients = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
+        for optimizer in optimizers:
+            for place, (parameter, gradient) in enumerate(zip(flat(optimizer), gradients, strict=True)):
+                # With the strides of the parameter, as autograd makes them: torch's fused kernels rely on it.
+                parameter.grad = None if place in without else torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+
+
+def flat(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Bench:
+    """Makes optimizers of one class, torch's and ours, with parameters of their own but equal ones."""
+
+    def __init__(self, serve: Callable, name: str, defaults: dict[str, Any], second: dict[str, Any]) -> None:
+        self._serve = serve
+        self._name = name
+        self._defaults = defaults
+        self._second = second
+
+    def _groups(self, weights: Optimizer | None) -> list[dict[str, Any]]:
+        made = parameters()
+        with torch.no_grad():
+            for parameter, source in zip(made, flat(weights) if weights else [], strict=weights is not None):
+                parameter.copy_(source)
+        return [{"params": made[:2]}, {"params": made[2:], **self._second}]
+
+    def torchs(self, weights: Optimizer | None = None, **others: Any) -> Optimizer:
+        return getattr(torch.optim, self._name)(self._groups(weights), **{**self._defaults, **others})
+
+    def ours(self, weights: Optimizer | None = None, **others: Any) -> Any:
+        kind = getattr(optd.torch, self._name)
+        return self._serve(kind, self._groups(weights), **{**self._defaults, **others})
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, serve: Callable) -> Bench:
+    return Bench(serve, request.getfixturevalue("name"), *map(request.getfixturevalue, ("defaults", "second")))
+
+
+def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Equal in structure, types and strides, and in numbers to what the two arithmetics round differently."""
+    assert ours.keys() == theirs.keys()
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert list(ours["state"]) == list(theirs["state"])
+    for index, expected in theirs["state"].items():
+        found = ours["state"][index]
+        assert list(found) == list(expected)
+        for field, tensor in expected.items():
+            torch.testing.assert_close(found[field], tensor, rtol=1e-12, atol=1e-12, check_stride=True)
+            assert not found[field].requires_grad
+
+
+@EACH
+def test_a_state_dict_is_as_torchs(bench: Bench, name: str, defaults: dict, second: dict) -> None:
+    theirs, ours = bench.torchs(), bench.ours()
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    train([theirs, ours], 3, without=(LAST,))
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    assert not ours.state
+    file = io.BytesIO()
+    torch.save(ours.state_dict(), file)
+    file.seek(0)
+    assert_same_state(torch.load(file, weights_only=True), theirs.state_dict())
+
+
+@EACH
+def test_state_goes_from_torch_to_the_server_and_back(bench: Bench, name: str, defaults: dict, second: dict) -> None:
+    theirs = bench.torchs()
+    train([theirs], 4, without=(LAST,))
+    ours = bench.ours(theirs, lr=0.7)
+    ours.load_state_dict(theirs.state_dict())
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    for group, summary in zip(theirs.param_groups, ours.session.groups(), strict=True):
+        served = summary.options.options
+        assert served == {option: group[option] for option in served}
+    train([theirs, ours], 4)
+    back = bench.torchs(ours)
+    back.load_state_dict(ours.state_dict())
+    train([theirs, ours, back], 4)
+    for expected, *found in zip(flat(theirs), flat(ours), flat(back), strict=True):
+        for weights in found:
+            torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-12)
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    assert_same_state(back.state_dict(), theirs.state_dict())
+
+
+@EACH
+def test_state_that_the_loaded_one_does_not_have_is_forgotten(
+    bench: Bench, name: str, defaults: dict, second: dict
+) -> None:
+    theirs, ours = bench.torchs(), bench.ours()
+    early = theirs.state_dict()
+    train([theirs, ours], 1, without=(LAST,))
+    partly = copy.deepcopy(theirs.state_dict())
+    train([theirs, ours], 2)
+    for saved in (partly, early):
+        for optimizer in (theirs, ours):
+            optimizer.load_state_dict(saved)
+        assert_same_state(ours.state_dict(), theirs.state_dict())
+        train([theirs, ours], 2)
+        assert_same_state(ours.state_dict(), theirs.state_dict())
+        for expected, found in zip(flat(theirs), flat(ours), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@EACH
+def test_steps_are_counted_in_the_dtype_that_torch_takes(bench: Bench, name: str, defaults: dict, second: dict) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        theirs, ours = bench.torchs(), bench.ours()
+        train([theirs, ours], 1)
+        assert_same_state(ours.state_dict(), theirs.state_dict())
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_what_schedulers_and_scripts_put_into_groups_is_saved_and_loaded(serve: Callable) -> None:
+    theirs = torch.optim.SGD([{"params": parameters(), "initial_lr": 5, "note": "a"}])
+    ours = serve(optd.torch.SGD, [{"params": parameters(), "other": 1}])
+    groups, group = ours.param_groups, ours.param_groups[0]
+    ours.load_state_dict(theirs.state_dict())
+    assert {**group, "params": None} == {**theirs.param_groups[0], "params": None}
+    assert ours.param_groups is groups
+    assert ours.param_groups[0] is group
+    group["lr"] = 0.5
+    ours.step()
+    assert ours.session.groups()[0].options.options["lr"] == 0.5
+
+
+def test_a_script_that_resumes_from_a_checkpoint_goes_on_with_its_weights(serve: Callable) -> None:
+    """The order of torch's tutorial: construct both, then load both."""
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs = torch.optim.Adam(other.parameters())
+    other(torch.ones(1, 3)).sum().backward()
+    theirs.step()
+    checkpoint = {"model": other.state_dict(), "optimizer": theirs.state_dict()}
+    ours = serve(optd.torch.Adam, model.parameters())
+    model.load_state_dict(checkpoint["model"])
+    ours.load_state_dict(checkpoint["optimizer"])
+    for network, optimizer in ((model, ours), (other, theirs)):
+        optimizer.zero_grad()
+        network(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(list(model.parameters()), list(other.parameters()))
+
+
+@pytest.mark.parametrize("name", ["SGD"])
+@pytest.mark.parametrize(("defaults", "second"), [({"lr": 0.1, "momentum": 0.9}, {})])
+def test_a_state_dict_that_does_not_fit_changes_nothing(bench: Bench, name: str, defaults: dict, second: dict) -> None:
+    ours = bench.ours()
+    train([ours], 2)
+    before = copy.deepcopy(ours.state_dict())
+
+    def changed(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        state = copy.deepcopy(before)
+        state["param_groups"][0]["lr"] = 0.9
+        change(state)
+        return state
+
+    adam = torch.optim.Adam([{"params": p} for p in (parameters()[:2], parameters()[2:])])
+    train([adam], 1)
+    table = [
+        (ValueError, "different number of parameter groups", changed(lambda s: s["param_groups"].pop())),
+        (
+            ValueError,
+            "doesn't match the size of optimizer's group",
+            changed(lambda s: s["param_groups"][0]["params"].pop()),
+        ),
+        (
+            ShapeMismatch,
+            r"momentum_buffer of parameter 'param1' must have shape \(\), got \(2,\)",
+            changed(lambda s: s["state"][1].update(momentum_buffer=torch.ones(2))),
+        ),
+        (
+            OptionOutOfRange,
+            r"momentum must be in \[0, inf\), got -1",
+            changed(lambda s: s["param_groups"][0].update(momentum=-1)),
+        ),
+        (
+            InvalidOption,
+            "differentiable must be False",
+            changed(lambda s: s["param_groups"][1].update(differentiable=True)),
+        ),
+    ]
+    for error, message, state in table:
+        with pytest.raises(error, match=message):
+            ours.load_state_dict(state)
+        assert_same_state(ours.state_dict(), before)
+    with pytest.raises(UnknownField, match="keeps no 'exp_avg'; it keeps momentum_buffer"):
+        ours.load_state_dict(adam.state_dict())
+    assert_same_state(ours.state_dict(), before)
+    train([ours], 1)
+    assert {group.options.options["lr"] for group in ours.session.groups()} == {0.1}
+
+
+# Hooks
+
+
+def test_step_hooks_fire_once_for_each_step(serve: Callable) -> None:
+    class Custom(optd.torch.SGD):
+        pass
+
+    for kind in (optd.torch.SGD, Custom, optd.torch.SGD):
+        optimizer = serve(kind, parameters())
+        fired: list[str] = []
+        optimizer.register_step_pre_hook(lambda *_: fired.append("pre"))  # noqa: B023
+        optimizer.register_step_post_hook(lambda *_: fired.append("post"))  # noqa: B023
+        handles = [
+            register_optimizer_step_pre_hook(lambda *_: fired.append("global pre")),  # noqa: B023
+            register_optimizer_step_post_hook(lambda *_: fired.append("global post")),  # noqa: B023
+        ]
+        try:
+            optimizer.step()
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert fired == ["global pre", "pre", "post", "global post"]
+        assert optimizer.version == 1
+
+
+def test_a_pre_hook_may_put_a_closure_in(serve: Callable) -> None:
+    optimizer = serve(optd.torch.SGD, parameters())
+    optimizer.register_step_pre_hook(lambda _, args, kwargs: ((args[0], lambda: 42.0), kwargs))
+    assert optimizer.step() == 42.0
+
+
+def test_state_dict_hooks_fire(serve: Callable) -> None:
+    optimizer = serve(optd.torch.Adam, parameters())
+    fired: list[Any] = []
+    optimizer.register_state_dict_pre_hook(lambda o: fired.append(o is optimizer))
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "extra": len(state["state"])})
+    train([optimizer], 1)
+    saved = optimizer.state_dict()
+    assert (fired, saved["extra"]) == ([True], len(SHAPES))
+
+    def halve(state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**g, "lr": g["lr"] / 2} for g in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(lambda _, state: halve(state))
+    optimizer.register_load_state_dict_post_hook(lambda o: o.param_groups[0].update(eps=0.5))
+    optimizer.load_state_dict(saved)
+    options = optimizer.session.groups()[0].options.options
+    assert (options["lr"], options["eps"]) == (saved["param_groups"][0]["lr"] / 2, 0.5)
+
+
+# Closures
+
+
+def test_a_closure_is_called_with_gradients_enabled_and_its_loss_returned(serve: Callable) -> None:
+    weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = serve(optd.torch.SGD, [weight], lr=0.5)
+    seen: list[bool] = []
+
+    def closure() -> torch.Tensor:
+        seen.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure).item() == 2
+    assert (seen, weight.tolist()) == ([True], [0, 0])
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad(set_to_none: bool, serve: Callable) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = serve(optd.torch.SGD, [weight], weight_decay=0.5, lr=1.0)
+    weight.grad = torch.ones(2)
+    optimizer.zero_grad(set_to_none)
+    optimizer.step()
+    assert weight.tolist() == ([1, 1] if set_to_none else [0.5, 0.5]), "no gradient is not a gradient of zeros"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps, lambda o: torch.save(o, io.BytesIO())])
+def test_an_optimizer_is_neither_copied_nor_pickled(copied: Callable, serve: Callable) -> None:
+    optimizer = serve(optd.torch.SGD, parameters())
+    with pytest.raises(TypeError, match=r"SGD can be neither pickled nor copied: .* save state_dict\(\)"):
+        copied(optimizer)
