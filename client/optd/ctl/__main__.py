@@ -1,0 +1,5 @@
+"""`python -m optd.ctl` is `optctl`."""
+
+from optd.ctl.app import main
+
+main()

@@ -1,0 +1,130 @@
+"""One group and its parameters: `group`."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from optd.ctl import text
+from optd.ctl.commands.arguments import Group, Job
+from optd.ctl.invocation import Invocation
+from optd.ctl.reading import Reading, read
+from optd.ctl.tables import Column, FittingTable, facts, table
+from optd_wire.values import GRADIENT, WEIGHTS, GroupOptions, GroupSummary, ParameterReport, Statistics
+
+BINS = 12
+
+
+def group(
+    invocation: Invocation,
+    job: Job,
+    group: Group,
+    parameter: Annotated[
+        str | None, typer.Option("--parameter", "-p", metavar="NAME", help="Only this one, with all of its fields.")
+    ] = None,
+    values: Annotated[
+        bool, typer.Option("--values", help="Also the numbers of weights, last gradient and state.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, metavar="N", help="How many numbers of each field; 0 is all.")
+    ] = 20,
+) -> None:
+    """Show the parameters of a group: shapes, steps, norms and extremes."""
+    summary, reports = invocation.server.ask(
+        lambda server, left: server.inspect_group(
+            job, group, left, parameter=parameter or "", statistics=True, bins=BINS
+        )
+    )
+    reading = read(invocation.server, job, summary, reports, parameter or "", limit or None) if values else None
+    answer = {"group": summary, "parameters": reports} | ({} if reading is None else {"values": reading})
+    shown = _one(reports[0]) if parameter else [_parameters(reports)]
+    invocation.answer(answer, _head(job, summary), "", *shown, *_numbers(reading))
+
+
+def _head(job: str, summary: GroupSummary) -> RenderableType:
+    options = summary.options
+    return facts(
+        [
+            ("group", f"{options.group} of {job}, index {summary.index}"),
+            ("parameters", f"{text.count(summary.parameters)} with {text.count(summary.elements)} elements"),
+            ("dtype", ", ".join(summary.dtypes)),
+            ("steps", text.steps(summary.min_steps, summary.max_steps)),
+            ("options", text.options(options.options, text.in_order(options.options))),
+            ("changed", _changes(options)),
+        ]
+    )
+
+
+def _changes(options: GroupOptions) -> str:
+    if not options.revision:
+        return "never"
+    return f"{text.count(options.revision)} times, the last at version {text.count(options.since_version)}"
+
+
+def _parameters(reports: Sequence[ParameterReport]) -> FittingTable:
+    """A line for each; dtype and steps only where they are not the same for all, as the head tells them then."""
+    dtypes = len({report.parameter.dtype for report in reports}) > 1
+    steps = len({report.steps for report in reports}) > 1
+    columns = [
+        Column("parameter"),
+        Column("shape"),
+        *([Column("dtype")] if dtypes else []),
+        *([Column("steps", number=True)] if steps else []),
+        Column("weights\nnorm", number=True),
+        Column("weights\nmin .. max", number=True, spare=True),
+        Column("gradient\nnorm", number=True),
+        Column("gradient\nmin .. max", number=True, spare=True),
+    ]
+    rows = []
+    for report in reports:
+        found = {field.field: field.statistics for field in report.fields}
+        rows.append(
+            [
+                report.parameter.name,
+                text.shape(report.parameter.shape),
+                *([report.parameter.dtype] if dtypes else []),
+                *([text.count(report.steps)] if steps else []),
+                *_norm_and_span(found.get(WEIGHTS)),
+                *_norm_and_span(found.get(GRADIENT)),
+            ]
+        )
+    return table(columns, rows)
+
+
+def _norm_and_span(found: Statistics | None) -> list[str]:
+    if found is None:
+        return [text.NONE, text.NONE]
+    strange = f" ({text.count(found.nonfinite)} not finite)" if found.nonfinite else ""
+    return [text.number(found.norm), text.span(found.min, found.max) + strange]
+
+
+def _one(report: ParameterReport) -> list[RenderableType]:
+    """One parameter: a column for each field."""
+    parameter, fields = report.parameter, [field.statistics for field in report.fields]
+    about = f"{parameter.name}: {text.shape(parameter.shape)} {parameter.dtype}, {text.count(report.steps)} steps"
+    columns = [Column(""), *[Column(field.field, number=True) for field in report.fields]]
+    rows = [
+        ["elements", *[text.count(field.count) for field in fields]],
+        ["zeros", *[text.count(field.zeros) for field in fields]],
+        ["not finite", *[text.count(field.nonfinite) for field in fields]],
+        ["norm", *[text.number(field.norm) for field in fields]],
+        ["mean", *[text.number(field.mean) for field in fields]],
+        ["deviation", *[text.number(field.std) for field in fields]],
+        ["min", *[text.number(field.min) for field in fields]],
+        ["max", *[text.number(field.max) for field in fields]],
+        ["min to max", *[text.histogram(field.histogram_counts) for field in fields]],
+    ]
+    return [about, table(columns, rows)]
+
+
+def _numbers(reading: Reading | None) -> list[RenderableType]:
+    if reading is None:
+        return []
+    columns = [Column("parameter"), Column("field"), Column("values")]
+    rows = []
+    for field in reading.fields:
+        rest = field.count - len(field.numbers)
+        more = f" and {text.count(rest)} more" if rest else ""
+        rows.append([field.parameter, field.field, " ".join(f"{number:.6g}" for number in field.numbers) + more])
+    return ["", f"values at version {text.count(reading.version.version)}", table(columns, rows)]

@@ -1,0 +1,86 @@
+"""Jobs: `jobs`, `delete`."""
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from optd.ctl import output, text
+from optd.ctl.commands.arguments import Job
+from optd.ctl.exits import BadUsage, Exit
+from optd.ctl.invocation import Invocation
+from optd.ctl.tables import Column, FittingTable, table
+from optd_wire.errors import UnknownJob
+from optd_wire.values import JobSummary
+
+
+def jobs(invocation: Invocation) -> None:
+    """List the jobs: algorithm, policy, version, size, workers."""
+    found = invocation.server.ask(lambda server, left: server.list_jobs(left))
+    invocation.answer(found, _table(found, time.time()) if found else "no jobs")
+
+
+def delete(
+    invocation: Invocation,
+    job: Job,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; a must without a terminal.")] = False,
+) -> None:
+    """Delete a job with its weights and state."""
+    listed = invocation.server.ask(lambda server, left: server.list_jobs(left))
+    found = next((summary for summary in listed if summary.name == job), None)
+    if found is None:
+        raise UnknownJob(job=job)
+    if not yes:
+        _confirm(found)
+    # Not repeated: where the answer is lost, another job may have the name by then.
+    server = invocation.server
+    gone = server.transport.delete_job(job, server.timeout)
+    invocation.answer(gone, f"deleted {gone.name} at version {text.count(gone.version.version)}")
+
+
+def _confirm(job: JobSummary) -> None:
+    if not sys.stdin.isatty():
+        raise BadUsage("there is no terminal to ask on: pass --yes to delete")
+    size = f"{text.count(job.elements)} elements, {text.count(job.workers)} workers"
+    sys.stderr.write(f"Delete {job.name} at version {text.count(job.version.version)} ({size})? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        output.complain(f"{job.name} was not deleted")
+        raise typer.Exit(Exit.REFUSED)
+
+
+def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
+    return table(
+        [
+            Column("job"),
+            Column("algorithm"),
+            Column("policy"),
+            Column("version", number=True),
+            Column("workers", number=True),
+            Column("refused", number=True),
+            Column("elements", number=True),
+            Column("groups", number=True, spare=True),
+            Column("age", number=True, spare=True),
+            Column("memory", number=True, spare=True),
+            Column("pushes", number=True, spare=True),
+            Column("parameters", number=True, spare=True),
+        ],
+        [
+            [
+                job.name,
+                job.algorithm,
+                text.policy(job.policy),
+                text.count(job.version.version),
+                text.count(job.workers),
+                text.count(job.rejections),
+                text.count(job.elements),
+                text.count(job.groups),
+                text.duration(now - job.created_unix_ms / 1000),
+                text.size(job.planned_bytes),
+                text.count(job.pushes),
+                text.count(job.parameters),
+            ]
+            for job in found
+        ],
+    )

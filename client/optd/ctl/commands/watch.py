@@ -1,0 +1,109 @@
+"""A job as it moves: `watch`."""
+
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.live import Live
+
+from optd.ctl import output, text
+from optd.ctl.commands import groups, workers
+from optd.ctl.commands.arguments import Job
+from optd.ctl.documents import dump
+from optd.ctl.invocation import Invocation
+from optd.ctl.pace import Pace
+from optd.ctl.settings import seconds
+from optd_wire.errors import ShuttingDown
+from optd_wire.values import JobReport
+
+
+def watch(
+    invocation: Invocation,
+    job: Job,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", "-n", metavar="SECONDS", help="The least time between reports.", callback=seconds),
+    ] = 1.0,
+    number: Annotated[
+        int | None, typer.Option("--count", "-c", min=1, metavar="N", help="Stop after so many reports.")
+    ] = None,
+) -> None:
+    """Watch a job: live on a terminal, else a line for each report; Ctrl-C ends it.
+
+    The server reports at once, and again whenever the job has moved on.
+    """
+    # Before the stream, which has no deadline: whether the server is there, and has the job.
+    invocation.server.ask(lambda server, left: server.list_groups(job, left))
+    try:
+        with closing(_reports(invocation, job, interval)) as reports:
+            _show(islice(reports, number), invocation.json)
+    except KeyboardInterrupt:
+        return
+
+
+def _reports(invocation: Invocation, job: str, interval: float) -> Generator[JobReport, None, None]:
+    yield from invocation.server.transport.watch_job(job, interval)
+    raise ShuttingDown  # a server that goes on reports without end
+
+
+def _show(reports: Iterator[JobReport], json: bool) -> None:
+    if json:
+        for report in reports:
+            output.write(dump(report, indent=None) + "\n")
+    elif sys.stdout.isatty():
+        view = _View()
+        with Live(console=output.console(), get_renderable=view.render, refresh_per_second=4):
+            for report in reports:
+                view.note(report)
+    else:
+        view = _View()
+        for report in reports:
+            view.note(report)
+            output.write(text.printable(view.line()) + "\n")
+
+
+class _View:
+    """The last report, and how it looks as time goes by."""
+
+    def __init__(self) -> None:
+        self._report: JobReport | None = None
+        self._since = 0.0
+        self._pace = Pace()
+
+    def note(self, report: JobReport) -> None:
+        self._since = time.monotonic()
+        self._pace.note(report.job.version.version, self._since)
+        self._report = report
+
+    def render(self) -> RenderableType:
+        report = self._report
+        if report is None:
+            return ""
+        head = f"{report.job.name}  {report.job.algorithm}  {text.policy(report.job.policy)}  {self._state(report)}"
+        ago = time.monotonic() - self._since
+        parts: list[RenderableType] = [head, "", *groups.views(report.groups)]
+        if report.workers:
+            parts += ["", workers.view(report.workers, ago)]
+        return Stack(*parts)
+
+    def line(self) -> str:
+        """One line about the last report, for a log."""
+        report = self._report
+        assert report is not None
+        rates = " ".join(f"{one.options.group}={text.option(one.options.options['lr'])}" for one in report.groups)
+        waiting = [worker.name for worker in report.workers if worker.waiting]
+        return f"{text.moment(report.unix_ms)}  {report.job.name}  {self._state(report)}  lr {rates}" + (
+            f"  waiting {' '.join(waiting)}" if waiting else ""
+        )
+
+    def _state(self, report: JobReport) -> str:
+        pace = self._pace.steps_per_second(time.monotonic())
+        speed = f"{text.NONE if pace is None else f'{pace:.1f}'} steps/s"
+        job = report.job
+        return f"version {text.count(job.version.version)}  {speed}  workers {job.workers}  refused {job.rejections}"

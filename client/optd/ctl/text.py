@@ -1,0 +1,110 @@
+"""Values in words, for tables and lines that people read."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+
+from optd_wire.values import Options, OptionValue, Policy, Sync
+
+NONE = "-"
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def count(number: int) -> str:
+    """1234567 as 1,234,567."""
+    return f"{number:,}"
+
+
+def number(value: float) -> str:
+    """Four significant digits; `-` where there is no number."""
+    return NONE if math.isnan(value) else f"{value:.4g}"
+
+
+def span(low: float, high: float) -> str:
+    """From the lowest to the highest, with three digits each."""
+    return NONE if math.isnan(low) else f"{low:.3g} .. {high:.3g}"
+
+
+def size(number_of_bytes: int) -> str:
+    """Bytes in the unit that fits: 96000 as 93.8 KiB."""
+    amount = float(number_of_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 3 h 12 min, 2 d 4 h, 8 s."""
+    whole = int(max(0.0, seconds))
+    parts = [
+        (whole // 86400, "d"),
+        (whole // 3600 % 24, "h"),
+        (whole // 60 % 60, "min"),
+        (whole % 60, "s"),
+    ]
+    first = next((index for index, (amount, _) in enumerate(parts) if amount), len(parts) - 1)
+    return " ".join(f"{amount} {unit}" for amount, unit in parts[first : first + 2] if amount or first == 3)
+
+
+def moment(unix_ms: int) -> str:
+    """A time of the server's clock, in the local zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_ms / 1000))
+
+
+def option(value: OptionValue) -> str:
+    """An option's value in the notation that `optctl set` takes."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "true" if value else "false"
+        case tuple():
+            return ",".join(option(element) for element in value)
+        case float():
+            return repr(value).removesuffix(".0")
+        case _:
+            return str(value)
+
+
+def options(given: Options, names: Iterable[str]) -> str:
+    """`lr=0.001 betas=0.9,0.999` for the named ones."""
+    return " ".join(f"{name}={option(given[name])}" for name in names)
+
+
+def in_order(given: Mapping[str, object]) -> list[str]:
+    """Names of options: `lr` first, the others by the alphabet."""
+    return sorted(given, key=lambda name: (name != "lr", name))
+
+
+def policy(value: Policy) -> str:
+    """`async`, or `sync of 4`."""
+    return f"sync of {value.workers}" if isinstance(value, Sync) else "async"
+
+
+def shape(dimensions: tuple[int, ...]) -> str:
+    """64x32; a parameter without dimensions is a scalar."""
+    return "x".join(str(length) for length in dimensions) or "scalar"
+
+
+def steps(low: int, high: int) -> str:
+    """One number where all are the same, else the range."""
+    return count(low) if low == high else f"{count(low)}-{count(high)}"
+
+
+def yes(value: bool) -> str:
+    """Yes or no."""
+    return "yes" if value else "no"
+
+
+def histogram(counts: Iterable[int]) -> str:
+    """A block for each bin; the highest has the most, and only an empty bin is blank."""
+    bins = tuple(counts)
+    most = max(bins, default=0)
+    return "".join(_BLOCKS[math.ceil(amount * (len(_BLOCKS) - 1) / most)] if amount else " " for amount in bins)
+
+
+def printable(line: str) -> str:
+    """One line without control characters: what servers and callers send must not move the cursor."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line.replace("\n", " "))

@@ -1,0 +1,197 @@
+"""Every command as a real process, with tables and with JSON."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from optd.transport.grpc import GrpcTransport
+from optd_wire.errors import UnknownJob
+from optd_wire.values import (
+    AlgorithmInfo,
+    GroupOptions,
+    GroupSummary,
+    JobSummary,
+    ParameterReport,
+    Rejection,
+    ServerStatus,
+    Statistics,
+    WorkerInfo,
+)
+
+pytestmark = pytest.mark.usefixtures("digits")
+
+
+def names(value: type) -> list[str]:
+    return [field.name for field in fields(value)]
+
+
+def test_status(optctl):
+    shown, document = optctl.both("status")
+    facts = {line[:15].strip(): line[15:].strip() for line in shown.lines}
+    assert facts["server"] == f"optd 0.1.0 at {optctl.environment['OPTD_SERVER']}"
+    assert facts["state"].startswith("SERVING for ")
+    assert facts["largest message"] == "16.0 MiB"
+    assert (facts["authentication"], facts["tls"]) == ("none", "no")
+
+    assert list(document) == names(ServerStatus)
+    assert document["serving"] == "SERVING"
+    assert document["limits"]["max_message_bytes"] == 16 << 20
+
+
+def test_health(optctl):
+    shown, document = optctl.both("health")
+    assert shown.out == "SERVING\n"
+    assert document == {"status": "SERVING"}
+
+
+def test_jobs(optctl):
+    shown, document = optctl.both("jobs")
+    assert shown.lines[0].split()[:6] == ["job", "algorithm", "policy", "version", "workers", "refused"]
+    assert "digits adamw async 3 1 1 27 3" in [" ".join(line.split()[:8]) for line in shown.lines]
+
+    digits = next(job for job in document if job["name"] == "digits")
+    assert list(digits) == names(JobSummary)
+    assert digits["policy"] == {"async": {}}
+    assert digits["version"] == {"version": 3, "durable_version": 0, "revision": 0}
+
+
+def test_groups(optctl):
+    shown, document = optctl.both("groups", "digits")
+    assert [line.split() for line in shown.lines] == [
+        ["#", "group", "parameters", "elements", "dtype", "steps", "lr", "weight_decay"],
+        ["0", "hidden", "1", "12", "float32", "3", "0.01", "0.01"],
+        ["1", "output", "2", "9", "float64", "3", "0.001", "0.01"],
+        ["2", "biases", "2", "6", "float32,float64", "0-3", "0.001", "0"],
+        ["in", "all", "groups:", "amsgrad=false", "betas=0.9,0.999", "eps=1e-08", "maximize=false"],
+    ]
+
+    hidden, *_ = document
+    assert list(hidden) == names(GroupSummary)
+    assert list(hidden["options"]) == names(GroupOptions)
+    assert hidden["options"]["options"]["lr"] == 0.01
+    assert hidden["options"]["options"]["betas"] == [0.9, 0.999]
+
+
+def test_group(optctl):
+    shown, document = optctl.both("group", "digits", "biases")
+    assert "options     lr=0.001 amsgrad=false betas=0.9,0.999 eps=1e-08 maximize=false weight_decay=0" in shown.lines
+    cells = {line.split()[0]: line.split()[1:] for line in shown.lines[-2:]}
+    assert cells["hidden.bias"][:3] == ["4", "float32", "3"]
+    assert cells["output.bias"] == ["2", "float64", "0", "0", "0", "..", "0", "-", "-"]
+
+    assert list(document) == ["group", "parameters"]
+    assert document["group"]["options"]["group"] == "biases"
+    bias, untouched = document["parameters"]
+    assert list(bias) == names(ParameterReport)
+    assert bias["parameter"] == {"name": "hidden.bias", "shape": [4], "dtype": "float32", "offset": 0}
+    assert {field["field"] for field in bias["fields"]} == {"weights", "gradient", "exp_avg", "exp_avg_sq"}
+    assert list(bias["fields"][0]["statistics"]) == names(Statistics)
+    assert [field["field"] for field in untouched["fields"]] == ["weights"]
+
+
+def test_one_parameter(optctl):
+    shown, document = optctl.both("group", "digits", "hidden", "--parameter", "hidden.weight")
+    assert "hidden.weight: 3x4 float32, 3 steps" in shown.lines
+    cells = {line[:10].strip(): line[10:].split() for line in shown.lines[-10:]}
+    assert cells[""] == ["weights", "gradient", "exp_avg", "exp_avg_sq"]
+    assert cells["elements"] == ["12"] * 4
+    assert cells["max"][1] == "1"
+    assert "█" in cells["min to max"][0]
+
+    assert [report["parameter"]["name"] for report in document["parameters"]] == ["hidden.weight"]
+
+
+def test_values_are_those_of_the_job(optctl, server):
+    shown = optctl("group", "digits", "output", "-p", "output.weight", "--values", "--limit", "3")
+    assert "values at version 3" in shown.lines
+    field, *numbers = shown.lines[-3].split()[1:]
+    assert (field, len(numbers), numbers[3:]) == ("gradient", 6, ["and", "5", "more"])
+    np.testing.assert_allclose([float(number) for number in numbers[:3]], np.linspace(-1, 1, 8)[:3], rtol=1e-5)
+
+    document = optctl("group", "digits", "output", "--values", "--limit", "0", "-o", "json").document
+    assert document["values"]["version"] == {"version": 3, "durable_version": 0, "revision": 0}
+    read = {(one["parameter"], one["field"]): one for one in document["values"]["fields"]}
+    assert {field for _, field in read} == {"weights", "gradient", "exp_avg", "exp_avg_sq"}
+    expected = {}
+    transport = GrpcTransport(server.address)
+    transport.read_state("digits", ("weights",), lambda f: expected.update({f.group: f.values.tolist()}), 10)
+    transport.close()
+    assert read["output.weight", "weights"]["numbers"] == expected[1][:8]
+    assert read["output.scale", "weights"]["numbers"] == expected[1][8:]
+    assert read["output.weight", "weights"]["count"] == 8
+
+
+def test_workers(optctl):
+    shown, (worker,) = optctl.both("workers", "digits")
+    header, trainer = shown.lines
+    assert header.split() == ["worker", "lease", "waits", "pushes", "refused", "staleness", "sequence", "epoch", "lane"]
+    assert trainer.split()[0] == "trainer"
+    assert trainer.split()[3:] == ["no", "3", "1", "0", "3", "1", "grpc"]
+
+    assert list(worker) == names(WorkerInfo)
+    assert worker["active"] is True
+
+
+def test_rejections(optctl):
+    shown, document = optctl.both("rejections", "digits")
+    assert shown.lines[:2] == ["reason              refused", "NONFINITE_GRADIENT        1"]
+    assert shown.lines[-1].split(maxsplit=4)[2:] == [
+        "3",
+        "trainer",
+        "gradient of parameter 'hidden.bias' has nan at flat index 1; the push was refused",
+    ]
+
+    assert document["counts"] == {"NONFINITE_GRADIENT": 1}
+    assert [list(one) for one in document["recent"]] == [names(Rejection)]
+
+
+def test_algorithms(optctl):
+    shown, document = optctl.both("algorithms")
+    assert [line.split()[0] for line in shown.lines] == ["algorithm", "sgd", "adam", "adamw"]
+    assert [list(one) for one in document] == [names(AlgorithmInfo)] * 3
+
+
+def test_one_algorithm(optctl):
+    shown, (sgd,) = optctl.both("algorithms", "sgd")
+    assert "rule       nesterov must be false unless momentum > 0 and dampening = 0" in shown.lines
+    assert any(line.split()[:5] == ["momentum", "float", "0", "[0,", "inf)"] for line in shown.lines)
+    assert sgd["options"][1]["default_value"] == 0.0
+
+
+def test_set(optctl, train: Callable):
+    job = train()
+    version = job.step()
+    shown = optctl("set", job.name, "group0", "lr=0.01", "momentum=0.9", "nesterov=true", "dampening=0")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.lines == [
+        f"{job.name} group0: lr 0.1 -> 0.01, since version {version}",
+        f"{job.name} group0: momentum 0 -> 0.9, since version {version}",
+        f"{job.name} group0: nesterov false -> true, since version {version}",
+        f"{job.name} group0: dampening is 0 already",
+    ]
+
+    document = optctl("set", job.name, "group0", "lr=0.001", "-o", "json").document
+    assert list(document) == ["options", "previous", "version"]
+    assert document["previous"]["options"]["lr"] == 0.01
+    assert document["options"]["options"]["lr"] == 0.001
+    assert document["options"]["revision"] == document["previous"]["revision"] + 1
+    assert document["version"]["version"] == version
+    (group,) = job.session.groups()
+    assert dict(group.options.options) == document["options"]["options"]
+
+
+def test_delete(optctl, train: Callable):
+    job = train()
+    version = job.step()
+    assert optctl("delete", job.name, "--yes").out == f"deleted {job.name} at version {version}\n"
+    with pytest.raises(UnknownJob):
+        job.session.info()
+
+
+def test_delete_in_json(optctl, train: Callable):
+    job = train()
+    document = optctl("delete", job.name, "-y", "-o", "json").document
+    assert list(document) == names(JobSummary)
+    assert document["name"] == job.name
