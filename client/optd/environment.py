@@ -10,11 +10,15 @@ from optd_wire.errors import InvalidRequest, NoAddress
 DEFAULT_JOB = "default"
 
 
-def server(given: str | None) -> str:
-    """HOST:PORT from the argument or OPTD_SERVER; raises `NoAddress`."""
-    address = given or os.environ.get("OPTD_SERVER")
+def server(given: str | None, default: str | None = None) -> str:
+    """HOST:PORT from the argument, OPTD_SERVER or `default`; raises `NoAddress`, or `InvalidRequest` for none."""
+    address = given or os.environ.get("OPTD_SERVER") or default
     if not address:
         raise NoAddress()
+    host, _, port = address.rpartition(":")
+    # gRPC takes 99999 for a port, and calls another one.
+    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidRequest(problem=f"the server must be HOST:PORT, got {address!r}")
     return address
 
 
@@ -30,16 +34,26 @@ def worker(given: str | None) -> str:
 
 def token(given: str | None) -> str | None:
     """The token from the argument, OPTD_TOKEN, or the first one of the file OPTD_TOKEN_FILE."""
-    if given or os.environ.get("OPTD_TOKEN"):
-        return given or os.environ["OPTD_TOKEN"]
+    token = given or os.environ.get("OPTD_TOKEN")
     file = os.environ.get("OPTD_TOKEN_FILE")
-    if not file:
-        return None
+    if not token and file:
+        token = read_token("OPTD_TOKEN_FILE", file)
+    if token and not (token.isascii() and token.isprintable()):
+        raise InvalidRequest(problem="the token has characters that cannot be sent: only printable ASCII can")
+    return token
+
+
+def read_token(setting: str, file: str) -> str:
+    """The first token of a file; raises `InvalidRequest`, which names the setting, where there is none."""
     try:
         lines = [line.strip() for line in Path(file).read_text().splitlines()]
-    except OSError as error:
-        raise InvalidRequest(problem=f"OPTD_TOKEN_FILE: cannot read {file}: {error.strerror}") from None
-    return next((line for line in lines if line and not line.startswith("#")), None)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is no text"
+        raise InvalidRequest(problem=f"{setting}: cannot read {file}: {problem}") from None
+    found = next((line for line in lines if line and not line.startswith("#")), None)
+    if found is None:
+        raise InvalidRequest(problem=f"{setting}: no token in {file}")
+    return found
 
 
 def tls(given: TLS | bool | None) -> TLS | None:

@@ -197,10 +197,16 @@ class Optimizer:
             ]
             for given, group in zip(groups, self._registration.groups, strict=True)
         ]
-        self._registration.write_state(rows)
+        before = [dict(entry) for entry in self.param_groups]
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
-        self._registration.send_options()
+        try:
+            self._registration.send_options()
+        except BaseException:
+            for entry, old in zip(self.param_groups, before, strict=True):
+                entry.update(old)
+            raise
+        self._registration.write_state(rows)
 
 
 def _group_dict(group: ParamGroup) -> dict[str, Any]:

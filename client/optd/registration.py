@@ -1,6 +1,5 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from optd import environment
 from optd.arrays import Array, FlatView, empty_arrays
+from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
 from optd.session import Session, connect
@@ -55,7 +55,7 @@ class Registration:
         self.groups = list(groups)
         self._dicts = list(dicts)
         self._mirror = OptionMirror()
-        self._lock = threading.RLock()
+        self._lock = OwnedLock()
         self._view = self._new_view(self.groups)
         spec = JobSpec(
             name=session.job,

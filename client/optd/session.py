@@ -6,7 +6,6 @@ Everything that is sent more than once is safe to send more than once; this is t
 import atexit
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Literal, TypeVar
 from optd import environment
 from optd.arrays import BATCH_BYTES, Array, FlatView, empty_arrays
 from optd.heartbeat import Heartbeat
+from optd.lock import OwnedLock
 from optd.retry import with_retries
 from optd.tls import TLS
 from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
@@ -23,7 +23,6 @@ from optd.transport.grpc import GrpcTransport
 from optd_wire.errors import (
     AlreadyRegistered,
     DeadlineExceeded,
-    ForkedSession,
     InvalidRequest,
     JobExists,
     OptdError,
@@ -153,7 +152,7 @@ class Session:
         self._transport = transport
         self._process = os.getpid()
         self._closed = False
-        self._lock = threading.RLock()
+        self._lock = OwnedLock()
         self._membership: Membership | None = None
         self._sequence = 0
         self._in_doubt = False
@@ -410,7 +409,6 @@ class Session:
         logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
 
     def _check_usable(self) -> None:
-        if os.getpid() != self._process:
-            raise ForkedSession(owner=self._process, process=os.getpid())
+        self._lock.check()
         if self._closed:
             raise SessionClosed(job=self.job)

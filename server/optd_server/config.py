@@ -21,8 +21,14 @@ from pydantic_settings import (
 MIB = 1 << 20
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory() -> int:
+    """Bytes that this process may have: the machine's, or fewer where its control group (its container) has fewer."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 class ConfigError(Exception):
@@ -65,9 +71,9 @@ class Config(BaseSettings):
     max_requests: int = Field(1024, ge=1, description="calls that are answered at the same time")
     max_streams: int = Field(256, ge=1, description="calls at the same time on one connection")
     max_memory_bytes: int = Field(
-        int(_physical_memory() * 0.8),
+        int(_memory() * 0.8),
         ge=MIB,
-        description="memory that may be planned for all jobs; unless given, 80 percent of the machine's",
+        description="memory that may be planned for all jobs; unless given, 80 percent of what there is",
     )
     threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic")
     lease_seconds: float = Field(

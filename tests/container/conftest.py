@@ -83,7 +83,7 @@ def find_engine() -> Engine | str:
             continue
         if probe.returncode == 0:
             return Engine(program)
-        reasons.append(f"{program}: {(probe.stderr.strip() or 'no message').splitlines()[-1]}")
+        reasons.append(f"{program}: {(probe.stderr.strip() or 'no message').splitlines()[0]}")
     return "no container engine works here: " + "; ".join(reasons)
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from optd import environment
@@ -42,40 +41,18 @@ class Connection:
 
 def connect(settings: Settings) -> Connection:
     """A connection that is made with its first call; raises `BadUsage` for settings that cannot be used."""
-    address = _address(settings.server or os.environ.get("OPTD_SERVER") or DEFAULT_SERVER)
     try:
+        address = environment.server(settings.server, DEFAULT_SERVER)
         transport = GrpcTransport(address, token=_token(settings), tls=_tls(settings))
     except InvalidRequest as error:
         raise BadUsage(str(error)) from None
     return Connection(transport, settings.timeout or DEFAULT_SECONDS)
 
 
-def _address(given: str) -> str:
-    host, _, port = given.rpartition(":")
-    # gRPC takes 99999 for a port, and calls another one.
-    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-        raise BadUsage(f"the server must be HOST:PORT, got {given!r}")
-    return given
-
-
 def _token(settings: Settings) -> str | None:
-    token = _read(settings.token_file) if settings.token_file and not settings.token else None
-    token = token or environment.token(settings.token)
-    if token is not None and not (token.isascii() and token.isprintable()):
-        raise BadUsage("the token has characters that cannot be sent: only printable ASCII can")
-    return token
-
-
-def _read(token_file: str) -> str:
-    try:
-        lines = [line.strip() for line in Path(token_file).read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        problem = getattr(error, "strerror", None) or "it is no text"
-        raise BadUsage(f"--token-file: cannot read {token_file}: {problem}") from None
-    token = next((line for line in lines if line and not line.startswith("#")), None)
-    if token is None:
-        raise BadUsage(f"--token-file: no token in {token_file}")
-    return token
+    if settings.token_file and not settings.token:
+        return environment.token(environment.read_token("--token-file", settings.token_file))
+    return environment.token(settings.token)
 
 
 def _tls(settings: Settings) -> TLS | None:

@@ -43,7 +43,7 @@ class _FirstNumbers:
             for report in reports
         }
         self.numbers: dict[tuple[str, str], npt.NDArray[np.float64]] = {
-            (report.parameter.name, field.field): np.empty(self._ranges[report.parameter.name][1])
+            (report.parameter.name, field.field): np.full(self._ranges[report.parameter.name][1], np.nan)
             for report in reports
             for field in report.fields
         }

@@ -5,7 +5,6 @@ step, the state and the weights are the server's.
 """
 
 import inspect
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 import torch
 
 from optd.arrays import Array
+from optd.lock import OwnedLock
 from optd.params import PARAMS, plain_option, read_gradients
 from optd.registration import Registration, open_session
 from optd.session import Session
@@ -89,7 +89,7 @@ class Served(torch.optim.Optimizer):
         worker: str | None = None,
         **options: Any,
     ) -> None:
-        self._lock = threading.RLock()
+        self._lock = OwnedLock()
         self._groups: list[TensorGroup] = []
         self._registration: Registration | None = None
         super().__init__(params, *args, **options)

@@ -1,5 +1,6 @@
 """One job: its numbers, its workers, its pushes, and the changes that are no steps."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,7 +14,7 @@ from optd_server.engine.rejections import Rejections
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
-from optd_wire.errors import OptdError, UnknownJob
+from optd_wire.errors import JobMismatch, OptdError, UnknownJob
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
@@ -36,6 +37,7 @@ class Job:
         self.model = model
         self.workers = Workers(model.name, lease_seconds)
         self.rejections = Rejections()
+        self.closed = asyncio.Event()
         self._writer = Writer()
         self.pushes = Pushes(model, self.workers, self._writer, offload)
         self._memory = memory
@@ -92,6 +94,7 @@ class Job:
             if found is not None:
                 found.rejections += 1
             self.rejections.add(error, worker=worker, version=self.model.version.version, wall=clock())
+            self.model.notify()
             raise
 
     # Workers
@@ -144,14 +147,20 @@ class Job:
         check_group(spec, self.name, self.model.groups.holders())
         self._memory.check(self.name, self.model.bytes_with(spec))
 
-    async def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> tuple[GroupInfo, bool]:
-        """Adds a group with its weights; returns it, and False where the job has had it already."""
+    async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
+        """Adds a group with its weights; returns it, and False where the job has had it already.
+
+        Raises `JobMismatch` where it would not have `index` any more, which its frames were addressed to.
+        """
 
         async def action() -> tuple[GroupInfo, bool]:
             existing = self.existing_group(spec)
             if existing is not None:
                 return existing, False
             self.check_new_group(spec)
+            if len(self.model.groups) != index:
+                count = len(self.model.groups)
+                raise JobMismatch(job=self.name, aspect="the number of groups", theirs=count, ours=index)
             return self.model.add_group(spec, weights), True
 
         return await self._writer.run(action)
@@ -182,4 +191,4 @@ class Job:
         await self._writer.close(gone)
         self.pushes.fail_all(gone)
         self._memory.release(self.name)
-        self.model.notify()
+        self.closed.set()

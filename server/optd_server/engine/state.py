@@ -218,9 +218,13 @@ def _put_group_state(groups: Groups, given: GroupState) -> None:
     for segment, state in zip(layout.segments, groups.states[given.group], strict=True):
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]
-        for entry in given.entries:
-            _field(state, entry.field)
-            state.started[entry.field][:] = [entry.present[member] for member in members]
+        present = {entry.field: entry.present for entry in given.entries}
+        for field in {*present, *state.state}:
+            array = _field(state, field)
+            started = state.started[field]
+            started[:] = [present[field][member] for member in members] if field in present else False
+            # Algorithms rely on zeros where a parameter has no state yet.
+            array[np.repeat(~started, state.sizes)] = 0
 
 
 def _field(state: SegmentState, name: str) -> Array:

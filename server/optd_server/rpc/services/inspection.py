@@ -66,15 +66,17 @@ class InspectionService:
     async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
         """Reports a job whenever it has moved on."""
         job = self._catalog.find(request.job)
+        interval = max(MIN_INTERVAL_MS, request.interval_ms) / 1000
         changed = asyncio.Event()
         unwatch = job.model.watch(changed.set)
         try:
             while not self._stopping.is_set():
                 changed.clear()
                 yield to_message(_report(job))
-                await asyncio.sleep(max(MIN_INTERVAL_MS, request.interval_ms) / 1000)
-                await _first_of(changed, self._stopping)
-                if self._catalog.find(request.job) is not job:
+                ended = await _first_of(self._stopping, job.closed, seconds=interval)
+                if not ended:
+                    await _first_of(changed, self._stopping, job.closed)
+                if job.closed.is_set():
                     raise UnknownJob(job=request.job)
         finally:
             unwatch()
@@ -93,10 +95,12 @@ def _summaries(job: Job) -> list[Any]:
     return [to_message(job.model.groups.summary(index)) for index in range(len(job.model.groups))]
 
 
-async def _first_of(*events: asyncio.Event) -> None:
+async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> bool:
+    """Waits for one of the events; returns whether one came before the time was up."""
     tasks = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=seconds)
+        return bool(done)
     finally:
         for task in tasks:
             task.cancel()

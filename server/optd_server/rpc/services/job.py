@@ -54,8 +54,9 @@ class JobService:
             created = False
             if info is None:
                 job.check_new_group(spec)
-                weights = await self._receive_group(requests, job, spec, frames)
-                info, created = await job.add_group(spec, weights)
+                index = len(job.model.groups)
+                weights = await self._receive_group(requests, job, spec, frames, index)
+                info, created = await job.add_group(spec, weights, index)
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest) -> Any:
@@ -65,12 +66,14 @@ class JobService:
             options, version = await job.update_group(from_message(request.update, GroupUpdate))
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
 
-    async def _receive_group(self, requests: Requests, job: Job, spec: GroupSpec, frames: list[Any]) -> FlatBuffers:
+    async def _receive_group(
+        self, requests: Requests, job: Job, spec: GroupSpec, frames: list[Any], index: int
+    ) -> FlatBuffers:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
             # Frames address the group by the index that it is going to have; here it is the only one.
             weights = FlatBuffers([layout])
-            sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=len(job.model.groups))
+            sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
             await self._receive(requests, sink, frames)
         return weights
 
