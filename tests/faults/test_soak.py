@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 import pytest
+from faults.processes import wait_for, worker
 
 import optd
-from faults.processes import wait_for, worker
 from optd.local import LocalServer
 
 pytestmark = pytest.mark.soak
