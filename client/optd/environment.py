@@ -16,6 +16,8 @@ def server(given: str | None, default: str | None = None) -> str:
     if not address:
         raise NoAddress()
     host, _, port = address.rpartition(":")
+    if "/" in address:
+        raise InvalidRequest(problem=f"the server must be HOST:PORT, without a scheme or path, got {address!r}")
     # gRPC takes 99999 for a port, and calls another one.
     if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidRequest(problem=f"the server must be HOST:PORT, got {address!r}")

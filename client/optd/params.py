@@ -99,7 +99,7 @@ def _check_array(name: str, array: Any) -> Array:
         raise NotAnArray(what=f"parameter {name!r}", wanted="a numpy array", got=type(array).__name__)
     if not array.flags.writeable:
         raise NotAnArray(what=f"parameter {name!r}", wanted="an array that can be written to", got="a read-only one")
-    check_dtype(name, array.dtype.name)
+    check_dtype(name, array.dtype.name if array.dtype.isnative else str(array.dtype))
     return array
 
 
@@ -119,10 +119,9 @@ def plain_option(value: Any) -> OptionValue:
     """An option's value as the contract has it; arrays and tensors of one element become numbers."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple):
-        return tuple(_number(entry) for entry in value)
-    number: OptionValue = _number(value)
-    return number
+    plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else _number(value)
+    # What is no option at all is told as text, for the check to name it.
+    return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]
 
 
 def _number(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
 from optd.session import Session, connect
-from optd_wire.errors import JobMismatch
+from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.frames import Frame
 from optd_wire.values import (
     WEIGHTS,
+    GroupInfo,
     GroupState,
     JobSpec,
     JobVersion,
@@ -23,6 +25,8 @@ from optd_wire.values import (
     StateEntries,
     WriteStateHeader,
 )
+
+logger = logging.getLogger("optd")
 
 Rows = Sequence[Sequence[Array | None]]
 ParameterState = dict[str, Any]
@@ -54,6 +58,7 @@ class Registration:
         self.session = session
         self.groups = list(groups)
         self._dicts = list(dicts)
+        self._defaults = defaults
         self._mirror = OptionMirror()
         self._lock = OwnedLock()
         self._view = self._new_view(self.groups)
@@ -66,6 +71,8 @@ class Registration:
         )
         membership, created = session.register(spec, self._view.source(self._arrays()))
         self._base = membership.job.version
+        if not created:
+            self._warn_of_options(membership.job.groups)
         for info, group in zip(membership.job.groups, self._dicts, strict=False):
             self._mirror.add(info.options, group)
         self.attached = not created or self._base.version > 0
@@ -88,12 +95,30 @@ class Registration:
         """The version and revision of the weights that the arrays hold."""
         return self._base
 
+    def _warn_of_options(self, infos: Sequence[GroupInfo]) -> None:
+        """Attaching takes the job's options; somebody who asked for others should know."""
+        for info, group in zip(infos, self.groups, strict=False):
+            asked = {**self._defaults, **group.options}
+            for name, value in info.options.options.items():
+                if name in asked and asked[name] != value:
+                    logger.warning(
+                        "job %s exists already: group %s goes on with %s=%s, not %s; change it in param_groups, or "
+                        "delete the job to start afresh",
+                        self.session.job,
+                        group.name,
+                        name,
+                        value,
+                        asked[name],
+                    )
+
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group to the job, with its arrays as weights, and to these; pulls where it was there already.
+        """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.
 
         Raises `JobMismatch` where these lack a group that was added before it.
         """
         with self._lock:
+            if group.name in [known.name for known in self.groups]:
+                raise DuplicateName(kind="group", name=group.name, job=self.session.job)
             view = self._new_view([group], first_group=len(self.groups))
             info = self.session.add_group(group.spec(), view.source([group.arrays]))
             if info.index != len(self.groups):
@@ -101,10 +126,18 @@ class Registration:
                 aspect = f"group {group.name!r} at place"
                 raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
             self.groups.append(group)
+            self._view = self._new_view(self.groups)
+            try:
+                pulled = self.session.pull_into(self._write, None)
+            except BaseException:
+                # The job keeps the group; adding it again finds it there.
+                self.groups.pop()
+                self._view = self._new_view(self.groups)
+                raise
             self._dicts.append(options)
             self._mirror.add(info.options, options)
-            self._view = self._new_view(self.groups)
-            self.pull()
+            self._mirror.absorb(pulled.options, self._dicts)
+            self._base = pulled.version
 
     def step(self, gradients: Rows) -> PushResult:
         """Pushes gradients and puts the new weights into the arrays."""

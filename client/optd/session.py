@@ -6,9 +6,12 @@ Everything that is sent more than once is safe to send more than once; this is t
 import atexit
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypeVar
 
@@ -22,14 +25,19 @@ from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
 from optd.transport.grpc import GrpcTransport
 from optd_wire.errors import (
     AlreadyRegistered,
+    Conflict,
     DeadlineExceeded,
+    InvalidArgument,
     InvalidRequest,
     JobExists,
+    NotFound,
     OptdError,
     SessionClosed,
+    Unauthenticated,
     Unavailable,
     UnknownJob,
     UnknownWorker,
+    Unreachable,
 )
 from optd_wire.names import check_name
 from optd_wire.values import (
@@ -50,6 +58,7 @@ from optd_wire.values import (
     PushResult,
     ReadStateResult,
     Rejection,
+    Sync,
     WorkerInfo,
     WriteStateHeader,
 )
@@ -59,11 +68,41 @@ logger = logging.getLogger("optd")
 
 CONNECT_SECONDS = 10.0
 CALL_SECONDS = 300.0
+LEAVE_SECONDS = 2.0
 # How long one call waits for a job that another worker is creating, before it asks again.
 JOIN_WAIT_SECONDS = 5.0
 
 
+@dataclass(slots=True)
+class _Membership:
+    """What it takes to leave a job; apart from the session, so that it can be done when the session is gone."""
+
+    job: str
+    worker: str
+    transport: Transport
+    process: int
+    epoch: int = 0
+
+    def end(self) -> None:
+        """Leaves the job, if it was joined, and ends the connection. In a forked child it does nothing."""
+        if os.getpid() != self.process:
+            return
+        if self.epoch:
+            # Fenced, deleted or unreachable: then there is nothing to leave, or the lease runs out.
+            with suppress(OptdError):
+                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
+        self.transport.close()
+
+
 _open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_leaving: list[threading.Thread] = []
+
+
+def _leave_later(membership: _Membership) -> None:
+    """For a session that nobody holds any more. The garbage collector must not wait for a server."""
+    thread = threading.Thread(target=membership.end, name="optd-leave", daemon=True)
+    _leaving.append(thread)
+    thread.start()
 
 
 @atexit.register
@@ -71,6 +110,8 @@ def _leave_all() -> None:
     """A program that ends without closing its sessions leaves their jobs at once, not when the leases run out."""
     for session in list(_open_sessions):
         session.close()
+    for thread in _leaving:
+        thread.join(LEAVE_SECONDS)
 
 
 def connect(
@@ -113,6 +154,10 @@ def connect(
     transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
     try:
         status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
+    except DeadlineExceeded:
+        transport.close()
+        problem = "it takes connections, but does not answer"
+        raise Unreachable(address=address, seconds=f"{connect_timeout:g}", problem=problem) from None
     except OptdError:
         transport.close()
         raise
@@ -158,6 +203,9 @@ class Session:
         self._in_doubt = False
         self._version = JobVersion()
         self._heartbeat: Heartbeat | None = None
+        self._leave = _Membership(job, worker, transport, self._process)
+        self._forgotten = weakref.finalize(self, _leave_later, self._leave)
+        self._forgotten.atexit = False  # then `_leave_all` closes what is open, and waits for it
         _open_sessions.add(self)
 
     def __enter__(self) -> "Session":
@@ -192,15 +240,10 @@ class Session:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        self._forgotten.detach()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        if self._membership is not None:
-            try:
-                self._transport.leave(self.job, self.worker, self._membership.epoch, timeout=2.0)
-            except OptdError:
-                # Fenced, deleted or unreachable: then there is nothing left to leave, or the lease runs out.
-                self._membership = None
-        self._transport.close()
+        self._leave.end()
 
     # What anyone may ask
 
@@ -308,6 +351,7 @@ class Session:
 
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
+        self._leave.epoch = membership.epoch
         self._sequence = 0
         self._in_doubt = False
         if self._heartbeat is None:
@@ -355,14 +399,20 @@ class Session:
                 updates=updates,
                 known_revision=base.revision,
             )
-            # Until the answer is there, nobody knows whether this push counts.
+            # Until the answer is there, nobody knows whether this push counts. A refusal says that it does not,
+            # unless it comes to a second attempt: then the first may have been applied.
             self._in_doubt = True
+            attempts = 0
+
+            def attempt(left: float) -> T:
+                nonlocal attempts
+                attempts += 1
+                return send(header, left)
+
             try:
-                result = self._ask(lambda left: send(header, left))
-            except (DeadlineExceeded, Unavailable):
-                raise
-            except OptdError:
-                self._in_doubt = False  # refused: it does not
+                result = self._ask(attempt)
+            except (InvalidArgument, Unauthenticated, NotFound, Conflict):
+                self._in_doubt = attempts > 1
                 raise
             self._sequence += 1
             self._in_doubt = False
@@ -401,8 +451,23 @@ class Session:
         return 0 if self._membership is None else self._membership.epoch
 
     def _ask(self, attempt: Callable[[float], T]) -> T:
-        self._check_usable()
-        return with_retries(attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss)
+        def usable_attempt(left: float) -> T:
+            self._check_usable()
+            return attempt(left)
+
+        try:
+            return with_retries(
+                usable_attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss
+            )
+        except DeadlineExceeded as error:
+            # The caller wants to know the time that it gave, not what was left of it for the last attempt.
+            hint = "; a step of a sync job waits for all its workers" if self._waits_for_others else ""
+            seconds = f"{self.timeout:g}"
+            raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
+
+    @property
+    def _waits_for_others(self) -> bool:
+        return self._membership is not None and isinstance(self._membership.job.policy, Sync)
 
     def _tell_of_loss(self, error: Unavailable) -> None:
         # The call goes on for minutes from here; somebody who waits for it wants to know why.

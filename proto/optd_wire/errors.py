@@ -89,14 +89,14 @@ class UnknownAlgorithm(InvalidArgument):
     """No algorithm has this name."""
 
     reason = "UNKNOWN_ALGORITHM"
-    template = "no algorithm {algorithm!r}; the nearest is {nearest!r}"
+    template = "no algorithm {algorithm!r}; {advice}"
 
 
 class UnknownOption(InvalidArgument):
     """The algorithm has no such option."""
 
     reason = "UNKNOWN_OPTION"
-    template = "{algorithm}: no option {option!r}; did you mean {nearest!r}? The options are {options}"
+    template = "{algorithm}: no option {option!r}; {advice} options are {options}"
 
 
 class OptionOutOfRange(InvalidArgument):
@@ -339,7 +339,10 @@ class JobMismatch(Conflict):
     """Attaching with another registration than the job's."""
 
     reason = "JOB_MISMATCH"
-    template = "job {job!r} has {aspect} {theirs}, this registration has {ours}"
+    template = (
+        "job {job!r} has {aspect} {theirs}, this registration has {ours}; "
+        "register the same, or take another job (job=, OPTD_JOB)"
+    )
 
 
 class StaleEpoch(Conflict):
@@ -439,6 +442,13 @@ class TooManyRequests(ResourceExhausted):
 
     reason = "TOO_MANY_REQUESTS"
     template = "the server answers {limit} requests already (--max-requests)"
+
+
+class TooManyBytes(ResourceExhausted):
+    """The server holds as many bytes of requests as it may."""
+
+    reason = "TOO_MANY_BYTES"
+    template = "the server holds {limit} bytes of requests already, for {seconds} s (--max-inflight-bytes)"
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ class JobSummary:
     rejections: int
     planned_bytes: int
     created_unix_ms: int
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +346,7 @@ class Limits:
     max_requests: int
     max_streams_per_connection: int
     max_memory_bytes: int
+    max_inflight_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,9 @@ class Config(BaseSettings):
     max_message_bytes: int = Field(
         16 * MIB, ge=64 * 1024, le=1024 * MIB, description="largest message that is accepted"
     )
+    max_inflight_bytes: int = Field(
+        1024 * MIB, ge=MIB, description="bytes of requests that are held at the same time; more have to wait"
+    )
     max_requests: int = Field(1024, ge=1, description="calls that are answered at the same time")
     max_streams: int = Field(256, ge=1, description="calls at the same time on one connection")
     max_memory_bytes: int = Field(

@@ -147,6 +147,21 @@ def arrays(info: job_pb2.JobInfo, frames: Frames) -> Arrays:
     return found
 
 
+def ending(requests: Sequence[Any]) -> Iterator[Any]:
+    """The messages of a whole upload: the last one says that it is the last."""
+    yield from requests[:-1]
+    last = type(requests[-1])()
+    last.CopyFrom(requests[-1])
+    last.last = True
+    yield last
+
+
+def push_requests(head: training_service_pb2.PushHeader, frames: Frames) -> list[training_service_pb2.PushRequest]:
+    """A push: the header in the first message, each frame in one of its own."""
+    requests = [training_service_pb2.PushRequest(header=head)]
+    return requests + [training_service_pb2.PushRequest(frames=[sent]) for sent in frames]
+
+
 # Calls
 
 
@@ -177,7 +192,7 @@ class Plain:
         """Creates a job: the spec in the first message, each frame in one of its own."""
         requests = [job_service_pb2.CreateJobRequest(spec=spec)]
         requests += [job_service_pb2.CreateJobRequest(frames=[sent]) for sent in frames]
-        return self.jobs.CreateJob(iter(requests), timeout=SECONDS).job
+        return self.jobs.CreateJob(ending(requests), timeout=SECONDS).job
 
     def info(self, job: str) -> job_pb2.JobInfo:
         return self.jobs.GetJob(job_service_pb2.GetJobRequest(job=job), timeout=SECONDS).job
@@ -217,7 +232,7 @@ class Plain:
         self, head: training_service_pb2.PushHeader, frames: Frames, timeout: float = SECONDS
     ) -> training_service_pb2.PushResult:
         """Pushes: the header in the first message, each frame in one of its own."""
-        return self.training.Push(iter(push_requests(head, frames)), timeout=timeout).result
+        return self.training.Push(ending(push_requests(head, frames)), timeout=timeout).result
 
     def step(
         self, head: training_service_pb2.PushHeader, frames: Frames, timeout: float = SECONDS
@@ -269,11 +284,6 @@ class Plain:
                 for worker in self.list_workers(job).values()
             },
         }
-
-
-def push_requests(head: training_service_pb2.PushHeader, frames: Frames) -> list[training_service_pb2.PushRequest]:
-    requests = [training_service_pb2.PushRequest(header=head)]
-    return requests + [training_service_pb2.PushRequest(frames=[sent]) for sent in frames]
 
 
 def call(

@@ -12,6 +12,7 @@ from contract.plain import (
     Frames,
     Plain,
     arrays,
+    ending,
     frame,
     group,
     header,
@@ -121,10 +122,10 @@ def add_group(plain: Plain, name: str) -> None:
         job_service_pb2.AddGroupRequest(job=name, group=added),
         job_service_pb2.AddGroupRequest(frames=[frame(np.array([7, 8], "f4"), group=2)]),
     ]
-    answer = plain.jobs.AddGroup(iter(requests), timeout=SECONDS)
+    answer = plain.jobs.AddGroup(ending(requests), timeout=SECONDS)
     assert (answer.created, answer.group.index, answer.version.version) == (True, 2, 0)
     assert answer.group.options.options["lr"].number == 0.125
-    again = plain.jobs.AddGroup(iter(requests), timeout=SECONDS)
+    again = plain.jobs.AddGroup(ending(requests), timeout=SECONDS)
     assert (again.created, again.group) == (False, answer.group)
     assert plain.weights(name)["t"].tolist() == [7, 8]
 
@@ -276,7 +277,7 @@ def write_state(plain: Plain, name: str) -> None:
         state_service_pb2.WriteStateRequest(frames=[frame(np.full(9, 4, "f4"), field="momentum_buffer")]),
         state_service_pb2.WriteStateRequest(frames=[frame(np.full(3, 9, "f4"), offset=6, field="weights")]),
     ]
-    answer = plain.state.WriteState(iter(requests), timeout=SECONDS)
+    answer = plain.state.WriteState(ending(requests), timeout=SECONDS)
     assert (answer.version.version, answer.version.revision) == (0, 1)
     result, frames = plain.read_state(name)
     assert [list(g.steps) for g in result.groups] == [[5, 6], [0, 0]]
@@ -498,7 +499,7 @@ def test_a_push_in_one_message_and_in_many_are_the_same(plain: Plain, name: str)
     frames = frames_of(given)
     whole = [training_service_pb2.PushRequest(header=header(name + ".one", "w0", plain.join(name + ".one"), 1))]
     whole[0].frames.extend(frames)
-    plain.training.Push(iter(whole), timeout=SECONDS)
+    plain.training.Push(ending(whole), timeout=SECONDS)
     pieces = [
         frame(values, sent.group, sent.offset + place)
         for sent in frames
@@ -506,7 +507,7 @@ def test_a_push_in_one_message_and_in_many_are_the_same(plain: Plain, name: str)
     ]
     np.random.default_rng(0).shuffle(pieces)
     many = push_requests(header(name + ".many", "w0", plain.join(name + ".many"), 1), pieces)
-    plain.training.Push(iter(many), timeout=SECONDS)
+    plain.training.Push(ending(many), timeout=SECONDS)
     one, other = (plain.weights(name + end) for end in (".one", ".many"))
     assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in other.items()}
 

@@ -69,6 +69,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         "log_format": "json",
         "log_level": "debug",
         "max_memory_bytes": 1 << 21,
+        "max_inflight_bytes": 1 << 22,
         "max_message_bytes": 1 << 17,
         "max_requests": 4,
         "max_streams": 5,

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from contract.plain import (
     Plain,
     Refusal,
     call,
+    ending,
     frame,
     group,
     header,
@@ -111,8 +113,8 @@ def narrow() -> Iterator[LocalServer]:
 
 @every_own_rpc
 def test_a_message_beyond_the_limit_is_refused_unread(narrow: LocalServer, method: MethodDescriptor):
-    with Plain(narrow.address) as plain, grows_by_less_than(narrow, 10 * MIB):
-        found = outcome_of(plain.channel, method, bytes(64 * MIB))
+    with Plain(narrow.address) as plain, grows_by_less_than(narrow, 8 * MIB):
+        found = outcome_of(plain.channel, method, bytes(16 * MIB))
     assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in found.text
     assert "65536" in found.text
@@ -128,7 +130,7 @@ def test_the_limit_is_where_it_is_said_to_be(narrow: LocalServer, name: str):
         head.frames.append(frame(np.ones(most, "f4")))
         assert 65000 < len(head.SerializeToString()) <= 65536
         with refused("INCOMPLETE_PARAMETER", f"{most} of its 40000"):
-            plain.training.Push(iter([head]), timeout=SECONDS)
+            plain.training.Push(ending([head]), timeout=SECONDS)
 
 
 def weights_in_pieces(count: int, size: int = 8_000) -> list[tensor_pb2.Frame]:
@@ -286,7 +288,7 @@ def test_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
         spec = job_spec(name, [group("g", {"w": ((200_000,), "float32")})])
         yield job_service_pb2.CreateJobRequest(spec=spec)
         release.wait(SECONDS)
-        yield job_service_pb2.CreateJobRequest(frames=[frame(np.zeros(200_000, "f4"))])
+        yield job_service_pb2.CreateJobRequest(frames=[frame(np.zeros(200_000, "f4"))], last=True)
 
     creating = poor_plain.jobs.CreateJob.future(slow(), timeout=SECONDS)
     wait_for(lambda: poor_plain.status().planned_bytes > LIMIT // 2)
@@ -310,7 +312,7 @@ def test_a_job_does_not_grow_beyond_the_memory(poor_plain: Plain, name: str, gro
         match grow:
             case "group":
                 added = group("h", {"v": ((count,), "float32")})
-                plain.jobs.AddGroup(iter([job_service_pb2.AddGroupRequest(job=name, group=added)]), timeout=SECONDS)
+                plain.jobs.AddGroup(ending([job_service_pb2.AddGroupRequest(job=name, group=added)]), timeout=SECONDS)
             case "option":
                 plain.update_group(name, "g", momentum=0.9)
             case "push":
@@ -319,7 +321,7 @@ def test_a_job_does_not_grow_beyond_the_memory(poor_plain: Plain, name: str, gro
                 plain.push(head, [frame(np.ones(count, "f4"))])
             case "state":
                 head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=epoch)
-                plain.state.WriteState(iter([state_service_pb2.WriteStateRequest(header=head)]), timeout=SECONDS)
+                plain.state.WriteState(ending([state_service_pb2.WriteStateRequest(header=head)]), timeout=SECONDS)
     assert outside_of(plain, name) == before
     assert plain.push(header(name, "w0", epoch, 1), [frame(np.ones(count, "f4"))]).version.version == 1
 
@@ -345,8 +347,51 @@ def test_state_that_is_written_counts(plain: Plain, name: str):
         head.groups.add(group=index, steps=[1]).entries.add(field="momentum_buffer", present=[True])
     frames = [frame(np.ones(100, "f4"), field="momentum_buffer"), frame(np.ones(100), group=1, field="momentum_buffer")]
     requests = [state_service_pb2.WriteStateRequest(header=head), state_service_pb2.WriteStateRequest(frames=frames)]
-    plain.state.WriteState(iter(requests), timeout=SECONDS)
+    plain.state.WriteState(ending(requests), timeout=SECONDS)
     assert plain.summary(name).planned_bytes == plain.summary(name + ".momentum").planned_bytes
+
+
+# Bytes in flight
+
+
+@pytest.fixture(scope="module")
+def tight() -> Iterator[LocalServer]:
+    """A server that holds 1 MiB of requests at a time, and lets nothing stand still for more than a second."""
+    with local("--max-inflight-bytes", str(MIB), "--idle-seconds", "1") as running:
+        yield running
+
+
+def push_all(server: LocalServer, name: str, count: int, workers: list[str], messages: int) -> list[int]:
+    """Pushes of all workers at once, each over a connection of its own; returns the versions they became part of."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(len(workers)))
+        connections = [stack.enter_context(Plain(server.address)) for _ in workers]
+        heads = [header(name, worker, connections[0].join(name, worker), 1) for worker in workers]
+        size = count // messages
+        frames = [frame(np.ones(size, "f4"), offset=index * size) for index in range(messages)]
+        pushes = [pool.submit(plain.push, head, frames) for plain, head in zip(connections, heads, strict=True)]
+        return sorted(push.result().applied_version for push in pushes)
+
+
+def test_pushes_of_more_bytes_than_are_held_wait_for_one_another(tight: LocalServer, name: str):
+    """Twelve times 1.6 MiB, in messages of 400 KiB: more pushes than a job has room for, too."""
+    count = 400_000
+    with Plain(tight.address) as plain:
+        spec = job_spec(name, [group("g", {"w": ((count,), "float32")})], lr=1.0)
+        plain.create(spec, weights_in_pieces(count, 100_000))
+        versions = push_all(tight, name, count, [f"w{index}" for index in range(12)], messages=4)
+        assert versions == list(range(1, 13))
+        assert (plain.weights(name)["w"] == -12).all()
+
+
+def test_a_round_of_more_bytes_than_are_held_comes_about(tight: LocalServer, name: str):
+    """A push that waits for its round has been received: its bytes are no longer in flight."""
+    count = 100_000
+    with Plain(tight.address) as plain:
+        spec = job_spec(name, [group("g", {"w": ((count,), "float32")})], lr=1.0, workers=6)
+        plain.create(spec, weights_in_pieces(count, 100_000))
+        assert push_all(tight, name, count, [f"w{index}" for index in range(6)], messages=1) == [1] * 6
+        assert (plain.weights(name)["w"] == -1).all()
 
 
 # Requests and streams
@@ -560,7 +605,7 @@ def test_random_frames_change_no_weight(target: Target, frames: list[tensor_pb2.
 
 
 @given(frame_lists, st.sampled_from([CREATE, ADD_GROUP, WRITE_STATE]))
-@with_a_server
+@settings(parent=with_a_server, max_examples=40)
 def test_random_frames_make_no_job_no_group_and_no_state(
     target: Target, frames: list[tensor_pb2.Frame], method: MethodDescriptor
 ):
@@ -569,14 +614,14 @@ def test_random_frames_make_no_job_no_group_and_no_state(
     match method.name:
         case "CreateJob":
             first = job_service_pb2.CreateJobRequest(spec=job_spec(target.name + ".new", [fresh]))
-            following = job_service_pb2.CreateJobRequest(frames=frames)
+            following = job_service_pb2.CreateJobRequest(frames=frames, last=True)
         case "AddGroup":
             first = job_service_pb2.AddGroupRequest(job=target.name, group=fresh)
-            following = job_service_pb2.AddGroupRequest(frames=frames)
+            following = job_service_pb2.AddGroupRequest(frames=frames, last=True)
         case _:
             head = state_service_pb2.WriteStateHeader(job=target.name, worker="w0", epoch=target.epoch)
             first = state_service_pb2.WriteStateRequest(header=head)
-            following = state_service_pb2.WriteStateRequest(frames=frames)
+            following = state_service_pb2.WriteStateRequest(frames=frames, last=True)
     found = outcome_of(target.plain.channel, method, first.SerializeToString(), following.SerializeToString())
     after = target.plain.everything(target.name)
     if found.code is grpc.StatusCode.OK:
@@ -606,7 +651,7 @@ def hostile_messages(name: str, epoch: int) -> dict[str, tuple[MethodDescriptor,
     empty_frame = delimited(15, tensor_pb2.Frame(encoding=1).SerializeToString())
     unnamed = job_pb2.GroupSpec(name="g").SerializeToString() + delimited(3, b"") * HOSTILE
     return {
-        "frames": (PUSH, pushed + empty_frame * HOSTILE),
+        "frames": (PUSH, pushed + b"\x10\x01" + empty_frame * HOSTILE),
         "frames of a step": (STEP, pushed + b"\x10\x01" + empty_frame * HOSTILE),
         "updates": (PUSH, pushed + delimited(1, delimited(6, b"") * HOSTILE)),
         "groups": (CREATE, hostile_spec(delimited(4, b"") * HOSTILE)),
@@ -713,7 +758,7 @@ def test_a_push_may_carry_many_frames(plain: Plain, name: str):
     frames = [frame(np.ones(3, "f4"), offset=6 * index) for index in range(2048)]
     requests = push_requests(head, frames[:1])[:1]
     requests[0].frames.extend(frames)
-    plain.training.Push(iter(requests), timeout=SECONDS)
+    plain.training.Push(ending(requests), timeout=SECONDS)
     found = plain.weights(name)
     assert all((found[f"p{index}"] == (-1 if index % 2 == 0 else 0)).all() for index in range(4096))
 

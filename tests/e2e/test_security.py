@@ -29,6 +29,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 import optd
 from optd.errors import MissingToken, Unauthenticated, Unreachable, WrongToken
+from optd_server.config import load
+from optd_server.rpc.security import secure
 
 TOKENS = ("first-token-0123456789", "second-token-9876543210")
 NEVER_SENT = "third-token-which-is-not-in-the-file"
@@ -178,12 +180,12 @@ def test_tokens_are_in_no_log_and_no_answer(guarded: Program, guarded_channel: g
 # What was never written
 
 
-@pytest.mark.parametrize("count", [3, 16, 50, 200, 1000, 4000])
+@pytest.mark.parametrize("count", [3, 50, 1000])
 def test_numbers_that_nobody_sent_are_not_what_lay_in_memory(plain: Plain, name: str, count: int):
     """A parameter without gradient in the last step has none to read: not whatever the server's memory held
     before, which may be anything of anybody."""
     groups = [group("g", {"w": ((count,), "float32"), "v": ((count,), "float64")})]
-    for index in range(8):
+    for index in range(5):
         job = f"{name}.{index}"
         plain.create(job_spec(job, groups), [frame(np.zeros(count, "f4")), frame(np.zeros(count), offset=count)])
         with pytest.raises(grpc.RpcError):
@@ -376,18 +378,25 @@ def test_insecure_lets_it_start_and_warns(tmp_path: Path):
 
 
 @pytest.mark.parametrize("by", ["token", "tls"])
-def test_a_token_or_tls_lets_it_start_without_a_warning(tmp_path: Path, papers: Papers, by: str):
+def test_a_token_or_tls_lets_it_listen_anywhere(tmp_path: Path, papers: Papers, by: str):
     (tmp_path / "tokens").write_text(TOKENS[0])
     flags = papers.flags if by == "tls" else ("--token-file", str(tmp_path / "tokens"))
-    with running(tmp_path, "--host", "0.0.0.0", *flags) as program:
-        assert "warning" not in program.log
-        assert program.process.poll() is None
+    assert secure(load(["--host", "0.0.0.0", *flags])).authentication == {"token": "token", "tls": "none"}[by]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
-def test_loopback_needs_neither(tmp_path: Path, host: str, name: str):
-    with running(tmp_path, "--host", host) as program, optd.connect(program.address, job=name) as session:
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_loopback_needs_neither(host: str):
+    assert secure(load(["--host", host])).authentication == "none"
+
+
+def test_a_token_lets_it_start_without_a_warning(tmp_path: Path, name: str):
+    (tmp_path / "tokens").write_text(TOKENS[0])
+    with (
+        running(tmp_path, "--host", "0.0.0.0", "--token-file", str(tmp_path / "tokens")) as program,
+        optd.connect(program.address.replace("0.0.0.0", "127.0.0.1"), job=name, token=TOKENS[0]) as session,
+    ):
         train(session)
+        assert "warning" not in program.log
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Torch's class brings its arguments with their checks, `param_groups`, hooks, and
 step, the state and the weights are the server's.
 """
 
+import difflib
 import inspect
 import warnings
 from collections import defaultdict
@@ -21,7 +22,7 @@ from optd.registration import Registration, open_session
 from optd.session import Session
 from optd.torch.state import from_torch, to_torch
 from optd.torch.tensors import TensorGroup
-from optd_wire.errors import InvalidOption
+from optd_wire.errors import InvalidOption, UnknownOption
 from optd_wire.values import PushResult
 
 Fixed = Mapping[str, tuple[bool, str]]
@@ -254,8 +255,18 @@ class Served(torch.optim.Optimizer):
                 self.param_groups.pop()
                 raise
 
+    def _check_spelling(self, options: Mapping[str, Any]) -> None:
+        """Torch lets a group have any entries, and schedulers use that; a slip of the pen it would lose in silence."""
+        for name in options:
+            close = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.85)
+            if close and name not in self.defaults:
+                names = ", ".join(self.defaults)
+                advice = f"did you mean {close[0]!r}? The"
+                raise UnknownOption(algorithm=self.algorithm, option=name, advice=advice, options=names)
+
     def _read_group(self, param_group: dict[str, Any]) -> TensorGroup:
         self._check_fixed(param_group)
+        self._check_spelling(param_group)
         count = sum(len(group.tensors) for group in self._groups)
         group = TensorGroup.of(param_group, self._served_options, len(self._groups), count)
         if self._registration is not None:

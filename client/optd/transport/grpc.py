@@ -95,9 +95,8 @@ class GrpcTransport(Transport):
     def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
         """Creates a job with its weights."""
         first = job_pb.CreateJobRequest(spec=to_message(spec))
-        rest = job_pb.CreateJobRequest()
         response = self._send_stream(
-            "JobService/CreateJob", _messages(first, rest, weights()), job_pb.CreateJobResponse, timeout
+            "JobService/CreateJob", _messages(first, weights()), job_pb.CreateJobResponse, timeout
         )
         return from_message(response.job, JobInfo)
 
@@ -122,7 +121,7 @@ class GrpcTransport(Transport):
     def add_group(self, job: str, group: GroupSpec, weights: Source, timeout: float) -> GroupInfo:
         """Adds a group, or finds that the job has it."""
         first = job_pb.AddGroupRequest(job=job, group=to_message(group))
-        messages = _messages(first, job_pb.AddGroupRequest(), weights())
+        messages = _messages(first, weights())
         response = self._send_stream("JobService/AddGroup", messages, job_pb.AddGroupResponse, timeout)
         return from_message(response.group, GroupInfo)
 
@@ -163,7 +162,7 @@ class GrpcTransport(Transport):
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
         """Pushes gradients; waits until they are part of a step."""
         first = training_pb.PushRequest(header=to_message(header))
-        messages = _messages(first, training_pb.PushRequest(), gradients())
+        messages = _messages(first, gradients())
         response = self._send_stream("TrainingService/Push", messages, training_pb.PushResponse, timeout)
         return from_message(response.result, PushResult)
 
@@ -181,7 +180,7 @@ class GrpcTransport(Transport):
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls in one call."""
         first = training_pb.StepRequest(header=to_message(header))
-        messages = _messages(first, training_pb.StepRequest(), gradients(), last=training_pb.StepRequest(last=True))
+        messages = _messages(first, gradients())
         responses = self._exchange("TrainingService/Step", messages, training_pb.StepResponse, timeout)
         response = _first_then_frames(responses, weights)
         return from_message(response.pushed, PushResult), from_message(response.pulled, PullResult)
@@ -206,7 +205,7 @@ class GrpcTransport(Transport):
     def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
         """Replaces fields."""
         first = state_pb.WriteStateRequest(header=to_message(header))
-        messages = _messages(first, state_pb.WriteStateRequest(), numbers())
+        messages = _messages(first, numbers())
         response = self._send_stream("StateService/WriteState", messages, state_pb.WriteStateResponse, timeout)
         return from_message(response.version, JobVersion)
 
@@ -329,7 +328,8 @@ class GrpcTransport(Transport):
             return known
         name, problem = rpc.rpartition("/")[2], error.details() or "no details"
         match error.code():
-            case grpc.StatusCode.UNAVAILABLE:
+            # A server that goes down cancels what it has not finished.
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
                 return ConnectionLost(address=self.address, rpc=name, problem=problem)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="")
@@ -354,26 +354,17 @@ def _path(rpc: str) -> str:
     return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
 
 
-def _messages(
-    first: Message, following: Message, batches: Iterable[list[GatheredFrame]], last: Message | None = None
-) -> Iterator[bytes]:
-    """The messages of an upload: `first` with the first frames, then `following` with the others.
-
-    What `last` says is said in the last message, which may be the first.
-    """
-    message = first
+def _messages(first: Message, batches: Iterable[list[GatheredFrame]]) -> Iterator[bytes]:
+    """The messages of an upload: `first` with the first frames, then messages of frames alone; the last one says so."""
+    message: Any = first
     # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
     waiting: list[GatheredFrame] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
     for batch in batches:
         if waiting is not None:
             yield encode_gathered(message, waiting)
-            message = following
+            message = type(first)()
         waiting = batch
-    if last is not None:
-        closing = type(first)()
-        closing.MergeFrom(message)
-        closing.MergeFrom(last)
-        message = closing
+    message.last = True
     yield encode_gathered(message, waiting or [])
 
 

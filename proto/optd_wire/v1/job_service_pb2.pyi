@@ -10,12 +10,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateJobRequest(_message.Message):
-    __slots__ = ("spec", "frames")
+    __slots__ = ("spec", "last", "frames")
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     spec: _job_pb2.JobSpec
+    last: bool
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class CreateJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -40,7 +42,7 @@ class ListJobsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class JobSummary(_message.Message):
-    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms")
+    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms", "failure")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +55,7 @@ class JobSummary(_message.Message):
     REJECTIONS_FIELD_NUMBER: _ClassVar[int]
     PLANNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     policy: _job_pb2.Policy
@@ -65,7 +68,8 @@ class JobSummary(_message.Message):
     rejections: int
     planned_bytes: int
     created_unix_ms: int
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ...) -> None: ...
+    failure: str
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs",)
@@ -86,14 +90,16 @@ class DeleteJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[JobSummary, _Mapping]] = ...) -> None: ...
 
 class AddGroupRequest(_message.Message):
-    __slots__ = ("job", "group", "frames")
+    __slots__ = ("job", "group", "last", "frames")
     JOB_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     job: str
     group: _job_pb2.GroupSpec
+    last: bool
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, job: _Optional[str] = ..., group: _Optional[_Union[_job_pb2.GroupSpec, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, job: _Optional[str] = ..., group: _Optional[_Union[_job_pb2.GroupSpec, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class AddGroupResponse(_message.Message):
     __slots__ = ("group", "created", "version")

@@ -71,7 +71,7 @@ class JobServiceServicer(object):
 
     def CreateJob(self, request_iterator, context):
         """Creates a job. The first message holds the spec, the following ones the initial weights as frames that cover
-        every element once. The job appears whole when the stream ends; a stream that breaks leaves nothing behind.
+        every element once. The job appears whole with the last message; a stream that breaks off leaves nothing behind.
         Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,8 +100,8 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddGroup(self, request_iterator, context):
-        """Adds a group; messages as in CreateJob. A group that is there already, with the same parameters and options,
-        is answered with created = false, so that every worker of a job may add it.
+        """Adds a group; messages as in CreateJob. A group that is there already, with the same parameters,
+        is answered with created = false, so that every worker of a job may add it; its options stay what they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

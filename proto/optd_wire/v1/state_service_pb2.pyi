@@ -67,12 +67,14 @@ class WriteStateHeader(_message.Message):
     def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ...) -> None: ...
 
 class WriteStateRequest(_message.Message):
-    __slots__ = ("header", "frames")
+    __slots__ = ("header", "last", "frames")
     HEADER_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     header: WriteStateHeader
+    last: bool
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, header: _Optional[_Union[WriteStateHeader, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[WriteStateHeader, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateResponse(_message.Message):
     __slots__ = ("version",)

@@ -13,7 +13,7 @@ from optd_server.engine.policies.registry import rule_of
 from optd_server.engine.registration import check_job
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
-from optd_wire.errors import JobExists, UnknownJob
+from optd_wire.errors import JobExists, OptdError, UnknownJob
 from optd_wire.layout import lay_out
 from optd_wire.values import WEIGHTS, JobSpec
 
@@ -21,8 +21,9 @@ from optd_wire.values import WEIGHTS, JobSpec
 class Upload:
     """A job whose weights are on their way. Nobody sees it until it is finished."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, planned: plan.Plan) -> None:
         self.spec = spec
+        self.planned = planned
         self.weights = WeightSet([lay_out(group.parameters) for group in spec.groups])
         self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
@@ -72,21 +73,23 @@ class Catalog:
             raise JobExists(job=spec.name, how="exists already")
         if spec.name in self._uploads:
             raise JobExists(job=spec.name, how="is being created by another worker")
-        self.memory.reserve(spec.name, _planned_bytes(spec))
+        planned = plan.Plan(f"job {spec.name!r}")
+        self.memory.reserve(planned, _planned_bytes(spec))
+        upload = None
         try:
-            upload = self._uploads[spec.name] = Upload(spec)
+            upload = self._uploads[spec.name] = Upload(spec, planned)
             yield upload
         finally:
-            ended = self._uploads.pop(spec.name, None)
-            if spec.name not in self._jobs:
-                self.memory.release(spec.name)
-            if ended is not None:
-                ended.settled.set()
+            if upload is None or upload.job is None:
+                self.memory.release(planned)
+            if upload is not None:
+                del self._uploads[spec.name]
+                upload.settled.set()
 
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
         upload.sink.require_all()
-        model = Model(upload.spec, upload.weights, self.memory)
+        model = Model(upload.spec, upload.weights, self.memory, upload.planned)
         upload.job = Job(
             model,
             memory=self.memory,
@@ -108,6 +111,11 @@ class Catalog:
         """Ends all leases that have run out."""
         for job in self._jobs.values():
             job.expire(now)
+
+    def refuse_waiting(self, error: OptdError) -> None:
+        """Answers every push that waits for others with `error`."""
+        for job in self._jobs.values():
+            job.pushes.refuse_waiting(error)
 
     async def close(self) -> None:
         """Ends all jobs."""

@@ -14,7 +14,6 @@ from optd_wire.values import (
     GroupInfo,
     GroupOptions,
     GroupSpec,
-    GroupSummary,
     GroupUpdate,
     JobSpec,
     Options,
@@ -106,18 +105,11 @@ class Groups:
         """All groups with their parameters."""
         return tuple(self.info(index) for index in range(len(self)))
 
-    def summary(self, index: int) -> GroupSummary:
-        """One line about a group."""
-        layout = self.layouts[index]
-        steps = [(state.steps.min(), state.steps.max()) for state in self.states[index]]
-        return GroupSummary(
-            index=index,
-            options=self.options[index],
-            parameters=len(layout.parameters),
-            elements=layout.count,
-            dtypes=tuple(segment.dtype for segment in layout.segments),
-            min_steps=int(min(low for low, _ in steps)),
-            max_steps=int(max(high for _, high in steps)),
+    def step_ranges(self) -> tuple[tuple[int, int], ...]:
+        """By group, the fewest and the most steps that a parameter of it has had."""
+        return tuple(
+            (min(int(state.steps.min()) for state in states), max(int(state.steps.max()) for state in states))
+            for states in self.states
         )
 
     def ranges(self) -> tuple[FlatRange, ...]:

@@ -33,7 +33,7 @@ async def inspect_group(job: Job, name: str, parameter: str, *, with_statistics:
 
     def work() -> GroupReport:
         reports = _reports(model, group, parameter, bins if with_statistics else None)
-        return GroupReport(model.groups.summary(group), model.version, reports)
+        return GroupReport(model.snapshots.current.summary(group), model.version, reports)
 
     return await job.between_steps(elements, work)
 

@@ -75,8 +75,9 @@ class Job:
             workers=self.workers.active,
             pushes=self.pushes.applied,
             rejections=self.rejections.total,
-            planned_bytes=self._memory.of(self.name),
+            planned_bytes=self.model.plan.bytes,
             created_unix_ms=int(self._created * 1000),
+            failure=self.pushes.failure,
         )
 
     def worker_infos(self, now: float) -> tuple[WorkerInfo, ...]:
@@ -99,15 +100,22 @@ class Job:
 
     # Workers
 
-    def join(self, name: str, spec: JobSpec | None, now: float) -> Worker:
-        """Takes a worker in, under a new epoch; raises `JobMismatch` unless the job is what `spec` registers."""
-        if spec is not None:
-            groups = self.model.groups
-            check_same(spec, self.name, groups.algorithm.name, groups.infos(), self._created_with)
-        self.pushes.withdraw(name, "its worker joined again")
-        worker = self.workers.join(name, now)
-        self.model.notify()
-        return worker
+    async def join(self, name: str, spec: JobSpec | None, now: float) -> Worker:
+        """Takes a worker in, under a new epoch; raises `JobMismatch` unless the job is what `spec` registers.
+
+        Happens between two steps: a push of the old epoch has been applied by then, or never will be.
+        """
+
+        async def action() -> Worker:
+            if spec is not None:
+                groups = self.model.groups
+                check_same(spec, self.name, groups.algorithm.name, groups.infos(), self._created_with)
+            self.pushes.withdraw(name, "its worker joined again")
+            worker = self.workers.join(name, now)
+            self.model.notify()
+            return worker
+
+        return await self._writer.run(action)
 
     def leave(self, name: str, epoch: int, now: float) -> None:
         """Ends a worker's lease."""
@@ -145,7 +153,7 @@ class Job:
     def check_new_group(self, spec: GroupSpec) -> None:
         """Raises what is wrong with a group that is to be added."""
         check_group(spec, self.name, self.model.groups.holders())
-        self._memory.check(self.name, self.model.bytes_with(spec))
+        self._memory.check(self.model.plan, self.model.bytes_with(spec))
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
         """Adds a group with its weights; returns it, and False where the job has had it already.
@@ -167,19 +175,23 @@ class Job:
 
     async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
         """Runs `work`, which reads or changes state, while no step runs."""
-        return await self._writer.run(lambda: self._offload.run(elements, work))
+        return await self._writer.run(lambda: self._offload.run(self.model.cost(elements), work))
 
-    async def replace_weights(self, elements: int, work: Callable[[FlatBuffers, FlatBuffers], None]) -> JobVersion:
+    async def replace_weights(
+        self, elements: int, work: Callable[[FlatBuffers, FlatBuffers], None], check: Callable[[], None]
+    ) -> JobVersion:
         """Runs `work(current weights, next weights)` while no step runs, and publishes the next weights.
 
-        `work` writes all of the next weights and may change state; it must not fail half-way.
+        `work` writes all of the next weights and may change state; it must not fail half-way. `check` raises where
+        it has become wrong to do so since it was asked for.
         """
 
         async def action() -> JobVersion:
+            check()
             snapshots = self.model.snapshots
             weights = await snapshots.spare()
             current = snapshots.current.weights.buffers
-            await self._offload.run(elements, lambda: work(current, weights.buffers))
+            await self._offload.run(self.model.cost(elements), lambda: work(current, weights.buffers))
             self.model.publish_revision(weights)
             return self.model.version
 
@@ -188,7 +200,9 @@ class Job:
     async def close(self) -> None:
         """Lets a step that runs come to its end; everything that waits fails with `UnknownJob`."""
         gone = UnknownJob(job=self.name)
+        self.closed.set()
+        self.model.snapshots.close(gone)
+        self.pushes.close(gone)
         await self._writer.close(gone)
         self.pushes.fail_all(gone)
-        self._memory.release(self.name)
-        self.closed.set()
+        self._memory.release(self.model.plan)

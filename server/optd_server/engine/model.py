@@ -13,20 +13,26 @@ from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
 
+# A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
+PARAMETER_COST = 64
+
 
 class Model:
     """What a job's steps read and write."""
 
-    def __init__(self, spec: JobSpec, weights: WeightSet, memory: plan.Memory) -> None:
+    def __init__(self, spec: JobSpec, weights: WeightSet, memory: plan.Memory, planned: plan.Plan) -> None:
         self.name = spec.name
         self.policy = spec.policy
         self.rule = rule_of(spec.policy)
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
         self.gradient: GradientSlot | None = None  # of the last step
         self.snapshots = Snapshots(
-            Snapshot(JobVersion(), tuple(self.groups.layouts), tuple(self.groups.options), weights),
+            Snapshot(
+                JobVersion(), tuple(self.groups.layouts), tuple(self.groups.options), weights, self.groups.step_ranges()
+            ),
             most=plan.SNAPSHOTS,
         )
+        self.plan = planned
         self._memory = memory
         self._watchers: set[Callable[[], None]] = set()
 
@@ -34,6 +40,10 @@ class Model:
     def version(self) -> JobVersion:
         """Where the job stands."""
         return self.snapshots.current.version
+
+    def cost(self, elements: int) -> int:
+        """What work on `elements` elements takes, in elements: each parameter costs something by itself."""
+        return elements + PARAMETER_COST * self.groups.parameters
 
     @property
     def elements(self) -> int:
@@ -59,7 +69,8 @@ class Model:
         """Publishes the weights after a step as the next version."""
         now = self.snapshots.current
         version = replace(now.version, version=now.version.version + 1)
-        self.snapshots.publish(replace(now, version=version, weights=weights))
+        steps = self.groups.step_ranges()
+        self.snapshots.publish(replace(now, version=version, weights=weights, steps=steps))
         self.notify()
 
     def publish_revision(self, weights: WeightSet | None = None) -> None:
@@ -71,6 +82,7 @@ class Model:
                 layouts=tuple(self.groups.layouts),
                 options=tuple(self.groups.options),
                 weights=weights or now.weights,
+                steps=self.groups.step_ranges(),
             )
         )
         self.notify()
@@ -82,13 +94,13 @@ class Model:
         options = list(self.groups.options)
         for index, changed in changes:
             options[index] = changed
-        self._memory.reserve(self.name, self._bytes(options))
+        self._memory.reserve(self.plan, self._bytes(options))
         self.groups.options = options
         self.publish_revision()
 
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""
-        self._memory.reserve(self.name, self.bytes_with(spec))
+        self._memory.reserve(self.plan, self.bytes_with(spec))
         info = self.groups.add(spec, self.version.version)
         # All weights of a version lie in one set: the group's join those that are current.
         self.snapshots.current.weights.buffers.adopt(weights)
@@ -108,7 +120,7 @@ class Model:
     def reserve_states(self, fields: Collection[str]) -> None:
         """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
         states = [len(names | set(fields)) for names in self._states(self.groups.options)]
-        self._memory.reserve(self.name, plan.job_bytes(self.rule, self.groups.layouts, states))
+        self._memory.reserve(self.plan, plan.job_bytes(self.rule, self.groups.layouts, states))
 
     def _bytes(self, options: Sequence[GroupOptions]) -> int:
         states = [len(names) for names in self._states(options)]

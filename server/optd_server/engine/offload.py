@@ -17,17 +17,26 @@ class Offload:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
+        self._arithmetic = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
+        # Of its own, so that a pull never waits for a step.
+        self._copying = ThreadPoolExecutor(max(2, threads), thread_name_prefix="copying")
 
     async def run(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which touches about `elements` elements, and returns what it returns.
+        """Runs `work`, which computes on about `elements` elements, and returns what it returns.
 
         A caller that is cancelled gets its cancellation when the work is done, not before: what the work reads and
         writes must not be given to somebody else under its hands.
         """
+        return await self._run(self._arithmetic, elements, work)
+
+    async def copy(self, elements: int, work: Callable[[], T]) -> T:
+        """As `run`, for work that only moves numbers."""
+        return await self._run(self._copying, elements, work)
+
+    async def _run(self, pool: ThreadPoolExecutor, elements: int, work: Callable[[], T]) -> T:
         if elements <= INLINE_ELEMENTS:
             return work()
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        running = asyncio.get_running_loop().run_in_executor(pool, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -38,4 +47,5 @@ class Offload:
 
     def close(self) -> None:
         """Waits for what runs, and takes no more."""
-        self._pool.shutdown(wait=True)
+        self._arithmetic.shutdown(wait=True)
+        self._copying.shutdown(wait=True)

@@ -10,8 +10,9 @@ def find_algorithm(name: str) -> Algorithm:
     """The algorithm `name`; raises `UnknownAlgorithm` with the nearest name."""
     algorithm = registry.find(name)
     if algorithm is None:
-        nearest = registry.nearest(name) or f"one of {', '.join(registry.ALGORITHMS)}"
-        raise UnknownAlgorithm(algorithm=name, nearest=nearest)
+        nearest = registry.nearest(name)
+        advice = f"the nearest is {nearest!r}" if nearest else f"there are {', '.join(registry.ALGORITHMS)}"
+        raise UnknownAlgorithm(algorithm=name, advice=advice)
     return algorithm
 
 
@@ -27,7 +28,8 @@ def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
     if stray is not None:
         name, nearest = stray
         names = ", ".join(declared.name for declared in algorithm.options)
-        raise UnknownOption(algorithm=algorithm.name, option=name, nearest=nearest or "one of these", options=names)
+        advice = f"did you mean {nearest!r}? The" if nearest else "the"
+        raise UnknownOption(algorithm=algorithm.name, option=name, advice=advice, options=names)
     violation = option.check(algorithm, given)
     if violation is not None:
         in_range = violation.bound[0] in "[("

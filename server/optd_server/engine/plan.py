@@ -6,7 +6,6 @@ refused whole, and no push can take the server down.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 
 from optd_server.engine.policies.base import PolicyRule
 from optd_server.store.flat import bytes_of
@@ -26,44 +25,48 @@ def job_bytes(rule: PolicyRule, layouts: Sequence[GroupLayout], states: Sequence
     return fixed + sum(bytes_of([layout]) * count for layout, count in zip(layouts, states, strict=True))
 
 
+class Plan:
+    """The memory planned for one thing; `what` names it in errors."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bytes = 0
+
+
 class Memory:
-    """What is planned for each job, within the server's limit."""
+    """All plans, within the server's limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._planned: dict[str, int] = {}
-        self._loans = count()
+        self._plans: set[Plan] = set()
 
     @property
     def planned(self) -> int:
-        """Bytes planned for all jobs."""
-        return sum(self._planned.values())
+        """Bytes planned for everything."""
+        return sum(plan.bytes for plan in self._plans)
 
-    def of(self, job: str) -> int:
-        """Bytes planned for one job."""
-        return self._planned.get(job, 0)
-
-    def check(self, job: str, needed: int) -> None:
-        """Raises `MemoryExceeded` unless the job's plan may come to `needed` bytes in all."""
-        free = self.limit - self.planned + self.of(job)
+    def check(self, plan: Plan, needed: int) -> None:
+        """Raises `MemoryExceeded` unless a plan may come to `needed` bytes in all."""
+        free = self.limit - self.planned + (plan.bytes if plan in self._plans else 0)
         if needed > free:
-            raise MemoryExceeded(what=repr(job), needed=needed, free=free, limit=self.limit)
+            raise MemoryExceeded(what=plan.what, needed=needed, free=free, limit=self.limit)
 
-    def reserve(self, job: str, needed: int) -> None:
-        """Plans `needed` bytes in all for a job; raises `MemoryExceeded` and leaves its plan as it was."""
-        self.check(job, needed)
-        self._planned[job] = needed
+    def reserve(self, plan: Plan, needed: int) -> None:
+        """Lets a plan come to `needed` bytes in all; raises `MemoryExceeded` and leaves it as it was."""
+        self.check(plan, needed)
+        plan.bytes = needed
+        self._plans.add(plan)
 
     @contextmanager
     def lend(self, what: str, needed: int) -> Iterator[None]:
         """Plans `needed` bytes for as long as the block runs; raises `MemoryExceeded`."""
-        key = f"{what} #{next(self._loans)}"
-        self.reserve(key, needed)
+        plan = Plan(what)
+        self.reserve(plan, needed)
         try:
             yield
         finally:
-            self.release(key)
+            self.release(plan)
 
-    def release(self, job: str) -> None:
-        """Ends a job's plan."""
-        self._planned.pop(job, None)
+    def release(self, plan: Plan) -> None:
+        """Ends a plan."""
+        self._plans.discard(plan)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 from optd_server.engine.model import Model
@@ -13,7 +14,7 @@ from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import GradientSlot, GradientSlots
 from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, SequenceGap
-from optd_wire.values import PushHeader, PushResult
+from optd_wire.values import GroupOptions, PushHeader, PushResult
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Pushes:
                 expected=worker.sequence + 1,
                 last=worker.sequence,
             )
-        if self._failed is not None:
-            raise self._failed
+        self._check_not_failed()
         return None
 
     async def take_slot(self) -> GradientSlot:
@@ -82,7 +82,7 @@ class Pushes:
         with the options that ride along, or `PushWithdrawn`.
         """
         try:
-            await self._offload.run(self._model.elements, lambda: seal_and_check(slot))
+            await self._offload.run(self._model.cost(self._model.elements), lambda: seal_and_check(slot))
             # The same push may have come in twice at the same time: only the first one to get here goes on.
             known = self.admit(header, now)
         except BaseException:
@@ -96,8 +96,7 @@ class Pushes:
         try:
             await self._writer.run(lambda: self._take(push))
         except OptdError as error:  # the job was deleted before its writer came to this push
-            self._let_go(push)
-            push.fail(error)
+            self._refuse((push,), error)
         return await asyncio.shield(push.outcome)
 
     def withdraw(self, worker: str, why: str) -> None:
@@ -107,43 +106,70 @@ class Pushes:
             self._let_go(push)
             push.fail(PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
 
+    def refuse_waiting(self, error: OptdError) -> None:
+        """Takes all pushes out of their round and answers them with `error`."""
+        for push in tuple(self._rule.waiting):
+            self._rule.withdraw(push.header.worker)
+            self._refuse((push,), error)
+
     def fail_all(self, error: OptdError) -> None:
         """Answers every push that is under way with `error`."""
-        for push in tuple(self._under_way.values()):
-            push.fail(error)
+        self._refuse(tuple(self._under_way.values()), error)
+
+    def close(self, error: OptdError) -> None:
+        """Answers those who wait for room with `error`."""
+        self._slots.close(error)
+
+    @property
+    def failure(self) -> str:
+        """Why the job takes no more steps; empty while it does."""
+        return "" if self._failed is None else str(self._failed)
 
     # Actions of the writer
 
     async def _take(self, push: Push) -> None:
         """Offers a push to the policy, and takes the step that becomes due."""
-        header = push.header
+        due: Sequence[Push] = (push,)
         try:
-            self._check_still_wanted(header)
-            self._model.change_options(
-                self._model.groups.plan_updates(header.updates, self._model.name, self._model.version.version)
-            )
+            self._check_still_wanted(push.header)
+            # What rides along must go together with what waits; it takes effect with the step, or not at all.
+            self._plan_options([*self._rule.waiting, push])
+            due = self._rule.offer(push)
+            if due:
+                await self._step(due)
+            else:
+                self._model.notify()
         except OptdError as error:
-            self._let_go(push)
-            push.fail(error)
-            return
-        due = self._rule.offer(push)
-        if due:
-            await self._step(due)
-        else:
-            self._model.notify()
+            self._refuse(due, error)
+        except Exception as problem:
+            logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
+            self._fail(due, problem)
 
     def _check_still_wanted(self, header: PushHeader) -> None:
         worker = self._workers.find(header.worker)
         if worker is None or worker.epoch != header.epoch or not worker.active:
             raise PushWithdrawn(worker=header.worker, sequence=header.sequence, why="its worker has been fenced")
+        self._check_not_failed()
+
+    def _check_not_failed(self) -> None:
         if self._failed is not None:
-            raise self._failed
+            # A new one each time: an error that is raised again and again drags along all tracebacks.
+            raise copy(self._failed)
+
+    def _plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
+        """The options that the groups have after what rides along with these pushes, one after the other."""
+        updates = [update for push in pushes for update in push.header.updates]
+        return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
 
     async def _step(self, pushes: Sequence[Push]) -> None:
         model = self._model
         stepped_from = model.version.version
+        pushes_left = self._without_conflicts(pushes)
+        if len(pushes_left) < len(pushes):
+            return
         weights = await model.snapshots.spare()
         gradient = self._room_for_gradient(pushes)
+        model.change_options(self._plan_options(pushes))
 
         def arithmetic() -> None:
             for push in pushes:
@@ -153,16 +179,34 @@ class Pushes:
             current = model.snapshots.current.weights.buffers
             take_step(model.groups, gradient, current, weights.buffers, self._offload.threads)
 
-        try:
-            await self._offload.run(model.elements * len(pushes), arithmetic)
-        except Exception as problem:
-            logger.exception("job %s failed in the step after version %d", model.name, stepped_from)
-            self._fail(pushes, problem)
-            return
+        await self._offload.run(model.cost(model.elements * len(pushes)), arithmetic)
         self._keep_gradient(gradient)
         model.publish_step(weights)
         for push in pushes:
             self._answer(push, stepped_from)
+
+    def _without_conflicts(self, pushes: Sequence[Push]) -> Sequence[Push]:
+        """The pushes whose options go together with what has become of the job while they waited.
+
+        One whose options do not is refused; the others wait again, for another push of its worker.
+        """
+        left: list[Push] = []
+        for push in pushes:
+            try:
+                self._plan_options([*left, push])
+                left.append(push)
+            except OptdError as error:
+                self._refuse((push,), error)
+        if len(left) < len(pushes):
+            for push in left:
+                self._rule.offer(push)
+        return left
+
+    def _refuse(self, pushes: Sequence[Push], error: OptdError) -> None:
+        """Ends pushes that have changed nothing."""
+        for push in pushes:
+            self._let_go(push)
+            push.fail(copy(error))
 
     def _room_for_gradient(self, pushes: Sequence[Push]) -> GradientSlot:
         """Where the gradient of the step lies: in the only push, or where a round is reduced to."""
@@ -205,9 +249,8 @@ class Pushes:
     def _fail(self, pushes: Sequence[Push], problem: Exception) -> None:
         """Ends the job's steps: its state may have changed half-way, and no further step would be right."""
         self._failed = JobFailed(job=self._model.name, version=self._model.version.version, problem=repr(problem)[:200])
-        for push in pushes:
-            self._let_go(push)
-            push.fail(self._failed)
+        self._refuse(pushes, self._failed)
+        self._model.notify()
 
 
 async def outcome(known: PushResult | Push) -> PushResult:

@@ -18,6 +18,8 @@ from optd_wire.values import GroupInfo, GroupSpec, JobSpec, ParameterInfo, Param
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
 MAX_WORKERS = 4096
+# So many names fit a message that people read.
+LISTED = 8
 
 
 def check_job(spec: JobSpec) -> None:
@@ -82,9 +84,10 @@ def check_same(spec: JobSpec, job: str, algorithm: str, groups: Sequence[GroupIn
     if spec.algorithm != algorithm:
         raise JobMismatch(job=job, aspect="algorithm", theirs=repr(algorithm), ours=repr(spec.algorithm))
     if not created_with <= len(spec.groups) <= len(groups):
-        raise JobMismatch(job=job, aspect="the number of groups", theirs=len(groups), ours=len(spec.groups))
-    for ours, theirs in zip(spec.groups, groups, strict=False):
-        check_same_group(ours, job, theirs)
+        theirs, ours = [group.options.group for group in groups], [group.name for group in spec.groups]
+        raise JobMismatch(job=job, aspect=f"{len(theirs)} groups", theirs=_listed(theirs), ours=_listed(ours))
+    for given, found in zip(spec.groups, groups, strict=False):
+        check_same_group(given, job, found)
 
 
 def check_same_group(spec: GroupSpec, job: str, group: GroupInfo) -> None:
@@ -100,7 +103,8 @@ def _differences(
     theirs: Sequence[ParameterInfo], ours: Sequence[ParameterSpec]
 ) -> Iterator[tuple[str, object, object]]:
     if len(theirs) != len(ours):
-        yield "the number of parameters", len(theirs), len(ours)
+        names = [parameter.name for parameter in theirs], [parameter.name for parameter in ours]
+        yield f"{len(theirs)} parameters", _listed(names[0]), f"{len(ours)}, {_listed(names[1])}"
     for index, (there, here) in enumerate(zip(theirs, ours, strict=False)):
         if there.name != here.name:
             yield f"parameter {index} named", repr(there.name), repr(here.name)
@@ -108,3 +112,8 @@ def _differences(
             yield f"parameter {here.name!r} with shape", there.shape, here.shape
         if there.dtype != here.dtype:
             yield f"parameter {here.name!r} with dtype", there.dtype, here.dtype
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:LISTED])
+    return f"({shown}, ...)" if len(names) > LISTED else f"({shown})"

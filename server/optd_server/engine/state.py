@@ -3,7 +3,7 @@
 Read for inspection and checkpoints, replaced to restore. Both happen between two steps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -141,6 +141,7 @@ class StateUpload:
         model = job.model
         self._job = job
         self._groups = header.groups
+        self._worker, self._epoch = header.worker, header.epoch
         self._known = [WEIGHTS, *(field.name for field in model.groups.algorithm.state)]
         self._layouts = list(model.groups.layouts)
         self._sinks: dict[str, FrameSink] = {}
@@ -164,14 +165,21 @@ class StateUpload:
             self._sinks[field] = FrameSink(FlatBuffers(self._layouts), field, names)
         return self._sinks[field]
 
-    async def apply(self) -> JobVersion:
-        """Replaces what was written, all or nothing; raises `IncompleteParameter`."""
+    async def apply(self, clock: Callable[[], float]) -> JobVersion:
+        """Replaces what was written, all or nothing.
+
+        Raises `IncompleteParameter`, or `StaleEpoch` where the worker has been fenced meanwhile.
+        """
         for sink in self._sinks.values():
             sink.presence()
         entries = {entry.field for group in self._groups for entry in group.entries}
         self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS})
         model = self._job.model
-        return await self._job.replace_weights(model.elements, self._replace)
+
+        def check() -> None:
+            self._job.workers.check(self._worker, self._epoch, clock())
+
+        return await self._job.replace_weights(model.elements, self._replace, check)
 
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
         groups = self._job.model.groups

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Any, TypeVar
 
 from optd_wire.errors import OptdError
@@ -23,7 +24,7 @@ class Writer:
     async def run(self, action: Callable[[], Awaitable[T]]) -> T:
         """Runs `action` after all earlier ones and returns what it returns."""
         if self._closed is not None:
-            raise self._closed
+            raise copy(self._closed)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((action, future))
         return await future
@@ -32,7 +33,7 @@ class Writer:
         while True:
             action, future = await self._queue.get()
             if self._closed is not None:
-                _fail(future, self._closed)
+                _fail(future, copy(self._closed))
                 continue
             try:
                 result = await action()

@@ -39,5 +39,7 @@ def configure(level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # gRPC logs with a traceback each call that a stop has cancelled; what a call raises is logged by optd itself.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
     # The event loop's debug lines say nothing about optd.
     logging.getLogger("asyncio").setLevel(logging.WARNING)

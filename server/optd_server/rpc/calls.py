@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,6 +27,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
+from optd_server.rpc.budget import ByteBudget
 from optd_wire import frames as wire
 from optd_wire.errors import (
     InternalError,
@@ -53,6 +54,7 @@ class Calls:
     max_requests: int
     idle_seconds: float
     """How long a call may wait for the next message of an upload, or for its reader to take one."""
+    budget: ByteBudget
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -68,18 +70,31 @@ class Calls:
         decode = _decoder(method)
         many_in, many_out = method.client_streaming, method.server_streaming
 
-        def take(request: Any, context: Context) -> Any:
-            return Requests(request, decode, self.idle_seconds, self.stopping) if many_in else decode(request)
+        @asynccontextmanager
+        async def taken(request: Any) -> AsyncIterator[Any]:
+            if many_in:
+                requests = Requests(request, decode, self)
+                try:
+                    yield requests
+                finally:
+                    requests.close()
+                return
+            await self.budget.take(len(request))
+            try:
+                yield decode(request)
+            finally:
+                self.budget.give_back(len(request))
 
         async def answer_one(request: Any, context: Context) -> bytes:
-            async with _Guarded(self, method, context):
-                return _encode(await implementation(take(request, context)))
+            async with _Guarded(self, method, context), taken(request) as what:
+                return _encode(await implementation(what))
             raise AssertionError("a guarded call ends in its answer or in an abort")
 
         async def answer_many(request: Any, context: Context) -> None:
             async with (
                 _Guarded(self, method, context),
-                aclosing(implementation(take(request, context))) as responses,
+                taken(request) as what,
+                aclosing(implementation(what)) as responses,
             ):
                 async for response in responses:
                     await self._write(context, _encode(response))
@@ -137,17 +152,18 @@ class _Guarded:
 class Requests:
     """The messages of a client stream, decoded one at a time: what is not asked for stays with the sender."""
 
-    def __init__(
-        self,
-        raw: AsyncIterator[bytes],
-        decode: Callable[[bytes], Any],
-        idle_seconds: float,
-        stopping: asyncio.Event,
-    ) -> None:
+    def __init__(self, raw: AsyncIterator[bytes], decode: Callable[[bytes], Any], calls: Calls) -> None:
         self._raw = raw
         self._decode = decode
-        self._idle_seconds = idle_seconds
-        self._stopping = stopping
+        self._idle_seconds = calls.idle_seconds
+        self._stopping = calls.stopping
+        self._budget = calls.budget
+        self._held = 0
+
+    def close(self) -> None:
+        """Ends the hold of the last message."""
+        self._budget.give_back(self._held)
+        self._held = 0
 
     async def next(self, *, patient: bool = False) -> Any | None:
         """The next message, None at the end; raises `Stalled` unless the caller is `patient`.
@@ -170,7 +186,11 @@ class Requests:
         return request
 
     async def _next(self) -> Any | None:
+        # Whoever asks for the next message has dealt with the last one.
+        self.close()
         async for data in self._raw:
+            await self._budget.take(len(data))
+            self._held = len(data)
             return self._decode(data)
         return None
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator
 
 from optd_server.store.snapshots import Snapshot
-from optd_wire.frames import Frame
+from optd_wire.frames import MAX_FRAMES, Frame
 
 # Bulk streams move fastest in messages of one to a few MiB, well below what a message may be.
 FRAME_BYTES = 1 << 20
+# A frame's own header, with room to spare.
+FRAME_OVERHEAD = 64
 
 
 def cut(frames: Iterable[Frame], most_bytes: int = FRAME_BYTES) -> Iterator[list[Frame]]:
@@ -21,8 +23,8 @@ def cut(frames: Iterable[Frame], most_bytes: int = FRAME_BYTES) -> Iterator[list
             values = frame.values[position : position + count]
             batch.append(Frame(frame.group, frame.offset + position, values, frame.field))
             position += count
-            room -= count * width
-            if room < width:
+            room -= count * width + FRAME_OVERHEAD
+            if room < width or len(batch) == MAX_FRAMES:
                 yield batch
                 batch, room = [], most_bytes
     if batch:

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.rpc.authentication import TokenInterceptor
+from optd_server.rpc.budget import ByteBudget
 from optd_server.rpc.calls import Calls
 from optd_server.rpc.security import Security
 from optd_server.rpc.services.inspection import InspectionService
@@ -20,6 +21,7 @@ from optd_server.rpc.services.job import JobService
 from optd_server.rpc.services.state import StateService
 from optd_server.rpc.services.training import TrainingService
 from optd_server.rpc.services.worker import WorkerService
+from optd_wire.errors import ShuttingDown
 from optd_wire.v1 import (
     inspection_service_pb2,
     job_service_pb2,
@@ -29,7 +31,7 @@ from optd_wire.v1 import (
 )
 from optd_wire.values import Limits, ServerStatus
 
-# gRPC's own bookkeeping around a message that is exactly as large as allowed.
+# Bit 0 is "identity", and the only one that is set.
 _NO_GZIP = ("grpc.compression_enabled_algorithms_bitset", 1)
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
@@ -47,7 +49,8 @@ class Server:
         self._config = config
         self._security = security
         self._started = time.monotonic()
-        self._calls = Calls(config.max_requests, config.idle_seconds)
+        budget = ByteBudget(config.max_inflight_bytes, config.idle_seconds)
+        self._calls = Calls(config.max_requests, config.idle_seconds, budget)
         self._health = health.aio.HealthServicer()
         self._serving = False
         interceptors = [TokenInterceptor(security.tokens)] if security.tokens else []
@@ -96,7 +99,11 @@ class Server:
         """Takes no new calls, lets the running ones end for up to `grace_seconds`, then cancels them."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._calls.stopping.set()
-        await self._server.stop(grace_seconds)
+        stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
+        # What still waits for others after a moment waits in vain: no call is taken any more.
+        await asyncio.wait([stopping], timeout=min(0.5, grace_seconds * 0.8))
+        self._catalog.refuse_waiting(ShuttingDown())
+        await stopping
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         self._serving = status == health_pb2.HealthCheckResponse.SERVING
@@ -119,6 +126,7 @@ class Server:
                 max_requests=self._config.max_requests,
                 max_streams_per_connection=self._config.max_streams,
                 max_memory_bytes=self._config.max_memory_bytes,
+                max_inflight_bytes=self._config.max_inflight_bytes,
             ),
             authentication=self._security.authentication,
             tls=self._config.tls,

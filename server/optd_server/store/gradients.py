@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +52,13 @@ class GradientSlots:
         self._free: list[GradientSlot] = []
         self._made = 0
         self._most = most
+        self._closed: Exception | None = None
         self._waiting: deque[asyncio.Future[GradientSlot]] = deque()
 
     async def take(self, layouts: Sequence[GroupLayout], groups: Sequence[str]) -> GradientSlot:
         """An empty slot; waits while all are in use."""
+        if self._closed is not None:
+            raise copy(self._closed)
         if self._free:
             slot = self._free.pop()
         elif self._made < self._most:
@@ -65,6 +69,13 @@ class GradientSlots:
         slot.reset(layouts, groups)
         return slot
 
+    def close(self, error: Exception) -> None:
+        """Whoever waits for a slot, now or later, gets `error` instead."""
+        self._closed = error
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(copy(error))
+
     async def _wait(self) -> GradientSlot:
         future: asyncio.Future[GradientSlot] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -72,7 +83,7 @@ class GradientSlots:
             return await future
         except asyncio.CancelledError:
             # The slot may have been handed over in the moment of the cancellation.
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self.give_back(future.result())
             raise
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from optd_server.store.flat import Array, FlatBuffers
 from optd_wire.layout import GroupLayout
-from optd_wire.values import GroupOptions, JobVersion
+from optd_wire.values import GroupOptions, GroupSummary, JobVersion
 
 
 class WeightSet:
@@ -30,6 +30,26 @@ class Snapshot:
     layouts: tuple[GroupLayout, ...]
     options: tuple[GroupOptions, ...]
     weights: WeightSet
+    steps: tuple[tuple[int, int], ...] = ()
+    """By group, the fewest and the most steps that a parameter of it has had."""
+
+    def summary(self, index: int) -> GroupSummary:
+        """One line about a group."""
+        layout = self.layouts[index]
+        fewest, most = self.steps[index]
+        return GroupSummary(
+            index=index,
+            options=self.options[index],
+            parameters=len(layout.parameters),
+            elements=layout.count,
+            dtypes=tuple(segment.dtype for segment in layout.segments),
+            min_steps=fewest,
+            max_steps=most,
+        )
+
+    def summaries(self) -> tuple[GroupSummary, ...]:
+        """A line about each group."""
+        return tuple(self.summary(index) for index in range(len(self.layouts)))
 
     def arrays(self, group: int) -> list[Array]:
         """The weights of a group, an array a segment; read only by convention, valid while held."""
@@ -44,15 +64,12 @@ class Snapshots:
         self._sets = [first.weights]
         self._most = most
         self._released = asyncio.Event()
+        self._closed: Exception | None = None
 
     def hold(self) -> Snapshot:
         """The current snapshot; its weights stay as they are until it is released."""
-        return self.hold_again(self.current)
-
-    def hold_again(self, snapshot: Snapshot) -> Snapshot:
-        """Holds a snapshot that is current or held already once more."""
-        snapshot.weights.holders += 1
-        return snapshot
+        self.current.weights.holders += 1
+        return self.current
 
     def release(self, snapshot: Snapshot) -> None:
         """Ends one hold."""
@@ -72,6 +89,13 @@ class Snapshots:
                 return weights
             self._released.clear()
             await self._released.wait()
+            if self._closed is not None:
+                raise self._closed
+
+    def close(self, error: Exception) -> None:
+        """Whoever waits for a spare set gets `error` instead."""
+        self._closed = error
+        self._released.set()
 
     def publish(self, snapshot: Snapshot) -> None:
         """Makes `snapshot` the current one."""

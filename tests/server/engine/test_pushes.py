@@ -17,7 +17,7 @@ def header(worker="a", sequence=1, epoch=1):
 def test_a_push_is_applied_and_a_repeat_gets_the_first_reply(play):
     async def scenario(engine):
         job = engine.create(Async())
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         first = await engine.push(job, "a", 1)
         again = await engine.push(job, "a", 1, value=5.0)
         assert (first.applied_version, first.repeat, again.applied_version, again.repeat) == (1, False, 1, True)
@@ -31,8 +31,8 @@ def test_a_push_is_applied_and_a_repeat_gets_the_first_reply(play):
 def test_the_same_push_twice_at_once_is_applied_once(play):
     async def scenario(engine):
         job = engine.create(Sync(2))
-        job.join("a", None, now=0)
-        job.join("b", None, now=0)
+        await job.join("a", None, now=0)
+        await job.join("b", None, now=0)
         twice = [asyncio.create_task(engine.push(job, "a", 1)) for _ in range(2)]
         await settle()
         assert job.pushes.admit(header(), now=0) is not None
@@ -48,7 +48,7 @@ def test_the_same_push_twice_at_once_is_applied_once(play):
 def test_gaps_and_old_numbers_are_refused(play, sequence, error):
     async def scenario(engine):
         job = engine.create(Async())
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         await engine.push(job, "a", 1)
         with pytest.raises(error, match=rf"pushes sequence {sequence}, expected 2 \(or 1 again\)"):
             await engine.push(job, "a", sequence)
@@ -60,7 +60,7 @@ def test_gaps_and_old_numbers_are_refused(play, sequence, error):
 def test_another_push_of_a_worker_whose_push_waits_is_refused(play):
     async def scenario(engine):
         job = engine.create(Sync(2))
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         task = asyncio.create_task(engine.push(job, "a", 1))
         await settle()
         with pytest.raises(errors.PushPending, match="has a push with sequence 1"):
@@ -76,7 +76,7 @@ def test_a_round_is_the_mean_and_steps_once(play):
     async def scenario(engine):
         job = engine.create(Sync(3))
         for worker in "abc":
-            job.join(worker, None, now=0)
+            await job.join(worker, None, now=0)
         results = await asyncio.gather(*(engine.push(job, w, 1, value=v) for w, v in [("c", 6), ("a", 1), ("b", 2)]))
         assert {result.applied_version for result in results} == {1}
         assert weights(job)[0] == [-3.0] * 4
@@ -93,7 +93,7 @@ def test_a_bad_push_changes_nothing_and_frees_its_room(play):
 
     async def scenario(engine):
         job = engine.create(Async(), momentum=0.9)
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         for _ in range(5):
             for frames, error in bad:
                 with pytest.raises(error, match="parameter '[wb]'"):
@@ -111,7 +111,7 @@ def test_options_ride_along_whole_or_not_at_all(play):
 
     async def scenario(engine):
         job = engine.create(Async())
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         with pytest.raises(errors.OptionOutOfRange):
             await engine.push(job, "a", 1, updates=(good, bad))
         assert [group.options["lr"] for group in job.model.groups.options] == [1.0, 10.0]
@@ -140,16 +140,16 @@ def test_concurrent_changes_of_an_option_conflict_unless_they_agree(play):
 def test_a_fenced_workers_push_is_withdrawn_and_never_applied(play, how):
     async def scenario(engine):
         job = engine.create(Sync(2))
-        job.join("a", None, now=0)
-        job.join("b", None, now=0)
+        await job.join("a", None, now=0)
+        await job.join("b", None, now=0)
         task = asyncio.create_task(engine.push(job, "a", 1, value=100.0))
         await settle()
         if how == "join":
-            job.join("a", None, now=0)
+            await job.join("a", None, now=0)
         else:
             job.workers.check("b", 1, now=5)
             job.expire(now=11)
-            job.join("a", None, now=11)
+            await job.join("a", None, now=11)
         with pytest.raises(errors.PushWithdrawn):
             await task
         with pytest.raises(errors.StaleEpoch):
@@ -163,8 +163,8 @@ def test_a_fenced_workers_push_is_withdrawn_and_never_applied(play, how):
 def test_a_caller_that_goes_away_leaves_its_push_in_the_round(play):
     async def scenario(engine):
         job = engine.create(Sync(2))
-        job.join("a", None, now=0)
-        job.join("b", None, now=0)
+        await job.join("a", None, now=0)
+        await job.join("b", None, now=0)
         task = asyncio.create_task(engine.push(job, "a", 1))
         await settle()
         task.cancel()
@@ -181,7 +181,7 @@ def test_a_caller_that_goes_away_leaves_its_push_in_the_round(play):
 def test_deleting_a_job_answers_what_waits(play):
     async def scenario(engine):
         job = engine.create(Sync(2))
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
         task = asyncio.create_task(engine.push(job, "a", 1))
         await settle()
         await engine.catalog.delete("job")
@@ -197,7 +197,7 @@ def test_deleting_a_job_answers_what_waits(play):
 def test_a_step_that_breaks_off_ends_the_job_and_says_so(play, monkeypatch):
     async def scenario(engine):
         job = engine.create(Async())
-        job.join("a", None, now=0)
+        await job.join("a", None, now=0)
 
         def breaks(*arguments):
             raise MemoryError("no room")
@@ -220,7 +220,7 @@ def test_sync_gives_the_same_bits_whatever_the_order_of_arrival(play):
     async def scenario(engine, order):
         job = engine.create(Sync(4))
         for worker in "abcd":
-            job.join(worker, None, now=0)
+            await job.join(worker, None, now=0)
         tasks = []
         for index in order:
             frames = [Frame(0, 0, values[index].astype("f4"))]

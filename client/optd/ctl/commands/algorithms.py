@@ -27,12 +27,13 @@ def algorithms(
         return
     wanted = [algorithm for algorithm in found if algorithm.name == name]
     if not wanted:
-        raise UnknownAlgorithm(algorithm=name, nearest=_nearest(name, [algorithm.name for algorithm in found]))
+        raise UnknownAlgorithm(algorithm=name, advice=_advice(name, [algorithm.name for algorithm in found]))
     invocation.answer(wanted, *_one(wanted[0]))
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    return next(iter(difflib.get_close_matches(name, names, n=1)), f"one of {', '.join(names)}")
+def _advice(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"the nearest is {close[0]!r}" if close else f"there are {', '.join(names)}"
 
 
 def _overview(found: Sequence[AlgorithmInfo]) -> FittingTable:

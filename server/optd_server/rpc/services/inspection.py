@@ -17,6 +17,8 @@ from optd_wire.values import JobReport, ServerStatus
 # So many parameters with their histograms stay far below the size of a message.
 PARAMETERS_A_MESSAGE = 64
 MIN_INTERVAL_MS = 50
+# A histogram's bins are kept for every parameter and field until the last one is computed.
+MAX_ALL_BINS = 1 << 20
 
 
 class InspectionService:
@@ -44,8 +46,16 @@ class InspectionService:
         """Describes the parameters of a group."""
         if request.bins > MAX_BINS:
             raise InvalidRequest(problem=f"bins must be in [0, {MAX_BINS}], got {request.bins}")
+        job = self._catalog.find(request.job)
+        if request.statistics and not request.parameter:
+            parameters = len(job.model.groups.layouts[job.model.groups.index(request.group, job.name)].parameters)
+            if parameters * request.bins > MAX_ALL_BINS:
+                raise InvalidRequest(
+                    problem=f"bins must be at most {MAX_ALL_BINS // parameters} for the {parameters} parameters of "
+                    f"group {request.group!r}, got {request.bins}"
+                )
         report = await inspect_group(
-            self._catalog.find(request.job),
+            job,
             request.group,
             request.parameter,
             with_statistics=request.statistics,
@@ -85,14 +95,14 @@ class InspectionService:
 def _report(job: Job) -> JobReport:
     return JobReport(
         job=job.summary(),
-        groups=tuple(job.model.groups.summary(index) for index in range(len(job.model.groups))),
+        groups=job.model.snapshots.current.summaries(),
         workers=job.worker_infos(time.monotonic()),
         unix_ms=int(time.time() * 1000),
     )
 
 
 def _summaries(job: Job) -> list[Any]:
-    return [to_message(job.model.groups.summary(index)) for index in range(len(job.model.groups))]
+    return [to_message(summary) for summary in job.model.snapshots.current.summaries()]
 
 
 async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> bool:

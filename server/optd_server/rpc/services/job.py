@@ -6,9 +6,10 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.calls import Requests
+from optd_server.rpc.uploads import receive
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import EmptyGroup, InvalidRequest
+from optd_wire.errors import EmptyGroup
 from optd_wire.layout import lay_out
 from optd_wire.v1 import job_service_pb2 as pb
 from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec
@@ -24,7 +25,7 @@ class JobService:
         """Receives a job's weights and makes it visible when all are there."""
         first, frames = await requests.first()
         with self._catalog.upload(from_message(first.spec, JobSpec)) as upload:
-            await self._receive(requests, upload.sink, frames)
+            await self._receive(requests, first, frames, upload.sink)
             job = self._catalog.finish(upload, time.time())
         return pb.CreateJobResponse(job=to_message(job.info()))
 
@@ -55,7 +56,7 @@ class JobService:
             if info is None:
                 job.check_new_group(spec)
                 index = len(job.model.groups)
-                weights = await self._receive_group(requests, job, spec, frames, index)
+                weights = await self._receive_group(requests, first, frames, job, spec, index)
                 info, created = await job.add_group(spec, weights, index)
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
 
@@ -67,26 +68,17 @@ class JobService:
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
 
     async def _receive_group(
-        self, requests: Requests, job: Job, spec: GroupSpec, frames: list[Any], index: int
+        self, requests: Requests, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
     ) -> FlatBuffers:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
             # Frames address the group by the index that it is going to have; here it is the only one.
             weights = FlatBuffers([layout])
             sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
-            await self._receive(requests, sink, frames)
+            await self._receive(requests, first, frames, sink)
         return weights
 
-    async def _receive(self, requests: Requests, sink: FrameSink, frames: list[Any]) -> None:
+    async def _receive(self, requests: Requests, first: Any, frames: list[Any], sink: FrameSink) -> None:
         """Writes all frames of a stream; raises where some weights are missing."""
-        while True:
-            batch = frames
-            elements = sum(frame.values.size for frame in batch)
-            await self._catalog.offload.run(elements, lambda: sink.write_all(batch))  # noqa: B023
-            request = await requests.next()
-            if request is None:
-                break
-            message, frames = request
-            if message.ListFields():
-                raise InvalidRequest(problem="only the first message of the stream may hold more than frames")
+        await receive(requests, first, frames, sink.write_all, self._catalog.offload)
         sink.require_all()

@@ -9,6 +9,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.state import StateUpload, read_state, select, selected_bytes
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
+from optd_server.rpc.uploads import receive
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
@@ -40,19 +41,14 @@ class StateService:
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
-            version = await self._receive(requests, job, header, frames)
+            version = await self._receive(requests, message, frames, job, header)
         return pb.WriteStateResponse(version=to_message(version))
 
-    async def _receive(self, requests: Requests, job: Job, header: WriteStateHeader, frames: list[Frame]) -> JobVersion:
+    async def _receive(
+        self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
+    ) -> JobVersion:
         job.workers.check(header.worker, header.epoch, time.monotonic())
         upload = StateUpload(job, header)
         with upload.room(self._catalog.memory):
-            while True:
-                batch = frames
-                elements = sum(frame.values.size for frame in batch)
-                await self._catalog.offload.run(elements, lambda: upload.write(batch))  # noqa: B023
-                request = await requests.next()
-                if request is None:
-                    break
-                _, frames = request
-            return await upload.apply()
+            await receive(requests, message, frames, upload.write, self._catalog.offload)
+            return await upload.apply(time.monotonic)

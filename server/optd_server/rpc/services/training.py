@@ -1,7 +1,8 @@
 """TrainingService: gradients in, weights out."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
@@ -9,7 +10,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.pushes import outcome
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut, weights_of
-from optd_server.store.gradients import GradientSlot
+from optd_server.rpc.uploads import receive, skip
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
@@ -27,7 +28,7 @@ class TrainingService:
     async def push(self, requests: Requests) -> Any:
         """Takes one push."""
         message, frames = await requests.first()
-        result = await self._take(requests, message, frames, one_push=True)
+        result = await self._take(requests, message, frames)
         return pb.PushResponse(result=to_message(result))
 
     async def pull(self, request: pb.PullRequest) -> AsyncIterator[bytes]:
@@ -52,7 +53,7 @@ class TrainingService:
             if request is None:
                 return
             message, frames = request
-            result = await self._take(requests, message, frames, one_push=False)
+            result = await self._take(requests, message, frames)
             job = self._catalog.find(message.header.job)
             snapshot = job.model.snapshots.hold()
             try:
@@ -64,53 +65,37 @@ class TrainingService:
             finally:
                 job.model.snapshots.release(snapshot)
 
-    async def _take(self, requests: Requests, message: Any, frames: list[Frame], *, one_push: bool) -> PushResult:
+    async def _take(self, requests: Requests, message: Any, frames: list[Frame]) -> PushResult:
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message of a push must have its header")
         header = from_message(message.header, PushHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
-            return await self._receive(requests, job, header, message, frames, one_push=one_push)
+            return await self._receive(requests, job, header, message, frames)
 
     async def _receive(
-        self,
-        requests: Requests,
-        job: Job,
-        header: PushHeader,
-        message: Any,
-        frames: list[Frame],
-        *,
-        one_push: bool,
+        self, requests: Requests, job: Job, header: PushHeader, message: Any, frames: list[Frame]
     ) -> PushResult:
         known = job.pushes.admit(header, time.monotonic())
         if known is not None:
-            await _skip(requests, message, one_push=one_push)
-            return await outcome(known)
+            await skip(requests, message)
+            return await self._awaited(job, header, outcome(known))
         slot = await job.pushes.take_slot()
         try:
-            await self._fill(slot, requests, message, frames, one_push=one_push)
+            await receive(requests, message, frames, slot.write, self._catalog.offload)
         except BaseException:
             job.pushes.give_back(slot)
             raise
-        return await job.pushes.push(header, slot, time.monotonic())
+        return await self._awaited(job, header, job.pushes.push(header, slot, time.monotonic()))
 
-    async def _fill(
-        self, slot: GradientSlot, requests: Requests, message: Any, frames: list[Frame], *, one_push: bool
-    ) -> None:
-        while True:
-            batch = frames
-            elements = sum(frame.values.size for frame in batch)
-            await self._catalog.offload.run(elements, lambda: slot.write(batch))  # noqa: B023
-            if _ends(message, one_push=one_push):
-                return
-            request = await requests.next()
-            if request is None:
-                if one_push:
-                    return
-                raise InvalidRequest(problem="the stream ended before the last message of a step")
-            message, frames = request
-            if message.HasField("header"):
-                raise InvalidRequest(problem="a second header before the last message of a push")
+    async def _awaited(self, job: Job, header: PushHeader, step: Coroutine[Any, Any, PushResult]) -> PushResult:
+        """The outcome of a push. While its caller waits for it, its worker is alive."""
+        waiting = asyncio.ensure_future(step)
+        # A caller that goes away leaves its push where it is; then nobody asks what has become of it.
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        while not (await asyncio.wait([waiting], timeout=job.workers.lease_seconds / 3))[0]:
+            job.workers.renew(header.worker, header.epoch, time.monotonic())
+        return waiting.result()
 
     async def _encoded(self, batches: list[list[Frame]], *, first: Any, last: Any) -> AsyncIterator[bytes]:
         """Encodes a message for each list of frames, at least one; off the loop where it is large."""
@@ -121,21 +106,7 @@ class TrainingService:
             if index >= len(batches) - 1:
                 message.MergeFrom(last)
             elements = sum(frame.values.size for frame in frames)
-            yield await self._catalog.offload.run(elements, lambda: encode(message, frames))  # noqa: B023
-
-
-def _ends(message: Any, *, one_push: bool) -> bool:
-    """Whether a message says of itself that it is the last of its push; a `Push` call ends with its stream."""
-    return False if one_push else bool(message.last)
-
-
-async def _skip(requests: Requests, message: Any, *, one_push: bool) -> None:
-    """Reads the rest of a push whose outcome is known, so that the stream is ready for the next."""
-    while not one_push and not message.last:
-        request = await requests.next()
-        if request is None:
-            return
-        message, _ = request
+            yield await self._catalog.offload.copy(elements, lambda: encode(message, frames))  # noqa: B023
 
 
 def _pull_result(snapshot: Snapshot, request: pb.PullRequest) -> PullResult:

@@ -25,7 +25,7 @@ class WorkerService:
         name = check_name("worker", request.worker)
         job = await self._find_whole(request.job, request.wait_ms / 1000)
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
-        worker = job.join(name, spec, time.monotonic())
+        worker = await job.join(name, spec, time.monotonic())
         membership = Membership(
             epoch=worker.epoch,
             lease_ms=self._lease_ms(),

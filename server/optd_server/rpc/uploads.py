@@ -1,0 +1,44 @@
+"""The frames of an upload, message by message, to wherever they are written."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optd_server.engine.offload import Offload
+from optd_server.rpc.calls import Requests
+from optd_wire.errors import InvalidRequest
+from optd_wire.frames import Frame
+
+Write = Callable[[Sequence[Frame]], None]
+
+
+async def receive(requests: Requests, first: Any, frames: list[Frame], write: Write, offload: Offload) -> None:
+    """Writes the frames of `first` and of what follows it, up to the message that says it is the last.
+
+    Raises what `write` raises, and `InvalidRequest` for a stream that ends before: it has broken off.
+    """
+    message = first
+    while True:
+        await _write(frames, write, offload)
+        if message.last:
+            return
+        request = await requests.next()
+        if request is None:
+            raise InvalidRequest(problem="the stream ended before its last message")
+        message, frames = request
+        if any(field.name != "last" for field, _ in message.ListFields()):
+            raise InvalidRequest(problem="only the first message of an upload may hold more than frames")
+
+
+async def skip(requests: Requests, first: Any) -> None:
+    """Reads an upload to its end without looking at it, so that the stream is ready for the next one."""
+    message = first
+    while not message.last:
+        request = await requests.next()
+        if request is None:
+            return
+        message, _ = request
+
+
+async def _write(frames: list[Frame], write: Write, offload: Offload) -> None:
+    elements = sum(frame.values.size for frame in frames)
+    await offload.copy(elements, lambda: write(frames))
