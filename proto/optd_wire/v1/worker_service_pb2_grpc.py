@@ -69,7 +69,8 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Keeps the lease. Pushes, steps and pulls of the worker keep it too.
+        """Keeps the lease. Pushes, steps and pulls keep it too, as they begin: a worker that waits for its round for longer
+        than the lease renews it beside the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,12 +67,6 @@ class Workers:
         worker.lease_until = now + self.lease_seconds
         return worker
 
-    def renew(self, name: str, epoch: int, now: float) -> None:
-        """Keeps a lease that still holds; does nothing for one that does not."""
-        worker = self._by_name.get(name)
-        if worker is not None and worker.epoch == epoch and worker.active:
-            worker.lease_until = now + self.lease_seconds
-
     def mark(self, name: str, epoch: int, sequence: int, reply: PushResult) -> None:
         """Notes that a push has been applied, with the reply that a repeat of it gets."""
         worker = self._by_name[name]

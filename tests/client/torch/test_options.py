@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import optd.torch
-from optd.errors import InvalidOption, OptionConflict, OptionOutOfRange
+from optd.errors import InvalidOption, OptionConflict, OptionOutOfRange, UnknownOption
 
 
 def weight() -> nn.Parameter:
@@ -124,15 +124,22 @@ def test_tensors_as_options(serve: Callable) -> None:
 
 
 def test_entries_that_are_no_options_stay_in_the_group(serve: Callable) -> None:
-    optimizer = serve(optd.torch.SGD, [{"params": [weight()], "lr_scale": 0.5, "weigth_decay": 1, "tags": {"a"}}])
+    optimizer = serve(optd.torch.SGD, [{"params": [weight()], "lr_scale": 0.5, "max_momentum": 1, "tags": {"a"}}])
     optimizer.param_groups[0]["initial_lr"] = 7
     optimizer.step()
     optimizer.pull()
     group = optimizer.param_groups[0]
-    assert [group[name] for name in ("lr_scale", "weigth_decay", "tags", "initial_lr")] == [0.5, 1, {"a"}, 7]
+    assert [group[name] for name in ("lr_scale", "max_momentum", "tags", "initial_lr")] == [0.5, 1, {"a"}, 7]
     assert set(optimizer.session.groups()[0].options.options) == {
         "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("slip", "option"), [("weigth_decay", "weight_decay"), ("momentun", "momentum")])
+def test_a_slip_of_the_pen_in_a_group_is_not_lost(serve: Callable, slip: str, option: str) -> None:
+    """Torch takes any entry, and trains without it."""
+    with pytest.raises(UnknownOption, match=f"sgd: no option '{slip}'; did you mean '{option}'"):
+        serve(optd.torch.SGD, [{"params": [weight()], slip: 0.5}])
 
 
 def test_param_groups_have_the_values_that_torch_would_have(serve: Callable) -> None:

@@ -55,7 +55,7 @@ def test_an_upload_that_breaks_leaves_nothing_and_wakes_those_who_wait(play):
 
 def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
     async def scenario(engine):
-        with pytest.raises(errors.MemoryExceeded, match="'job' needs .* bytes, 1000 of the server's 1000 are free"):
+        with pytest.raises(errors.MemoryExceeded, match="job 'job' needs .* bytes, 1000 of the server's 1000 are free"):
             engine.catalog.upload(spec(elements=1 << 39)).__enter__()
         assert engine.catalog.memory.planned == 0
 
@@ -81,13 +81,14 @@ def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
 
 def test_loans_come_back_even_when_the_borrower_fails():
     memory = plan.Memory(100)
-    memory.reserve("job", 60)
+    job = plan.Plan("job 'j'")
+    memory.reserve(job, 60)
     with pytest.raises(RuntimeError), memory.lend("copy", 30):
         assert memory.planned == 90
-        with pytest.raises(errors.MemoryExceeded, match="'copy' needs|needs 20 bytes, 10 of the server's 100"):
+        with pytest.raises(errors.MemoryExceeded, match="copy needs 20 bytes, 10 of the server's 100"):
             memory.lend("copy", 20).__enter__()
         raise RuntimeError
     assert memory.planned == 60
-    memory.reserve("job", 100)
-    memory.release("job")
+    memory.reserve(job, 100)
+    memory.release(job)
     assert memory.planned == 0

@@ -68,9 +68,9 @@ def infos(spec):
 
 DIFFERENT = [
     (replace(SPEC, algorithm="adam"), "job 'job' has algorithm 'sgd', this registration has 'adam'"),
-    (groups(group("g")), "has the number of groups 2, this registration has 1"),
+    (groups(group("g")), "has 2 groups (g, h), this registration has (g); register the same, or take another job"),
     (groups(group("x"), group("h", B)), "has group 0 named 'g', this registration has 'x'"),
-    (groups(group("g", W, B), group("h", B)), "in group 'g' the number of parameters 1, this registration has 2"),
+    (groups(group("g", W, B), group("h", B)), "in group 'g' 1 parameters (w), this registration has 2, (w, b)"),
     (groups(group("g", replace(W, name="v")), group("h", B)), "parameter 0 named 'w', this registration has 'v'"),
     (groups(group("g", replace(W, shape=(3, 2))), group("h", B)), "with shape (2, 3), this registration has (3, 2)"),
     (groups(group("g", replace(W, dtype="float64")), group("h", B)), "dtype float32, this registration has float64"),

@@ -1,8 +1,7 @@
 """TrainingService: gradients in, weights out."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
@@ -79,23 +78,14 @@ class TrainingService:
         known = job.pushes.admit(header, time.monotonic())
         if known is not None:
             await skip(requests, message)
-            return await self._awaited(job, header, outcome(known))
+            return await outcome(known)
         slot = await job.pushes.take_slot()
         try:
             await receive(requests, message, frames, slot.write, self._catalog.offload)
         except BaseException:
             job.pushes.give_back(slot)
             raise
-        return await self._awaited(job, header, job.pushes.push(header, slot, time.monotonic()))
-
-    async def _awaited(self, job: Job, header: PushHeader, step: Coroutine[Any, Any, PushResult]) -> PushResult:
-        """The outcome of a push. While its caller waits for it, its worker is alive."""
-        waiting = asyncio.ensure_future(step)
-        # A caller that goes away leaves its push where it is; then nobody asks what has become of it.
-        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        while not (await asyncio.wait([waiting], timeout=job.workers.lease_seconds / 3))[0]:
-            job.workers.renew(header.worker, header.epoch, time.monotonic())
-        return waiting.result()
+        return await job.pushes.push(header, slot, time.monotonic())
 
     async def _encoded(self, batches: list[list[Frame]], *, first: Any, last: Any) -> AsyncIterator[bytes]:
         """Encodes a message for each list of frames, at least one; off the loop where it is large."""
