@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import PushResult, WorkerInfo
 
+# A worker whose name is left to chance has a new one each time it starts.
+REMEMBERED = 1024
+
 
 @dataclass(slots=True)
 class Worker:
@@ -24,12 +27,13 @@ class Worker:
 
 
 class Workers:
-    """The workers of one job. A name that has joined once is remembered, so that its epochs never repeat."""
+    """The workers of one job. Names that have left are remembered, as many as `REMEMBERED`; epochs never repeat."""
 
     def __init__(self, job: str, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
         self._job = job
         self._by_name: dict[str, Worker] = {}
+        self._forgotten_epoch = 0
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._by_name.values())
@@ -45,7 +49,10 @@ class Workers:
 
     def join(self, name: str, now: float) -> Worker:
         """Gives `name` a new epoch and a lease; whoever had the name before is fenced."""
-        worker = self._by_name.setdefault(name, Worker(name))
+        if name not in self._by_name:
+            self._forget_one()
+            self._by_name[name] = Worker(name, epoch=self._forgotten_epoch)
+        worker = self._by_name[name]
         worker.epoch += 1
         worker.active = True
         worker.fenced_by = ""
@@ -53,6 +60,18 @@ class Workers:
         worker.reply = None
         worker.lease_until = now + self.lease_seconds
         return worker
+
+    def _forget_one(self) -> None:
+        """Makes room for a new name: the one that came first, of those that hold no lease, is forgotten.
+
+        New names then begin behind its epoch, so that no epoch of any name is ever given twice.
+        """
+        if len(self._by_name) < REMEMBERED:
+            return
+        gone = next((worker for worker in self if not worker.active), None)
+        if gone is not None:
+            self._forgotten_epoch = max(self._forgotten_epoch, gone.epoch)
+            del self._by_name[gone.name]
 
     def check(self, name: str, epoch: int, now: float) -> Worker:
         """The worker, its lease renewed; raises `UnknownWorker` or `StaleEpoch`."""
@@ -69,7 +88,9 @@ class Workers:
 
     def mark(self, name: str, epoch: int, sequence: int, reply: PushResult) -> None:
         """Notes that a push has been applied, with the reply that a repeat of it gets."""
-        worker = self._by_name[name]
+        worker = self._by_name.get(name)
+        if worker is None:  # it has left while its push was in a step, and has been forgotten since
+            return
         worker.pushes += 1
         worker.staleness = reply.staleness
         if worker.epoch == epoch:

@@ -1,6 +1,6 @@
 import pytest
 
-from optd_server.engine.workers import Workers
+from optd_server.engine.workers import REMEMBERED, Workers
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 
@@ -55,3 +55,18 @@ def test_a_mark_of_an_old_epoch_does_not_touch_the_new_one():
 def test_a_worker_that_never_joined_is_unknown():
     with pytest.raises(UnknownWorker, match="worker 'x' has not joined job 'job'"):
         Workers("job", lease_seconds=10).check("x", 1, now=0)
+
+
+def test_names_that_have_left_are_forgotten_in_the_end_and_their_epochs_are_not_given_again():
+    workers = Workers("job", lease_seconds=10)
+    given = set()
+    for number in range(3 * REMEMBERED):
+        worker = workers.join(f"w{number % (REMEMBERED + 7)}", now=0)
+        assert (worker.name, worker.epoch) not in given
+        given.add((worker.name, worker.epoch))
+        workers.leave(worker)
+    assert len(list(workers)) == REMEMBERED
+    stays = workers.join("stays", now=0)
+    for number in range(2 * REMEMBERED):
+        workers.leave(workers.join(f"x{number}", now=0))
+    assert workers.find("stays") is stays

@@ -71,7 +71,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
                 job.name,
                 job.algorithm,
                 text.policy(job.policy),
-                text.count(job.version.version),
+                text.count(job.version.version) + (" failed" if job.failure else ""),
                 text.count(job.workers),
                 text.count(job.rejections),
                 text.count(job.elements),
