@@ -34,12 +34,13 @@ def with_retries(
         try:
             return attempt(max(left, 0.001))
         except Unavailable as error:
-            wait = random.uniform(0, pause)  # noqa: S311 - spreads load, protects nothing
-            if clock() - began + wait >= timeout:
-                seconds = f"{clock() - began:.1f}"
+            left = timeout - (clock() - began)
+            if left <= 0:
+                seconds = f"{timeout - left:.1f}"
                 problem = error.values.get("problem", str(error))
                 raise Unreachable(address=address, seconds=seconds, problem=problem) from error
             if pause == FIRST_PAUSE and on_first_loss is not None:
                 on_first_loss(error)
-            sleep(wait)
+            # The last pause ends with the time: there is one more attempt then.
+            sleep(min(random.uniform(0, pause), left))  # noqa: S311 - spreads load, protects nothing
             pause = min(2 * pause, LONGEST_PAUSE)

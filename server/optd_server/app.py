@@ -16,6 +16,8 @@ from optd_server.rpc.server import Server, expire_leases
 
 log = structlog.get_logger("optd")
 
+CALLS_SECONDS = 1.0
+
 
 async def run(config: Config) -> None:
     """Serves until SIGTERM or SIGINT; raises `ConfigError` where the server cannot start."""
@@ -41,9 +43,17 @@ async def run(config: Config) -> None:
         leases.cancel()
         await catalog.close()
         offload.close()
+        await _calls_to_end()
         if config.address_file:
             config.address_file.unlink(missing_ok=True)
     log.info("stopped")
+
+
+async def _calls_to_end() -> None:
+    """Lets calls that were cancelled come to their end, before the loop does."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=CALLS_SECONDS)
 
 
 def _stop_on_signal() -> asyncio.Event:

@@ -228,10 +228,11 @@ def whole_of(rpc: str, name: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("act", ["push", "step"])
-@pytest.mark.parametrize("count", [1 << 18, 100_000], ids=["at the end of a parameter", "within a parameter"])
+@pytest.mark.parametrize(
+    ("act", "count"), [("push", 1 << 18), ("step", 100_000)], ids=["between two parameters", "within a parameter"]
+)
 def test_a_push_that_is_cut_in_mid_upload_is_sent_again_whole(
-    proxy: Proxy, plain: Plain, name: str, count: int, act: str
+    proxy: Proxy, plain: Plain, name: str, act: str, count: int
 ):
     """A gradient of several messages of 1 MiB, cut at different places of them."""
     model = Model(size=4 * count)
@@ -448,7 +449,8 @@ def test_a_server_that_is_gone_is_named_with_the_time_that_was_tried(name: str):
             with pytest.raises(Unreachable) as caught:
                 act()
             assert server.address in str(caught.value)
-            assert 0 < float(caught.value.values["seconds"]) < 2
+            # For as long as it was told to, not until the first pause that would have been too long.
+            assert float(caught.value.values["seconds"]) == pytest.approx(0.6, abs=0.2)
         assert weights.tobytes() == known.tobytes()
 
 

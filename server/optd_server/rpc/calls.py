@@ -77,7 +77,7 @@ class Calls:
                 try:
                     yield requests
                 finally:
-                    requests.close()
+                    requests.give_back()
                 return
             await self.budget.take(len(request))
             try:
@@ -160,8 +160,8 @@ class Requests:
         self._budget = calls.budget
         self._held = 0
 
-    def close(self) -> None:
-        """Ends the hold of the last message."""
+    def give_back(self) -> None:
+        """Says that the last message has been dealt with: its bytes count no more."""
         self._budget.give_back(self._held)
         self._held = 0
 
@@ -174,9 +174,10 @@ class Requests:
             return await self._next_or_stopping()
         try:
             async with asyncio.timeout(self._idle_seconds):
-                return await self._next()
+                data = await self._read()
         except TimeoutError:
             raise Stalled(what="the sender of this stream", seconds=f"{self._idle_seconds:g}") from None
+        return await self._taken(data)
 
     async def first(self) -> Any:
         """The first message; raises `InvalidRequest` where there is none."""
@@ -185,26 +186,32 @@ class Requests:
             raise InvalidRequest(problem="the stream ended before its first message")
         return request
 
-    async def _next(self) -> Any | None:
+    async def _read(self) -> bytes | None:
         # Whoever asks for the next message has dealt with the last one.
-        self.close()
+        self.give_back()
         async for data in self._raw:
-            await self._budget.take(len(data))
-            self._held = len(data)
-            return self._decode(data)
+            return data
         return None
 
+    async def _taken(self, data: bytes | None) -> Any | None:
+        if data is None:
+            return None
+        await self._budget.take(len(data))
+        self._held = len(data)
+        return self._decode(data)
+
     async def _next_or_stopping(self) -> Any | None:
-        coming = asyncio.ensure_future(self._next())
+        coming = asyncio.ensure_future(self._read())
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 raise ShuttingDown
-            return coming.result()
+            data = coming.result()
         finally:
             coming.cancel()
             stopping.cancel()
+        return await self._taken(data)
 
 
 async def abort(context: Context, error: OptdError) -> None:

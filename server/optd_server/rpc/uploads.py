@@ -20,6 +20,8 @@ async def receive(requests: Requests, first: Any, frames: list[Frame], write: Wr
     while True:
         await _write(frames, write, offload)
         if message.last:
+            # What comes next may be a long wait for others, who need the room.
+            requests.give_back()
             return
         request = await requests.next()
         if request is None:
@@ -37,6 +39,7 @@ async def skip(requests: Requests, first: Any) -> None:
         if request is None:
             return
         message, _ = request
+    requests.give_back()
 
 
 async def _write(frames: list[Frame], write: Write, offload: Offload) -> None:
