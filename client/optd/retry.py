@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from optd_wire.errors import Unavailable, Unreachable
+from optd_wire.errors import DeadlineExceeded, Unavailable, Unreachable
 
 T = TypeVar("T")
 
@@ -29,18 +29,28 @@ def with_retries(
     """
     began = clock()
     pause = FIRST_PAUSE
+    lost: Unavailable | None = None
     while True:
         left = timeout - (clock() - began)
         try:
             return attempt(max(left, 0.001))
+        except DeadlineExceeded:
+            # The last attempt has hardly any time to find out anew what the one before it was told.
+            if lost is None or left > LONGEST_PAUSE:
+                raise
+            raise _unreachable(lost, address, clock() - began) from lost
         except Unavailable as error:
+            lost = error
             left = timeout - (clock() - began)
             if left <= 0:
-                seconds = f"{timeout - left:.1f}"
-                problem = error.values.get("problem", str(error))
-                raise Unreachable(address=address, seconds=seconds, problem=problem) from error
+                raise _unreachable(lost, address, clock() - began) from lost
             if pause == FIRST_PAUSE and on_first_loss is not None:
                 on_first_loss(error)
             # The last pause ends with the time: there is one more attempt then.
             sleep(min(random.uniform(0, pause), left))  # noqa: S311 - spreads load, protects nothing
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _unreachable(lost: Unavailable, address: str, seconds: float) -> Unreachable:
+    problem = lost.values.get("problem", str(lost))
+    return Unreachable(address=address, seconds=f"{seconds:.1f}", problem=problem)

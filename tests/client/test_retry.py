@@ -66,3 +66,13 @@ def test_nothing_else_is_tried_again(error):
     with pytest.raises(type(error)):
         run(attempt)
     assert calls == [1]
+
+
+def test_a_last_attempt_without_time_tells_what_was_wrong_before():
+    def attempt(seconds):
+        if seconds > 1:
+            raise LOST
+        raise DeadlineExceeded(rpc="x", address="a:1", seconds=seconds, hint="")
+
+    with pytest.raises(Unreachable, match=r"a:1: tried for \d\.\d s \(refused\)"):
+        run(attempt, timeout=6.0)
