@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from optd.transport.base import Source
 from optd_wire.dtypes import DTYPES
+from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.registry import exact_for
 from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import ParameterInfo, ParameterSpec
@@ -36,35 +38,47 @@ class FlatView:
         self._first_group = first_group
         self._order = [_Order(layout) for layout in self.layouts]
 
-    def source(self, arrays: Sequence[Sequence[Array | None]], field: str = "") -> Source:
-        """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers."""
-        return lambda: self._batches(arrays, field)
+    def source(
+        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+    ) -> Source:
+        """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers.
 
-    def _batches(self, arrays: Sequence[Sequence[Array | None]], field: str) -> Iterator[list[GatheredFrame]]:
+        They are exact unless there is another `encoding`. Where frames begin and end depends on nothing but the
+        shapes, the encoding and which arrays are None.
+        """
+        return lambda: self.batches(arrays, field, encoding)
+
+    def batches(
+        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+    ) -> Iterator[list[GatheredFrame]]:
+        """What one call of `source` gives: lists of frames that suit one message each."""
         batch: list[GatheredFrame] = []
         room = self._batch_bytes
-        for frame, pieces, size in self._frames(arrays, field):
+        for frame in self._frames(arrays, field, encoding):
+            size = frame.encoding.bytes_of(frame.count)
             if batch and (size + FRAME_OVERHEAD > room or len(batch) == BATCH_FRAMES):
                 yield batch
                 batch, room = [], self._batch_bytes
-            batch.append((frame, pieces))
+            batch.append(frame)
             room -= size + FRAME_OVERHEAD
         if batch:
             yield batch
 
-    def _frames(self, arrays: Sequence[Sequence[Array | None]], field: str) -> Iterator[tuple[Frame, list[Array], int]]:
+    def _frames(
+        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+    ) -> Iterator[GatheredFrame]:
         """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
-                nothing = np.empty(0, DTYPES[segment.dtype])
-                most = max(1, (self._batch_bytes - FRAME_OVERHEAD) // nothing.itemsize)
+                chosen = exact_for(DTYPES[segment.dtype]) if encoding is None or encoding.exact else encoding
+                most = chosen.elements_in(self._batch_bytes - FRAME_OVERHEAD)
                 pieces: list[Array] = []
                 start, count = segment.offset, 0
                 for member in segment.members:
                     array, parameter = given[member], layout.parameters[member]
                     if array is None:
                         if pieces:
-                            yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+                            yield GatheredFrame(group, start, count, chosen, pieces, field)
                         pieces, count, start = [], 0, parameter.offset + parameter.size
                         continue
                     flat = np.ascontiguousarray(array).reshape(-1)
@@ -75,12 +89,12 @@ class FlatView:
                         count += part.size
                         position += part.size
                         if count == most:
-                            yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+                            yield GatheredFrame(group, start, count, chosen, pieces, field)
                             start, pieces, count = start + count, [], 0
                         if position >= flat.size:
                             break
                 if pieces:
-                    yield Frame(group, start, nothing, field), pieces, count * nothing.itemsize
+                    yield GatheredFrame(group, start, count, chosen, pieces, field)
 
     def write(self, frame: Frame, arrays: Sequence[Sequence[Array]]) -> None:
         """Copies a frame into the arrays that its range touches; arrays may be of any strides."""
@@ -89,12 +103,17 @@ class FlatView:
             return  # a group that another worker has added, and this one does not have
         order = self._order[group]
         index = max(0, bisect_right(order.offsets, frame.offset) - 1)
+        numbers: Array | None = None
         while index < len(order.offsets) and order.offsets[index] < frame.stop:
             start = order.offsets[index]
             array = arrays[group][order.members[index]]
             low, high = max(start, frame.offset), min(start + array.size, frame.stop)
-            if low < high:
-                _assign(array, low - start, frame.values[low - frame.offset : high - frame.offset])
+            if high - low == frame.count and array.flags.c_contiguous:
+                frame.decode_into(array.reshape(-1)[low - start : high - start])
+            elif low < high:
+                if numbers is None:
+                    numbers = frame.decoded()
+                _assign(array, low - start, numbers[low - frame.offset : high - frame.offset])
             index += 1
 
 

@@ -1,26 +1,22 @@
-"""The element types that parameters may have, and how each is written on the wire."""
+"""The element types that parameters may have, and their numbers in the contract."""
 
 from typing import Any
 
 import numpy as np
 
 from optd_wire.errors import UnsupportedDtype
-from optd_wire.v1.tensor_pb2 import Dtype, Encoding
+from optd_wire.v1.tensor_pb2 import Dtype
 
 # In the order in which a group's flat buffer holds them.
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
 }
-_ENCODINGS: dict[str, Encoding] = {"float32": Encoding.ENCODING_FLOAT32, "float64": Encoding.ENCODING_FLOAT64}
-_DTYPE_OF_ENCODING: dict[int, np.dtype[Any]] = {encoding: DTYPES[name] for name, encoding in _ENCODINGS.items()}
 _NAME_OF_ENUM = {Dtype.Value(f"DTYPE_{name.upper()}"): name for name in DTYPES}
 _ENUM_OF_NAME = {name: number for number, name in _NAME_OF_ENUM.items()}
 
 if _NAME_OF_ENUM.keys() | {Dtype.DTYPE_UNSPECIFIED} != set(Dtype.values()):
     raise ImportError("DTYPES and the contract's Dtype differ")
-if _DTYPE_OF_ENCODING.keys() | {Encoding.ENCODING_UNSPECIFIED} != set(Encoding.values()):
-    raise ImportError("the registry of encodings and the contract's Encoding differ")
 
 
 def check_dtype(parameter: str, dtype: str) -> str:
@@ -38,13 +34,3 @@ def dtype_to_enum(dtype: str) -> int:
 def dtype_from_enum(number: int) -> str:
     """The name of a dtype; `"unspecified"` or `"dtype 17"` for a number that is none, for a later check to refuse."""
     return _NAME_OF_ENUM.get(number, "unspecified" if number == 0 else f"dtype {number}")
-
-
-def encoding_of(dtype: np.dtype[Any]) -> Encoding:
-    """The encoding that carries elements of `dtype` unchanged."""
-    return _ENCODINGS[dtype.name]
-
-
-def dtype_of_encoding(encoding: int) -> np.dtype[Any] | None:
-    """The dtype of a payload's elements; None for an encoding that the service does not have."""
-    return _DTYPE_OF_ENCODING.get(encoding)

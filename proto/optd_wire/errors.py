@@ -217,7 +217,21 @@ class FrameLength(InvalidArgument):
     """A frame's payload does not have the bytes that its count and encoding declare."""
 
     reason = "FRAME_LENGTH"
-    template = "a frame of group {group} declares {count} elements of {width} bytes, but its payload has {got} bytes"
+    template = "a frame of group {group} declares {count} elements of {width}, but its payload has {got} bytes"
+
+
+class EncodingOverflow(InvalidArgument):
+    """A finite number is too large for the encoding that it should be sent in."""
+
+    reason = "ENCODING_OVERFLOW"
+    template = "{encoding} carries numbers of magnitude up to {bound}, got {value}; send them in another encoding"
+
+
+class UnknownEncoding(InvalidArgument):
+    """No encoding has this name."""
+
+    reason = "UNKNOWN_ENCODING"
+    template = "no encoding {encoding!r}; encodings are {encodings}"
 
 
 class IncompleteParameter(InvalidArgument):

@@ -5,98 +5,166 @@ contract that carries frames has them as `repeated Frame frames = 15`, its last 
 last. Plain stubs read what is written here, and what they write is read here, in whatever order the fields come.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from optd_wire.dtypes import dtype_of_encoding, encoding_of
-from optd_wire.errors import FrameLength, MalformedMessage
+from optd_wire.encodings.base import Buffer, Encoding
+from optd_wire.encodings.registry import BY_NUMBER, exact_for
+from optd_wire.errors import MalformedMessage
+from optd_wire.fields import TAG_15, fields, read_varint, varint
 from optd_wire.v1 import tensor_pb2
 
 M = TypeVar("M", bound=Message)
-Buffer = bytes | memoryview
 
 FRAMES = 15
 # A frame of a few bytes costs a reader much more than it costs a sender; the bound is far above what bulk needs.
 MAX_FRAMES = 4096
 _PAYLOAD = 15
-_LENGTH_DELIMITED = 2
-_TAG_15 = bytes([FRAMES << 3 | _LENGTH_DELIMITED])
-_MAX_VARINT = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Frame:
-    """A range of a group's flat buffer with its numbers.
+    """A range of a group's flat buffer with its numbers, as they travel.
 
-    `values` is one-dimensional and its dtype is the dtype of the range. Of a decoded frame it is a read-only view
-    into the received message.
+    The payload of a decoded frame is a view into the received message. Its length fits `count`; whether it can be
+    decoded is found out by `check` or `decode_into`.
     """
 
     group: int
     offset: int
-    values: npt.NDArray[Any]
+    count: int
+    encoding: Encoding
+    payload: Buffer
     field: str = ""
+
+    @classmethod
+    def of(cls, group: int, offset: int, values: npt.NDArray[Any], field: str = "") -> "Frame":
+        """A frame of a contiguous one-dimensional array in the encoding that is exact for it; not copied."""
+        return cls(group, offset, values.size, exact_for(values.dtype), values, field)
 
     @property
     def stop(self) -> int:
         """The element behind the last one."""
-        return self.offset + self.values.size
+        return self.offset + self.count
+
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """The numbers of an exact frame, without a copy; of a decoded frame they cannot be written."""
+        dtype = self.encoding.dtype
+        if dtype is None:
+            raise TypeError(f"the numbers of a frame in {self.encoding.name} have to be decoded")
+        return np.frombuffer(self.payload, dtype)
+
+    def decoded(self) -> npt.NDArray[Any]:
+        """The numbers: `values` of an exact frame, else a new float32 array. Raises `MalformedMessage`."""
+        if self.encoding.exact:
+            return self.values
+        out = np.empty(self.count, np.float32)
+        self.encoding.decode_into(self.payload, out)
+        return out
+
+    def check(self) -> None:
+        """Raises `MalformedMessage` where the payload cannot be decoded."""
+        self.encoding.check(self.payload, self.count)
+
+    def decode_into(self, out: npt.NDArray[Any]) -> None:
+        """Writes the numbers to the contiguous float array `out` of `count` elements. Raises `MalformedMessage`."""
+        self.encoding.decode_into(self.payload, out)
+
+    def pieces(self) -> Sequence[Buffer]:
+        """The payload, for `encode`."""
+        return (self.payload,)
 
 
-GatheredFrame = tuple[Frame, list[npt.NDArray[Any]]]
-"""A frame whose numbers lie in arrays that follow one another; its own `values` are empty, and tell the dtype."""
+@dataclass(slots=True, eq=False)
+class GatheredFrame:
+    """A frame to send, whose numbers lie in contiguous arrays of one dtype that follow one another.
+
+    The arrays are read by `encode`, each time anew.
+    """
+
+    group: int
+    offset: int
+    count: int
+    encoding: Encoding
+    arrays: Sequence[npt.NDArray[Any]]
+    field: str = ""
+
+    def pieces(self) -> Sequence[Buffer]:
+        """The payload, for `encode`: the arrays themselves, or what a lossy encoding makes of them."""
+        if self.encoding.exact:
+            return self.arrays
+        whole = self.arrays[0] if len(self.arrays) == 1 else np.concatenate(self.arrays)
+        return (self.encoding.encode(whole),)
 
 
-def encode(message: Message, frames: Iterable[Frame] = ()) -> bytes:
+Outgoing = Frame | GatheredFrame
+
+
+# Writing
+
+
+def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
     """Writes `message` (without frames of its own) and the frames behind it.
 
-    The frames' values must be contiguous; they are copied once, into the result.
+    Numbers are copied once, into the result. Raises `EncodingOverflow`.
     """
-    return b"".join(_pieces(message, ((frame, [frame.values]) for frame in frames)))
+    written: list[Buffer] = [message.SerializeToString()]
+    for frame in frames:
+        pieces = frame.pieces()
+        length = 0
+        for piece in pieces:
+            length += len(piece) if isinstance(piece, bytes) else piece.nbytes
+        written.append(_header(frame.group, frame.offset, frame.count, frame.encoding.number, frame.field, length))
+        written.extend(pieces)
+    return b"".join(written)
 
 
-def encode_gathered(message: Message, frames: Iterable[GatheredFrame]) -> bytes:
-    """As `encode`, with the numbers of each frame taken from contiguous arrays that follow one another."""
-    return b"".join(_pieces(message, frames))
+# The ranges of a job are the same ones step by step.
+@lru_cache(maxsize=1 << 13)
+def _header(group: int, offset: int, count: int, encoding: int, field: str, length: int) -> bytes:
+    """What comes before the payload: the tag and length of the frame, its other fields, those of the payload."""
+    written = b""
+    if group:
+        written += b"\x08" + varint(group)
+    if offset:
+        written += b"\x10" + varint(offset)
+    if count:
+        written += b"\x18" + varint(count)
+    written += b"\x20" + varint(encoding)
+    if field:
+        name = field.encode()
+        written += b"\x2a" + varint(len(name)) + name
+    # A field of no bytes is left out, as every other that has its default.
+    if length:
+        written += TAG_15 + varint(length)
+    return TAG_15 + varint(len(written) + length) + written
 
 
-def _pieces(message: Message, frames: Iterable[GatheredFrame]) -> Iterator[Buffer]:
-    yield message.SerializeToString()
-    for frame, arrays in frames:
-        count = sum(array.size for array in arrays)
-        length = count * frame.values.dtype.itemsize
-        header = tensor_pb2.Frame(
-            group=frame.group,
-            offset=frame.offset,
-            count=count,
-            encoding=encoding_of(frame.values.dtype),
-            field=frame.field,
-        ).SerializeToString()
-        payload_header = _TAG_15 + _varint(length)
-        yield _TAG_15 + _varint(len(header) + len(payload_header) + length) + header + payload_header
-        for array in arrays:
-            # A zero-sized view cannot be cast; it has nothing to say either.
-            if array.size:
-                yield memoryview(array).cast("B")  # type: ignore[arg-type]
+# Reading
 
 
 def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
-    """Reads a message and its frames; raises `MalformedMessage` or `FrameLength`."""
+    """Reads a message and its frames; raises `MalformedMessage` or `FrameLength`.
+
+    Takes time by the number of fields, not by the size of payloads.
+    """
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
     rest: list[Buffer] = []
     frames: list[Frame] = []
     try:
-        for number, start, body, stop in _fields(view):
+        for number, start, body, stop in fields(data):
             if number == FRAMES and body is not None:
                 if len(frames) == MAX_FRAMES:
                     raise DecodeError(f"more than {MAX_FRAMES} frames")
-                frames.append(_decode_frame(view[body:stop]))
+                frames.append(_canonical_frame(data, view, body, stop) or _any_frame(data, view, body, stop))
             else:
                 rest.append(view[start:stop])
         message = message_class.FromString(b"".join(rest))
@@ -107,64 +175,56 @@ def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
     return message, frames
 
 
-def _decode_frame(view: memoryview) -> Frame:
+def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame | None:
+    """A frame as `encode` and plain stubs write it: fields in the order of their numbers. None where it is not so."""
+    group = offset = count = number = length = 0
+    field = ""
+    tag = data[position] if position < stop else 0
+    if tag == 0x08:
+        group, position = read_varint(data, position + 1)
+        tag = data[position] if position < stop else 0
+    if tag == 0x10:
+        offset, position = read_varint(data, position + 1)
+        tag = data[position] if position < stop else 0
+    if tag == 0x18:
+        count, position = read_varint(data, position + 1)
+        tag = data[position] if position < stop else 0
+    if tag == 0x20:
+        number, position = read_varint(data, position + 1)
+        tag = data[position] if position < stop else 0
+    if tag == 0x2A:
+        length, position = read_varint(data, position + 1)
+        try:
+            field = str(view[position : position + length], "utf-8")
+        except UnicodeDecodeError:
+            return None
+        position += length
+        tag = data[position] if position < stop else 0
+    length = 0
+    if tag == 0x7A:
+        length, position = read_varint(data, position + 1)
+    # Numbers that protobuf would cut to their width are left to protobuf.
+    if position + length != stop or group >> 32 or offset >> 64 or count >> 64:
+        return None
+    encoding = BY_NUMBER.get(number)
+    if encoding is None:
+        return None
+    encoding.check_length(group, count, length)
+    return Frame(group, offset, count, encoding, view[position:stop], field)
+
+
+def _any_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame:
+    """A frame with its fields in any order, among others that this version does not know."""
     payload = view[:0]
     rest: list[Buffer] = []
-    for number, start, body, stop in _fields(view):
+    for number, start, body, end in fields(data, position, stop):
         if number == _PAYLOAD and body is not None:
-            payload = view[body:stop]
+            payload = view[body:end]
         else:
-            rest.append(view[start:stop])
+            rest.append(view[start:end])
     header = tensor_pb2.Frame.FromString(b"".join(rest))
-    dtype = dtype_of_encoding(header.encoding)
-    if dtype is None:
+    encoding = BY_NUMBER.get(header.encoding)
+    if encoding is None:
         raise MalformedMessage(message="Frame", problem=f"no encoding {header.encoding}")
-    if header.count * dtype.itemsize != len(payload):
-        raise FrameLength(group=header.group, count=header.count, width=dtype.itemsize, got=len(payload))
-    return Frame(header.group, header.offset, np.frombuffer(payload, dtype), header.field)
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, int, int | None, int]]:
-    """Walks a message: (field number, start of its tag, start of its bytes if length-delimited, end)."""
-    position = 0
-    end = len(view)
-    while position < end:
-        start = position
-        tag, position = _read_varint(view, position)
-        body = None
-        match tag & 7:
-            case 0:
-                _, position = _read_varint(view, position)
-            case 1:
-                position += 8
-            case 2:
-                length, position = _read_varint(view, position)
-                body = position
-                position += length
-            case 5:
-                position += 4
-            case wire_type:
-                raise DecodeError(f"wire type {wire_type} at byte {start}")
-        if position > end:
-            raise DecodeError(f"field {tag >> 3} at byte {start} ends behind the message")
-        yield tag >> 3, start, body, position
-
-
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 7 * _MAX_VARINT, 7):
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise DecodeError(f"a number at byte {position} is too long")
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value >= 0x80:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
+    encoding.check_length(header.group, header.count, len(payload))
+    return Frame(header.group, header.offset, header.count, encoding, payload, header.field)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from optd.arrays import BATCH_BYTES, FRAME_OVERHEAD, FlatView
 from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.frames import decode, encode_gathered
+from optd_wire.frames import decode, encode
 from optd_wire.v1.training_service_pb2 import PushRequest
 from optd_wire.values import ParameterSpec
 
@@ -28,7 +28,7 @@ def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_b
     # Arrays of the user may have any strides.
     back = [[np.asfortranarray(array) for array in row] for row in back]
     for batch in view.source(given_arrays)():
-        _, frames = decode(PushRequest, encode_gathered(PushRequest(), batch))
+        _, frames = decode(PushRequest, encode(PushRequest(), batch))
         for frame in frames:
             assert frame.values.nbytes <= batch_bytes
             sink.write(frame)

@@ -51,10 +51,11 @@ class _FirstNumbers:
     def __call__(self, frame: Frame) -> None:
         if frame.group != self._group:
             return
+        numbers = frame.decoded()
         for name, (start, kept) in self._ranges.items():
             low, high = max(start, frame.offset), min(start + kept, frame.stop)
             if low < high and (name, frame.field) in self.numbers:
-                part = frame.values[low - frame.offset : high - frame.offset]
+                part = numbers[low - frame.offset : high - frame.offset]
                 self.numbers[name, frame.field][low - start : high - start] = part
 
 

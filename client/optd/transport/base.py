@@ -5,10 +5,10 @@ transport of its own in its place.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from optd_wire.frames import Frame, GatheredFrame
+from optd_wire.frames import Frame, Outgoing
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,
@@ -35,13 +35,13 @@ from optd_wire.values import (
 
 HEADER_BYTES = 8192
 """Room for what a message has besides its frames."""
-Source = Callable[[], Iterator[list[GatheredFrame]]]
+Source = Callable[[], Iterator[Sequence[Outgoing]]]
 """Numbers to send: each call begins anew and gives lists of frames, each of a size that suits one message.
 
 The arrays in them belong to the caller and must stay as they are until the transport's method has returned.
 """
 Sink = Callable[[Frame], None]
-"""Takes received numbers, frame by frame. A frame's values are valid during the call only."""
+"""Takes received numbers, frame by frame. A frame's payload is valid during the call only."""
 
 
 @dataclass(frozen=True, slots=True)

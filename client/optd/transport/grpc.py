@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from optd_wire.errors import (
     TooManyRequests,
     UnexpectedStatus,
 )
-from optd_wire.frames import GatheredFrame, decode, encode_gathered
+from optd_wire.frames import Outgoing, decode, encode
 from optd_wire.status import from_status
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
@@ -354,18 +354,18 @@ def _path(rpc: str) -> str:
     return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
 
 
-def _messages(first: Message, batches: Iterable[list[GatheredFrame]]) -> Iterator[bytes]:
+def _messages(first: Message, batches: Iterable[Sequence[Outgoing]]) -> Iterator[bytes]:
     """The messages of an upload: `first` with the first frames, then messages of frames alone; the last one says so."""
     message: Any = first
     # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
-    waiting: list[GatheredFrame] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
+    waiting: Sequence[Outgoing] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
     for batch in batches:
         if waiting is not None:
-            yield encode_gathered(message, waiting)
+            yield encode(message, waiting)
             message = type(first)()
         waiting = batch
     message.last = True
-    yield encode_gathered(message, waiting or [])
+    yield encode(message, waiting or [])
 
 
 def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Sink) -> M:

@@ -16,12 +16,20 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_UNSPECIFIED: _ClassVar[Encoding]
     ENCODING_FLOAT32: _ClassVar[Encoding]
     ENCODING_FLOAT64: _ClassVar[Encoding]
+    ENCODING_BFLOAT16: _ClassVar[Encoding]
+    ENCODING_FLOAT16: _ClassVar[Encoding]
+    ENCODING_INT8: _ClassVar[Encoding]
+    ENCODING_TOPK: _ClassVar[Encoding]
 DTYPE_UNSPECIFIED: Dtype
 DTYPE_FLOAT32: Dtype
 DTYPE_FLOAT64: Dtype
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_FLOAT32: Encoding
 ENCODING_FLOAT64: Encoding
+ENCODING_BFLOAT16: Encoding
+ENCODING_FLOAT16: Encoding
+ENCODING_INT8: Encoding
+ENCODING_TOPK: Encoding
 
 class Frame(_message.Message):
     __slots__ = ("group", "offset", "count", "encoding", "field", "payload")

@@ -74,7 +74,7 @@ async def read_state(job: Job, selection: Selection) -> StateReading:
 def _read(model: Model, selection: Selection) -> StateReading:
     indices = range(len(model.groups)) if selection.group is None else [selection.group]
     frames = [
-        Frame(group, segment.offset + start, np.array(array[start:stop]), field)
+        Frame.of(group, segment.offset + start, np.array(array[start:stop]), field)
         for group, index, segment, state in model.groups.segments()
         if group in indices
         for start, stop in _elements(model.groups, group, segment, index, selection.parameter)

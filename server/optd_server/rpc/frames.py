@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from optd_server.store.snapshots import Snapshot
-from optd_wire.frames import MAX_FRAMES, Frame
+from optd_wire.encodings.base import Encoding
+from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing
 
 # Bulk streams move fastest in messages of one to a few MiB, well below what a message may be.
 FRAME_BYTES = 1 << 20
@@ -11,20 +12,27 @@ FRAME_BYTES = 1 << 20
 FRAME_OVERHEAD = 64
 
 
-def cut(frames: Iterable[Frame], most_bytes: int = FRAME_BYTES) -> Iterator[list[Frame]]:
-    """Cuts and gathers frames into lists that fit one message of about `most_bytes` each."""
-    batch: list[Frame] = []
+def cut(
+    frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
+) -> Iterator[list[Outgoing]]:
+    """Cuts and gathers exact frames into lists that fit one message of about `most_bytes` each.
+
+    With a lossy `encoding` they are written in that one; the work is done by `optd_wire.frames.encode`.
+    """
+    batch: list[Outgoing] = []
     room = most_bytes
     for frame in frames:
-        width = frame.values.itemsize
+        values = frame.values
+        chosen = frame.encoding if encoding is None or encoding.exact else encoding
+        least = chosen.bytes_of(1)
         position = 0
-        while position < frame.values.size:
-            count = min(frame.values.size - position, max(1, room // width))
-            values = frame.values[position : position + count]
-            batch.append(Frame(frame.group, frame.offset + position, values, frame.field))
+        while position < frame.count:
+            count = min(frame.count - position, chosen.elements_in(room))
+            part = values[position : position + count]
+            batch.append(GatheredFrame(frame.group, frame.offset + position, count, chosen, (part,), frame.field))
             position += count
-            room -= count * width + FRAME_OVERHEAD
-            if room < width or len(batch) == MAX_FRAMES:
+            room -= chosen.bytes_of(count) + FRAME_OVERHEAD
+            if room < least or len(batch) == MAX_FRAMES:
                 yield batch
                 batch, room = [], most_bytes
     if batch:
@@ -35,4 +43,4 @@ def weights_of(snapshot: Snapshot) -> Iterator[Frame]:
     """All weights of a snapshot, a frame a segment; valid while the snapshot is held."""
     for group, layout in enumerate(snapshot.layouts):
         for segment, array in zip(layout.segments, snapshot.arrays(group), strict=True):
-            yield Frame(group, segment.offset, array)
+            yield Frame.of(group, segment.offset, array)

@@ -43,5 +43,5 @@ async def skip(requests: Requests, first: Any) -> None:
 
 
 async def _write(frames: list[Frame], write: Write, offload: Offload) -> None:
-    elements = sum(frame.values.size for frame in frames)
+    elements = sum(frame.count for frame in frames)
     await offload.copy(elements, lambda: write(frames))

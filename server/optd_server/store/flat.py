@@ -17,7 +17,7 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout, Segment
-from optd_wire.values import ParameterInfo
+from optd_wire.values import GRADIENT, ParameterInfo
 
 Array = npt.NDArray[Any]
 
@@ -40,7 +40,7 @@ def segment_at(layout: GroupLayout, frame: Frame) -> int:
     if not holding:
         ranges = ", ".join(f"[{s.offset}, {s.offset + s.count}) {s.dtype}" for s in layout.segments)
         raise FrameOutOfRange(group=frame.group, start=frame.offset, stop=frame.stop, ranges=ranges)
-    return next((i for i in holding if DTYPES[layout.segments[i].dtype] == frame.values.dtype), holding[0])
+    return next((i for i in holding if DTYPES[layout.segments[i].dtype] == frame.encoding.dtype), holding[0])
 
 
 def parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> ParameterInfo:
@@ -90,7 +90,11 @@ class FrameSink:
             self.write(frame)
 
     def write(self, frame: Frame) -> None:
-        """Copies a frame in; raises `FrameOutOfRange`, `DtypeMismatch` or `FrameOverlap` and writes nothing."""
+        """Decodes a frame into its place, whatever dtype that has unless the encoding is exact.
+
+        Raises `FrameOutOfRange`, `DtypeMismatch`, `FrameOverlap`, `InvalidRequest` or `MalformedMessage`, and writes
+        nothing then.
+        """
         layouts = self.buffers.layouts
         group = frame.group - self._first_group
         if not 0 <= group < len(layouts):
@@ -101,15 +105,19 @@ class FrameSink:
         layout = layouts[group]
         index = segment_at(layout, frame)
         segment = layout.segments[index]
-        if frame.values.dtype != DTYPES[segment.dtype]:
+        if not frame.encoding.carries_weights and self._field != GRADIENT:
+            problem = f"{self._field} cannot be sent in encoding {frame.encoding.name}: it is for gradients"
+            raise InvalidRequest(problem=problem)
+        if frame.encoding.exact and frame.encoding.dtype != DTYPES[segment.dtype]:
             raise DtypeMismatch(
                 what=self._field,
                 parameter=parameter_at(layout, segment, frame.offset).name,
                 expected=segment.dtype,
-                got=frame.values.dtype.name,
+                got=frame.encoding.name,
             )
+        frame.check()
         start = frame.offset - segment.offset
-        twice = self.coverage[group][index].add(start, start + frame.values.size)
+        twice = self.coverage[group][index].add(start, start + frame.count)
         if twice is not None:
             raise FrameOverlap(
                 parameter=parameter_at(layout, segment, twice + segment.offset).name,
@@ -117,7 +125,7 @@ class FrameSink:
                 element=twice + segment.offset,
                 group=self._groups[group],
             )
-        self.buffers.arrays[group][index][start : start + frame.values.size] = frame.values
+        frame.decode_into(self.buffers.arrays[group][index][start : start + frame.count])
 
     def presence(self) -> list[list[npt.NDArray[np.bool_]]]:
         """By group and segment: which of its parameters (in the segment's order) have been written whole.

@@ -26,13 +26,13 @@ class Engine:
         )
         spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, groups, policy)
         with self.catalog.upload(spec) as upload:
-            upload.sink.write(Frame(0, 0, np.zeros(4, "f4")))
-            upload.sink.write(Frame(1, 0, np.zeros(2)))
+            upload.sink.write(Frame.of(0, 0, np.zeros(4, "f4")))
+            upload.sink.write(Frame.of(1, 0, np.zeros(2)))
             return self.catalog.finish(upload, wall=0.0)
 
     async def push(self, job, worker, sequence, value=1.0, *, epoch=1, frames=None, **header):
         slot = await job.pushes.take_slot()
-        frames = [Frame(0, 0, np.full(4, value, "f4"))] if frames is None else frames
+        frames = [Frame.of(0, 0, np.full(4, value, "f4"))] if frames is None else frames
         slot.write(frames)
         return await job.pushes.push(PushHeader("job", worker, epoch, sequence, 0, **header), slot, now=0.0)
 

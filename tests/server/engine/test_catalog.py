@@ -29,7 +29,7 @@ def test_nobody_sees_a_job_before_it_is_whole_and_those_who_wait_get_it(play):
             assert not waiting.done()
             with pytest.raises(errors.IncompleteParameter, match="weights of parameter 'w' covers 0 of its 4"):
                 engine.catalog.finish(upload, wall=0)
-            upload.sink.write(Frame(0, 0, np.zeros(4, "f4")))
+            upload.sink.write(Frame.of(0, 0, np.zeros(4, "f4")))
             job = engine.catalog.finish(upload, wall=0)
         assert await waiting is job
         with pytest.raises(errors.JobExists, match="exists already"):

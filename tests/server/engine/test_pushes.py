@@ -86,9 +86,9 @@ def test_a_round_is_the_mean_and_steps_once(play):
 
 def test_a_bad_push_changes_nothing_and_frees_its_room(play):
     bad = [
-        ([Frame(0, 0, np.array([1, 2], "f4"))], errors.IncompleteParameter),
-        ([Frame(0, 0, np.array([1, np.nan, 1, 1], "f4"))], errors.NonfiniteGradient),
-        ([Frame(1, 0, np.array([np.inf, 1.0]))], errors.NonfiniteGradient),
+        ([Frame.of(0, 0, np.array([1, 2], "f4"))], errors.IncompleteParameter),
+        ([Frame.of(0, 0, np.array([1, np.nan, 1, 1], "f4"))], errors.NonfiniteGradient),
+        ([Frame.of(1, 0, np.array([np.inf, 1.0]))], errors.NonfiniteGradient),
     ]
 
     async def scenario(engine):
@@ -223,7 +223,7 @@ def test_sync_gives_the_same_bits_whatever_the_order_of_arrival(play):
             await job.join(worker, None, now=0)
         tasks = []
         for index in order:
-            frames = [Frame(0, 0, values[index].astype("f4"))]
+            frames = [Frame.of(0, 0, values[index].astype("f4"))]
             tasks.append(asyncio.create_task(engine.push(job, "abcd"[index], 1, frames=frames)))
             await settle()
         await asyncio.gather(*tasks)

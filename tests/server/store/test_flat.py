@@ -36,9 +36,9 @@ def test_layout_sorts_by_dtype_then_as_listed():
 
 def test_frames_in_any_order_and_pieces():
     target = sink()
-    target.write(Frame(0, 7, np.arange(4.0)))
-    target.write(Frame(0, 4, f4(4, 5, 6)))
-    target.write(Frame(0, 0, f4(0, 1, 2, 3)))
+    target.write(Frame.of(0, 7, np.arange(4.0)))
+    target.write(Frame.of(0, 4, f4(4, 5, 6)))
+    target.write(Frame.of(0, 0, f4(0, 1, 2, 3)))
     assert target.buffers.arrays[0][0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert target.buffers.arrays[0][1].tolist() == [0, 1, 2, 3]
     assert [present.tolist() for present in target.presence()[0]] == [[True, True, True], [True]]
@@ -48,13 +48,17 @@ def test_frames_in_any_order_and_pieces():
 @pytest.mark.parametrize(
     ("frame", "error", "says"),
     [
-        (Frame(1, 0, f4(1)), InvalidRequest, "group 1; it must be in [0, 1)"),
-        (Frame(0, 6, f4(1, 2)), FrameOutOfRange, "[6, 8) of group 0; its ranges are [0, 7) float32, [7, 11) float64"),
-        (Frame(0, 11, f4(1)), FrameOutOfRange, "[11, 12)"),
-        (Frame(0, 2**63, f4(1)), FrameOutOfRange, "9223372036854775808"),
-        (Frame(0, 0, np.zeros(6)), DtypeMismatch, "parameter 'a' must have dtype float32, got float64"),
-        (Frame(0, 6, np.zeros(1)), DtypeMismatch, "parameter 'b'"),
-        (Frame(0, 0, f4(1), "exp_avg"), InvalidRequest, "exp_avg"),
+        (Frame.of(1, 0, f4(1)), InvalidRequest, "group 1; it must be in [0, 1)"),
+        (
+            Frame.of(0, 6, f4(1, 2)),
+            FrameOutOfRange,
+            "[6, 8) of group 0; its ranges are [0, 7) float32, [7, 11) float64",
+        ),
+        (Frame.of(0, 11, f4(1)), FrameOutOfRange, "[11, 12)"),
+        (Frame.of(0, 2**63, f4(1)), FrameOutOfRange, "9223372036854775808"),
+        (Frame.of(0, 0, np.zeros(6)), DtypeMismatch, "parameter 'a' must have dtype float32, got float64"),
+        (Frame.of(0, 6, np.zeros(1)), DtypeMismatch, "parameter 'b'"),
+        (Frame.of(0, 0, f4(1), "exp_avg"), InvalidRequest, "exp_avg"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused_and_writes_nothing(frame, error, says):
@@ -69,9 +73,9 @@ def test_a_frame_that_does_not_fit_is_refused_and_writes_nothing(frame, error, s
 
 def test_overlap_and_partial_parameters_are_named():
     target = sink()
-    target.write(Frame(0, 0, f4(0, 1, 2, 3)))
+    target.write(Frame.of(0, 0, f4(0, 1, 2, 3)))
     with pytest.raises(FrameOverlap, match="parameter 'a' is sent twice, at element 3 of group 'g'"):
-        target.write(Frame(0, 3, f4(9, 9)))
+        target.write(Frame.of(0, 3, f4(9, 9)))
     assert target.buffers.arrays[0][0][3] == 3
     with pytest.raises(IncompleteParameter, match="gradient of parameter 'a' covers 4 of its 6 elements"):
         target.presence()
@@ -79,6 +83,6 @@ def test_overlap_and_partial_parameters_are_named():
 
 def test_what_is_missing_is_named():
     target = sink()
-    target.write(Frame(0, 0, f4(*range(6))))
+    target.write(Frame.of(0, 0, f4(*range(6))))
     with pytest.raises(IncompleteParameter, match="'b' covers 0 of its 1"):
         target.require_all()

@@ -13,7 +13,7 @@ from optd_server.rpc.uploads import receive, skip
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import Frame, encode
+from optd_wire.frames import Frame, Outgoing, encode
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PullResult, PushHeader, PushResult
 
@@ -87,7 +87,7 @@ class TrainingService:
             raise
         return await job.pushes.push(header, slot, time.monotonic())
 
-    async def _encoded(self, batches: list[list[Frame]], *, first: Any, last: Any) -> AsyncIterator[bytes]:
+    async def _encoded(self, batches: list[list[Outgoing]], *, first: Any, last: Any) -> AsyncIterator[bytes]:
         """Encodes a message for each list of frames, at least one; off the loop where it is large."""
         for index, frames in enumerate(batches or [[]]):
             message = type(first)()
@@ -95,7 +95,7 @@ class TrainingService:
                 message.MergeFrom(first)
             if index >= len(batches) - 1:
                 message.MergeFrom(last)
-            elements = sum(frame.values.size for frame in frames)
+            elements = sum(frame.count for frame in frames)
             yield await self._catalog.offload.copy(elements, lambda: encode(message, frames))  # noqa: B023
 
 

@@ -1,0 +1,1 @@
+"""How the numbers of a frame are written: one file for each encoding, all of one shape. See `base`."""

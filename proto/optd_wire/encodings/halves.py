@@ -1,0 +1,63 @@
+"""What the two encodings of 16 bits share: a pair of conversions between float32 and halves, run chunk by chunk."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from optd_wire.encodings.base import CHUNK, FLOAT32, Array, Buffer, Encoding, rounded
+from optd_wire.errors import EncodingOverflow
+
+_HALF = np.dtype("<u2")
+_BITS = np.dtype("<u4")
+MAGNITUDE = 0x7FFFFFFF
+INFINITY = 0x7F800000
+
+
+class Halves(Encoding):
+    """A number is 16 bits. Subclasses convert arrays of bits: of a float32 to those of a half, and back."""
+
+    width = "2 bytes"
+    largest: ClassVar[float]
+    """The largest number that a half holds."""
+
+    def bytes_of(self, count: int) -> int:
+        """2 for each element."""
+        return 2 * count
+
+    @abstractmethod
+    def _shorten(self, bits: Array, halves: Array) -> int:
+        """Fills `halves`; returns the bits of the largest finite magnitude that has become infinite, 0 for none."""
+
+    @abstractmethod
+    def _widen(self, halves: Array, bits: Array) -> None:
+        """Fills `bits`."""
+
+    def encode(self, values: Array) -> Buffer:
+        """Rounds to nearest, to even where two are as near."""
+        halves = np.empty(values.size, _HALF)
+        if values.dtype == FLOAT32:
+            self._encode(values, halves)
+        else:
+            for start in range(0, values.size, CHUNK):
+                chunk = slice(start, start + CHUNK)
+                self._encode(rounded(self.name, values[chunk]), halves[chunk])
+        return halves
+
+    def _encode(self, values: Array, halves: Array) -> None:
+        lost = self._shorten(values.view(_BITS), halves)
+        if lost:
+            value = float(np.array(lost, _BITS).view(FLOAT32))
+            raise EncodingOverflow(encoding=self.name, bound=self.largest, value=value)
+
+    def decode_into(self, payload: Buffer, out: Array) -> None:
+        """Every half is a float32."""
+        halves = np.frombuffer(payload, _HALF)
+        if out.dtype == FLOAT32:
+            self._widen(halves, out.view(_BITS))
+            return
+        bits = np.empty(min(CHUNK, out.size), _BITS)
+        for start in range(0, out.size, CHUNK):
+            chunk = out[start : start + CHUNK]
+            self._widen(halves[start : start + CHUNK], bits[: chunk.size])
+            chunk[:] = bits[: chunk.size].view(FLOAT32)

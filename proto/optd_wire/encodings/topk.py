@@ -1,0 +1,98 @@
+"""topk: the few elements that matter, with their places."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_wire.encodings.base import FLOAT32, Array, Buffer, Encoding, rounded
+from optd_wire.errors import InvalidRequest, MalformedMessage
+from optd_wire.v1.tensor_pb2 import ENCODING_TOPK
+
+PAIR = 8  # bytes
+DEFAULT_FRACTION = 0.01
+MAGNITUDE = 0x7FFFFFFF
+
+
+class TopK(Encoding):
+    """Of a range of `count` elements the `fraction * count` (rounded up) that are largest in magnitude.
+
+    NaN and infinity count as larger than any number; of elements that are equal, the first ones are sent. A payload
+    of another fraction is read all the same.
+
+    Error: none where an element is sent (but that float64 numbers are rounded to float32); elsewhere its magnitude,
+    which is not above that of any that is sent. For gradients only, together with error feedback: what is left out
+    now is then sent later.
+    """
+
+    name = "topk"
+    number = ENCODING_TOPK
+    carries_weights = False
+    width = "8 bytes or none"
+
+    def __init__(self, fraction: float = DEFAULT_FRACTION) -> None:
+        if not 0 < fraction <= 1:
+            raise InvalidRequest(problem=f"topk: fraction must be in (0, 1], got {fraction}")
+        self.fraction = fraction
+
+    def kept(self, count: int) -> int:
+        """How many of `count` elements are sent."""
+        return min(count, math.ceil(self.fraction * count))
+
+    def bytes_of(self, count: int) -> int:
+        """8 for each element that is sent."""
+        return PAIR * self.kept(count)
+
+    def fits(self, count: int, length: int) -> bool:
+        """Whether it is a number of pairs, and not more of them than elements."""
+        return length % PAIR == 0 and length <= PAIR * count
+
+    def check(self, payload: Buffer, count: int) -> None:
+        """Raises `MalformedMessage` unless the places ascend and are all below `count`."""
+        places, _ = _parts(payload)
+        if not places.size:
+            return
+        falls = places[1:] <= places[:-1]
+        if falls.any():
+            at = int(falls.argmax())
+            problem = f"topk: places must ascend, got {places[at]} before {places[at + 1]}"
+            raise MalformedMessage(message="Frame", problem=problem)
+        if places[-1] >= count:
+            problem = f"topk: places must be in [0, {count}), got {places[-1]}"
+            raise MalformedMessage(message="Frame", problem=problem)
+
+    def encode(self, values: Array) -> Buffer:
+        """Selects the elements that are largest in magnitude."""
+        places = largest(values, self.kept(values.size))
+        payload = np.empty(PAIR * places.size, np.uint8)
+        indices, numbers = _parts(payload)
+        indices[:] = places
+        numbers[:] = rounded(self.name, values[places])
+        return payload
+
+    def decode_into(self, payload: Buffer, out: Array) -> None:
+        """Zeros, and the numbers at their places."""
+        self.check(payload, out.size)
+        places, numbers = _parts(payload)
+        out.fill(0)
+        out[places] = numbers
+
+
+def largest(values: Array, kept: int) -> npt.NDArray[np.int64]:
+    """The places of the `kept` elements of largest magnitude, ascending."""
+    if kept == values.size:
+        return np.arange(kept)
+    # Without its sign bit a float orders as an integer does, infinity and NaN behind all numbers.
+    keys = np.abs(values).view(f"<u{values.itemsize}")
+    bound = np.partition(keys, values.size - kept)[values.size - kept]
+    chosen = keys > bound
+    equal = np.flatnonzero(keys == bound)
+    chosen[equal[: kept - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)
+
+
+def _parts(payload: Buffer) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    whole = np.frombuffer(payload, np.uint8)
+    half = whole.size // 2
+    return whole[:half].view("<u4"), whole[half:].view(FLOAT32)
