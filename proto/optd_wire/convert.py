@@ -1,7 +1,8 @@
 """Plain values to generated messages and back.
 
 A class of `optd_wire.values` and its message have the same name (or are paired in `_RENAMED`) and the same fields;
-that is checked here once, on import, so that a field added on one side only cannot be lost in silence.
+that is checked here once, on import, so that a field added on one side only cannot be lost in silence. How the fields
+of a class are converted is worked out once, too: see `optd_wire.conversion`.
 """
 
 import dataclasses
@@ -10,8 +11,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from optd_wire import values
+from optd_wire.conversion import Conversions, Converter
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
-from optd_wire.errors import InvalidRequest
 from optd_wire.v1 import (
     inspection_service_pb2,
     job_pb2,
@@ -24,9 +25,6 @@ from optd_wire.v1 import (
 )
 
 V = TypeVar("V")
-
-# An entry of a few bytes costs a reader much more than it costs a sender. Millions of parameters fit in groups.
-MAX_PARTS = 1 << 16
 
 _RENAMED = {
     values.Membership: worker_service_pb2.JoinResponse,
@@ -62,27 +60,19 @@ def _pair() -> dict[type, type[Message]]:
     return pairs
 
 
-_MESSAGE_OF = _pair()
-_VALUE_OF = {message.DESCRIPTOR.full_name: value for value, message in _MESSAGE_OF.items()}
-
-
 def to_message(value: Any) -> Any:
     """The message of a plain value, or of a policy or an option's value."""
-    if isinstance(value, _POLICIES):
-        return _policy_to_message(value)
-    if not dataclasses.is_dataclass(value):
+    message_class = _MESSAGE_OF.get(type(value))
+    if message_class is None:
         return option_to_message(value)
-    message = _MESSAGE_OF[type(value)]()
-    for field in message.DESCRIPTOR.fields:
-        content = getattr(value, field.name)
-        if content is not None:
-            _put(message, field, content)
+    message = message_class()
+    _CONVERTER_OF[type(value)].fill(message, value)
     return message
 
 
 def from_message(message: Message, value_class: type[V]) -> V:
     """The plain value of a message; sub-messages that are not set become None or their defaults."""
-    value = _get(message)
+    value = _CONVERTERS.of(message.DESCRIPTOR).read(message)
     assert isinstance(value, value_class)
     return value
 
@@ -94,19 +84,28 @@ def options_to_message(options: values.Options) -> dict[str, option_pb2.OptionVa
 
 def option_to_message(value: values.OptionValue) -> option_pb2.OptionValue:
     """The message of one option's value."""
+    message = option_pb2.OptionValue()
+    _fill_option(message, value)
+    return message
+
+
+def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> None:
     match value:
-        case None:
-            return option_pb2.OptionValue()
-        case bool():
-            return option_pb2.OptionValue(flag=value)
-        case int():
-            return option_pb2.OptionValue(integer=value)
         case float():
-            return option_pb2.OptionValue(number=value)
+            message.number = value
+        case bool():
+            message.flag = value
+        case None:
+            pass
+        case int():
+            message.integer = value
         case str():
-            return option_pb2.OptionValue(text=value)
+            message.text = value
         case tuple():
-            return option_pb2.OptionValue(numbers=option_pb2.NumberList(numbers=value))
+            message.numbers.numbers.extend(value)
+            message.numbers.SetInParent()
+        case _:
+            raise TypeError(f"no option can be {value!r}")
 
 
 def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
@@ -120,10 +119,12 @@ def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
             return content
 
 
-def _policy_to_message(policy: values.Policy) -> job_pb2.Policy:
+def _fill_policy(message: job_pb2.Policy, policy: values.Policy) -> None:
     if isinstance(policy, values.Sync):
-        return job_pb2.Policy(sync=job_pb2.SyncPolicy(workers=policy.workers))
-    return job_pb2.Policy(**{"async": job_pb2.AsyncPolicy()})  # type: ignore[arg-type]
+        message.sync.workers = policy.workers
+        message.sync.SetInParent()
+    else:
+        getattr(message, "async").SetInParent()
 
 
 def _policy_from_message(message: job_pb2.Policy) -> values.Policy:
@@ -132,59 +133,14 @@ def _policy_from_message(message: job_pb2.Policy) -> values.Policy:
     return values.Async()
 
 
-def _is_map(field: Any) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
-
-
-def _put(message: Any, field: Any, content: Any) -> None:
-    target = getattr(message, field.name)
-    if _is_map(field):
-        if field.message_type.fields_by_name["value"].message_type is None:
-            target.update(content)
-        else:
-            for key, item in content.items():
-                target[key].CopyFrom(to_message(item))
-    elif field.message_type is not None:
-        if field.is_repeated:
-            target.extend([to_message(item) for item in content])
-        else:
-            target.CopyFrom(to_message(content))
-    else:
-        convert = dtype_to_enum if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR else _unchanged
-        if field.is_repeated:
-            target.extend([convert(item) for item in content])
-        else:
-            setattr(message, field.name, convert(content))
-
-
-def _get(message: Message) -> Any:
-    if isinstance(message, option_pb2.OptionValue):
-        return _option_from_message(message)
-    if isinstance(message, job_pb2.Policy):
-        return _policy_from_message(message)
-    value_class = _VALUE_OF[message.DESCRIPTOR.full_name]
-    return value_class(**{field.name: _read(message, field) for field in message.DESCRIPTOR.fields})
-
-
-def _read(message: Message, field: Any) -> Any:
-    content = getattr(message, field.name)
-    if _is_map(field):
-        of_messages = field.message_type.fields_by_name["value"].message_type is not None
-        # Sorted, because maps have no order on the wire and people like to see the same one twice.
-        return {key: _get(content[key]) if of_messages else content[key] for key in sorted(content)}
-    if field.message_type is not None:
-        if not field.is_repeated:
-            return _get(content)
-        if len(content) > MAX_PARTS:
-            raise InvalidRequest(problem=f"{field.name} must have at most {MAX_PARTS} entries, got {len(content)}")
-        return tuple(_get(item) for item in content)
-    convert = dtype_from_enum if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR else _unchanged
-    if field.is_repeated:
-        return tuple(convert(item) for item in content)
-    if field.has_presence and not message.HasField(field.name):
-        return None
-    return convert(content)
-
-
-def _unchanged(content: Any) -> Any:
-    return content
+_PAIRS = _pair()
+_CONVERTERS = Conversions(
+    values={message.DESCRIPTOR: value for value, message in _PAIRS.items()},
+    by_hand={
+        option_pb2.OptionValue.DESCRIPTOR: Converter(_fill_option, _option_from_message),
+        job_pb2.Policy.DESCRIPTOR: Converter(_fill_policy, _policy_from_message),
+    },
+    enums={tensor_pb2.Dtype.DESCRIPTOR: (dtype_to_enum, dtype_from_enum)},
+)
+_MESSAGE_OF: dict[type, type[Message]] = {**_PAIRS, **dict.fromkeys(_POLICIES, job_pb2.Policy)}
+_CONVERTER_OF = {value: _CONVERTERS.of(message.DESCRIPTOR) for value, message in _MESSAGE_OF.items()}

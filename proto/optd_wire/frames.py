@@ -115,7 +115,7 @@ def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
 
     Numbers are copied once, into the result. Raises `EncodingOverflow`.
     """
-    written: list[Buffer] = [message.SerializeToString()]
+    written: list[Any] = [message.SerializeToString()]
     for frame in frames:
         pieces = frame.pieces()
         length = 0
@@ -157,7 +157,7 @@ def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
     """
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
-    rest: list[Buffer] = []
+    rest: list[memoryview] = []
     frames: list[Frame] = []
     try:
         for number, start, body, stop in fields(data):
@@ -216,7 +216,7 @@ def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) ->
 def _any_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame:
     """A frame with its fields in any order, among others that this version does not know."""
     payload = view[:0]
-    rest: list[Buffer] = []
+    rest: list[memoryview] = []
     for number, start, body, end in fields(data, position, stop):
         if number == _PAYLOAD and body is not None:
             payload = view[body:end]

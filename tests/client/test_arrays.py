@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from optd.arrays import BATCH_BYTES, FRAME_OVERHEAD, FlatView
 from optd_server.store.flat import FlatBuffers, FrameSink
+from optd_wire.encodings.registry import ENCODINGS
+from optd_wire.encodings.topk import TopK
 from optd_wire.frames import decode, encode
 from optd_wire.v1.training_service_pb2 import PushRequest
 from optd_wire.values import ParameterSpec
@@ -46,6 +48,28 @@ def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_b
                     assert bool(there) == (given_arrays[group][member] is not None)
                 elif given_arrays[group][member] is not None:
                     assert there
+
+
+@settings(deadline=None)
+@given(jobs, st.integers(24, 200), st.sampled_from([ENCODINGS["bfloat16"], ENCODINGS["int8"], TopK(1)]))
+def test_what_is_sent_in_fewer_bytes_comes_back_alike_on_both_sides(job, batch_bytes, encoding):
+    specs = [[ParameterSpec(f"p{i}", s, d) for i, (s, d, _) in enumerate(group)] for group in job]
+    rng = np.random.default_rng(0)
+    sent = [[rng.normal(size=s).astype(d) for s, d, _ in group] for group in job]
+    view = FlatView(specs, batch_bytes=batch_bytes + FRAME_OVERHEAD)
+    sink = FrameSink(FlatBuffers(view.layouts), "gradient", [f"g{i}" for i in range(len(job))])
+    back = [[np.full(s, np.nan, d) for s, d, _ in group] for group in job]
+    for batch in view.source(sent, encoding=encoding)():
+        for frame in decode(PushRequest, encode(PushRequest(), batch))[1]:
+            sink.write(frame)
+            view.write(frame, back)
+    sink.require_all()
+    for layout, flat, row, given_row in zip(view.layouts, sink.buffers.arrays, back, sent, strict=True):
+        for segment, stored in zip(layout.segments, flat, strict=True):
+            arrays = [row[member].reshape(-1) for member in segment.members]
+            assert np.concatenate(arrays).tobytes() == stored.tobytes()
+        for array, original in zip(row, given_row, strict=True):
+            np.testing.assert_allclose(array, original, atol=0.03)
 
 
 def test_a_large_parameter_takes_many_batches_and_small_ones_share_one():

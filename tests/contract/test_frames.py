@@ -4,13 +4,13 @@ import random
 
 import numpy as np
 import pytest
-from contract.plain import ENCODED, files
+from contract.plain import files
 from google.protobuf.message import DecodeError, Message
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from optd_wire import frames as wire
-from optd_wire.encodings.registry import exact_for
+from optd_wire.encodings.registry import BY_NUMBER, exact_for
 from optd_wire.errors import FrameLength, MalformedMessage
 from optd_wire.frames import Frame, GatheredFrame, decode, encode
 from optd_wire.v1 import tensor_pb2
@@ -51,7 +51,17 @@ def numbers(draw: st.DrawFn) -> np.ndarray:
     return np.frombuffer(data[: len(data) // width * width], dtype)
 
 
-decoded_frames = st.lists(st.builds(Frame.of, group=uint32, offset=uint64, values=numbers(), field=texts), max_size=4)
+@st.composite
+def lossy_frames(draw: st.DrawFn) -> Frame:
+    """Any bytes of a fitting length, whether they can be decoded or not."""
+    encoding = draw(st.sampled_from([encoding for encoding in BY_NUMBER.values() if not encoding.exact]))
+    count = draw(st.integers(0, 9))
+    payload = draw(st.binary(min_size=encoding.bytes_of(count), max_size=encoding.bytes_of(count)))
+    return Frame(draw(uint32), draw(uint64), count, encoding, payload, draw(texts))
+
+
+exact_frames = st.builds(Frame.of, group=uint32, offset=uint64, values=numbers(), field=texts)
+decoded_frames = st.lists(exact_frames | lossy_frames(), max_size=4)
 
 
 @st.composite
@@ -67,14 +77,13 @@ def push_messages(draw: st.DrawFn) -> PushRequest:
 
 
 def plain_frame(frame: Frame) -> tensor_pb2.Frame:
-    encoding = next(number for number, dtype in ENCODED.items() if dtype == frame.values.dtype)
     return tensor_pb2.Frame(
         group=frame.group,
         offset=frame.offset,
-        count=frame.values.size,
-        encoding=encoding,
+        count=frame.count,
+        encoding=frame.encoding.number,
         field=frame.field,
-        payload=frame.values.tobytes(),
+        payload=bytes(frame.payload),
     )
 
 
@@ -87,7 +96,7 @@ def plain_message(message: Message, frames: list[Frame]) -> Message:
 
 def told(frames: list[Frame]) -> list[tuple[object, ...]]:
     """Frames as they compare: bit by bit."""
-    return [(f.group, f.offset, f.field, f.values.dtype.str, f.values.tobytes(), f.stop) for f in frames]
+    return [(f.group, f.offset, f.field, f.encoding.name, bytes(f.payload), f.stop) for f in frames]
 
 
 def tag(number: int, wire_type: int) -> bytes:
@@ -178,7 +187,7 @@ def test_fields_come_in_any_order_among_unknown_ones(message: PushRequest, frame
     found.DiscardUnknownFields()
     assert found == message
     assert told(decoded) == told(frames)
-    assert [f.payload for f in PushRequest.FromString(data).frames] == [f.values.tobytes() for f in decoded]
+    assert [f.payload for f in PushRequest.FromString(data).frames] == [bytes(f.payload) for f in decoded]
 
 
 def test_a_field_that_is_sent_twice_counts_as_it_does_in_protobuf():
@@ -221,7 +230,7 @@ def test_cut_at_any_byte_is_refused_or_shorter(message: PushRequest, frames: lis
         elif end:
             with pytest.raises((DecodeError, AssertionError)):
                 plain = PushRequest.FromString(whole[:end])
-                assert all(f.count * ENCODED[f.encoding].itemsize == len(f.payload) for f in plain.frames)
+                assert all(BY_NUMBER[f.encoding].fits(f.count, len(f.payload)) for f in plain.frames)
 
 
 @given(st.binary(max_size=60))
@@ -254,7 +263,7 @@ def agrees_with_protobuf(data: bytes) -> None:
         return
     plain = PushRequest.FromString(data)
     assert [(f.group, f.offset, f.field, f.payload) for f in plain.frames] == [
-        (f.group, f.offset, f.field, f.values.tobytes()) for f in found[1]
+        (f.group, f.offset, f.field, bytes(f.payload)) for f in found[1]
     ]
     plain.ClearField("frames")
     assert plain.SerializeToString(deterministic=True) == found[0].SerializeToString(deterministic=True)

@@ -555,7 +555,7 @@ wild_frames = st.builds(
     group=st.integers(0, 3) | st.just(2**32 - 1),
     offset=numbers,
     count=numbers,
-    encoding=st.integers(0, 3),
+    encoding=st.integers(0, 7),
     field=st.sampled_from(["", "", "", "weights", "gradient", "momentum_buffer", "step", "\0"]),
     payload=st.binary(max_size=64),
 )

@@ -83,8 +83,8 @@ def rounded(name: str, values: Array) -> Array:
         return values
     with np.errstate(over="ignore"):
         result: Array = values.astype(FLOAT32)
-    if not np.isfinite(result).all():
-        largest = np.abs(values[np.isfinite(values)]).max(initial=0)
-        if np.isinf(largest.astype(FLOAT32)):
-            raise EncodingOverflow(encoding=name, bound=float(np.finfo(FLOAT32).max), value=float(largest))
+    lost = np.isinf(result) & np.isfinite(values)
+    if lost.any():
+        largest = np.abs(values[lost]).max()
+        raise EncodingOverflow(encoding=name, bound=float(np.finfo(FLOAT32).max), value=float(largest))
     return result

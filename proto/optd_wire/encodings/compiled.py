@@ -24,7 +24,13 @@ def _write(item: Any) -> Any:
 
 
 def _compile(signature: Any) -> Any:
-    return numba.njit(signature, nogil=True, cache=True, boundscheck=False, error_model="numpy")
+    def compiled(function: Any) -> Any:
+        try:
+            return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+        except RuntimeError:  # there is no folder that it may write its cache to
+            return numba.njit(signature, nogil=True, error_model="numpy")(function)
+
+    return compiled
 
 
 @_compile(U32(_read(U32), _write(U16)))

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
+from optd_wire.encodings.registry import ENCODINGS
+from optd_wire.encodings.topk import TopK
+from optd_wire.errors import (
+    DtypeMismatch,
+    FrameOutOfRange,
+    FrameOverlap,
+    IncompleteParameter,
+    InvalidRequest,
+    MalformedMessage,
+)
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import ParameterSpec
@@ -59,6 +68,8 @@ def test_frames_in_any_order_and_pieces():
         (Frame.of(0, 0, np.zeros(6)), DtypeMismatch, "parameter 'a' must have dtype float32, got float64"),
         (Frame.of(0, 6, np.zeros(1)), DtypeMismatch, "parameter 'b'"),
         (Frame.of(0, 0, f4(1), "exp_avg"), InvalidRequest, "exp_avg"),
+        (Frame(0, 6, 2, ENCODINGS["bfloat16"], bytes(4)), FrameOutOfRange, "[6, 8)"),
+        (Frame(0, 0, 2, ENCODINGS["topk"], b"\2\0\0\0" + bytes(4)), MalformedMessage, "must be in [0, 2), got 2"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_refused_and_writes_nothing(frame, error, says):
@@ -86,3 +97,22 @@ def test_what_is_missing_is_named():
     target.write(Frame.of(0, 0, f4(*range(6))))
     with pytest.raises(IncompleteParameter, match="'b' covers 0 of its 1"):
         target.require_all()
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "int8", "topk"])
+def test_lossy_frames_go_into_any_dtype(name):
+    encoding = TopK(1) if name == "topk" else ENCODINGS[name]
+    target = sink()
+    target.write(Frame(0, 0, 7, encoding, encoding.encode(f4(*range(7)))))
+    target.write(Frame(0, 7, 4, encoding, encoding.encode(np.arange(4.0))))
+    np.testing.assert_allclose(target.buffers.arrays[0][0], range(7), atol=0.03)
+    np.testing.assert_allclose(target.buffers.arrays[0][1], range(4), atol=0.03)
+    target.require_all()
+
+
+def test_weights_do_not_come_in_an_encoding_for_gradients():
+    target = FrameSink(FlatBuffers([LAYOUT]), "weights", ["g"])
+    target.write(Frame(0, 0, 1, ENCODINGS["bfloat16"], b"\x80\x3f"))
+    with pytest.raises(InvalidRequest, match="weights cannot be sent in encoding topk"):
+        target.write(Frame(0, 1, 1, ENCODINGS["topk"], b""))
+    assert target.buffers.arrays[0][0].tolist() == [1, 0, 0, 0, 0, 0, 0]

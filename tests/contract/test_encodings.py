@@ -1,0 +1,406 @@
+"""Every encoding: what comes back is as near as its docstring says, and what is no payload is refused."""
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from optd_wire.encodings import bfloat16, float16, int8
+from optd_wire.encodings.base import CHUNK, Encoding
+from optd_wire.encodings.int8 import BLOCK
+from optd_wire.encodings.registry import BY_NUMBER, ENCODINGS, encoding_named, exact_for
+from optd_wire.encodings.topk import TopK
+from optd_wire.errors import EncodingOverflow, FrameLength, InvalidRequest, MalformedMessage, UnknownEncoding
+from optd_wire.frames import Frame, GatheredFrame, decode, encode
+from optd_wire.v1 import tensor_pb2
+from optd_wire.v1.training_service_pb2 import PushRequest
+
+compiled = pytest.importorskip("optd_wire.encodings.compiled")
+
+FLOATS = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
+MOST = float(np.finfo("f4").max)
+LOSSY = [encoding for encoding in ENCODINGS.values() if not encoding.exact]
+ALL = pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
+ALL_LOSSY = pytest.mark.parametrize("encoding", LOSSY, ids=lambda encoding: encoding.name)
+
+sizes = st.one_of(st.integers(0, 20), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7]))
+
+
+def numbers(dtype: np.dtype, most: float = MOST, *, special: bool = False) -> st.SearchStrategy[np.ndarray]:
+    width = 8 * dtype.itemsize
+    elements = st.floats(-most, most, width=width) | st.floats(-1, 1, width=width)
+    if special:
+        elements |= st.sampled_from([np.nan, np.inf, -np.inf])
+    return hnp.arrays(dtype, sizes, elements=elements)
+
+
+def back(encoding: Encoding, values: np.ndarray) -> np.ndarray:
+    """Encoded and decoded again into the dtype that it was."""
+    payload = encoding.encode(values)
+    out = np.full_like(values, 7)
+    encoding.decode_into(memoryview(payload), out)
+    return out
+
+
+# What each docstring says: how far an element may be off, given all of its frame.
+
+
+def half_bound(relative: float, absolute: float) -> Callable[[np.ndarray], np.ndarray]:
+    # float64 numbers are rounded to float32 first: 2**-24 of them, 2**-150 next to zero.
+    return lambda values: np.maximum(np.abs(values) * (relative * (1 + 2**-20)), absolute * (1 + 2**-14))
+
+
+def int8_bound(values: np.ndarray) -> np.ndarray:
+    starts = np.arange(0, values.size, BLOCK)
+    if not values.size:
+        return values
+    largest = np.maximum.reduceat(np.abs(values), starts)
+    return np.repeat(np.maximum(largest / 253, 2.0**-142), BLOCK)[: values.size]
+
+
+@dataclass(frozen=True)
+class Case:
+    most: float
+    bound: Callable[[np.ndarray], np.ndarray]
+
+
+CASES = {
+    "bfloat16": Case(float.fromhex("0x1.fep127"), half_bound(2**-8, 2**-134)),
+    "float16": Case(65504.0, half_bound(2**-11, 2**-25)),
+    "int8": Case(MOST, int8_bound),
+}
+
+
+def test_registry_and_contract_agree():
+    assert {f"ENCODING_{name.upper()}": encoding.number for name, encoding in ENCODINGS.items()} == {
+        name: number for name, number in tensor_pb2.Encoding.items() if number
+    }
+    assert all(BY_NUMBER[encoding.number] is encoding for encoding in ENCODINGS.values())
+    assert {name for name, encoding in ENCODINGS.items() if encoding.exact} == set(FLOATS)
+    assert set(CASES) == {encoding.name for encoding in LOSSY} - {"topk"}
+    assert [encoding.name for encoding in LOSSY if not encoding.carries_weights] == ["topk"]
+    with pytest.raises(UnknownEncoding, match="'bf16'; encodings are float32, float64, bfloat16"):
+        encoding_named("bf16")
+
+
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+def test_exact_encodings_change_no_bit(dtype: np.dtype):
+    @given(st.binary(max_size=80))
+    def unchanged(data: bytes) -> None:
+        values = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
+        encoding = exact_for(dtype)
+        assert back(encoding, values).tobytes() == values.tobytes()
+        assert np.asarray(encoding.encode(values)) is values
+
+    unchanged()
+
+
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("name", CASES)
+def test_what_comes_back_is_within_the_bound(name: str, dtype: np.dtype):
+    case = CASES[name]
+
+    @given(numbers(dtype, case.most))
+    @settings(max_examples=60, deadline=None)
+    @example(np.full(BLOCK + 1, case.most, dtype))
+    @example(np.array([case.most, -case.most, 1e-45, -0.0, 0.0, 1.0], dtype))
+    @example(np.array([60 * 1.4e-45, 1.4e-45], dtype))
+    def within(values: np.ndarray) -> None:
+        found = back(ENCODINGS[name], values)
+        assert found.dtype == dtype
+        assert np.isfinite(found).all()
+        wide = values.astype("f8")
+        assert (np.abs(found.astype("f8") - wide) <= case.bound(wide)).all()
+
+    within()
+
+
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+@ALL
+def test_what_is_not_finite_stays_so(encoding: Encoding, dtype: np.dtype):
+    if encoding.exact and encoding.dtype != dtype:
+        return
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        values = np.linspace(-2, 2, 3 * BLOCK).astype(dtype)
+        values[BLOCK + 3] = bad
+        found = back(encoding, values)
+        assert not np.isfinite(found[BLOCK + 3])
+        assert np.isfinite(found[:BLOCK]).all()
+        assert np.isfinite(found[2 * BLOCK :]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("float16", 65520.0, ["float16", "65504", "65520"]),
+        ("float16", 1e30, ["float16", "65504"]),
+        ("bfloat16", MOST, ["bfloat16", "3.38953", "3.40282"]),
+        ("bfloat16", 1e300, ["bfloat16", "3.40282", "1e+300"]),
+        ("float16", 1e300, ["float16", "1e+300"]),
+        ("int8", 1e300, ["int8", "3.40282", "1e+300"]),
+        ("topk", -1e300, ["topk", "3.40282", "1e+300"]),
+    ],
+)
+def test_a_finite_number_that_does_not_fit_is_named(name: str, value: float, parts: list[str]):
+    values = np.zeros(CHUNK + 9, "f8" if value > MOST or value < -MOST else "f4")
+    values[-3] = value
+    values[5] = np.inf
+    with pytest.raises(EncodingOverflow) as caught:
+        ENCODINGS[name].encode(values)
+    assert all(part in str(caught.value) for part in parts)
+
+
+def test_the_largest_numbers_that_fit_do():
+    below = np.nextafter(np.float32(65520), np.float32(0))
+    assert back(ENCODINGS["float16"], np.array([below], "f4"))[0] == 65504
+    below = np.array(bfloat16.OVERFLOW - 1, "u4").view("f4")
+    assert back(ENCODINGS["bfloat16"], below.reshape(1))[0] == float.fromhex("0x1.fep127")
+    assert np.isfinite(back(ENCODINGS["int8"], np.array([MOST, -MOST, 1], "f4"))).all()
+
+
+# The two implementations, and what they are measured by
+
+
+def all_bits_of_interest() -> np.ndarray:
+    """The bits of floats around every half, and many others."""
+    halves = np.arange(1 << 16, dtype="u4")
+    around = [halves << 16, (halves << 16) + 0x7FFF, (halves << 16) + 0x8000, (halves << 16) + 0x8001]
+    exact = halves.astype("u2").view("f2").astype("f4").view("u4")
+    around += [exact + np.uint32(step % 2**32) for step in (0, 1, -1, 0x0FFF, 0x1000, 0x1001)]
+    around += [np.random.default_rng(0).integers(0, 2**32, 1 << 17, "u4")]
+    return np.concatenate(around)
+
+
+@pytest.mark.parametrize("module", [bfloat16, float16], ids=["bfloat16", "float16"])
+def test_both_implementations_of_halves_give_the_same_bits(module):
+    name = module.__name__.rpartition(".")[2]
+    shorten, widen = getattr(compiled, f"{name}_shorten"), getattr(compiled, f"{name}_widen")
+    bits = all_bits_of_interest()
+    ours, theirs = np.empty(bits.size, "u2"), np.empty(bits.size, "u2")
+    assert module.shorten(bits, ours) == shorten(bits, theirs)
+    assert (ours == theirs).all()
+    finite = np.abs(bits.view("f4")) <= ENCODINGS[name].largest
+    assert module.shorten(bits[finite], ours[: finite.sum()]) == shorten(bits[finite], theirs[: finite.sum()]) == 0
+
+    halves = np.arange(1 << 16).astype("u2")
+    ours, theirs = np.empty(halves.size, "u4"), np.empty(halves.size, "u4")
+    module.widen(halves, ours)
+    widen(halves, theirs)
+    assert (ours == theirs).all()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_halves_are_those_of_torch(name: str, dtype: torch.dtype):
+    values = all_bits_of_interest().view("f4")
+    values = values[np.abs(values) <= ENCODINGS[name].largest]
+    rounded = torch.from_numpy(values).to(dtype)
+    payload = ENCODINGS[name].encode(values)
+    assert (np.asarray(payload) == rounded.view(torch.int16).numpy().view("u2")).all()
+    assert (back(ENCODINGS[name], values) == rounded.float().numpy()).all()
+
+
+@given(numbers(FLOATS["float32"], special=True))
+@settings(deadline=None)
+def test_both_implementations_of_int8_give_the_same_bits(values: np.ndarray):
+    results = []
+    for shrink, grow in ((int8.shrink_blocks, int8.grow_blocks), (compiled.int8_shrink, compiled.int8_grow)):
+        scales, integers = np.zeros(int8.blocks_of(values.size), "f4"), np.zeros(values.size, "i1")
+        shrink(values, values.view("u4"), scales, integers)
+        out = np.zeros_like(values)
+        grow(scales, integers, out)
+        results.append((scales.tobytes(), integers.tobytes(), np.isnan(out).tolist(), np.nan_to_num(out).tolist()))
+    assert results[0] == results[1]
+
+
+@ALL_LOSSY
+def test_without_numba_there_are_the_same_payloads(encoding: Encoding, monkeypatch: pytest.MonkeyPatch):
+    """Also over more than one chunk, with a part of one at the end."""
+    rng = np.random.default_rng(1)
+    values = {dtype: rng.normal(size=2 * CHUNK + 77).astype(dtype) for dtype in FLOATS.values()}
+    with_numba = {dtype: (np.asarray(encoding.encode(v)).tobytes(), back(encoding, v)) for dtype, v in values.items()}
+    for module in (bfloat16, float16, int8):
+        monkeypatch.setattr(module, "kernels", lambda: None)
+    for dtype, (payload, found) in with_numba.items():
+        assert np.asarray(encoding.encode(values[dtype])).tobytes() == payload
+        assert back(encoding, values[dtype]).tobytes() == found.tobytes()
+        assert np.isfinite(found).all()
+
+
+@ALL_LOSSY
+def test_a_payload_may_lie_at_any_address(encoding: Encoding):
+    values = np.linspace(-3, 3, 2 * BLOCK + 5, dtype="f4")
+    payload = np.asarray(encoding.encode(values)).tobytes()
+    for shift in range(1, 5):
+        out = np.empty_like(values)
+        encoding.decode_into(memoryview(b"x" * shift + payload)[shift:], out)
+        assert out.tobytes() == back(encoding, values).tobytes()
+
+
+# topk
+
+
+@given(numbers(FLOATS["float32"], special=True), st.floats(0.001, 1))
+def test_topk_sends_the_largest_and_nothing_else(values: np.ndarray, fraction: float):
+    encoding = TopK(fraction)
+    found = back(encoding, values)
+    size = np.where(np.isnan(values), np.inf, np.abs(values))
+    kept = encoding.kept(values.size)
+    assert kept == -(-Fraction(fraction) * values.size // 1) or abs(kept - fraction * values.size) <= 1
+    sent = np.frombuffer(np.asarray(encoding.encode(values))[: 4 * kept].tobytes(), "<u4")
+    assert sent.size == kept
+    assert (np.diff(sent.astype("i8")) > 0).all()
+    left = np.ones(values.size, bool)
+    left[sent] = False
+    np.testing.assert_array_equal(found[sent], values[sent])
+    assert not found[left].any()
+    if kept and left.any():
+        assert size[sent].min() >= size[left].max()
+
+
+def test_topk_breaks_ties_in_order_and_takes_nan_first():
+    values = np.array([1, -1, 1, np.nan, 1], "f4")
+    np.testing.assert_array_equal(back(TopK(0.4), values), [1, 0, 0, np.nan, 0])
+    assert np.asarray(TopK(1).encode(values)).nbytes == 40
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.5, float("nan")])
+def test_a_fraction_must_be_one(fraction: float):
+    with pytest.raises(InvalidRequest, match=r"topk: fraction must be in \(0, 1\], got"):
+        TopK(fraction)
+
+
+def pairs(places: list[int], values: list[float]) -> bytes:
+    return np.array(places, "<u4").tobytes() + np.array(values, "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("payload", "count", "says"),
+    [
+        (pairs([0, 4], [1, 2]), 4, r"must be in \[0, 4\), got 4"),
+        (pairs([2**32 - 1], [1]), 4, "got 4294967295"),
+        (pairs([2, 1], [1, 2]), 4, "got 2 before 1"),
+        (pairs([2, 2], [1, 2]), 4, "got 2 before 2"),
+    ],
+)
+def test_topk_with_wrong_places_writes_nothing(payload: bytes, count: int, says: str):
+    frame = tensor_pb2.Frame(count=count, encoding=tensor_pb2.ENCODING_TOPK, payload=payload)
+    (sent,) = decode(PushRequest, PushRequest(frames=[frame]).SerializeToString())[1]
+    out = np.full(count, 7, "f4")
+    with pytest.raises(MalformedMessage, match=says):
+        sent.check()
+    with pytest.raises(MalformedMessage, match=says):
+        sent.decode_into(out)
+    assert (out == 7).all()
+
+
+# Payloads of the wrong length
+
+
+@pytest.mark.parametrize(
+    ("encoding", "count", "length"),
+    [
+        (3, 2, 3),
+        (3, 2**63, 0),
+        (4, 1, 4),
+        (4, 2**64 - 1, 2),
+        (5, 1, 1),
+        (5, 257, 257 + 4),
+        (5, 2**64 - 1, 8),
+        (6, 4, 12),
+        (6, 1, 16),
+        (6, 0, 8),
+    ],
+)
+def test_a_payload_of_the_wrong_length_is_refused_at_once(encoding: int, count: int, length: int):
+    frame = tensor_pb2.Frame(group=5, count=count, encoding=encoding, payload=bytes(length))
+    data = PushRequest(frames=[frame]).SerializeToString()
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameLength, match=f"group 5 declares {count} elements of .*payload has {length} bytes"):
+            decode(PushRequest, data)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 10
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_huge_count_of_zeros_costs_nothing_until_there_is_room_for_it():
+    frame = tensor_pb2.Frame(count=2**62, encoding=tensor_pb2.ENCODING_TOPK)
+    (sent,) = decode(PushRequest, PushRequest(frames=[frame]).SerializeToString())[1]
+    sent.check()
+    assert (sent.count, sent.stop, len(sent.payload)) == (2**62, 2**62, 0)
+
+
+@given(st.sampled_from(LOSSY), st.integers(0, 70), st.binary(max_size=200))
+@settings(deadline=None)
+def test_any_payload_is_refused_or_decoded(encoding: Encoding, count: int, payload: bytes):
+    plain = tensor_pb2.Frame(count=count, encoding=encoding.number, payload=payload)
+    out = np.full(count, 7, "f4")
+    try:
+        (frame,) = decode(PushRequest, PushRequest(frames=[plain]).SerializeToString())[1]
+        assert bytes(frame.payload) == payload
+        frame.check()
+    except (FrameLength, MalformedMessage):
+        return
+    frame.decode_into(out)
+    np.testing.assert_array_equal(out, frame.decoded())
+
+
+# In messages
+
+
+def test_bfloat16_of_plain_stubs_is_read():
+    """As a program in any language writes it: the upper halves of float32 numbers."""
+    values = np.array([1.0, -2.5, 0.15625, np.inf], "<f4")
+    payload = b"".join(value.tobytes()[2:] for value in values)
+    frame = tensor_pb2.Frame(group=1, offset=3, count=4, encoding=tensor_pb2.ENCODING_BFLOAT16, payload=payload)
+    (found,) = decode(PushRequest, PushRequest(frames=[frame]).SerializeToString())[1]
+    assert (found.group, found.offset, found.stop, found.encoding.name) == (1, 3, 7, "bfloat16")
+    for dtype in FLOATS.values():
+        out = np.zeros(4, dtype)
+        found.decode_into(out)
+        assert out.tolist() == values.tolist()
+    assert found.decoded().tolist() == values.tolist()
+    with pytest.raises(TypeError, match="bfloat16"):
+        _ = found.values
+
+
+@ALL_LOSSY
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+def test_plain_stubs_read_what_is_gathered(encoding: Encoding, dtype: np.dtype):
+    arrays = [np.linspace(-1, 1, n).astype(dtype) for n in (3, 0, 300, 1)]
+    sent = GatheredFrame(2, 9, 304, encoding, arrays, "gradient")
+    (frame,) = PushRequest.FromString(encode(PushRequest(last=True), [sent])).frames
+    assert (frame.group, frame.offset, frame.count, frame.encoding, frame.field) == (
+        2,
+        9,
+        304,
+        encoding.number,
+        "gradient",
+    )
+    assert frame.payload == np.asarray(encoding.encode(np.concatenate(arrays))).tobytes()
+    assert len(frame.payload) == encoding.bytes_of(304)
+
+
+def test_int8_is_laid_out_as_the_contract_says():
+    values = np.full(300, 0.5, "f4")
+    values[256:] = -127
+    payload = np.asarray(ENCODINGS["int8"].encode(values)).tobytes()
+    scales, integers = np.frombuffer(payload[:8], "<f4"), np.frombuffer(payload[8:], "i1")
+    np.testing.assert_allclose(scales, [0.5 / 127, 1], rtol=1e-6)
+    assert set(integers[:256].tolist()) == {127}
+    assert set(integers[256:].tolist()) == {-127}
+
+
+def test_a_frame_of_any_encoding_can_be_sent_on():
+    for encoding in LOSSY:
+        values = np.linspace(-1, 1, 40, dtype="f4")
+        data = encode(PushRequest(), [Frame(0, 0, 40, encoding, encoding.encode(values))])
+        (found,) = decode(PushRequest, data)[1]
+        assert encode(PushRequest(), [found]) == data
