@@ -109,6 +109,22 @@ def test_true_is_not_one():
     assert option_to_message(None).WhichOneof("value") is None
 
 
+def test_what_no_option_can_be_is_refused():
+    with pytest.raises(TypeError, match=r"no option can be \[1\.0\]"):
+        option_to_message([1.0])  # type: ignore[arg-type]
+
+
+def test_a_part_that_says_nothing_is_there_all_the_same():
+    """As a submessage of which all fields have their defaults."""
+    report = values.FieldStatistics("weights", values.Statistics(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    assert to_message(report).HasField("statistics")
+    info = values.JobInfo("j", "sgd", {"betas": ()}, values.Async(), (), values.JobVersion())
+    message = to_message(info)
+    assert message.HasField("version")
+    assert message.policy.WhichOneof("kind") == "async"
+    assert message.defaults["betas"].WhichOneof("value") == "numbers"
+
+
 @pytest.mark.parametrize("number", [0, 3, 99])
 def test_a_dtype_that_does_not_exist_is_left_for_the_engine_to_refuse(number: int):
     spec = from_message(job_pb2.ParameterSpec(name="p", dtype=number), values.ParameterSpec)

@@ -33,6 +33,7 @@ from optd_wire.v1 import (
     job_service_pb2,
     option_pb2,
     state_service_pb2,
+    tensor_pb2,
     training_service_pb2,
     worker_service_pb2,
 )
@@ -510,6 +511,53 @@ def test_a_push_in_one_message_and_in_many_are_the_same(plain: Plain, name: str)
     plain.training.Push(ending(many), timeout=SECONDS)
     one, other = (plain.weights(name + end) for end in (".one", ".many"))
     assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in other.items()}
+
+
+def upper_halves(values: np.ndarray) -> bytes:
+    """bfloat16 of numbers that need no rounding."""
+    return b"".join(value.tobytes()[2:] for value in values.astype("<f4"))
+
+
+def test_gradients_come_in_fewer_bytes(plain: Plain, name: str):
+    """bfloat16 for both dtypes, int8 and topk, all in one push."""
+    create(plain, name)
+    sparse = np.array([1, 3], "<u4").tobytes() + np.array([8, 16], "<f4").tobytes()
+    scaled = np.array([2], "<f4").tobytes() + np.array([1, -1, 2], "i1").tobytes()
+    frames = [
+        tensor_pb2.Frame(count=6, encoding=tensor_pb2.ENCODING_BFLOAT16, payload=upper_halves(W)),
+        tensor_pb2.Frame(offset=6, count=3, encoding=tensor_pb2.ENCODING_INT8, payload=scaled),
+        tensor_pb2.Frame(group=1, count=4, encoding=tensor_pb2.ENCODING_TOPK, payload=sparse),
+        tensor_pb2.Frame(group=1, offset=4, count=2, encoding=tensor_pb2.ENCODING_BFLOAT16, payload=upper_halves(V)),
+    ]
+    plain.push(header(name, "w0", plain.join(name), 1), frames)
+    found = plain.weights(name)
+    assert found["w"].tolist() == (W - 0.5 * W).reshape(2, 3).tolist()
+    assert found["b"].tolist() == [9, 21, 28]
+    assert found["u"].tolist() == [-1, -4, -3, -8]
+    assert found["v"].tolist() == (V - 0.25 * V).tolist()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "payload"),
+    [
+        (tensor_pb2.ENCODING_BFLOAT16, upper_halves(np.array([0, np.inf]))),
+        (tensor_pb2.ENCODING_INT8, np.array([np.nan], "<f4").tobytes() + b"\0\1"),
+        (tensor_pb2.ENCODING_TOPK, np.array([1], "<u4").tobytes() + np.array([np.nan], "<f4").tobytes()),
+    ],
+)
+def test_numbers_that_are_not_finite_are_seen_in_every_encoding(plain: Plain, name: str, encoding: int, payload: bytes):
+    create(plain, name)
+    sent = tensor_pb2.Frame(group=1, offset=4, count=2, encoding=encoding, payload=payload)
+    with refused("NONFINITE_GRADIENT", "parameter 'v'"):
+        plain.push(header(name, "w0", plain.join(name), 1), [sent])
+    assert_weights(plain, name, steps=0)
+
+
+def test_weights_do_not_come_as_topk(plain: Plain, name: str):
+    sent = tensor_pb2.Frame(count=9, encoding=tensor_pb2.ENCODING_TOPK)
+    with refused("INVALID_REQUEST", "weights cannot be sent in encoding topk"):
+        plain.create(job_spec(name, [group("body", BODY)]), [sent])
+    assert name not in plain.job_names()
 
 
 def test_option_values_of_every_kind_are_read(plain: Plain, name: str):
