@@ -50,7 +50,7 @@ def reduce_round(groups: Groups, pushes: Sequence[GradientSlot], into: GradientS
         contributions = [
             Contribution(push.buffers.arrays[group][index], push.presence[group][index]) for push in pushes
         ]
-        into.presence[group].append(reduce_mean(into.buffers.arrays[group][index], contributions, state.sizes))
+        into.presence[group].append(reduce_mean(into.buffers.arrays[group][index], contributions, state.sizes).present)
 
 
 def take_step(
@@ -60,7 +60,7 @@ def take_step(
     for group, index, _, state in groups.segments():
         apply(
             groups.algorithm,
-            groups.options[group].options,
+            [groups.options[group].options],
             state,
             weights=current.arrays[group][index],
             gradient=gradient.buffers.arrays[group][index],

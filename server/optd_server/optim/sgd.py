@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, StateField
+from optd_server.optim.algorithm import Algorithm, Block, StateField, Vector
 from optd_server.optim.arithmetic import add
 from optd_server.optim.option import Option, Options, Rule, flag, number
 
@@ -22,6 +22,8 @@ class SgdCoefficients(NamedTuple):
     weight_decay: float
     nesterov: bool
     maximize: bool
+    has_momentum: bool
+    """Whether there is a momentum buffer: `momentum` may round to 0 in the data's dtype."""
 
 
 def coefficients(options: Options, _: int) -> SgdCoefficients:
@@ -33,7 +35,12 @@ def coefficients(options: Options, _: int) -> SgdCoefficients:
         weight_decay=number(options, "weight_decay"),
         nesterov=flag(options, "nesterov"),
         maximize=flag(options, "maximize"),
+        has_momentum=_has_momentum(options),
     )
+
+
+def _has_momentum(options: Options) -> bool:
+    return number(options, "momentum") != 0
 
 
 def update(c: SgdCoefficients, block: Block) -> None:
@@ -61,6 +68,26 @@ def update(c: SgdCoefficients, block: Block) -> None:
     add(block.weights, direction, c.negative_lr, out=block.out, scratch=scratch)
 
 
+def fused(
+    c: SgdCoefficients, fresh: bool, weights: Vector, gradient: Vector, out: Vector, state: tuple[Vector, ...]
+) -> None:
+    """Apply one step to a tile: `update`, element by element."""
+    (buffer,) = state
+    for i in range(out.size):
+        direction = gradient[i]
+        if c.maximize:
+            direction = -direction
+        if c.weight_decay != 0:
+            direction = direction + weights[i] * c.weight_decay
+        out[i] = direction
+    if c.has_momentum:
+        for i in range(out.size):
+            buffer[i] = out[i] if fresh else buffer[i] * c.momentum + out[i] * c.kept
+            out[i] = out[i] + buffer[i] * c.momentum if c.nesterov else buffer[i]
+    for i in range(out.size):
+        out[i] = weights[i] + out[i] * c.negative_lr
+
+
 SGD = Algorithm(
     name="sgd",
     title="SGD",
@@ -81,8 +108,9 @@ SGD = Algorithm(
             option="nesterov",
         ),
     ),
-    state=(StateField("momentum_buffer", lambda o: number(o, "momentum") != 0, seeded=True),),
+    state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
     coefficients=coefficients,
     update=update,
     scratch=2,
+    fused=fused,
 )

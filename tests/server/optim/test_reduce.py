@@ -53,7 +53,7 @@ def test_the_mean_is_that_of_whoever_has_the_parameter(case, block) -> None:
     with mock.patch.object(reduce, "BLOCK", block):
         result = reduce_mean(out, contributions, np.array(sizes, np.int64))
     np.testing.assert_array_equal(out, expected)
-    assert result.tolist() == covered
+    assert result.present.tolist() == covered
     for contribution, gradient in zip(contributions, given_gradients, strict=True):
         np.testing.assert_array_equal(contribution.gradient, gradient)
 

@@ -77,7 +77,7 @@ def run(training: Training, threads: int = 1) -> tuple[np.ndarray, SegmentState]
         resolved = option.resolve(training.algorithm.options, options)
         apply(
             training.algorithm,
-            resolved,
+            [resolved],
             segment,
             weights=weights,
             gradient=gradient,
@@ -98,7 +98,8 @@ def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
     weights = training.weights()
     for options, present, gradient in zip(training.options, training.present, training.gradients(), strict=True):
         resolved = option.resolve(training.algorithm.options, options)
-        fields = segment.ensure(training.algorithm, resolved)
+        segment.ensure(training.algorithm, [resolved])
+        fields = training.algorithm.fields(resolved)
         for i in np.flatnonzero(present):
             here = slice(segment.offsets[i], segment.offsets[i] + segment.sizes[i])
             segment.steps[i] += 1
@@ -152,7 +153,7 @@ def prepared(name: str = "adam", sizes: tuple[int, ...] = (3, 0, 2), **options: 
     count = sum(sizes)
     return {
         "algorithm": algorithm,
-        "options": option.resolve(algorithm.options, options),
+        "options": [option.resolve(algorithm.options, options)],
         "segment": SegmentState(sizes, np.float32),
         "weights": np.ones(count, np.float32),
         "gradient": np.ones(count, np.float32),
@@ -263,7 +264,7 @@ def test_state_is_allocated_only_where_options_need_it() -> None:
     def names(algorithm: str, **options: Any) -> list[str]:
         segment = SegmentState([2, 3], np.float64)
         declared = ALGORITHMS[algorithm]
-        segment.ensure(declared, option.resolve(declared.options, options))
+        segment.ensure(declared, [option.resolve(declared.options, options)])
         assert all(a.shape == (5,) and a.dtype == np.float64 for a in segment.state.values())
         assert all(s.shape == (2,) and not s.any() for s in segment.started.values())
         return sorted(segment.state)

@@ -135,7 +135,7 @@ class Pair:
         resolved = option.resolve(self.algorithm.options, self.options)
         apply(
             self.algorithm,
-            resolved,
+            [resolved],
             self.segment,
             weights=self.weights,
             gradient=gradient,
