@@ -65,6 +65,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         "host": "127.0.0.3",
         "idle_seconds": 2.5,
         "insecure": True,
+        "kernels": "numpy",
         "lease_seconds": 3.5,
         "log_format": "json",
         "log_level": "debug",

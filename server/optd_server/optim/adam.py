@@ -15,7 +15,7 @@ from optd_server.optim.option import Option, Options, flag, floats, number
 
 
 class AdamCoefficients(NamedTuple):
-    """The numbers of a step. The first two depend on the step count."""
+    """The numbers of a step. The first two depend on the step count, the first on `lr` too."""
 
     negative_step_size: Number
     """-lr / (1 - beta1^t)"""

@@ -18,7 +18,7 @@ from optd_server.optim.option import Option, Options, Rule
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
 Number: TypeAlias = float | np.floating[Any] | Vector
-"""A coefficient that depends on the step count: one for a block, or one for each of its elements."""
+"""A coefficient that may differ within a block: one for all, or one for each of its elements."""
 
 
 def always(_: Options) -> bool:
@@ -75,10 +75,10 @@ class Algorithm:
     """The numbers of one step, as a NamedTuple, from resolved options and the step count (1 at the first
     step).
 
-    Its floats reach the kernel in the dtype of the data: one of them may be an array of the block's length
-    where it depends on the step count, because a block may hold parameters of several. Its bools stay as
-    they are, and are the same for a whole block: where the step count decides between formulas, let a bool
-    say so.
+    Its floats reach the kernel in the dtype of the data. One that is annotated `Number` may be an array of the
+    block's length, because a block may hold parameters of several step counts and groups. One that is annotated
+    `float`, and whatever is not a float, is the same for a whole block: annotate so what a formula branches on, and
+    where the step count decides between formulas, let a bool say so.
     """
     update: Callable[[Any, Block], None]
     """Apply one step to a block, elementwise: the same bits however a segment is cut into blocks."""

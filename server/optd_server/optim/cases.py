@@ -35,65 +35,89 @@ class Row:
 
 
 class Table:
-    """The rows that a segment has needed lately, as Python values and as an array of records."""
+    """The rows that a segment has needed lately. What a backend does not ask for is not worked out."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-        self.rows: list[Row] = []
-        self.records = np.empty(0)
-        """Structured, one record a row, with room for more."""
-        self.families: list[int] = [0]
-        """By kind. Only kinds of one family may share a block: the same freshness, fields, and all but the floats."""
-        self._known: dict[Row, int] = {}
+        self._dtype = dtype
+        self._exact: list[tuple[Coefficients, tuple[str, ...]]] = []
+        self._known: dict[tuple[Coefficients, tuple[str, ...]], int] = {}
+        self._records = np.empty(0)
+        self._recorded = 0
+        self._rows: dict[int, Row] = {}
+        self._families: list[int] = [0]
         self._known_families: dict[Any, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._exact)
+
     def add(self, coefficients: Coefficients, fields: tuple[str, ...]) -> int:
-        """Return the number of a row, a new one if need be."""
-        row = Row(_rounded(coefficients, self.dtype), fields)
-        number = self._known.setdefault(row, len(self.rows))
-        if number == len(self.rows):
-            self.rows.append(row)
-            self._record(number, row.coefficients)
-            rest = (fields, *(value for value in row.coefficients if not isinstance(value, np.floating)))
-            family = self._known_families.setdefault(rest, 1 + 2 * len(self._known_families))
-            self.families += [family, family + 1]
+        """Return the number of a row, a new one if need be, by coefficients in Python floats."""
+        row = (coefficients, fields)
+        number = self._known.setdefault(row, len(self._exact))
+        if number == len(self._exact):
+            self._exact.append(row)
         return number
 
-    def _record(self, number: int, coefficients: Coefficients) -> None:
-        if number == 0:
-            self.records = np.empty(16, record_dtype(coefficients, self.dtype))
-        elif number == len(self.records):
-            # A new array, zeros behind: views that somebody has of the old one stay right.
-            self.records = np.concatenate([self.records, np.zeros_like(self.records)])
-        self.records[number] = tuple(coefficients)
+    @property
+    def records(self) -> npt.NDArray[Any]:
+        """All rows as a structured array, with room behind. Floats are of the data's dtype, as torch rounds scalars."""
+        new = [tuple(coefficients) for coefficients, _ in self._exact[self._recorded :]]
+        if new:
+            if len(self._exact) > len(self._records):
+                grown = np.zeros(2 * len(self._exact) + 16, record_dtype(self._exact[0][0], self._dtype))
+                grown[: self._recorded] = self._records[: self._recorded]
+                self._records = grown
+            with np.errstate(all="ignore"):
+                self._records[self._recorded : len(self._exact)] = new
+            self._recorded = len(self._exact)
+        return self._records
+
+    @property
+    def families(self) -> Sequence[int]:
+        """By kind. Kinds of one family may share a block: the same but for coefficients that may be arrays there."""
+        for coefficients, fields in self._exact[len(self._families) // 2 :]:
+            # See `Algorithm.coefficients`.
+            declared = getattr(type(coefficients), "__annotations__", {})
+            scalar = [declared.get(name) is float for name in _names(coefficients)]
+            rest = (fields, *(v for v, same in zip(coefficients, scalar, strict=True) if same or type(v) is not float))
+            family = self._known_families.setdefault(rest, 1 + 2 * len(self._known_families))
+            self._families += [family, family + 1]
+        return self._families
 
     def of(self, kind: int) -> tuple[Row, bool]:
         """Return the row of a kind that is not 0, and whether its parameters are fresh."""
-        return self.rows[(kind - 1) >> 1], bool((kind - 1) & 1)
+        number, fresh = divmod(kind - 1, 2)
+        if number not in self._rows:
+            exact, fields = self._exact[number]
+            record = self.records[number]
+            values = [record[i] if isinstance(value, float) else value for i, value in enumerate(exact)]
+            self._rows[number] = Row(type(exact)(*values), fields)
+        return self._rows[number], bool(fresh)
 
     def spread(self, kinds: runs.Indices, lengths: runs.Indices) -> Coefficients:
         """Return the coefficients of runs of some kinds and lengths, all of one family and none absent.
 
         A coefficient in which the runs differ becomes an array of as many elements as the runs hold.
         """
-        numbers = (kinds - 1) >> 1
-        first = self.rows[int(numbers[0])].coefficients
+        first = self.of(int(kinds[0]))[0].coefficients
+        records = self.records[(kinds - 1) >> 1]
         columns = [
             value if (column == value).all() else np.repeat(column, lengths)
-            for value, column in zip(first, map(self.records[numbers].__getitem__, self._names()), strict=True)
+            for value, column in zip(first, map(records.__getitem__, records.dtype.names or ()), strict=True)
         ]
         spread: Coefficients = type(first)(*columns)
         return spread
 
-    def _names(self) -> tuple[str, ...]:
-        return self.records.dtype.names or ()
-
 
 def record_dtype(coefficients: Coefficients, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the structured dtype of an algorithm's coefficients for data of a dtype."""
-    names = getattr(coefficients, "_fields", [f"f{i}" for i in range(len(coefficients))])
-    kinds = [dtype if isinstance(value, float | np.floating) else np.dtype(type(value)) for value in coefficients]
+    names = _names(coefficients)
+    kinds = [dtype if isinstance(value, float) else np.dtype(type(value)) for value in coefficients]
     return np.dtype(list(zip(names, kinds, strict=True)), align=True)
+
+
+def _names(coefficients: Coefficients) -> Sequence[str]:
+    return getattr(coefficients, "_fields", [f"f{i}" for i in range(len(coefficients))])
 
 
 class Plan:
@@ -132,7 +156,7 @@ class Plan:
 
     def sort(self, segment: SegmentState, present: Mask | None) -> runs.Runs:
         """Return the segment's runs in a step that the parameters of `present`, shape (P,) or all, take part in."""
-        if len(self.table.rows) > 1024 + 4 * len(self._which):
+        if len(self.table) > 1024 + 4 * len(self._which):
             self._forget(segment.dtype)
         fresh = self._fresh(segment)
         low, high = int(segment.steps.min()), int(segment.steps.max())
@@ -203,10 +227,3 @@ def _distinct(options: Sequence[Options]) -> tuple[list[Options], runs.Indices]:
             distinct.append(each)
         by_identity[id(each)] = number
     return distinct, np.array([by_identity[id(each)] for each in options], np.int64)
-
-
-def _rounded(coefficients: Coefficients, dtype: np.dtype[Any]) -> Coefficients:
-    """Return coefficients with their floats in the data's dtype, to which torch rounds scalars, too."""
-    with np.errstate(all="ignore"):
-        values = [dtype.type(value) if isinstance(value, float) else value for value in coefficients]
-    return type(coefficients)(*values)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, StateField, Vector
+from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
 from optd_server.optim.arithmetic import add
 from optd_server.optim.option import Option, Options, Rule, flag, number
 
@@ -15,7 +15,7 @@ from optd_server.optim.option import Option, Options, Rule, flag, number
 class SgdCoefficients(NamedTuple):
     """The numbers of a step; none depends on the step count."""
 
-    negative_lr: float
+    negative_lr: Number
     momentum: float
     kept: float
     """The part of the gradient that enters the momentum buffer: 1 - dampening."""
@@ -59,7 +59,10 @@ def update(c: SgdCoefficients, block: Block) -> None:
             np.copyto(buffer, direction)
         else:
             np.multiply(buffer, c.momentum, out=buffer)
-            add(buffer, direction, c.kept, out=buffer, scratch=scratch)
+            if c.kept == 1:  # one pass less, of the same bits
+                np.add(buffer, direction, out=buffer)
+            else:
+                add(buffer, direction, c.kept, out=buffer, scratch=scratch)
         if c.nesterov:
             add(direction, buffer, c.momentum, out=changed, scratch=scratch)
             direction = changed

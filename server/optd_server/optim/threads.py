@@ -12,9 +12,7 @@ GRAIN = 65_536
 """Elements below which a second thread costs more than it saves."""
 
 
-def share(
-    work: Callable[[int, int], T], count: int, threads: int, *, grain: int = GRAIN, unit: int = 1024
-) -> list[T]:
+def share(work: Callable[[int, int], T], count: int, threads: int, *, grain: int = GRAIN, unit: int = 1024) -> list[T]:
     """Call ``work(first, last)`` until all of 0 … `count` is done, on up to `threads` threads, this one included.
 
     Pieces are more than threads, so that one that is held up by other programs does not hold up all. Blocks; what
@@ -34,7 +32,7 @@ def share(
     todo = deque(range(0, count, size))
 
     def run() -> list[T]:
-        done = []
+        done: list[T] = []
         while True:
             try:
                 first = todo.popleft()

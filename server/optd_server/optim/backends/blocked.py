@@ -1,9 +1,8 @@
-"""The backend that needs nothing but numpy: block by block, so that what one operation writes the next one finds in
-the cache.
+"""The backend that needs nothing but numpy.
 
-A piece of work (see `runs`) becomes a block for the algorithm's `update`: views of the flat arrays where it is
-contiguous, gathered copies with coefficients for each element where it is not. Updates are elementwise, so the bits
-are the same.
+It works block by block, so that what one operation writes the next one finds in the cache. A piece of work (see
+`runs`) becomes a block for the algorithm's `update`: views of the flat arrays where it is contiguous, gathered copies
+with coefficients for each element where it is not. Updates are elementwise, so the bits are the same.
 """
 
 from collections.abc import Sequence

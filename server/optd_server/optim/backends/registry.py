@@ -34,6 +34,6 @@ def _numba() -> Backend:
         from optd_server.optim.backends.compiled.backend import CompiledBackend  # noqa: PLC0415
 
         return CompiledBackend()
-    except Exception as problem:  # noqa: BLE001
+    except Exception as problem:
         lines = str(problem).strip().splitlines() or [type(problem).__name__]
         raise BackendUnavailable(lines[0]) from problem

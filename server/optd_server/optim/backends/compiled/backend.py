@@ -31,6 +31,7 @@ class CompiledBackend(Backend):
     def __init__(self) -> None:
         self.name = f"numba {numba.__version__}"
         self._compiling = Lock()
+        self._ready: set[tuple[Any, np.dtype[Any]]] = set()
         # A kernel that is compiled, or loaded, and run: whatever is wrong here shows now.
         if self.first_nonfinite(np.array([0, np.nan], np.float32)) != 1:
             raise RuntimeError("a kernel that was compiled gives wrong results")
@@ -38,7 +39,7 @@ class CompiledBackend(Backend):
     def prepare(self, algorithm: Algorithm, dtype: npt.DTypeLike) -> None:
         """See `Backend.prepare`."""
         dtype = np.dtype(dtype)
-        if dtype not in _FLOATS:
+        if dtype not in _FLOATS or (algorithm.fused, dtype) in self._ready:
             return
         some = np.zeros(1, dtype)
         with self._compiling:
@@ -49,6 +50,7 @@ class CompiledBackend(Backend):
             self.reduce_mean(some.copy(), [Contribution(some)], np.ones(1, np.int64))
             if algorithm.fused is not None:
                 self._compile_step(algorithm, some)
+            self._ready.add((algorithm.fused, dtype))
 
     def _compile_step(self, algorithm: Algorithm, some: Vector) -> None:
         coefficients = algorithm.coefficients(resolve(algorithm.options, {}), 1)
@@ -60,6 +62,9 @@ class CompiledBackend(Backend):
         """See `Backend.step`."""
         if work.algorithm.fused is None or work.out.dtype not in _FLOATS:
             BLOCKED.step(work, threads)
+            return
+        if len(work.table) == 0:  # everything is absent
+            self.copy(work.out, work.weights, threads)
             return
         _step(
             work.algorithm,
@@ -102,12 +107,10 @@ class CompiledBackend(Backend):
 
         def work(first: int, last: int) -> bool:
             tile = np.empty(kernels.TILE, out.dtype)
-            return bool(
-                kernels.mean(out, addresses, found.starts, columns, scales, first, last, line, largest, tile)
-            )
+            return bool(kernels.mean(out, addresses, found.starts, columns, scales, first, last, line, largest, tile))
 
         finite = all(share(work, len(out), threads))
-        return Reduction(masks.any(axis=0), finite)
+        return Reduction(masks.sum(axis=0) > 0, finite)
 
     def accumulate(self, target: Vector, values: Vector, *, add: bool) -> bool:
         """See `Backend.accumulate`."""

@@ -45,7 +45,7 @@ def _digest() -> str:
     return digest.hexdigest()[:16]
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -63,11 +63,11 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return self._name
 
 
-class _Implementation(CompileResultCacheImpl):  # type: ignore[misc]
+class _Implementation(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
+class KernelCache(FunctionCache):
     """A cache of one function that does without what it cannot read or write."""
 
     _impl_class = _Implementation

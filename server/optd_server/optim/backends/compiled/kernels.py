@@ -24,7 +24,7 @@ BLOCK = 1024
 """Elements at a time where nothing is streamed: what a kernel's second loop reads is still in the fastest cache."""
 
 
-class _NoAlias(Compiler):  # type: ignore[misc]
+class _NoAlias(Compiler):
     """Numba's compiler, with arrays that are promised not to overlap."""
 
     def define_pipelines(self) -> Any:
@@ -45,7 +45,7 @@ def _cut(state: Any, start: int, stop: int) -> Any:
     raise NotImplementedError
 
 
-@overload(_cut, inline="always", strict=False)  # type: ignore[untyped-decorator]
+@overload(_cut, inline="always", strict=False)
 def _cut_of(state: Any, start: Any, stop: Any) -> Any:
     # numba knows no comprehension over a tuple: one line for each length.
     return {
@@ -56,7 +56,7 @@ def _cut_of(state: Any, start: Any, stop: Any) -> Any:
     }[len(state)]
 
 
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")
 def _advance(start: int, end: int, line: int, width: int) -> Any:
     """Return where a tile that begins at `start` ends, and whether it is to be streamed.
 
@@ -113,9 +113,7 @@ def stepper(fused: Callable[..., None]) -> Any:
                     for i in range(target.size):
                         target[i] = source[i]
                 else:
-                    fused(
-                        c, fresh, weights[start:stop], gradient[start:stop], target, _cut(state, start, stop)
-                    )
+                    fused(c, fresh, weights[start:stop], gradient[start:stop], target, _cut(state, start, stop))
                 if streamed:
                     stream(out[start:stop], tile, stop - start)
                 start = stop

@@ -16,7 +16,7 @@ LINE = 64
 """Bytes that one streaming store writes, and that its address must be a multiple of."""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def stream(_: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy `count` elements, a multiple of a line's, of a 1-d array to one that begins at a line's start."""
     signature = types.void(target, source, count)
@@ -39,7 +39,7 @@ def stream(_: Any, target: Any, source: Any, count: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fence(_: Any) -> Any:
     """Order all stores before it, streaming ones too, before all that follows."""
 
@@ -50,7 +50,7 @@ def fence(_: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def element_at(_: Any, address: Any, index: Any, like: Any) -> Any:
     """Return element `index` of the array at an address, which has the dtype of `like`. Nothing is checked."""
 
