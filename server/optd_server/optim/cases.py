@@ -35,7 +35,10 @@ class Row:
 
 
 class Table:
-    """The rows that a segment has needed lately. What a backend does not ask for is not worked out."""
+    """The rows that a segment has needed lately. What a backend does not ask for is not worked out.
+
+    Threads may share it once `records` has been asked for.
+    """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype

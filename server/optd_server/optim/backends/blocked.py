@@ -36,6 +36,7 @@ class BlockedBackend(Backend):
         """See `Backend.step`."""
         pieces = list(runs.cut(work.runs, work.table.families))
         worker = _Worker(work)
+        _ = work.table.records  # worked out before threads share them
         share(lambda first, last: worker.update(pieces[first:last]), len(pieces), threads, grain=1, unit=1)
 
     def first_nonfinite(self, array: npt.NDArray[np.floating[Any]], threads: int = 1) -> int | None:
