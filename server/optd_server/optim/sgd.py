@@ -76,19 +76,29 @@ def fused(
 ) -> None:
     """Apply one step to a tile: `update`, element by element."""
     (buffer,) = state
-    for i in range(out.size):
-        direction = gradient[i]
-        if c.maximize:
-            direction = -direction
-        if c.weight_decay != 0:
-            direction = direction + weights[i] * c.weight_decay
-        out[i] = direction
+    # The direction is said twice: a loop that touches a buffer only sometimes does not become vector code.
     if c.has_momentum:
         for i in range(out.size):
-            buffer[i] = out[i] if fresh else buffer[i] * c.momentum + out[i] * c.kept
-            out[i] = out[i] + buffer[i] * c.momentum if c.nesterov else buffer[i]
-    for i in range(out.size):
-        out[i] = weights[i] + out[i] * c.negative_lr
+            direction = gradient[i]
+            if c.maximize:
+                direction = -direction
+            if c.weight_decay != 0:
+                direction = direction + weights[i] * c.weight_decay
+            momentum = buffer[i] * c.momentum + direction * c.kept
+            if fresh:
+                momentum = direction
+            buffer[i] = momentum
+            if c.nesterov:
+                momentum = direction + momentum * c.momentum
+            out[i] = weights[i] + momentum * c.negative_lr
+    else:
+        for i in range(out.size):
+            direction = gradient[i]
+            if c.maximize:
+                direction = -direction
+            if c.weight_decay != 0:
+                direction = direction + weights[i] * c.weight_decay
+            out[i] = weights[i] + direction * c.negative_lr
 
 
 SGD = Algorithm(

@@ -18,6 +18,7 @@ from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option
 from optd_server.optim.backends import registry
+from optd_server.optim.backends.__main__ import main as compile_ahead
 from optd_server.optim.backends.compiled import backend as compiled
 from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
@@ -173,3 +174,15 @@ def test_where_nothing_can_be_written_kernels_live_in_memory(tmp_path) -> None:
     (tmp_path / "file").touch()
     for _ in range(2):
         assert compile_one(OPTD_KERNEL_CACHE=tmp_path / "file") == "0 1"
+
+
+def test_all_kernels_can_be_compiled_ahead(capsys) -> None:
+    assert compile_ahead() == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ALGORITHMS:
+        assert f"{COMPILED.name}: {name} float32" in lines
+
+
+def test_compiling_ahead_without_a_compiler_says_so(no_numba: None, capsys) -> None:
+    assert compile_ahead() == 1
+    assert capsys.readouterr().err.startswith("no kernels: numba: import of numba halted")
