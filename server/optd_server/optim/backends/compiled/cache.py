@@ -15,7 +15,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 import optd_server.optim
 
@@ -32,7 +32,11 @@ def _base() -> Path:
     beside = Path(__file__).parent / "__pycache__"
     if os.access(beside if beside.exists() else beside.parent, os.W_OK):
         return beside
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "optd"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "optd"
+    with suppress(RuntimeError):  # a user without a home
+        return Path.home() / ".cache" / "optd"
+    return beside
 
 
 @cache
@@ -68,17 +72,27 @@ class _Implementation(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """A cache of one function that does without what it cannot read or write."""
+    """A cache of one function that does without what it cannot read or write.
+
+    Each signature has files of its own. In numba's own way, with one index for all, two processes that compile
+    different kernels at the same time may take the same file for both.
+    """
 
     _impl_class = _Implementation
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what is on disk, or None."""
+        self._cache_file = self._files(sig, target_context.codegen())
         with suppress(OSError):
             return super().load_overload(sig, target_context)
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled."""
+        self._cache_file = self._files(sig, data.codegen)
         with suppress(OSError):
             super().save_overload(sig, data)
+
+    def _files(self, sig: Any, codegen: Any) -> Any:
+        key = hashlib.sha256(repr(self._index_key(sig, codegen)).encode()).hexdigest()[:16]
+        return IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{key}", _digest())
