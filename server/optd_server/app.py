@@ -7,10 +7,12 @@ from pathlib import Path
 
 import structlog
 
-from optd_server.config import Config
+from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.offload import Offload
 from optd_server.engine.plan import Memory
+from optd_server.optim.backends.base import Backend
+from optd_server.optim.backends.registry import BackendUnavailable, choose
 from optd_server.rpc.security import secure
 from optd_server.rpc.server import Server, expire_leases
 
@@ -22,7 +24,7 @@ CALLS_SECONDS = 1.0
 async def run(config: Config) -> None:
     """Serves until SIGTERM or SIGINT; raises `ConfigError` where the server cannot start."""
     security = secure(config)
-    offload = Offload(config.threads)
+    offload = Offload(config.threads, _kernels(config))
     catalog = Catalog(memory=Memory(config.max_memory_bytes), offload=offload, lease_seconds=config.lease_seconds)
     server = Server(catalog, config, security)
     stop = _stop_on_signal()
@@ -30,7 +32,9 @@ async def run(config: Config) -> None:
         await _stop_on_end_of_stdin(stop)
     address = await server.start()
     leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
-    log.info("serving", address=address, authentication=security.authentication, tls=config.tls)
+    log.info(
+        "serving", address=address, authentication=security.authentication, tls=config.tls, kernels=offload.kernels.name
+    )
     if security.authentication == "none" and config.insecure:
         log.warning("anyone who reaches this server can change every job", address=address)
     if config.address_file:
@@ -47,6 +51,13 @@ async def run(config: Config) -> None:
         if config.address_file:
             config.address_file.unlink(missing_ok=True)
     log.info("stopped")
+
+
+def _kernels(config: Config) -> Backend:
+    try:
+        return choose(config.kernels)
+    except BackendUnavailable as unavailable:
+        raise ConfigError(f"kernels: {config.kernels} does not work here: {unavailable}") from None
 
 
 async def _calls_to_end() -> None:

@@ -78,6 +78,9 @@ class Config(BaseSettings):
         ge=MIB,
         description="memory that may be planned for all jobs; unless given, 80 percent of what there is",
     )
+    kernels: Literal["auto", "numba", "numpy"] = Field(
+        "auto", description="what does the arithmetic; auto is numba where it works, else numpy"
+    )
     threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic")
     lease_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long a worker counts as alive after its last sign of life"

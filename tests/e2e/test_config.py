@@ -1,6 +1,7 @@
 """Settings of the server: a flag counts before the environment, the environment before the file, the file before
 the default; what is wrong with one is said in one line."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         "host": "127.0.0.3",
         "idle_seconds": 2.5,
         "insecure": True,
+        "kernels": "numpy",
         "lease_seconds": 3.5,
         "log_format": "json",
         "log_level": "debug",
@@ -185,3 +187,18 @@ def test_a_process_with_a_wrong_setting_exits_with_2(tmp_path: Path):
     path = tmp_path / "optd.toml"
     path.write_text("max_memory_byte = 3\n")
     assert "did you mean 'max_memory_bytes'" in refuses_to_start("--config", str(path))
+
+
+def test_kernels_that_cannot_be_had_are_told_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delitem(sys.modules, "optd_server.optim.backends.compiled.backend", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    said = refuses_settings(monkeypatch, capsys, "--kernels", "numba")
+    assert said == "optd: kernels: numba does not work here: import of numba halted; None in sys.modules"
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("numpy", "numpy, 2 threads"), ("numba", "numba ")])
+def test_the_status_tells_the_kernels(asked: str, shown: str, tmp_path: Path):
+    with running(tmp_path, "--kernels", asked, "--threads", "2") as server, Plain(server.address) as plain:
+        assert plain.status().kernels.startswith(shown)

@@ -1,7 +1,7 @@
 """The jobs of a server by name, and the uploads that are to become jobs."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from optd_server.engine import plan
@@ -15,7 +15,7 @@ from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import JobExists, OptdError, UnknownJob
 from optd_wire.layout import lay_out
-from optd_wire.values import WEIGHTS, JobSpec
+from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 
 class Upload:
@@ -85,6 +85,11 @@ class Catalog:
             if upload is not None:
                 del self._uploads[spec.name]
                 upload.settled.set()
+
+    async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
+        """Has the kernels ready that steps on some groups need; may take seconds where they were never compiled."""
+        dtypes = (parameter.dtype for group in groups for parameter in group.parameters)
+        await self.offload.prepare(find_algorithm(algorithm), dtypes)
 
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""

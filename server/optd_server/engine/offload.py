@@ -1,10 +1,15 @@
 """Where arithmetic runs: in other threads where it is much, at once where a thread would cost more than the work."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
+
+from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.backends.base import Backend
+from optd_server.optim.backends.blocked import BLOCKED
+from optd_wire.dtypes import DTYPES
 
 T = TypeVar("T")
 
@@ -13,10 +18,11 @@ INLINE_ELEMENTS = 32 * 1024
 
 
 class Offload:
-    """Runs functions that work on many elements, off the event loop."""
+    """Runs functions that work on many elements, off the event loop; knows how many threads and which kernels."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, kernels: Backend = BLOCKED) -> None:
         self.threads = threads
+        self.kernels = kernels
         self._arithmetic = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
         # Of its own, so that a pull never waits for a step.
         self._copying = ThreadPoolExecutor(max(2, threads), thread_name_prefix="copying")
@@ -32,6 +38,16 @@ class Offload:
     async def copy(self, elements: int, work: Callable[[], T]) -> T:
         """As `run`, for work that only moves numbers."""
         return await self._run(self._copying, elements, work)
+
+    async def prepare(self, algorithm: Algorithm, dtypes: Iterable[str]) -> None:
+        """Has all kernels ready that steps on data of some dtypes need, so that no step waits for a compiler."""
+        wanted = sorted(set(dtypes))
+
+        def work() -> None:
+            for dtype in wanted:
+                self.kernels.prepare(algorithm, DTYPES[dtype])
+
+        await asyncio.get_running_loop().run_in_executor(self._copying, work)
 
     async def _run(self, pool: ThreadPoolExecutor, elements: int, work: Callable[[], T]) -> T:
         if elements <= INLINE_ELEMENTS:

@@ -82,7 +82,10 @@ class Pushes:
         with the options that ride along, or `PushWithdrawn`.
         """
         try:
-            await self._offload.run(self._model.cost(self._model.elements), lambda: seal_and_check(slot))
+            await self._offload.run(
+                self._model.cost(self._model.elements),
+                lambda: seal_and_check(slot, self._offload.kernels, self._offload.threads),
+            )
             # The same push may have come in twice at the same time: only the first one to get here goes on.
             known = self.admit(header, now)
         except BaseException:
@@ -171,13 +174,15 @@ class Pushes:
         gradient = self._room_for_gradient(pushes)
         model.change_options(self._plan_options(pushes))
 
+        kernels, threads = self._offload.kernels, self._offload.threads
+
         def arithmetic() -> None:
             for push in pushes:
                 push.slot.pad(model.groups.layouts)
             if gradient is not pushes[0].slot:
-                reduce_round(model.groups, [push.slot for push in pushes], gradient)
+                reduce_round(model.groups, [push.slot for push in pushes], gradient, kernels, threads)
             current = model.snapshots.current.weights.buffers
-            take_step(model.groups, gradient, current, weights.buffers, self._offload.threads)
+            take_step(model.groups, gradient, current, weights.buffers, kernels, threads)
 
         await self._offload.run(model.cost(model.elements * len(pushes)), arithmetic)
         self._keep_gradient(gradient)

@@ -1,17 +1,16 @@
 """The algorithms: pure numerical code on flat numpy arrays, and the declarations that go with it.
 
 Nothing here knows a job, a worker, a message, a clock or the environment; this package imports numpy and the
-standard library only. What is where:
+standard library only, and ``backends.compiled`` numba. What is where:
 
 - ``option``, ``spelling``: options with their ranges, the checks, and the nearest valid name
 - ``algorithm``: what an algorithm declares; ``sgd``, ``adam``, ``adamw``: the algorithms; ``registry``:
   their names
 - ``arithmetic``: the few fused operations of torch that the kernels are written in
-- ``step``: the driver, one step on one flat segment; ``segment``: its state; ``runs``: how it is cut into
-  work
+- ``step``: the driver, one step on one flat segment; ``segment``: its state; ``cases``, ``runs``: how it is cut
+  into work; ``backends``: who does it; ``threads``: how several share it
 - ``reduce``: many gradients into one; ``finite``, ``statistics``: what is in an array
 
 An algorithm is one file that declares an ``Algorithm``, one line in ``registry``, and one row in the table of
-``tests/server/optim/test_torch.py``. A kernel backend is another ``update`` for the same declaration:
-``dataclasses.replace(ADAM, update=fused_adam, scratch=0)`` goes wherever ``ADAM`` does.
+``tests/server/optim/test_torch.py``.
 """

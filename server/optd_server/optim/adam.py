@@ -15,7 +15,7 @@ from optd_server.optim.option import Option, Options, flag, floats, number
 
 
 class AdamCoefficients(NamedTuple):
-    """The numbers of a step. The first two depend on the step count."""
+    """The numbers of a step. The first two depend on the step count, the first on `lr` too."""
 
     negative_step_size: Number
     """-lr / (1 - beta1^t)"""
@@ -30,6 +30,7 @@ class AdamCoefficients(NamedTuple):
     shrink: float
     """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
     maximize: bool
+    amsgrad: bool
 
 
 def coefficients(options: Options, step: int) -> AdamCoefficients:
@@ -48,6 +49,7 @@ def coefficients(options: Options, step: int) -> AdamCoefficients:
         weight_decay=0.0 if decoupled else weight_decay,
         shrink=1 - lr * weight_decay if decoupled else 1.0,
         maximize=flag(options, "maximize"),
+        amsgrad=flag(options, "amsgrad"),
     )
 
 
@@ -77,6 +79,33 @@ def _second_moment(c: AdamCoefficients, gradient: Vector, block: Block, scratch:
     addcmul(exp_avg_sq, gradient, gradient, c.one_minus_beta2, out=exp_avg_sq, scratch=scratch)
     largest = block.state.get("max_exp_avg_sq")
     return exp_avg_sq if largest is None else np.maximum(largest, exp_avg_sq, out=largest)
+
+
+def fused(
+    c: AdamCoefficients, _: bool, weights: Vector, gradient: Vector, out: Vector, state: tuple[Vector, ...]
+) -> None:
+    """Apply one step to a tile: `update`, element by element."""
+    exp_avg, exp_avg_sq, largest = state
+    far = abs(c.one_minus_beta1) >= 0.5
+    factor = c.one_minus_beta1 - out.dtype.type(1) if far else c.one_minus_beta1
+    for i in range(out.size):
+        direction = gradient[i]
+        if c.maximize:
+            direction = -direction
+        if c.weight_decay != 0:
+            direction = direction + weights[i] * c.weight_decay
+        nearer = direction if far else exp_avg[i]
+        exp_avg[i] = nearer + (direction - exp_avg[i]) * factor
+        exp_avg_sq[i] = exp_avg_sq[i] * c.beta2 + direction * c.one_minus_beta2 * direction
+    if c.amsgrad:
+        for i in range(out.size):
+            if not (largest[i] >= exp_avg_sq[i] or np.isnan(largest[i])):
+                largest[i] = exp_avg_sq[i]
+    second = largest if c.amsgrad else exp_avg_sq
+    for i in range(out.size):
+        denominator = np.sqrt(second[i]) / c.bias_correction2_sqrt + c.eps
+        kept = weights[i] * c.shrink if c.shrink != 1 else weights[i]
+        out[i] = kept + exp_avg[i] * c.negative_step_size / denominator
 
 
 LR = Option("lr", "float", 1e-3, low=0, doc="learning rate")
@@ -117,4 +146,5 @@ ADAM = Algorithm(
     coefficients=coefficients,
     update=update,
     scratch=2,
+    fused=fused,
 )

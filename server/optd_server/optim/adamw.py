@@ -4,7 +4,7 @@ Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``,
 ``decoupled_weight_decay=True`` and another default.
 """
 
-from optd_server.optim.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, update
+from optd_server.optim.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, fused, update
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.option import Option
 
@@ -24,4 +24,5 @@ ADAMW = Algorithm(
     coefficients=coefficients,
     update=update,
     scratch=2,
+    fused=fused,
 )

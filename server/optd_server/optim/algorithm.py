@@ -1,9 +1,9 @@
 """What an algorithm declares, and what its kernel is given.
 
-An algorithm is a plain value: options, state fields, and two functions. `coefficients` turns the options
+An algorithm is a plain value: options, state fields, and three functions. `coefficients` turns the options
 and a step count into the numbers of one step, in Python floats as torch does; `update` applies them to a
-block of elements. Neither knows parameters, groups or layouts: `step.apply` cuts a segment into blocks
-whose elements share coefficients.
+block of elements, in numpy; `fused` does the same element by element, for a compiler. None knows parameters,
+groups or layouts: `step.apply` and the backends cut a segment into blocks whose elements share coefficients.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from optd_server.optim.option import Option, Options, Rule
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
 Number: TypeAlias = float | np.floating[Any] | Vector
-"""A coefficient that depends on the step count: one for a block, or one for each of its elements."""
+"""A coefficient that may differ within a block: one for all, or one for each of its elements."""
 
 
 def always(_: Options) -> bool:
@@ -75,15 +75,26 @@ class Algorithm:
     """The numbers of one step, as a NamedTuple, from resolved options and the step count (1 at the first
     step).
 
-    Its floats reach the kernel in the dtype of the data: one of them may be an array of the block's length
-    where it depends on the step count, because a block may hold parameters of several. Its bools stay as
-    they are, and are the same for a whole block: where the step count decides between formulas, let a bool
-    say so.
+    Its floats reach the kernel in the dtype of the data. One that is annotated `Number` may be an array of the
+    block's length, because a block may hold parameters of several step counts and groups. One that is annotated
+    `float`, and whatever is not a float, is the same for a whole block: annotate so what a formula branches on, and
+    where the step count decides between formulas, let a bool say so.
     """
     update: Callable[[Any, Block], None]
     """Apply one step to a block, elementwise: the same bits however a segment is cut into blocks."""
     scratch: int = 0
     """How many scratch arrays `update` needs."""
+    fused: Callable[..., None] | None = None
+    """`update` for a tile of some hundred elements, as numba can compile it; None leaves all work to `update`.
+
+    Called as ``fused(c, fresh, weights, gradient, out, state)``. `c` is a record with the names and numbers of
+    the coefficients, its floats in the dtype of the data. `state` holds an array for each declared field, in
+    declared order; one that the options do not need may be empty, so a bool among the coefficients has to say
+    whether to touch it. All else is as in `Block`. It must give the bits of `update`: the same operations in the
+    same order, and no constant that lifts float32 to float64 (``out.dtype.type(1) - x``, not ``1.0 - x``). Loops
+    that run over ``range(out.size)`` with nothing but elementwise work become vector code; several short ones do
+    no harm, a tile stays in the fastest cache.
+    """
 
     def fields(self, options: Options) -> tuple[StateField, ...]:
         """Return the state fields that resolved options need."""

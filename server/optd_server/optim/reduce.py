@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim.algorithm import Vector
+from optd_server.optim.finite import all_finite
 from optd_server.optim.runs import BLOCK, Indices
+from optd_server.optim.threads import share
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
@@ -25,8 +27,23 @@ class Contribution(NamedTuple):
     present: Mask | None = None
 
 
-def reduce_mean(out: Vector, contributions: Sequence[Contribution], sizes: Indices) -> Mask:
-    """Write the mean of the contributions to `out`; return which parameters anyone has, shape (P,).
+class Reduction(NamedTuple):
+    """What is to be known of a mean."""
+
+    present: Mask
+    """Which parameters anyone has, shape (P,)."""
+    finite: bool
+    """Whether every element is finite."""
+
+
+def presence(contributions: Sequence[Contribution], count: int) -> Mask:
+    """Return which of `count` parameters each contribution has, shape (contributions, P)."""
+    everything = np.ones(count, np.bool_)
+    return np.array([everything if c.present is None else c.present for c in contributions])
+
+
+def reduce_mean(out: Vector, contributions: Sequence[Contribution], sizes: Indices, threads: int = 1) -> Reduction:
+    """Write the mean of the contributions to `out`.
 
     The same contributions in the same order give the same bits, whoever else contributes to other parameters.
     What a contribution has under an absent parameter is not read into the result, be it NaN.
@@ -36,20 +53,26 @@ def reduce_mean(out: Vector, contributions: Sequence[Contribution], sizes: Indic
             with the contributions.
         contributions: At least one, of the dtype of `out`. Not modified.
         sizes: Elements of each parameter, shape (P,), with sum N.
+        threads: How many threads share the work, this one included.
     """
-    everything = np.ones(len(sizes), np.bool_)
-    masks = np.array([everything if c.present is None else c.present for c in contributions])
+    masks = presence(contributions, len(sizes))
     contributors = masks.sum(axis=0)
     ends = np.cumsum(sizes)
-    with np.errstate(all="ignore"):
-        for start in range(0, len(out), BLOCK):
-            here = slice(start, min(start + BLOCK, len(out)))
-            owners, lengths = _owners(ends, sizes, here)
-            scale = 1 / np.maximum(contributors[owners], 1)
-            gradients = [c.gradient[here] for c in contributions]
-            _mean_of_block(out[here], gradients, masks[:, owners], scale.astype(out.dtype), lengths)
-    covered: Mask = contributors > 0
-    return covered
+
+    def work(first: int, last: int) -> bool:
+        finite = True
+        with np.errstate(all="ignore"):
+            for start in range(first, last, BLOCK):
+                here = slice(start, min(start + BLOCK, last))
+                owners, lengths = _owners(ends, sizes, here)
+                scale = 1 / np.maximum(contributors[owners], 1)
+                gradients = [c.gradient[here] for c in contributions]
+                _mean_of_block(out[here], gradients, masks[:, owners], scale.astype(out.dtype), lengths)
+                finite = finite and all_finite(out[here])
+        return finite
+
+    finite = all(share(work, len(out), threads))
+    return Reduction(contributors > 0, finite)
 
 
 def _owners(ends: Indices, sizes: Indices, here: slice) -> tuple[slice, Indices]:

@@ -7,7 +7,7 @@ come and go one by one there may be thousands of a few elements each, and a call
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -55,36 +55,48 @@ class Patchwork:
         return np.repeat(self.starts - before, self.lengths) + np.arange(self.count)
 
 
-def cut(sizes: Indices, offsets: Indices, kinds: Indices, families: Sequence[int]) -> Iterator[Span | Patchwork]:
-    """Cut parameters into pieces of work that together hold every element once.
+class Runs(NamedTuple):
+    """All runs of a segment, in order."""
+
+    starts: Indices
+    """Where each of R runs starts, and after that where the last one ends: shape (R + 1,), from 0 to N."""
+    kinds: Indices
+    """Shape (R,)."""
+
+
+def merge(sizes: Indices, offsets: Indices, kinds: Indices) -> Runs:
+    """Return the runs of parameters that lie one after the other. Empty parameters are of no run and end none.
 
     Args:
         sizes: Elements of each parameter, shape (P,).
         offsets: Where each parameter starts, shape (P,).
-        kinds: The kind of each parameter, shape (P,), each an index of `families`.
+        kinds: The kind of each parameter, shape (P,).
+    """
+    filled = sizes > 0
+    if not filled.all():
+        sizes, offsets, kinds = sizes[filled], offsets[filled], kinds[filled]
+    if len(kinds) == 0:
+        return Runs(np.zeros(1, np.int64), kinds)
+    first = np.concatenate(([0], np.flatnonzero(kinds[1:] != kinds[:-1]) + 1))
+    return Runs(np.append(offsets[first], offsets[-1] + sizes[-1]), kinds[first])
+
+
+def cut(found: Runs, families: Sequence[int]) -> Iterator[Span | Patchwork]:
+    """Cut runs into pieces of work that together hold every element once.
+
+    Args:
+        found: The runs; each kind is an index of `families`.
         families: The family of each kind. Short runs are gathered together only within a family.
     """
-    starts, lengths, run_kinds = _runs(sizes, offsets, kinds)
+    starts, lengths, kinds = found.starts[:-1], np.diff(found.starts), found.kinds
     short = lengths < SHORT
     if np.count_nonzero(short) < MANY:
         short[:] = False
     long = ~short
-    for start, length, kind in zip(starts[long], lengths[long], run_kinds[long], strict=True):
+    for start, length, kind in zip(starts[long], lengths[long], kinds[long], strict=True):
         yield from _blocks(int(start), int(start + length), int(kind))
     if short.any():
-        yield from _patchworks(starts[short], lengths[short], run_kinds[short], np.asarray(families))
-
-
-def _runs(sizes: Indices, offsets: Indices, kinds: Indices) -> tuple[Indices, Indices, Indices]:
-    """Return start, length and kind of every run. Empty parameters are of no run and end none."""
-    filled = sizes > 0
-    sizes, offsets, kinds = sizes[filled], offsets[filled], kinds[filled]
-    if len(kinds) == 0:
-        return offsets, sizes, kinds
-    first = np.concatenate(([0], np.flatnonzero(np.diff(kinds)) + 1))
-    starts = offsets[first]
-    end = offsets[-1] + sizes[-1]
-    return starts, np.diff(starts, append=end), kinds[first]
+        yield from _patchworks(starts[short], lengths[short], kinds[short], np.asarray(families))
 
 
 def _blocks(start: int, stop: int, kind: int) -> Iterator[Span]:

@@ -1,27 +1,34 @@
 """The state of one flat segment: what an optimizer remembers of the parameters that lie in it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, StateField, Vector
+from optd_server.optim.algorithm import Algorithm, Vector
 from optd_server.optim.option import Options
+
+if TYPE_CHECKING:
+    from optd_server.optim.cases import Plan
+
+_NO_LOW = np.iinfo(np.int64).max
 
 
 class SegmentState:
     """State of parameters of one dtype that lie one after the other, without gaps, in a flat buffer.
 
-    P is their number, N that of their elements. The layout never changes; the rest is what `step.apply`
-    updates in place, and what a checkpoint has to keep. Arrays that are given are owned from then on, not
-    copied.
+    They belong to groups that lie one after the other, too. P is the number of parameters, N that of their elements,
+    G that of groups. The layout never changes; the rest is what `step.apply` updates in place, and what a checkpoint
+    has to keep. Arrays that are given are owned from then on, not copied.
     """
 
     sizes: npt.NDArray[np.int64]
     """Elements of each parameter, shape (P,). A 0-d parameter has 1, an empty one 0."""
     offsets: npt.NDArray[np.int64]
     """Where each parameter starts, shape (P,)."""
+    groups: npt.NDArray[np.int64]
+    """How many parameters each group has here, shape (G,). One may have none, where all of its are of other dtypes."""
     count: int
     """N."""
     dtype: np.dtype[Any]
@@ -29,7 +36,7 @@ class SegmentState:
     steps: npt.NDArray[np.int64]
     """How many steps each parameter took part in, shape (P,)."""
     state: dict[str, Vector]
-    """State arrays by torch's names, shape (N,) each; only those that options have needed so far."""
+    """State arrays by torch's names, shape (N,) each; only those that some group's options have needed so far."""
     started: dict[str, npt.NDArray[np.bool_]]
     """For each state array, which parameters have it, shape (P,).
 
@@ -41,26 +48,93 @@ class SegmentState:
         sizes: Sequence[int] | npt.NDArray[np.int64],
         dtype: npt.DTypeLike,
         *,
+        groups: Sequence[int] | npt.NDArray[np.int64] | None = None,
         steps: npt.NDArray[np.int64] | None = None,
         state: Mapping[str, Vector] | None = None,
         started: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> None:
         self.sizes = np.asarray(sizes, np.int64)
         self.offsets = np.cumsum(self.sizes) - self.sizes
+        self.groups = np.asarray([len(self.sizes)] if groups is None else groups, np.int64)
+        if self.groups.sum() != len(self.sizes):
+            raise ValueError(f"groups must have {len(self.sizes)} parameters together, got {self.groups.sum()}")
         self.count = int(self.sizes.sum())
         self.dtype = np.dtype(dtype)
         self.steps = np.zeros(len(self.sizes), np.int64) if steps is None else steps
         self.state = dict(state or {})
         self.started = dict(started or {})
+        self.plan: Plan | None = None
+        self._first = np.cumsum(self.groups) - self.groups
 
-    def ensure(self, algorithm: Algorithm, options: Options) -> tuple[StateField, ...]:
-        """Allocate the state that resolved options need and that is missing; return the fields they need.
+    def ensure(self, algorithm: Algorithm, options: Sequence[Options]) -> None:
+        """Allocate the state that the resolved options of groups that have parameters need, where it is missing.
 
         State that they do not need is kept: momentum that is turned off and on again goes on where it was.
         """
-        fields = algorithm.fields(options)
-        for field in fields:
-            if field.name not in self.state:
-                self.state[field.name] = np.zeros(self.count, self.dtype)
-                self.started[field.name] = np.zeros(len(self.sizes), np.bool_)
-        return fields
+        for each, parameters in zip(options, self.groups, strict=True):
+            for field in algorithm.fields(each) if parameters else ():
+                self.allocate(field.name)
+
+    def allocate(self, field: str) -> Vector:
+        """Return a state array, of zeros that nobody has started where it was missing.
+
+        It is as long as the segment even where one group alone needs it: the system gives memory only to those pages
+        that are touched.
+        """
+        if field not in self.state:
+            self.state[field] = np.zeros(self.count, self.dtype)
+            self.started[field] = np.zeros(len(self.sizes), np.bool_)
+        return self.state[field]
+
+    def part(self, group: int) -> "SegmentPart":
+        """Return what one group has here."""
+        first = int(self._first[group])
+        return SegmentPart(self, slice(first, first + int(self.groups[group])))
+
+    def step_ranges(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """By group, the fewest and the most steps that a parameter of it has had, shape (G,) each.
+
+        A group without parameters here has the largest integer and 0, which change no minimum and no maximum.
+        """
+        low = np.full(len(self.groups), _NO_LOW)
+        high = np.zeros(len(self.groups), np.int64)
+        filled = self.groups > 0
+        if filled.any():
+            first = self._first[filled]
+            low[filled] = np.minimum.reduceat(self.steps, first)
+            high[filled] = np.maximum.reduceat(self.steps, first)
+        return low, high
+
+
+class SegmentPart:
+    """One group of a segment, as if it had a segment of its own. All arrays are views: they share its memory."""
+
+    def __init__(self, segment: SegmentState, parameters: slice) -> None:
+        self._segment = segment
+        self._parameters = parameters
+        self.sizes = segment.sizes[parameters]
+        self.count = int(self.sizes.sum())
+        self.start = int(segment.offsets[parameters.start]) if self.count else 0
+        """Where it begins in the segment; 0 where it has no elements."""
+        self.dtype = segment.dtype
+        self.steps = segment.steps[parameters]
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each parameter starts, counted from the part's beginning."""
+        return np.cumsum(self.sizes) - self.sizes
+
+    @property
+    def state(self) -> dict[str, Vector]:
+        """State arrays by name. Use `allocate` to add one."""
+        here = slice(self.start, self.start + self.count)
+        return {name: array[here] for name, array in self._segment.state.items()}
+
+    @property
+    def started(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """For each state array, which parameters have it."""
+        return {name: array[self._parameters] for name, array in self._segment.started.items()}
+
+    def allocate(self, field: str) -> Vector:
+        """Return the part's elements of a state array, which the whole segment gets where it was missing."""
+        return self._segment.allocate(field)[self.start : self.start + self.count]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, StateField
+from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
 from optd_server.optim.arithmetic import add
 from optd_server.optim.option import Option, Options, Rule, flag, number
 
@@ -15,13 +15,15 @@ from optd_server.optim.option import Option, Options, Rule, flag, number
 class SgdCoefficients(NamedTuple):
     """The numbers of a step; none depends on the step count."""
 
-    negative_lr: float
+    negative_lr: Number
     momentum: float
     kept: float
     """The part of the gradient that enters the momentum buffer: 1 - dampening."""
     weight_decay: float
     nesterov: bool
     maximize: bool
+    has_momentum: bool
+    """Whether there is a momentum buffer: `momentum` may round to 0 in the data's dtype."""
 
 
 def coefficients(options: Options, _: int) -> SgdCoefficients:
@@ -33,7 +35,12 @@ def coefficients(options: Options, _: int) -> SgdCoefficients:
         weight_decay=number(options, "weight_decay"),
         nesterov=flag(options, "nesterov"),
         maximize=flag(options, "maximize"),
+        has_momentum=_has_momentum(options),
     )
+
+
+def _has_momentum(options: Options) -> bool:
+    return number(options, "momentum") != 0
 
 
 def update(c: SgdCoefficients, block: Block) -> None:
@@ -52,13 +59,46 @@ def update(c: SgdCoefficients, block: Block) -> None:
             np.copyto(buffer, direction)
         else:
             np.multiply(buffer, c.momentum, out=buffer)
-            add(buffer, direction, c.kept, out=buffer, scratch=scratch)
+            if c.kept == 1:  # one pass less, of the same bits
+                np.add(buffer, direction, out=buffer)
+            else:
+                add(buffer, direction, c.kept, out=buffer, scratch=scratch)
         if c.nesterov:
             add(direction, buffer, c.momentum, out=changed, scratch=scratch)
             direction = changed
         else:
             direction = buffer
     add(block.weights, direction, c.negative_lr, out=block.out, scratch=scratch)
+
+
+def fused(
+    c: SgdCoefficients, fresh: bool, weights: Vector, gradient: Vector, out: Vector, state: tuple[Vector, ...]
+) -> None:
+    """Apply one step to a tile: `update`, element by element."""
+    (buffer,) = state
+    # The direction is said twice: a loop that touches a buffer only sometimes does not become vector code.
+    if c.has_momentum:
+        for i in range(out.size):
+            direction = gradient[i]
+            if c.maximize:
+                direction = -direction
+            if c.weight_decay != 0:
+                direction = direction + weights[i] * c.weight_decay
+            momentum = buffer[i] * c.momentum + direction * c.kept
+            if fresh:
+                momentum = direction
+            buffer[i] = momentum
+            if c.nesterov:
+                momentum = direction + momentum * c.momentum
+            out[i] = weights[i] + momentum * c.negative_lr
+    else:
+        for i in range(out.size):
+            direction = gradient[i]
+            if c.maximize:
+                direction = -direction
+            if c.weight_decay != 0:
+                direction = direction + weights[i] * c.weight_decay
+            out[i] = weights[i] + direction * c.negative_lr
 
 
 SGD = Algorithm(
@@ -81,8 +121,9 @@ SGD = Algorithm(
             option="nesterov",
         ),
     ),
-    state=(StateField("momentum_buffer", lambda o: number(o, "momentum") != 0, seeded=True),),
+    state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
     coefficients=coefficients,
     update=update,
     scratch=2,
+    fused=fused,
 )

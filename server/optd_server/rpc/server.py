@@ -130,7 +130,7 @@ class Server:
             ),
             authentication=self._security.authentication,
             tls=self._config.tls,
-            kernels=f"numpy, {self._config.threads} threads",
+            kernels=self._catalog.offload.kernels.describe(self._config.threads),
             durability="none",
         )
 

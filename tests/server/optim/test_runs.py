@@ -21,7 +21,7 @@ def test_pieces_hold_every_element_once(parameters, short, many) -> None:
     sizes = np.array([size for size, _ in parameters], np.int64)
     kinds = np.array([kind for _, kind in parameters], np.int64)
     with mock.patch.multiple(runs, BLOCK=32, SHORT=short, MANY=many):
-        pieces = list(runs.cut(sizes, np.cumsum(sizes) - sizes, kinds, FAMILIES))
+        pieces = list(runs.cut(runs.merge(sizes, np.cumsum(sizes) - sizes, kinds), FAMILIES))
     seen = np.full(sizes.sum(), -1)
     for piece in pieces:
         if isinstance(piece, runs.Span):
@@ -40,7 +40,7 @@ def test_pieces_hold_every_element_once(parameters, short, many) -> None:
 
 def cut(sizes: list[int], kinds: list[int]) -> list[runs.Span | runs.Patchwork]:
     lengths = np.array(sizes, np.int64)
-    return list(runs.cut(lengths, np.cumsum(lengths) - lengths, np.array(kinds), FAMILIES))
+    return list(runs.cut(runs.merge(lengths, np.cumsum(lengths) - lengths, np.array(kinds)), FAMILIES))
 
 
 def test_parameters_of_one_kind_are_one_run_across_an_empty_one_of_another() -> None:

@@ -8,35 +8,48 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option, runs
 from optd_server.optim.algorithm import Algorithm, Block
+from optd_server.optim.backends.base import Backend
+from optd_server.optim.backends.blocked import BLOCKED
+from optd_server.optim.backends.compiled import backend as compiled
 from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
 
-# Thresholds under which a few hundred elements take every path.
-PATHS = {
-    "as shipped": {"BLOCK": runs.BLOCK},
-    "runs only": {"SHORT": 0, "BLOCK": 16},
-    "gathered only": {"SHORT": 1 << 40, "MANY": 0, "BLOCK": 16},
-    "both": {"SHORT": 5, "MANY": 2, "BLOCK": 16},
+# A backend, and thresholds under which a few hundred elements take every path.
+PATHS: dict[str, tuple[Backend, Any, dict[str, int]]] = {
+    "numpy as shipped": (BLOCKED, runs, {"BLOCK": runs.BLOCK}),
+    "runs only": (BLOCKED, runs, {"SHORT": 0, "BLOCK": 16}),
+    "gathered only": (BLOCKED, runs, {"SHORT": 1 << 40, "MANY": 0, "BLOCK": 16}),
+    "both": (BLOCKED, runs, {"SHORT": 5, "MANY": 2, "BLOCK": 16}),
+    "numba as shipped": (COMPILED, compiled, {"STREAMED_BYTES": compiled.STREAMED_BYTES}),
+    "streamed": (COMPILED, compiled, {"STREAMED_BYTES": 0}),
 }
+
+
+UNWRITTEN = 12345.0
 
 
 @dataclasses.dataclass
 class Training:
-    """An algorithm, its options, a layout, and for each step which parameters have a gradient."""
+    """An algorithm, a layout, and for each step the groups' options and which parameters have a gradient."""
 
     algorithm: Algorithm
-    options: list[dict[str, Any]]
+    options: list[list[dict[str, Any]]]
     sizes: list[int]
+    groups: list[int]
     present: list[np.ndarray]
     dtype: np.dtype
     seed: int
 
     def gradients(self) -> list[np.ndarray]:
         rng = np.random.default_rng(self.seed)
-        return [rng.standard_normal(sum(self.sizes)).astype(self.dtype) for _ in self.present]
+        gradients = [rng.standard_normal(sum(self.sizes)).astype(self.dtype) for _ in self.present]
+        for gradient in gradients:
+            gradient[::5] *= 0  # of both signs
+        return gradients
 
     def weights(self) -> np.ndarray:
         return np.random.default_rng(self.seed + 1).standard_normal(sum(self.sizes)).astype(self.dtype)
@@ -58,48 +71,60 @@ def trainings(draw: st.DrawFn) -> Training:
     combination = st.fixed_dictionaries({o.name: option_values(o) for o in algorithm.options}).filter(
         lambda options: option.check(algorithm, options) is None
     )
-    sizes = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 7, 40]), max_size=30))
+    sizes = draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 5, 7, 40, 300]), max_size=30))
+    ends = sorted(draw(st.lists(st.integers(0, len(sizes)), max_size=4)))
+    groups = np.diff([0, *ends, len(sizes)]).tolist()
     masks = st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes))
     present = [np.array(draw(masks), np.bool_) for _ in range(draw(st.integers(1, 4)))]
-    options = draw(st.lists(combination, min_size=1, max_size=2))
+    several = st.lists(combination, min_size=len(groups), max_size=len(groups))
+    options = draw(st.lists(several | combination.map(lambda one: [one] * len(groups)), min_size=1, max_size=2))
     # Options change in the middle: fields appear late, and are fresh for some parameters only.
     schedule = [options[i * len(options) // len(present)] for i in range(len(present))]
     dtype = np.dtype(draw(st.sampled_from([np.float32, np.float64])))
-    return Training(algorithm, schedule, sizes, present, dtype, draw(st.integers(0, 1000)))
+    return Training(algorithm, schedule, sizes, groups, present, dtype, draw(st.integers(0, 1000)))
 
 
-def run(training: Training, threads: int = 1) -> tuple[np.ndarray, SegmentState]:
-    segment = SegmentState(training.sizes, training.dtype)
+def resolve(algorithm: Algorithm, options: list[dict[str, Any]]) -> list[Any]:
+    """Groups that are given the same object share what it resolves to."""
+    resolved = {id(each): option.resolve(algorithm.options, each) for each in options}
+    return [resolved[id(each)] for each in options]
+
+
+def run(training: Training, threads: int = 1, backend: Backend = BLOCKED) -> tuple[np.ndarray, SegmentState]:
+    segment = SegmentState(training.sizes, training.dtype, groups=training.groups)
     weights = training.weights()
     for options, present, gradient in zip(training.options, training.present, training.gradients(), strict=True):
         given_weights, given_gradient = weights.copy(), gradient.copy()
-        out = np.full_like(weights, np.nan)
-        resolved = option.resolve(training.algorithm.options, options)
+        out = np.full_like(weights, UNWRITTEN)
         apply(
             training.algorithm,
-            resolved,
+            resolve(training.algorithm, options),
             segment,
             weights=weights,
             gradient=gradient,
             out=out,
             present=present,
             threads=threads,
+            backend=backend,
         )
         np.testing.assert_array_equal(weights, given_weights)
         np.testing.assert_array_equal(gradient, given_gradient)
-        assert not np.isnan(out).any(), "an element of out was not written"
+        assert (out != UNWRITTEN).all(), "an element of out was not written"
         weights = out
     return weights, segment
 
 
 def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
     """One parameter at a time, with arrays and coefficients of its own."""
-    segment = SegmentState(training.sizes, training.dtype)
+    segment = SegmentState(training.sizes, training.dtype, groups=training.groups)
     weights = training.weights()
     for options, present, gradient in zip(training.options, training.present, training.gradients(), strict=True):
-        resolved = option.resolve(training.algorithm.options, options)
-        fields = segment.ensure(training.algorithm, resolved)
+        by_group = resolve(training.algorithm, options)
+        segment.ensure(training.algorithm, by_group)
+        of_parameter = [each for each, count in zip(by_group, training.groups, strict=True) for _ in range(count)]
         for i in np.flatnonzero(present):
+            resolved = of_parameter[i]
+            fields = training.algorithm.fields(resolved)
             here = slice(segment.offsets[i], segment.offsets[i] + segment.sizes[i])
             segment.steps[i] += 1
             exact = training.algorithm.coefficients(resolved, int(segment.steps[i]))
@@ -112,19 +137,25 @@ def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
                 scratch=tuple(np.empty(segment.sizes[i], training.dtype) for _ in range(training.algorithm.scratch)),
                 fresh=any(field.seeded and not segment.started[field.name][i] for field in fields),
             )
-            training.algorithm.update(type(exact)(*rounded), block)
+            with np.errstate(all="ignore"):
+                training.algorithm.update(type(exact)(*rounded), block)
             weights[here] = block.out
             for field in fields:
                 segment.started[field.name][i] = True
     return weights, segment
 
 
+def bits(array: np.ndarray) -> np.ndarray:
+    """All bits, but for NaN: which of two NaN an operation hands on is left to the processor."""
+    return np.where(np.isnan(array), array.dtype.type(np.nan), array).view(np.uint8)
+
+
 def assert_same_bits(ours: tuple[np.ndarray, SegmentState], expected: tuple[np.ndarray, SegmentState]) -> None:
-    np.testing.assert_array_equal(ours[0].view(np.uint8), expected[0].view(np.uint8))
+    np.testing.assert_array_equal(bits(ours[0]), bits(expected[0]))
     np.testing.assert_array_equal(ours[1].steps, expected[1].steps)
     assert ours[1].state.keys() == expected[1].state.keys()
     for name, array in expected[1].state.items():
-        np.testing.assert_array_equal(ours[1].state[name].view(np.uint8), array.view(np.uint8))
+        np.testing.assert_array_equal(bits(ours[1].state[name]), bits(array))
         np.testing.assert_array_equal(ours[1].started[name], expected[1].started[name])
 
 
@@ -132,19 +163,25 @@ def assert_same_bits(ours: tuple[np.ndarray, SegmentState], expected: tuple[np.n
 @given(trainings(), st.sampled_from(sorted(PATHS)), st.sampled_from([1, 2]))
 def test_every_path_gives_the_bits_of_one_parameter_at_a_time(training, path, threads) -> None:
     expected = run_naively(training)
-    with mock.patch.multiple(runs, **PATHS[path]):
-        assert_same_bits(run(training, threads), expected)
+    backend, module, thresholds = PATHS[path]
+    with mock.patch.multiple(module, **thresholds):
+        assert_same_bits(run(training, threads, backend), expected)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_the_bits_do_not_depend_on_the_number_of_threads(name) -> None:
+def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(name) -> None:
     sizes = [200_001, 0, 1, *[3] * 100, 100_000]
     rng = np.random.default_rng(5)
     present = [rng.random(len(sizes)) < 0.7 for _ in range(3)] + [np.ones(len(sizes), np.bool_)]
-    training = Training(ALGORITHMS[name], [{"lr": 0.1}] * 4, sizes, present, np.dtype(np.float32), 5)
+    groups = [1, 52, len(sizes) - 53]
+    options = [[{"lr": 0.1}, {"lr": 0.2, "weight_decay": 0.3}, {"lr": 0.1}]] * 4
+    training = Training(ALGORITHMS[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
-    for threads in (2, 5):
-        assert_same_bits(run(training, threads), expected)
+    for backend in BACKENDS.values():
+        for threads in (1, 2, 5):
+            assert_same_bits(run(training, threads, backend), expected)
+    with mock.patch.object(compiled, "STREAMED_BYTES", 0):
+        assert_same_bits(run(training, 2, COMPILED), expected)
 
 
 def prepared(name: str = "adam", sizes: tuple[int, ...] = (3, 0, 2), **options: Any) -> dict[str, Any]:
@@ -152,7 +189,7 @@ def prepared(name: str = "adam", sizes: tuple[int, ...] = (3, 0, 2), **options: 
     count = sum(sizes)
     return {
         "algorithm": algorithm,
-        "options": option.resolve(algorithm.options, options),
+        "options": [option.resolve(algorithm.options, options)],
         "segment": SegmentState(sizes, np.float32),
         "weights": np.ones(count, np.float32),
         "gradient": np.ones(count, np.float32),
@@ -172,8 +209,49 @@ def test_an_absent_parameter_keeps_weights_state_and_count_whatever_its_gradient
     assert (segment.state["exp_avg"][3:] == 0).all()
 
 
-def test_a_step_without_parameters_does_nothing() -> None:
-    apply(**prepared(sizes=()))
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize("sizes", [(), (0,), (0, 0)])
+def test_a_step_without_elements_counts(backend, sizes) -> None:
+    call = prepared(sizes=sizes)
+    apply(**call, backend=backend)
+    assert call["segment"].steps.tolist() == [1] * len(sizes)
+
+
+def test_a_thousand_groups_of_equal_options_are_one_case_and_one_run() -> None:
+    call = prepared(sizes=(3,) * 5000)
+    call["segment"] = segment = SegmentState([3] * 5000, np.float32, groups=[5] * 1000)
+    call["options"] = [dict(call["options"][0]) for _ in range(1000)]
+    asked = mock.Mock(side_effect=call["algorithm"].coefficients)
+    call["algorithm"] = dataclasses.replace(call["algorithm"], coefficients=asked)
+    for _ in range(3):
+        apply(**call)
+    assert asked.call_count == 3
+    assert segment.plan.sort(segment, None).starts.tolist() == [0, 15_000]
+
+
+def test_a_thousand_step_counts_are_worked_out_once() -> None:
+    call = prepared(sizes=(3,) * 1000)
+    call["segment"].steps[:] = np.random.default_rng(0).permutation(1000)
+    asked = mock.Mock(side_effect=call["algorithm"].coefficients)
+    call["algorithm"] = dataclasses.replace(call["algorithm"], coefficients=asked)
+    apply(**call)
+    assert asked.call_count == 1000
+    apply(**call)
+    assert asked.call_count == 1001  # of the others, the next parameter has just been there
+
+
+def test_rows_that_are_needed_no_more_are_forgotten() -> None:
+    call = prepared(sizes=(2,))
+    for _ in range(3000):
+        apply(**call)
+    assert len(call["segment"].plan.table) < 1100
+
+
+def test_step_counts_that_lie_far_apart_need_no_memory() -> None:
+    call = prepared(sizes=(1, 1, 1))
+    call["segment"].steps[:] = [0, 1 << 61, 1 << 40]
+    apply(**call)
+    assert call["segment"].steps.tolist() == [1, (1 << 61) + 1, (1 << 40) + 1]
 
 
 def test_a_snapshot_that_nobody_may_write_can_be_stepped() -> None:
@@ -242,6 +320,8 @@ def test_coefficients_of_other_kinds_than_floats_keep_parameters_apart() -> None
         ),
         ({"present": np.ones(3)}, "present must be bool .*, got float64"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"options": []}, "options must be those of 1 groups, got 0"),
+        ({"gradient": np.ones(10, np.float32)[::2]}, "gradient must be contiguous"),
     ],
 )
 def test_a_wrong_buffer_is_refused(wrong, message) -> None:
@@ -263,7 +343,7 @@ def test_state_is_allocated_only_where_options_need_it() -> None:
     def names(algorithm: str, **options: Any) -> list[str]:
         segment = SegmentState([2, 3], np.float64)
         declared = ALGORITHMS[algorithm]
-        segment.ensure(declared, option.resolve(declared.options, options))
+        segment.ensure(declared, [option.resolve(declared.options, options)])
         assert all(a.shape == (5,) and a.dtype == np.float64 for a in segment.state.values())
         assert all(s.shape == (2,) and not s.any() for s in segment.started.values())
         return sorted(segment.state)
@@ -289,3 +369,33 @@ def test_a_segment_is_restored_from_its_arrays() -> None:
     apply(**call)
     apply(**other)
     assert_same_bits((other["out"], restored), (call["out"], segment))
+
+
+def test_a_part_is_a_group_as_if_it_were_alone() -> None:
+    segment = SegmentState([2, 3, 0, 4], np.float32, groups=[1, 0, 3])
+    segment.allocate("exp_avg")[:] = np.arange(9)
+    part = segment.part(2)
+    assert (part.sizes.tolist(), part.offsets.tolist(), part.count, part.start) == ([3, 0, 4], [0, 3, 3], 7, 2)
+    assert part.state["exp_avg"].tolist() == [2, 3, 4, 5, 6, 7, 8]
+    part.steps[:] = [5, 6, 7]
+    part.started["exp_avg"][1] = True
+    part.allocate("exp_avg_sq")[:] = 1
+    assert segment.steps.tolist() == [0, 5, 6, 7]
+    assert segment.started["exp_avg"].tolist() == [False, False, True, False]
+    assert segment.state["exp_avg_sq"].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+    empty = segment.part(1)
+    assert (empty.count, empty.steps.size, empty.state["exp_avg"].size) == (0, 0, 0)
+
+
+def test_groups_tell_their_fewest_and_most_steps() -> None:
+    segment = SegmentState([1] * 4, np.float32, groups=[0, 3, 0, 1, 0])
+    segment.steps[:] = [4, 2, 9, 5]
+    low, high = segment.step_ranges()
+    none = np.iinfo(np.int64).max
+    assert low.tolist() == [none, 2, none, 5, none]
+    assert high.tolist() == [0, 9, 0, 5, 0]
+
+
+def test_groups_have_to_have_all_parameters() -> None:
+    with pytest.raises(ValueError, match="groups must have 3 parameters together, got 2"):
+        SegmentState([1, 1, 1], np.float32, groups=[1, 1])

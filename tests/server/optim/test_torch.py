@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm
@@ -114,7 +115,7 @@ def presence(step: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class Pair:
-    """A group in torch and in ours, which take the same steps."""
+    """A group in torch and in ours, which take the same steps: ours with both backends, of which the bits agree."""
 
     def __init__(self, row: Row, dtype: np.dtype, options: Mapping[str, Any], weights: list[np.ndarray]) -> None:
         self.algorithm = row.algorithm
@@ -122,6 +123,7 @@ class Pair:
         self.parameters = [torch.nn.Parameter(torch.from_numpy(w.copy())) for w in weights]
         self.optimizer = row.torch_class(self.parameters, foreach=False, **options)
         self.segment = SegmentState([w.size for w in weights], dtype)
+        self.compiled = SegmentState([w.size for w in weights], dtype)
         self.weights = np.concatenate([w.reshape(-1) for w in weights])
 
     def step(self, gradient: np.ndarray, present: np.ndarray) -> None:
@@ -131,17 +133,12 @@ class Pair:
             part = torch.from_numpy(self.of(gradient, i)).reshape(parameter.shape)
             parameter.grad = part if present[i] else None
         self.optimizer.step()
-        out = np.full_like(self.weights, np.nan)
         resolved = option.resolve(self.algorithm.options, self.options)
-        apply(
-            self.algorithm,
-            resolved,
-            self.segment,
-            weights=self.weights,
-            gradient=gradient,
-            out=out,
-            present=present,
-        )
+        out, twin = np.full_like(self.weights, np.nan), np.full_like(self.weights, np.nan)
+        given = {"weights": self.weights, "gradient": gradient, "present": present}
+        apply(self.algorithm, [resolved], self.segment, **given, out=out)
+        apply(self.algorithm, [resolved], self.compiled, **given, out=twin, backend=COMPILED)
+        np.testing.assert_array_equal(twin, out)
         self.weights = out
 
     def of(self, flat: np.ndarray, i: int) -> np.ndarray:
@@ -150,6 +147,8 @@ class Pair:
 
     def assert_equal(self, tolerance: float, scale: float | None = None) -> None:
         """`scale`: what to take for the largest element of all arrays, instead of the largest of each."""
+        for name, array in self.segment.state.items():
+            np.testing.assert_array_equal(self.compiled.state[name], array)
         for i, parameter in enumerate(self.parameters):
             where = f"{self.algorithm.name} {self.options} parameter {i}"
             bounds = {"rtol": tolerance, "atol": tolerance * (scale or np.abs(self.weights).max())}
@@ -204,6 +203,56 @@ def test_momentum_that_is_turned_on_off_and_on_again_goes_on_as_in_torch(dtype: 
         gradient = rng.standard_normal(pair.segment.count).astype(dtype)
         pair.step(gradient, presence(step, rng))
         pair.assert_equal(TOLERANCE[dtype])
+
+
+@DTYPES
+@ROWS
+def test_groups_that_lie_in_one_segment_are_torchs_groups(row: Row, dtype: np.dtype) -> None:
+    """A group for each combination of options, those with momentum beside those without."""
+    rng = np.random.default_rng(3)
+    combinations = [options | {"lr": 0.01 * (1 + i % 3)} for i, options in enumerate(row.combinations())]
+    shapes = [[(3,), (2, 2)], [(1,)], [(40,), (), (5,)]]
+    members = [
+        [torch.randn(shape, dtype=getattr(torch, dtype.name)) for shape in shapes[i % 3]]
+        for i in range(len(combinations))
+    ]
+    optimizer = row.torch_class(
+        [
+            {"params": [torch.nn.Parameter(p) for p in own], **each}
+            for own, each in zip(members, combinations, strict=True)
+        ],
+        foreach=False,
+    )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    resolved = [option.resolve(row.algorithm.options, each) for each in combinations]
+    weights = {backend: np.concatenate([p.detach().numpy().reshape(-1) for p in parameters]) for backend in BACKENDS}
+    sizes, groups = [p.numel() for p in parameters], [len(own) for own in members]
+    segments = {backend: SegmentState(sizes, dtype, groups=groups) for backend in BACKENDS}
+    for step in range(12):
+        present = rng.random(len(parameters)) < (1.0 if step % 3 else 0.6)
+        gradient = rng.standard_normal(sum(sizes)).astype(dtype)
+        parts = np.split(gradient, np.cumsum(sizes)[:-1])
+        for parameter, part, there in zip(parameters, parts, present, strict=True):
+            parameter.grad = torch.from_numpy(part).reshape(parameter.shape) if there else None
+        optimizer.step()
+        for name, backend in BACKENDS.items():
+            given, out = weights[name], np.empty_like(weights[name])
+            apply(
+                row.algorithm,
+                resolved,
+                segments[name],
+                weights=given,
+                gradient=gradient,
+                out=out,
+                present=present,
+                backend=backend,
+            )
+            weights[name] = out
+    expected = np.concatenate([p.detach().numpy().reshape(-1) for p in parameters])
+    for ours in weights.values():
+        np.testing.assert_allclose(
+            ours, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * np.abs(expected).max()
+        )
 
 
 @ROWS

@@ -26,6 +26,7 @@ class JobService:
         first, frames = await requests.first()
         with self._catalog.upload(from_message(first.spec, JobSpec)) as upload:
             await self._receive(requests, first, frames, upload.sink)
+            await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
             job = self._catalog.finish(upload, time.time())
         return pb.CreateJobResponse(job=to_message(job.info()))
 
@@ -57,6 +58,7 @@ class JobService:
                 job.check_new_group(spec)
                 index = len(job.model.groups)
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
+                await self._catalog.prepare(job.model.groups.algorithm.name, [spec])
                 info, created = await job.add_group(spec, weights, index)
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
 

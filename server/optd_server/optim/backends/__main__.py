@@ -1,0 +1,30 @@
+"""Compile all kernels ahead: ``python -m optd_server.optim.backends``. They are kept for the processes that follow."""
+
+import sys
+
+from optd_server.optim.backends import registry
+from optd_server.optim.registry import ALGORITHMS
+
+DTYPES = ("float32", "float64")
+
+
+def main() -> int:
+    """Compile, or find that it is done already; return 1 where there is nothing that compiles."""
+    try:
+        backend = registry.choose("numba")
+    except registry.BackendUnavailable as unavailable:
+        sys.stderr.write(f"no kernels: numba: {unavailable}\n")
+        return 1
+    for algorithm in ALGORITHMS.values():
+        for dtype in DTYPES:
+            backend.prepare(algorithm, dtype)
+            sys.stdout.write(f"{backend.name}: {algorithm.name} {dtype}\n")
+    # Not imported by name above: without numba there is no such module.
+    from optd_server.optim.backends.compiled.cache import folder  # noqa: PLC0415
+
+    sys.stdout.write(f"in {folder()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""What a backend does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Algorithm, Vector
+from optd_server.optim.cases import Table
+from optd_server.optim.reduce import Contribution, Reduction
+from optd_server.optim.runs import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step on one segment, checked and sorted. All vectors are contiguous, of one dtype, and share no memory."""
+
+    algorithm: Algorithm
+    runs: Runs
+    """Where which kind of elements lies; kinds are of `table`."""
+    table: Table
+    weights: Vector
+    """Read only."""
+    gradient: Vector
+    """Read only. Not used where elements are absent."""
+    out: Vector
+    """The new weights; every element is to be written."""
+    state: Mapping[str, Vector]
+    """All fields that some element needs, updated in place, and maybe others."""
+
+
+class Backend(ABC):
+    """Arithmetic on flat arrays. Safe to call from several threads; the heavy part runs without the GIL.
+
+    `threads` is how many threads share a call, the caller's included; every call blocks until it is done. Arrays are
+    1-d. None of the results depends on `threads` or on which backend it is, to the bit; the payload of a NaN excepted.
+    """
+
+    name: str
+    """What it is, for people: ``numba 0.61.2``."""
+    reason: str = ""
+    """Why it is not another one that was preferred: a line, or empty."""
+
+    def describe(self, threads: int) -> str:
+        """Return a line for people: what it is, how many threads it is given, and why not another."""
+        known = f"{self.name}, {threads} thread{'s' if threads != 1 else ''}"
+        return f"{known} ({self.reason})" if self.reason else known
+
+    @abstractmethod
+    def prepare(self, algorithm: Algorithm, dtype: npt.DTypeLike) -> None:
+        """Make everything ready that steps of an algorithm on data of a dtype need; may take seconds.
+
+        Without it the first calls take as much longer.
+        """
+
+    @abstractmethod
+    def step(self, work: Work, threads: int) -> None:
+        """Take one step: `step.apply` is what checks, sorts and counts."""
+
+    @abstractmethod
+    def first_nonfinite(self, array: npt.NDArray[np.floating[Any]], threads: int = 1) -> int | None:
+        """Return the index of the first NaN or infinity, or None."""
+
+    @abstractmethod
+    def reduce_mean(
+        self, out: Vector, contributions: Sequence[Contribution], sizes: npt.NDArray[np.int64], threads: int = 1
+    ) -> Reduction:
+        """Write the mean of contributions to `out`: see `reduce.reduce_mean`."""
+
+    @abstractmethod
+    def accumulate(self, target: Vector, values: Vector, *, add: bool) -> bool:
+        """Set `target` to `values`, or add them to it; return whether all that it now holds is finite.
+
+        Args:
+            target: Contiguous. Shares no memory with `values`.
+            values: Of the same shape and dtype. Need not be aligned, as what lies in a message is not.
+            add: Whether to add.
+        """
+
+    @abstractmethod
+    def scale(self, target: Vector, factor: float, threads: int = 1) -> None:
+        """Multiply a contiguous array in place by a factor, which is first rounded to the array's dtype."""
+
+    @abstractmethod
+    def copy(self, out: Vector, source: Vector, threads: int = 1) -> None:
+        """Copy `source` to `out`, of the same shape and dtype; they share no memory."""

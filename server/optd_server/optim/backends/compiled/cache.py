@@ -1,0 +1,98 @@
+"""Where compiled kernels are kept between processes.
+
+numba's own cache asks for a folder that can be written, and does not notice when a function that is called has
+changed. This one reads folders that cannot be written, as in an image, and has a folder for each digest of the
+sources; where nothing can be written, kernels live in memory.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
+
+import optd_server.optim
+
+
+def folder() -> Path:
+    """Where the kernels of this version of the sources are."""
+    return _base() / f"optd-kernels-{_digest()}"
+
+
+def _base() -> Path:
+    for variable in ("OPTD_KERNEL_CACHE", "NUMBA_CACHE_DIR"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable])
+    beside = Path(__file__).parent / "__pycache__"
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "optd"
+    with suppress(RuntimeError):  # a user without a home
+        return Path.home() / ".cache" / "optd"
+    return beside
+
+
+@cache
+def _digest() -> str:
+    """What compiled code depends on: the sources of the package, and who compiles."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
+    package = Path(str(optd_server.optim.__file__)).parent
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @classmethod
+    def from_function(cls, py_func: Any, _py_file: str) -> "_Locator":
+        return cls(py_func.__name__)
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return _digest()
+
+    def get_disambiguator(self) -> str:
+        return self._name
+
+
+class _Implementation(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class KernelCache(FunctionCache):
+    """A cache of one function that does without what it cannot read or write.
+
+    Each signature has files of its own. In numba's own way, with one index for all, two processes that compile
+    different kernels at the same time may take the same file for both.
+    """
+
+    _impl_class = _Implementation
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what is on disk, or None."""
+        self._cache_file = self._files(sig, target_context.codegen())
+        with suppress(OSError):
+            return super().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled."""
+        self._cache_file = self._files(sig, data.codegen)
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+    def _files(self, sig: Any, codegen: Any) -> Any:
+        key = hashlib.sha256(repr(self._index_key(sig, codegen)).encode()).hexdigest()[:16]
+        return IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{key}", _digest())
