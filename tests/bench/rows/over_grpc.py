@@ -1,0 +1,43 @@
+"""step() of one worker on the `grpc` lane, over TCP loopback."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from bench import ours
+from bench.row import Row, Side, Sides, seconds
+from bench.sizes import Size, model
+
+BFLOAT16 = 2.0**-7
+"""Eight bits of mantissa, for gradients and weights."""
+
+
+def _against_rpc(encoding: str, tolerance: float) -> Callable[[Size], AbstractContextManager[Sides]]:
+    @contextmanager
+    def build(size: Size) -> Iterator[Sides]:
+        from bench.references.torch_rpc import torch_rpc
+
+        shapes = model(size.model)
+        with (
+            ours.server() as server,
+            ours.job(server.address, shapes, lane="grpc", encoding=encoding) as mine,
+            torch_rpc(shapes) as theirs,
+        ):
+            yield Sides(Side(seconds(mine.step), mine.weights), theirs, tolerance)
+
+    return build
+
+
+ROWS = (
+    Row(
+        name="step(), {model}, gRPC over loopback",
+        reference="torch.distributed.rpc",
+        build=_against_rpc("float32", 1e-6),
+        aim=1.0,
+    ),
+    Row(
+        name="step(), {model}, gRPC over loopback, bfloat16",
+        reference="torch.distributed.rpc, float32",
+        build=_against_rpc("bfloat16", BFLOAT16),
+        aim=0.6,
+    ),
+)
