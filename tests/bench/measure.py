@@ -10,7 +10,8 @@ import numpy as np
 from bench.row import NotAvailable, Row, Side, Sides, Wrong
 from bench.sizes import Size
 
-WARM_UPS = 2
+WARM_UPS = {"full": 5, "tiny": 2}
+"""Turns by size's name. torch.distributed.rpc takes ten steps until its allocator finds all it needs."""
 SETTLE_SECONDS = 0.02
 """Between turns: threads of torch's pool spin a little while after their last work, in the way of the other side."""
 
@@ -65,7 +66,7 @@ def run(row: Row, size: Size, repeat: int, tell: Callable[[str], None] = lambda 
         with row.build(size) as sides:
             if not row.once:
                 tell("warming up")
-                _warm_up(sides)
+                _warm_up(sides, WARM_UPS[size.name])
             ours, reference = _alternate(sides, 1 if row.once else repeat, row.once, tell)
     except NotAvailable as error:
         return Result(row, problem=f"not available: {error}")
@@ -98,14 +99,14 @@ def _turn(side: Side, once: bool) -> float:
     return value
 
 
-def _warm_up(sides: Sides) -> None:
+def _warm_up(sides: Sides, turns: int) -> None:
     """Runs both sides as often; then their weights have changed, and are those of the other side."""
     after = []
     for side, name in ((sides.ours, "ours"), (sides.reference, "the reference")):
         if side is None:
             continue
         before = None
-        for _ in range(WARM_UPS):
+        for _ in range(turns):
             _turn(side, once=False)
             if side.weights is None:
                 continue

@@ -12,7 +12,7 @@ import numpy as np
 import optd
 from bench.processes import in_rounds, pace
 from bench.row import NotAvailable
-from bench.sizes import Shapes, arrays, joined
+from bench.sizes import Shapes, arrays, joined, single
 from optd.local import LocalServer
 from optd_server.optim import option
 from optd_server.optim.registry import ALGORITHMS
@@ -199,5 +199,5 @@ def worker(address: str, shapes: Shapes, barrier: Any, how: Mapping[str, Any]) -
 @contextmanager
 def pusher(address: str, elements: int, name: str) -> Iterator[Callable[..., Any]]:
     """A service of `processes`: pushes to a job of its own for so many seconds; answers with pushes a second."""
-    with job(address, {"w": (elements,)}, name=name) as mine:
+    with job(address, single(elements), name=name) as mine:
         yield lambda seconds: pace(mine.push, seconds)

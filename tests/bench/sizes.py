@@ -93,6 +93,11 @@ def model(elements: int) -> Shapes:
     return shapes | ({"rest": (left,)} if left else {})
 
 
+def single(elements: int) -> Shapes:
+    """The same in one parameter."""
+    return {"w": (elements,)}
+
+
 def mixed(elements: int, parameters: int) -> Shapes:
     """So many small parameters of mixed shapes: sizes from the mean's tenth to twice the mean, in no order."""
     rng = np.random.default_rng(0)

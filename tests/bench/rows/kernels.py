@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.ours import Kernel
 from bench.row import Row, Side, Sides, seconds
-from bench.sizes import Shapes, Size, mixed
+from bench.sizes import Shapes, Size, mixed, single
 
 ALGORITHMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Adam": ("adam", {"lr": 1e-3}),
@@ -16,7 +16,7 @@ ALGORITHMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def _one(size: Size) -> Shapes:
-    return {"w": (size.kernel,)}
+    return single(size.kernel)
 
 
 def _many(size: Size) -> Shapes:

@@ -9,7 +9,7 @@ from bench import ours
 from bench.processes import Child, children
 from bench.references import grpc_echo
 from bench.row import MICROSECONDS, PER_SECOND, Row, Side, Sides, seconds
-from bench.sizes import Size
+from bench.sizes import Size, single
 
 FLOAT32_BYTES = 4
 ANSWER_BYTES = 64
@@ -26,7 +26,7 @@ def _step(size: Size) -> Iterator[Sides]:
     payload = size.small * FLOAT32_BYTES
     with (
         ours.server() as server,
-        ours.job(server.address, {"w": (size.small,)}) as mine,
+        ours.job(server.address, single(size.small)) as mine,
         grpc_echo.echo_server(payload) as address,
         grpc_echo.echo_client(address, payload) as exchange,
     ):

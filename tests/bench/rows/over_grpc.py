@@ -5,18 +5,20 @@ from contextlib import AbstractContextManager, contextmanager
 
 from bench import ours
 from bench.row import Row, Side, Sides, seconds
-from bench.sizes import Size, model
+from bench.sizes import Shapes, Size, model, single
 
 BFLOAT16 = 2.0**-7
 """Eight bits of mantissa, for gradients and weights."""
 
 
-def _against_rpc(encoding: str, tolerance: float) -> Callable[[Size], AbstractContextManager[Sides]]:
+def _against_rpc(
+    shapes_of: Callable[[int], Shapes], encoding: str, tolerance: float
+) -> Callable[[Size], AbstractContextManager[Sides]]:
     @contextmanager
     def build(size: Size) -> Iterator[Sides]:
         from bench.references.torch_rpc import torch_rpc
 
-        shapes = model(size.model)
+        shapes = shapes_of(size.model)
         with (
             ours.server() as server,
             ours.job(server.address, shapes, lane="grpc", encoding=encoding) as mine,
@@ -31,13 +33,25 @@ ROWS = (
     Row(
         name="step(), {model}, gRPC over loopback",
         reference="torch.distributed.rpc",
-        build=_against_rpc("float32", 1e-6),
+        build=_against_rpc(model, "float32", 1e-6),
+        aim=1.0,
+    ),
+    Row(
+        name="step(), {model} in one parameter, gRPC over loopback",
+        reference="torch.distributed.rpc",
+        build=_against_rpc(single, "float32", 1e-6),
         aim=1.0,
     ),
     Row(
         name="step(), {model}, gRPC over loopback, bfloat16",
         reference="torch.distributed.rpc, float32",
-        build=_against_rpc("bfloat16", BFLOAT16),
+        build=_against_rpc(model, "bfloat16", BFLOAT16),
+        aim=0.6,
+    ),
+    Row(
+        name="step(), {model} in one parameter, gRPC over loopback, bfloat16",
+        reference="torch.distributed.rpc, float32",
+        build=_against_rpc(single, "bfloat16", BFLOAT16),
         aim=0.6,
     ),
 )
