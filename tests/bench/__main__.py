@@ -6,4 +6,7 @@ import sys
 if __name__ == "__main__":
     from bench.command import main
 
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -72,7 +72,7 @@ def _backend(name: str) -> dict[str, Any]:
         raise NotAvailable(f"no backend {name}") from None
     try:
         return {"backend": choose(name)}
-    except Exception as error:
+    except (ImportError, LookupError, ValueError) as error:
         raise NotAvailable(f"backend {name}: {error}") from error
 
 

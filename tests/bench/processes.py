@@ -1,5 +1,6 @@
 """Other processes of a row: each serves requests of the harness until it is closed, or the harness is gone."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from bench.row import NotAvailable, seconds
 
 SECONDS = 300.0
 """How long anything is waited for."""
+_PR_SET_PDEATHSIG = 1
 CONTEXT = multiprocessing.get_context("spawn")
 
 Handler = Callable[..., Any]
@@ -99,6 +101,8 @@ def children(*services: tuple[Service, *tuple[Any, ...]]) -> Iterator[list[Child
 
 def _serve(pipe: Connection, service: Service, *arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the harness, which then closes its pipe
+    # One that stands still would never see that the pipe has ended, should the harness be killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             _answer_all(pipe, service(*arguments))
