@@ -118,13 +118,13 @@ def _warm_up(sides: Sides, turns: int) -> None:
             before = weights
         after.append(before)
     if len(after) == 2 and sides.tolerance is not None and after[0] is not None and after[1] is not None:
-        _agree(after[0], after[1], sides.tolerance)
+        _agree(after[0], after[1], sides.tolerance, sides.floor)
 
 
-def _agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
+def _agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float, floor: float) -> None:
     if ours.shape != theirs.shape:
         raise Wrong(f"{ours.size} weights, the reference has {theirs.size}")
     apart = np.abs(ours - theirs)
-    allowed = tolerance * (np.abs(theirs) + np.abs(theirs).max())
+    allowed = tolerance * np.abs(theirs) + floor * np.abs(theirs).max()
     if not (apart <= allowed).all():
         raise Wrong(f"weights differ from the reference's by up to {apart.max():.3g}")

@@ -1,6 +1,6 @@
 """What a row is: two sides of one comparison, and what it aims at."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
@@ -64,11 +64,10 @@ class Sides:
     ours: Side
     reference: Side | None = None
     tolerance: float | None = 1e-6
-    """How far weights of both sides may be apart after the same steps, relative to the element or to the largest of
-    all, where terms cancel. None where they compute different things: then weights only have to change."""
-
-
-Builder = Callable[[Size], AbstractContextManager[Sides] | Iterator[Sides]]
+    """How far weights of both sides may be apart after the same steps, relative to the element. None where they
+    compute different things: then weights only have to change."""
+    floor: float = 1e-6
+    """How far they may be apart besides, relative to the largest of all: where terms cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)
