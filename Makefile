@@ -1,13 +1,13 @@
 # Every target sets itself up in .venv first; nothing outside this folder is changed.
 #
 #   PYTHON=python3.12 make test     another interpreter (3.11 or newer)
-#   make test ARGS="-k adam -x"     arguments for pytest
+#   make test ARGS="-k adam -x"     arguments for pytest; for bench: --only, --repeat, --size tiny
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help demo test soak check lint-proto format proto clean
+.PHONY: help demo test soak bench check lint-proto format proto clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -29,6 +29,9 @@ test: .venv/.installed-dev ## all tests but the long ones
 
 soak: .venv/.installed-dev ## the long tests
 	@exec $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
+
+bench: .venv/.installed-dev ## measure optd beside torch and bare gRPC, into docs/benchmarks.md; takes many minutes
+	@exec env PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m bench $(ARGS)
 
 check: .venv/.installed-dev ## format, lint, types, import rules, contract, generated code
 	$(BIN)/ruff format --check $(SOURCES)

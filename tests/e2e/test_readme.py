@@ -69,9 +69,9 @@ def test_what_a_program_prints_is_shown_somewhere():
 
 
 def test_commands_for_a_running_server_work(server: LocalServer):
-    # `watch` would go on until Ctrl-C.
+    # `watch` would go on until Ctrl-C, and `bench` for as long as figures take.
     script = [
-        re.sub(r"^(optctl watch .*)$", r"\1 --count 1", line)
+        re.sub(r"^(optctl bench)$", r"\1 --seconds 0.01", re.sub(r"^(optctl watch .*)$", r"\1 --count 1", line))
         for line in COMMANDS
         if line.startswith(("python ", "optctl "))
     ]

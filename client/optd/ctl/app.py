@@ -10,7 +10,7 @@ import typer
 
 import optd
 from optd.ctl import output
-from optd.ctl.commands import algorithms, changes, group, groups, jobs, server, watch, workers
+from optd.ctl.commands import algorithms, bench, changes, group, groups, jobs, server, watch, workers
 from optd.ctl.exits import INTERRUPTED, MEANINGS, BadUsage, Exit, UsageError, code_of, usage_line
 from optd.ctl.invocation import command, with_settings
 from optd.ctl.settings import Settings
@@ -33,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "rejections": workers.rejections,
     "algorithms": algorithms.algorithms,
     "watch": watch.watch,
+    "bench": bench.bench,
     "set": changes.set_options,
     "delete": jobs.delete,
 }

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optd import environment
+from optd import session as sessions
 from optd.ctl.exits import BadUsage
 from optd.ctl.settings import DEFAULT_SECONDS, DEFAULT_SERVER, Settings
 from optd.retry import with_retries
@@ -47,6 +48,20 @@ def connect(settings: Settings) -> Connection:
     except InvalidRequest as error:
         raise BadUsage(str(error)) from None
     return Connection(transport, settings.timeout or DEFAULT_SECONDS)
+
+
+def open_session(settings: Settings, job: str, **how: Any) -> sessions.Session:
+    """A session of a worker, where `connect` leads to; `how` is for `optd.connect`."""
+    timeout = settings.timeout or DEFAULT_SECONDS
+    return sessions.connect(
+        environment.server(settings.server, DEFAULT_SERVER),
+        job=job,
+        token=_token(settings),
+        tls=_tls(settings),
+        timeout=timeout,
+        connect_timeout=timeout,
+        **how,
+    )
 
 
 def _token(settings: Settings) -> str | None:

@@ -9,9 +9,10 @@ import typer
 from rich.console import RenderableType
 
 from optd.ctl import output
-from optd.ctl.connection import Connection, connect
+from optd.ctl.connection import Connection, connect, open_session
 from optd.ctl.documents import dump
 from optd.ctl.settings import Output, Settings
+from optd.session import Session
 
 P = ParamSpec("P")
 
@@ -31,6 +32,10 @@ class Invocation:
     def server(self) -> Connection:
         """The connection, made when it is first wanted."""
         return connect(self.settings)
+
+    def session(self, job: str, **how: Any) -> Session:
+        """A session of a worker with the same server; `how` is for `optd.connect`."""
+        return open_session(self.settings, job, **how)
 
     def answer(self, value: Any, *views: RenderableType) -> None:
         """Answers with a value as JSON, or with its views for people."""

@@ -16,7 +16,7 @@ from .conftest import Optctl
 
 COMMANDS = [
     *["status", "health", "jobs", "groups", "group", "workers", "rejections", "algorithms"],
-    *["watch", "set", "delete"],
+    *["watch", "bench", "set", "delete"],
 ]
 
 

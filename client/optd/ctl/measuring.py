@@ -1,0 +1,127 @@
+"""How fast a server steps for a worker that sits here: one job, one worker, step after step."""
+
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from optd.ctl import output
+from optd.ctl.invocation import Invocation
+from optd.optimizer import Optimizer
+from optd.session import Session
+from optd_wire.errors import NotFound, OptdError
+
+ALGORITHM = "adam"
+WARM_UPS = 2
+LEAST_STEPS = 3
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How bulk bytes travel."""
+
+    lane: str
+    encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Steps of a job of `elements` float32 numbers, each with its gradients sent and its weights received."""
+
+    lane: str
+    encoding: str
+    elements: int
+    steps: int
+    p50_ms: float
+    p99_ms: float
+    steps_per_second: float
+    gigabytes_per_second: float
+    """Gradients and weights of the steps, as float32, whatever the encoding makes of them."""
+
+
+def measure(
+    invocation: Invocation, way: Way, elements: int, seconds: float, tell: Callable[[float], None]
+) -> Measurement:
+    """Steps for so many seconds, in a job of its own that is gone afterwards; tells how many have passed.
+
+    Raises what the server, or the lane, has against it.
+    """
+    with _job(invocation, way) as session:
+        weights = np.zeros(elements, np.float32)
+        gradient = np.random.default_rng(0).standard_normal(elements, np.float32)
+        optimizer = Optimizer(ALGORITHM, {"weights": weights}, session=session)
+        for _ in range(WARM_UPS):
+            optimizer.step({"weights": gradient})
+        lengths = _lengths(lambda: optimizer.step({"weights": gradient}), seconds, tell)
+    return summary(way, elements, lengths)
+
+
+def _lengths(work: Callable[[], object], seconds: float, tell: Callable[[float], None]) -> list[float]:
+    lengths: list[float] = []
+    began = before = time.perf_counter()
+    while before - began < seconds or len(lengths) < LEAST_STEPS:
+        work()
+        now = time.perf_counter()
+        lengths.append(now - before)
+        tell(now - began)
+        before = time.perf_counter()
+    return lengths
+
+
+def summary(way: Way, elements: int, lengths: list[float]) -> Measurement:
+    """What the lengths of steps, in seconds, say."""
+    median, slow = np.quantile(lengths, (0.5, 0.99)).tolist()
+    rate = len(lengths) / sum(lengths)
+    return Measurement(
+        lane=way.lane,
+        encoding=way.encoding,
+        elements=elements,
+        steps=len(lengths),
+        p50_ms=median * 1e3,
+        p99_ms=slow * 1e3,
+        steps_per_second=rate,
+        gigabytes_per_second=rate * elements * 2 * FLOAT32_BYTES / 1e9,
+    )
+
+
+@contextmanager
+def _job(invocation: Invocation, way: Way) -> Iterator[Session]:
+    """A session with a job of a name that nobody else has. Both end with the block."""
+    name = f"optctl-bench-{uuid.uuid4().hex[:12]}"
+    try:
+        with invocation.session(name, **_asked(way)) as session:
+            yield session
+    finally:
+        with _uninterrupted():
+            _delete(invocation, name)
+
+
+def _asked(way: Way) -> dict[str, str]:
+    """A way as `optd.connect` takes it."""
+    return {"lane": way.lane} | ({"encoding": way.encoding} if way.encoding != "float32" else {})
+
+
+def _delete(invocation: Invocation, name: str) -> None:
+    server = invocation.server
+    try:
+        server.transport.delete_job(name, server.timeout)
+    except NotFound:
+        pass  # it was never made
+    except OptdError as error:
+        # What else went wrong counts; this comes on top of it.
+        output.complain(f"job {name} may be left: {error}")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C waits until what the first one has begun is done."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,203 @@
+"""How the rows use optd: every name of it that they need is here. What it lacks is `NotAvailable`."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import optd
+from bench.processes import in_rounds, pace
+from bench.row import NotAvailable
+from bench.sizes import Shapes, arrays, joined, single
+from optd.local import LocalServer
+from optd_server.optim import option
+from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.step import SegmentState, apply
+
+WEIGHTS, GRADIENTS = 1, 2
+"""Seeds: weights and gradients of these shapes are the same on both sides and in all processes."""
+
+
+def processors() -> int:
+    """The processors that this process may use: the threads that both sides of a row get."""
+    return len(os.sched_getaffinity(0))
+
+
+# Kernels
+
+
+class Kernel:
+    """One algorithm on one flat segment, without a server."""
+
+    def __init__(self, algorithm: str, options: Mapping[str, Any], shapes: Shapes, backend: str) -> None:
+        self._algorithm = ALGORITHMS[algorithm]
+        self._options = option.resolve(self._algorithm.options, dict(options))
+        self._segment = SegmentState([int(np.prod(shape)) for shape in shapes.values()], np.float32)
+        self._present = np.ones(len(shapes), np.bool_)
+        self._how = _backend(backend)
+        self._weights = joined(list(arrays(shapes, WEIGHTS).values()))
+        self._gradient = joined(list(arrays(shapes, GRADIENTS).values()))
+        self._out = np.empty_like(self._weights)
+
+    def step(self) -> None:
+        """One step."""
+        apply(
+            self._algorithm,
+            self._options,
+            self._segment,
+            weights=self._weights,
+            gradient=self._gradient,
+            out=self._out,
+            present=self._present,
+            threads=processors(),
+            **self._how,
+        )
+        self._weights, self._out = self._out, self._weights
+
+    def weights(self) -> np.ndarray:
+        """A copy."""
+        return self._weights.copy()
+
+
+def _backend(name: str) -> dict[str, Any]:
+    try:
+        from optd_server.optim.backends.registry import choose
+    except ImportError:
+        if name == "numpy":
+            return {}  # the only one there is
+        raise NotAvailable(f"no backend {name}") from None
+    try:
+        return {"backend": choose(name)}
+    except (ImportError, LookupError, ValueError) as error:
+        raise NotAvailable(f"backend {name}: {error}") from error
+
+
+# Server and jobs
+
+
+def server(*arguments: str) -> AbstractContextManager[LocalServer]:
+    """A server process with default settings; `address` is where it listens."""
+    return optd.local(*arguments)
+
+
+class Job:
+    """A worker of a job, and the gradients that it pushes again and again."""
+
+    def __init__(self, optimizer: optd.Optimizer, parameters: dict[str, np.ndarray], shapes: Shapes, seed: int) -> None:
+        self.optimizer = optimizer
+        self._parameters = parameters
+        self._gradients: dict[str, np.ndarray] | None = arrays(shapes, seed)
+
+    def share(self) -> None:
+        """From here on gradients lie where the server reads them, and weights where it writes them."""
+        assert self._gradients is not None
+        for name, gradient in self._gradients.items():
+            self.optimizer.gradients[name][...] = gradient
+        self._parameters = self.optimizer.weights  # type: ignore[attr-defined]
+        self._gradients = None
+
+    def step(self) -> None:
+        """Push, step, pull."""
+        if self._gradients is None:
+            self.optimizer.step()
+            self._parameters = self.optimizer.weights  # type: ignore[attr-defined]
+        else:
+            self.optimizer.step(self._gradients)
+
+    def push(self) -> None:
+        """A push alone."""
+        self.optimizer.push(self._gradients)
+
+    def pull_unchanged(self) -> None:
+        """A pull of a version that is here already."""
+        self.optimizer.pull()
+
+    def pull_all(self) -> None:
+        """A pull of all weights, into new arrays."""
+        self.optimizer.session.pull()
+
+    def weights(self) -> np.ndarray:
+        """A copy."""
+        return joined(list(self._parameters.values()))
+
+
+@contextmanager
+def job(
+    address: str,
+    shapes: Shapes,
+    *,
+    name: str = "bench",
+    worker: str = "w0",
+    lane: str = "auto",
+    encoding: str = "float32",
+    zero_copy: bool = False,
+    workers: int = 1,
+    groups: int = 1,
+    gradients: int = GRADIENTS,
+) -> Iterator[Job]:
+    """Adam as a service, on new weights; `workers` make a round, if there are more than one."""
+    if zero_copy and "zero_copy" not in _parameters(optd.Optimizer):
+        raise NotAvailable("no shared views of weights and gradients (zero_copy)")
+    how: dict[str, Any] = {"lane": lane} | ({"encoding": encoding} if encoding != "float32" else {})
+    if workers > 1:
+        how["policy"] = optd.Sync(workers=workers)
+    with _connect(address, job=name, worker=worker, **how) as session:
+        weights = arrays(shapes, WEIGHTS)
+        more = {"zero_copy": True} if zero_copy else {}
+        optimizer = optd.Optimizer("adam", _grouped(weights, groups), lr=1e-3, session=session, **more)
+        made = Job(optimizer, weights, shapes, gradients)
+        if zero_copy:
+            made.share()
+        yield made
+
+
+def _grouped(weights: dict[str, np.ndarray], groups: int) -> Any:
+    if groups == 1:
+        return weights
+    items = list(weights.items())
+    return [{"params": items[index::groups]} for index in range(groups)]
+
+
+def _connect(address: str, **how: Any) -> optd.Session:
+    known = _parameters(optd.connect)
+    missing = [f"{name}={value}" for name, value in how.items() if name not in known]
+    if missing:
+        raise NotAvailable(f"connect() knows no {', '.join(missing)}")
+    try:
+        return optd.connect(address, **how)
+    except optd.errors.InvalidRequest as error:
+        raise NotAvailable(str(error)) from error
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+# Memory
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has ever had resident, with the shared pages that it has touched."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+# Workers in processes of their own
+
+
+@contextmanager
+def worker(address: str, shapes: Shapes, barrier: Any, how: Mapping[str, Any]) -> Iterator[Callable[..., Any]]:
+    """A service of `processes`: a worker that makes rounds with those that wait at the same barrier."""
+    with job(address, shapes, **how) as mine:
+        yield in_rounds(mine.step, mine.weights, barrier)
+
+
+@contextmanager
+def pusher(address: str, elements: int, name: str) -> Iterator[Callable[..., Any]]:
+    """A service of `processes`: pushes to a job of its own for so many seconds; answers with pushes a second."""
+    with job(address, single(elements), name=name) as mine:
+        yield lambda seconds: pace(mine.push, seconds)

@@ -1,0 +1,15 @@
+"""All rows, in the order of the table. A new one is one entry in the file of its family."""
+
+from bench.row import Row
+from bench.rows import encodings, kernels, latency, memory, over_grpc, same_host, scale, workers
+
+ROWS: tuple[Row, ...] = (
+    *kernels.ROWS,
+    *same_host.ROWS,
+    *over_grpc.ROWS,
+    *workers.ROWS,
+    *latency.ROWS,
+    *scale.ROWS,
+    *memory.ROWS,
+    *encodings.ROWS,
+)
