@@ -11,9 +11,10 @@ from importlib.metadata import version as _version
 
 from optd import errors
 from optd.algorithms import SGD, Adam, AdamW
+from optd.connection import connect
 from optd.local import local
 from optd.optimizer import Optimizer
-from optd.session import Session, connect
+from optd.session import Session
 from optd.tls import TLS
 from optd_wire.errors import OptdError
 from optd_wire.values import Async, Sync

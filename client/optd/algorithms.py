@@ -7,12 +7,13 @@ from optd.session import Session
 
 
 class Where(TypedDict, total=False):
-    """Which job an optimizer belongs to: an open session, or what is needed to open one."""
+    """Which job an optimizer belongs to: an open session, or what is needed to open one; and how it shares memory."""
 
     session: Session
     server: str
     job: str
     worker: str
+    zero_copy: bool
 
 
 class SGD(Optimizer):

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optd.copying import Pair, copy_all
 from optd.transport.base import Source
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import exact_for
 from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.layout import GroupLayout, lay_out
-from optd_wire.values import ParameterInfo, ParameterSpec
+from optd_wire.values import FlatRange, ParameterInfo, ParameterSpec
 
 Array = npt.NDArray[Any]
 # Bulk streams move fastest in messages of one to a few MiB.
@@ -39,39 +40,48 @@ class FlatView:
         self._order = [_Order(layout) for layout in self.layouts]
 
     def source(
-        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+        self,
+        arrays: Sequence[Sequence[Array | None]],
+        field: str = "",
+        encoding: Encoding | None = None,
+        most_bytes: int | None = None,
     ) -> Source:
         """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers.
 
-        They are exact unless there is another `encoding`. Where frames begin and end depends on nothing but the
-        shapes, the encoding and which arrays are None.
+        They are exact unless there is another `encoding`, and as large as suits a message unless `most_bytes` says
+        otherwise. Where frames begin and end depends on nothing but the shapes, the encoding and which arrays are None.
         """
-        return lambda: self.batches(arrays, field, encoding)
+        return lambda: self.batches(arrays, field, encoding, most_bytes)
 
     def batches(
-        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+        self,
+        arrays: Sequence[Sequence[Array | None]],
+        field: str = "",
+        encoding: Encoding | None = None,
+        most_bytes: int | None = None,
     ) -> Iterator[list[GatheredFrame]]:
         """What one call of `source` gives: lists of frames that suit one message each."""
         batch: list[GatheredFrame] = []
-        room = self._batch_bytes
-        for frame in self._frames(arrays, field, encoding):
+        most = most_bytes or self._batch_bytes
+        room = most
+        for frame in self._frames(arrays, field, encoding, most):
             size = frame.encoding.bytes_of(frame.count)
             if batch and (size + FRAME_OVERHEAD > room or len(batch) == BATCH_FRAMES):
                 yield batch
-                batch, room = [], self._batch_bytes
+                batch, room = [], most
             batch.append(frame)
             room -= size + FRAME_OVERHEAD
         if batch:
             yield batch
 
     def _frames(
-        self, arrays: Sequence[Sequence[Array | None]], field: str = "", encoding: Encoding | None = None
+        self, arrays: Sequence[Sequence[Array | None]], field: str, encoding: Encoding | None, most_bytes: int
     ) -> Iterator[GatheredFrame]:
         """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
                 chosen = exact_for(DTYPES[segment.dtype]) if encoding is None or encoding.exact else encoding
-                most = chosen.elements_in(self._batch_bytes - FRAME_OVERHEAD)
+                most = chosen.elements_in(most_bytes - FRAME_OVERHEAD)
                 pieces: list[Array] = []
                 start, count = segment.offset, 0
                 for member in segment.members:
@@ -96,8 +106,45 @@ class FlatView:
                 if pieces:
                     yield GatheredFrame(group, start, count, chosen, pieces, field)
 
-    def write(self, frame: Frame, arrays: Sequence[Sequence[Array]]) -> None:
-        """Copies a frame into the arrays that its range touches; arrays may be of any strides."""
+    def rows(self, frames: Sequence[Frame]) -> list[list[Array]]:
+        """Views of exact frames, which hold whole segments, by group and place; frames of other groups are left out."""
+        rows = [[np.empty(0)] * len(layout.parameters) for layout in self.layouts]
+        for frame in frames:
+            group = frame.group - self._first_group
+            if not 0 <= group < len(self.layouts):
+                continue
+            layout, values = self.layouts[group], frame.values
+            segment = next(s for s in layout.segments if s.offset == frame.offset and s.count == frame.count)
+            for place in segment.members:
+                parameter = layout.parameters[place]
+                start = parameter.offset - frame.offset
+                rows[group][place] = values[start : start + parameter.size].reshape(parameter.shape)
+        return rows
+
+    def ranges(self, arrays: Sequence[Sequence[Array | None]]) -> list[FlatRange]:
+        """The ranges of the parameters that `arrays` has numbers for, in order, neighbours of a group joined."""
+        joined: list[FlatRange] = []
+        for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
+            there = [p for p, array in zip(layout.parameters, given, strict=True) if array is not None]
+            start = stop = -1
+            for parameter in sorted(there, key=lambda parameter: parameter.offset):
+                if parameter.offset != stop and start >= 0:
+                    joined.append(FlatRange(group, start, stop - start))
+                start = start if parameter.offset == stop else parameter.offset
+                stop = parameter.offset + parameter.size
+            if start >= 0:
+                joined.append(FlatRange(group, start, stop - start))
+        return joined
+
+    def write(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Array]]) -> None:
+        """Copies frames into the arrays that their ranges touch; arrays may be of any strides."""
+        pairs: list[Pair] = []
+        for frame in frames:
+            self._write(frame, arrays, pairs)
+        copy_all(pairs)
+
+    def _write(self, frame: Frame, arrays: Sequence[Sequence[Array]], pairs: list[Pair]) -> None:
+        """Copies a frame, or adds to `pairs` what is to be copied."""
         group = frame.group - self._first_group
         if not 0 <= group < len(self.layouts):
             return  # a group that another worker has added, and this one does not have
@@ -108,12 +155,17 @@ class FlatView:
             start = order.offsets[index]
             array = arrays[group][order.members[index]]
             low, high = max(start, frame.offset), min(start + array.size, frame.stop)
-            if high - low == frame.count and array.flags.c_contiguous:
+            contiguous = array.flags.c_contiguous
+            if contiguous and not frame.encoding.exact and high - low == frame.count:
                 frame.decode_into(array.reshape(-1)[low - start : high - start])
             elif low < high:
                 if numbers is None:
                     numbers = frame.decoded()
-                _assign(array, low - start, numbers[low - frame.offset : high - frame.offset])
+                part = numbers[low - frame.offset : high - frame.offset]
+                if contiguous:
+                    pairs.append((array.reshape(-1)[low - start : high - start], part))
+                else:
+                    array.flat[low - start : high - start] = part
             index += 1
 
 
@@ -125,13 +177,6 @@ class _Order:
         filled.sort()
         self.offsets = [offset for offset, _ in filled]
         self.members = [member for _, member in filled]
-
-
-def _assign(array: Array, start: int, values: Array) -> None:
-    if array.flags.c_contiguous:
-        array.reshape(-1)[start : start + values.size] = values
-    else:
-        array.flat[start : start + values.size] = values
 
 
 def empty_arrays(groups: Sequence[Sequence[ParameterSpec | ParameterInfo]]) -> list[list[Array]]:

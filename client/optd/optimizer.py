@@ -3,7 +3,9 @@
 For torch's parameters there is `optd.torch`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +15,7 @@ from optd.arrays import Array
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_gradients, read_groups
 from optd.registration import Registration, open_session
 from optd.session import Session
+from optd.transport.base import Names
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from optd_wire.values import PushResult
 
@@ -31,6 +34,9 @@ class Optimizer:
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
         worker: The worker's name for a session opened here.
+        zero_copy: Where the session shares memory with the server, leave weights and gradients there: compute with
+            `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
+            are. Elsewhere it changes nothing: `weights` are those arrays.
         **options: Defaults of all groups, under torch's names.
 
     The first worker creates the job with the values that its arrays have; others attach, if they register the same
@@ -49,6 +55,7 @@ class Optimizer:
         server: str | None = None,
         job: str | None = None,
         worker: str | None = None,
+        zero_copy: bool = False,
         **options: Any,
     ) -> None:
         groups = read_groups(params)
@@ -57,9 +64,12 @@ class Optimizer:
         """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
         last reply. A value that is changed here goes to the server with the next step or push."""
         self._gradients: dict[str, Array] | None = None
+        self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}
         try:
-            self._registration = Registration(self.session, algorithm, defaults, groups, self.param_groups)
+            self._registration = Registration(
+                self.session, algorithm, defaults, groups, self.param_groups, zero_copy=zero_copy
+            )
         except BaseException:
             self.close()
             raise
@@ -83,15 +93,45 @@ class Optimizer:
         return self._registration.base.version
 
     @property
+    def weights(self) -> dict[str, Array]:
+        """The current weights by parameter name: the arrays of params.
+
+        With `zero_copy`, where the session shares memory with the server: arrays that cannot be written to, and that
+        hold these weights until the next step or pull, whatever other workers do. Take them from here anew after each;
+        what is to outlive that, copy. After the session is closed they stay as they are.
+        """
+        registration = self._registration
+        return {
+            name: array if array is own else _read_only(array)
+            for group, row in zip(registration.groups, registration.weights, strict=True)
+            for name, own, array in zip(group.names, group.arrays, row, strict=True)
+        }
+
+    @property
     def gradients(self) -> dict[str, Array]:
-        """Arrays to put or add up gradients in, by parameter name, for a `step()` without arguments; zeros at first."""
+        """Arrays to put or add up gradients in, by parameter name, for a `step()` without arguments; zeros at first.
+
+        With `zero_copy`, where the session shares memory with the server, they lie there. After a step that nobody
+        knows the fate of, they have moved: take them from here again.
+        """
         if self._gradients is None:
-            self._gradients = {
-                name: np.zeros_like(array)
-                for group in self._registration.groups
-                for name, array in zip(group.names, group.arrays, strict=True)
-            }
+            self._gradients = self._new_gradients()
         return self._gradients
+
+    def _new_gradients(self) -> dict[str, Array]:
+        registration = self._registration
+        rows = registration.shared_gradients() if registration.zero_copy else None
+        if rows is None:
+            rows = [[np.empty_like(array) for array in group.arrays] for group in registration.groups]
+        named = {
+            name: array
+            for group, row in zip(registration.groups, rows, strict=True)
+            for name, array in zip(group.names, row, strict=True)
+        }
+        for array in named.values():
+            array.fill(0)
+        self._gradient_rows = [list(row) for row in rows]
+        return named
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets `gradients`, or with `set_to_none=False` fills them with zeros."""
@@ -101,13 +141,14 @@ class Optimizer:
             for gradient in self.gradients.values():
                 gradient.fill(0)
 
-    def step(self, gradients: Any = None) -> Any:
+    def step(self, gradients: Any = None, *, encoding: str | None = None) -> Any:
         """Pushes gradients, steps on the server and pulls: the parameters' arrays then hold the new weights.
 
         Args:
             gradients: Numpy arrays in the structure of the params; None in it, or a name left out of a dict, means no
                 gradient. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
                 gradient for any parameter after `zero_grad()`.
+            encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once.
@@ -121,20 +162,49 @@ class Optimizer:
             OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
                 other's value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
+            UnknownEncoding, InvalidRequest: There is no such encoding, or the session's lane does not carry it.
+            EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
             Unreachable, DeadlineExceeded: No answer in time.
         """
         loss, gradients = self._called(gradients)
-        result = self._registration.step(self._rows(gradients))
+        with self._sending():
+            result = self._registration.step(self._rows(gradients), encoding)
         return result if loss is None else loss[0]
 
-    def push(self, gradients: Any = None) -> PushResult:
+    def push(self, gradients: Any = None, *, encoding: str | None = None) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
         _, gradients = self._called(gradients)
-        return self._registration.push(self._rows(gradients))
+        with self._sending():
+            return self._registration.push(self._rows(gradients), encoding)
 
-    def pull(self) -> None:
-        """Puts the current weights into the arrays, and the current options into `param_groups`."""
-        self._registration.pull()
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """For a call that sends gradients: where its fate is unknown, the server may still read them."""
+        try:
+            yield
+        except BaseException:
+            if self._gradients is not None and self._registration.zero_copy and self.session.in_doubt:
+                self._gradients = {name: array.copy() for name, array in self._gradients.items()}
+            raise
+
+    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+        """Puts the current weights into the arrays, and the current options into `param_groups`.
+
+        Args:
+            only_if_newer: Where neither weights nor options have moved on since the last step or pull, transfer
+                nothing and return False.
+            groups: Only the weights of these groups.
+            parameters: Only the weights of these parameters; with `groups`, of both.
+
+        With some groups or parameters `version` stays what it was, as gradients are computed on the oldest weights.
+
+        Returns:
+            Whether anything was read: True, but for `only_if_newer`.
+
+        Raises:
+            UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
+        """
+        return self._registration.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
 
     def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
         if not callable(gradients):
@@ -145,6 +215,9 @@ class Optimizer:
     def _rows(self, gradients: Any) -> list[list[Array | None]]:
         if gradients is None:
             gradients = self._gradients or {}
+            made = [array for row in self._gradient_rows for array in row]
+            if len(gradients) == len(made) and all(map(is_, gradients.values(), made)):
+                return self._gradient_rows  # which were made to fit
         return read_gradients(gradients, self._registration.groups)
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
@@ -207,6 +280,12 @@ class Optimizer:
                 entry.update(old)
             raise
         self._registration.write_state(rows)
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _group_dict(group: ParamGroup) -> dict[str, Any]:

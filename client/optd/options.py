@@ -1,6 +1,7 @@
 """`param_groups`: the options as the worker sees and changes them, kept level with those that the server holds."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from operator import is_
 from typing import Any
 
 from optd.params import plain_option
@@ -33,7 +34,7 @@ class OptionMirror:
         return tuple(
             GroupUpdate(known.group, changed, known.revision)
             for known, group in zip(self._known, groups, strict=False)
-            if (changed := _changed(known, group))
+            if not _is_unchanged(known, group) and (changed := _changed(known, group))
         )
 
     def absorb(self, options: Sequence[GroupOptions], groups: ParamGroups) -> None:
@@ -52,6 +53,11 @@ class OptionMirror:
             if _same(group, name, known.options[name]) and not _same(group, name, value):
                 group[name] = value
         self._known[index] = news
+
+
+def _is_unchanged(known: GroupOptions, group: Mapping[str, Any]) -> bool:
+    """Whether a group has these very values; what is equal but not the same is left to a closer look."""
+    return all(map(is_, known.options.values(), map(group.get, known.options)))
 
 
 def _changed(known: GroupOptions, group: Mapping[str, Any]) -> dict[str, Any]:

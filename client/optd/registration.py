@@ -8,11 +8,17 @@ import numpy as np
 
 from optd import environment
 from optd.arrays import Array, FlatView, empty_arrays
+from optd.connection import connect
+from optd.copying import copy_all
+from optd.encoding import Wire
+from optd.feedback import ErrorFeedback
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
-from optd.session import Session, connect
-from optd_wire.errors import DuplicateName, JobMismatch
+from optd.session import Session, Settle
+from optd.transport.base import Known, Names, Sink, Source
+from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
+from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
 from optd_wire.frames import Frame
 from optd_wire.values import (
     WEIGHTS,
@@ -44,7 +50,9 @@ def open_session(
 class Registration:
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 
-    Arrays are written in place with what is pulled. One call at a time: others wait.
+    Arrays are written in place with what is pulled; with `zero_copy`, where the session shares memory with the server,
+    `weights` are then what lies there, and the arrays stay as they are; `writable` says that the caller lets others
+    write to them, which is undone before they are read anew. One call at a time: others wait.
     """
 
     def __init__(
@@ -54,13 +62,23 @@ class Registration:
         defaults: Options,
         groups: Sequence[ParamGroup],
         dicts: Sequence[MutableMapping[str, Any]],
+        *,
+        zero_copy: bool = False,
+        writable: bool = False,
     ) -> None:
         self.session = session
+        self.zero_copy = zero_copy
+        self._writable = writable
         self.groups = list(groups)
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror()
         self._lock = OwnedLock()
+        self._feedback: dict[str, ErrorFeedback] = {}
+        self._shared: tuple[SharedMemoryLane, list[list[Array]]] | None = None
+        self._lane: SharedMemoryLane | None = None
+        self._rows: dict[int, tuple[Mapped, list[list[Array]]]] = {}
+        self._weights: list[list[Array]] | None = None
         self._view = self._new_view(self.groups)
         spec = JobSpec(
             name=session.job,
@@ -87,8 +105,116 @@ class Registration:
     def _arrays(self) -> list[list[Array]]:
         return [group.arrays for group in self.groups]
 
-    def _write(self, frame: Frame) -> None:
-        self._view.write(frame, self._arrays())
+    def _write(self, frames: Sequence[Frame]) -> None:
+        """Copies weights into the arrays."""
+        if isinstance(frames, Mapped):
+            self._copy(self._rows_of(frames))
+        else:
+            if self._weights is not None:
+                # These may be weights of some parameters only: the others stay what they are.
+                self._copy(self._weights)
+            self._view.write(frames, self._arrays())
+        self._weights = None
+
+    def _copy(self, rows: Sequence[Sequence[Array]]) -> None:
+        copy_all(
+            [
+                pair
+                for group, row in zip(self.groups, rows, strict=False)
+                for pair in zip(group.arrays, row, strict=True)
+            ]
+        )
+
+    def _place(self, frames: Sequence[Frame]) -> None:
+        """Takes weights that stay where they are."""
+        assert isinstance(frames, Mapped)
+        self._weights = self._rows_of(frames)
+
+    def _rows_of(self, frames: Mapped) -> list[list[Array]]:
+        """Mapped weights by group and place, of the groups that are ours."""
+        if self.session.shared_memory is not self._lane:
+            self._rows.clear()  # which would hold memory that the server has given up
+            self._lane = self.session.shared_memory
+        known = self._rows.get(id(frames))
+        # Of an object that is gone another one may have the number.
+        if known is None or known[0] is not frames or len(known[1]) != len(self.groups):
+            known = self._rows[id(frames)] = (frames, self._view.rows(frames))
+        return known[1]
+
+    @property
+    def _in_place(self) -> Sink | None:
+        if not self.zero_copy:
+            return None
+        memory = self.session.shared_memory
+        if memory is not None:
+            memory.writable = self._writable
+        return self._place
+
+    @property
+    def weights(self) -> Sequence[Sequence[Array]]:
+        """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
+        return self._arrays() if self._weights is None else self._weights
+
+    def shared_gradients(self) -> list[list[Array]] | None:
+        """Where the server reads gradients from, by group and place; the same list as long as that is the same place.
+
+        None where it shares no memory with us, and while it may still read a push whose fate nobody knows.
+        """
+        memory = self.session.shared_memory
+        # Groups that another worker has added have room there, and nothing of ours.
+        if memory is None or self.session.in_doubt or len(memory.gradients) < len(self.groups):
+            return None
+        if self._shared is None or self._shared[0] is not memory or len(self._shared[1]) != len(self.groups):
+            segments = [
+                Frame.of(group, segment.offset, values)
+                for group, (layout, arrays) in enumerate(zip(self._view.layouts, memory.gradients, strict=False))
+                for segment, values in zip(layout.segments, arrays, strict=True)
+            ]
+            self._shared = (memory, self._view.rows(segments))
+        return self._shared[1]
+
+    def _wire(self, encoding: str | None) -> Wire:
+        """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
+        if encoding is None:
+            return self.session.wire
+        wire = Wire.of(encoding)
+        if not wire.exact and self.session.shared_memory is not None:
+            problem = f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'"
+            raise InvalidRequest(problem=problem)
+        return wire
+
+    def _source(self, gradients: Rows, wire: Wire) -> tuple[Source, Settle]:
+        """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
+
+        What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
+        """
+        shared = self.shared_gradients()
+        if shared is not None:
+            return self._shared_source(gradients, shared), _forget
+        encoding = wire.gradients
+        if encoding is None or not encoding.leaves_out:
+            return self._view.source(gradients, encoding=encoding), _forget
+        feedback = self._feedback.setdefault(wire.name, ErrorFeedback(encoding))
+        if feedback.pending:
+            self.session.find_out()
+        return feedback.begin(self._view, gradients), lambda applied: feedback.settle(applied=applied)
+
+    def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
+        memory = self.session.shared_memory
+        assert memory is not None
+        pairs = [
+            (target, given)
+            for row, given_row in zip(shared, gradients, strict=True)
+            for target, given in zip(row, given_row, strict=True)
+            if given is not None
+        ]
+        whole = len(pairs) == sum(map(len, shared))
+        moved = [pair for pair in pairs if pair[0] is not pair[1]]
+        # What lies in another parameter's place must not be written over before it is read.
+        copy_all([(target, given.copy() if memory.holds(given) else given) for target, given in moved])
+        everything = whole and len(memory.gradients) == len(self.groups)
+        ranges = None if everything else tuple(self._view.ranges(gradients))
+        return InMemory(memory, ranges, self._view.source(gradients))
 
     @property
     def base(self) -> JobVersion:
@@ -128,7 +254,7 @@ class Registration:
             self.groups.append(group)
             self._view = self._new_view(self.groups)
             try:
-                pulled = self.session.pull_into(self._write, None)
+                pulled = self.session.pull_into(self._write, None, in_place=self._in_place)
             except BaseException:
                 # The job keeps the group; adding it again finds it there.
                 self.groups.pop()
@@ -139,31 +265,52 @@ class Registration:
             self._mirror.absorb(pulled.options, self._dicts)
             self._base = pulled.version
 
-    def step(self, gradients: Rows) -> PushResult:
+    def step(self, gradients: Rows, encoding: str | None = None) -> PushResult:
         """Pushes gradients and puts the new weights into the arrays."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
-            pushed, pulled = self.session.step(self._view.source(gradients), updates, self._base, self._write)
+            wire = self._wire(encoding)
+            source, settle = self._source(gradients, wire)
+            pushed, pulled = self.session.step(
+                source, updates, self._base, settle, self._write, self._in_place, wire.weights
+            )
             self._mirror.absorb(pushed.options, self._dicts)
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             return pushed
 
-    def push(self, gradients: Rows) -> PushResult:
+    def push(self, gradients: Rows, encoding: str | None = None) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
-            pushed = self.session.push(self._view.source(gradients), updates, self._base)
+            source, settle = self._source(gradients, self._wire(encoding))
+            pushed = self.session.push(source, updates, self._base, settle)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
             return pushed
 
-    def pull(self) -> None:
-        """Puts the current weights into the arrays and the current options into the dicts."""
+    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+        """Puts the current weights into the arrays and the current options into the dicts.
+
+        With `only_if_newer` nothing is sent, and False returned, where the arrays hold them. With some `groups` or
+        `parameters` only these are read, and the version that gradients are computed on stays what it was.
+        """
         with self._lock:
-            pulled = self.session.pull_into(self._write, None)
+            known = Known(self._base.version, self._base.revision) if only_if_newer else None
+            some = bool(groups or parameters)
+            pulled = self.session.pull_into(
+                self._write,
+                known,
+                in_place=None if some else self._in_place,
+                groups=groups,
+                parameters=parameters,
+            )
+            if pulled.not_modified:
+                return False
             self._mirror.absorb(pulled.options, self._dicts)
-            self._base = pulled.version
+            if not some:
+                self._base = pulled.version
+            return True
 
     def send_options(self) -> None:
         """Sends what has been changed in the dicts now, not with the next push."""
@@ -184,7 +331,11 @@ class Registration:
                     fields[field] = empty_arrays(specs)
                 return fields[field]
 
-            result = self.session.read_state(into=lambda frame: self._view.write(frame, arrays(frame.field)))
+            def write(frames: Sequence[Frame]) -> None:
+                for frame in frames:
+                    self._view.write((frame,), arrays(frame.field))
+
+            result = self.session.read_state(into=write)
             # A group that another worker has added is none of these.
             groups = result.groups[: len(self.groups)]
             return [[_parameter_state(group, place, arrays) for place in range(len(group.steps))] for group in groups]
@@ -210,6 +361,10 @@ class Registration:
                     yield from self._view.source(arrays, field)()
 
             session.write_state(header, numbers)
+
+
+def _forget(_: bool) -> None:
+    """For pushes that leave nothing behind."""
 
 
 def _group_state(index: int, row: Sequence[ParameterState], fields: Iterable[str]) -> GroupState:

@@ -1,177 +1,71 @@
-"""A session: one worker's part in one job. Owns the epoch, the sequence of its pushes, and the lease.
+"""A session: one worker's part in one job. Owns the epoch, the sequence of its pushes, the lease and the lane.
 
-Everything that is sent more than once is safe to send more than once; this is the only place that retries.
+Everything that is sent more than once is safe to send more than once; sessions are the only ones that retry.
 """
 
-import atexit
 import logging
 import os
-import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, TypeVar
 
-from optd import environment
-from optd.arrays import BATCH_BYTES, Array, FlatView, empty_arrays
+from optd.arrays import BATCH_BYTES
+from optd.encoding import Wire
 from optd.heartbeat import Heartbeat
-from optd.lock import OwnedLock
+from optd.inquiry import Inquiry
+from optd.leaving import Departure, leave_later, open_sessions
 from optd.retry import with_retries
-from optd.tls import TLS
-from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
-from optd.transport.grpc import GrpcTransport
+from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, Transport, names_of
+from optd.transport.lane import GrpcLane, Lane
+from optd.transport.shm import SharedMemoryLane
 from optd_wire.errors import (
     AlreadyRegistered,
     Conflict,
     DeadlineExceeded,
     InvalidArgument,
-    InvalidRequest,
     JobExists,
     NotFound,
     OptdError,
-    SessionClosed,
+    SharedMemoryUnavailable,
     Unauthenticated,
     Unavailable,
     UnknownJob,
     UnknownWorker,
-    Unreachable,
 )
-from optd_wire.names import check_name
+from optd_wire.layout import lay_out
 from optd_wire.values import (
-    Async,
     GroupInfo,
-    GroupOptions,
     GroupSpec,
-    GroupSummary,
     GroupUpdate,
-    JobInfo,
     JobSpec,
     JobVersion,
     Membership,
-    ParameterReport,
     Policy,
     PullResult,
     PushHeader,
     PushResult,
-    ReadStateResult,
-    Rejection,
     Sync,
-    WorkerInfo,
     WriteStateHeader,
 )
 
 T = TypeVar("T")
 logger = logging.getLogger("optd")
 
-CONNECT_SECONDS = 10.0
+LaneName = Literal["auto", "grpc", "shm"]
+Settle = Callable[[bool], None]
+"""Is told whether a push was applied."""
+
 CALL_SECONDS = 300.0
-LEAVE_SECONDS = 2.0
 # How long one call waits for a job that another worker is creating, before it asks again.
 JOIN_WAIT_SECONDS = 5.0
+# A message carries fewer elements as fast as shared memory does.
+SHARED_ELEMENTS = 1 << 16
 
 
-@dataclass(slots=True)
-class _Membership:
-    """What it takes to leave a job; apart from the session, so that it can be done when the session is gone."""
-
-    job: str
-    worker: str
-    transport: Transport
-    process: int
-    epoch: int = 0
-
-    def end(self) -> None:
-        """Leaves the job, if it was joined, and ends the connection. In a forked child it does nothing."""
-        if os.getpid() != self.process:
-            return
-        if self.epoch:
-            # Fenced, deleted or unreachable: then there is nothing to leave, or the lease runs out.
-            with suppress(OptdError):
-                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
-        self.transport.close()
-
-
-_open_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
-_leaving: list[threading.Thread] = []
-
-
-def _leave_later(membership: _Membership) -> None:
-    """For a session that nobody holds any more. The garbage collector must not wait for a server."""
-    thread = threading.Thread(target=membership.end, name="optd-leave", daemon=True)
-    _leaving.append(thread)
-    thread.start()
-
-
-@atexit.register
-def _leave_all() -> None:
-    """A program that ends without closing its sessions leaves their jobs at once, not when the leases run out."""
-    for session in list(_open_sessions):
-        session.close()
-    for thread in _leaving:
-        thread.join(LEAVE_SECONDS)
-
-
-def connect(
-    address: str | None = None,
-    *,
-    job: str | None = None,
-    worker: str | None = None,
-    token: str | None = None,
-    tls: TLS | bool | None = None,
-    timeout: float = CALL_SECONDS,
-    connect_timeout: float = CONNECT_SECONDS,
-    lane: Literal["auto", "grpc"] = "auto",
-    policy: Policy | None = None,
-) -> "Session":
-    """Opens a session with a server, and makes sure that the server answers.
-
-    Args:
-        address: HOST:PORT; left out, OPTD_SERVER.
-        job: The job's name; left out, OPTD_JOB, or "default".
-        worker: This worker's name; left out, OPTD_WORKER, or host and process id. A name is held by one session at a
-            time: a second one fences the first.
-        token: What the server's --token-file accepts; left out, OPTD_TOKEN or OPTD_TOKEN_FILE.
-        tls: Certificates, or True for the authorities that gRPC brings along; left out, OPTD_TLS_CA decides.
-        timeout: Seconds that any one call may take, retries included. A step of a `sync` job waits for the other
-            workers that long.
-        connect_timeout: Seconds to try before `Unreachable` is raised.
-        lane: How bulk bytes travel; "auto" takes the fastest that works.
-        policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
-
-    Raises:
-        Unreachable: Nothing answers there.
-        MissingToken, WrongToken: The server wants a token, or another one.
-        InvalidName: A job's or worker's name is not one.
-    """
-    if lane not in ("auto", "grpc"):
-        raise InvalidRequest(problem=f"lane must be 'auto' or 'grpc', got {lane!r}")
-    address = environment.server(address)
-    job = check_name("job", environment.job(job))
-    worker = check_name("worker", environment.worker(worker))
-    transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
-    try:
-        status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
-    except DeadlineExceeded:
-        transport.close()
-        problem = "it takes connections, but does not answer"
-        raise Unreachable(address=address, seconds=f"{connect_timeout:g}", problem=problem) from None
-    except OptdError:
-        transport.close()
-        raise
-    return Session(
-        transport,
-        job=job,
-        worker=worker,
-        timeout=timeout,
-        policy=policy or Async(),
-        max_message_bytes=status.limits.max_message_bytes,
-    )
-
-
-class Session:
+class Session(Inquiry):
     """One worker's part in one job; opened by `connect`, and closed as a context manager or by `close`.
 
     May be used from several threads: its pushes follow one another. After a fork it belongs to the parent; using it
@@ -187,26 +81,26 @@ class Session:
         timeout: float,
         policy: Policy,
         max_message_bytes: int = 1 << 24,
+        lane: LaneName = "grpc",
+        wire: Wire | None = None,
     ) -> None:
-        self.job = job
+        super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
         self.policy = policy
-        self.timeout = timeout
+        self.wire = wire or Wire.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
         """How many bytes of frames one message of this session may have."""
-        self._transport = transport
-        self._process = os.getpid()
-        self._closed = False
-        self._lock = OwnedLock()
+        self._wanted_lane = lane
+        self._lane: Lane = GrpcLane(transport)
         self._membership: Membership | None = None
         self._sequence = 0
-        self._in_doubt = False
+        self._in_doubt: Settle | None = None
         self._version = JobVersion()
         self._heartbeat: Heartbeat | None = None
-        self._leave = _Membership(job, worker, transport, self._process)
-        self._forgotten = weakref.finalize(self, _leave_later, self._leave)
-        self._forgotten.atexit = False  # then `_leave_all` closes what is open, and waits for it
-        _open_sessions.add(self)
+        self._departure = Departure(job, worker, transport, self._process)
+        self._forgotten = weakref.finalize(self, leave_later, self._departure)
+        self._forgotten.atexit = False  # what is open then is closed, and waited for
+        open_sessions.add(self)
 
     def __enter__(self) -> "Session":
         return self
@@ -217,13 +111,8 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else f"version={self.version}"
+        state = "closed" if self._closed else f"version={self.version} lane={self.lane}"
         return f"<optd.Session {self.address} job={self.job!r} worker={self.worker!r} {state}>"
-
-    @property
-    def address(self) -> str:
-        """HOST:PORT of the server."""
-        return self._transport.address
 
     @property
     def version(self) -> int:
@@ -235,6 +124,26 @@ class Session:
         """The last version that would survive a crash of the server, as of the last reply."""
         return self._version.durable_version
 
+    @property
+    def lane(self) -> str:
+        """How numbers travel: "grpc" or "shm". Decided when an optimizer registers; until then "grpc"."""
+        return self._lane.name
+
+    @property
+    def shared_memory(self) -> SharedMemoryLane | None:
+        """The memory that this session shares with the server, where it does."""
+        return self._lane if isinstance(self._lane, SharedMemoryLane) else None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether nobody knows yet what became of the last push: the server may still be reading it."""
+        return self._in_doubt is not None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this session pushes under; 0 before it has registered."""
+        return 0 if self._membership is None else self._membership.epoch
+
     def close(self) -> None:
         """Leaves the job and ends the connection. Safe to call twice, and in a forked child, where it does nothing."""
         if self._closed or os.getpid() != self._process:
@@ -243,68 +152,9 @@ class Session:
         self._forgotten.detach()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        self._leave.end()
+        self._departure.leave()
 
-    # What anyone may ask
-
-    def info(self) -> JobInfo:
-        """The job with its groups and parameters."""
-        return self._ask(lambda left: self._transport.get_job(self.job, left))
-
-    def groups(self) -> tuple[GroupSummary, ...]:
-        """The job's groups with their resolved options, a line each."""
-        return self._ask(lambda left: self._transport.list_groups(self.job, left))
-
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """The workers that the job has seen."""
-        return self._ask(lambda left: self._transport.list_workers(self.job, left))
-
-    def rejections(self) -> tuple[dict[str, int], tuple[Rejection, ...]]:
-        """What the job has refused: counts by reason, and the last ones."""
-        return self._ask(lambda left: self._transport.list_rejections(self.job, left))
-
-    def parameters(
-        self, group: str, parameter: str = "", *, statistics: bool = True, bins: int = 16
-    ) -> tuple[ParameterReport, ...]:
-        """The parameters of a group, with statistics of weights, last gradient and state where asked."""
-        return self._ask(
-            lambda left: self._transport.inspect_group(
-                self.job, group, left, parameter=parameter, statistics=statistics, bins=bins
-            )[1]
-        )
-
-    def pull(self) -> dict[str, Array]:
-        """The current weights of the whole job by parameter name, in arrays of their own; all of one version."""
-
-        def attempt(left: float) -> dict[str, Array]:
-            groups = self._transport.get_job(self.job, left).groups
-            view = FlatView([group.parameters for group in groups])
-            arrays = empty_arrays([group.parameters for group in groups])
-            self._transport.pull(self.job, "", 0, None, lambda frame: view.write(frame, arrays), left)
-            return {
-                parameter.name: array
-                for group, row in zip(groups, arrays, strict=True)
-                for parameter, array in zip(group.parameters, row, strict=True)
-            }
-
-        return self._ask(attempt)
-
-    def read_state(
-        self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: Sink
-    ) -> ReadStateResult:
-        """Reads fields of one version: `weights`, `gradient`, states; all states where none is named."""
-        return self._ask(
-            lambda left: self._transport.read_state(
-                self.job, tuple(fields), into, left, group=group, parameter=parameter
-            )
-        )
-
-    def update_group(self, update: GroupUpdate) -> GroupOptions:
-        """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""
-        options, _ = self._ask(lambda left: self._transport.update_group(self.job, update, left))
-        return options
-
-    # Taking part
+    # Joining
 
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
         """Attaches to the job, or creates it with `weights`; returns what it is, and whether it was created.
@@ -351,9 +201,9 @@ class Session:
 
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
-        self._leave.epoch = membership.epoch
+        self._departure.epoch = membership.epoch
         self._sequence = 0
-        self._in_doubt = False
+        self._choose_lane(membership)
         if self._heartbeat is None:
             self._heartbeat = Heartbeat(weakref.WeakMethod(self._renew), membership.lease_ms / 1000)
 
@@ -362,81 +212,187 @@ class Session:
         if membership is not None:
             self._transport.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 1000)
 
+    def _choose_lane(self, membership: Membership) -> None:
+        """Shares memory with the server, where that is wanted and can be; raises where it must be and cannot."""
+        self._lane.close()
+        self._departure.lane = self._lane = GrpcLane(self._transport)
+        groups = membership.job.groups
+        elements = sum(parameter.size for group in groups for parameter in group.parameters)
+        wanted = self._wanted_lane == "shm" or (
+            self._wanted_lane == "auto" and self.wire.exact and elements >= SHARED_ELEMENTS
+        )
+        if not wanted:
+            return
+        try:
+            self._departure.lane = self._lane = SharedMemoryLane(
+                self._transport,
+                job=self.job,
+                worker=self.worker,
+                epoch=membership.epoch,
+                layouts=[lay_out(group.parameters) for group in groups],
+                timeout=self.timeout,
+            )
+        except OptdError as error:
+            # Whatever it is: messages may get through where this does not, and say what is wrong where they do not.
+            if self._wanted_lane == "shm":
+                raise _with_advice(error) from None
+            logger.debug("job %s: no shared memory, numbers travel in messages: %s", self.job, error)
+
     def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
         """Adds a group to the job, or finds that another worker has added it."""
         with self._lock:
-            return self._ask(lambda left: self._transport.add_group(self.job, spec, weights, left))
+            info = self._ask(lambda left: self._transport.add_group(self.job, spec, weights, left))
+            if self._membership is not None:
+                job = self._ask(lambda left: self._transport.get_job(self.job, left))
+                self._membership = replace(self._membership, job=job)
+                if self.shared_memory is not None:
+                    self._choose_lane(self._membership)
+            return info
 
-    def push(self, gradients: Source, updates: tuple[GroupUpdate, ...], base: JobVersion) -> PushResult:
-        """Pushes gradients that were computed on `base`; waits until they are part of a step."""
-        return self._push(lambda header, left: self._transport.push(header, gradients, left), updates, base)
+    # Taking part
+
+    def push(self, gradients: Source, updates: tuple[GroupUpdate, ...], base: JobVersion, settle: Settle) -> PushResult:
+        """Pushes gradients that were computed on `base`; waits until they are part of a step.
+
+        `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
+        has found out.
+        """
+        return self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle)
 
     def step(
-        self, gradients: Source, updates: tuple[GroupUpdate, ...], base: JobVersion, weights: Sink
+        self,
+        gradients: Source,
+        updates: tuple[GroupUpdate, ...],
+        base: JobVersion,
+        settle: Settle,
+        weights: Sink,
+        in_place: Sink | None,
+        encoding: str,
     ) -> tuple[PushResult, PullResult]:
-        """Pushes and pulls in one call."""
+        """As `push`, and pulls in the same call: `in_place` is given what may stay where it is, `weights` the rest.
+
+        `encoding` is how messages carry the weights, empty for unchanged.
+        """
         pushed, pulled = self._push(
-            lambda header, left: self._transport.step(header, gradients, weights, left), updates, base
+            lambda lane, header, left: lane.step(
+                header, gradients, weights, left, in_place=in_place, encoding=encoding
+            ),
+            updates,
+            base,
+            settle,
         )
         self._version = pulled.version
         return pushed, pulled
 
     def _push(
         self,
-        send: Callable[[PushHeader, float], T],
+        send: Callable[[Lane, PushHeader, float], T],
         updates: tuple[GroupUpdate, ...],
         base: JobVersion,
+        settle: Settle,
     ) -> T:
         """Sends one push under the next sequence number, again and again where the answer is lost."""
         with self._lock:
             self._check_usable()
-            header = PushHeader(
-                job=self.job,
-                worker=self.worker,
-                epoch=self._resolved_epoch(),
-                sequence=self._sequence + 1,
-                base_version=base.version,
-                updates=updates,
-                known_revision=base.revision,
-            )
-            # Until the answer is there, nobody knows whether this push counts. A refusal says that it does not,
-            # unless it comes to a second attempt: then the first may have been applied.
-            self._in_doubt = True
+            epoch = self._resolved_epoch()
             attempts = 0
 
             def attempt(left: float) -> T:
-                nonlocal attempts
+                nonlocal attempts, epoch
                 attempts += 1
-                return send(header, left)
+                header = PushHeader(
+                    job=self.job,
+                    worker=self.worker,
+                    epoch=epoch,
+                    sequence=self._sequence + 1,
+                    base_version=base.version,
+                    updates=updates,
+                    known_revision=base.revision,
+                )
+                return self._on_lane(lambda lane: send(lane, header, left))
 
+            # Until the answer is there, nobody knows whether this push counts. A refusal says that it does not,
+            # unless it comes to a second attempt: then the first may have been applied.
+            self._in_doubt = settle
             try:
                 result = self._ask(attempt)
             except (InvalidArgument, Unauthenticated, NotFound, Conflict):
-                self._in_doubt = attempts > 1
+                if attempts == 1:
+                    self._in_doubt = None
+                    settle(False)
                 raise
             self._sequence += 1
-            self._in_doubt = False
+            self._in_doubt = None
+            settle(True)
             return result
+
+    def _on_lane(self, send: Callable[[Lane], T]) -> T:
+        """Sends on the lane; where the server has given shared memory up, on another one.
+
+        It says so before anything else; or the weights cannot be had, and a push that is sent again counts once.
+        """
+        try:
+            return send(self._lane)
+        except SharedMemoryUnavailable:
+            if self._membership is None:
+                raise
+            self._choose_lane(self._membership)
+            return send(self._lane)
+
+    def find_out(self) -> None:
+        """Settles the last push, if nobody knows what became of it; raises what keeps the server from telling."""
+        with self._lock:
+            self._check_usable()
+            self._resolved_epoch()
 
     def _resolved_epoch(self) -> int:
         """The epoch to push under. Where the last push's fate is unknown, a new one.
 
-        Joining again fences the old epoch: the push in doubt has been applied, or never will be. So the next one
-        can be neither taken for it nor be applied beside it later.
+        Joining again fences the old epoch: the push in doubt has been applied, which the answer tells, or never will
+        be. So the next one can be neither taken for it nor be applied beside it later.
         """
-        if self._membership is None:
-            raise UnknownWorker(worker=self.worker, job=self.job)
-        if self._in_doubt:
-            self._enter(self._join(None, time.monotonic() + self.timeout))
-        return self._membership.epoch
-
-    def pull_into(self, weights: Sink, known: Known | None) -> PullResult:
-        """Reads the current weights as this worker, unless they are `known`."""
         membership = self._membership
-        epoch = membership.epoch if membership is not None else 0
-        worker = self.worker if membership is not None else ""
-        result = self._ask(lambda left: self._transport.pull(self.job, worker, epoch, known, weights, left))
-        self._version = result.version
+        if membership is None:
+            raise UnknownWorker(worker=self.worker, job=self.job)
+        if self._in_doubt is None:
+            return membership.epoch
+        sequence, settle = self._sequence + 1, self._in_doubt
+        # The server lets go of what the old epoch holds.
+        self._lane.keep()
+        joined = self._join(None, time.monotonic() + self.timeout)
+        settle((joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence))
+        self._in_doubt = None
+        self._enter(joined)
+        return joined.epoch
+
+    def pull_into(
+        self,
+        weights: Sink,
+        known: Known | None,
+        *,
+        in_place: Sink | None = None,
+        groups: Names = (),
+        parameters: Names = (),
+    ) -> PullResult:
+        """Reads the current weights as this worker, unless they are `known`; sinks as those of `step`."""
+        membership = self._membership
+        request = PullRequest(
+            self.job,
+            self.worker if membership is not None else "",
+            membership.epoch if membership is not None else 0,
+            known,
+            groups=names_of(groups),
+            parameters=names_of(parameters),
+        )
+        encoding = self.wire.weights
+
+        def attempt(left: float) -> PullResult:
+            return self._on_lane(lambda lane: lane.pull(request, weights, left, in_place=in_place, encoding=encoding))
+
+        with self._lock:
+            result = self._ask(attempt)
+        if not groups and not parameters:
+            self._version = result.version
         return result
 
     def write_state(self, header: WriteStateHeader, numbers: Source) -> JobVersion:
@@ -445,35 +401,14 @@ class Session:
             self._check_usable()
             return self._transport.write_state(header, numbers, self.timeout)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that this session pushes under; 0 before it has registered."""
-        return 0 if self._membership is None else self._membership.epoch
+    def _why_late(self) -> str:
+        """A step of a sync job waits for all its workers."""
+        waits = self._membership is not None and isinstance(self._membership.job.policy, Sync)
+        return "; a step of a sync job waits for all its workers" if waits else ""
 
-    def _ask(self, attempt: Callable[[float], T]) -> T:
-        def usable_attempt(left: float) -> T:
-            self._check_usable()
-            return attempt(left)
 
-        try:
-            return with_retries(
-                usable_attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss
-            )
-        except DeadlineExceeded as error:
-            # The caller wants to know the time that it gave, not what was left of it for the last attempt.
-            hint = "; a step of a sync job waits for all its workers" if self._waits_for_others else ""
-            seconds = f"{self.timeout:g}"
-            raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
-
-    @property
-    def _waits_for_others(self) -> bool:
-        return self._membership is not None and isinstance(self._membership.job.policy, Sync)
-
-    def _tell_of_loss(self, error: Unavailable) -> None:
-        # The call goes on for minutes from here; somebody who waits for it wants to know why.
-        logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
-
-    def _check_usable(self) -> None:
-        self._lock.check()
-        if self._closed:
-            raise SessionClosed(job=self.job)
+def _with_advice(error: OptdError) -> OptdError:
+    """Why there is no shared memory, with what to do; any other error as it is."""
+    if not isinstance(error, SharedMemoryUnavailable):
+        return error
+    return SharedMemoryUnavailable(why=f"{error.values['why']}; lane='auto' does without")

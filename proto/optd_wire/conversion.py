@@ -55,8 +55,9 @@ class Conversions:
 
     def _make(self, descriptor: Any) -> Converter:
         value_class = self._values[descriptor]
-        names = [field.name for field in dataclasses.fields(value_class)]
-        fields = [self._field(descriptor.fields_by_name[name]) for name in names]
+        declared = dataclasses.fields(value_class)
+        names = [field.name for field in declared]
+        fields = [self._field(descriptor.fields_by_name[field.name], field.default is None) for field in declared]
         fills = [(name, field.fill) for name, field in zip(names, fields, strict=True)]
         reads = [field.read for field in fields]
 
@@ -71,7 +72,7 @@ class Conversions:
 
         return Converter(fill, read)
 
-    def _field(self, field: FieldDescriptor) -> Converter:
+    def _field(self, field: FieldDescriptor, optional: bool) -> Converter:
         if field.message_type is None:
             if field.enum_type in self._enums:
                 return _enum(field, *self._enums[field.enum_type])
@@ -80,7 +81,7 @@ class Conversions:
             item = field.message_type.fields_by_name["value"].message_type
             return _map(field) if item is None else _map_of_messages(field, self.of(item))
         part = self.of(field.message_type)
-        return _messages(field, part) if field.is_repeated else _message(field, part)
+        return _messages(field, part) if field.is_repeated else _message(field, part, optional)
 
 
 def _scalar(field: FieldDescriptor) -> Converter:
@@ -155,7 +156,8 @@ def _map_of_messages(field: FieldDescriptor, part: Converter) -> Converter:
     return Converter(fill, read)
 
 
-def _message(field: FieldDescriptor, part: Converter) -> Converter:
+def _message(field: FieldDescriptor, part: Converter, optional: bool) -> Converter:
+    """`optional`: where there is none, the value has None instead of one with its defaults."""
     name, fill_part, read_part = field.name, part.fill, part.read
 
     def fill(message: Any, content: Any) -> None:
@@ -167,7 +169,10 @@ def _message(field: FieldDescriptor, part: Converter) -> Converter:
     def read(message: Any) -> Any:
         return read_part(getattr(message, name))
 
-    return Converter(fill, read)
+    def read_optional(message: Any) -> Any:
+        return read_part(getattr(message, name)) if message.HasField(name) else None
+
+    return Converter(fill, read_optional if optional else read)
 
 
 def _messages(field: FieldDescriptor, part: Converter) -> Converter:

@@ -28,6 +28,7 @@ V = TypeVar("V")
 
 _RENAMED = {
     values.Membership: worker_service_pb2.JoinResponse,
+    values.SharedMemory: worker_service_pb2.OpenSharedMemoryResponse,
     values.ServerStatus: inspection_service_pb2.GetServerStatusResponse,
     values.JobReport: inspection_service_pb2.WatchJobResponse,
 }

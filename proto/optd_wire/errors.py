@@ -437,6 +437,13 @@ class ResourceExhausted(OptdError):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class SharedMemoryUnavailable(ResourceExhausted):
+    """The server and this worker have no memory that both can see; frames travel by gRPC then."""
+
+    reason = "SHARED_MEMORY_UNAVAILABLE"
+    template = "no shared memory with the server: {why}"
+
+
 class MemoryExceeded(ResourceExhausted):
     """The memory planned for a job does not fit what the server may use."""
 
@@ -496,6 +503,13 @@ class ShuttingDown(Unavailable):
     template = "the server is shutting down"
 
 
+class RoundBroken(Unavailable):
+    """A push that was on its way into a step together with others, of which one came to nothing; to be sent again."""
+
+    reason = "ROUND_BROKEN"
+    template = "the step of job {job!r} that this push was on its way into was broken off, push again: {why}"
+
+
 class NoAddress(InvalidArgument):
     """Neither session, server nor environment says where the server is."""
 
@@ -525,6 +539,16 @@ class Stalled(Expired):
 
     reason = "STALLED"
     template = "{what} moved no frame for {seconds} s"
+
+
+class TooSlow(Expired):
+    """A reader of weights held up the job: its next step waited for the memory that the reader read from."""
+
+    reason = "TOO_SLOW"
+    template = (
+        "the weights of version {version} were read for more than {seconds} s while a step waited for their memory; "
+        "pull again"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -173,6 +173,33 @@ class Membership:
     job: JobInfo
     shards: tuple[Shard, ...]
     max_message_bytes: int
+    previous_epoch: int = 0
+    previous_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSegment:
+    """Where elements of a group lie in a region of shared memory."""
+
+    range: FlatRange
+    byte_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExtent:
+    """Groups whose elements lie in one region of shared memory."""
+
+    bytes: int
+    segments: tuple[SharedSegment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Memory that a worker shares with the server: the Unix socket that hands it over, and what lies where."""
+
+    path: str
+    ticket: bytes
+    extents: tuple[SharedExtent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +219,14 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedGradient:
+    """A gradient in memory that the worker shares: of every parameter (`whole`), or in some ranges."""
+
+    whole: bool
+    ranges: tuple[FlatRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PushHeader:
     """Who pushes what: identity of the push, the version it was computed on, changes of options that ride along."""
 
@@ -202,6 +237,7 @@ class PushHeader:
     base_version: int
     updates: tuple[GroupUpdate, ...] = ()
     known_revision: int = 0
+    shared: SharedGradient | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +252,21 @@ class PushResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedWeights:
+    """Weights in regions of shared memory; `in_place` if they stay there until the worker's next call."""
+
+    regions: tuple[int, ...]
+    in_place: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PullResult:
-    """What a pull read; nothing follows where it is `not_modified`."""
+    """What a pull read; nothing follows where it is `not_modified`, or where the weights are `shared`."""
 
     version: JobVersion
     not_modified: bool
     options: tuple[GroupOptions, ...] = ()
+    shared: SharedWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)

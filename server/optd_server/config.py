@@ -82,6 +82,13 @@ class Config(BaseSettings):
         "auto", description="what does the arithmetic; auto is numba where it works, else numpy"
     )
     threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic")
+    shared_memory: bool = Field(
+        True, description="share memory with workers of this host, so that numbers need not travel"
+    )
+    shared_memory_dir: Path = Field(
+        Path("/dev/shm"),  # noqa: S108 - a socket of a random name, for this user alone
+        description="folder for the socket over which workers get shared memory",
+    )
     lease_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long a worker counts as alive after its last sign of life"
     )

@@ -1,6 +1,5 @@
-"""How the rows use optd: every name of it that they need is here. What it lacks is `NotAvailable`."""
+"""How the rows use optd: every name of it that they need is here."""
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,9 +13,13 @@ from bench.processes import in_rounds, pace
 from bench.row import NotAvailable
 from bench.sizes import Shapes, arrays, joined, single
 from optd.local import LocalServer
+from optd.session import LaneName
 from optd_server.optim import option
+from optd_server.optim.backends.base import Backend
+from optd_server.optim.backends.registry import BackendUnavailable, choose
 from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
+from optd_server.store.memory import Region
 
 WEIGHTS, GRADIENTS = 1, 2
 """Seeds: weights and gradients of these shapes are the same on both sides and in all processes."""
@@ -35,13 +38,13 @@ class Kernel:
 
     def __init__(self, algorithm: str, options: Mapping[str, Any], shapes: Shapes, backend: str) -> None:
         self._algorithm = ALGORITHMS[algorithm]
-        self._options = option.resolve(self._algorithm.options, dict(options))
+        self._options = [option.resolve(self._algorithm.options, dict(options))]
         self._segment = SegmentState([int(np.prod(shape)) for shape in shapes.values()], np.float32)
         self._present = np.ones(len(shapes), np.bool_)
-        self._how = _backend(backend)
-        self._weights = joined(list(arrays(shapes, WEIGHTS).values()))
-        self._gradient = joined(list(arrays(shapes, GRADIENTS).values()))
-        self._out = np.empty_like(self._weights)
+        self._backend = _backend(backend)
+        self._weights = _as_the_server_has_it(joined(list(arrays(shapes, WEIGHTS).values())))
+        self._gradient = _as_the_server_has_it(joined(list(arrays(shapes, GRADIENTS).values())))
+        self._out = _as_the_server_has_it(np.zeros_like(self._weights))
 
     def step(self) -> None:
         """One step."""
@@ -54,7 +57,7 @@ class Kernel:
             out=self._out,
             present=self._present,
             threads=processors(),
-            **self._how,
+            backend=self._backend,
         )
         self._weights, self._out = self._out, self._weights
 
@@ -63,17 +66,18 @@ class Kernel:
         return self._weights.copy()
 
 
-def _backend(name: str) -> dict[str, Any]:
+def _as_the_server_has_it(array: np.ndarray) -> np.ndarray:
+    """A copy in aligned memory of its own."""
+    copied = Region(array.nbytes).array(array.dtype, 0, array.size)
+    copied[:] = array
+    return copied
+
+
+def _backend(name: str) -> Backend:
     try:
-        from optd_server.optim.backends.registry import choose
-    except ImportError:
-        if name == "numpy":
-            return {}  # the only one there is
-        raise NotAvailable(f"no backend {name}") from None
-    try:
-        return {"backend": choose(name)}
-    except (ImportError, LookupError, ValueError) as error:
-        raise NotAvailable(f"backend {name}: {error}") from error
+        return choose(name)
+    except BackendUnavailable as unavailable:
+        raise NotAvailable(f"backend {name}: {unavailable}") from unavailable
 
 
 # Server and jobs
@@ -97,14 +101,14 @@ class Job:
         assert self._gradients is not None
         for name, gradient in self._gradients.items():
             self.optimizer.gradients[name][...] = gradient
-        self._parameters = self.optimizer.weights  # type: ignore[attr-defined]
+        self._parameters = self.optimizer.weights
         self._gradients = None
 
     def step(self) -> None:
         """Push, step, pull."""
         if self._gradients is None:
             self.optimizer.step()
-            self._parameters = self.optimizer.weights  # type: ignore[attr-defined]
+            self._parameters = self.optimizer.weights
         else:
             self.optimizer.step(self._gradients)
 
@@ -114,7 +118,7 @@ class Job:
 
     def pull_unchanged(self) -> None:
         """A pull of a version that is here already."""
-        self.optimizer.pull()
+        self.optimizer.pull(only_if_newer=True)
 
     def pull_all(self) -> None:
         """A pull of all weights, into new arrays."""
@@ -132,7 +136,7 @@ def job(
     *,
     name: str = "bench",
     worker: str = "w0",
-    lane: str = "auto",
+    lane: LaneName = "auto",
     encoding: str = "float32",
     zero_copy: bool = False,
     workers: int = 1,
@@ -140,15 +144,10 @@ def job(
     gradients: int = GRADIENTS,
 ) -> Iterator[Job]:
     """Adam as a service, on new weights; `workers` make a round, if there are more than one."""
-    if zero_copy and "zero_copy" not in _parameters(optd.Optimizer):
-        raise NotAvailable("no shared views of weights and gradients (zero_copy)")
-    how: dict[str, Any] = {"lane": lane} | ({"encoding": encoding} if encoding != "float32" else {})
-    if workers > 1:
-        how["policy"] = optd.Sync(workers=workers)
-    with _connect(address, job=name, worker=worker, **how) as session:
+    policy = optd.Sync(workers=workers) if workers > 1 else optd.Async()
+    with optd.connect(address, job=name, worker=worker, lane=lane, encoding=encoding, policy=policy) as session:
         weights = arrays(shapes, WEIGHTS)
-        more = {"zero_copy": True} if zero_copy else {}
-        optimizer = optd.Optimizer("adam", _grouped(weights, groups), lr=1e-3, session=session, **more)
+        optimizer = optd.Adam(_grouped(weights, groups), lr=1e-3, session=session, zero_copy=zero_copy)
         made = Job(optimizer, weights, shapes, gradients)
         if zero_copy:
             made.share()
@@ -160,21 +159,6 @@ def _grouped(weights: dict[str, np.ndarray], groups: int) -> Any:
         return weights
     items = list(weights.items())
     return [{"params": items[index::groups]} for index in range(groups)]
-
-
-def _connect(address: str, **how: Any) -> optd.Session:
-    known = _parameters(optd.connect)
-    missing = [f"{name}={value}" for name, value in how.items() if name not in known]
-    if missing:
-        raise NotAvailable(f"connect() knows no {', '.join(missing)}")
-    try:
-        return optd.connect(address, **how)
-    except optd.errors.InvalidRequest as error:
-        raise NotAvailable(str(error)) from error
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
 
 
 # Memory

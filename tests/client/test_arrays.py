@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optd.arrays import BATCH_BYTES, FRAME_OVERHEAD, FlatView
+from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.encodings.topk import TopK
@@ -25,7 +26,7 @@ def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_b
     rng = np.random.default_rng(0)
     given_arrays = [[rng.normal(size=s).astype(d) if there else None for s, d, there in group] for group in job]
     view = FlatView(specs, batch_bytes=batch_bytes + FRAME_OVERHEAD)
-    sink = FrameSink(FlatBuffers(view.layouts), "gradient", [f"g{i}" for i in range(len(job))])
+    sink = FrameSink(FlatBuffers([extent_of(view.layouts)]), "gradient", [f"g{i}" for i in range(len(job))])
     back = [[np.full(s, np.nan, d) for s, d, _ in group] for group in job]
     # Arrays of the user may have any strides.
     back = [[np.asfortranarray(array) for array in row] for row in back]
@@ -33,15 +34,16 @@ def test_what_is_sent_is_what_the_server_stores_and_what_comes_back(job, batch_b
         _, frames = decode(PushRequest, encode(PushRequest(), batch))
         for frame in frames:
             assert frame.values.nbytes <= batch_bytes
-            sink.write(frame)
-            view.write(frame, back)
+            sink.write_all((frame,))
+            view.write((frame,), back)
     for group, row in enumerate(given_arrays):
         for place, array in enumerate(row):
             if array is not None:
                 np.testing.assert_array_equal(back[group][place], array)
-    presence = sink.presence()
-    for group, layout in enumerate(view.layouts):
-        for segment, whole in zip(layout.segments, presence[group], strict=True):
+    (extent,), (presence,) = sink.buffers.extents, sink.ledger.presence()
+    for group, (layout, places) in enumerate(zip(view.layouts, extent.places, strict=True)):
+        for segment, place in zip(layout.segments, places, strict=True):
+            whole = presence[place.slab][place.first : place.first + len(segment.members)]
             for member, there in zip(segment.members, whole, strict=True):
                 # An empty parameter without a gradient may lie between two that have one.
                 if layout.parameters[member].size:
@@ -57,13 +59,13 @@ def test_what_is_sent_in_fewer_bytes_comes_back_alike_on_both_sides(job, batch_b
     rng = np.random.default_rng(0)
     sent = [[rng.normal(size=s).astype(d) for s, d, _ in group] for group in job]
     view = FlatView(specs, batch_bytes=batch_bytes + FRAME_OVERHEAD)
-    sink = FrameSink(FlatBuffers(view.layouts), "gradient", [f"g{i}" for i in range(len(job))])
+    sink = FrameSink(FlatBuffers([extent_of(view.layouts)]), "gradient", [f"g{i}" for i in range(len(job))])
     back = [[np.full(s, np.nan, d) for s, d, _ in group] for group in job]
     for batch in view.source(sent, encoding=encoding)():
         for frame in decode(PushRequest, encode(PushRequest(), batch))[1]:
-            sink.write(frame)
-            view.write(frame, back)
-    sink.require_all()
+            sink.write_all((frame,))
+            view.write((frame,), back)
+    sink.ledger.require_all()
     for layout, flat, row, given_row in zip(view.layouts, sink.buffers.arrays, back, sent, strict=True):
         for segment, stored in zip(layout.segments, flat, strict=True):
             arrays = [row[member].reshape(-1) for member in segment.members]

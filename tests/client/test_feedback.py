@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from optd.arrays import FlatView
 from optd.feedback import ErrorFeedback
+from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.encodings.topk import TopK
@@ -34,7 +35,7 @@ def messages(source):
 
 def received(source):
     """What a server has of a push: flat arrays by group and segment, zeros where nothing was sent."""
-    buffers = FlatBuffers(VIEW.layouts)
+    buffers = FlatBuffers([extent_of(VIEW.layouts)])
     sink = FrameSink(buffers, "gradient", ["g0", "g1"])
     for data in messages(source):
         sink.write_all(decode(PushRequest, data)[1])
@@ -42,7 +43,7 @@ def received(source):
 
 
 def flat(rows):
-    buffers = FlatBuffers(VIEW.layouts)
+    buffers = FlatBuffers([extent_of(VIEW.layouts)])
     sink = FrameSink(buffers, "gradient", ["g0", "g1"])
     for batch in VIEW.source(rows)():
         sink.write_all(decode(PushRequest, encode(PushRequest(), batch))[1])

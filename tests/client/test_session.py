@@ -6,11 +6,15 @@ import pytest
 
 from optd import errors
 from optd.session import Session
-from optd_wire.values import Async, JobInfo, JobSpec, JobVersion, Membership, PushResult
+from optd_wire.values import Async, JobInfo, JobSpec, JobVersion, Membership, PullResult, PushResult
 
 SPEC = JobSpec("job", "sgd", {}, ())
 LOST = errors.ConnectionLost(address="fake:1", rpc="Push", problem="cut")
 LATE = errors.DeadlineExceeded(rpc="Push", address="fake:1", seconds=1, hint="")
+# As these, but the server had applied the push.
+LOST_APPLIED = errors.ConnectionLost(address="fake:1", rpc="Push", problem="cut")
+LATE_APPLIED = errors.DeadlineExceeded(rpc="Push", address="fake:1", seconds=1, hint="")
+REFUSED = errors.NonfiniteGradient(parameter="w", value="nan", index=0)
 
 
 class FakeTransport:
@@ -22,6 +26,8 @@ class FakeTransport:
         self.script = list(script)
         self.calls = []
         self.epoch = 0
+        self.applied = 0
+        """The sequence number of the last push that the played server has applied under its epoch."""
         self.lock = threading.Lock()
 
     def close(self):
@@ -34,18 +40,23 @@ class FakeTransport:
         pass
 
     def join(self, job, worker, spec, wait_seconds, timeout):
-        self.epoch += 1
+        previous = (self.epoch, self.applied) if self.epoch else (0, 0)
+        self.epoch, self.applied = self.epoch + 1, 0
         self.calls.append(("join", spec is not None))
         info = JobInfo("job", "sgd", {}, Async(), (), JobVersion())
-        return Membership(self.epoch, 60_000, info, (), 1 << 20)
+        return Membership(self.epoch, 60_000, info, (), 1 << 20, *previous)
 
-    def push(self, header, gradients, timeout):
+    def step(self, header, gradients, delivery, weights, timeout):
+        assert delivery.none, "a push brings nothing back"
         with self.lock:
             self.calls.append((header.epoch, header.sequence))
             answer = self.script.pop(0) if self.script else None
+            if answer is None or answer in (LATE_APPLIED, LOST_APPLIED):
+                self.applied = header.sequence
         if answer is not None:
             raise answer
-        return PushResult(JobVersion(header.sequence), header.sequence, 0, False)
+        version = JobVersion(header.sequence)
+        return PushResult(version, header.sequence, 0, False), PullResult(version, False)
 
 
 def session(*script):
@@ -56,8 +67,8 @@ def session(*script):
     return opened, transport
 
 
-def push(opened):
-    return opened.push(lambda: iter(()), (), JobVersion())
+def push(opened, settle=lambda applied: None):
+    return opened.push(lambda: iter(()), (), JobVersion(), settle)
 
 
 def test_sequences_count_up_and_a_lost_answer_is_asked_for_under_the_same_number():
@@ -70,7 +81,7 @@ def test_sequences_count_up_and_a_lost_answer_is_asked_for_under_the_same_number
 
 
 def test_a_refused_push_leaves_its_number_to_the_next():
-    opened, transport = session(errors.NonfiniteGradient(parameter="w", value="nan", index=0))
+    opened, transport = session(REFUSED)
     with pytest.raises(errors.NonfiniteGradient):
         push(opened)
     push(opened)
@@ -127,3 +138,47 @@ def test_a_session_carries_one_optimizer_and_needs_one_to_push():
     with pytest.raises(errors.UnknownWorker):
         push(other)
     other.close()
+
+
+# What becomes of a push
+
+
+def test_whoever_asks_is_told_what_became_of_a_push():
+    opened, _ = session(None, REFUSED, LOST, None)
+    told = []
+    push(opened, told.append)
+    with pytest.raises(errors.NonfiniteGradient):
+        push(opened, told.append)
+    push(opened, told.append)
+    assert told == [True, False, True]
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "applied"),
+    [
+        ([LATE], False),
+        ([LATE_APPLIED], True),
+        ([LOST, LATE], False),
+        ([LOST_APPLIED, LATE], True),
+        # A refusal of the second attempt says nothing of the first.
+        ([LOST_APPLIED, REFUSED], True),
+        ([LOST, REFUSED], False),
+        ([KeyboardInterrupt()], False),
+    ],
+    ids=["late", "late applied", "lost", "lost applied", "refused applied", "refused", "interrupted"],
+)
+def test_where_nobody_can_know_the_next_join_tells(script, applied):
+    opened, transport = session(None, *script)
+    push(opened)
+    told = []
+    with pytest.raises((errors.OptdError, KeyboardInterrupt)):
+        push(opened, told.append)
+    assert told == []
+    opened.find_out()
+    assert told == [applied]
+    opened.find_out()
+    push(opened, told.append)
+    assert told == [applied, True]
+    assert transport.calls[-2:] == [("join", False), (2, 1)]
+    opened.close()

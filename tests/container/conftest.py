@@ -128,7 +128,7 @@ def server(engine: Engine, server_image: str, secret: tuple[str, ...], tmp_path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     name = f"optd-test-{uuid.uuid4().hex[:8]}"
-    network = ("--publish", f"127.0.0.1:{port}:{port}", "--env", f"OPTD_PORT={port}")
+    network = ("--publish", f"127.0.0.1:{port}:{port}", "--env", f"OPTD_PORT={port}", "--ipc", "shareable")
     container = Container(engine, name, f"127.0.0.1:{port}", (tmp_path / "token").read_text())
     try:
         started = engine.run(server_image, options=("--detach", "--name", name, *network, *secret))

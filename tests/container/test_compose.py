@@ -50,3 +50,8 @@ def test_workers_share_one_server_and_the_data(name: str, worker: str, shard: st
 
 def test_the_server_is_published_on_loopback_only():
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["server"]["ports"])
+
+
+def test_workers_have_the_servers_dev_shm():
+    assert SERVICES["server"]["ipc"] == "shareable"
+    assert {SERVICES[worker]["ipc"] for worker in WORKERS} == {"service:server"}

@@ -94,3 +94,30 @@ def test_a_worker_inside_a_container_trains(engine, server, worker_image, secret
     worker = engine.run(worker_image, *arguments, options=options, timeout=120)
     assert worker.returncode == 0, worker.stderr
     assert "version 20" in worker.stdout
+
+
+SHARES = """
+import numpy as np, optd
+with optd.connect({address!r}, job="shared", worker="inside", lane="shm") as session:
+    optimizer = optd.SGD({{"w": np.ones(100_000, np.float32)}}, lr=0.5, session=session, zero_copy=True)
+    optimizer.gradients["w"][:] = 1
+    optimizer.step()
+    print(session.lane, optimizer.weights["w"][-1])
+"""
+
+
+def test_two_containers_share_memory_where_they_share_dev_shm(engine, server, server_image, secret):
+    """As compose.yaml has it; the image of the server has the client too."""
+    options = ("--rm", "--entrypoint", "python", *secret, "--ipc", f"container:{server.name}")
+    if engine.inspect(server.name)["HostConfig"]["NetworkMode"] != "host":
+        options += ("--network", f"container:{server.name}")
+    worker = engine.run(server_image, "-c", SHARES.format(address=server.address), options=options, timeout=120)
+    assert worker.returncode == 0, worker.stderr
+    assert worker.stdout.split() == ["shm", "0.5"]
+
+
+def test_kernels_are_compiled_in_the_image(engine, server):
+    """A job that is created takes them from there, and does not wait for a compiler."""
+    kept = server.exec("sh", "-c", "ls -R $OPTD_KERNEL_CACHE")
+    assert kept.returncode == 0
+    assert ".nbc" in kept.stdout

@@ -14,7 +14,12 @@ from optd_wire import values
 from optd_wire.convert import from_message, option_to_message, options_to_message, to_message
 from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2
 
-RENAMED = {"Membership": "JoinResponse", "ServerStatus": "GetServerStatusResponse", "JobReport": "WatchJobResponse"}
+RENAMED = {
+    "Membership": "JoinResponse",
+    "ServerStatus": "GetServerStatusResponse",
+    "JobReport": "WatchJobResponse",
+    "SharedMemory": "OpenSharedMemoryResponse",
+}
 MESSAGES = {name: getattr(file, name) for file in files() for name in file.DESCRIPTOR.message_types_by_name}
 VALUES = [found for found in vars(values).values() if dataclasses.is_dataclass(found)]
 PAIRS = {
@@ -37,6 +42,7 @@ option_values = st.one_of(
 SCALARS = {
     FieldDescriptor.TYPE_STRING: texts,
     FieldDescriptor.TYPE_BOOL: st.booleans(),
+    FieldDescriptor.TYPE_BYTES: st.binary(max_size=5),
     FieldDescriptor.TYPE_DOUBLE: floats,
     FieldDescriptor.TYPE_UINT32: uint32,
     FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),

@@ -1,6 +1,9 @@
 """Every RPC, called with generated stubs and plain protobuf alone, as a client in another language would."""
 
+import mmap
+import os
 import re
+import socket
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -185,6 +188,66 @@ def list_workers(plain: Plain, name: str) -> None:
     assert (workers["b"].pushes, workers["b"].sequence, workers["b"].lane) == (1, 1, "grpc")
     assert workers["a"].active
     assert 0 < workers["a"].lease_remaining_ms <= 30_000
+
+
+def open_shared_memory(plain: Plain, name: str) -> None:
+    """A step whose numbers lie in shared memory, from its descriptors on."""
+    create(plain, name)
+    epoch = plain.join(name)
+    who = {"job": name, "worker": "w0", "epoch": epoch}
+    opened = plain.workers.OpenSharedMemory(worker_service_pb2.OpenSharedMemoryRequest(**who), timeout=SECONDS)
+    places = {(s.range.group, s.range.offset): s.byte_offset for s in opened.extents[0].segments}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(opened.path)
+        connection.sendall(opened.ticket)
+        memory = mapped(connection, opened.extents[0].bytes)
+        proof = worker_service_pb2.ConfirmSharedMemoryRequest(**who, token=bytes(memory[:32]))
+        plain.workers.ConfirmSharedMemory(proof, timeout=SECONDS)
+        assert plain.list_workers(name)["w0"].lane == "shm"
+        for sent in GRADIENT:
+            first = places[sent.group, sent.offset]
+            memory[first : first + len(sent.payload)] = sent.payload
+        shared = training_service_pb2.SharedGradient(
+            ranges=[tensor_pb2.FlatRange(group=s.group, offset=s.offset, count=s.count) for s in GRADIENT]
+        )
+        head = header(name, "w0", epoch, 1)
+        head.shared.CopyFrom(shared)
+        wanted = training_service_pb2.Delivery(shared=True)
+        step = training_service_pb2.StepRequest(header=head, last=True, delivery=wanted)
+        (answer,) = plain.training.Step(iter([step]), timeout=SECONDS)
+        assert (answer.last, answer.pushed.applied_version, len(answer.frames)) == (True, 1, 0)
+        (region,) = answer.pulled.shared.regions
+        connection.sendall(str(region).encode())
+        weights = mapped(connection, opened.extents[0].bytes)
+        _, frames = plain.pull(name)
+        for told in frames:
+            first = places[told.group, told.offset]
+            assert weights[first : first + len(told.payload)] == told.payload
+    assert_weights(plain, name, steps=1)
+
+
+def mapped(connection: socket.socket, size: int) -> mmap.mmap:
+    """The memory of the one descriptor that comes next."""
+    _, (descriptor,), _, _ = socket.recv_fds(connection, 64, 1)
+    try:
+        try:
+            return mmap.mmap(descriptor, size)  # the gradient's is for both to write to
+        except PermissionError:
+            return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def confirm_shared_memory(plain: Plain, name: str) -> None:
+    create(plain, name)
+    who = {"job": name, "worker": "w0", "epoch": plain.join(name)}
+    plain.workers.OpenSharedMemory(worker_service_pb2.OpenSharedMemoryRequest(**who), timeout=SECONDS)
+    wrong = worker_service_pb2.ConfirmSharedMemoryRequest(**who, token=bytes(32))
+    with refused("SHARED_MEMORY_UNAVAILABLE", "token"):
+        plain.workers.ConfirmSharedMemory(wrong, timeout=SECONDS)
+    problem = worker_service_pb2.ConfirmSharedMemoryRequest(**who, problem="another host")
+    plain.workers.ConfirmSharedMemory(problem, timeout=SECONDS)
+    assert plain.list_workers(name)["w0"].lane == "grpc (another host)"
 
 
 # Training
@@ -406,6 +469,8 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     join,
     renew_lease,
     leave,
+    open_shared_memory,
+    confirm_shared_memory,
     list_workers,
     push,
     pull,

@@ -76,6 +76,8 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         "max_requests": 4,
         "max_streams": 5,
         "port": 6,
+        "shared_memory": True,
+        "shared_memory_dir": "s",
         "stop_with_stdin": True,
         "threads": 7,
         "tls_cert": "c",

@@ -212,6 +212,8 @@ def test_after_a_flood_of_connections_the_server_accepts_again(name: str):
     """More of them than it may have files open. Who was connected before stays connected."""
     with local() as server, Plain(server.address) as plain, ExitStack() as flood:
         assert plain.healthy()
+        # Kernels are loaded from files when they are first wanted.
+        plain.create(job_spec(name + ".first", [group("g", {"w": ((1,), "float32")})]), [frame(np.zeros(1, "f4"))])
         process = psutil.Process(server.process.pid)
         most = process.num_fds() + 40
         process.rlimit(psutil.RLIMIT_NOFILE, (most, most))

@@ -342,8 +342,8 @@ def outside_of(plain: Plain, name: str) -> list[Any]:
 
 
 def poor_plain_bytes(count: int, state: int = 0) -> int:
-    """What an asynchronous SGD job of float32 is planned with: three snapshots, five gradients, its state."""
-    return count * 4 * (8 + state)
+    """What an asynchronous SGD job of float32 is planned with: three snapshots, four gradients, its state."""
+    return count * 4 * (7 + state)
 
 
 def test_state_that_is_written_counts(plain: Plain, name: str):

@@ -88,7 +88,8 @@ class Proxy:
 
     def _cut_answer(self, kind: int, data: bytes) -> bytes | None:
         with self._lock:
-            if kind != HEADERS or not self._doomed_answers:
+            # On a stream that stays open only the first answer comes with headers.
+            if kind not in (HEADERS, DATA) or not self._doomed_answers:
                 return None
             self._doomed_answers -= 1
             self.cuts += 1

@@ -150,11 +150,11 @@ def test_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
 
 
 def test_a_push_that_was_begun_before_its_worker_was_fenced_is_refused(plain: Plain, name: str):
-    """The epoch holds when the push begins, and no longer when its last frame is there."""
+    """The epoch holds when the push begins, and ends while it is received."""
     plain.create(job_spec(name, [group("g", {"w": ((4,), "float32")})], lr=1.0), [frame(np.zeros(4, "f4"))])
     plain.join(name, "w0")
     requests = plain_push(plain, name)
-    with refused("STALE_EPOCH", "epoch 1", "epoch 2"):
+    with refused("PUSH_WITHDRAWN", "w0", "joined again"):
         plain.training.Push(requests, timeout=SECONDS)
     assert plain.info(name).version.version == 0
     assert plain.push(header(name, "w0", 2, 1), [frame(np.ones(4, "f4"))]).version.version == 1

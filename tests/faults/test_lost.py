@@ -21,17 +21,15 @@ from contract.plain import (
     header,
     job_spec,
     push_requests,
-    refusal_of,
     refused,
 )
 from faults.processes import SECONDS, in_background, wait_for
 from faults.proxy import Proxy
 
 import optd
-from optd.errors import DeadlineExceeded, TooManyRequests, Unreachable
+from optd.errors import DeadlineExceeded, StaleEpoch, Unreachable
 from optd.local import LocalServer, local
 from optd_wire.v1 import (
-    inspection_service_pb2,
     job_service_pb2,
     state_service_pb2,
     training_service_pb2,
@@ -69,7 +67,8 @@ def open_worker(
     stack: ExitStack, address: str, job: str, worker: str, policy: Any = None, size: int = SIZE, **more: Any
 ) -> tuple[optd.Optimizer, np.ndarray]:
     weights = np.zeros(size, "f4")
-    session = optd.connect(address, job=job, worker=worker, policy=policy, **{"timeout": SECONDS, **more})
+    # What is lost here is lost on the wire.
+    session = optd.connect(address, job=job, worker=worker, policy=policy, lane="grpc", **{"timeout": SECONDS, **more})
     stack.enter_context(session)
     return optd.SGD([weights], lr=0.5, momentum=0.5, session=session), weights
 
@@ -238,7 +237,7 @@ def test_a_push_that_is_cut_in_mid_upload_is_sent_again_whole(
     model = Model(size=4 * count)
     with ExitStack() as stack:
         weights = [np.zeros(count, "f4") for _ in range(4)]
-        session = stack.enter_context(optd.connect(proxy.address, job=name, worker="w0", timeout=SECONDS))
+        session = stack.enter_context(optd.connect(proxy.address, job=name, worker="w0", lane="grpc", timeout=SECONDS))
         optimizer = optd.SGD(weights, lr=0.5, momentum=0.5, session=session)
         cuts = [
             lambda: proxy.cut_upload(1_000),
@@ -354,8 +353,8 @@ def waits_under(plain: Plain, job: str, worker: str, epoch: int) -> bool:
     return found.waiting and found.epoch == epoch
 
 
-def test_a_round_that_was_completed_after_the_deadline_counts_once(server: LocalServer, plain: Plain, name: str):
-    """The other worker comes before the late one goes on: the old push is applied, and is not mistaken for the new."""
+def test_a_push_whose_deadline_passed_is_in_no_round_that_completes_later(server: LocalServer, plain: Plain, name: str):
+    """The other worker comes before the late one goes on: its round waits for the new push."""
     model = Model()
     with ExitStack() as stack:
         policy = optd.Sync(workers=2)
@@ -364,62 +363,35 @@ def test_a_round_that_was_completed_after_the_deadline_counts_once(server: Local
         with pytest.raises(DeadlineExceeded):
             late.step([gradient(0, 7)])
         late.session.timeout = SECONDS
-        other.step([gradient(1, 0)])
-        model.step(gradient(0, 7), gradient(1, 0))
-        stepping = in_background(lambda: late.step([gradient(0, 1)]))
-        wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the new push waits")
-        other.step([gradient(1, 1)])
+        wait_for(lambda: not plain.list_workers(name)["w0"].waiting, "the push is taken back")
+        stepping = in_background(lambda: other.step([gradient(1, 0)]))
+        wait_for(lambda: plain.list_workers(name)["w1"].waiting, "the other one waits")
+        late.step([gradient(0, 1)])
         stepping.result(SECONDS)
-        model.step(gradient(0, 1), gradient(1, 1))
+        model.step(gradient(0, 1), gradient(1, 0))
     assert weights.tobytes() == model.weights.tobytes()
-    assert plain.info(name).version.version == 2
+    assert plain.info(name).version.version == 1
 
 
-def test_a_push_that_was_applied_before_its_retry_was_refused_is_not_taken_for_the_next(name: str):
+def test_a_push_that_was_applied_before_its_retry_was_refused_is_not_taken_for_the_next(
+    server: LocalServer, proxy: Proxy, plain: Plain, name: str
+):
     """The answer is lost, and the retry is refused for another reason than the push. The push counts, though its
     caller has seen an error; so the next one must not get its sequence number."""
     with ExitStack() as stack:
-        server = stack.enter_context(local("--max-requests", "2"))
-        proxy = stack.enter_context(Proxy(server.address))
-        plain = stack.enter_context(Plain(server.address))
         optimizer, weights = open_worker(stack, proxy.address, name, "w0")
         model = Model()
         optimizer.step([gradient(0, 0)])
         model.step(gradient(0, 0))
-
-        watchers: list[Any] = []
-
-        def fill_up() -> None:
-            """All that the server may answer at a time is taken when the client tries again."""
-            request = inspection_service_pb2.WatchJobRequest(job=name, interval_ms=60_000)
-            while len(watchers) < 2:
-                watcher = plain.inspection.WatchJob(request)
-                try:
-                    next(watcher)
-                except grpc.RpcError as error:
-                    assert refusal_of(error).reason == "TOO_MANY_REQUESTS"
-                else:
-                    watchers.append(watcher)
-
-        proxy.lose_answers(1, before_cut=fill_up)
-        with pytest.raises(TooManyRequests):
+        proxy.lose_answers(1, before_cut=lambda: plain.leave(name, "w0", 1))
+        with pytest.raises(StaleEpoch, match="it has left"):
             optimizer.step([gradient(0, 1)])
         model.step(gradient(0, 1))
-        for watcher in watchers:
-            watcher.cancel()
-        wait_for(lambda: plain_answers(plain), "the server has room again")
         result = optimizer.step([gradient(0, 2)])
         model.step(gradient(0, 2))
         assert not result.repeat
         assert plain.info(name).version.version == 3
         assert weights.tobytes() == model.weights.tobytes()
-
-
-def plain_answers(plain: Plain) -> bool:
-    try:
-        return plain.status().requests == 1
-    except grpc.RpcError:
-        return False
 
 
 def test_a_deadline_is_told_as_it_was_given(server: LocalServer, proxy: Proxy, name: str):

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from optd import connection as connections
 from optd import environment
-from optd import session as sessions
 from optd.ctl.exits import BadUsage
 from optd.ctl.settings import DEFAULT_SECONDS, DEFAULT_SERVER, Settings
 from optd.retry import with_retries
+from optd.session import Session
 from optd.tls import TLS
 from optd.transport.base import Transport
 from optd.transport.grpc import GrpcTransport
@@ -50,10 +51,10 @@ def connect(settings: Settings) -> Connection:
     return Connection(transport, settings.timeout or DEFAULT_SECONDS)
 
 
-def open_session(settings: Settings, job: str, **how: Any) -> sessions.Session:
+def open_session(settings: Settings, job: str, **how: Any) -> Session:
     """A session of a worker, where `connect` leads to; `how` is for `optd.connect`."""
     timeout = settings.timeout or DEFAULT_SECONDS
-    return sessions.connect(
+    return connections.connect(
         environment.server(settings.server, DEFAULT_SERVER),
         job=job,
         token=_token(settings),

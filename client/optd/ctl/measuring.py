@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 
@@ -55,9 +56,15 @@ def measure(
         weights = np.zeros(elements, np.float32)
         gradient = np.random.default_rng(0).standard_normal(elements, np.float32)
         optimizer = Optimizer(ALGORITHM, {"weights": weights}, session=session)
-        for _ in range(WARM_UPS):
-            optimizer.step({"weights": gradient})
-        lengths = _lengths(lambda: optimizer.step({"weights": gradient}), seconds, tell)
+        with _interrupted_between_steps() as check:
+
+            def step() -> None:
+                optimizer.step({"weights": gradient})
+                check()
+
+            for _ in range(WARM_UPS):
+                step()
+            lengths = _lengths(step, seconds, tell)
     return summary(way, elements, lengths)
 
 
@@ -94,16 +101,11 @@ def _job(invocation: Invocation, way: Way) -> Iterator[Session]:
     """A session with a job of a name that nobody else has. Both end with the block."""
     name = f"optctl-bench-{uuid.uuid4().hex[:12]}"
     try:
-        with invocation.session(name, **_asked(way)) as session:
+        with invocation.session(name, lane=way.lane, encoding=way.encoding) as session:
             yield session
     finally:
         with _uninterrupted():
             _delete(invocation, name)
-
-
-def _asked(way: Way) -> dict[str, str]:
-    """A way as `optd.connect` takes it."""
-    return {"lane": way.lane} | ({"encoding": way.encoding} if way.encoding != "float32" else {})
 
 
 def _delete(invocation: Invocation, name: str) -> None:
@@ -115,6 +117,34 @@ def _delete(invocation: Invocation, name: str) -> None:
     except OptdError as error:
         # What else went wrong counts; this comes on top of it.
         output.complain(f"job {name} may be left: {error}")
+
+
+@contextmanager
+def _interrupted_between_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C is raised by the function that this gives; a second one is raised at once.
+
+    An exception that comes at any moment may leave a lock of gRPC's held, and steps are all that goes on here.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked = True
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -48,7 +48,11 @@ class _FirstNumbers:
             for field in report.fields
         }
 
-    def __call__(self, frame: Frame) -> None:
+    def __call__(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
         if frame.group != self._group:
             return
         numbers = frame.decoded()

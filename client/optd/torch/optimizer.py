@@ -20,8 +20,10 @@ from optd.lock import OwnedLock
 from optd.params import PARAMS, plain_option, read_gradients
 from optd.registration import Registration, open_session
 from optd.session import Session
+from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.state import from_torch, to_torch
 from optd.torch.tensors import TensorGroup
+from optd.transport.base import Names
 from optd_wire.errors import InvalidOption, UnknownOption
 from optd_wire.values import PushResult
 
@@ -47,6 +49,8 @@ class Served(torch.optim.Optimizer):
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
         worker: The worker's name for a session opened here.
+        zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
+            copies; elsewhere it changes nothing. See below.
 
     The first worker creates the job with the values that its tensors have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
@@ -54,6 +58,13 @@ class Served(torch.optim.Optimizer):
     A step writes the new weights into the tensors. What is changed in them here is replaced by that, with a warning
     where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
     `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server.
+
+    With `zero_copy` each step and pull gives the parameters other memory (`.data`), which the server has written, and
+    each backward pass puts gradients into memory that the server reads. To the model, to clipping, accumulation and
+    scaling that makes no difference. But `.grad` is the same memory after each `zero_grad()`, so clone what is to be
+    kept; and who has a view of a parameter's memory, or of a tensor that it is a view of, does not see the new weights.
+    After `close()` weights stay as they are. In a forked child they are those of the parent until it steps; clone what
+    is needed there. Parameters on another device, or not in C order, are copied as without.
 
     May be used from several threads; their steps follow one another.
     """
@@ -88,9 +99,12 @@ class Served(torch.optim.Optimizer):
         server: str | None = None,
         job: str | None = None,
         worker: str | None = None,
+        zero_copy: bool = False,
         **options: Any,
     ) -> None:
         self._lock = OwnedLock()
+        self._shared_weights: SharedWeights | None = None
+        self._shared_gradients: SharedGradients | None = None
         self._groups: list[TensorGroup] = []
         self._registration: Registration | None = None
         super().__init__(params, *args, **options)
@@ -99,10 +113,21 @@ class Served(torch.optim.Optimizer):
         self.session, self._owns_session = open_session(session, server, job, worker)
         try:
             defaults = {name: plain_option(self.defaults[name]) for name in self._served_options}
-            self._registration = Registration(self.session, self.algorithm, defaults, self._groups, self.param_groups)
+            self._registration = Registration(
+                self.session,
+                self.algorithm,
+                defaults,
+                self._groups,
+                self.param_groups,
+                zero_copy=zero_copy,
+                writable=True,
+            )
         except BaseException:
             self.close()
             raise
+        if zero_copy:
+            self._shared_weights = SharedWeights(self._registration)
+            self._shared_gradients = SharedGradients(self._registration, self._groups)
         if self._registration.attached:
             self._take(complete=True)
 
@@ -115,7 +140,9 @@ class Served(torch.optim.Optimizer):
         self.close()
 
     def close(self) -> None:
-        """Closes the session, if it was opened here."""
+        """Closes the session, if it was opened here. The tensors keep their weights."""
+        if self._shared_gradients is not None:
+            self._shared_gradients.close()
         if self._owns_session:
             self.session.close()
 
@@ -176,18 +203,38 @@ class Served(torch.optim.Optimizer):
         with self._lock:
             gradients = self._gradients()
             self._warn_of_changes()
-            with self._receiving() as registration:
+            with self._receiving() as registration, self._sending():
                 registration.step(gradients)
 
-    def push(self) -> PushResult:
-        """As `step`, without the pull: the tensors stay as they are."""
-        with self._lock:
-            return self._registered.push(self._gradients())
+    def push(self, *, encoding: str | None = None) -> PushResult:
+        """As `step`, without the pull: the tensors stay as they are.
 
-    def pull(self) -> None:
-        """Puts the current weights into the tensors, and the current options into `param_groups`."""
-        with self._receiving() as registration:
-            registration.pull()
+        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's.
+        """
+        with self._lock, self._sending():
+            return self._registered.push(self._gradients(), encoding)
+
+    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+        """Puts the current weights into the tensors, and the current options into `param_groups`.
+
+        Args:
+            only_if_newer: Where neither weights nor options have moved on since the last step or pull, transfer
+                nothing and return False.
+            groups: Only the weights of these groups.
+            parameters: Only the weights of these parameters, or of these, too.
+        """
+        with self._lock:
+            for group in self._groups:
+                if groups or parameters:
+                    group.read()
+                else:
+                    group.open()
+            complete = False
+            try:
+                complete = self._registered.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
+            finally:
+                self._take(complete=complete)
+            return complete
 
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
@@ -199,7 +246,19 @@ class Served(torch.optim.Optimizer):
     def _gradients(self) -> list[list[Array | None]]:
         for options in self.param_groups:
             self._check_fixed(options)
-        return read_gradients([group.gradients() for group in self._groups], self._groups)
+        places = None if self._shared_gradients is None else self._shared_gradients.places()
+        given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self._groups)]
+        return read_gradients(given, self._groups)
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """For a call that sends gradients: where its fate is unknown, the server may still read them."""
+        try:
+            yield
+        except BaseException:
+            if self._shared_gradients is not None and self.session.in_doubt:
+                self._shared_gradients.withdraw()
+            raise
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
@@ -215,8 +274,12 @@ class Served(torch.optim.Optimizer):
                 self._take(complete=complete)
 
     def _take(self, *, complete: bool) -> None:
-        for group in self._groups:
-            group.take(complete=complete)
+        for index, group in enumerate(self._groups):
+            self._take_group(index, group, complete=complete)
+
+    def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
+        shared = self._shared_weights
+        group.take(complete=complete, places=None if shared is None else shared.places(index, group))
 
     def _warn_of_changes(self) -> None:
         changed = [name for group in self._groups for name in group.changed()]
@@ -254,6 +317,8 @@ class Served(torch.optim.Optimizer):
             except BaseException:
                 self.param_groups.pop()
                 raise
+            if self._shared_gradients is not None:
+                self._shared_gradients.watch(len(self._groups) - 1)
 
     def _check_spelling(self, options: Mapping[str, Any]) -> None:
         """Torch lets a group have any entries, and schedulers use that; a slip of the pen it would lose in silence."""
@@ -272,7 +337,7 @@ class Served(torch.optim.Optimizer):
         if self._registration is not None:
             with self._receiving() as registration:
                 registration.add_group(group, param_group)
-            group.take(complete=True)
+            self._take_group(len(self._groups), group, complete=True)
         return group
 
     # State

@@ -1,6 +1,6 @@
 """Torch's tensors as numpy arrays, which is what a `Registration` reads and writes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,23 @@ from optd_wire.errors import (
 )
 
 PARAM_NAMES = "param_names"
+# What a subclass makes of its memory nobody knows.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter's numbers lie in memory that is shared with the server."""
+
+    array: Array
+    tensor: torch.Tensor
+    address: int
+
+    @classmethod
+    def of(cls, array: Array) -> "Place":
+        """The place of an array."""
+        tensor = torch.from_numpy(array)
+        return cls(array, tensor, tensor.data_ptr())
 
 
 @dataclass(slots=True)
@@ -34,6 +51,10 @@ class TensorGroup(ParamGroup):
     """The list in torch's own group."""
     _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
+    _lent: dict[int, int] = field(default_factory=dict)
+    """By number of a tensor, the address of the shared memory that it was last given."""
+    _spare: dict[int, Array] = field(default_factory=dict)
+    """Memory for weights that are copied, of tensors that lie in shared memory until then."""
 
     @classmethod
     def of(cls, group: Mapping[str, Any], options: Collection[str], index: int, first: int) -> "TensorGroup":
@@ -78,10 +99,18 @@ class TensorGroup(ParamGroup):
     def open(self) -> None:
         """Makes `arrays` ready to be written to; what stands in for a tensor's memory has no numbers yet."""
         self._check_still_fits()
-        self.arrays[:] = [
-            tensor.numpy(force=True) if shares_memory(tensor) else np.empty_like(array)
-            for tensor, array in zip(self.tensors, self.arrays, strict=True)
-        ]
+        self.arrays[:] = [self._opened(number, tensor) for number, tensor in enumerate(self.tensors)]
+
+    def _opened(self, number: int, tensor: torch.Tensor) -> Array:
+        if not shares_memory(tensor):
+            return np.empty_like(self.arrays[number])
+        if self._lent.get(number) != tensor.data_ptr():
+            array: Array = tensor.numpy(force=True)
+            return array
+        # It lies where the server writes, which may take the memory back; until it is written to, this takes none.
+        if number not in self._spare:
+            self._spare[number] = np.empty(tensor.shape, dtype_name(tensor.dtype))
+        return self._spare[number]
 
     def _check_still_fits(self) -> None:
         if len(self.tensors) != len(self.names):
@@ -96,17 +125,25 @@ class TensorGroup(ParamGroup):
                 )
 
     @torch.no_grad()
-    def take(self, *, complete: bool) -> None:
-        """Puts what was written into `arrays` into the tensors, as far as it is `complete`.
+    def take(self, *, complete: bool, places: Sequence[Place] | None = None) -> None:
+        """Puts what was written into `arrays`, or lies in `places`, into the tensors, as far as it is `complete`.
 
-        Torch has not seen what went into shared memory. It is told, so that a backward pass through a graph of the
-        old weights fails, as it does after a step of torch's own.
+        Where a tensor can have the memory of its place it gets that. Torch has not seen what went into memory that it
+        shares. It is told, so that a backward pass through a graph of the old weights fails, as it does after a step
+        of torch's own.
         """
-        for tensor, array in zip(self.tensors, self.arrays, strict=True):
-            if shares_memory(tensor):
-                torch.autograd.graph.increment_version(tensor)
-            elif complete:
-                tensor.copy_(torch.from_numpy(array))
+        if places is not None and complete:
+            for number, (tensor, place) in enumerate(zip(self.tensors, places, strict=True)):
+                _move_to(tensor, place)
+                self._lent[number] = place.address
+        else:
+            for number, (tensor, array) in enumerate(zip(self.tensors, self.arrays, strict=True)):
+                if shares_memory(tensor):
+                    if complete and array is self._spare.get(number):
+                        tensor.data = torch.from_numpy(self._spare.pop(number))
+                    torch.autograd.graph.increment_version(tensor)
+                elif complete:
+                    tensor.copy_(torch.from_numpy(array))
         self._note()
 
     def changed(self) -> list[str]:
@@ -117,10 +154,47 @@ class TensorGroup(ParamGroup):
     def _note(self) -> None:
         self._versions[:] = [tensor._version for tensor in self.tensors]
 
-    def gradients(self) -> list[Array | None]:
-        """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits."""
+    def gradients(self, places: Sequence[Place] | None = None) -> list[Array | None]:
+        """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.
+
+        One that lies in its place is given as that place's array.
+        """
         self._check_still_fits()
-        return [_gradient(name, tensor) for name, tensor in zip(self.names, self.tensors, strict=True)]
+        if places is None:
+            return [_gradient(name, tensor) for name, tensor in zip(self.names, self.tensors, strict=True)]
+        return [
+            place.array if tensor.grad is not None and is_in_place(tensor.grad, place) else _gradient(name, tensor)
+            for name, tensor, place in zip(self.names, self.tensors, places, strict=True)
+        ]
+
+
+def _move_to(tensor: torch.Tensor, place: Place) -> None:
+    if not can_move(tensor) or place.tensor.data_ptr() != place.address:
+        # A tensor that was moved to memory of other processes has taken what it lay in along.
+        tensor.copy_(torch.from_numpy(place.array))
+        return
+    tensor.data = place.tensor
+    torch.autograd.graph.increment_version(tensor)
+
+
+def can_move(tensor: torch.Tensor, *, strides: bool = True) -> bool:
+    """Whether a tensor is one of numbers in plain memory, in C order unless `strides` do not matter."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and (not strides or tensor.is_contiguous())
+    )
+
+
+def is_in_place(tensor: torch.Tensor, place: Place) -> bool:
+    """Whether a tensor has just the memory of a place."""
+    return (
+        can_move(tensor)
+        and tensor.data_ptr() == place.address
+        and tensor.dtype == place.tensor.dtype
+        and tensor.shape == place.tensor.shape
+    )
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Outgoing
 from optd_wire.values import (
     AlgorithmInfo,
@@ -29,6 +30,7 @@ from optd_wire.values import (
     ReadStateResult,
     Rejection,
     ServerStatus,
+    SharedMemory,
     WorkerInfo,
     WriteStateHeader,
 )
@@ -40,8 +42,8 @@ Source = Callable[[], Iterator[Sequence[Outgoing]]]
 
 The arrays in them belong to the caller and must stay as they are until the transport's method has returned.
 """
-Sink = Callable[[Frame], None]
-"""Takes received numbers, frame by frame. A frame's payload is valid during the call only."""
+Sink = Callable[[Sequence[Frame]], None]
+"""Takes received numbers, the frames of one message at a time. Their payloads are valid during the call only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,42 @@ class Known:
 
     version: int
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How weights are wanted: not at all, in an encoding (empty: unchanged), in shared memory, there in place."""
+
+    none: bool = False
+    encoding: str = ""
+    shared: bool = False
+    in_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """Who reads what, how it is wanted, and what the reader has already; `groups` and `parameters` empty: all."""
+
+    job: str
+    worker: str = ""
+    epoch: int = 0
+    known: Known | None = None
+    delivery: Delivery = Delivery()
+    groups: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+Names = Sequence[str] | str
+"""Some names, or one."""
+
+
+def names_of(given: Names) -> tuple[str, ...]:
+    """Names as callers give them: several, or one by itself. Raises `InvalidRequest` for what is no name."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidRequest(problem=f"groups and parameters are pulled by name, got {name!r}")
+    return names
 
 
 class Transport(ABC):
@@ -107,6 +145,16 @@ class Transport(ABC):
         """Gives a lease up."""
 
     @abstractmethod
+    def open_shared_memory(self, job: str, worker: str, epoch: int, timeout: float) -> SharedMemory:
+        """Asks for memory to share with the server."""
+
+    @abstractmethod
+    def confirm_shared_memory(
+        self, job: str, worker: str, epoch: int, timeout: float, *, token: bytes = b"", problem: str = ""
+    ) -> None:
+        """Proves by a token that was read there that the memory is the same, or tells why it cannot be used."""
+
+    @abstractmethod
     def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
         """Lists the workers of a job."""
 
@@ -117,14 +165,18 @@ class Transport(ABC):
         """Pushes gradients; waits until they are part of a step."""
 
     @abstractmethod
-    def pull(self, job: str, worker: str, epoch: int, known: Known | None, weights: Sink, timeout: float) -> PullResult:
+    def pull(self, request: PullRequest, weights: Sink, timeout: float) -> PullResult:
         """Reads the current weights; an empty worker reads without taking part."""
 
     @abstractmethod
     def step(
-        self, header: PushHeader, gradients: Source, weights: Sink, timeout: float
+        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: Sink, timeout: float
     ) -> tuple[PushResult, PullResult]:
-        """Pushes and pulls in one call."""
+        """Pushes and pulls in one call, on a stream that stays open. One step at a time: others wait."""
+
+    @abstractmethod
+    def release(self, job: str, worker: str, epoch: int) -> None:
+        """Ends the hold on shared weights. Does not wait for the server."""
 
     # State
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,8 +18,10 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from optd.tls import TLS
-from optd.transport.base import HEADER_BYTES, Known, Sink, Source, Transport
+from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, Sink, Source, Transport
+from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
+from optd_wire.encodings.registry import encoding_named
 from optd_wire.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -26,13 +30,14 @@ from optd_wire.errors import (
     TooManyRequests,
     UnexpectedStatus,
 )
-from optd_wire.frames import Outgoing, decode, encode
+from optd_wire.frames import Frame, Outgoing, decode, encode
 from optd_wire.status import from_status
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
 from optd_wire.v1 import state_service_pb2 as state_pb
 from optd_wire.v1 import training_service_pb2 as training_pb
 from optd_wire.v1 import worker_service_pb2 as worker_pb
+from optd_wire.v1.tensor_pb2 import Encoding
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,
@@ -53,6 +58,7 @@ from optd_wire.values import (
     ReadStateResult,
     Rejection,
     ServerStatus,
+    SharedMemory,
     WorkerInfo,
     WriteStateHeader,
 )
@@ -79,6 +85,8 @@ class GrpcTransport(Transport):
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._step_lock = threading.Lock()
+        self._steps: StepStream | None = None
         if tls is None:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
         else:
@@ -88,6 +96,8 @@ class GrpcTransport(Transport):
 
     def close(self) -> None:
         """Ends the connection; calls under way fail."""
+        if self._steps is not None:
+            self._steps.cancel()
         self._channel.close()
 
     # Jobs
@@ -151,6 +161,21 @@ class GrpcTransport(Transport):
         request = worker_pb.LeaveRequest(job=job, worker=worker, epoch=epoch)
         self._send("WorkerService/Leave", request, worker_pb.LeaveResponse, timeout)
 
+    def open_shared_memory(self, job: str, worker: str, epoch: int, timeout: float) -> SharedMemory:
+        """Asks for memory to share with the server."""
+        request = worker_pb.OpenSharedMemoryRequest(job=job, worker=worker, epoch=epoch)
+        answer = worker_pb.OpenSharedMemoryResponse
+        return from_message(self._send("WorkerService/OpenSharedMemory", request, answer, timeout), SharedMemory)
+
+    def confirm_shared_memory(
+        self, job: str, worker: str, epoch: int, timeout: float, *, token: bytes = b"", problem: str = ""
+    ) -> None:
+        """Proves by a token that was read there that the memory is the same, or tells why it cannot be used."""
+        request = worker_pb.ConfirmSharedMemoryRequest(
+            job=job, worker=worker, epoch=epoch, token=token, problem=problem
+        )
+        self._send("WorkerService/ConfirmSharedMemory", request, worker_pb.ConfirmSharedMemoryResponse, timeout)
+
     def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
         """Lists the workers of a job."""
         request = worker_pb.ListWorkersRequest(job=job)
@@ -166,24 +191,64 @@ class GrpcTransport(Transport):
         response = self._send_stream("TrainingService/Push", messages, training_pb.PushResponse, timeout)
         return from_message(response.result, PushResult)
 
-    def pull(self, job: str, worker: str, epoch: int, known: Known | None, weights: Sink, timeout: float) -> PullResult:
+    def pull(self, request: PullRequest, weights: Sink, timeout: float) -> PullResult:
         """Reads the current weights; an empty worker reads without taking part."""
-        request = training_pb.PullRequest(job=job, worker=worker, epoch=epoch)
-        if known is not None:
-            request.known_version = known.version
-            request.known_revision = known.revision
-        responses = self._receive("TrainingService/Pull", request, training_pb.PullResponse, timeout)
+        message = training_pb.PullRequest(
+            job=request.job,
+            worker=request.worker,
+            epoch=request.epoch,
+            delivery=_delivery(request.delivery),
+            groups=request.groups,
+            parameters=request.parameters,
+        )
+        if request.known is not None:
+            message.known_version = request.known.version
+            message.known_revision = request.known.revision
+        responses = self._receive("TrainingService/Pull", message, training_pb.PullResponse, timeout)
         return from_message(_first_then_frames(responses, weights).result, PullResult)
 
     def step(
-        self, header: PushHeader, gradients: Source, weights: Sink, timeout: float
+        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: Sink, timeout: float
     ) -> tuple[PushResult, PullResult]:
-        """Pushes and pulls in one call."""
-        first = training_pb.StepRequest(header=to_message(header))
-        messages = _messages(first, gradients())
-        responses = self._exchange("TrainingService/Step", messages, training_pb.StepResponse, timeout)
-        response = _first_then_frames(responses, weights)
+        """Pushes and pulls in one call, on a stream that stays open. One step at a time: others wait."""
+        first = training_pb.StepRequest(header=to_message(header), delivery=_delivery(delivery))
+        with self._step_lock:
+            stream = self._stream()
+            try:
+                stream.send(_messages(first, gradients()))
+                response = _first_then_frames(self._step_answers(stream, timeout), weights)
+            except BaseException:
+                # What is left of its answer must not be taken for that of the next step.
+                stream.cancel()
+                raise
         return from_message(response.pushed, PushResult), from_message(response.pulled, PullResult)
+
+    def release(self, job: str, worker: str, epoch: int) -> None:
+        """Ends the hold on shared weights. Does not wait for the server."""
+        message = training_pb.StepRequest(release=training_pb.Release(job=job, worker=worker, epoch=epoch))
+        with self._step_lock:
+            self._stream().send(iter([message.SerializeToString()]))
+
+    def _stream(self) -> StepStream:
+        if self._steps is None or not self._steps.open:
+            call: Any = self._channel.stream_stream(_path("TrainingService/Step"))
+            self._steps = StepStream(lambda requests: call(requests, metadata=self._metadata))
+        return self._steps
+
+    def _step_answers(
+        self, stream: StepStream, timeout: float
+    ) -> Iterator[tuple[training_pb.StepResponse, list[Frame]]]:
+        """The messages that answer one step."""
+        deadline = time.monotonic() + timeout
+        last = False
+        while not last:
+            with self._errors("TrainingService/Step", timeout, stream):
+                data = stream.receive(deadline - time.monotonic())
+            if data is None:
+                raise ConnectionLost(address=self.address, rpc="Step", problem="the server has ended the stream")
+            message, frames = decode(training_pb.StepResponse, data)
+            last = message.last
+            yield message, frames
 
     # State
 
@@ -278,7 +343,7 @@ class GrpcTransport(Transport):
         )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
-    # The four kinds of call. Messages pass gRPC as bytes: frames have an encoding of their own.
+    # The kinds of call. Messages pass gRPC as bytes: frames have an encoding of their own.
 
     def _send(self, rpc: str, request: Message, answer: type[M], timeout: float) -> M:
         call: Any = self._channel.unary_unary(_path(rpc))
@@ -297,16 +362,6 @@ class GrpcTransport(Transport):
     ) -> Iterator[tuple[M, list[Any]]]:
         stream: Any = self._channel.unary_stream(_path(rpc))
         call = stream(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
-        yield from self._answers(rpc, call, answer, timeout)
-
-    def _exchange(
-        self, rpc: str, messages: Iterator[bytes], answer: type[M], timeout: float
-    ) -> Iterator[tuple[M, list[Any]]]:
-        stream: Any = self._channel.stream_stream(_path(rpc))
-        call = stream(messages, timeout=timeout, metadata=self._metadata)
-        yield from self._answers(rpc, call, answer, timeout)
-
-    def _answers(self, rpc: str, call: Any, answer: type[M], timeout: float | None) -> Iterator[tuple[M, list[Any]]]:
         try:
             with self._errors(rpc, timeout):
                 for data in call:
@@ -315,10 +370,13 @@ class GrpcTransport(Transport):
             call.cancel()
 
     @contextmanager
-    def _errors(self, rpc: str, timeout: float | None) -> Iterator[None]:
+    def _errors(self, rpc: str, timeout: float | None, stream: StepStream | None = None) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
+            if stream is not None and stream.late:
+                name = rpc.rpartition("/")[2]
+                raise DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="") from None
             raise self._translate(rpc, error, timeout) from None
 
     def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:
@@ -339,6 +397,15 @@ class GrpcTransport(Transport):
                 return TooManyRequests(limit="as many as it may")
             case code:
                 return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
+
+
+def _delivery(delivery: Delivery) -> training_pb.Delivery:
+    return training_pb.Delivery(
+        none=delivery.none,
+        encoding=Encoding.Name(encoding_named(delivery.encoding).number) if delivery.encoding else None,
+        shared=delivery.shared,
+        in_place=delivery.in_place,
+    )
 
 
 def _own_error(error: Any) -> OptdError | None:
@@ -374,8 +441,8 @@ def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Sink) -> 
     for message, frames in responses:
         if first is None:
             first = message
-        for frame in frames:
-            sink(frame)
+        if frames:
+            sink(frames)
     if first is None:
         raise UnexpectedStatus(rpc="stream", address="the server", status="OK", problem="it sent nothing")
     return first

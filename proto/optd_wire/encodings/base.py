@@ -34,6 +34,8 @@ class Encoding(ABC):
     """Of an exact encoding: the only dtype that it carries."""
     carries_weights: ClassVar[bool] = True
     """Whether weights and state may be written so; gradients always may."""
+    leaves_out: ClassVar[bool] = False
+    """Whether it leaves out so much that a sender of gradients should add it to the next one."""
     width: ClassVar[str]
     """What an element takes, in words."""
 

@@ -22,6 +22,7 @@ class Int8(Encoding):
     """
 
     name = "int8"
+    leaves_out = True
     number = ENCODING_INT8
     width = "1 byte, and 4 for every 256 of them"
 

@@ -27,6 +27,7 @@ class TopK(Encoding):
     """
 
     name = "topk"
+    leaves_out = True
     number = ENCODING_TOPK
     carries_weights = False
     width = "8 bytes or none"

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision")
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class PushHeader(_message.Message):
     BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -25,7 +26,36 @@ class PushHeader(_message.Message):
     base_version: int
     updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
     known_revision: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ...) -> None: ...
+    shared: SharedGradient
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ...) -> None: ...
+
+class SharedGradient(_message.Message):
+    __slots__ = ("whole", "ranges")
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    whole: bool
+    ranges: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.FlatRange]
+    def __init__(self, whole: bool = ..., ranges: _Optional[_Iterable[_Union[_tensor_pb2.FlatRange, _Mapping]]] = ...) -> None: ...
+
+class Delivery(_message.Message):
+    __slots__ = ("none", "encoding", "shared", "in_place")
+    NONE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
+    none: bool
+    encoding: _tensor_pb2.Encoding
+    shared: bool
+    in_place: bool
+    def __init__(self, none: bool = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shared: bool = ..., in_place: bool = ...) -> None: ...
+
+class SharedWeights(_message.Message):
+    __slots__ = ("regions", "in_place")
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    IN_PLACE_FIELD_NUMBER: _ClassVar[int]
+    regions: _containers.RepeatedScalarFieldContainer[int]
+    in_place: bool
+    def __init__(self, regions: _Optional[_Iterable[int]] = ..., in_place: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
     __slots__ = ("version", "applied_version", "staleness", "repeat", "options")
@@ -58,28 +88,36 @@ class PushResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[PushResult, _Mapping]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision")
+    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision", "delivery", "groups", "parameters")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
     KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
     known_version: int
     known_revision: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ...) -> None: ...
+    delivery: Delivery
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    parameters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PullResult(_message.Message):
-    __slots__ = ("version", "not_modified", "options")
+    __slots__ = ("version", "not_modified", "options", "shared")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     not_modified: bool
     options: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupOptions]
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., not_modified: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ...) -> None: ...
+    shared: SharedWeights
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., not_modified: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., shared: _Optional[_Union[SharedWeights, _Mapping]] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("result", "frames")
@@ -89,15 +127,29 @@ class PullResponse(_message.Message):
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
     def __init__(self, result: _Optional[_Union[PullResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
+class Release(_message.Message):
+    __slots__ = ("job", "worker", "epoch")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    worker: str
+    epoch: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
 class StepRequest(_message.Message):
-    __slots__ = ("header", "last", "frames")
+    __slots__ = ("header", "last", "delivery", "release", "frames")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     last: bool
+    delivery: Delivery
+    release: Release
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("pushed", "pulled", "last", "frames")

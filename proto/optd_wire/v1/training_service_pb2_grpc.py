@@ -58,9 +58,10 @@ class TrainingServiceServicer(object):
         """Pushes gradients and answers once they have become part of a step.
 
         A push is known by job, worker, epoch and sequence; sent again it is applied once and gets the first reply.
-        Sequences of an epoch count 1, 2, 3, ... Frames may come in any order and in any number of messages; together
-        they cover whole parameters. Parameters that no frame touches have no gradient in this push. An empty
-        parameter counts as touched where a frame begins, ends or passes at its offset.
+        Sequences of an epoch count 1, 2, 3, ... Frames may come in any number of messages, in any order, but in that of
+        group and offset where a step is made of several pushes; together they cover whole parameters. Parameters that
+        no frame touches have no gradient in this push. An empty parameter counts as touched where a frame begins, ends
+        or passes at its offset. Where a step is made of several pushes, the server reads on when it is their turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,7 +76,8 @@ class TrainingServiceServicer(object):
 
     def Step(self, request_iterator, context):
         """Push and pull in one call: pushes as Push does, then reads the current weights, which are of the version that
-        the push became part of, or of a later one. Any number of steps may follow one another on one stream.
+        the push became part of, or of a later one. Any number of steps may follow one another on one stream; a message
+        with `release` may come between two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

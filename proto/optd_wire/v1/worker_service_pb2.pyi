@@ -29,18 +29,22 @@ class Shard(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[_tensor_pb2.FlatRange, _Mapping]]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("epoch", "lease_ms", "job", "shards", "max_message_bytes")
+    __slots__ = ("epoch", "lease_ms", "job", "shards", "max_message_bytes", "previous_epoch", "previous_sequence")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     lease_ms: int
     job: _job_pb2.JobInfo
     shards: _containers.RepeatedCompositeFieldContainer[Shard]
     max_message_bytes: int
-    def __init__(self, epoch: _Optional[int] = ..., lease_ms: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobInfo, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+    previous_epoch: int
+    previous_sequence: int
+    def __init__(self, epoch: _Optional[int] = ..., lease_ms: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobInfo, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., max_message_bytes: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ...) -> None: ...
 
 class RenewLeaseRequest(_message.Message):
     __slots__ = ("job", "worker", "epoch")
@@ -75,6 +79,60 @@ class LeaveResponse(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+
+class OpenSharedMemoryRequest(_message.Message):
+    __slots__ = ("job", "worker", "epoch")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    worker: str
+    epoch: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class SharedSegment(_message.Message):
+    __slots__ = ("range", "byte_offset")
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    BYTE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    range: _tensor_pb2.FlatRange
+    byte_offset: int
+    def __init__(self, range: _Optional[_Union[_tensor_pb2.FlatRange, _Mapping]] = ..., byte_offset: _Optional[int] = ...) -> None: ...
+
+class SharedExtent(_message.Message):
+    __slots__ = ("bytes", "segments")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    segments: _containers.RepeatedCompositeFieldContainer[SharedSegment]
+    def __init__(self, bytes: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SharedSegment, _Mapping]]] = ...) -> None: ...
+
+class OpenSharedMemoryResponse(_message.Message):
+    __slots__ = ("path", "ticket", "extents")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    EXTENTS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    ticket: bytes
+    extents: _containers.RepeatedCompositeFieldContainer[SharedExtent]
+    def __init__(self, path: _Optional[str] = ..., ticket: _Optional[bytes] = ..., extents: _Optional[_Iterable[_Union[SharedExtent, _Mapping]]] = ...) -> None: ...
+
+class ConfirmSharedMemoryRequest(_message.Message):
+    __slots__ = ("job", "worker", "epoch", "token", "problem")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    worker: str
+    epoch: int
+    token: bytes
+    problem: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., token: _Optional[bytes] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ConfirmSharedMemoryResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ListWorkersRequest(_message.Message):
     __slots__ = ("job",)

@@ -49,6 +49,16 @@ class WorkerServiceStub(object):
                 request_serializer=optd_dot_v1_dot_worker__service__pb2.LeaveRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_worker__service__pb2.LeaveResponse.FromString,
                 _registered_method=True)
+        self.OpenSharedMemory = channel.unary_unary(
+                '/optd.v1.WorkerService/OpenSharedMemory',
+                request_serializer=optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryResponse.FromString,
+                _registered_method=True)
+        self.ConfirmSharedMemory = channel.unary_unary(
+                '/optd.v1.WorkerService/ConfirmSharedMemory',
+                request_serializer=optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryResponse.FromString,
+                _registered_method=True)
         self.ListWorkers = channel.unary_unary(
                 '/optd.v1.WorkerService/ListWorkers',
                 request_serializer=optd_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
@@ -83,6 +93,22 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSharedMemory(self, request, context):
+        """Gives a worker memory that it shares with the server, where both run on one host: room for its gradients, which it
+        writes and the server reads, and sight of the weights. Descriptors of the memory come over the Unix socket at
+        `path`. What was open for the worker before is closed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmSharedMemory(self, request, context):
+        """Proves that both see the same memory, or tells why the worker does not. Until then nothing travels there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkers(self, request, context):
         """Lists the workers that the job has seen, with their leases.
         """
@@ -107,6 +133,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=optd_dot_v1_dot_worker__service__pb2.LeaveRequest.FromString,
                     response_serializer=optd_dot_v1_dot_worker__service__pb2.LeaveResponse.SerializeToString,
+            ),
+            'OpenSharedMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSharedMemory,
+                    request_deserializer=optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryResponse.SerializeToString,
+            ),
+            'ConfirmSharedMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmSharedMemory,
+                    request_deserializer=optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryResponse.SerializeToString,
             ),
             'ListWorkers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkers,
@@ -195,6 +231,60 @@ class WorkerService(object):
             '/optd.v1.WorkerService/Leave',
             optd_dot_v1_dot_worker__service__pb2.LeaveRequest.SerializeToString,
             optd_dot_v1_dot_worker__service__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSharedMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.WorkerService/OpenSharedMemory',
+            optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryRequest.SerializeToString,
+            optd_dot_v1_dot_worker__service__pb2.OpenSharedMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmSharedMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.WorkerService/ConfirmSharedMemory',
+            optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryRequest.SerializeToString,
+            optd_dot_v1_dot_worker__service__pb2.ConfirmSharedMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

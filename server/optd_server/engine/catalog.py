@@ -11,6 +11,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.engine.registration import check_job
+from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import JobExists, OptdError, UnknownJob
@@ -24,7 +25,7 @@ class Upload:
     def __init__(self, spec: JobSpec, planned: plan.Plan) -> None:
         self.spec = spec
         self.planned = planned
-        self.weights = WeightSet([lay_out(group.parameters) for group in spec.groups])
+        self.weights = WeightSet([extent_of([lay_out(group.parameters) for group in spec.groups])])
         self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
         self.job: Job | None = None
@@ -74,7 +75,7 @@ class Catalog:
         if spec.name in self._uploads:
             raise JobExists(job=spec.name, how="is being created by another worker")
         planned = plan.Plan(f"job {spec.name!r}")
-        self.memory.reserve(planned, _planned_bytes(spec))
+        self.memory.reserve(planned, _planned_bytes(spec, self.memory.message_bytes))
         upload = None
         try:
             upload = self._uploads[spec.name] = Upload(spec, planned)
@@ -93,7 +94,7 @@ class Catalog:
 
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
-        upload.sink.require_all()
+        upload.sink.ledger.require_all()
         model = Model(upload.spec, upload.weights, self.memory, upload.planned)
         upload.job = Job(
             model,
@@ -128,10 +129,11 @@ class Catalog:
             await self.delete(name)
 
 
-def _planned_bytes(spec: JobSpec) -> int:
+def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
     algorithm = find_algorithm(spec.algorithm)
     return plan.job_bytes(
         rule_of(spec.policy),
         [lay_out(group.parameters) for group in spec.groups],
         [len(algorithm.fields(resolve_options(algorithm, spec.defaults, group.options))) for group in spec.groups],
+        message_bytes,
     )

@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm
-from optd_server.optim.segment import SegmentState
+from optd_server.optim.segment import SegmentPart, SegmentState
+from optd_server.store.extents import Extent, Place, Slab, extent_of
+from optd_server.store.snapshots import StepRanges
 from optd_wire.dtypes import DTYPES
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
-from optd_wire.layout import GroupLayout, Segment, lay_out
+from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
     FlatRange,
     GroupInfo,
@@ -28,48 +32,48 @@ class Groups:
         self.defaults = defaults
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
-        self.states: list[list[SegmentState]] = []
+        self.extents: tuple[Extent, ...] = ()
+        self.names: tuple[str, ...] = ()
+        """The groups' names in order."""
+        self.elements = 0
+        """How many elements all groups have."""
+        self.parameters = 0
+        """How many parameters all groups have."""
+        self._states: list[list[SegmentState]] = []
+        self._extent_of: list[int] = []
+        self._index_of: dict[str, int] = {}
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: JobSpec) -> "Groups":
         """The groups of a checked spec, at version 0."""
         groups = cls(algorithm, resolve_options(algorithm, spec.defaults))
-        for group in spec.groups:
-            groups.add(group, version=0)
+        groups.add(spec.groups, version=0)
         return groups
 
     def __len__(self) -> int:
         return len(self.layouts)
 
-    @property
-    def names(self) -> list[str]:
-        """The groups' names in order."""
-        return [options.group for options in self.options]
-
-    @property
-    def elements(self) -> int:
-        """How many elements all groups have."""
-        return sum(layout.count for layout in self.layouts)
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters all groups have."""
-        return sum(len(layout.parameters) for layout in self.layouts)
-
-    def add(self, spec: GroupSpec, version: int) -> GroupInfo:
-        """Appends a checked group whose options take effect at `version`."""
-        layout = lay_out(spec.parameters)
-        resolved = resolve_options(self.algorithm, self.defaults, spec.options)
-        self.layouts.append(layout)
-        self.options.append(GroupOptions(spec.name, resolved, revision=0, since_version=version))
-        self.states.append([_empty_state(layout, segment) for segment in layout.segments])
-        return self.info(len(self) - 1)
+    def add(self, specs: Sequence[GroupSpec], version: int) -> None:
+        """Appends checked groups, as one extent, whose options take effect at `version`."""
+        layouts = [lay_out(spec.parameters) for spec in specs]
+        extent = extent_of(layouts, len(self))
+        equal: dict[object, Options] = {}
+        for spec, layout in zip(specs, layouts, strict=True):
+            resolved = _one_of_equal(equal, resolve_options(self.algorithm, self.defaults, spec.options))
+            self._index_of[spec.name] = len(self)
+            self.layouts.append(layout)
+            self.elements += layout.count
+            self.parameters += len(layout.parameters)
+            self.options.append(GroupOptions(spec.name, resolved, revision=0, since_version=version))
+            self._extent_of.append(len(self.extents))
+        self.extents = (*self.extents, extent)
+        self.names = tuple(self._index_of)
+        self._states.append([_empty_state(slab) for slab in extent.slabs])
 
     def index(self, name: str, job: str) -> int:
         """The index of a group; raises `UnknownGroup`."""
-        for index, options in enumerate(self.options):
-            if options.group == name:
-                return index
+        if name in self._index_of:
+            return self._index_of[name]
         raise UnknownGroup(job=job, group=name[:200], groups=", ".join(self.names))
 
     def holders(self) -> dict[str, str]:
@@ -86,6 +90,7 @@ class Groups:
         Changes nothing. Raises `UnknownGroup`, `OptionConflict`, or what is wrong with a value.
         """
         planned: dict[int, GroupOptions] = {}
+        equal: dict[object, Options] = {}
         for update in updates:
             index = self.index(update.group, job)
             current = planned.get(index, self.options[index])
@@ -94,6 +99,7 @@ class Groups:
                 continue
             if update.expected_revision not in (None, current.revision):
                 raise _conflict(current, resolved)
+            resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
         return list(planned.items())
 
@@ -105,22 +111,43 @@ class Groups:
         """All groups with their parameters."""
         return tuple(self.info(index) for index in range(len(self)))
 
-    def step_ranges(self) -> tuple[tuple[int, int], ...]:
+    def step_ranges(self) -> StepRanges:
         """By group, the fewest and the most steps that a parameter of it has had."""
-        return tuple(
-            (min(int(state.steps.min()) for state in states), max(int(state.steps.max()) for state in states))
-            for states in self.states
-        )
+        if len(self.extents) == 1 and len(self._states[0]) == 1:
+            return self._states[0][0].step_ranges()
+        fewest = np.full(len(self), np.iinfo(np.int64).max)
+        most = np.zeros(len(self), np.int64)
+        for _, _, slab, state in self.slabs():
+            members = np.asarray(slab.groups)
+            lows, highs = state.step_ranges()
+            fewest[members] = np.minimum(fewest[members], lows)
+            most[members] = np.maximum(most[members], highs)
+        return fewest, most
 
     def ranges(self) -> tuple[FlatRange, ...]:
         """The flat ranges of all groups."""
         return tuple(FlatRange(index, 0, layout.count) for index, layout in enumerate(self.layouts))
 
-    def segments(self) -> Iterator[tuple[int, int, Segment, SegmentState]]:
-        """All segments: group, index within it, layout, state."""
-        for group, (layout, states) in enumerate(zip(self.layouts, self.states, strict=True)):
-            for index, (segment, state) in enumerate(zip(layout.segments, states, strict=True)):
-                yield group, index, segment, state
+    def slabs(self) -> Iterator[tuple[int, int, Slab, SegmentState]]:
+        """All slabs: extent, index within it, layout, state."""
+        for number, (extent, states) in enumerate(zip(self.extents, self._states, strict=True)):
+            for index, (slab, state) in enumerate(zip(extent.slabs, states, strict=True)):
+                yield number, index, slab, state
+
+    def slab_state(self, extent: int, slab: int) -> SegmentState:
+        """The state of a slab."""
+        return self._states[extent][slab]
+
+    def place(self, group: int, segment: int) -> tuple[int, Place]:
+        """The extent of a group, and where one of its segments lies there."""
+        number = self._extent_of[group]
+        extent = self.extents[number]
+        return number, extent.places[group - extent.first_group][segment]
+
+    def state(self, group: int, segment: int) -> SegmentPart:
+        """The part of its slab's state that belongs to a segment of a group; shares its memory."""
+        extent, place = self.place(group, segment)
+        return self._states[extent][place.slab].part(place.rank)
 
     def locate(self, group: int, parameter: str) -> tuple[int, int]:
         """The segment of a parameter and its place in that segment; raises `UnknownParameter`."""
@@ -132,9 +159,13 @@ class Groups:
         raise UnknownParameter(where=f"group {self.options[group].group!r}", parameter=parameter[:200])
 
 
-def _empty_state(layout: GroupLayout, segment: Segment) -> SegmentState:
-    sizes = [layout.parameters[member].size for member in segment.members]
-    return SegmentState(sizes, DTYPES[segment.dtype])
+def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
+    """These options, or those that are equal to them: a step sees at a glance that groups go together."""
+    return known.setdefault(tuple(options.items()), options)
+
+
+def _empty_state(slab: Slab) -> SegmentState:
+    return SegmentState(slab.sizes, DTYPES[slab.dtype], groups=slab.parts)
 
 
 def _conflict(current: GroupOptions, wanted: Options) -> OptionConflict:

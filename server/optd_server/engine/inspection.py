@@ -41,7 +41,8 @@ async def inspect_group(job: Job, name: str, parameter: str, *, with_statistics:
 def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:
     layout = model.groups.layouts[group]
     reports: dict[int, ParameterReport] = {}
-    for index, (segment, state) in enumerate(zip(layout.segments, model.groups.states[group], strict=True)):
+    for index, segment in enumerate(layout.segments):
+        state = model.groups.state(group, index)
         for place, member in enumerate(segment.members):
             info = layout.parameters[member]
             if parameter in ("", info.name):
@@ -51,7 +52,7 @@ def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list
 
 
 def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:
-    state = model.groups.states[group][index]
+    state = model.groups.state(group, index)
     start = int(state.offsets[place])
     stop = start + int(state.sizes[place])
     return tuple(
@@ -63,7 +64,7 @@ def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> 
 
 def _has(model: Model, group: int, index: int, place: int, field: str) -> bool:
     """Whether a parameter has numbers of its own in a field; where it has none, what lies there means nothing."""
-    started = model.groups.states[group][index].started
+    started = model.groups.state(group, index).started
     if field in started:
         return bool(started[field][place])
     return model.has_gradient(group, index, place) if field == GRADIENT else True

@@ -11,6 +11,7 @@ from optd_server.engine.plan import Memory
 from optd_server.engine.pushes import Pushes
 from optd_server.engine.registration import check_group, check_same, check_same_group
 from optd_server.engine.rejections import Rejections
+from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
@@ -40,6 +41,7 @@ class Job:
         self.closed = asyncio.Event()
         self._writer = Writer()
         self.pushes = Pushes(model, self.workers, self._writer, offload)
+        self.sharing = Sharing(model, self.workers, memory)
         self._memory = memory
         self._offload = offload
         self._created = wall
@@ -111,6 +113,7 @@ class Job:
                 groups = self.model.groups
                 check_same(spec, self.name, groups.algorithm.name, groups.infos(), self._created_with)
             self.pushes.withdraw(name, "its worker joined again")
+            self.sharing.close(name)
             worker = self.workers.join(name, now)
             self.model.notify()
             return worker
@@ -121,6 +124,7 @@ class Job:
         """Ends a worker's lease."""
         worker = self.workers.check(name, epoch, now)
         self.pushes.withdraw(name, "its worker left")
+        self.sharing.close(name)
         self.workers.leave(worker)
         self.model.notify()
 
@@ -128,7 +132,24 @@ class Job:
         """Ends the leases that have run out."""
         for worker in self.workers.expire(now):
             self.pushes.withdraw(worker.name, "its worker's lease ran out")
+            self.sharing.close(worker.name)
             self.model.notify()
+
+    async def open_shared_memory(self, name: str, epoch: int, now: float) -> Share:
+        """Gives a worker memory to share, and lays the weights where it can see them; raises what `open` raises."""
+
+        async def action() -> Share:
+            worker = self.workers.check(name, epoch, now)
+            if not self.model.snapshots.shared:
+                try:
+                    await self._offload.run(self.model.cost(self.model.elements), self.model.snapshots.share)
+                except OSError as problem:  # no descriptors left, or no memory
+                    raise self.sharing.unavailable(worker, problem) from None
+                # It may have left meanwhile.
+                worker = self.workers.check(name, epoch, now)
+            return self.sharing.open(worker)
+
+        return await self._writer.run(action)
 
     # Changes that are no steps
 
@@ -175,7 +196,12 @@ class Job:
 
     async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
         """Runs `work`, which reads or changes state, while no step runs."""
-        return await self._writer.run(lambda: self._offload.run(self.model.cost(elements), work))
+
+        async def action() -> T:
+            with self.model.slots.reading():
+                return await self._offload.run(self.model.cost(elements), work)
+
+        return await self._writer.run(action)
 
     async def replace_weights(
         self, elements: int, work: Callable[[FlatBuffers, FlatBuffers], None], check: Callable[[], None]
@@ -202,7 +228,7 @@ class Job:
         gone = UnknownJob(job=self.name)
         self.closed.set()
         self.model.snapshots.close(gone)
-        self.pushes.close(gone)
         await self._writer.close(gone)
         self.pushes.fail_all(gone)
+        self.sharing.close_all()
         self._memory.release(self.model.plan)

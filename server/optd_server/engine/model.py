@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import count
 
 from optd_server.engine import plan
 from optd_server.engine.groups import Groups
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
-from optd_server.store.flat import FlatBuffers
-from optd_server.store.gradients import GradientSlot
+from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.gradients import Slots
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
@@ -20,12 +21,16 @@ PARAMETER_COST = 64
 class Model:
     """What a job's steps read and write."""
 
+    _serials = count(1)
+
     def __init__(self, spec: JobSpec, weights: WeightSet, memory: plan.Memory, planned: plan.Plan) -> None:
         self.name = spec.name
+        self.serial = next(self._serials)
+        """Tells jobs apart that have had one name, one after the other."""
         self.policy = spec.policy
         self.rule = rule_of(spec.policy)
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
-        self.gradient: GradientSlot | None = None  # of the last step
+        self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
                 JobVersion(), tuple(self.groups.layouts), tuple(self.groups.options), weights, self.groups.step_ranges()
@@ -50,10 +55,21 @@ class Model:
         """How many elements its weights have."""
         return self.groups.elements
 
-    def has_gradient(self, group: int, segment: int, place: int) -> bool:
-        """Whether the parameter at a place of a segment had a gradient in the last step."""
-        presence = [] if self.gradient is None else self.gradient.presence
-        return group < len(presence) and bool(presence[group][segment][place])
+    def gradient(self, group: int, segment: int) -> Array | None:
+        """The gradient of the last step for a segment of a group, where it is still there."""
+        extent, place = self.groups.place(group, segment)
+        last = self.slots.last
+        if last is None or extent >= len(last.slabs):
+            return None
+        return last.slabs[extent][place.slab][
+            place.start : place.start + self.groups.layouts[group].segments[segment].count
+        ]
+
+    def has_gradient(self, group: int, segment: int, parameter: int) -> bool:
+        """Whether a parameter of a segment had a gradient in the last step, where it is still there."""
+        extent, place = self.groups.place(group, segment)
+        last = self.slots.last
+        return last is not None and last.has(extent, place.slab, place.first + parameter)
 
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Calls `notify` after each change, until the function that is returned is called."""
@@ -92,20 +108,27 @@ class Model:
         if not changes:
             return
         options = list(self.groups.options)
+        more_state = False
         for index, changed in changes:
+            more_state |= self._fields(changed) != self._fields(options[index])
             options[index] = changed
-        self._memory.reserve(self.plan, self._bytes(options))
+        if more_state:
+            self._memory.reserve(self.plan, self._bytes(options))
         self.groups.options = options
         self.publish_revision()
 
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""
+        before = self.plan.bytes
         self._memory.reserve(self.plan, self.bytes_with(spec))
-        info = self.groups.add(spec, self.version.version)
-        # All weights of a version lie in one set: the group's join those that are current.
-        self.snapshots.current.weights.buffers.adopt(weights)
+        try:
+            self.snapshots.add(weights)
+        except OSError:
+            self._memory.reserve(self.plan, before)
+            raise
+        self.groups.add([spec], self.version.version)
         self.publish_revision()
-        return info
+        return self.groups.info(len(self.groups) - 1)
 
     def bytes_with(self, spec: GroupSpec) -> int:
         """The bytes that the job would be planned with if it had this group too."""
@@ -115,20 +138,30 @@ class Model:
             self.rule,
             [*self.groups.layouts, lay_out(spec.parameters)],
             [*(len(names) for names in self._states(self.groups.options)), len(fields)],
+            self._memory.message_bytes,
         )
 
     def reserve_states(self, fields: Collection[str]) -> None:
         """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
         states = [len(names | set(fields)) for names in self._states(self.groups.options)]
-        self._memory.reserve(self.plan, plan.job_bytes(self.rule, self.groups.layouts, states))
+        self._memory.reserve(
+            self.plan, plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes)
+        )
 
     def _bytes(self, options: Sequence[GroupOptions]) -> int:
         states = [len(names) for names in self._states(options)]
-        return plan.job_bytes(self.rule, self.groups.layouts, states)
+        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes)
 
     def _states(self, options: Sequence[GroupOptions]) -> list[set[str]]:
         """By group, the states that it has or that `options` need. What options need no more is kept."""
         return [
-            {field.name for field in self.groups.algorithm.fields(group.options)}.union(*(s.state for s in states))
-            for group, states in zip(options, self.groups.states, strict=True)
+            self._fields(group).union(*(self._kept(index, segment) for segment in range(len(layout.segments))))
+            for index, (group, layout) in enumerate(zip(options, self.groups.layouts, strict=False))
         ]
+
+    def _fields(self, group: GroupOptions) -> set[str]:
+        return {field.name for field in self.groups.algorithm.fields(group.options)}
+
+    def _kept(self, group: int, segment: int) -> set[str]:
+        started = self.groups.state(group, segment).started
+        return {name for name, flags in started.items() if flags.any()}

@@ -14,15 +14,25 @@ from optd_wire.layout import GroupLayout
 
 # The current weights, the next ones, and one version that is still being read.
 SNAPSHOTS = 3
+# The largest message, unless the server is told otherwise.
+MESSAGE_BYTES = 16 << 20
 
 
-def job_bytes(rule: PolicyRule, layouts: Sequence[GroupLayout], states: Sequence[int]) -> int:
-    """Bytes of the weights' snapshots, the gradients that the policy keeps and that of the last step, and the state.
+def job_bytes(
+    rule: PolicyRule, layouts: Sequence[GroupLayout], states: Sequence[int], message_bytes: int = MESSAGE_BYTES
+) -> int:
+    """Bytes of the weights' snapshots, the gradients that are kept, and the state.
 
-    `states` tells how many arrays of state each group has.
+    `states` tells how many arrays of state each group has. Each push of a round that waits for others has one message
+    here; the rest of it stays with its sender.
     """
-    fixed = bytes_of(layouts) * (SNAPSHOTS + rule.slots + 1)
-    return fixed + sum(bytes_of([layout]) * count for layout, count in zip(layouts, states, strict=True))
+    weights = bytes_of(layouts)
+    waiting = 0 if rule.most == 1 else rule.most * min(weights, message_bytes)
+    return (
+        weights * (SNAPSHOTS + rule.slots)
+        + waiting
+        + sum(bytes_of([layout]) * count for layout, count in zip(layouts, states, strict=True))
+    )
 
 
 class Plan:
@@ -36,8 +46,9 @@ class Plan:
 class Memory:
     """All plans, within the server's limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, message_bytes: int = MESSAGE_BYTES) -> None:
         self.limit = limit
+        self.message_bytes = message_bytes
         self._plans: set[Plan] = set()
 
     @property

@@ -1,4 +1,4 @@
-"""The way of a push through a job: admitted, received, offered to the policy, stepped, answered."""
+"""The way of a push through a job: admitted, offered to the policy, received in its round, stepped, answered."""
 
 import asyncio
 import logging
@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.push import Push
-from optd_server.engine.step import reduce_round, seal_and_check, take_step
+from optd_server.engine.push import Push, Upload
+from optd_server.engine.round import Refused, Round
+from optd_server.engine.step import take_step
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
-from optd_server.store.gradients import GradientSlot, GradientSlots
-from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, SequenceGap
+from optd_server.store.gradients import Gradient, Slot
+from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
+from optd_wire.frames import Frame
 from optd_wire.values import GroupOptions, PushHeader, PushResult
 
 logger = logging.getLogger(__name__)
@@ -33,15 +35,21 @@ class Pushes:
         self._workers = workers
         self._writer = writer
         self._offload = offload
-        # Where the policy does not reduce, the gradient of the last step stays in the slot that it came in.
-        self._slots = GradientSlots(most=self._rule.slots + (0 if self._rule.reduces else 1))
-        self._reduction: GradientSlot | None = None
         self._under_way: dict[str, Push] = {}
+        self._rounds: dict[Push, Round] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failed: JobFailed | None = None
 
     def waits(self, worker: str) -> bool:
         """Whether a push of the worker waits for its round."""
         return any(push.header.worker == worker for push in self._rule.waiting)
+
+    @property
+    def failure(self) -> str:
+        """Why the job takes no more steps; empty while it does."""
+        return "" if self._failed is None else str(self._failed)
+
+    # From announcement to step
 
     def admit(self, header: PushHeader, now: float) -> PushResult | Push | None:
         """Decides about a push from its identity alone.
@@ -67,92 +75,246 @@ class Pushes:
         self._check_not_failed()
         return None
 
-    async def take_slot(self) -> GradientSlot:
-        """Room for the gradient of a push; waits while as many as the policy keeps are under way."""
-        return await self._slots.take(self._model.groups.layouts, self._model.groups.names)
+    async def push(self, header: PushHeader, upload: Upload, now: float) -> PushResult:
+        """Makes a gradient that is to be received part of a step, once; waits for the step.
 
-    def give_back(self, slot: GradientSlot) -> None:
-        """Returns the room of a push that came to nothing."""
-        self._slots.give_back(slot)
-
-    async def push(self, header: PushHeader, slot: GradientSlot, now: float) -> PushResult:
-        """Makes a gradient that has been received part of a step, once; owns the slot from here on.
-
-        Waits for the step. Raises what `admit` raises, `IncompleteParameter`, `NonfiniteGradient`, what is wrong
-        with the options that ride along, or `PushWithdrawn`.
+        Raises what `admit` raises, what is wrong with a frame or with the options that ride along, `PushWithdrawn`, or
+        `RoundBroken`, after which the push may be sent again.
         """
-        try:
-            await self._offload.run(
-                self._model.cost(self._model.elements),
-                lambda: seal_and_check(slot, self._offload.kernels, self._offload.threads),
-            )
-            # The same push may have come in twice at the same time: only the first one to get here goes on.
-            known = self.admit(header, now)
-        except BaseException:
-            self.give_back(slot)
-            raise
-        if known is not None:
-            self.give_back(slot)
+        known = self.admit(header, now)
+        if known is not None and not self._supersedes(known):
+            await upload.skip()
             return await outcome(known)
-        push = Push(header, slot)
-        self._under_way[header.worker] = push
+        push = self._announce(header)
+        if isinstance(known, Push):
+            known.successor = push
         try:
-            await self._writer.run(lambda: self._take(push))
-        except OptdError as error:  # the job was deleted before its writer came to this push
-            self._refuse((push,), error)
-        return await asyncio.shield(push.outcome)
+            if not push.begun.done():
+                upload.park()
+            round_ = await push.begins()
+
+            async def write(frames: Sequence[Frame]) -> None:
+                if round_.must_wait(push, frames):
+                    upload.park()
+                await round_.write(push, frames)
+
+            await upload.receive(write)
+            self._seal(push)
+        except BaseException as error:
+            self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
+            if isinstance(error, RoundBroken):
+                # What has ended this very push says more, if it was not another one of its round.
+                return await outcome(push)
+            raise
+        return await push.result()
+
+    async def push_shared(self, header: PushHeader, gradient: Gradient, now: float) -> PushResult:
+        """As `push`, for a gradient that lies in memory that its worker shares."""
+        known = self.admit(header, now)
+        if known is not None:
+            return await outcome(known)
+        return await self._announce(header, gradient).result()
+
+    def _announce(self, header: PushHeader, shared: Gradient | None = None) -> Push:
+        """Offers an admitted push to the policy; raises what is wrong with the options that ride along."""
+        push = Push(header, shared)
+        # What rides along must go together with what waits; it takes effect with the step, or not at all.
+        self._plan_options([*self._rule.waiting, push])
+        self._under_way[header.worker] = push
+        due = self._rule.offer(push)
+        if due:
+            self._begin(due)
+        else:
+            self._model.notify()
+        return push
+
+    def _supersedes(self, known: PushResult | Push) -> bool:
+        """Ends a push whose gradient is still to be received, because it has come again by another call.
+
+        The first call may hang on a connection that is dead without either side knowing. Where the gradient is there,
+        the push goes on, and has one outcome for both.
+        """
+        if not isinstance(known, Push) or known.shared is not None:
+            return False
+        round_ = self._rounds.get(known)
+        if round_ is not None and round_.has_received(known):
+            return False
+        self._abandon(known, f"the push of worker {known.header.worker!r} was sent again")
+        return True
+
+    def _seal(self, push: Push) -> None:
+        """Says that the gradient of a push is there; its step follows when those of its round are, too."""
+        round_ = self._rounds.get(push)
+        if round_ is None:
+            push.outcome.result()  # which raises what has ended it meanwhile
+            return
+        round_.seal(push)
+        self._step_if_complete(round_)
+
+    def _abandon(self, push: Push, why: str) -> None:
+        """Ends a push whose gradient did not arrive, or that must not count; the others of its round start afresh.
+
+        Nothing happens to one whose step has begun.
+        """
+        self._end(push, RoundBroken(job=self._model.name, why=why))
 
     def withdraw(self, worker: str, why: str) -> None:
-        """Takes the worker's push out of its round, if it waits in one."""
-        push = self._rule.withdraw(worker)
+        """Takes the worker's push back, unless its step has begun."""
+        push = self._under_way.get(worker)
         if push is not None:
-            self._let_go(push)
-            push.fail(PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
+            self._end(push, PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
+
+    def withdraw_shared(self, worker: str, why: str) -> None:
+        """As `withdraw`, where the push's gradient lies in memory that the worker shares."""
+        push = self._under_way.get(worker)
+        if push is not None and push.shared is not None:
+            self.withdraw(worker, why)
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Takes all pushes out of their round and answers them with `error`."""
+        """Answers the pushes that wait for their round with `error`."""
         for push in tuple(self._rule.waiting):
-            self._rule.withdraw(push.header.worker)
-            self._refuse((push,), error)
+            self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
         """Answers every push that is under way with `error`."""
-        self._refuse(tuple(self._under_way.values()), error)
+        for push in tuple(self._under_way.values()):
+            round_ = self._rounds.get(push)
+            if round_ is None:
+                self._end(push, error)
+            else:
+                self._break_all(round_, error)
 
-    def close(self, error: OptdError) -> None:
-        """Answers those who wait for room with `error`."""
-        self._slots.close(error)
+    # Rounds
 
-    @property
-    def failure(self) -> str:
-        """Why the job takes no more steps; empty while it does."""
-        return "" if self._failed is None else str(self._failed)
+    def _begin(self, due: Sequence[Push]) -> None:
+        """Begins a round, when there is room for its gradient."""
+        if len(due) == 1 and due[0].shared is not None:
+            self._start(due, None)
+        else:
+            self._model.slots.take(lambda slot: self._start(due, slot))
+
+    def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
+        left = [push for push in due if not push.outcome.done()]
+        if len(left) < len(due):
+            # One has been taken back while all waited for room: the others wait for another one.
+            if slot is not None:
+                self._model.slots.give_back(slot)
+            for push in left:
+                self._offer_again(push)
+            return
+        groups = self._model.groups
+        if slot is not None:
+            try:
+                slot.fit(groups.extents)
+            except OSError as problem:
+                self._model.slots.give_back(slot)
+                for push in due:
+                    self._let_go(push, self._no_memory("its gradient", problem))
+                return
+        round_ = Round(due, slot, groups.extents, groups.names, self._offload)
+        for push in due:
+            self._rounds[push] = round_
+        if round_.all_shared:
+            self._step_if_complete(round_)
+        elif len(due) == 1:
+            due[0].begun.set_result(round_)
+        else:
+            self._spawn(self._open(round_))
+
+    async def _open(self, round_: Round) -> None:
+        """Lets several pushes write to their slot."""
+        await round_.prepare()
+        shared = [push for push in round_.pushes if push.shared is not None]
+        for push in round_.pushes:
+            if not push.begun.done():
+                push.begun.set_result(round_)
+        for push in shared:
+            self._spawn(self._add_shared(round_, push))
+
+    async def _add_shared(self, round_: Round, push: Push) -> None:
+        try:
+            await round_.add_shared(push)
+        except OptdError as error:
+            self._end(push, error)
+        else:
+            self._step_if_complete(round_)
+
+    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _offer_again(self, push: Push) -> None:
+        due = self._rule.offer(push)
+        if due:
+            self._begin(due)
+
+    def _step_if_complete(self, round_: Round) -> None:
+        if round_.complete:
+            self._writer.submit(lambda: self._take(round_))
+
+    def _end(self, push: Push, error: OptdError) -> None:
+        """Ends a push with an error, and with it its round, if that has begun and is not stepping yet."""
+        if push.outcome.done():
+            return  # what the rule has of the worker by now is its next push
+        round_ = self._rounds.get(push)
+        if round_ is None:
+            self._rule.withdraw(push.header.worker)
+            self._let_go(push, error)
+        elif not round_.stepping:
+            self._break(round_, push, error)
+
+    def _break(self, round_: Round, culprit: Push, error: OptdError) -> None:
+        """Ends a round that one of its pushes has spoilt: what has been added up already is of no use."""
+        why = f"the push of worker {culprit.header.worker!r} came to nothing"
+        others = RoundBroken(job=self._model.name, why=why)
+        slot = round_.slot
+        for push in round_.pushes:
+            self._let_go(push, error if push is culprit else others)
+        round_.break_off(lambda: None if slot is None else self._model.slots.give_back(slot))
+
+    def _no_memory(self, what: str, problem: OSError) -> RoundBroken:
+        why = f"the server gets no memory for {what}: {problem.strerror or problem}"
+        return RoundBroken(job=self._model.name, why=why)
+
+    def _let_go(self, push: Push, error: OptdError | None = None) -> None:
+        """Ends the account of a push."""
+        if self._under_way.get(push.header.worker) is push:
+            del self._under_way[push.header.worker]
+        self._rounds.pop(push, None)
+        if error is not None:
+            push.fail(copy(error))
 
     # Actions of the writer
 
-    async def _take(self, push: Push) -> None:
-        """Offers a push to the policy, and takes the step that becomes due."""
-        due: Sequence[Push] = (push,)
+    async def _take(self, round_: Round) -> None:
+        """Makes the step of a round whose gradients are there."""
+        if self._rounds.get(round_.pushes[0]) is not round_:
+            return  # broken off while it waited for the writer
         try:
-            self._check_still_wanted(push.header)
-            # What rides along must go together with what waits; it takes effect with the step, or not at all.
-            self._plan_options([*self._rule.waiting, push])
-            due = self._rule.offer(push)
-            if due:
-                await self._step(due)
-            else:
-                self._model.notify()
+            for push in round_.pushes:
+                self._check_still_wanted(round_, push)
+            await self._step(round_)
+        except Refused as refusal:
+            self._break(round_, refusal.push, refusal.error)
         except OptdError as error:
-            self._refuse(due, error)
+            self._break_all(round_, error)
         except Exception as problem:
             logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
-            self._fail(due, problem)
+            self._fail(round_, problem)
 
-    def _check_still_wanted(self, header: PushHeader) -> None:
+    def _check_still_wanted(self, round_: Round, push: Push) -> None:
+        header = push.header
         worker = self._workers.find(header.worker)
         if worker is None or worker.epoch != header.epoch or not worker.active:
-            raise PushWithdrawn(worker=header.worker, sequence=header.sequence, why="its worker has been fenced")
+            why = "its worker has been fenced"
+            raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._check_not_failed()
+        try:
+            before = round_.pushes[: round_.pushes.index(push)]
+            self._plan_options([*before, push])
+        except OptdError as error:
+            raise Refused(push, error) from None
 
     def _check_not_failed(self) -> None:
         if self._failed is not None:
@@ -162,70 +324,36 @@ class Pushes:
     def _plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
         """The options that the groups have after what rides along with these pushes, one after the other."""
         updates = [update for push in pushes for update in push.header.updates]
+        if not updates:
+            return []
         return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
 
-    async def _step(self, pushes: Sequence[Push]) -> None:
+    async def _step(self, round_: Round) -> None:
         model = self._model
         stepped_from = model.version.version
-        pushes_left = self._without_conflicts(pushes)
-        if len(pushes_left) < len(pushes):
-            return
-        weights = await model.snapshots.spare()
-        gradient = self._room_for_gradient(pushes)
-        model.change_options(self._plan_options(pushes))
-
-        kernels, threads = self._offload.kernels, self._offload.threads
-
-        def arithmetic() -> None:
-            for push in pushes:
-                push.slot.pad(model.groups.layouts)
-            if gradient is not pushes[0].slot:
-                reduce_round(model.groups, [push.slot for push in pushes], gradient, kernels, threads)
-            current = model.snapshots.current.weights.buffers
-            take_step(model.groups, gradient, current, weights.buffers, kernels, threads)
-
-        await self._offload.run(model.cost(model.elements * len(pushes)), arithmetic)
-        self._keep_gradient(gradient)
+        try:
+            weights = await model.snapshots.spare()
+        except OSError as problem:
+            raise self._no_memory("the weights after it", problem) from None
+        if self._rounds.get(round_.pushes[0]) is not round_:
+            return  # broken off while it waited for readers
+        changes = self._plan_options(round_.pushes)
+        round_.stepping = True
+        elements = model.cost(model.elements)
+        gradient = await self._offload.run(elements * len(round_.pushes), round_.gradient)
+        model.change_options(changes)
+        gradient.cover(model.groups.extents)
+        current = model.snapshots.current.weights.buffers
+        await self._offload.run(
+            elements, lambda: take_step(model.groups, gradient, current, weights.buffers, self._offload)
+        )
+        if round_.slot is None:
+            model.slots.forget()
+        else:
+            model.slots.keep(round_.slot, gradient)
         model.publish_step(weights)
-        for push in pushes:
+        for push in round_.pushes:
             self._answer(push, stepped_from)
-
-    def _without_conflicts(self, pushes: Sequence[Push]) -> Sequence[Push]:
-        """The pushes whose options go together with what has become of the job while they waited.
-
-        One whose options do not is refused; the others wait again, for another push of its worker.
-        """
-        left: list[Push] = []
-        for push in pushes:
-            try:
-                self._plan_options([*left, push])
-                left.append(push)
-            except OptdError as error:
-                self._refuse((push,), error)
-        if len(left) < len(pushes):
-            for push in left:
-                self._rule.offer(push)
-        return left
-
-    def _refuse(self, pushes: Sequence[Push], error: OptdError) -> None:
-        """Ends pushes that have changed nothing."""
-        for push in pushes:
-            self._let_go(push)
-            push.fail(copy(error))
-
-    def _room_for_gradient(self, pushes: Sequence[Push]) -> GradientSlot:
-        """Where the gradient of the step lies: in the only push, or where a round is reduced to."""
-        if not self._rule.reduces:
-            return pushes[0].slot
-        if self._reduction is None:
-            self._reduction = GradientSlot(self._model.groups.layouts, self._model.groups.names)
-        self._reduction.reset(self._model.groups.layouts, self._model.groups.names)
-        return self._reduction
-
-    def _keep_gradient(self, gradient: GradientSlot) -> None:
-        last, self._model.gradient = self._model.gradient, gradient
-        if last is not None and last is not self._reduction:
-            self._slots.give_back(last)
 
     def _answer(self, push: Push, stepped_from: int) -> None:
         """Marks a push as applied and answers its callers."""
@@ -244,22 +372,28 @@ class Pushes:
         self._let_go(push)
         push.succeed(result)
 
-    def _let_go(self, push: Push) -> None:
-        """Ends the account of a push; its slot is free unless the gradient of the last step lies there."""
-        if self._under_way.get(push.header.worker) is push:
-            del self._under_way[push.header.worker]
-        if push.slot is not self._model.gradient:
-            self._slots.give_back(push.slot)
+    def _break_all(self, round_: Round, error: OptdError) -> None:
+        """Ends a round as a whole."""
+        slot = round_.slot
+        for push in round_.pushes:
+            self._let_go(push, error)
+        round_.break_off(lambda: None if slot is None else self._model.slots.give_back(slot))
 
-    def _fail(self, pushes: Sequence[Push], problem: Exception) -> None:
+    def _fail(self, round_: Round, problem: Exception) -> None:
         """Ends the job's steps: its state may have changed half-way, and no further step would be right."""
         self._failed = JobFailed(job=self._model.name, version=self._model.version.version, problem=repr(problem)[:200])
-        self._refuse(pushes, self._failed)
+        self._break_all(round_, self._failed)
         self._model.notify()
 
 
 async def outcome(known: PushResult | Push) -> PushResult:
-    """The result of a push that is a repeat. Its caller may be cancelled; the push goes on."""
-    if isinstance(known, Push):
-        known = await asyncio.shield(known.outcome)
+    """The result of a push for a call that it is a repeat for. The caller may be cancelled; the push goes on."""
+    while isinstance(known, Push):
+        push = known
+        try:
+            known = await push.result()
+        except RoundBroken:
+            if push.successor is None:
+                raise
+            known = push.successor
     return replace(known, repeat=True)

@@ -13,7 +13,7 @@ from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.plan import Memory
-from optd_server.optim.segment import SegmentState
+from optd_server.optim.segment import SegmentPart
 from optd_server.store.flat import Array, FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
     InvalidRequest,
@@ -75,8 +75,9 @@ def _read(model: Model, selection: Selection) -> StateReading:
     indices = range(len(model.groups)) if selection.group is None else [selection.group]
     frames = [
         Frame.of(group, segment.offset + start, np.array(array[start:stop]), field)
-        for group, index, segment, state in model.groups.segments()
-        if group in indices
+        for group in indices
+        for index, segment in enumerate(model.groups.layouts[group].segments)
+        for state in (model.groups.state(group, index),)
         for start, stop in _elements(model.groups, group, segment, index, selection.parameter)
         for field, array in fields_of(model, group, index, state)
         if field in selection.fields
@@ -85,12 +86,12 @@ def _read(model: Model, selection: Selection) -> StateReading:
     return StateReading(ReadStateResult(model.version, groups), frames)
 
 
-def fields_of(model: Model, group: int, index: int, state: SegmentState) -> Iterator[tuple[str, Array]]:
+def fields_of(model: Model, group: int, index: int, state: SegmentPart) -> Iterator[tuple[str, Array]]:
     """All fields that a segment has now. Absent parameters of a gradient or a state have zeros or older numbers."""
     yield WEIGHTS, model.snapshots.current.arrays(group)[index]
-    gradient = model.gradient
-    if gradient is not None and group < len(gradient.buffers.arrays):
-        yield GRADIENT, gradient.buffers.arrays[group][index]
+    gradient = model.gradient(group, index)
+    if gradient is not None:
+        yield GRADIENT, gradient
     yield from state.state.items()
 
 
@@ -100,7 +101,7 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
     holder, place = groups.locate(group, parameter)
     if holder != index:
         return []
-    state = groups.states[group][index]
+    state = groups.state(group, index)
     start = int(state.offsets[place])
     return [(start, start + int(state.sizes[place]))]
 
@@ -113,11 +114,12 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
     entries = {
         field.name: [False] * len(layout.parameters)
         for field in groups.algorithm.state
-        if any(field.name in state.state for state in groups.states[group])
+        if any(field.name in groups.state(group, index).state for index in range(len(layout.segments)))
     }
     if with_gradient:
         entries[GRADIENT] = [False] * len(layout.parameters)
-    for index, (segment, state) in enumerate(zip(layout.segments, groups.states[group], strict=True)):
+    for index, segment in enumerate(layout.segments):
+        state = groups.state(group, index)
         for place, member in enumerate(segment.members):
             if with_gradient:
                 entries[GRADIENT][member] = model.has_gradient(group, index, place)
@@ -143,26 +145,26 @@ class StateUpload:
         self._groups = header.groups
         self._worker, self._epoch = header.worker, header.epoch
         self._known = [WEIGHTS, *(field.name for field in model.groups.algorithm.state)]
-        self._layouts = list(model.groups.layouts)
+        self._extents = list(model.groups.extents)
         self._sinks: dict[str, FrameSink] = {}
         _check_groups(job, header.groups, self._known)
 
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
-        needed = bytes_of(self._layouts) * len(self._known)
+        needed = bytes_of(layout for extent in self._extents for layout in extent.layouts) * len(self._known)
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
         """Takes frames; raises `UnknownField` or what `FrameSink.write` raises."""
         for frame in frames:
-            self._sink(frame.field or WEIGHTS).write(frame)
+            self._sink(frame.field or WEIGHTS).write_all((frame,))
 
     def _sink(self, field: str) -> FrameSink:
         if field not in self._known:
             raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join(self._known))
         if field not in self._sinks:
             names = self._job.model.groups.names
-            self._sinks[field] = FrameSink(FlatBuffers(self._layouts), field, names)
+            self._sinks[field] = FrameSink(FlatBuffers(self._extents), field, names)
         return self._sinks[field]
 
     async def apply(self, clock: Callable[[], float]) -> JobVersion:
@@ -171,7 +173,7 @@ class StateUpload:
         Raises `IncompleteParameter`, or `StaleEpoch` where the worker has been fenced meanwhile.
         """
         for sink in self._sinks.values():
-            sink.presence()
+            sink.ledger.presence()
         entries = {entry.field for group in self._groups for entry in group.entries}
         self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS})
         model = self._job.model
@@ -185,23 +187,15 @@ class StateUpload:
         groups = self._job.model.groups
         for given in self._groups:
             _put_group_state(groups, given)
-        weights = self._sinks.get(WEIGHTS)
-        for group, index, _, state in groups.segments():
-            target = following.arrays[group][index]
-            target[:] = current.arrays[group][index]
-            if group >= len(self._layouts):
-                continue
-            if weights is not None:
-                _copy_written(weights, group, index, target)
-            for field, sink in self._sinks.items():
-                if field != WEIGHTS:
-                    _copy_written(sink, group, index, _field(state, field))
-
-
-def _copy_written(sink: FrameSink, group: int, index: int, target: Array) -> None:
-    source = sink.buffers.arrays[group][index]
-    for start, stop in sink.coverage[group][index].ranges:
-        target[start:stop] = source[start:stop]
+        for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
+            target[:] = source
+        for field, sink in self._sinks.items():
+            for extent, slab, start, stop in sink.ledger.written():
+                if field == WEIGHTS:
+                    target = following.slabs[extent][slab]
+                else:
+                    target = groups.slab_state(extent, slab).allocate(field)
+                target[start:stop] = sink.buffers.slabs[extent][slab][start:stop]
 
 
 def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) -> None:
@@ -223,21 +217,17 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
 
 def _put_group_state(groups: Groups, given: GroupState) -> None:
     layout = groups.layouts[given.group]
-    for segment, state in zip(layout.segments, groups.states[given.group], strict=True):
+    for index, segment in enumerate(layout.segments):
+        extent, place = groups.place(given.group, index)
+        whole = groups.slab_state(extent, place.slab)
+        present = {entry.field: entry.present for entry in given.entries}
+        for field in present:
+            whole.allocate(field)
+        state = whole.part(place.rank)
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]
-        present = {entry.field: entry.present for entry in given.entries}
-        for field in {*present, *state.state}:
-            array = _field(state, field)
+        for field, array in state.state.items():
             started = state.started[field]
             started[:] = [present[field][member] for member in members] if field in present else False
             # Algorithms rely on zeros where a parameter has no state yet.
             array[np.repeat(~started, state.sizes)] = 0
-
-
-def _field(state: SegmentState, name: str) -> Array:
-    """A state array, allocated where the parameters have not needed it so far."""
-    if name not in state.state:
-        state.state[name] = np.zeros(state.count, state.dtype)
-        state.started[name] = np.zeros(len(state.sizes), np.bool_)
-    return state.state[name]

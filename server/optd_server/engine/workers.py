@@ -24,6 +24,9 @@ class Worker:
     pushes: int = 0
     rejections: int = 0
     staleness: int = 0
+    lane: str = "grpc"
+    previous_epoch: int = 0
+    previous_sequence: int = 0
 
 
 class Workers:
@@ -53,11 +56,13 @@ class Workers:
             self._forget_one()
             self._by_name[name] = Worker(name, epoch=self._forgotten_epoch)
         worker = self._by_name[name]
+        worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
         worker.epoch += 1
         worker.active = True
         worker.fenced_by = ""
         worker.sequence = 0
         worker.reply = None
+        worker.lane = "grpc"
         worker.lease_until = now + self.lease_seconds
         return worker
 
@@ -125,5 +130,5 @@ class Workers:
             rejections=worker.rejections,
             staleness=worker.staleness,
             waiting=waiting,
-            lane="grpc",
+            lane=worker.lane,
         )

@@ -1,60 +1,101 @@
 """The single writer of a job: everything that changes it happens here, one action after the other."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
 from copy import copy
+from types import coroutine
 from typing import Any, TypeVar
 
 from optd_wire.errors import OptdError
 
 T = TypeVar("T")
+Action = Callable[[], Coroutine[Any, Any, T]]
 
 
 class Writer:
-    """A queue of actions and the task that runs them.
+    """Actions, run one after the other in the order of asking.
 
-    An action runs to its end even if its caller goes away: a cancelled call must not leave half a step behind.
+    An action that does not have to wait, for others or for arithmetic in a thread, is done when `submit` returns: small
+    steps take no turn of the event loop. Any action runs to its end even if its caller goes away: a cancelled call must
+    not leave half a step behind.
     """
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = asyncio.Queue()
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        self._waiting: deque[tuple[Action[Any], asyncio.Future[Any]]] = deque()
+        self._running = False
+        self._task: asyncio.Task[None] | None = None
         self._closed: OptdError | None = None
 
-    async def run(self, action: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, action: Action[T]) -> T:
         """Runs `action` after all earlier ones and returns what it returns."""
         if self._closed is not None:
             raise copy(self._closed)
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((action, future))
-        return await future
+        return await asyncio.shield(self.submit(action))
 
-    async def _work(self) -> None:
-        while True:
-            action, future = await self._queue.get()
-            if self._closed is not None:
-                _fail(future, copy(self._closed))
-                continue
-            try:
-                result = await action()
-            except Exception as error:  # noqa: BLE001 - it is the caller's, whatever it is
-                _fail(future, error)
-            else:
-                if not future.done():
-                    future.set_result(result)
+    def submit(self, action: Action[T]) -> asyncio.Future[T]:
+        """Puts `action` behind all earlier ones; the future tells what it returns."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._closed is not None:
+            _fail(future, copy(self._closed))
+            return future
+        self._waiting.append((action, future))
+        if not self._running:
+            self._work()
+        return future
 
     async def close(self, error: OptdError) -> None:
         """Lets the action that runs come to its end, then answers all others, now and later, with `error`."""
         self._closed = error
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((_nothing, done))
-        await asyncio.wait([done])
-        done.exception()
-        self._task.cancel()
+        while self._waiting:
+            _fail(self._waiting.popleft()[1], copy(error))
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _work(self) -> None:
+        """Runs actions until there are no more, or until one has to wait: a task goes on with that one."""
+        self._running = True
+        while self._waiting:
+            action, future = self._waiting.popleft()
+            work = self._settle(action, future)
+            try:
+                waits_for = work.send(None)
+            except StopIteration:
+                continue
+            self._task = asyncio.get_running_loop().create_task(self._go_on(work, waits_for))
+            return
+        self._running = False
+
+    async def _settle(self, action: Action[T], future: asyncio.Future[T]) -> None:
+        try:
+            result = await action()
+        except Exception as error:  # noqa: BLE001 - it is the caller's, whatever it is
+            _fail(future, error)
+        else:
+            if not future.done():
+                future.set_result(result)
+
+    async def _go_on(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        try:
+            await _rest_of(work, waits_for)
+        finally:
+            self._task = None
+            self._work()
 
 
-async def _nothing() -> None:
-    return
+@coroutine
+def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that has been begun, and that waits for something."""
+    while True:
+        try:
+            try:
+                got = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - it is for the coroutine
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(got)
+        except StopIteration:
+            return
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -41,5 +41,6 @@ def configure(level: str, style: str) -> None:
     root.setLevel(level.upper())
     # gRPC logs with a traceback each call that a stop has cancelled; what a call raises is logged by optd itself.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    # The event loop's debug lines say nothing about optd.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # The debug lines of the event loop and of the compiler of kernels say nothing about optd.
+    for name in ("asyncio", "numba"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -65,6 +65,7 @@ class SegmentState:
         self.started = dict(started or {})
         self.plan: Plan | None = None
         self._first = np.cumsum(self.groups) - self.groups
+        self._all_filled = bool((self.groups > 0).all()) and len(self.groups) > 0
 
     def ensure(self, algorithm: Algorithm, options: Sequence[Options]) -> None:
         """Allocate the state that the resolved options of groups that have parameters need, where it is missing.
@@ -96,6 +97,8 @@ class SegmentState:
 
         A group without parameters here has the largest integer and 0, which change no minimum and no maximum.
         """
+        if self._all_filled:
+            return np.minimum.reduceat(self.steps, self._first), np.maximum.reduceat(self.steps, self._first)
         low = np.full(len(self.groups), _NO_LOW)
         high = np.zeros(len(self.groups), np.int64)
         filled = self.groups > 0

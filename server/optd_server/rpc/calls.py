@@ -57,6 +57,14 @@ class Calls:
     budget: ByteBudget
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    patient: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Calls that wait for their sender for as long as it likes."""
+
+    def stop(self) -> None:
+        """Ends the calls that only wait; the others come to their end by themselves."""
+        self.stopping.set()
+        for task in tuple(self.patient):
+            task.cancel()
 
     def handlers(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
         """The handlers of all RPCs of a service; raises AttributeError where the service lacks one."""
@@ -71,9 +79,9 @@ class Calls:
         many_in, many_out = method.client_streaming, method.server_streaming
 
         @asynccontextmanager
-        async def taken(request: Any) -> AsyncIterator[Any]:
+        async def taken(request: Any, context: Context) -> AsyncIterator[Any]:
             if many_in:
-                requests = Requests(request, decode, self)
+                requests = Requests(context, decode, self)
                 try:
                     yield requests
                 finally:
@@ -86,14 +94,14 @@ class Calls:
                 self.budget.give_back(len(request))
 
         async def answer_one(request: Any, context: Context) -> bytes:
-            async with _Guarded(self, method, context), taken(request) as what:
+            async with _Guarded(self, method, context), taken(request, context) as what:
                 return _encode(await implementation(what))
             raise AssertionError("a guarded call ends in its answer or in an abort")
 
         async def answer_many(request: Any, context: Context) -> None:
             async with (
                 _Guarded(self, method, context),
-                taken(request) as what,
+                taken(request, context) as what,
                 aclosing(implementation(what)) as responses,
             ):
                 async for response in responses:
@@ -152,11 +160,10 @@ class _Guarded:
 class Requests:
     """The messages of a client stream, decoded one at a time: what is not asked for stays with the sender."""
 
-    def __init__(self, raw: AsyncIterator[bytes], decode: Callable[[bytes], Any], calls: Calls) -> None:
-        self._raw = raw
+    def __init__(self, context: Context, decode: Callable[[bytes], Any], calls: Calls) -> None:
+        self._context = context
         self._decode = decode
-        self._idle_seconds = calls.idle_seconds
-        self._stopping = calls.stopping
+        self._calls = calls
         self._budget = calls.budget
         self._held = 0
 
@@ -171,12 +178,12 @@ class Requests:
         A patient caller waits for as long as the sender likes, until the server goes down.
         """
         if patient:
-            return await self._next_or_stopping()
+            return await self._taken(await self._read_patiently())
         try:
-            async with asyncio.timeout(self._idle_seconds):
+            async with asyncio.timeout(self._calls.idle_seconds):
                 data = await self._read()
         except TimeoutError:
-            raise Stalled(what="the sender of this stream", seconds=f"{self._idle_seconds:g}") from None
+            raise Stalled(what="the sender of this stream", seconds=f"{self._calls.idle_seconds:g}") from None
         return await self._taken(data)
 
     async def first(self) -> Any:
@@ -189,9 +196,8 @@ class Requests:
     async def _read(self) -> bytes | None:
         # Whoever asks for the next message has dealt with the last one.
         self.give_back()
-        async for data in self._raw:
-            return data
-        return None
+        data = await self._context.read()
+        return data if isinstance(data, bytes) else None
 
     async def _taken(self, data: bytes | None) -> Any | None:
         if data is None:
@@ -200,18 +206,21 @@ class Requests:
         self._held = len(data)
         return self._decode(data)
 
-    async def _next_or_stopping(self) -> Any | None:
-        coming = asyncio.ensure_future(self._read())
-        stopping = asyncio.ensure_future(self._stopping.wait())
+    async def _read_patiently(self) -> bytes | None:
+        if self._calls.stopping.is_set():
+            raise ShuttingDown
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.patient.add(task)
         try:
-            await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                raise ShuttingDown
-            data = coming.result()
+            return await self._read()
+        except asyncio.CancelledError:
+            if self._calls.stopping.is_set() and task.cancelling() == 1:
+                task.uncancel()
+                raise ShuttingDown from None
+            raise
         finally:
-            coming.cancel()
-            stopping.cancel()
-        return await self._taken(data)
+            self._calls.patient.discard(task)
 
 
 async def abort(context: Context, error: OptdError) -> None:

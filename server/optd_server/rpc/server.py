@@ -15,6 +15,7 @@ from optd_server.engine.catalog import Catalog
 from optd_server.rpc.authentication import TokenInterceptor
 from optd_server.rpc.budget import ByteBudget
 from optd_server.rpc.calls import Calls
+from optd_server.rpc.handover import Handover
 from optd_server.rpc.security import Security
 from optd_server.rpc.services.inspection import InspectionService
 from optd_server.rpc.services.job import JobService
@@ -37,6 +38,7 @@ KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 5_000
 MAX_METADATA_BYTES = 16 * 1024
+WINDOW_BYTES = 4 << 20
 # Health and reflection have room left when all other calls are taken.
 SPARE_CALLS = 64
 
@@ -44,8 +46,9 @@ SPARE_CALLS = 64
 class Server:
     """A gRPC server around a catalog of jobs. Lives on one event loop."""
 
-    def __init__(self, catalog: Catalog, config: Config, security: Security) -> None:
+    def __init__(self, catalog: Catalog, config: Config, security: Security, handover: Handover | str) -> None:
         self._catalog = catalog
+        self._handover = handover
         self._config = config
         self._security = security
         self._started = time.monotonic()
@@ -64,8 +67,8 @@ class Server:
     def _add_services(self) -> list[str]:
         services = {
             job_service_pb2: JobService(self._catalog),
-            worker_service_pb2: WorkerService(self._catalog, self._config.max_message_bytes),
-            training_service_pb2: TrainingService(self._catalog),
+            worker_service_pb2: WorkerService(self._catalog, self._config.max_message_bytes, self._handover),
+            training_service_pb2: TrainingService(self._catalog, self._config.idle_seconds),
             state_service_pb2: StateService(self._catalog),
             inspection_service_pb2: InspectionService(self._catalog, self.status, self._calls.stopping),
         }
@@ -98,7 +101,7 @@ class Server:
     async def stop(self, grace_seconds: float) -> None:
         """Takes no new calls, lets the running ones end for up to `grace_seconds`, then cancels them."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._calls.stopping.set()
+        self._calls.stop()
         stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
         # What still waits for others after a moment waits in vain: no call is taken any more.
         await asyncio.wait([stopping], timeout=min(0.5, grace_seconds * 0.8))
@@ -162,6 +165,10 @@ def _options(config: Config) -> list[tuple[str, int]]:
         # gzip would let a few bytes become gigabytes before anybody counts them.
         _NO_GZIP,
         ("grpc.so_reuseport", 0),
+        # What gRPC takes in of a stream before anybody asks for it; left to itself, it lets that grow to 16 MiB.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.http2.max_frame_size", WINDOW_BYTES),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),

@@ -1,6 +1,6 @@
 """The frames of an upload, message by message, to wherever they are written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from optd_server.engine.offload import Offload
@@ -8,17 +8,17 @@ from optd_server.rpc.calls import Requests
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame
 
-Write = Callable[[Sequence[Frame]], None]
+Write = Callable[[Sequence[Frame]], Awaitable[None]]
 
 
-async def receive(requests: Requests, first: Any, frames: list[Frame], write: Write, offload: Offload) -> None:
+async def receive(requests: Requests, first: Any, frames: list[Frame], write: Write) -> None:
     """Writes the frames of `first` and of what follows it, up to the message that says it is the last.
 
     Raises what `write` raises, and `InvalidRequest` for a stream that ends before: it has broken off.
     """
     message = first
     while True:
-        await _write(frames, write, offload)
+        await write(frames)
         if message.last:
             # What comes next may be a long wait for others, who need the room.
             requests.give_back()
@@ -42,6 +42,10 @@ async def skip(requests: Requests, first: Any) -> None:
     requests.give_back()
 
 
-async def _write(frames: list[Frame], write: Write, offload: Offload) -> None:
-    elements = sum(frame.count for frame in frames)
-    await offload.copy(elements, lambda: write(frames))
+def offloaded(write: Callable[[Sequence[Frame]], None], offload: Offload) -> Write:
+    """`write`, done off the event loop where the frames are large."""
+
+    async def written(frames: Sequence[Frame]) -> None:
+        await offload.copy(sum(frame.count for frame in frames), lambda: write(frames))
+
+    return written

@@ -18,6 +18,10 @@ class Coverage:
         """The written ranges in order, with neighbours joined."""
         return list(zip(self._starts, self._stops, strict=True))
 
+    def is_just(self, start: int, stop: int) -> bool:
+        """Whether `[start, stop)` has been written, in one range, and nothing else."""
+        return self._starts == [start] and self._stops == [stop]
+
     def add(self, start: int, stop: int) -> int | None:
         """Adds `[start, stop)`; returns the first element that was written before, or None.
 

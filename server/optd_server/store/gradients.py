@@ -1,97 +1,116 @@
-"""Gradients on their way into a step: a bounded number of slots, each as large as the job's weights."""
+"""Gradients on their way into a step: room for a whole gradient of a job, of which there is a bounded number."""
 
-import asyncio
 from collections import deque
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.frames import Frame
-from optd_wire.layout import GroupLayout
-from optd_wire.values import GRADIENT
-
-Presence = list[list[npt.NDArray[np.bool_]]]
+from optd_server.store.extents import Extent
+from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.ledger import Presence
 
 
-class GradientSlot:
-    """Room for one gradient of the whole job, and which parameters have one in it."""
+@dataclass(slots=True)
+class Gradient:
+    """A gradient of the whole job: by extent and slab its numbers, and which parameters have some."""
 
-    def __init__(self, layouts: Sequence[GroupLayout], groups: Sequence[str]) -> None:
-        self.buffers = FlatBuffers(layouts)
-        self._sink = FrameSink(self.buffers, GRADIENT, groups)
-        self.presence: Presence = []
+    slabs: list[list[Array]]
+    presence: Presence
 
-    def reset(self, layouts: Sequence[GroupLayout], groups: Sequence[str]) -> None:
-        """Makes the slot empty, with room for all of `layouts`."""
-        self.buffers.extend(layouts)
-        self._sink = FrameSink(self.buffers, GRADIENT, groups)
-        self.presence = []
+    def cover(self, extents: Sequence[Extent]) -> None:
+        """Says that there is nothing for groups that were added after it was computed."""
+        for extent in extents[len(self.presence) :]:
+            self.presence.append([np.zeros(len(slab.sizes), np.bool_) for slab in extent.slabs])
 
-    def write(self, frames: Sequence[Frame]) -> None:
-        """Copies frames in; raises what `FrameSink.write` raises."""
-        self._sink.write_all(frames)
-
-    def seal(self) -> None:
-        """Fixes `presence` once all frames are in; raises `IncompleteParameter`."""
-        self.presence = self._sink.presence()
-
-    def pad(self, layouts: Sequence[GroupLayout]) -> None:
-        """Makes room for groups that were added after the push was sent; it has no gradient for them."""
-        self.buffers.extend(layouts)
-        for layout in layouts[len(self.presence) :]:
-            self.presence.append([np.zeros(len(segment.members), np.bool_) for segment in layout.segments])
+    def has(self, extent: int, slab: int, parameter: int) -> bool:
+        """Whether a parameter of a slab has a gradient."""
+        return extent < len(self.presence) and bool(self.presence[extent][slab][parameter])
 
 
-class GradientSlots:
-    """The slots of one job, handed out in the order of asking. Lives on one event loop."""
+@dataclass(eq=False, slots=True)
+class Slot:
+    """Room for one gradient."""
+
+    buffers: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
+
+    def fit(self, extents: Iterable[Extent]) -> None:
+        """Makes room for all of `extents`."""
+        self.buffers.extend(extents)
+
+    def holding(self, presence: Presence) -> Gradient:
+        """The gradient that lies here."""
+        return Gradient(self.buffers.slabs, presence)
+
+
+class Slots:
+    """The slots of one job, handed out in the order of asking. Lives on one event loop.
+
+    The gradient of the last step stays readable in its slot until the slot is needed.
+    """
 
     def __init__(self, *, most: int) -> None:
-        self._free: list[GradientSlot] = []
+        self._free: list[Slot] = []
         self._made = 0
         self._most = most
-        self._closed: Exception | None = None
-        self._waiting: deque[asyncio.Future[GradientSlot]] = deque()
+        self._waiting: deque[Callable[[Slot], None]] = deque()
+        self._kept: tuple[Slot, Gradient] | None = None
+        self._readers = 0
 
-    async def take(self, layouts: Sequence[GroupLayout], groups: Sequence[str]) -> GradientSlot:
-        """An empty slot; waits while all are in use."""
-        if self._closed is not None:
-            raise copy(self._closed)
-        if self._free:
-            slot = self._free.pop()
-        elif self._made < self._most:
-            self._made += 1
-            return GradientSlot(layouts, groups)
-        else:
-            slot = await self._wait()
-        slot.reset(layouts, groups)
-        return slot
+    @property
+    def last(self) -> Gradient | None:
+        """The gradient of the last step, where it is still there."""
+        return None if self._kept is None else self._kept[1]
 
-    def close(self, error: Exception) -> None:
-        """Whoever waits for a slot, now or later, gets `error` instead."""
-        self._closed = error
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(copy(error))
+    def take(self, start: Callable[[Slot], None]) -> None:
+        """Calls `start` with a slot: now, or when one is free."""
+        self._waiting.append(start)
+        self._serve()
 
-    async def _wait(self) -> GradientSlot:
-        future: asyncio.Future[GradientSlot] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # The slot may have been handed over in the moment of the cancellation.
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.give_back(future.result())
-            raise
-
-    def give_back(self, slot: GradientSlot) -> None:
-        """Returns a slot; the one who has waited longest gets it."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(slot)
-                return
+    def give_back(self, slot: Slot) -> None:
+        """Returns a slot."""
         self._free.append(slot)
+        self._serve()
+
+    def keep(self, slot: Slot, gradient: Gradient) -> None:
+        """Returns a slot with the gradient of the last step in it."""
+        if self._kept is not None:
+            self._free.append(self._kept[0])
+        self._kept = (slot, gradient)
+        self._serve()
+
+    def forget(self) -> None:
+        """Drops the gradient of the last step: another step has followed, of which none is kept."""
+        if self._kept is not None and not self._readers:
+            self._free.append(self._kept[0])
+            self._kept = None
+            self._serve()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Leaves the last gradient where it is while the block runs."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            slot = self._find()
+            if slot is None:
+                return
+            self._waiting.popleft()(slot)
+
+    def _find(self) -> Slot | None:
+        if self._free:
+            return self._free.pop()
+        if self._made < self._most:
+            self._made += 1
+            return Slot()
+        if self._kept is not None and not self._readers:
+            slot, self._kept = self._kept[0], None
+            return slot
+        return None

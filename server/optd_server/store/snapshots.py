@@ -3,23 +3,41 @@
 A step reads the current weights and writes the next ones beside them, into a set of buffers that nobody reads;
 publishing is one assignment. So a reader never waits for a step and never sees half of one. The number of sets is
 bounded: when all of them are being read, the next step waits for a reader to finish.
+
+Most readers hold a version while it is sent to them. A worker that shares memory may read it in place for as long as it
+computes, as long as steps can go on beside it.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.memory import Allocate, Region, SharedRegion, published
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion
 
+StepRanges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
 
 class WeightSet:
-    """The weights of a whole job at one version, and how many readers hold them."""
+    """The weights of a whole job at one version, and how many readers hold them: for a moment, or in place."""
 
-    def __init__(self, layouts: Sequence[GroupLayout]) -> None:
-        self.buffers = FlatBuffers(layouts)
+    def __init__(self, extents: Iterable[Extent], allocate: Allocate = Region) -> None:
+        self.buffers = FlatBuffers(extents, allocate)
         self.holders = 0
+        self.in_place = 0
+        self.shared = allocate is published
+        """Whether workers of this host can map it."""
+
+    def region_numbers(self) -> tuple[int, ...]:
+        """The numbers of its regions, by extent."""
+        return tuple(region.number for region in self.buffers.regions if isinstance(region, SharedRegion))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +48,21 @@ class Snapshot:
     layouts: tuple[GroupLayout, ...]
     options: tuple[GroupOptions, ...]
     weights: WeightSet
-    steps: tuple[tuple[int, int], ...] = ()
+    steps: StepRanges
     """By group, the fewest and the most steps that a parameter of it has had."""
 
     def summary(self, index: int) -> GroupSummary:
         """One line about a group."""
         layout = self.layouts[index]
-        fewest, most = self.steps[index]
+        fewest, most = self.steps
         return GroupSummary(
             index=index,
             options=self.options[index],
             parameters=len(layout.parameters),
             elements=layout.count,
             dtypes=tuple(segment.dtype for segment in layout.segments),
-            min_steps=fewest,
-            max_steps=most,
+            min_steps=int(fewest[index]),
+            max_steps=int(most[index]),
         )
 
     def summaries(self) -> tuple[GroupSummary, ...]:
@@ -61,36 +79,119 @@ class Snapshots:
 
     def __init__(self, first: Snapshot, *, most: int) -> None:
         self.current = first
+        self.shared = False
+        self.wanted = False
+        """Whether a writer waits for readers to finish."""
         self._sets = [first.weights]
         self._most = most
         self._released = asyncio.Event()
         self._closed: Exception | None = None
 
+    # Readers
+
     def hold(self) -> Snapshot:
         """The current snapshot; its weights stay as they are until it is released."""
-        self.current.weights.holders += 1
-        return self.current
+        # Read once: `share` may replace it from another thread.
+        snapshot = self.current
+        snapshot.weights.holders += 1
+        return snapshot
 
     def release(self, snapshot: Snapshot) -> None:
         """Ends one hold."""
         snapshot.weights.holders -= 1
         self._released.set()
 
+    def settle(self, snapshot: Snapshot) -> bool:
+        """Makes a hold one in place, for as long as its reader likes; returns False where it has to stay short.
+
+        Two sets must be left for steps to take turns in, whatever the readers in place do.
+        """
+        taken = {id(weights) for weights in self._sets if weights.in_place} | {id(snapshot.weights)}
+        if len(taken) > self._most - 2:
+            return False
+        snapshot.weights.in_place += 1
+        return True
+
+    def unsettle(self, snapshot: Snapshot) -> None:
+        """Makes a hold in place an ordinary one again."""
+        snapshot.weights.in_place -= 1
+
+    # Writers
+
+    def share(self) -> None:
+        """From now on weights lie in memory that workers of this host can map; copies the current ones there.
+
+        Called while no step runs. Who holds a set that is not shared keeps it. Raises `OSError`, and changes nothing
+        then.
+        """
+        if not self.current.weights.shared:
+            self.current = replace(self.current, weights=self._copied_to_shared(self.current.weights))
+        self.shared = True
+
+    def _copied_to_shared(self, weights: WeightSet) -> WeightSet:
+        copied = WeightSet(weights.buffers.extents, published)
+        for target, source in zip(copied.buffers.all_slabs(), weights.buffers.all_slabs(), strict=True):
+            target[:] = source
+        self._sets.append(copied)
+        return copied
+
+    def add(self, buffers: FlatBuffers) -> None:
+        """Takes the weights of new groups into the current set, without copying where they may stay.
+
+        Raises `OSError`, and changes nothing then.
+        """
+        if self.current.weights.shared:
+            here = FlatBuffers(buffers.extents, published)
+            for target, source in zip(here.all_slabs(), buffers.all_slabs(), strict=True):
+                target[:] = source
+            buffers = here
+        # All weights of a version lie in one set.
+        self.current.weights.buffers.adopt(buffers)
+
     async def spare(self) -> WeightSet:
-        """A set to write the next version into; waits while the bound is reached and all others are being read."""
+        """A set to write the next version into; waits while the bound is reached and all others are being read.
+
+        Raises `OSError` where the system has no memory for it.
+        """
         while True:
-            for weights in self._sets:
-                if weights is not self.current.weights and weights.holders == 0:
-                    weights.buffers.extend(self.current.layouts)
-                    return weights
-            if len(self._sets) < self._most:
-                weights = WeightSet(self.current.layouts)
-                self._sets.append(weights)
-                return weights
+            found = self._find_spare()
+            if found is not None:
+                return found
             self._released.clear()
-            await self._released.wait()
+            self.wanted = True
+            try:
+                await self._released.wait()
+            finally:
+                self.wanted = False
             if self._closed is not None:
                 raise self._closed
+
+    def _find_spare(self) -> WeightSet | None:
+        free = [weights for weights in self._sets if weights is not self.current.weights and weights.holders == 0]
+        extents = self.current.weights.buffers.extents
+        for weights in free:
+            if weights.shared == self.shared:
+                with suppress(OSError):
+                    weights.buffers.extend(extents)
+                    return weights
+            self._sets.remove(weights)
+        if len(self._sets) < self._most:
+            weights = self._new_set(extents)
+            self._sets.append(weights)
+            return weights
+        return None
+
+    def _new_set(self, extents: Iterable[Extent]) -> WeightSet:
+        if self.shared:
+            # Without descriptors a step goes on all the same, and its weights go out in messages.
+            with suppress(OSError):
+                return WeightSet(extents, published)
+        return WeightSet(extents)
+
+    def shared_regions(self) -> Iterator[SharedRegion]:
+        """The regions of all sets that lie in shared memory."""
+        for weights in self._sets:
+            yield from (region for region in weights.buffers.regions if isinstance(region, SharedRegion))
 
     def close(self, error: Exception) -> None:
         """Whoever waits for a spare set gets `error` instead."""

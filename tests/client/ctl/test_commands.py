@@ -116,7 +116,11 @@ def test_values_are_those_of_the_job(optctl, server):
     assert {field for _, field in read} == {"weights", "gradient", "exp_avg", "exp_avg_sq"}
     expected = {}
     transport = GrpcTransport(server.address)
-    transport.read_state("digits", ("weights",), lambda f: expected.update({f.group: f.values.tolist()}), 10)
+
+    def take(frames):
+        expected.update({frame.group: frame.values.tolist() for frame in frames})
+
+    transport.read_state("digits", ("weights",), take, 10)
     transport.close()
     assert read["output.weight", "weights"]["numbers"] == expected[1][:8]
     assert read["output.scale", "weights"]["numbers"] == expected[1][8:]

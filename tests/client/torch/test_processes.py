@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
@@ -80,6 +81,7 @@ def test_a_round_of_two_workers_is_a_step_with_the_mean_of_their_gradients(where
 TRAINING = """
 import os, sys
 import torch
+import optd
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from optd.errors import ForkedSession
@@ -89,7 +91,8 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 model, other = nn.Linear(4, 2), nn.Linear(4, 2)
 other.load_state_dict(model.state_dict())
-optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, server=sys.argv[1], job=sys.argv[2])
+session = optd.connect(sys.argv[1], job=sys.argv[2], lane=sys.argv[3])
+optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, session=session, zero_copy=sys.argv[3] == "shm")
 reference = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
 optimizer.step()
 data = TensorDataset(torch.randn(48, 4), torch.randint(2, (48,)))
@@ -120,10 +123,11 @@ print("done")  # and leaves the job, although nothing is closed
 """
 
 
-def test_a_loader_forks_beside_an_open_session(where: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+def test_a_loader_forks_beside_an_open_session(lane: str, where: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
-    command = [sys.executable, "-W", "error", str(script), where["server"], where["job"]]
+    command = [sys.executable, "-W", "error", str(script), where["server"], where["job"], lane]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (finished.stdout, finished.stderr, finished.returncode) == ("done\n", "", 0)
     with optd.connect(where["server"], job=where["job"]) as session:

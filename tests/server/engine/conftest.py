@@ -26,15 +26,29 @@ class Engine:
         )
         spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, groups, policy)
         with self.catalog.upload(spec) as upload:
-            upload.sink.write(Frame.of(0, 0, np.zeros(4, "f4")))
-            upload.sink.write(Frame.of(1, 0, np.zeros(2)))
+            upload.sink.write_all([Frame.of(0, 0, np.zeros(4, "f4")), Frame.of(1, 0, np.zeros(2))])
             return self.catalog.finish(upload, wall=0.0)
 
     async def push(self, job, worker, sequence, value=1.0, *, epoch=1, frames=None, **header):
-        slot = await job.pushes.take_slot()
         frames = [Frame.of(0, 0, np.full(4, value, "f4"))] if frames is None else frames
-        slot.write(frames)
-        return await job.pushes.push(PushHeader("job", worker, epoch, sequence, 0, **header), slot, now=0.0)
+        header = PushHeader("job", worker, epoch, sequence, 0, **header)
+        return await job.pushes.push(header, Upload(frames), 0.0)
+
+
+class Upload:
+    """Frames that are at hand."""
+
+    def __init__(self, frames):
+        self.frames = frames
+
+    async def receive(self, write):
+        await write(self.frames)
+
+    async def skip(self):
+        self.frames = []
+
+    def park(self):
+        pass
 
 
 def weights(job):

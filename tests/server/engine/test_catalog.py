@@ -29,7 +29,7 @@ def test_nobody_sees_a_job_before_it_is_whole_and_those_who_wait_get_it(play):
             assert not waiting.done()
             with pytest.raises(errors.IncompleteParameter, match="weights of parameter 'w' covers 0 of its 4"):
                 engine.catalog.finish(upload, wall=0)
-            upload.sink.write(Frame.of(0, 0, np.zeros(4, "f4")))
+            upload.sink.write_all([Frame.of(0, 0, np.zeros(4, "f4"))])
             job = engine.catalog.finish(upload, wall=0)
         assert await waiting is job
         with pytest.raises(errors.JobExists, match="exists already"):
@@ -65,11 +65,11 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
 @pytest.mark.parametrize(
     ("algorithm", "options", "policy", "buffers"),
     [
-        # 3 snapshots, the policy's gradients, the last gradient, the states that the options need
-        ("sgd", {"momentum": 0.0}, Sync(1), 3 + 1 + 1 + 0),
-        ("sgd", {"momentum": 0.9}, Sync(1), 3 + 1 + 1 + 1),
-        ("adam", {"amsgrad": False}, Async(), 3 + 4 + 1 + 2),
-        ("adam", {"amsgrad": True}, Sync(8), 3 + 8 + 1 + 3),
+        # 3 snapshots, gradients, the states that the options need, a message of each push that waits for others
+        ("sgd", {"momentum": 0.0}, Sync(1), 3 + 1 + 0),
+        ("sgd", {"momentum": 0.9}, Sync(1), 3 + 1 + 1),
+        ("adam", {"amsgrad": False}, Async(), 3 + 4 + 2),
+        ("adam", {"amsgrad": True}, Sync(8), 3 + 1 + 3 + 8),
     ],
 )
 def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):

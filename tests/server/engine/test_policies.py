@@ -24,11 +24,11 @@ def test_every_push_comes_out_exactly_once(policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_no_more_pushes_wait_than_there_are_slots(policy):
+def test_no_more_pushes_wait_than_one_less_than_make_a_step(policy):
     rule = rule_of(policy)
     for n in range(20):
         rule.offer(push(f"w{n % 5}", n // 5))
-        assert len(rule.waiting) < max(rule.slots, 1)
+        assert len(rule.waiting) < rule.most
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)

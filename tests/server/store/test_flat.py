@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.encodings.topk import TopK
@@ -27,7 +28,7 @@ LAYOUT = lay_out(
 
 
 def sink():
-    return FrameSink(FlatBuffers([LAYOUT]), "gradient", ["g"])
+    return FrameSink(FlatBuffers([extent_of([LAYOUT])]), "gradient", ["g"])
 
 
 def f4(*values):
@@ -45,13 +46,13 @@ def test_layout_sorts_by_dtype_then_as_listed():
 
 def test_frames_in_any_order_and_pieces():
     target = sink()
-    target.write(Frame.of(0, 7, np.arange(4.0)))
-    target.write(Frame.of(0, 4, f4(4, 5, 6)))
-    target.write(Frame.of(0, 0, f4(0, 1, 2, 3)))
+    target.write_all([Frame.of(0, 7, np.arange(4.0))])
+    target.write_all([Frame.of(0, 4, f4(4, 5, 6))])
+    target.write_all([Frame.of(0, 0, f4(0, 1, 2, 3))])
     assert target.buffers.arrays[0][0].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert target.buffers.arrays[0][1].tolist() == [0, 1, 2, 3]
-    assert [present.tolist() for present in target.presence()[0]] == [[True, True, True], [True]]
-    target.require_all()
+    assert [present.tolist() for present in target.ledger.presence()[0]] == [[True, True, True], [True]]
+    target.ledger.require_all()
 
 
 @pytest.mark.parametrize(
@@ -76,43 +77,43 @@ def test_a_frame_that_does_not_fit_is_refused_and_writes_nothing(frame, error, s
     target = sink()
     target.buffers.arrays[0][0][:] = 7
     with pytest.raises(error) as caught:
-        target.write(frame)
+        target.write_all([frame])
     assert says in str(caught.value)
     assert (target.buffers.arrays[0][0] == 7).all()
-    assert not any(present.any() for present in target.presence()[0])
+    assert not any(present.any() for present in target.ledger.presence()[0])
 
 
 def test_overlap_and_partial_parameters_are_named():
     target = sink()
-    target.write(Frame.of(0, 0, f4(0, 1, 2, 3)))
+    target.write_all([Frame.of(0, 0, f4(0, 1, 2, 3))])
     with pytest.raises(FrameOverlap, match="parameter 'a' is sent twice, at element 3 of group 'g'"):
-        target.write(Frame.of(0, 3, f4(9, 9)))
+        target.write_all([Frame.of(0, 3, f4(9, 9))])
     assert target.buffers.arrays[0][0][3] == 3
     with pytest.raises(IncompleteParameter, match="gradient of parameter 'a' covers 4 of its 6 elements"):
-        target.presence()
+        target.ledger.presence()
 
 
 def test_what_is_missing_is_named():
     target = sink()
-    target.write(Frame.of(0, 0, f4(*range(6))))
+    target.write_all([Frame.of(0, 0, f4(*range(6)))])
     with pytest.raises(IncompleteParameter, match="'b' covers 0 of its 1"):
-        target.require_all()
+        target.ledger.require_all()
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "int8", "topk"])
 def test_lossy_frames_go_into_any_dtype(name):
     encoding = TopK(1) if name == "topk" else ENCODINGS[name]
     target = sink()
-    target.write(Frame(0, 0, 7, encoding, encoding.encode(f4(*range(7)))))
-    target.write(Frame(0, 7, 4, encoding, encoding.encode(np.arange(4.0))))
+    target.write_all([Frame(0, 0, 7, encoding, encoding.encode(f4(*range(7))))])
+    target.write_all([Frame(0, 7, 4, encoding, encoding.encode(np.arange(4.0)))])
     np.testing.assert_allclose(target.buffers.arrays[0][0], range(7), atol=0.03)
     np.testing.assert_allclose(target.buffers.arrays[0][1], range(4), atol=0.03)
-    target.require_all()
+    target.ledger.require_all()
 
 
 def test_weights_do_not_come_in_an_encoding_for_gradients():
-    target = FrameSink(FlatBuffers([LAYOUT]), "weights", ["g"])
-    target.write(Frame(0, 0, 1, ENCODINGS["bfloat16"], b"\x80\x3f"))
+    target = FrameSink(FlatBuffers([extent_of([LAYOUT])]), "weights", ["g"])
+    target.write_all([Frame(0, 0, 1, ENCODINGS["bfloat16"], b"\x80\x3f")])
     with pytest.raises(InvalidRequest, match="weights cannot be sent in encoding topk"):
-        target.write(Frame(0, 1, 1, ENCODINGS["topk"], b""))
+        target.write_all([Frame(0, 1, 1, ENCODINGS["topk"], b"")])
     assert target.buffers.arrays[0][0].tolist() == [1, 0, 0, 0, 0, 0, 0]

@@ -1,57 +1,43 @@
-import asyncio
+import numpy as np
 
-import pytest
-
-from optd_server.store.gradients import GradientSlots
+from optd_server.store.extents import extent_of
+from optd_server.store.gradients import Gradient, Slots
 from optd_wire.layout import lay_out
 from optd_wire.values import ParameterSpec
 
-LAYOUTS = (lay_out([ParameterSpec("w", (4,), "float32")]),)
-
-
-async def settle():
-    for _ in range(5):
-        await asyncio.sleep(0)
+EXTENT = extent_of([lay_out([ParameterSpec("w", (4,), "float32")])])
 
 
 def test_slots_are_bounded_and_handed_out_in_the_order_of_asking():
-    async def scenario():
-        slots = GradientSlots(most=2)
-        first = await slots.take(LAYOUTS, ["g"])
-        await slots.take(LAYOUTS, ["g"])
-        order = []
-
-        async def wait(name):
-            order.append((name, await slots.take(LAYOUTS, ["g"])))
-
-        waiting = [asyncio.create_task(wait(name)) for name in "ab"]
-        await settle()
-        assert order == []
-        slots.give_back(first)
-        await settle()
-        assert order == [("a", first)]
-        slots.give_back(first)
-        await asyncio.gather(*waiting)
-        assert order == [("a", first), ("b", first)]
-
-    asyncio.run(scenario())
+    slots = Slots(most=2)
+    taken = []
+    for name in "abcd":
+        slots.take(lambda slot, name=name: taken.append((name, slot)))
+    assert [name for name, _ in taken] == ["a", "b"]
+    first = taken[0][1]
+    slots.give_back(first)
+    assert taken[2:] == [("c", first)]
+    slots.give_back(first)
+    assert taken[3:] == [("d", first)]
 
 
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_a_cancelled_wait_loses_no_slot(handed_over):
-    async def scenario():
-        slots = GradientSlots(most=1)
-        slot = await slots.take(LAYOUTS, ["g"])
-        waiting = asyncio.create_task(slots.take(LAYOUTS, ["g"]))
-        await settle()
-        if handed_over:
-            slots.give_back(slot)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        if not handed_over:
-            slots.give_back(slot)
-        async with asyncio.timeout(5):
-            assert await slots.take(LAYOUTS, ["g"]) is slot
+def test_the_last_gradient_stays_readable_until_its_slot_is_needed():
+    slots = Slots(most=1)
+    taken = []
+    slots.take(taken.append)
+    slot = taken[0]
+    slot.fit([EXTENT])
+    kept = slot.holding([[np.ones(1, np.bool_)]])
+    slots.keep(slot, kept)
+    assert slots.last is kept
+    assert kept.has(0, 0, 0)
+    with slots.reading():
+        slots.take(taken.append)
+        assert (len(taken), slots.last) == (1, kept)
+    assert (taken[1], slots.last) == (slot, None)
 
-    asyncio.run(scenario())
+
+def test_a_gradient_has_nothing_for_groups_that_came_later():
+    gradient = Gradient([[np.ones(4, "f4")]], [[np.ones(1, np.bool_)]])
+    gradient.cover([EXTENT, EXTENT])
+    assert (gradient.has(0, 0, 0), gradient.has(1, 0, 0), gradient.has(2, 0, 0)) == (True, False, False)

@@ -1,6 +1,9 @@
 import asyncio
 from dataclasses import replace
 
+import numpy as np
+
+from optd_server.store.extents import extent_of
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import JobVersion, ParameterSpec
@@ -9,7 +12,8 @@ LAYOUTS = (lay_out([ParameterSpec("w", (4,), "float32")]),)
 
 
 def snapshots(most=3):
-    return Snapshots(Snapshot(JobVersion(), LAYOUTS, (), WeightSet(LAYOUTS)), most=most)
+    steps = (np.zeros(1, np.int64), np.zeros(1, np.int64))
+    return Snapshots(Snapshot(JobVersion(), LAYOUTS, (), WeightSet([extent_of(LAYOUTS)]), steps), most=most)
 
 
 async def step(kept: Snapshots):

@@ -1,18 +1,16 @@
 """How fast a server is for a worker that sits here: `bench`."""
 
-import inspect
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Protocol, get_args, get_type_hints
+from typing import Annotated, Protocol
 
 import typer
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from optd import session
 from optd.ctl import measuring, output, text
 from optd.ctl.exits import BadUsage
 from optd.ctl.invocation import Invocation
@@ -24,10 +22,8 @@ from optd_wire.errors import Expired, OptdError, Unauthenticated, Unavailable
 SMALL = 1_000
 """Elements of a job whose steps are all latency."""
 PLAIN = "float32"
-AUTO = "auto"
-LANES = tuple(lane for lane in get_args(get_type_hints(session.connect)["lane"]) if lane != AUTO)
-_COMPACT = ("bfloat16", "float16", "int8", "topk:0.01")
-ENCODINGS = (PLAIN, *(_COMPACT if "encoding" in inspect.signature(session.connect).parameters else ()))
+LANES = ("grpc", "shm")
+ENCODINGS = (PLAIN, "bfloat16", "float16", "int8", "topk:0.01")
 NOT_MEASURED = (
     "several workers at the same time, or rounds of a sync job",
     "other algorithms than Adam, or many groups and parameters",
@@ -92,12 +88,21 @@ def bench(
     _check("encoding", encoding, ENCODINGS)
     status = invocation.server.ask(lambda server, left: server.server_status(left))
     small = [(Way(each, PLAIN), SMALL) for each in lane or LANES]
-    bulk = [(Way(each, how), elements) for each in lane or LANES for how in encoding or ENCODINGS]
+    bulk = [(way, elements) for way in _ways(lane, encoding)]
     with _progress(invocation, len(small + bulk) * length) as tell:
         measured, skipped = _measure(invocation, [*small, *bulk], length, tell)
     address = invocation.server.transport.address
     found = Bench(address, status.server_version, measuring.ALGORITHM, tuple(measured), tuple(skipped))
     invocation.answer(found, *_views(found))
+
+
+def _ways(lanes: Sequence[str] | None, encodings: Sequence[str] | None) -> list[Way]:
+    """Every lane with every encoding; where nobody asks for more, numbers in shared memory stay as they are."""
+    return [
+        Way(lane, encoding)
+        for lane in lanes or LANES
+        for encoding in encodings or (ENCODINGS if lane == "grpc" else (PLAIN,))
+    ]
 
 
 def _check(what: str, given: Sequence[str] | None, known: Sequence[str]) -> None:

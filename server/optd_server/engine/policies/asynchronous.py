@@ -12,7 +12,7 @@ class AsyncRule:
     """Every push is a step of its own."""
 
     slots = SLOTS
-    reduces = False
+    most = 1
     waiting: Sequence[Push] = ()
 
     def offer(self, push: Push) -> Sequence[Push]:

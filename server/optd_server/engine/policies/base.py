@@ -11,11 +11,11 @@ class PolicyRule(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many gradients the policy may have to keep at once."""
+        """How many gradients, whole or on their way, are kept at once."""
 
     @property
-    def reduces(self) -> bool:
-        """Whether a step may be made of several pushes."""
+    def most(self) -> int:
+        """Of how many pushes a step is made."""
 
     @property
     def waiting(self) -> Sequence[Push]:

@@ -13,8 +13,9 @@ class SyncRule:
     """
 
     def __init__(self, workers: int) -> None:
-        self.slots = workers
-        self.reduces = workers > 1
+        # All pushes of a round are added up in one.
+        self.slots = 1
+        self.most = workers
         self._round: dict[str, Push] = {}
 
     @property
@@ -25,7 +26,7 @@ class SyncRule:
     def offer(self, push: Push) -> Sequence[Push]:
         """Adds a push to the round; returns the whole round when it is the last one."""
         self._round[push.header.worker] = push
-        if len(self._round) < self.slots:
+        if len(self._round) < self.most:
             return ()
         complete = [self._round[worker] for worker in sorted(self._round)]
         self._round.clear()

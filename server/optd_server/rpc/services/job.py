@@ -6,7 +6,8 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.calls import Requests
-from optd_server.rpc.uploads import receive
+from optd_server.rpc.uploads import offloaded, receive
+from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import EmptyGroup
@@ -75,12 +76,12 @@ class JobService:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
             # Frames address the group by the index that it is going to have; here it is the only one.
-            weights = FlatBuffers([layout])
+            weights = FlatBuffers([extent_of([layout], index)])
             sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
             await self._receive(requests, first, frames, sink)
         return weights
 
     async def _receive(self, requests: Requests, first: Any, frames: list[Any], sink: FrameSink) -> None:
         """Writes all frames of a stream; raises where some weights are missing."""
-        await receive(requests, first, frames, sink.write_all, self._catalog.offload)
-        sink.require_all()
+        await receive(requests, first, frames, offloaded(sink.write_all, self._catalog.offload))
+        sink.ledger.require_all()

@@ -9,7 +9,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.state import StateUpload, read_state, select, selected_bytes
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
-from optd_server.rpc.uploads import receive
+from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
@@ -50,5 +50,5 @@ class StateService:
         job.workers.check(header.worker, header.epoch, time.monotonic())
         upload = StateUpload(job, header)
         with upload.room(self._catalog.memory):
-            await receive(requests, message, frames, upload.write, self._catalog.offload)
+            await receive(requests, message, frames, offloaded(upload.write, self._catalog.offload))
             return await upload.apply(time.monotonic)

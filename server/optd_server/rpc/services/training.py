@@ -2,27 +2,31 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
-from optd_server.engine.pushes import outcome
+from optd_server.engine.selection import ranges_of
 from optd_server.rpc.calls import Requests
-from optd_server.rpc.frames import cut, weights_of
-from optd_server.rpc.uploads import receive, skip
+from optd_server.rpc.uploads import Write, receive, skip
+from optd_server.rpc.weights import WeightMessages
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
+from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import Frame, Outgoing, encode
+from optd_wire.frames import Frame
 from optd_wire.v1 import training_service_pb2 as pb
-from optd_wire.values import PullResult, PushHeader, PushResult
+from optd_wire.values import PullResult, PushHeader, PushResult, SharedWeights
 
 
 class TrainingService:
     """See `proto/optd/v1/training_service.proto`."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, idle_seconds: float) -> None:
         self._catalog = catalog
+        self._messages = WeightMessages(catalog.offload, idle_seconds)
 
     async def push(self, requests: Requests) -> Any:
         """Takes one push."""
@@ -31,16 +35,28 @@ class TrainingService:
         return pb.PushResponse(result=to_message(result))
 
     async def pull(self, request: pb.PullRequest) -> AsyncIterator[bytes]:
-        """Sends the current weights, unless the caller has them."""
+        """Sends the current weights, or some of them, unless the caller has them."""
         job = self._catalog.find(request.job)
         if request.worker:
             job.workers.check(request.worker, request.epoch, time.monotonic())
+        ranges = ranges_of(job.model.groups, job.name, request.groups, request.parameters)
+        current = job.model.snapshots.current
+        if _has(current, request):
+            yield pb.PullResponse(result=to_message(_result(current, request, not_modified=True))).SerializeToString()
+            return
+        if request.delivery.shared and ranges is None:
+            shared = self._deliver(job, request.worker, request.epoch, request.delivery)
+            if shared is not None:
+                snapshot, where = shared
+                yield pb.PullResponse(result=to_message(_result(snapshot, request, shared=where))).SerializeToString()
+                return
         snapshot = job.model.snapshots.hold()
         try:
-            result = _pull_result(snapshot, request)
-            batches = [] if result.not_modified else list(cut(weights_of(snapshot)))
-            header = pb.PullResponse(result=to_message(result))
-            async for encoded in self._encoded(batches, first=header, last=pb.PullResponse()):
+            first = pb.PullResponse(result=to_message(_result(snapshot, request)))
+            encoding = _encoding(request.delivery)
+            async for encoded in self._messages.answer(
+                job.model, snapshot, encoding=encoding, ranges=ranges, first=first
+            ):
                 yield encoded
         finally:
             job.model.snapshots.release(snapshot)
@@ -52,14 +68,34 @@ class TrainingService:
             if request is None:
                 return
             message, frames = request
-            result = await self._take(requests, message, frames)
+            if message.HasField("release"):
+                self._release(message.release)
+                continue
+            delivery = message.delivery
+            encoding = _encoding(delivery)
+            pushed = await self._take(requests, message, frames)
             job = self._catalog.find(message.header.job)
+            if delivery.none:
+                pulled = PullResult(job.model.version, not_modified=False)
+                yield _step_response(pushed, pulled, last=True).SerializeToString()
+                continue
+            if delivery.shared:
+                shared = self._deliver(job, message.header.worker, message.header.epoch, delivery)
+                if shared is not None:
+                    pulled = PullResult(shared[0].version, not_modified=False, shared=shared[1])
+                    yield _step_response(pushed, pulled, last=True).SerializeToString()
+                    continue
             snapshot = job.model.snapshots.hold()
             try:
-                pulled = PullResult(snapshot.version, not_modified=False)
-                header = pb.StepResponse(pushed=to_message(result), pulled=to_message(pulled))
-                batches = list(cut(weights_of(snapshot)))
-                async for encoded in self._encoded(batches, first=header, last=pb.StepResponse(last=True)):
+                first = _step_response(pushed, PullResult(snapshot.version, not_modified=False))
+                async for encoded in self._messages.answer(
+                    job.model,
+                    snapshot,
+                    encoding=encoding,
+                    ranges=None,
+                    first=first,
+                    last=pb.StepResponse(last=True),
+                ):
                     yield encoded
             finally:
                 job.model.snapshots.release(snapshot)
@@ -70,37 +106,77 @@ class TrainingService:
         header = from_message(message.header, PushHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
-            return await self._receive(requests, job, header, message, frames)
+            if header.shared is None:
+                return await job.pushes.push(header, _Upload(requests, message, frames), time.monotonic())
+            if frames or not message.last:
+                raise InvalidRequest(problem="a push whose gradient is shared has one message, without frames")
+            job.workers.check(header.worker, header.epoch, time.monotonic())
+            gradient = job.sharing.gradient(header.worker, header.epoch, header.shared)
+            requests.give_back()
+            return await job.pushes.push_shared(header, gradient, time.monotonic())
 
-    async def _receive(
-        self, requests: Requests, job: Job, header: PushHeader, message: Any, frames: list[Frame]
-    ) -> PushResult:
-        known = job.pushes.admit(header, time.monotonic())
-        if known is not None:
-            await skip(requests, message)
-            return await outcome(known)
-        slot = await job.pushes.take_slot()
-        try:
-            await receive(requests, message, frames, slot.write, self._catalog.offload)
-        except BaseException:
-            job.pushes.give_back(slot)
-            raise
-        return await job.pushes.push(header, slot, time.monotonic())
+    def _deliver(
+        self, job: Job, worker: str, epoch: int, delivery: pb.Delivery
+    ) -> tuple[Snapshot, SharedWeights] | None:
+        """The current weights in memory that the worker shares, if it does."""
+        held = job.sharing.deliver(worker, epoch, in_place=delivery.in_place)
+        if held is None:
+            return None
+        snapshot, in_place = held
+        return snapshot, SharedWeights(snapshot.weights.region_numbers(), in_place)
 
-    async def _encoded(self, batches: list[list[Outgoing]], *, first: Any, last: Any) -> AsyncIterator[bytes]:
-        """Encodes a message for each list of frames, at least one; off the loop where it is large."""
-        for index, frames in enumerate(batches or [[]]):
-            message = type(first)()
-            if index == 0:
-                message.MergeFrom(first)
-            if index >= len(batches) - 1:
-                message.MergeFrom(last)
-            elements = sum(frame.count for frame in frames)
-            yield await self._catalog.offload.copy(elements, lambda: encode(message, frames))  # noqa: B023
+    def _release(self, release: pb.Release) -> None:
+        job = self._catalog.find(release.job)
+        job.workers.check(release.worker, release.epoch, time.monotonic())
+        job.sharing.release(release.worker)
 
 
-def _pull_result(snapshot: Snapshot, request: pb.PullRequest) -> PullResult:
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A push whose first message is here."""
+
+    requests: Requests
+    first: Any
+    frames: list[Frame]
+
+    async def receive(self, write: Write) -> None:
+        await receive(self.requests, self.first, self.frames, write)
+
+    async def skip(self) -> None:
+        await skip(self.requests, self.first)
+
+    def park(self) -> None:
+        # What the first message holds is part of what is planned for the job.
+        self.requests.give_back()
+
+
+def _step_response(pushed: PushResult, pulled: PullResult, *, last: bool = False) -> pb.StepResponse:
+    return pb.StepResponse(pushed=to_message(pushed), pulled=to_message(pulled), last=last)
+
+
+def _encoding(delivery: pb.Delivery) -> Encoding | None:
+    """The lossy encoding that is asked for, None for the exact one; raises `InvalidRequest`."""
+    if not delivery.encoding:
+        return None
+    encoding = BY_NUMBER.get(delivery.encoding)
+    if encoding is None or not encoding.carries_weights:
+        name = f"encoding {delivery.encoding}" if encoding is None else encoding.name
+        raise InvalidRequest(problem=f"weights cannot travel in {name}")
+    return None if encoding.exact else encoding
+
+
+def _has(snapshot: Snapshot, request: pb.PullRequest) -> bool:
+    """Whether the caller has these weights and options already."""
     version = snapshot.version
-    current = request.HasField("known_revision") and request.known_revision == version.revision
-    not_modified = current and request.HasField("known_version") and request.known_version == version.version
-    return PullResult(version, not_modified, () if current else snapshot.options)
+    return (
+        request.HasField("known_version")
+        and request.HasField("known_revision")
+        and (request.known_version, request.known_revision) == (version.version, version.revision)
+    )
+
+
+def _result(
+    snapshot: Snapshot, request: pb.PullRequest, *, not_modified: bool = False, shared: SharedWeights | None = None
+) -> PullResult:
+    current = request.HasField("known_revision") and request.known_revision == snapshot.version.revision
+    return PullResult(snapshot.version, not_modified, () if current else snapshot.options, shared)

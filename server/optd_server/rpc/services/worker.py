@@ -6,18 +6,20 @@ from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.rpc.handover import Handover
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import UnknownJob
+from optd_wire.errors import SharedMemoryUnavailable, UnknownJob
 from optd_wire.names import check_name
 from optd_wire.v1 import worker_service_pb2 as pb
-from optd_wire.values import JobSpec, Membership, Shard
+from optd_wire.values import JobSpec, Membership, Shard, SharedMemory
 
 
 class WorkerService:
     """See `proto/optd/v1/worker_service.proto`."""
 
-    def __init__(self, catalog: Catalog, max_message_bytes: int) -> None:
+    def __init__(self, catalog: Catalog, max_message_bytes: int, handover: Handover | str) -> None:
         self._catalog = catalog
+        self._handover = handover
         self._max_message_bytes = max_message_bytes
 
     async def join(self, request: pb.JoinRequest) -> Any:
@@ -32,6 +34,8 @@ class WorkerService:
             job=job.info(),
             shards=(Shard(address="", ranges=job.model.groups.ranges()),),
             max_message_bytes=self._max_message_bytes,
+            previous_epoch=worker.previous_epoch,
+            previous_sequence=worker.previous_sequence,
         )
         return to_message(membership)
 
@@ -46,6 +50,26 @@ class WorkerService:
         job = self._catalog.find(request.job)
         job.leave(request.worker, request.epoch, time.monotonic())
         return pb.LeaveResponse(version=to_message(job.model.version))
+
+    async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest) -> Any:
+        """Gives a worker memory to share, where this server hands memory over."""
+        job = self._catalog.find(request.job)
+        if isinstance(self._handover, str):
+            worker = job.workers.check(request.worker, request.epoch, time.monotonic())
+            job.sharing.decline(worker, self._handover)
+            raise SharedMemoryUnavailable(why=self._handover)
+        share = await job.open_shared_memory(request.worker, request.epoch, time.monotonic())
+        return to_message(SharedMemory(self._handover.path, share.ticket, job.sharing.extents()))
+
+    async def confirm_shared_memory(self, request: pb.ConfirmSharedMemoryRequest) -> Any:
+        """Takes the proof that a worker sees the same memory, or the reason why it does not."""
+        job = self._catalog.find(request.job)
+        worker = job.workers.check(request.worker, request.epoch, time.monotonic())
+        if request.problem:
+            job.sharing.decline(worker, request.problem)
+        else:
+            job.sharing.confirm(worker, request.token)
+        return pb.ConfirmSharedMemoryResponse()
 
     async def list_workers(self, request: pb.ListWorkersRequest) -> Any:
         """Lists the workers of a job."""

@@ -1,0 +1,87 @@
+"""`optd.connect()`: from arguments and environment to a session with a server that answers."""
+
+from typing import get_args
+
+from optd import environment
+from optd.encoding import Wire
+from optd.retry import with_retries
+from optd.session import CALL_SECONDS, LaneName, Session
+from optd.tls import TLS
+from optd.transport.grpc import GrpcTransport
+from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable
+from optd_wire.names import check_name
+from optd_wire.values import Async, Policy
+
+CONNECT_SECONDS = 10.0
+
+
+def connect(
+    address: str | None = None,
+    *,
+    job: str | None = None,
+    worker: str | None = None,
+    token: str | None = None,
+    tls: TLS | bool | None = None,
+    timeout: float = CALL_SECONDS,
+    connect_timeout: float = CONNECT_SECONDS,
+    lane: LaneName = "auto",
+    encoding: str = "float32",
+    policy: Policy | None = None,
+) -> Session:
+    """Opens a session with a server, and makes sure that the server answers.
+
+    Args:
+        address: HOST:PORT; left out, OPTD_SERVER.
+        job: The job's name; left out, OPTD_JOB, or "default".
+        worker: This worker's name; left out, OPTD_WORKER, or host and process id. A name is held by one session at a
+            time: a second one fences the first.
+        token: What the server's --token-file accepts; left out, OPTD_TOKEN or OPTD_TOKEN_FILE.
+        tls: Certificates, or True for the authorities that gRPC brings along; left out, OPTD_TLS_CA decides.
+        timeout: Seconds that any one call may take, retries included. A step of a `sync` job waits for the other
+            workers that long.
+        connect_timeout: Seconds to try before `Unreachable` is raised.
+        lane: How numbers travel: "grpc" in messages, "shm" in memory that this process and the server share, "auto"
+            in shared memory where both run on one host and the job has some size (65,536 elements), in messages
+            otherwise. With "shm" the optimizer raises `SharedMemoryUnavailable` where there is none to be had; a job
+            that it has created by then stays.
+        encoding: How messages carry numbers: "float32" unchanged (as float64 is, too), "bfloat16" or "float16" in
+            half the bytes, rounded; "int8" in a quarter; "topk" or "topk:0.01" only that fraction of each gradient.
+            What the last two leave out of a gradient is kept here and added to the next one. Weights come in the same
+            encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
+        policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
+
+    Raises:
+        Unreachable: Nothing answers there.
+        MissingToken, WrongToken: The server wants a token, or another one.
+        InvalidName: A job's or worker's name is not one.
+        UnknownEncoding: There is no such encoding.
+        InvalidRequest: There is no such lane, it carries no such encoding, or a fraction is not in (0, 1].
+    """
+    if lane not in get_args(LaneName):
+        raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
+    wire = Wire.of(encoding)
+    if lane == "shm" and not wire.exact:
+        raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
+    address = environment.server(address)
+    job = check_name("job", environment.job(job))
+    worker = check_name("worker", environment.worker(worker))
+    transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
+    try:
+        status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
+    except DeadlineExceeded:
+        transport.close()
+        problem = "it takes connections, but does not answer"
+        raise Unreachable(address=address, seconds=f"{connect_timeout:g}", problem=problem) from None
+    except OptdError:
+        transport.close()
+        raise
+    return Session(
+        transport,
+        job=job,
+        worker=worker,
+        timeout=timeout,
+        policy=policy or Async(),
+        max_message_bytes=status.limits.max_message_bytes,
+        lane=lane,
+        wire=wire,
+    )

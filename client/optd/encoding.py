@@ -1,0 +1,50 @@
+"""How a session's messages carry numbers: one encoding for gradients, one for weights."""
+
+from dataclasses import dataclass
+
+from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.registry import encoding_named
+from optd_wire.encodings.topk import TopK
+from optd_wire.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """`gradients` is None where they travel unchanged; `weights` is a name, empty where they do."""
+
+    name: str
+    gradients: Encoding | None
+    weights: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether numbers arrive as they are."""
+        return self.gradients is None
+
+    @classmethod
+    def of(cls, name: str) -> "Wire":
+        """From a name as `connect` takes it; raises `UnknownEncoding`, or `InvalidRequest` for a fraction that is none.
+
+        Weights are wanted in the same encoding where it can carry them.
+        """
+        if not isinstance(name, str):
+            raise InvalidRequest(problem=f"an encoding must be given by name, as 'bfloat16', got {name!r}")
+        base, colon, fraction = name.partition(":")
+        encoding = encoding_named(base)
+        if colon:
+            if not isinstance(encoding, TopK):
+                raise InvalidRequest(problem=f"encoding {base} takes no fraction, got {name!r}; only topk does")
+            encoding = TopK(_fraction(name, fraction))
+        if encoding.exact:
+            return cls(name, None, "")
+        return cls(name, encoding, base if encoding.carries_weights else "")
+
+
+def _fraction(name: str, text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise InvalidRequest(problem=f"topk:FRACTION must have a fraction in (0, 1], got {name!r}")
+    return fraction

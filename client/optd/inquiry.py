@@ -1,0 +1,138 @@
+"""What anyone may ask about a job, whether they take part in it or not."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from optd.arrays import Array, FlatView, empty_arrays
+from optd.lock import OwnedLock
+from optd.retry import with_retries
+from optd.transport.base import Names, PullRequest, Sink, Transport, names_of
+from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable
+from optd_wire.values import (
+    GroupInfo,
+    GroupOptions,
+    GroupSummary,
+    GroupUpdate,
+    JobInfo,
+    ParameterInfo,
+    ParameterReport,
+    ReadStateResult,
+    Rejection,
+    WorkerInfo,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger("optd")
+
+
+class Inquiry:
+    """Questions to a server about one job, asked until they are answered, or the time is up."""
+
+    def __init__(self, transport: Transport, *, job: str, timeout: float) -> None:
+        self.job = job
+        self.timeout = timeout
+        self._transport = transport
+        self._process = os.getpid()
+        self._lock = OwnedLock()
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the server."""
+        return self._transport.address
+
+    def info(self) -> JobInfo:
+        """The job with its groups and parameters."""
+        return self._ask(lambda left: self._transport.get_job(self.job, left))
+
+    def groups(self) -> tuple[GroupSummary, ...]:
+        """The job's groups with their resolved options, a line each."""
+        return self._ask(lambda left: self._transport.list_groups(self.job, left))
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """The workers that the job has seen."""
+        return self._ask(lambda left: self._transport.list_workers(self.job, left))
+
+    def rejections(self) -> tuple[dict[str, int], tuple[Rejection, ...]]:
+        """What the job has refused: counts by reason, and the last ones."""
+        return self._ask(lambda left: self._transport.list_rejections(self.job, left))
+
+    def parameters(
+        self, group: str, parameter: str = "", *, statistics: bool = True, bins: int = 16
+    ) -> tuple[ParameterReport, ...]:
+        """The parameters of a group, with statistics of weights, last gradient and state where asked."""
+        return self._ask(
+            lambda left: self._transport.inspect_group(
+                self.job, group, left, parameter=parameter, statistics=statistics, bins=bins
+            )[1]
+        )
+
+    def pull(self, *, groups: Names = (), parameters: Names = ()) -> dict[str, Array]:
+        """The current weights by parameter name, in arrays of their own; all of one version.
+
+        Of the whole job, or of some groups and some parameters. Raises `UnknownGroup` or `UnknownParameter`.
+        """
+        request = PullRequest(self.job, groups=names_of(groups), parameters=names_of(parameters))
+
+        def attempt(left: float) -> dict[str, Array]:
+            infos = self._transport.get_job(self.job, left).groups
+            view = FlatView([info.parameters for info in infos])
+            arrays = empty_arrays([info.parameters for info in infos])
+            self._transport.pull(request, lambda frames: view.write(frames, arrays), left)
+            return {
+                parameter.name: array
+                for info, row in zip(infos, arrays, strict=True)
+                for parameter, array in zip(info.parameters, row, strict=True)
+                if _is_asked_for(request, info, parameter)
+            }
+
+        return self._ask(attempt)
+
+    def read_state(
+        self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: Sink
+    ) -> ReadStateResult:
+        """Reads fields of one version: `weights`, `gradient`, states; all states where none is named."""
+        return self._ask(
+            lambda left: self._transport.read_state(
+                self.job, tuple(fields), into, left, group=group, parameter=parameter
+            )
+        )
+
+    def update_group(self, update: GroupUpdate) -> GroupOptions:
+        """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""
+        options, _ = self._ask(lambda left: self._transport.update_group(self.job, update, left))
+        return options
+
+    def _ask(self, attempt: Callable[[float], T]) -> T:
+        def usable_attempt(left: float) -> T:
+            self._check_usable()
+            return attempt(left)
+
+        try:
+            return with_retries(
+                usable_attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss
+            )
+        except DeadlineExceeded as error:
+            # The caller wants to know the time that it gave, not what was left of it for the last attempt.
+            seconds = f"{self.timeout:g}"
+            hint = self._why_late()
+            raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
+
+    def _why_late(self) -> str:
+        return ""
+
+    def _tell_of_loss(self, error: Unavailable) -> None:
+        # The call goes on for minutes from here; somebody who waits for it wants to know why.
+        logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
+
+    def _check_usable(self) -> None:
+        self._lock.check()
+        if self._closed:
+            raise SessionClosed(job=self.job)
+
+
+def _is_asked_for(request: PullRequest, group: GroupInfo, parameter: ParameterInfo) -> bool:
+    everything = not request.groups and not request.parameters
+    return everything or group.options.group in request.groups or parameter.name in request.parameters

@@ -1,0 +1,259 @@
+"""The `shm` lane: numbers in memory that worker and server both have, and small messages by gRPC.
+
+The server makes the memory and hands it over through a Unix socket. The gradient's regions are for this worker to write
+to; of the weights' regions it can change nothing that anybody else sees.
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd.transport.base import Delivery, PullRequest, Sink, Source, Transport
+from optd.transport.lane import Lane
+from optd.transport.mapping import Region
+from optd_wire.dtypes import DTYPES
+from optd_wire.errors import SharedMemoryUnavailable
+from optd_wire.frames import Frame, GatheredFrame, Outgoing
+from optd_wire.layout import GroupLayout
+from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult, SharedGradient, SharedWeights
+
+Array = npt.NDArray[Any]
+TOKEN_BYTES = 32
+CONNECT_SECONDS = 5.0
+MAX_DESCRIPTORS = 250
+# The server takes turns in a few sets of regions; there are others after a change of groups.
+MOST_SETS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A source of gradients that have been written to a lane's memory: in `ranges`, or of all parameters (None)."""
+
+    lane: "SharedMemoryLane"
+    ranges: tuple[FlatRange, ...] | None
+    source: Source
+
+    def __call__(self) -> Iterator[Sequence[Outgoing]]:
+        """The gradients as frames, for another lane."""
+        return self.source()
+
+
+class Mapped(list[Frame]):
+    """Weights where they lie in shared memory: the same object whenever they lie in the same place."""
+
+
+class SharedMemoryLane(Lane):
+    """Numbers in shared memory. Raises `SharedMemoryUnavailable` when it is made and there is none to be had."""
+
+    name = "shm"
+
+    def __init__(
+        self, transport: Transport, *, job: str, worker: str, epoch: int, layouts: list[GroupLayout], timeout: float
+    ) -> None:
+        self._transport = transport
+        self._identity = (job, worker, epoch)
+        self._layouts = layouts
+        self._memory = transport.open_shared_memory(job, worker, epoch, timeout)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            _connect(self._socket, self._memory.path)
+            self._gradient = self._receive_gradient()
+            self.gradients = [self._segments(self._gradient, group) for group in range(len(layouts))]
+            """By group and segment: the memory that gradients are read from."""
+        except SharedMemoryUnavailable as unavailable:
+            self._socket.close()
+            transport.confirm_shared_memory(job, worker, epoch, timeout, problem=unavailable.values["why"])
+            raise
+        token = self._gradient[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES).tobytes()
+        transport.confirm_shared_memory(job, worker, epoch, timeout, token=token)
+        self._weights: dict[int, Region] = {}
+        self._frames: dict[tuple[int, ...], Mapped] = {}
+        self._lent: tuple[int, ...] = ()
+        """The regions of weights that were left in place; somebody may have written to them, or to others before."""
+        self._ever_lent = False
+        self.writable = False
+        """Whether whom weights are left to in place may write to them: then that is looked for, and undone."""
+
+    # The memory
+
+    def _receive_gradient(self) -> list[Region]:
+        descriptors = self._descriptors(self._memory.ticket, MAX_DESCRIPTORS)
+        sizes = [extent.bytes for extent in self._memory.extents]
+        if len(descriptors) != len(sizes):
+            why = f"the server handed over {len(descriptors)} regions, not {len(sizes)}"
+            raise SharedMemoryUnavailable(why=why)
+        try:
+            return [_mapped(descriptors.pop(0), size, shared=True) for size in sizes]
+        finally:
+            for descriptor in descriptors:  # behind one that could not be mapped
+                os.close(descriptor)
+
+    def _descriptors(self, asked: bytes, most: int) -> list[int]:
+        try:
+            self._socket.sendall(asked)
+            return socket.recv_fds(self._socket, 64, most)[1]
+        except OSError as error:
+            why = f"the server did not hand it over: {(error.strerror or str(error)).lower()}"
+            raise SharedMemoryUnavailable(why=why) from None
+
+    def _region(self, number: int, size: int) -> Region:
+        """A region of weights, mapped when it is first read from."""
+        if number not in self._weights:
+            descriptors = self._descriptors(str(number).encode(), 1)
+            if not descriptors:
+                why = f"the server has no region {number}"
+                raise SharedMemoryUnavailable(why=why)
+            self._weights[number] = _mapped(descriptors[0], size, shared=False)
+        return self._weights[number]
+
+    def _segments(self, regions: list[Region], group: int) -> list[Array]:
+        found = []
+        for segment in self._layouts[group].segments:
+            place = self._place(FlatRange(group, segment.offset, segment.count))
+            found.append(regions[place[0]].array(DTYPES[segment.dtype], place[1], segment.count))
+        return found
+
+    def _place(self, wanted: FlatRange) -> tuple[int, int]:
+        for number, extent in enumerate(self._memory.extents):
+            for segment in extent.segments:
+                if segment.range == wanted:
+                    return number, segment.byte_offset
+        why = f"the server's memory has no place for group {wanted.group}"
+        raise SharedMemoryUnavailable(why=why)
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array lies where gradients are read from."""
+        address: int = array.__array_interface__["data"][0]
+        return any(region.address <= address < region.address + region.size for region in self._gradient)
+
+    def keep(self) -> None:
+        """Leaves the weights that were left in place as they are, whatever the server writes there from now on."""
+        lent, self._lent = self._lent, ()
+        for number in lent:
+            self._weights[number].keep()
+
+    def close(self) -> None:
+        """Gives the memory up. Arrays that somebody still has stay as they are."""
+        self.keep()
+        self._socket.close()
+        self._weights.clear()
+
+    # Pushes and pulls
+
+    def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
+        """Pushes gradients; waits until they are part of a step."""
+        header = replace(header, shared=self._write(gradients))
+        return self._transport.step(header, _nothing, Delivery(none=True), _refuse, timeout)[0]
+
+    def step(
+        self,
+        header: PushHeader,
+        gradients: Source,
+        weights: Sink,
+        timeout: float,
+        *,
+        in_place: Sink | None,
+        encoding: str,
+    ) -> tuple[PushResult, PullResult]:
+        """Pushes and pulls; nothing is encoded."""
+        header = replace(header, shared=self._write(gradients))
+        delivery = Delivery(shared=True, in_place=in_place is not None)
+        pushed, pulled = self._transport.step(header, _nothing, delivery, weights, timeout)
+        self._read(pulled.shared, weights, in_place)
+        return pushed, pulled
+
+    def pull(
+        self, request: PullRequest, weights: Sink, timeout: float, *, in_place: Sink | None, encoding: str
+    ) -> PullResult:
+        """Reads the current weights; nothing is encoded."""
+        job, worker, epoch = self._identity
+        mine = (request.job, request.worker, request.epoch) == (job, worker, epoch)
+        delivery = Delivery(encoding=encoding, shared=mine, in_place=in_place is not None)
+        request = replace(request, delivery=delivery)
+        pulled = self._transport.pull(request, weights, timeout)
+        self._read(pulled.shared, weights, in_place)
+        return pulled
+
+    def _write(self, gradients: Source) -> SharedGradient:
+        """Sees to it that gradients are where the server reads them; tells in which ranges."""
+        if isinstance(gradients, InMemory) and gradients.lane is self:
+            return SharedGradient(gradients.ranges is None, gradients.ranges or ())
+        ranges: list[FlatRange] = []
+        for batch in gradients():
+            for frame in batch:
+                target = self._target(frame.group, frame.offset, frame.count)
+                start = 0
+                for piece in frame.pieces():
+                    values = np.frombuffer(piece, target.dtype)
+                    target[start : start + values.size] = values
+                    start += values.size
+                ranges.append(FlatRange(frame.group, frame.offset, frame.count))
+        return SharedGradient(False, tuple(ranges))
+
+    def _target(self, group: int, offset: int, count: int) -> Array:
+        for segment, array in zip(self._layouts[group].segments, self.gradients[group], strict=True):
+            if segment.offset <= offset and offset + count <= segment.offset + segment.count:
+                return array[offset - segment.offset : offset - segment.offset + count]
+        raise ValueError(f"group {group} has no elements [{offset}, {offset + count})")
+
+    def _read(self, shared: SharedWeights | None, weights: Sink, in_place: Sink | None) -> None:
+        if shared is None:
+            return
+        mapped = self._mapped(shared.regions)
+        if self._ever_lent and self.writable:
+            for number in shared.regions:
+                if number in self._weights:
+                    self._weights[number].refresh()
+        if shared.in_place and in_place is not None:
+            self._lent, self._ever_lent = shared.regions, True
+            in_place(mapped)
+        else:
+            weights(mapped)
+            self._lent = ()
+        if not shared.in_place:
+            self._transport.release(*self._identity)
+
+    def _mapped(self, regions: tuple[int, ...]) -> Mapped:
+        if regions not in self._frames:
+            if len(self._frames) == MOST_SETS:
+                self._frames.clear()
+            self._frames[regions] = Mapped(self._frames_in(regions))
+        return self._frames[regions]
+
+    def _frames_in(self, regions: tuple[int, ...]) -> Iterator[Frame]:
+        for number, extent in zip(regions, self._memory.extents, strict=False):
+            region = self._region(number, extent.bytes)
+            for segment in extent.segments:
+                part = segment.range
+                dtype = next(s.dtype for s in self._layouts[part.group].segments if s.offset == part.offset)
+                yield Frame.of(part.group, part.offset, region.array(DTYPES[dtype], segment.byte_offset, part.count))
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    connection.settimeout(CONNECT_SECONDS)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        why = f"cannot connect to {path}: {(error.strerror or str(error)).lower()}"
+        raise SharedMemoryUnavailable(why=why) from None
+
+
+def _mapped(descriptor: int, size: int, *, shared: bool) -> Region:
+    try:
+        return Region(descriptor, size, shared=shared)
+    except OSError as error:
+        why = f"this process cannot map {size} bytes: {(error.strerror or str(error)).lower()}"
+        raise SharedMemoryUnavailable(why=why) from None
+
+
+def _nothing() -> Iterator[list[GatheredFrame]]:
+    return iter(())
+
+
+def _refuse(_: object) -> None:
+    raise AssertionError("weights came that nobody has asked for")

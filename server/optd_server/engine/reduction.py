@@ -1,0 +1,138 @@
+"""The arithmetic of a round: gradients checked, added up, divided by their number. Runs off the event loop.
+
+For a parameter that n of the pushes have the result is ``(g_1 + g_2 + ... + g_n) * (1 / n)``, summed in the order of
+the round in the dtype of the data: as DistributedDataParallel averages, over those that have it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.backends.base import Backend
+from optd_server.optim.reduce import Contribution
+from optd_server.store.extents import Extent, Slab
+from optd_server.store.flat import Array, FlatBuffers, FrameSink
+from optd_server.store.gradients import Gradient
+from optd_server.store.ledger import Mask, Presence, owner_of
+from optd_wire.errors import NonfiniteGradient
+from optd_wire.frames import Frame
+
+Indices = npt.NDArray[np.int64]
+
+
+class Reduction:
+    """Arithmetic on gradients that are laid out in `extents`, with the kernels of `backend` on `threads` threads."""
+
+    def __init__(self, extents: Sequence[Extent], backend: Backend, threads: int) -> None:
+        self._extents = tuple(extents)
+        self._backend = backend
+        self._threads = threads
+
+    def clear(self, buffers: FlatBuffers) -> None:
+        """Makes buffers ready to add to. -0.0 is what leaves every number as it is that is added to it."""
+        for slab in buffers.all_slabs():
+            slab.fill(-0.0)
+
+    def write_frames(self, sink: FrameSink, frames: Sequence[Frame], *, add: bool) -> None:
+        """Writes received frames, or adds them to what is there; raises `NonfiniteGradient` or what `claim` raises."""
+        for frame in frames:
+            frame.check()
+            target = sink.claim(frame)
+            if frame.encoding.exact:
+                values = frame.values
+                finite = self._backend.accumulate(target, values, add=add)
+            else:
+                # A few bytes may stand for very many numbers, which get no room of their own where they need none.
+                values = np.empty(frame.count, target.dtype) if add else target
+                frame.decode_into(values)
+                finite = add and self._backend.accumulate(target, values, add=True)
+            if not finite:
+                # A sum may also overflow, as it does in torch: then no number that came in is to blame.
+                found = self._backend.first_nonfinite(values, 1)
+                if found is not None:
+                    raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
+
+    def add(self, gradient: Gradient, into: FlatBuffers) -> None:
+        """Adds a gradient that lies in memory; raises `NonfiniteGradient`."""
+        for number, extent, index, slab, present in self._slabs(gradient):
+            for start, stop in present_ranges(present, slab.starts, slab.sizes):
+                values = gradient.slabs[number][index][start:stop]
+                if not self._backend.accumulate(into.slabs[number][index][start:stop], values, add=True):
+                    self._check_values(extent, slab, start, values)
+
+    def check(self, gradient: Gradient) -> None:
+        """Raises `NonfiniteGradient` for a NaN or an infinity of a gradient that lies in memory."""
+        for number, extent, index, slab, present in self._slabs(gradient):
+            for start, stop in present_ranges(present, slab.starts, slab.sizes):
+                self._check_values(extent, slab, start, gradient.slabs[number][index][start:stop])
+
+    def divide(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
+        """Makes means of sums, by how many of the pushes have each parameter; returns which parameters any has."""
+        covered: Presence = []
+        for number, extent in enumerate(self._extents):
+            covered.append([])
+            for index, slab in enumerate(extent.slabs):
+                flags = [presence[number][index] for presence in presences if number < len(presence)]
+                counts = np.zeros(len(slab.sizes), np.int64)
+                for present in flags:
+                    counts += present
+                for count in np.unique(counts[counts > 1]).tolist():
+                    for start, stop in present_ranges(counts == count, slab.starts, slab.sizes):
+                        self._backend.scale(sums.slabs[number][index][start:stop], 1 / count, self._threads)
+                covered[-1].append(counts > 0)
+        return covered
+
+    def mean(self, gradients: Sequence[Gradient], into: FlatBuffers) -> tuple[Presence, bool]:
+        """Writes the mean of gradients that lie in memory, in one pass.
+
+        Returns which parameters any of them has, and whether all numbers of the mean are finite.
+        """
+        covered: Presence = []
+        all_finite = True
+        for number, extent in enumerate(self._extents):
+            covered.append([])
+            for index, slab in enumerate(extent.slabs):
+                contributions = [
+                    Contribution(gradient.slabs[number][index], gradient.presence[number][index])
+                    for gradient in gradients
+                    if number < len(gradient.slabs)
+                ]
+                if not contributions:
+                    covered[-1].append(np.zeros(len(slab.sizes), np.bool_))
+                    continue
+                out = into.slabs[number][index]
+                mask, finite = self._backend.reduce_mean(out, contributions, slab.sizes, self._threads)
+                all_finite &= finite
+                covered[-1].append(mask)
+        return covered, all_finite
+
+    def _slabs(self, gradient: Gradient) -> list[tuple[int, Extent, int, Slab, Mask]]:
+        return [
+            (number, extent, index, slab, present)
+            for number, (extent, flags, _) in enumerate(
+                zip(self._extents, gradient.presence, gradient.slabs, strict=False)
+            )
+            for index, (slab, present) in enumerate(zip(extent.slabs, flags, strict=True))
+        ]
+
+    def _check_values(self, extent: Extent, slab: Slab, start: int, values: Array) -> None:
+        found = self._backend.first_nonfinite(values, self._threads)
+        if found is not None:
+            parameter, place = owner_of(extent, slab, start + found)
+            raise NonfiniteGradient(parameter=parameter.name, value=values[found], index=place)
+
+    def _nonfinite_in_group(self, group: int, element: int, value: Any) -> NonfiniteGradient:
+        layouts = [layout for extent in self._extents for layout in extent.layouts]
+        holder = next(p for p in layouts[group].parameters if p.offset <= element < p.offset + p.size)
+        return NonfiniteGradient(parameter=holder.name, value=value, index=element - holder.offset)
+
+
+def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:
+    """The element ranges of the parameters that are present, with neighbours joined."""
+    if present.all():
+        return [(0, int(sizes.sum()))]
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False])).astype(np.int8)))
+    firsts, lasts = edges[::2], edges[1::2] - 1
+    return [(int(starts[first]), int(starts[last] + sizes[last])) for first, last in zip(firsts, lasts, strict=True)]

@@ -1,0 +1,229 @@
+"""A round: the pushes that become one step, and how their gradients become one.
+
+A round begins when all of its pushes have been announced, so that their order is known. Gradients that are received are
+added up as they arrive, into one slot: the memory of a round does not depend on how many workers it has. So that the
+same pushes give the same bits whatever comes first, a push adds its numbers at a place only after all pushes before it
+have added theirs there; until then its sender is not read any further. Gradients in memory that workers share lie there
+already; where all do, they are added up in one pass.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from optd_server.engine.offload import Offload
+from optd_server.engine.push import Push
+from optd_server.engine.reduction import Reduction
+from optd_server.store.extents import Extent
+from optd_server.store.flat import FrameSink
+from optd_server.store.gradients import Gradient, Slot
+from optd_server.store.ledger import Presence
+from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
+from optd_wire.frames import Frame
+from optd_wire.values import GRADIENT
+
+END = 1 << 62
+"""A place behind all elements."""
+
+
+class Refused(Exception):
+    """One push of a round cannot be part of any step; `error` says why."""
+
+    def __init__(self, push: Push, error: OptdError) -> None:
+        super().__init__(str(error))
+        self.push = push
+        self.error = error
+
+
+@dataclass(eq=False, slots=True)
+class Part:
+    """How far one push of a round has come. Places count elements of the whole job, group after group."""
+
+    push: Push
+    sink: FrameSink | None
+    presence: Presence | None = None
+    reached: int = 0
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def advance(self, place: int) -> None:
+        """Says that everything before `place` is there, or never will be."""
+        self.reached = place
+        self.moved.set()
+
+
+class Round:
+    """Pushes in the order in which they are added up, and the slot that they are added up in."""
+
+    def __init__(
+        self,
+        pushes: Sequence[Push],
+        slot: Slot | None,
+        extents: Sequence[Extent],
+        groups: Sequence[str],
+        offload: Offload,
+    ) -> None:
+        self.pushes = tuple(pushes)
+        self.slot = slot
+        self.stepping = False
+        """Whether its step has begun: then nothing takes a push out of it any more."""
+        self._offload = offload
+        self._reduction = Reduction(extents, offload.kernels, offload.threads)
+        self._bases = _bases(extents) if len(self.pushes) > 1 else []
+        self._broken = False
+        self._writing = 0
+        self._release: Callable[[], None] | None = None
+        self._parts = {push: self._part_of(push, groups) for push in self.pushes}
+
+    def _part_of(self, push: Push, groups: Sequence[str]) -> Part:
+        if push.shared is not None:
+            return Part(push, None, presence=push.shared.presence)
+        assert self.slot is not None, "what is received needs a slot"
+        return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups))
+
+    @property
+    def all_shared(self) -> bool:
+        """Whether no gradient of it is received."""
+        return all(push.shared is not None for push in self.pushes)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all gradients are there."""
+        return self.all_shared or all(part.reached == END for part in self._parts.values())
+
+    def has_received(self, push: Push) -> bool:
+        """Whether all of a push's gradient is there."""
+        return self._parts[push].presence is not None
+
+    def break_off(self, release: Callable[[], None]) -> None:
+        """Ends a round whose pushes have failed: who writes to it is told; `release` is called once nobody does."""
+        self._broken = True
+        for part in self._parts.values():
+            part.moved.set()
+        self._release = release
+        self._release_if_idle()
+
+    # While gradients arrive
+
+    async def prepare(self) -> None:
+        """Makes the slot ready to be added to."""
+        if len(self.pushes) > 1 and self.slot is not None and not self.all_shared and not self._broken:
+            buffers = self.slot.buffers
+            elements = sum(slab.size for slab in buffers.all_slabs())
+            await self._working(self._offload.copy(elements, lambda: self._reduction.clear(buffers)))
+
+    def must_wait(self, push: Push, frames: Sequence[Frame]) -> bool:
+        """Whether other pushes have to pass first where these frames belong."""
+        if push is self.pushes[0]:
+            return False
+        place = self._place_behind(self._parts[push], frames)
+        return any(self._parts[other].reached < place for other in self.pushes[: self.pushes.index(push)])
+
+    async def write(self, push: Push, frames: Sequence[Frame]) -> None:
+        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
+        part = self._parts[push]
+        assert part.sink is not None
+        sink, add = part.sink, len(self.pushes) > 1
+        place = self._place_behind(part, frames) if add else 0
+        await self._turn(part, place)
+        elements = sum(frame.count for frame in frames)
+        work = self._offload.copy(elements, lambda: self._reduction.write_frames(sink, frames, add=add))
+        await self._working(work)
+        part.advance(place)
+
+    def seal(self, push: Push) -> None:
+        """Says that all frames of a push are there; raises `IncompleteParameter`."""
+        part = self._parts[push]
+        assert part.sink is not None
+        part.presence = part.sink.ledger.presence()
+        part.advance(END)
+
+    async def add_shared(self, push: Push) -> None:
+        """Adds a gradient that lies in shared memory to others that are received, when it is its turn."""
+        assert push.shared is not None and self.slot is not None
+        shared, buffers = push.shared, self.slot.buffers
+        part = self._parts[push]
+        await self._turn(part, END)
+        elements = sum(slab.size for slab in buffers.all_slabs())
+        await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers)))
+        part.advance(END)
+
+    def _place_behind(self, part: Part, frames: Sequence[Frame]) -> int:
+        """The place behind the last frame; raises `InvalidRequest` unless frames come in ascending order."""
+        place = part.reached
+        for frame in frames:
+            if frame.group >= len(self._bases):
+                continue  # which writing it finds out
+            start = self._bases[frame.group] + frame.offset
+            if start < place:
+                raise InvalidRequest(
+                    problem="where a step is made of several pushes, the frames of a push must come in ascending order "
+                    f"of group and offset; one of group {frame.group} at offset {frame.offset} came too late"
+                )
+            # Whoever claims more than there is waits for its turn, too, and is refused then.
+            place = min(start + frame.count, END)
+        return place
+
+    async def _turn(self, part: Part, place: int) -> None:
+        """Waits until all pushes before this one have passed `place`.
+
+        The one right before it does not speak for the others: it may have come to its end with nothing for this place.
+        """
+        for push in self.pushes[: self.pushes.index(part.push)]:
+            before = self._parts[push]
+            while before.reached < place and not self._broken:
+                before.moved.clear()
+                await before.moved.wait()
+        if self._broken:
+            part.push.outcome.result()
+
+    async def _working(self, work: Awaitable[None]) -> None:
+        self._writing += 1
+        try:
+            await work
+        finally:
+            self._writing -= 1
+            self._release_if_idle()
+
+    def _release_if_idle(self) -> None:
+        if self._release is not None and not self._writing:
+            release, self._release = self._release, None
+            release()
+
+    # When all are there; off the event loop
+
+    def gradient(self) -> Gradient:
+        """The gradient of the step: the only one, or for each parameter the mean over the pushes that have it.
+
+        Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
+        """
+        if not self.all_shared:
+            assert self.slot is not None
+            presences = [part.presence for part in self._parts.values() if part.presence is not None]
+            several = len(presences) > 1
+            return self.slot.holding(self._reduction.divide(self.slot.buffers, presences) if several else presences[0])
+        gradients = [push.shared for push in self.pushes if push.shared is not None]
+        if len(gradients) == 1:
+            self._check_shared()
+            return gradients[0]
+        assert self.slot is not None
+        presence, finite = self._reduction.mean(gradients, self.slot.buffers)
+        if not finite:
+            self._check_shared()
+        return self.slot.holding(presence)
+
+    def _check_shared(self) -> None:
+        for push in self.pushes:
+            assert push.shared is not None
+            try:
+                self._reduction.check(push.shared)
+            except NonfiniteGradient as error:
+                raise Refused(push, error) from None
+
+
+def _bases(extents: Sequence[Extent]) -> list[int]:
+    """By group, how many elements lie in the groups before it."""
+    counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
+    bases: list[int] = (np.cumsum(counts) - counts).tolist()
+    return bases

@@ -1,0 +1,201 @@
+"""Memory that workers of a job share with the server: room for their gradients, and sight of the weights.
+
+A worker writes its gradient where the server reads it, and reads weights where the server has written them. It can
+spoil its own gradient and nothing else: of the weights it gets memory that only the server can ever write to.
+"""
+
+import hmac
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from optd_server.engine.model import Model
+from optd_server.engine.plan import Memory, Plan
+from optd_server.engine.workers import Worker, Workers
+from optd_server.store.extents import Extent
+from optd_server.store.flat import FlatBuffers, bytes_of
+from optd_server.store.gradients import Gradient
+from optd_server.store.ledger import Ledger
+from optd_server.store.memory import SharedRegion, received
+from optd_server.store.snapshots import Snapshot
+from optd_wire.dtypes import DTYPES
+from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
+from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
+
+TOKEN_BYTES = 32
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """What one worker shares, from when it is opened until it is closed."""
+
+    worker: Worker
+    epoch: int
+    buffers: FlatBuffers
+    plan: Plan
+    ticket: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_BYTES))
+    token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_BYTES))
+    handed_over: bool = False
+    confirmed: bool = False
+    held: Snapshot | None = None
+    in_place: bool = False
+    closed: bool = False
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The gradient's regions, one for each extent."""
+        return [region.descriptor for region in self.buffers.regions if isinstance(region, SharedRegion)]
+
+
+class Sharing:
+    """The shares of one job. Lives on one event loop."""
+
+    def __init__(self, model: Model, workers: Workers, memory: Memory) -> None:
+        self._model = model
+        self._workers = workers
+        self._memory = memory
+        self._shares: dict[str, Share] = {}
+
+    # From opening to closing
+
+    def open(self, worker: Worker) -> Share:
+        """Makes room for the gradients of a worker; what it had before is closed. Raises `MemoryExceeded`."""
+        self.close(worker.name)
+        plan = Plan(f"the shared memory of worker {worker.name!r} of job {self._model.name!r}")
+        try:
+            self._memory.reserve(plan, bytes_of(self._model.groups.layouts))
+        except MemoryExceeded as error:
+            self.decline(worker, str(error))
+            raise
+        try:
+            buffers = FlatBuffers(self._model.groups.extents, lambda size: received(max(size, TOKEN_BYTES)))
+        except OSError as error:
+            self._memory.release(plan)
+            raise self.unavailable(worker, error) from None
+        share = Share(worker, worker.epoch, buffers, plan)
+        region = buffers.regions[0]
+        region.array(np.dtype(np.uint8), 0, TOKEN_BYTES)[:] = np.frombuffer(share.token, np.uint8)
+        self._shares[worker.name] = share
+        return share
+
+    def extents(self) -> tuple[SharedExtent, ...]:
+        """What lies where in the regions, of gradients as of weights."""
+        return tuple(_described(extent) for extent in self._model.groups.extents)
+
+    def confirm(self, worker: Worker, token: bytes) -> None:
+        """Takes the token that the worker has read there as the proof that it sees the same memory.
+
+        Raises `SharedMemoryUnavailable` where it is another one.
+        """
+        share = self._shares.get(worker.name)
+        if share is None or not hmac.compare_digest(token, share.token):
+            self.decline(worker, "its token is not the one that was written there")
+            raise SharedMemoryUnavailable(why="the token is not the one that was written there")
+        share.buffers.regions[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES)[:] = 0
+        share.confirmed = True
+        worker.lane = "shm"
+
+    def decline(self, worker: Worker, why: str) -> None:
+        """Notes why a worker does without."""
+        self.close(worker.name)
+        worker.lane = f"grpc ({why[:200]})"
+
+    def unavailable(self, worker: Worker, problem: OSError) -> SharedMemoryUnavailable:
+        """Notes that the system gives no memory to share, and returns that as an error."""
+        why = problem.strerror or str(problem)
+        self.decline(worker, why)
+        return SharedMemoryUnavailable(why=why)
+
+    def close(self, worker: str) -> None:
+        """Ends what a worker shares: its memory goes, and what it held in place may be written to again."""
+        share = self._shares.pop(worker, None)
+        if share is not None:
+            share.closed = True
+            self._release(share)
+            self._memory.release(share.plan)
+            if share.confirmed:
+                share.worker.lane = "grpc"
+
+    def close_all(self) -> None:
+        """Ends all shares."""
+        for worker in tuple(self._shares):
+            self.close(worker)
+
+    def with_ticket(self, ticket: bytes) -> Share | None:
+        """The share that was given a ticket, which is good for once."""
+        for share in self._shares.values():
+            if hmac.compare_digest(share.ticket, ticket) and not share.handed_over:
+                share.handed_over = True
+                return share
+        return None
+
+    def region(self, number: int) -> SharedRegion | None:
+        """The region of the job's weights with this number."""
+        return next((region for region in self._model.snapshots.shared_regions() if region.number == number), None)
+
+    # Gradients and weights
+
+    def has(self, worker: str) -> bool:
+        """Whether numbers of the worker may travel in shared memory."""
+        share = self._shares.get(worker)
+        return share is not None and share.confirmed
+
+    def gradient(self, worker: str, epoch: int, shared: SharedGradient) -> Gradient:
+        """What a worker says it has written; raises `SharedMemoryUnavailable`, or what is wrong with its ranges."""
+        share = self._shares.get(worker)
+        if share is None or not share.confirmed or share.epoch != epoch:
+            why = f"worker {worker!r} has none open"
+            raise SharedMemoryUnavailable(why=why)
+        extents = share.buffers.extents
+        if shared.whole:
+            return Gradient(
+                share.buffers.slabs, [[np.ones(len(slab.sizes), np.bool_) for slab in e.slabs] for e in extents]
+            )
+        ledger = Ledger(extents, GRADIENT, self._model.groups.names)
+        for part in shared.ranges:
+            ledger.claim(part.group, part.offset, part.count, None)
+        return Gradient(share.buffers.slabs, ledger.presence())
+
+    def deliver(self, worker: str, epoch: int, *, in_place: bool) -> tuple[Snapshot, bool] | None:
+        """Holds the current weights for a worker, instead of those that it held; tells whether it may read in place.
+
+        None where it shares no memory in this epoch, or where the weights do not lie there: a late call of an old epoch
+        must not end the hold of the new one.
+        """
+        share = self._shares.get(worker)
+        if share is None or not share.confirmed or share.epoch != epoch:
+            return None
+        self._release(share)
+        snapshot = self._model.snapshots.hold()
+        if not snapshot.weights.shared:
+            self._model.snapshots.release(snapshot)
+            return None
+        share.held = snapshot
+        share.in_place = in_place and self._model.snapshots.settle(snapshot)
+        return snapshot, share.in_place
+
+    def release(self, worker: str) -> None:
+        """Ends a worker's hold on weights."""
+        share = self._shares.get(worker)
+        if share is not None:
+            self._release(share)
+
+    def _release(self, share: Share) -> None:
+        held, share.held = share.held, None
+        if held is not None:
+            if share.in_place:
+                self._model.snapshots.unsettle(held)
+            self._model.snapshots.release(held)
+
+
+def _described(extent: Extent) -> SharedExtent:
+    segments = [
+        SharedSegment(
+            FlatRange(extent.first_group + index, segment.offset, segment.count),
+            extent.slabs[place.slab].byte_offset + place.start * DTYPES[segment.dtype].itemsize,
+        )
+        for index, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True))
+        for segment, place in zip(layout.segments, places, strict=True)
+    ]
+    return SharedExtent(max(extent.bytes, TOKEN_BYTES), tuple(segments))

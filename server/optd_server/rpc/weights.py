@@ -1,0 +1,142 @@
+"""Weights on their way to readers: a snapshot cut into frames, encoded, in messages of a size that suits the wire.
+
+All readers of one version share one encoded copy, piece by piece: what has been encoded for one of them is kept for the
+others while there is room. Of what a reader is slow to take, only the piece that it is at is held for it.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from optd_server.engine.model import Model
+from optd_server.engine.offload import Offload
+from optd_server.rpc.frames import cut
+from optd_server.store.snapshots import Snapshot
+from optd_wire.encodings.base import Encoding
+from optd_wire.errors import TooSlow
+from optd_wire.frames import Frame, Outgoing, encode
+from optd_wire.v1.training_service_pb2 import PullResponse
+from optd_wire.values import FlatRange
+
+# Enough for the readers of one round, which are close together, and little beside the weights of a large job.
+KEPT_BYTES = 8 << 20
+# What keeping a piece takes beside its bytes, and each range that it is known by: of small ones many would be kept.
+PIECE_BYTES = 512
+RANGE_BYTES = 256
+# Below this, header and frames in one message cost less than two messages.
+ONE_MESSAGE_BYTES = 64 << 10
+# Frames of an answer are the same bytes in whichever message they come.
+_FRAMES_ONLY = PullResponse()
+
+Ranges = tuple[FlatRange, ...] | None
+"""What is asked for; None: everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What tells pieces apart: of which weights, in which encoding, and which of the messages that they make."""
+
+    job: int
+    version: int
+    revision: int
+    encoding: str
+    ranges: Ranges
+    index: int
+
+    def bytes_with(self, body: bytes) -> int:
+        """How many bytes it takes to keep it."""
+        return len(body) + PIECE_BYTES + (0 if self.ranges is None else len(self.ranges) * RANGE_BYTES)
+
+
+class WeightMessages:
+    """Encodes weights for all readers of a server. Lives on one event loop."""
+
+    def __init__(self, offload: Offload, patience_seconds: float) -> None:
+        self._offload = offload
+        self._patience = patience_seconds
+        self._kept: OrderedDict[_Piece, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        self._under_way: dict[_Piece, asyncio.Event] = {}
+
+    async def answer(
+        self,
+        model: Model,
+        snapshot: Snapshot,
+        *,
+        encoding: Encoding | None,
+        ranges: Ranges,
+        first: Message,
+        last: Message | None = None,
+    ) -> AsyncIterator[bytes]:
+        """The messages of an answer: `first` with the first frames, then frames alone, and `last` with the last ones.
+
+        `encoding` is a lossy one, or None for the exact one. The snapshot must be held meanwhile. A reader that takes
+        its time may do so while nobody waits for the memory; then it gets `TooSlow`.
+        """
+        began = time.monotonic()
+        head = first.SerializeToString()
+        tail = b"" if last is None else last.SerializeToString()
+        version = snapshot.version
+        name = "" if encoding is None else encoding.name
+        for index, frames in enumerate(cut(_frames(snapshot, ranges), encoding=encoding)):
+            if model.snapshots.wanted and time.monotonic() - began > self._patience:
+                raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
+            piece = _Piece(model.serial, version.version, version.revision, name, ranges, index)
+            body = await self._encoded(piece, frames)
+            # The bytes of two messages, one after the other, are those of both merged.
+            if len(head) + len(body) <= ONE_MESSAGE_BYTES:
+                head += body
+                continue
+            if head:
+                yield head
+            yield body
+            head = b""
+        if head or tail:
+            yield head + tail
+
+    async def _encoded(self, piece: _Piece, frames: Sequence[Outgoing]) -> bytes:
+        while piece in self._under_way:  # the readers of a round come all at once
+            await self._under_way[piece].wait()
+        found = self._kept.get(piece)
+        if found is not None:
+            self._kept.move_to_end(piece)
+            return found
+        done = self._under_way[piece] = asyncio.Event()
+        elements = sum(frame.count for frame in frames)
+        try:
+            body = await self._offload.copy(elements, lambda: encode(_FRAMES_ONLY, frames))
+            self._keep(piece, body)
+        finally:
+            del self._under_way[piece]
+            done.set()
+        return body
+
+    def _keep(self, piece: _Piece, body: bytes) -> None:
+        self._kept[piece] = body
+        self._kept_bytes += piece.bytes_with(body)
+        while self._kept_bytes > KEPT_BYTES:
+            oldest, gone = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.bytes_with(gone)
+
+
+def _frames(snapshot: Snapshot, ranges: Ranges) -> list[Frame]:
+    """A frame for each range, or for each segment; valid while the snapshot is held."""
+    if ranges is not None:
+        return [_frame(snapshot, part) for part in ranges]
+    return [
+        Frame.of(group, segment.offset, array)
+        for group, layout in enumerate(snapshot.layouts)
+        for segment, array in zip(layout.segments, snapshot.arrays(group), strict=True)
+    ]
+
+
+def _frame(snapshot: Snapshot, part: FlatRange) -> Frame:
+    stop = part.offset + part.count
+    for segment, array in zip(snapshot.layouts[part.group].segments, snapshot.arrays(part.group), strict=True):
+        if segment.offset <= part.offset and stop <= segment.offset + segment.count:
+            return Frame.of(part.group, part.offset, array[part.offset - segment.offset : stop - segment.offset])
+    raise ValueError(f"{part} lies in no segment")

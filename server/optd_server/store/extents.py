@@ -1,0 +1,88 @@
+"""Where the elements of groups lie in memory: those of one dtype one behind the other, over all groups.
+
+A frame addresses one group. Arithmetic does better with few large arrays than with many small ones: the groups that
+were registered together are one *extent*, and an extent has one *slab* for each dtype, so that a step is one pass over
+a slab however many groups have a part in it. A group that is added later is an extent of its own: nothing that is
+there moves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.store.memory import ALIGNMENT
+from optd_wire.dtypes import DTYPES
+from optd_wire.layout import GroupLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one segment of a group lies: elements from `start` on, parameters from `first` on, in a slab."""
+
+    slab: int
+    start: int
+    first: int
+    rank: int
+    """How many groups come before it in the slab."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slab:
+    """The elements of one dtype of an extent, and which parameters they belong to.
+
+    `groups` are indices in the job's list, of the groups that have a part in it, and `parts` how many parameters
+    each of them has there; `sizes` and `starts` are of all its parameters, in elements.
+    """
+
+    dtype: str
+    count: int
+    byte_offset: int
+    groups: tuple[int, ...]
+    parts: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+    @property
+    def ranks(self) -> npt.NDArray[np.int64]:
+        """For each parameter, how many groups come before its own."""
+        return np.repeat(np.arange(len(self.parts)), self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extent:
+    """Groups that were registered together, from `first_group` of the job's list on."""
+
+    first_group: int
+    layouts: tuple[GroupLayout, ...]
+    slabs: tuple[Slab, ...]
+    places: tuple[tuple[Place, ...], ...]
+    """By group of the extent and segment of the group."""
+    bytes: int
+
+
+def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
+    """Lays groups out."""
+    slabs: list[Slab] = []
+    places: list[list[Place]] = [[] for _ in layouts]
+    end = 0
+    for dtype in DTYPES:
+        parts: list[int] = []
+        groups: list[int] = []
+        sizes: list[int] = []
+        start = 0
+        for index, layout in enumerate(layouts):
+            for segment in layout.segments:
+                if segment.dtype == dtype:
+                    places[index].append(Place(len(slabs), start, len(sizes), len(groups)))
+                    groups.append(first_group + index)
+                    parts.append(len(segment.members))
+                    sizes.extend(layout.parameters[member].size for member in segment.members)
+                    start += segment.count
+        if groups:
+            array = np.asarray(sizes, np.int64)
+            counts = np.asarray(parts, np.int64)
+            slabs.append(Slab(dtype, start, end, tuple(groups), counts, array, np.cumsum(array) - array))
+            end += -(-start * DTYPES[dtype].itemsize // ALIGNMENT) * ALIGNMENT
+    return Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), end)

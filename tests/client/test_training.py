@@ -1,0 +1,179 @@
+"""Training in every encoding: how far a step may be off, that nothing is lost or doubled, and where it gets to."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import optd
+from optd import errors
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import network
+
+# With a hundredth of each gradient it takes longer to get there.
+STEPS = {"bfloat16": 300, "float16": 300, "int8": 300, "topk:0.1": 300, "topk": 600}
+
+
+def accuracy(session, steps, **how):
+    """Of what examples/digits.py trains, alone."""
+    examples, held_out = network.load()
+    batches = network.batches(examples, 32, seed=1)
+    optimizer = optd.SGD(network.initial_weights(), lr=0.05, momentum=0.9, weight_decay=1e-4, session=session, **how)
+    for _ in range(steps):
+        optimizer.step(network.backward(optimizer.weights, next(batches))[1])
+    return network.accuracy(session.pull(), held_out)
+
+
+@pytest.fixture(scope="module")
+def exact(server):
+    """The accuracy after so many steps with numbers as they are."""
+
+    def train(steps):
+        with optd.connect(server.address, job=f"exact-{steps}", lane="grpc") as session:
+            return accuracy(session, steps)
+
+    return {steps: train(steps) for steps in set(STEPS.values())}
+
+
+@pytest.mark.parametrize("encoding", STEPS)
+def test_a_network_learns_as_well_in_each_encoding(encoding, exact, server, name):
+    steps = STEPS[encoding]
+    assert exact[steps] > 0.95
+    with optd.connect(server.address, job=name, encoding=encoding) as session:
+        assert accuracy(session, steps) >= exact[steps] - 0.01
+
+
+def test_a_network_learns_the_very_same_in_shared_memory(exact, server, name):
+    with optd.connect(server.address, job=name, lane="shm") as session:
+        assert accuracy(session, 300, zero_copy=True) == exact[300]
+
+
+# The bounds that the encodings promise, for the gradient and for the weights that come back
+
+
+def bound(encoding, numbers):
+    """Of each number in turn; int8 goes by blocks, of which the largest magnitude of all is a bound."""
+    if encoding == "int8":
+        return np.full_like(numbers, np.abs(numbers).max() / 253)
+    return np.abs(numbers) * {"bfloat16": 2**-8, "float16": 2**-11}[encoding] + 2**-25
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "int8"])
+def test_the_error_of_a_step(encoding, server, name):
+    rng = np.random.default_rng(0)
+    weights = np.zeros(5000, "f4")
+    with optd.connect(server.address, job=name, encoding=encoding) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        gradient = rng.normal(size=5000).astype("f4")
+        optimizer.step({"w": gradient})
+        held = session.pull()["w"]
+        assert (np.abs(held + gradient) <= bound(encoding, gradient)).all()
+        assert (np.abs(weights - held) <= bound(encoding, held)).all()
+        assert not np.array_equal(held, -gradient), "it does round"
+
+
+def test_errors_do_not_add_up(server, name):
+    """What int8 rounds off is made good by later steps: after many the sum is as near as after one."""
+    gradient = np.random.default_rng(0).normal(size=1000).astype("f4")
+    with optd.connect(server.address, job=name, encoding="int8") as session:
+        optimizer = optd.SGD({"w": np.zeros(1000, "f4")}, lr=1.0, session=session)
+        for _ in range(50):
+            optimizer.step({"w": gradient})
+        held = session.pull()["w"]
+    assert (np.abs(held + 50 * gradient) <= 2.5 * bound("int8", gradient)).all()
+
+
+# Error feedback, whatever becomes of a push
+
+
+@pytest.fixture
+def whole_numbers(server, name):
+    """Gradients whose sums float32 holds exactly, so that the account must come out exactly, too."""
+    rng = np.random.default_rng(0)
+
+    def gradient():
+        return {key: rng.integers(-9, 10, size).astype("f4") for key, size in (("a", 40), ("b", 7))}
+
+    weights = {"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")}
+    with optd.connect(server.address, job=name, encoding="topk:0.1") as session:
+        yield session, optd.SGD(weights, lr=1.0, session=session), gradient
+
+
+def account(session, optimizer):
+    """What has arrived and what is kept, by parameter: all that has been given."""
+    (feedback,) = optimizer._registration._feedback.values()
+    view = optimizer._registration._view
+    held = session.pull()
+    return {
+        parameter.name: feedback.residual(view, 0, parameter.offset, parameter.size) - held[parameter.name]
+        for parameter in view.layouts[0].parameters
+    }
+
+
+def test_topk_sends_little_and_loses_nothing(whole_numbers):
+    session, optimizer, gradient = whole_numbers
+    total = {"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")}
+    for number in range(30):
+        given = gradient()
+        if number % 3 == 2:
+            given["b"] = None
+        before = session.pull()
+        optimizer.step(given)
+        moved = sum(np.count_nonzero(now != before[key]) for key, now in session.pull().items())
+        assert moved <= 6
+        for key, numbers in given.items():
+            if numbers is not None:
+                total[key] += numbers
+    for key, kept in account(session, optimizer).items():
+        np.testing.assert_array_equal(kept, total[key])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_topk_counts_each_gradient_once_whatever_becomes_of_its_answer(seed, whole_numbers, monkeypatch):
+    """Answers that are lost (and asked for again), that are late, and refusals, in any order."""
+    session, optimizer, gradient = whole_numbers
+    transport = session._transport
+    real = transport.step
+    random = np.random.default_rng(seed)
+    total = {"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")}
+    fate = []
+
+    def step(*args):
+        match fate.pop() if fate else "fine":
+            case "lost before":
+                raise errors.ConnectionLost(address="here", rpc="Step", problem="cut")
+            case "lost after":
+                real(*args)
+                raise errors.ConnectionLost(address="here", rpc="Step", problem="cut")
+            case "late before":
+                raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+            case "late after":
+                real(*args)
+                raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+        return real(*args)
+
+    monkeypatch.setattr(transport, "step", step)
+    monkeypatch.setattr("optd.retry.FIRST_PAUSE", 0.001)
+    for _ in range(25):
+        given = gradient()
+        kind = str(random.choice(["fine", "lost before", "lost after", "late before", "late after", "refused"]))
+        counts = kind not in ("late before", "refused")
+        if kind == "refused":
+            given["a"][3] = np.nan
+            with pytest.raises(errors.NonfiniteGradient):
+                optimizer.step(given)
+        elif kind.startswith("late"):
+            fate.append(kind)
+            with pytest.raises(errors.DeadlineExceeded):
+                optimizer.step(given)
+        else:
+            fate.append(kind)
+            optimizer.step(given)
+        for key in total:
+            total[key] += given[key] if counts else 0
+    optimizer.step({"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")})
+    for key, kept in account(session, optimizer).items():
+        np.testing.assert_array_equal(kept, total[key])

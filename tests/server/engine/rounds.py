@@ -1,0 +1,252 @@
+"""Pushes through the service, without a server: the messages of each are handed out one by one, when a test says so."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.job import Job
+from optd_server.engine.offload import Offload
+from optd_server.engine.plan import Memory
+from optd_server.rpc.services.training import TrainingService
+from optd_server.store.extents import extent_of
+from optd_server.store.flat import FlatBuffers
+from optd_wire.convert import to_message
+from optd_wire.frames import Frame
+from optd_wire.layout import lay_out
+from optd_wire.v1 import training_service_pb2 as pb
+from optd_wire.values import (
+    Async,
+    FlatRange,
+    GroupInfo,
+    GroupSpec,
+    JobSpec,
+    ParameterSpec,
+    PushHeader,
+    SharedGradient,
+    Sync,
+)
+
+Message = Sequence[Frame]
+Arrays = dict[str, np.ndarray]
+"""By the names of parameters, which no two groups share here."""
+
+GROUPS = (
+    GroupSpec("g", {}, (ParameterSpec("a", (5,), "float32"), ParameterSpec("b", (2,), "float64"))),
+    GroupSpec("h", {}, (ParameterSpec("c", (3,), "float32"),)),
+    GroupSpec("i", {}, (ParameterSpec("d", (4,), "float64"), ParameterSpec("e", (1,), "float32"))),
+)
+NEW = GroupSpec("n", {}, (ParameterSpec("x", (3,), "float32"),))
+
+
+async def settle(turns: int = 20) -> None:
+    """Lets everything run that can."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what it looks at tells nobody
+            await asyncio.sleep(0.001)
+
+
+def random_arrays(seed: int, groups: Sequence[GroupSpec] = GROUPS) -> Arrays:
+    """Numbers of very different sizes: in another order their sum is another one."""
+    rng = np.random.default_rng(seed)
+    return {
+        p.name: (rng.standard_normal(p.shape) * 10.0 ** rng.integers(-6, 7, p.shape)).astype(p.dtype)
+        for group in groups
+        for p in group.parameters
+    }
+
+
+def stepped(weights: Arrays, gradients: Sequence[Arrays]) -> Arrays:
+    """A step of SGD with a rate of 1 on the mean, from left to right, over the gradients that have a parameter."""
+    after = {}
+    for name, values in weights.items():
+        having = [gradient[name] for gradient in gradients if name in gradient]
+        if not having:
+            after[name] = values.copy()
+            continue
+        total = having[0].copy()
+        for more in having[1:]:
+            total = total + more
+        mean = total * values.dtype.type(1 / len(having)) if len(having) > 1 else total
+        after[name] = values - mean
+    return after
+
+
+def same(one: Arrays, other: Arrays) -> bool:
+    return one.keys() == other.keys() and all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+class Upload:
+    """One call that pushes."""
+
+    def __init__(self, rounds: "Rounds", header: PushHeader, first: Message = (), *, last: bool = False) -> None:
+        self._given: asyncio.Queue[Any] = asyncio.Queue()
+        self._given.put_nowait((pb.PushRequest(header=to_message(header), last=last), list(first)))
+        self.task = asyncio.get_running_loop().create_task(rounds.service.push(self))
+
+    # What a stream of requests does
+
+    async def first(self) -> Any:
+        return await self.next()
+
+    async def next(self, *, patient: bool = False) -> Any:
+        return await self._given.get()
+
+    def give_back(self) -> None:
+        pass
+
+    # What a test does
+
+    def send(self, frames: Message = (), *, last: bool = False) -> None:
+        self._given.put_nowait((pb.PushRequest(last=last), list(frames)))
+
+    def send_all(self, messages: Sequence[Message]) -> None:
+        """Everything, and the end."""
+        for frames in messages:
+            self.send(frames)
+        self.send(last=True)
+
+    def break_off(self) -> None:
+        self._given.put_nowait(None)
+
+    def __await__(self) -> Any:
+        return asyncio.wait_for(asyncio.shield(self.task), 10).__await__()
+
+    async def error(self) -> Exception:
+        """What it fails with."""
+        async with asyncio.timeout(10):
+            await asyncio.wait([self.task])
+        error = self.task.exception()
+        assert isinstance(error, Exception), f"it came through: {self.task.result()}"
+        return error
+
+
+class Rounds:
+    """A sync job and its workers; without a number of them an async one."""
+
+    def __init__(self, workers: int, *, groups: Sequence[GroupSpec] = GROUPS, seed: int = 0, **defaults: Any) -> None:
+        self.offload = Offload(2)
+        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, lease_seconds=10)
+        self.service = TrainingService(self.catalog, 5)
+        spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, tuple(groups), Sync(workers) if workers else Async())
+        self.first = random_arrays(1000 + seed, groups)
+        with self.catalog.upload(spec) as upload:
+            for index, group in enumerate(groups):
+                for parameter in lay_out(group.parameters).parameters:
+                    upload.sink.write_all([Frame.of(index, parameter.offset, self.first[parameter.name].ravel())])
+            self.job: Job = self.catalog.finish(upload, wall=0.0)
+        self.sequences: dict[str, int] = {}
+
+    @property
+    def weights(self) -> Arrays:
+        found = {}
+        current = self.job.model.snapshots.current
+        for index, layout in enumerate(current.layouts):
+            for segment, array in zip(layout.segments, current.arrays(index), strict=True):
+                for member in segment.members:
+                    parameter = layout.parameters[member]
+                    start = parameter.offset - segment.offset
+                    found[parameter.name] = array[start : start + parameter.size].reshape(parameter.shape).copy()
+        return found
+
+    @property
+    def version(self) -> int:
+        return self.job.model.version.version
+
+    async def join(self, *names: str) -> None:
+        for name in names:
+            await self.job.join(name, None, time.monotonic())
+            self.sequences[name] = 0
+
+    def header(self, worker: str, **more: Any) -> PushHeader:
+        """That of the worker's next push, or of its last one once again."""
+        epoch = self.job.workers.find(worker).epoch
+        return PushHeader("job", worker, epoch, self.job.workers.find(worker).sequence + 1, 0, **more)
+
+    def upload(self, worker: str, first: Message = (), *, last: bool = False, **more: Any) -> Upload:
+        return Upload(self, self.header(worker, **more), first, last=last)
+
+    def share(self, worker: str, gradient: Arrays) -> Upload:
+        """A push whose gradient lies in shared memory."""
+        sharing = self.job.sharing
+        if not sharing.has(worker):
+            found = self.job.workers.find(worker)
+            sharing.confirm(found, sharing.open(found).token)
+        share = sharing._shares[worker]
+        ranges = []
+        for index, frame in self.frames(gradient):
+            for number, extent in enumerate(share.buffers.extents):
+                if not extent.first_group <= index < extent.first_group + len(extent.layouts):
+                    continue
+                layout, places = extent.layouts[index - extent.first_group], extent.places[index - extent.first_group]
+                for segment, place in zip(layout.segments, places, strict=True):
+                    if segment.offset <= frame.offset < segment.offset + segment.count:
+                        start = place.start + frame.offset - segment.offset
+                        share.buffers.slabs[number][place.slab][start : start + frame.count] = frame.values
+            ranges.append(FlatRange(index, frame.offset, frame.count))
+        return self.upload(worker, last=True, shared=SharedGradient(False, tuple(ranges)))
+
+    def frames(self, gradient: Arrays) -> list[tuple[int, Frame]]:
+        """A frame for each parameter of the gradient, in ascending order; by group."""
+        found = []
+        for index, layout in enumerate(self.job.model.groups.layouts):
+            for parameter in sorted(layout.parameters, key=lambda p: p.offset):
+                if parameter.name in gradient:
+                    values = np.ascontiguousarray(gradient[parameter.name]).ravel()
+                    found.append((index, Frame.of(index, parameter.offset, values)))
+        return found
+
+    def messages(self, gradient: Arrays) -> list[Message]:
+        """A message for each parameter."""
+        return [[frame] for _, frame in self.frames(gradient)]
+
+    async def step(self, gradients: dict[str, Arrays]) -> None:
+        """A whole round that must come out right."""
+        expected = stepped(self.weights, [gradients[worker] for worker in sorted(gradients)])
+        version = self.version
+        uploads = [self.upload(worker) for worker in gradients]
+        for upload, gradient in zip(uploads, gradients.values(), strict=True):
+            upload.send_all(self.messages(gradient))
+        for upload in uploads:
+            assert (await upload).result.applied_version == version + 1
+        assert same(self.weights, expected)
+        assert self.version == version + 1
+
+    async def add_group(self) -> GroupInfo:
+        index = len(self.job.model.groups)
+        weights = FlatBuffers([extent_of([lay_out(NEW.parameters)], index)])
+        return (await self.job.add_group(NEW, weights, index))[0]
+
+    def idle(self) -> bool:
+        """Whether no push is under way, and every slot that was made is free or keeps the last gradient."""
+        slots, pushes = self.job.model.slots, self.job.pushes
+        free = [*slots._free, *([slots._kept[0]] if slots._kept is not None else [])]
+        distinct = len({id(slot) for slot in free}) == len(free)
+        return distinct and len(free) == slots._made and not pushes._under_way and not pushes._rounds
+
+    async def close(self) -> None:
+        await self.catalog.close()
+        self.offload.close()
+
+
+def play(scenario: Callable[[Rounds], Awaitable[None]], workers: int, **arguments: Any) -> None:
+    """Runs a scenario on a loop of its own; afterwards nothing may be left of any push."""
+
+    async def whole() -> None:
+        rounds = Rounds(workers, **arguments)
+        try:
+            async with asyncio.timeout(20):
+                await scenario(rounds)
+                await until(rounds.idle)
+        finally:
+            await rounds.close()
+
+    asyncio.run(whole())

@@ -1,0 +1,778 @@
+import asyncio
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.server.engine.rounds import Rounds, Upload, play, random_arrays, same, settle, stepped, until
+
+from optd_server.engine import offload
+from optd_server.engine.reduction import Reduction
+from optd_wire import errors
+from optd_wire.frames import Frame, decode
+from optd_wire.v1 import tensor_pb2
+from optd_wire.v1 import training_service_pb2 as pb
+from optd_wire.values import GroupSpec, GroupUpdate, ParameterSpec
+
+NAMES = "abcd"
+PARAMETERS = ("a", "b", "c", "d", "e")
+
+
+# Any order of arrival
+
+
+def cut(rounds, gradient, cuts):
+    """Messages of a gradient, its frames cut and gathered as `cuts` has it."""
+    messages = [[]]
+    for index, frame in rounds.frames(gradient):
+        start = 0
+        while start < frame.count:
+            count = min(frame.count - start, 1 + next(cuts) % 4)
+            messages[-1].append(Frame.of(index, frame.offset + start, frame.values[start : start + count]))
+            start += count
+            if next(cuts) % 2:
+                messages.append([])
+    return messages
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=150)
+@pytest.mark.parametrize("threaded", [False, True])
+def test_any_order_of_arrival_gives_the_mean_from_left_to_right(threaded, data):
+    count = data.draw(st.integers(1, 4), label="workers")
+    names = NAMES[:count]
+    plan = [
+        {
+            name: (
+                data.draw(st.sets(st.sampled_from(PARAMETERS)), label=f"{name} has"),
+                data.draw(st.booleans(), label=f"{name} shares"),
+            )
+            for name in names
+        }
+        for _ in range(2)
+    ]
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30), label="seed"))
+    cuts = iter(lambda: int(rng.integers(0, 1 << 20)), None)
+
+    async def scenario(rounds):
+        await rounds.join(*names)
+        expected = rounds.weights
+        for number, having in enumerate(plan):
+            gradients = {
+                name: {p: v for p, v in random_arrays(int(rng.integers(1 << 30))).items() if p in having[name][0]}
+                for name in names
+            }
+            expected = stepped(expected, list(gradients.values()))
+            uploads, left = [], {}
+            for name in rng.permutation(list(names)):
+                if having[name][1]:
+                    uploads.append(rounds.share(name, gradients[name]))
+                else:
+                    messages = cut(rounds, gradients[name], cuts)
+                    upload = rounds.upload(name, messages[0], last=len(messages) == 1)
+                    uploads.append(upload)
+                    left[upload] = messages[1:]
+                await settle(int(rng.integers(0, 3)))
+            while any(left.values()):
+                upload = list(left)[int(rng.integers(len(left)))]
+                if left[upload]:
+                    frames = left[upload].pop(0)
+                    upload.send(frames, last=not left[upload])
+                await settle(int(rng.integers(0, 4)))
+            for upload in uploads:
+                assert (await upload).result.applied_version == number + 1
+            assert same(rounds.weights, expected)
+
+    before = offload.INLINE_ELEMENTS
+    offload.INLINE_ELEMENTS = -1 if threaded else before
+    try:
+        play(scenario, count)
+    finally:
+        offload.INLINE_ELEMENTS = before
+
+
+def test_who_has_nothing_for_a_place_lets_nobody_pass_those_before_it():
+    gradients = {name: {"a": random_arrays(seed)["a"]} for seed, name in enumerate("acd")} | {"b": {}}
+
+    async def scenario(rounds):
+        await rounds.join(*NAMES)
+        expected = stepped(rounds.weights, [gradients[name] for name in NAMES])
+        uploads = {name: rounds.upload(name) for name in NAMES}
+        for name in "bcda":
+            uploads[name].send_all(rounds.messages(gradients[name]))
+            await settle()
+        for upload in uploads.values():
+            await upload
+        assert same(rounds.weights, expected)
+
+    for seed in range(8):
+        gradients |= {name: {"a": random_arrays(10 * seed + index)["a"]} for index, name in enumerate("acd")}
+        play(scenario, 4)
+
+
+def test_a_worker_that_has_got_far_ahead_is_not_read_any_further():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        first, second = rounds.upload("a"), rounds.upload("b")
+        second.send_all(rounds.messages(random_arrays(2)))
+        await settle()
+        assert second._given.qsize() == len(rounds.messages(random_arrays(2)))
+        first.send_all(rounds.messages(random_arrays(1)))
+        await first
+        await second
+
+    play(scenario, 2)
+
+
+# One push comes to nothing
+
+
+async def nonfinite(rounds, name, upload):
+    upload.send([Frame.of(2, rounds.job.model.groups.layouts[2].parameters[0].offset, np.full(4, np.inf))])
+    return errors.NonfiniteGradient
+
+
+async def stream_ends(rounds, name, upload):
+    upload.break_off()
+    return errors.InvalidRequest
+
+
+async def incomplete(rounds, name, upload):
+    upload.send([Frame.of(2, rounds.job.model.groups.layouts[2].parameters[0].offset, np.ones(3))], last=True)
+    return errors.IncompleteParameter
+
+
+async def cancelled(rounds, name, upload):
+    upload.task.cancel()
+
+
+async def leaves(rounds, name, upload):
+    rounds.job.leave(name, rounds.job.workers.find(name).epoch, time.monotonic())
+    return errors.PushWithdrawn
+
+
+async def joins_again(rounds, name, upload):
+    await rounds.join(name)
+    return errors.PushWithdrawn
+
+
+async def lease_ends(rounds, name, upload):
+    rounds.job.workers.find(name).lease_until = 0.0
+    rounds.job.expire(time.monotonic())
+    return errors.PushWithdrawn
+
+
+ENDS = [nonfinite, stream_ends, incomplete, cancelled, leaves, joins_again, lease_ends]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("culprit", "abc")
+@pytest.mark.parametrize("end", ENDS)
+def test_when_one_push_comes_to_nothing_the_others_start_afresh(monkeypatch, end, culprit, threaded):
+    if threaded:
+        monkeypatch.setattr(offload, "INLINE_ELEMENTS", -1)
+
+    async def scenario(rounds):
+        await rounds.join(*"abc")
+        uploads = {name: rounds.upload(name) for name in "abc"}
+        halves = {name: rounds.messages(random_arrays(ord(name)))[:3] for name in "abc"}
+        for name, upload in uploads.items():
+            for frames in halves[name]:
+                upload.send(frames)
+        await settle()
+        kind = await end(rounds, culprit, uploads[culprit])
+        await settle()
+        for name, upload in uploads.items():
+            upload.send_all(rounds.messages(random_arrays(ord(name)))[3:])
+        for name, upload in uploads.items():
+            if name != culprit:
+                assert type(await upload.error()) is errors.RoundBroken, name
+        if kind is not None:
+            # Its own stream is read on until somebody asks what has become of the push.
+            assert isinstance(await uploads[culprit].error(), kind)
+        assert same(rounds.weights, rounds.first)
+        assert rounds.version == 0
+        await until(rounds.idle)
+        if not rounds.job.workers.find(culprit).active:
+            await rounds.join(culprit)
+        await rounds.step({name: random_arrays(ord(name) + 1) for name in "abc"})
+        await rounds.step({name: random_arrays(ord(name) + 2) for name in "abc"})
+
+    play(scenario, 3)
+
+
+@pytest.mark.parametrize("end", [leaves, joins_again, lease_ends])
+def test_a_worker_that_goes_after_its_gradient_is_there_breaks_the_round_too(end):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        first, second = rounds.upload("a"), rounds.upload("b")
+        first.send_all(rounds.messages(random_arrays(1)))
+        await settle()
+        await end(rounds, "a", first)
+        assert type(await first.error()) is errors.PushWithdrawn
+        second.send_all(rounds.messages(random_arrays(2)))
+        assert type(await second.error()) is errors.RoundBroken
+        await rounds.join("a")
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+def test_a_shared_gradient_with_a_nan_breaks_a_round_of_both_kinds():
+    async def scenario(rounds):
+        await rounds.join("a", "b", "c")
+        bad = random_arrays(1)
+        bad["d"][2] = np.nan
+        shared, other = rounds.share("b", bad), rounds.share("c", random_arrays(2))
+        received = rounds.upload("a")
+        received.send_all(rounds.messages(random_arrays(3)))
+        error = await shared.error()
+        assert type(error) is errors.NonfiniteGradient
+        assert "'d'" in str(error)
+        assert type(await received.error()) is errors.RoundBroken
+        assert type(await other.error()) is errors.RoundBroken
+        assert same(rounds.weights, rounds.first)
+        await rounds.step({name: random_arrays(ord(name)) for name in "abc"})
+
+    play(scenario, 3)
+
+
+def test_a_shared_gradient_with_a_nan_breaks_a_round_of_shared_ones():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        bad = random_arrays(1)
+        bad["a"][0] = np.inf
+        good, shared = rounds.share("a", random_arrays(2)), rounds.share("b", bad)
+        assert type(await shared.error()) is errors.NonfiniteGradient
+        assert type(await good.error()) is errors.RoundBroken
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+# The same push again
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_push_that_comes_again_while_it_waits_takes_the_place_of_the_first_call(others):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = {"a": random_arrays(1), "b": random_arrays(2)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        calls = [rounds.upload("a") for _ in range(2 + others)]
+        await settle()
+        other = rounds.upload("b")
+        calls[-1].send_all(rounds.messages(gradients["a"]))
+        other.send_all(rounds.messages(gradients["b"]))
+        assert not (await calls[-1]).result.repeat
+        await other
+        for old in calls[:-1]:
+            assert (await old).result.repeat
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+def test_a_push_that_comes_again_half_received_breaks_its_round_and_counts_in_the_next():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = {"a": random_arrays(1), "b": random_arrays(2)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        hanging, other = rounds.upload("a"), rounds.upload("b")
+        hanging.send(rounds.messages(gradients["a"])[0])
+        await settle()
+        again = rounds.upload("a")
+        await settle()
+        other.send_all(rounds.messages(gradients["b"]))
+        assert type(await other.error()) is errors.RoundBroken
+        other = rounds.upload("b")
+        again.send_all(rounds.messages(gradients["a"]))
+        other.send_all(rounds.messages(gradients["b"]))
+        await again
+        await other
+        assert same(rounds.weights, expected)
+        hanging.break_off()
+        await hanging.error()
+        assert rounds.version == 1
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+def test_a_push_that_comes_again_when_its_gradient_is_there_has_one_outcome_for_both_calls():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = {"a": random_arrays(1), "b": random_arrays(2)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        first, other = rounds.upload("a"), rounds.upload("b")
+        first.send_all(rounds.messages(gradients["a"]))
+        await settle()
+        again = rounds.upload("a")
+        again.send_all(rounds.messages(gradients["a"]))
+        other.send_all(rounds.messages(gradients["b"]))
+        assert [(await call).result.repeat for call in (first, again, other)] == [False, True, False]
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+def test_a_shared_push_that_comes_again_goes_on():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = {"a": random_arrays(1), "b": random_arrays(2)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        first = rounds.share("a", gradients["a"])
+        await settle()
+        first.task.cancel()
+        again = rounds.share("a", gradients["a"])
+        await settle()
+        other = rounds.share("b", gradients["b"])
+        assert (await again).result.repeat
+        await other
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+# The slot
+
+
+class Gate:
+    """Holds up a function of `Reduction`, in its thread, until it is opened."""
+
+    def __init__(self, monkeypatch, name):
+        self.entered, self.opened, self.calls = threading.Event(), threading.Event(), 0
+        inner = getattr(Reduction, name)
+
+        def held_up(*arguments, **named):
+            self.calls += 1
+            self.entered.set()
+            assert self.opened.wait(10)
+            return inner(*arguments, **named)
+
+        monkeypatch.setattr(offload, "INLINE_ELEMENTS", -1)
+        monkeypatch.setattr(Reduction, name, held_up)
+
+
+def test_a_broken_round_gives_its_slot_back_once_nobody_writes_to_it(monkeypatch):
+    gate = Gate(monkeypatch, "write_frames")
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        slow, other = rounds.upload("a"), rounds.upload("b")
+        slow.send_all(rounds.messages(random_arrays(1)))
+        await until(gate.entered.is_set)
+        await settle()
+        calls = gate.calls
+        await leaves(rounds, "b", other)
+        await rounds.join("b")
+        assert rounds.job.model.slots._free == []
+        gradients = {"a": random_arrays(3), "b": random_arrays(4)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        uploads = [rounds.upload(name) for name in "ab"]
+        for name, upload in zip("ab", uploads, strict=True):
+            upload.send_all(rounds.messages(gradients[name]))
+        await asyncio.sleep(0.02)
+        assert gate.calls == calls
+        gate.opened.set()
+        for upload in uploads:
+            await upload
+        assert same(rounds.weights, expected)
+        assert isinstance(await slow.error(), errors.RoundBroken)
+        other.break_off()
+
+    play(scenario, 2)
+
+
+def test_a_round_that_is_broken_before_its_slot_is_ready_leaves_the_slot_alone(monkeypatch):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        cleared = []
+        clear = Reduction.clear
+        monkeypatch.setattr(Reduction, "clear", lambda self, buffers: (cleared.append(1), clear(self, buffers)))
+        first, second = rounds.upload("a"), rounds.upload("b")
+        while not rounds.job.pushes._rounds:  # in the very turn in which the round begins
+            await asyncio.sleep(0)
+            if len(rounds.job.pushes._under_way) == 2:
+                break
+        await leaves(rounds, "a", first)
+        assert rounds.idle()
+        await settle()
+        assert cleared == []
+        for upload in (first, second):
+            upload.send(last=True)
+            await upload.error()
+        await rounds.join("a")
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+def test_a_late_error_of_a_broken_round_takes_nothing_out_of_the_next(monkeypatch):
+    gate = Gate(monkeypatch, "add")
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        bad = random_arrays(1)
+        bad["a"][0] = np.nan
+        shared, other = rounds.share("a", bad), rounds.upload("b")
+        await until(gate.entered.is_set)
+        await leaves(rounds, "b", other)
+        assert type(await shared.error()) is errors.RoundBroken
+        await rounds.join("b")
+        again = rounds.upload("a")
+        await settle()
+        gate.opened.set()
+        await asyncio.sleep(0.02)
+        last = rounds.upload("b")
+        gradients = {"a": random_arrays(3), "b": random_arrays(4)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        again.send_all(rounds.messages(gradients["a"]))
+        last.send_all(rounds.messages(gradients["b"]))
+        await again
+        await last
+        assert same(rounds.weights, expected)
+        other.break_off()
+
+    play(scenario, 2)
+
+
+def test_a_round_that_is_broken_while_it_waits_for_readers_makes_no_step():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        snapshots = rounds.job.model.snapshots
+        held = []
+        for number in range(2):
+            held.append(snapshots.hold())
+            await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})
+        held.append(snapshots.hold())
+        before = rounds.weights
+        first, second = rounds.upload("a"), rounds.upload("b")
+        first.send_all(rounds.messages(random_arrays(1)))
+        second.send_all(rounds.messages(random_arrays(2)))
+        await until(lambda: snapshots.wanted)
+        await leaves(rounds, "b", second)
+        assert type(await first.error()) is errors.RoundBroken
+        assert type(await second.error()) is errors.PushWithdrawn
+        for snapshot in held:
+            snapshots.release(snapshot)
+        await settle()
+        assert rounds.version == 2
+        assert same(rounds.weights, before)
+        await rounds.join("b")
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+# The order of frames
+
+
+def backwards(rounds, gradient):
+    return rounds.messages(gradient)[::-1]
+
+
+def test_frames_out_of_order_are_refused_where_several_pushes_are_added_up():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        first, second = rounds.upload("a"), rounds.upload("b")
+        first.send_all(backwards(rounds, random_arrays(1)))
+        error = await first.error()
+        assert type(error) is errors.InvalidRequest
+        assert "ascending order" in str(error)
+        second.send(last=True)
+        assert type(await second.error()) is errors.RoundBroken
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+def test_frames_may_come_in_any_order_where_a_push_is_a_round_of_its_own():
+    async def scenario(rounds):
+        await rounds.join("a")
+        gradient = random_arrays(1)
+        expected = stepped(rounds.weights, [gradient])
+        only = rounds.upload("a")
+        only.send_all(backwards(rounds, gradient))
+        await only
+        assert same(rounds.weights, expected)
+
+    play(scenario, 1)
+
+
+@pytest.mark.parametrize("frame", [Frame.of(0, (1 << 63) - 8, np.ones(2, "f4")), Frame.of(9, 0, np.ones(2, "f4"))])
+def test_a_frame_far_outside_is_refused_and_holds_nobody_up(frame):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        first, second = rounds.upload("a"), rounds.upload("b")
+        second.send([frame])
+        await settle()
+        first.send_all(rounds.messages(random_arrays(1)))
+        assert isinstance(await second.error(), errors.InvalidArgument)
+        assert type(await first.error()) is errors.RoundBroken
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_few_bytes_that_stand_for_many_numbers_get_no_room_beside_that_of_the_job(value):
+    count = 1 << 20
+    groups = (GroupSpec("g", {}, (ParameterSpec("a", (count,), "float32"),)),)
+    payload = np.array([7], "<u4").tobytes() + np.array([value], "<f4").tobytes()
+    wire = tensor_pb2.Frame(count=count, encoding=tensor_pb2.ENCODING_TOPK, payload=payload)
+
+    async def scenario(rounds):
+        await rounds.join("a")
+        await rounds.step({"a": random_arrays(1, groups)})
+        expected = rounds.weights
+        _, frames = decode(pb.PushRequest, pb.PushRequest(frames=[wire]).SerializeToString())
+        tracemalloc.start()
+        try:
+            push = rounds.upload("a", frames, last=True)
+            if np.isnan(value):
+                error = await push.error()
+                assert type(error) is errors.NonfiniteGradient
+                assert "'a'" in str(error)
+            else:
+                await push
+                expected["a"][7] -= np.float32(value)
+            assert tracemalloc.get_traced_memory()[1] < 2 * count
+        finally:
+            tracemalloc.stop()
+        assert same(rounds.weights, expected)
+
+    play(scenario, 0, groups=groups)
+
+
+# Changes meanwhile
+
+
+def test_a_group_that_is_added_after_the_announcement_can_have_a_gradient_already():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        first = rounds.upload("a")
+        await settle()
+        await rounds.add_group()
+        gradients = [random_arrays(1), random_arrays(2) | {"x": np.arange(3, dtype="f4")}]
+        expected = stepped(rounds.weights, gradients)
+        second = rounds.upload("b")
+        for upload, gradient in zip((first, second), gradients, strict=True):
+            upload.send_all(rounds.messages(gradient))
+        await first
+        await second
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_group_that_is_added_while_a_round_is_received_stays_as_it_is(shares):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = [random_arrays(1), random_arrays(2)]
+        first = rounds.upload("a")
+        second = rounds.share("b", gradients[1]) if shares else rounds.upload("b")
+        await settle()
+        await rounds.add_group()
+        expected = stepped(rounds.weights, gradients)
+        for upload, gradient in zip((first, second), gradients, strict=True):
+            upload.send_all(rounds.messages(gradient))
+        await first
+        await second
+        assert same(rounds.weights, expected)
+        await rounds.step(
+            {"a": random_arrays(3) | {"x": np.ones(3, "f4")}, "b": random_arrays(4) | {"x": np.ones(3, "f4")}}
+        )
+
+    play(scenario, 2)
+
+
+def test_shared_gradients_from_before_a_group_was_added_leave_it_as_it_is():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = [random_arrays(1), random_arrays(2)]
+        first = rounds.share("a", gradients[0])
+        await settle()
+        await rounds.add_group()
+        expected = stepped(rounds.weights, gradients)
+        second = rounds.share("b", gradients[1])
+        await first
+        await second
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+def test_options_that_do_not_go_together_within_a_round():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        here = GroupUpdate("g", {"lr": 0.5}, expected_revision=0)
+        first = rounds.upload("a", updates=(here,))
+        await settle()
+        conflicting = rounds.upload("b", updates=(GroupUpdate("g", {"lr": 0.25}, expected_revision=0),))
+        assert type(await conflicting.error()) is errors.OptionConflict
+        second = rounds.upload("b", updates=(here,))
+        first.send(last=True)
+        second.send(last=True)
+        await first
+        await second
+        assert rounds.job.model.groups.options[0].options["lr"] == 0.5
+
+    play(scenario, 2)
+
+
+def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_and_breaks_the_round():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        update = GroupUpdate("g", {"lr": 0.5}, expected_revision=0)
+        first, second = rounds.upload("a", updates=(update,)), rounds.upload("b")
+        await settle()
+        await rounds.job.update_group(GroupUpdate("g", {"lr": 2.0}))
+        first.send_all(rounds.messages(random_arrays(1)))
+        second.send_all(rounds.messages(random_arrays(2)))
+        assert type(await first.error()) is errors.OptionConflict
+        assert type(await second.error()) is errors.RoundBroken
+        assert same(rounds.weights, rounds.first)
+        await rounds.job.update_group(GroupUpdate("g", {"lr": 1.0}))
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+# The end of a job
+
+
+def announced(rounds):
+    return [rounds.upload("a")]
+
+
+def begun(rounds):
+    return [rounds.upload("a"), rounds.upload("b")]
+
+
+def half_received(rounds):
+    uploads = begun(rounds)
+    uploads[0].send_all(rounds.messages(random_arrays(1)))
+    uploads[1].send(rounds.messages(random_arrays(2))[0])
+    return uploads
+
+
+def both_kinds(rounds):
+    return [rounds.share("a", random_arrays(1)), rounds.upload("b", rounds.messages(random_arrays(2))[0])]
+
+
+@pytest.mark.parametrize("stage", [announced, begun, half_received, both_kinds])
+def test_pushes_of_a_job_that_is_deleted_fail(stage):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        uploads = stage(rounds)
+        await settle()
+        await rounds.catalog.delete("job")
+        for upload in uploads:
+            upload.send_all(rounds.messages(random_arrays(3))[1:])
+            assert type(await upload.error()) is errors.UnknownJob
+        assert rounds.catalog.memory.planned == 0
+
+    play(scenario, 2)
+
+
+def test_a_job_that_is_deleted_while_its_step_waits_for_readers():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        snapshots = rounds.job.model.snapshots
+        for number in range(2):
+            snapshots.hold()
+            await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})
+        snapshots.hold()
+        uploads = begun(rounds)
+        for upload in uploads:
+            upload.send_all(rounds.messages(random_arrays(1)))
+        await until(lambda: snapshots.wanted)
+        await rounds.catalog.delete("job")
+        for upload in uploads:
+            assert type(await upload.error()) is errors.UnknownJob
+
+    play(scenario, 2)
+
+
+def test_a_job_that_is_deleted_while_it_steps_answers_that_step(monkeypatch):
+    gate = Gate(monkeypatch, "divide")
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        uploads = begun(rounds)
+        for upload in uploads:
+            upload.send_all(rounds.messages(random_arrays(1)))
+        await until(gate.entered.is_set)
+        deleting = asyncio.create_task(rounds.catalog.delete("job"))
+        await settle()
+        assert not deleting.done()
+        gate.opened.set()
+        await deleting
+        for upload in uploads:
+            assert (await upload).result.applied_version == 1
+
+    play(scenario, 2)
+
+
+def test_a_server_that_stops_refuses_what_waits_and_lets_go_on_what_has_begun():
+    async def scenario(rounds):
+        await rounds.join("a", "b", "c")
+        first, second = begun(rounds)
+        waiting = rounds.upload("c")
+        await settle()
+        rounds.catalog.refuse_waiting(errors.ShuttingDown())
+        assert type(await waiting.error()) is errors.ShuttingDown
+        first.send_all(rounds.messages(random_arrays(1)))
+        second.send_all(rounds.messages(random_arrays(2)))
+        await first
+        await second
+        assert rounds.version == 1
+
+    play(scenario, 2)
+
+
+def test_rounds_take_turns_in_the_only_slot():
+    async def scenario(rounds):
+        await rounds.join(*NAMES)
+        gradients = {name: random_arrays(ord(name)) for name in NAMES}
+        expected = stepped(stepped(rounds.weights, [gradients[n] for n in "ab"]), [gradients[n] for n in "cd"])
+        uploads: dict[str, Upload] = {}
+        for name in NAMES:
+            uploads[name] = rounds.upload(name)
+            await settle()
+        for name in "dcba":
+            uploads[name].send_all(rounds.messages(gradients[name]))
+            await settle()
+        for upload in uploads.values():
+            await upload
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+@pytest.mark.parametrize("leaver", "cd")
+def test_a_push_whose_partner_leaves_while_both_wait_for_room_finds_another(leaver):
+    async def scenario(rounds: Rounds):
+        await rounds.join(*NAMES)
+        uploads = {name: rounds.upload(name) for name in NAMES}
+        await settle()
+        other = "d" if leaver == "c" else "c"
+        await leaves(rounds, leaver, uploads[leaver])
+        assert type(await uploads[leaver].error()) is errors.PushWithdrawn
+        gradients = {name: random_arrays(ord(name)) for name in ("a", "b", "e", other)}
+        expected = stepped(rounds.weights, [gradients["a"], gradients["b"]])
+        expected = stepped(expected, [gradients[name] for name in sorted(("e", other))])
+        await rounds.join("e")
+        uploads["e"] = rounds.upload("e")
+        for name in ("a", "b", "e", other):
+            uploads[name].send_all(rounds.messages(gradients[name]))
+        for name in ("a", "b", "e", other):
+            await uploads[name]
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
