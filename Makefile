@@ -54,7 +54,7 @@ clean: ## remove what the other targets made, .venv too
 
 # buf comes from npm. Without it the naming test of `make test` still holds the contract to the same rules.
 lint-proto:
-	@if { [ $(BUF)/.installed -nt .ci/buf/package-lock.json ] || { command -v npm >/dev/null && npm install \
+	@if { [ $(BUF)/.installed -nt .ci/buf/package-lock.json ] || { command -v npm >/dev/null && timeout 180 npm install \
 	      --prefix .ci/buf --no-save --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null \
 	      && touch $(BUF)/.installed; }; } && $(BUF)/.bin/buf --version >/dev/null; then \
 	  echo "buf lint proto"; $(BUF)/.bin/buf lint proto; \
