@@ -625,6 +625,85 @@ def test_weights_do_not_come_as_topk(plain: Plain, name: str):
     assert name not in plain.job_names()
 
 
+def frames_pulled(plain: Plain, name: str, **wanted: object) -> list[tensor_pb2.Frame]:
+    request = training_service_pb2.PullRequest(job=name, **wanted)
+    return [told for answer in plain.training.Pull(request, timeout=SECONDS) for told in answer.frames]
+
+
+def test_some_of_the_weights_are_read(plain: Plain, name: str):
+    create(plain, name)
+    places = [(told.group, told.offset, told.count) for told in frames_pulled(plain, name, groups=["head"])]
+    assert places == [(1, 0, 4), (1, 4, 2)]
+    places = [(told.group, told.offset, told.count) for told in frames_pulled(plain, name, parameters=["v", "b"])]
+    assert places == [(0, 6, 3), (1, 4, 2)]
+    both = frames_pulled(plain, name, groups=["head"], parameters=["u", "w"])
+    assert [(told.group, told.offset, told.count) for told in both] == [(0, 0, 6), (1, 0, 4), (1, 4, 2)]
+    assert b"".join(told.payload for told in both) == W.tobytes() + U.tobytes() + V.tobytes()
+    with refused("UNKNOWN_GROUP", "'tail'", "body, head"):
+        frames_pulled(plain, name, groups=["head", "tail"])
+    with refused("UNKNOWN_PARAMETER", "'z'"):
+        frames_pulled(plain, name, parameters=["z", "w"])
+
+
+def test_weights_come_in_fewer_bytes(plain: Plain, name: str):
+    create(plain, name)
+    wanted = training_service_pb2.Delivery(encoding=tensor_pb2.ENCODING_BFLOAT16)
+    told = frames_pulled(plain, name, groups=["body"], delivery=wanted)
+    assert {each.encoding for each in told} == {tensor_pb2.ENCODING_BFLOAT16}
+    assert b"".join(each.payload for each in told) == upper_halves(np.concatenate([W, B]))
+    for refused_one in (tensor_pb2.ENCODING_TOPK, 99):
+        wanted = training_service_pb2.Delivery(encoding=refused_one)
+        with refused("INVALID_REQUEST", "weights cannot travel in"):
+            frames_pulled(plain, name, delivery=wanted)
+        step = training_service_pb2.StepRequest(header=header(name, "w0", 1, 1), last=True, delivery=wanted)
+        with refused("INVALID_REQUEST", "weights cannot travel in"):
+            list(plain.training.Step(iter([step]), timeout=SECONDS))
+
+
+def test_steps_of_one_stream_are_delivered_each_as_it_asks(plain: Plain, name: str):
+    """Nothing, fewer bytes, everything, and a release of what nobody holds between them."""
+    create(plain, name)
+    who = {"job": name, "worker": "w0", "epoch": plain.join(name)}
+    wanted = [
+        training_service_pb2.Delivery(none=True),
+        training_service_pb2.Delivery(encoding=tensor_pb2.ENCODING_BFLOAT16),
+        # Shared and in place, of a worker that shares no memory: then it is messages.
+        training_service_pb2.Delivery(shared=True, in_place=True),
+    ]
+
+    def requests() -> object:
+        for sequence, delivery in enumerate(wanted, 1):
+            head = header(name, "w0", who["epoch"], sequence)
+            yield training_service_pb2.StepRequest(header=head, frames=GRADIENT, last=True, delivery=delivery)
+            yield training_service_pb2.StepRequest(release=training_service_pb2.Release(**who))
+
+    told: list[list[tensor_pb2.Frame]] = [[]]
+    for answer in plain.training.Step(requests(), timeout=SECONDS):
+        told[-1] += answer.frames
+        if answer.HasField("pushed"):
+            assert answer.pushed.applied_version == answer.pulled.version.version == len(told)
+            assert not answer.pulled.HasField("shared")
+        if answer.last:
+            told.append([])
+    none, halves, whole, _ = told
+    assert none == []
+    assert {each.encoding for each in halves} == {tensor_pb2.ENCODING_BFLOAT16}
+    assert arrays(plain.info(name), whole)["b"].tolist() == (B - 1.5).tolist()
+    assert_weights(plain, name, steps=3)
+
+
+def test_a_push_whose_gradient_is_shared_has_nothing_else(plain: Plain, name: str):
+    create(plain, name)
+    epoch = plain.join(name)
+    head = header(name, "w0", epoch, 1, shared=training_service_pb2.SharedGradient(whole=True))
+    with refused("INVALID_REQUEST", "without frames"):
+        plain.push(head, GRADIENT)
+    with refused("SHARED_MEMORY_UNAVAILABLE", "none open"):
+        plain.push(head, [])
+    plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    assert_weights(plain, name, steps=1)
+
+
 def test_option_values_of_every_kind_are_read(plain: Plain, name: str):
     """A number may come as an integer, and a list of numbers as such; nothing set is torch's None."""
     spec = job_spec(name, [group("body", BODY)], algorithm="adam", betas=(0.5, 0.75), amsgrad=True)
