@@ -146,5 +146,9 @@ def remove_dead(folder: Path) -> None:
 def _sockets(folder: Path) -> list[Path]:
     """Those that somebody has listened on, and those that nobody has come to listen on in all this time."""
     since = time.time() - UNFINISHED_SECONDS
-    unfinished = [path for path in folder.glob(f"{PREFIX}*{UNFINISHED}") if path.lstat().st_mtime < since]
-    return [*folder.glob(f"{PREFIX}*{SUFFIX}"), *unfinished]
+    found = [*folder.glob(f"{PREFIX}*{SUFFIX}")]
+    for path in folder.glob(f"{PREFIX}*{UNFINISHED}"):
+        with suppress(FileNotFoundError):  # it has got its name meanwhile
+            if path.lstat().st_mtime < since:
+                found.append(path)
+    return found
