@@ -122,18 +122,18 @@ class FlatView:
         return rows
 
     def ranges(self, arrays: Sequence[Sequence[Array | None]]) -> list[FlatRange]:
-        """The ranges of the parameters that `arrays` has numbers for, in order, neighbours of a group joined."""
+        """The ranges of the parameters that `arrays` has numbers for, in order, neighbours of one dtype joined."""
         joined: list[FlatRange] = []
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
-            there = [p for p, array in zip(layout.parameters, given, strict=True) if array is not None]
-            start = stop = -1
-            for parameter in sorted(there, key=lambda parameter: parameter.offset):
-                if parameter.offset != stop and start >= 0:
+            for segment in layout.segments:
+                start = stop = -1
+                for parameter in [layout.parameters[member] for member in segment.members if given[member] is not None]:
+                    if parameter.offset != stop and start >= 0:
+                        joined.append(FlatRange(group, start, stop - start))
+                    start = start if parameter.offset == stop else parameter.offset
+                    stop = parameter.offset + parameter.size
+                if start >= 0:
                     joined.append(FlatRange(group, start, stop - start))
-                start = start if parameter.offset == stop else parameter.offset
-                stop = parameter.offset + parameter.size
-            if start >= 0:
-                joined.append(FlatRange(group, start, stop - start))
         return joined
 
     def write(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Array]]) -> None:

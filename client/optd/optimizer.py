@@ -63,7 +63,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
         last reply. A value that is changed here goes to the server with the next step or push."""
-        self._gradients: dict[str, Array] | None = None
+        self._gradients: dict[str, Any] | None = None
         self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}
         try:
@@ -108,8 +108,10 @@ class Optimizer:
         }
 
     @property
-    def gradients(self) -> dict[str, Array]:
+    def gradients(self) -> dict[str, Any]:
         """Arrays to put or add up gradients in, by parameter name, for a `step()` without arguments; zeros at first.
+
+        An entry may be replaced by another array, or by None where a parameter has no gradient.
 
         With `zero_copy`, where the session shares memory with the server, they lie there. After a step that nobody
         knows the fate of, they have moved: take them from here again.
@@ -118,7 +120,7 @@ class Optimizer:
             self._gradients = self._new_gradients()
         return self._gradients
 
-    def _new_gradients(self) -> dict[str, Array]:
+    def _new_gradients(self) -> dict[str, Any]:
         registration = self._registration
         rows = registration.shared_gradients() if registration.zero_copy else None
         if rows is None:
@@ -139,7 +141,8 @@ class Optimizer:
             self._gradients = None
         else:
             for gradient in self.gradients.values():
-                gradient.fill(0)
+                if gradient is not None:  # which says that there is none
+                    gradient.fill(0)
 
     def step(self, gradients: Any = None, *, encoding: str | None = None) -> Any:
         """Pushes gradients, steps on the server and pulls: the parameters' arrays then hold the new weights.
@@ -184,7 +187,9 @@ class Optimizer:
             yield
         except BaseException:
             if self._gradients is not None and self._registration.zero_copy and self.session.in_doubt:
-                self._gradients = {name: array.copy() for name, array in self._gradients.items()}
+                self._gradients = {
+                    name: None if array is None else array.copy() for name, array in self._gradients.items()
+                }
             raise
 
     def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
@@ -222,6 +227,8 @@ class Optimizer:
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
+
+        `gradients` begin anew: what has been added up there and not been pushed is gone.
 
         Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
         name.

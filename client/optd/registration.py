@@ -175,9 +175,11 @@ class Registration:
 
     def _wire(self, encoding: str | None) -> Wire:
         """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
-        if encoding is None:
-            return self.session.wire
-        wire = Wire.of(encoding)
+        wire = self.session.wire if encoding is None else Wire.of(encoding)
+        if not wire.exact and self.session.in_doubt:
+            # Which may end on another lane, so that it comes before anything is encoded for this one; and where it
+            # fails, there is no encoded push yet that nobody would settle.
+            self.session.find_out()
         if not wire.exact and self.session.shared_memory is not None:
             problem = f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'"
             raise InvalidRequest(problem=problem)
@@ -195,8 +197,6 @@ class Registration:
         if encoding is None or not encoding.leaves_out:
             return self._view.source(gradients, encoding=encoding), _forget
         feedback = self._feedback.setdefault(wire.name, ErrorFeedback(encoding))
-        if feedback.pending:
-            self.session.find_out()
         return feedback.begin(self._view, gradients), lambda applied: feedback.settle(applied=applied)
 
     def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:

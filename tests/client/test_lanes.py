@@ -1,6 +1,7 @@
 """Which lane a session takes, what it says about it, and that numbers are the same on each."""
 
 import errno
+import gc
 import os
 
 import numpy as np
@@ -145,6 +146,98 @@ def test_an_encoding_for_one_step(server, name):
         assert weights["w"].tolist() == [0, 0, 0, -4]
         second.step({"w": np.zeros(4, "f4")}, encoding="topk:0.25")
         assert weights["w"].tolist() == [0, 0, -3, -4]
+
+
+@pytest.mark.parametrize("encoding", ["int8", "bfloat16", "float16"])
+def test_one_step_or_push_in_fewer_bytes_among_others(encoding, server, name):
+    """What it rounds is rounded once; the steps around it are exact."""
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=3000).astype("f4") for _ in range(4)]
+    weights = {"w": np.zeros(3000, "f4")}
+    with optd.connect(server.address, job=name, worker="w0", lane="grpc") as session:
+        optimizer = optd.SGD(weights, lr=1.0, session=session)
+        optimizer.step({"w": gradients[0]})
+        np.testing.assert_array_equal(weights["w"], -gradients[0])
+        for call, gradient in ((optimizer.step, gradients[1]), (optimizer.push, gradients[2])):
+            before = session.pull()["w"]
+            call({"w": gradient}, encoding=encoding)
+            arrived = before - session.pull()["w"]
+            assert not np.array_equal(arrived, gradient), "it does round"
+            np.testing.assert_allclose(arrived, gradient, rtol=0, atol=0.03)
+        before = session.pull()["w"]
+        optimizer.step({"w": gradients[3]})
+        np.testing.assert_array_equal(weights["w"], before - gradients[3])
+        with pytest.raises(errors.UnknownEncoding, match="no encoding 'morse'"):
+            optimizer.step({"w": gradients[3]}, encoding="morse")
+        assert session.info().version.version == 4
+
+
+@pytest.mark.parametrize("call", ["step", "push"])
+@pytest.mark.parametrize("encoding", ["int8", "bfloat16", "topk:0.5"])
+def test_what_is_encoded_for_messages_never_lands_in_shared_memory(call, encoding, server, name, monkeypatch):
+    """Finding out about a push in doubt may find shared memory, too, where there was none before."""
+
+    def elsewhere(*_):
+        raise errors.SharedMemoryUnavailable(why="it is a test")
+
+    def late(*_):
+        raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+
+    gradient = {"w": np.ones(SHARED_ELEMENTS, "f4")}
+    with optd.connect(server.address, job=name, worker="w0") as session:
+        with monkeypatch.context() as patch:
+            patch.setattr("optd.transport.shm._connect", elsewhere)
+            optimizer = optd.SGD({"w": np.zeros(SHARED_ELEMENTS, "f4")}, lr=1.0, session=session)
+            patch.setattr(session._transport, "step", late)
+            with pytest.raises(errors.DeadlineExceeded):
+                getattr(optimizer, call)(gradient, encoding=encoding)
+        assert session.lane == "grpc"
+        with pytest.raises(errors.InvalidRequest, match="lane 'shm' carries numbers unchanged"):
+            getattr(optimizer, call)(gradient, encoding=encoding)
+        assert session.lane == "shm"
+        assert session.info().version.version == 0
+        optimizer.step(gradient)
+        assert np.unique(session.pull()["w"]).tolist() == [-1]
+
+
+# What is left behind
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not looked at
+
+
+@pytest.mark.parametrize("wrong", ["too many", "too few", "no confirmation"])
+def test_memory_that_is_not_taken_leaves_no_descriptors(wrong, server, name, monkeypatch):
+    real = SharedMemoryLane._descriptors
+
+    def others(lane, asked, most):
+        got = real(lane, asked, most)
+        if wrong == "too many":
+            return [*got, os.dup(got[0])]
+        os.close(got.pop())
+        return got
+
+    def unconfirmed(*_, **__):
+        raise errors.ConnectionLost(address="here", rpc="ConfirmSharedMemory", problem="cut")
+
+    with optd.connect(server.address, job=name, worker="w0", lane="grpc") as session:
+        train(session, 10)
+        if wrong == "no confirmation":
+            monkeypatch.setattr(session._transport, "confirm_shared_memory", unconfirmed)
+        else:
+            monkeypatch.setattr(SharedMemoryLane, "_descriptors", others)
+        session._wanted_lane = "auto"
+        monkeypatch.setattr("optd.session.SHARED_ELEMENTS", 1)
+        before = descriptors()
+        gc.disable()  # it would hide what is not closed
+        try:
+            for _ in range(5):
+                session._choose_lane(session._membership)
+                assert session.lane == "grpc"
+            assert descriptors() == before
+        finally:
+            gc.enable()
 
 
 # What a pull brings

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.proxy import Proxy
 
 import optd
 from optd import errors
@@ -175,5 +176,64 @@ def test_topk_counts_each_gradient_once_whatever_becomes_of_its_answer(seed, who
         for key in total:
             total[key] += given[key] if counts else 0
     optimizer.step({"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")})
+    for key, kept in account(session, optimizer).items():
+        np.testing.assert_array_equal(kept, total[key])
+
+
+@pytest.mark.parametrize("act", ["step", "push"])
+def test_topk_counts_each_gradient_once_whatever_the_wire_loses(act, server, name):
+    """The connection is cut after the server has applied a push, and before the server has it."""
+    rng = np.random.default_rng(0)
+    total = {"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")}
+    weights = {key: array.copy() for key, array in total.items()}
+    with (
+        Proxy(server.address) as proxy,
+        optd.connect(proxy.address, job=name, worker="w0", encoding="topk:0.1", lane="grpc", timeout=30) as session,
+    ):
+        optimizer = optd.SGD(weights, lr=1.0, session=session)
+        repeats = []
+        for number in range(12):
+            cuts = proxy.cuts
+            match number % 3:
+                case 1:
+                    proxy.lose_answers(1)
+                case 2:
+                    proxy.cut_upload(1)
+            given = {key: rng.integers(-9, 10, array.size).astype("f4") for key, array in total.items()}
+            repeats.append(getattr(optimizer, act)(given).repeat)
+            assert proxy.cuts == cuts + (number % 3 > 0)
+            for key in total:
+                total[key] += given[key]
+            for key, kept in account(session, optimizer).items():
+                np.testing.assert_array_equal(kept, total[key])
+        assert repeats == [False, True, False] * 4, "only what had been applied is found again"
+        assert session.info().version.version == 12
+
+
+@pytest.mark.parametrize("before", ["bfloat16", "int8", "topk:0.1"])
+def test_topk_goes_on_after_nobody_could_find_out_about_another_push(before, whole_numbers, monkeypatch):
+    session, optimizer, gradient = whole_numbers
+    transport = session._transport
+
+    def late(*_):
+        raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+
+    lost = gradient()
+    with monkeypatch.context() as patch:
+        patch.setattr(transport, "step", late)
+        with pytest.raises(errors.DeadlineExceeded):
+            optimizer.step(lost, encoding=before)
+        patch.setattr(transport, "join", late)
+        for _ in range(2):
+            with pytest.raises(errors.DeadlineExceeded):
+                optimizer.step(gradient())
+    total = {"a": np.zeros(40, "f4"), "b": np.zeros(7, "f4")}
+    for _ in range(5):
+        given = gradient()
+        optimizer.step(given)
+        for key in total:
+            total[key] += given[key]
+    if before != "topk:0.1":
+        optimizer._registration._feedback.pop(before, None)
     for key, kept in account(session, optimizer).items():
         np.testing.assert_array_equal(kept, total[key])

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import optd
 from optd import errors
@@ -274,3 +275,79 @@ def test_without_shared_memory_it_is_as_without(serve):
     own = [array for group in optimizer.param_groups for array in group["params"]]
     assert all(array is mine for array, mine in zip(optimizer.weights.values(), own, strict=True))
     assert values(optimizer.weights) == [[-1]] * 3
+
+
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+def test_an_entry_that_is_none_stays_none(lane, serve):
+    optimizer = serve(lane=lane)
+    fill(optimizer, 1)
+    optimizer.gradients["b"] = None
+    optimizer.zero_grad(set_to_none=False)
+    assert optimizer.gradients["b"] is None
+    optimizer.gradients["a"][...] = 1
+    optimizer.step()
+    assert values(optimizer.weights) == [[-1], [0], [0]]
+
+
+def test_a_step_without_all_gradients_whose_answer_never_came_raises_that(serve, monkeypatch):
+    optimizer = serve()
+    fill(optimizer, 1)
+    optimizer.gradients["b"] = None
+
+    def late(*_):
+        raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+
+    monkeypatch.setattr(optimizer.session._transport, "step", late)
+    with pytest.raises(errors.DeadlineExceeded):
+        optimizer.step()
+    monkeypatch.undo()
+    assert optimizer.gradients["b"] is None
+    optimizer.step()
+    assert values(optimizer.weights) == [[-1], [0], [-1]]
+
+
+# Equality with torch
+
+TORCH = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "Adam": {"lr": 0.05, "amsgrad": True},
+    "AdamW": {"lr": 0.05, "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("zero_copy", [True, False])
+@pytest.mark.parametrize("algorithm", TORCH)
+def test_it_trains_as_torch_does(algorithm, zero_copy, server, name):
+    """Some gradients are missing: such a parameter makes no step, and counts none."""
+    rng = np.random.default_rng(0)
+    start = {
+        "a": rng.normal(size=(40, 30)).astype("f4"),
+        "b": rng.normal(size=7),
+        "c": rng.normal(size=()).astype("f4"),
+    }
+    theirs = {key: torch.nn.Parameter(torch.tensor(array)) for key, array in start.items()}
+    reference = getattr(torch.optim, algorithm)(theirs.values(), foreach=False, **TORCH[algorithm])
+    with optd.connect(server.address, job=name, lane="shm") as session:
+        ours = getattr(optd, algorithm)(
+            {key: array.copy() for key, array in start.items()},
+            session=session,
+            zero_copy=zero_copy,
+            **TORCH[algorithm],
+        )
+        for number in range(20):
+            missing = {3: {"b"}, 8: {"a", "c"}, 9: {"a"}}.get(number, set())
+            ours.zero_grad()
+            reference.zero_grad()
+            for key, parameter in theirs.items():
+                if key in missing:
+                    ours.gradients[key] = None
+                    continue
+                gradient = rng.normal(size=parameter.shape).astype(start[key].dtype)
+                ours.gradients[key][...] = gradient
+                parameter.grad = torch.tensor(gradient)
+            ours.step()
+            reference.step()
+            for key, array in ours.weights.items():
+                tolerance = 2e-6 if array.dtype == np.float32 else 1e-13
+                np.testing.assert_allclose(array, theirs[key].detach().numpy(), rtol=tolerance, atol=tolerance)
+        assert session.lane == "shm"

@@ -61,16 +61,10 @@ class SharedMemoryLane(Lane):
         self._memory = transport.open_shared_memory(job, worker, epoch, timeout)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            _connect(self._socket, self._memory.path)
-            self._gradient = self._receive_gradient()
-            self.gradients = [self._segments(self._gradient, group) for group in range(len(layouts))]
-            """By group and segment: the memory that gradients are read from."""
-        except SharedMemoryUnavailable as unavailable:
+            self._open(timeout)
+        except BaseException:
             self._socket.close()
-            transport.confirm_shared_memory(job, worker, epoch, timeout, problem=unavailable.values["why"])
             raise
-        token = self._gradient[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES).tobytes()
-        transport.confirm_shared_memory(job, worker, epoch, timeout, token=token)
         self._weights: dict[int, Region] = {}
         self._frames: dict[tuple[int, ...], Mapped] = {}
         self._lent: tuple[int, ...] = ()
@@ -81,16 +75,28 @@ class SharedMemoryLane(Lane):
 
     # The memory
 
+    def _open(self, timeout: float) -> None:
+        try:
+            _connect(self._socket, self._memory.path)
+            self._gradient = self._receive_gradient()
+            self.gradients = [self._segments(self._gradient, group) for group in range(len(self._layouts))]
+            """By group and segment: the memory that gradients are read from."""
+        except SharedMemoryUnavailable as unavailable:
+            self._transport.confirm_shared_memory(*self._identity, timeout, problem=unavailable.values["why"])
+            raise
+        token = self._gradient[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES).tobytes()
+        self._transport.confirm_shared_memory(*self._identity, timeout, token=token)
+
     def _receive_gradient(self) -> list[Region]:
         descriptors = self._descriptors(self._memory.ticket, MAX_DESCRIPTORS)
         sizes = [extent.bytes for extent in self._memory.extents]
-        if len(descriptors) != len(sizes):
-            why = f"the server handed over {len(descriptors)} regions, not {len(sizes)}"
-            raise SharedMemoryUnavailable(why=why)
         try:
+            if len(descriptors) != len(sizes):
+                why = f"the server handed over {len(descriptors)} regions, not {len(sizes)}"
+                raise SharedMemoryUnavailable(why=why)
             return [_mapped(descriptors.pop(0), size, shared=True) for size in sizes]
         finally:
-            for descriptor in descriptors:  # behind one that could not be mapped
+            for descriptor in descriptors:  # behind one that could not be mapped, or too few or too many
                 os.close(descriptor)
 
     def _descriptors(self, asked: bytes, most: int) -> list[int]:
