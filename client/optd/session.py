@@ -167,7 +167,11 @@ class Session(Inquiry):
             if self._membership is not None:
                 raise AlreadyRegistered(job=self.job)
             membership, created = self._attach_or_create(spec, weights)
-            self._enter(membership)
+            try:
+                self._enter(membership)
+            except BaseException:
+                self._membership = None  # there is no optimizer, and there may be another attempt
+                raise
             return membership, created
 
     def _attach_or_create(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:

@@ -74,6 +74,37 @@ def test_what_is_sent_in_fewer_bytes_comes_back_alike_on_both_sides(job, batch_b
             np.testing.assert_allclose(array, original, atol=0.03)
 
 
+@settings(deadline=None)
+@given(jobs)
+def test_ranges_hold_what_is_there_and_each_lies_in_one_dtype(job):
+    specs = [[ParameterSpec(f"p{i}", s, d) for i, (s, d, _) in enumerate(group)] for group in job]
+    given_arrays = [[np.zeros(s, d) if there else None for s, d, there in group] for group in job]
+    view = FlatView(specs)
+    found = [[] for _ in job]
+    for part in view.ranges(given_arrays):
+        segments = view.layouts[part.group].segments
+        assert any(s.offset <= part.offset and part.offset + part.count <= s.offset + s.count for s in segments)
+        found[part.group] += range(part.offset, part.offset + part.count)
+    for layout, row, elements in zip(view.layouts, given_arrays, found, strict=True):
+        there = [p for p, array in zip(layout.parameters, row, strict=True) if array is not None]
+        assert elements == sorted(e for p in there for e in range(p.offset, p.offset + p.size))
+
+
+def test_neighbours_of_one_dtype_are_one_range():
+    shapes = [((2,), "float32"), ((3,), "float64"), ((4,), "float32"), ((1,), "float32")]
+    view = FlatView([[ParameterSpec(f"p{i}", s, d) for i, (s, d) in enumerate(shapes)]])
+    arrays = [np.zeros(s, d) for s, d in shapes]
+
+    def ranges(*missing):
+        given = [[None if i in missing else array for i, array in enumerate(arrays)]]
+        return [(part.offset, part.count) for part in view.ranges(given)]
+
+    assert ranges() == [(0, 7), (7, 3)]
+    assert ranges(0) == [(2, 5), (7, 3)]
+    assert ranges(2) == [(0, 2), (6, 1), (7, 3)]
+    assert ranges(1, 3) == [(0, 6)]
+
+
 def test_a_large_parameter_takes_many_batches_and_small_ones_share_one():
     large = FlatView([[ParameterSpec("w", (3 * BATCH_BYTES // 4 + 1,), "float32")]])
     assert len(list(large.source([[np.zeros(3 * BATCH_BYTES // 4 + 1, "f4")]])())) == 4

@@ -83,7 +83,7 @@ def test_a_server_without_shared_memory_is_trained_in_messages(unshared, name):
         weights = train(session, SHARED_ELEMENTS)
         assert session.lane == "grpc"
         np.testing.assert_array_equal(session.pull()["w"], weights["w"])
-        assert session.workers()[0].lane.startswith("grpc")
+        assert session.workers()[0].lane == "grpc (it was started with --no-shared-memory)"
 
 
 def test_shared_memory_that_is_asked_for_and_not_there_is_an_error(unshared, name):
@@ -94,6 +94,23 @@ def test_shared_memory_that_is_asked_for_and_not_there_is_an_error(unshared, nam
         assert message.startswith("no shared memory with the server: ")
         assert "--no-shared-memory" in message
         assert "lane='auto' does without" in message
+
+
+def test_after_shared_memory_that_was_not_there_an_optimizer_may_register_again(server, name, monkeypatch):
+    def elsewhere(*_):
+        raise errors.SharedMemoryUnavailable(why="it is a test")
+
+    with optd.connect(server.address, job=name, worker="w0", lane="shm") as session:
+        with monkeypatch.context() as patch:
+            patch.setattr("optd.transport.shm._connect", elsewhere)
+            for _ in range(2):
+                with pytest.raises(errors.SharedMemoryUnavailable):
+                    train(session, 10)
+        weights = train(session, 10)
+        assert session.lane == "shm"
+        np.testing.assert_array_equal(session.pull()["w"], weights["w"])
+        with pytest.raises(errors.AlreadyRegistered):
+            train(session, 10)
 
 
 def test_memory_that_cannot_be_reached_is_an_error_that_says_where(server, name, monkeypatch):
@@ -434,3 +451,5 @@ def test_one_name_may_be_pulled_by_itself(server: LocalServer, name: str) -> Non
         assert optimizer.pull(groups="body")
         with pytest.raises(optd.errors.InvalidRequest, match="by name, got 1"):
             optimizer.pull(groups=[1])  # type: ignore[list-item]
+        with pytest.raises(optd.errors.InvalidRequest, match=r"by name, got None; \(\) is all of them"):
+            optimizer.pull(parameters=None)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ transport of its own in its place.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from optd_wire.errors import InvalidRequest
@@ -83,6 +83,8 @@ Names = Sequence[str] | str
 
 def names_of(given: Names) -> tuple[str, ...]:
     """Names as callers give them: several, or one by itself. Raises `InvalidRequest` for what is no name."""
+    if not isinstance(given, Iterable):
+        raise InvalidRequest(problem=f"groups and parameters are pulled by name, got {given!r}; () is all of them")
     names = (given,) if isinstance(given, str) else tuple(given)
     for name in names:
         if not isinstance(name, str):
