@@ -181,7 +181,7 @@ class Registration:
             # fails, there is no encoded push yet that nobody would settle.
             self.session.find_out()
         if not wire.exact and self.session.shared_memory is not None:
-            problem = f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'"
+            problem = f"lane 'shm' carries numbers unchanged; encoding {wire.name!r} is for lane 'grpc'"
             raise InvalidRequest(problem=problem)
         return wire
 

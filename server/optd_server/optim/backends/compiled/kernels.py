@@ -41,7 +41,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _cut(state: Any, start: int, stop: int) -> Any:
-    """Slice every array of a tuple."""
+    """Slice every array of a tuple; a name for compiled code, which has the overload below in its place."""
     raise NotImplementedError
 
 
