@@ -103,8 +103,13 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
         case str():
             message.text = value
         case tuple():
-            message.numbers.numbers.extend(value)
-            message.numbers.SetInParent()
+            numbers = [entry for entry in value if entry is not None]
+            if len(numbers) == len(value):
+                message.numbers.numbers.extend(numbers)
+                message.numbers.SetInParent()
+            else:
+                for entry in value:
+                    _fill_option(message.values.values.add(), entry)
         case _:
             raise TypeError(f"no option can be {value!r}")
 
@@ -115,6 +120,9 @@ def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
             return None
         case "numbers":
             return tuple(message.numbers.numbers)
+        case "values":
+            # No tuple within a tuple: whoever sends one is told by the check of the option.
+            return tuple(_option_from_message(entry) for entry in message.values.values)  # type: ignore[misc]
         case arm:
             content: bool | int | float | str = getattr(message, arm)
             return content

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-OptionValue = bool | int | float | str | None | tuple[float, ...]
+OptionValue = bool | int | float | str | None | tuple[float | None, ...]
 Options = Mapping[str, OptionValue]
 
 WEIGHTS = "weights"
@@ -71,6 +71,7 @@ class JobSpec:
     defaults: Options
     groups: tuple[GroupSpec, ...]
     policy: Policy = field(default_factory=Async)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,23 @@ class GroupOptions:
     options: Options
     revision: int = 0
     since_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """The resolved options of a job as a whole, with the job's version at which they took effect."""
+
+    options: Options = field(default_factory=dict)
+    revision: int = 0
+    since_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AverageInfo:
+    """An average of the weights that a job keeps, and how many versions have entered it."""
+
+    name: str
+    updates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +153,23 @@ class JobInfo:
     policy: Policy
     groups: tuple[GroupInfo, ...]
     version: JobVersion
+    options: JobOptions = field(default_factory=JobOptions)
+    averages: tuple[AverageInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSummary:
+    """What has become of the gradients of a job: counts, and the last NaN or infinity."""
+
+    nonfinite: int = 0
+    nonfinite_unix_ms: int = 0
+    nonfinite_version: int = 0
+    nonfinite_worker: str = ""
+    nonfinite_parameter: str = ""
+    skipped_steps: int = 0
+    clipped_steps: int = 0
+    norm: float = 0.0
+    accumulated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +189,7 @@ class JobSummary:
     planned_bytes: int
     created_unix_ms: int
     failure: str = ""
+    gradients: GradientSummary = field(default_factory=GradientSummary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,17 +274,27 @@ class PushHeader:
     updates: tuple[GroupUpdate, ...] = ()
     known_revision: int = 0
     shared: SharedGradient | None = None
+    weight: float | None = None
+    loss_scale: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What became of a push; `options` are there only where the caller's known revision was not the current one."""
+    """What became of a push; `options` are there only where the caller's known revision was not the current one.
+
+    `accumulated` pushes wait for their step, where that takes several; a step was `skipped` for a NaN; an `unfinished`
+    one wants loss and gradient at the new weights.
+    """
 
     version: JobVersion
     applied_version: int
     staleness: int
     repeat: bool
     options: tuple[GroupOptions, ...] = ()
+    accumulated: int = 0
+    skipped: bool = False
+    unfinished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +316,19 @@ class PullResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StateShape:
+    """The shape of one parameter's state, where it is not the parameter's own."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StateEntries:
-    """Which parameters of a group have the state `field`, in the order of the group's list."""
+    """Which parameters of a group have the state `field`, in the order of the group's list, and in which shapes."""
 
     field: str
     present: tuple[bool, ...]
+    shapes: tuple[StateShape, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +346,7 @@ class ReadStateResult:
 
     version: JobVersion
     groups: tuple[GroupState, ...]
+    averages: tuple[AverageInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,17 +357,20 @@ class WriteStateHeader:
     worker: str
     epoch: int
     groups: tuple[GroupState, ...]
+    averages: tuple[AverageInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class OptionInfo:
-    """One option as its algorithm declares it."""
+    """One option as it is declared."""
 
     name: str
     kind: str
     default_value: OptionValue
     range: str
     doc: str
+    nullable: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +382,8 @@ class AlgorithmInfo:
     options: tuple[OptionInfo, ...]
     state: tuple[str, ...]
     rules: tuple[str, ...]
+    doc: str = ""
+    needs_closure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +397,7 @@ class GroupSummary:
     dtypes: tuple[str, ...]
     min_steps: int
     max_steps: int
+    effective: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.offload import Offload
 from optd_server.engine.plan import Memory
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.registry import BackendUnavailable, choose
-from optd_server.optim.registry import ALGORITHMS
 from optd_server.rpc.handover import Handover, remove_dead
 from optd_server.rpc.security import secure
 from optd_server.rpc.server import Server, expire_leases

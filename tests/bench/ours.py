@@ -15,9 +15,9 @@ from bench.sizes import Shapes, arrays, joined, single
 from optd.local import LocalServer
 from optd.session import LaneName
 from optd_server.optim import option
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.registry import BackendUnavailable, choose
-from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
 from optd_server.store.memory import Region
 

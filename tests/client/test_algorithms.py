@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import optd
-from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.algorithms.registry import ALGORITHMS
 
 CLASSES = {"sgd": optd.SGD, "adam": optd.Adam, "adamw": optd.AdamW}
 HERE = {"self", "params", "where"}

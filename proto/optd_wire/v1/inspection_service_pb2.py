@@ -29,13 +29,15 @@ from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 from optd_wire.v1 import worker_service_pb2 as optd_dot_v1_dot_worker__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optd/v1/inspection_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x19optd/v1/job_service.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\x1a\x1coptd/v1/worker_service.proto\"\x18\n\x16GetServerStatusRequest\"\x93\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cmax_requests\x18\x02 \x01(\r\x12\"\n\x1amax_streams_per_connection\x18\x03 \x01(\r\x12\x18\n\x10max_memory_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12max_inflight_bytes\x18\x05 \x01(\x04\"\xa0\x02\n\x17GetServerStatusResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x11\n\tuptime_ms\x18\x02 \x01(\x04\x12\x0f\n\x07serving\x18\x03 \x01(\t\x12\x0c\n\x04jobs\x18\x04 \x01(\r\x12\x0f\n\x07workers\x18\x05 \x01(\r\x12\x10\n\x08requests\x18\x06 \x01(\r\x12\x15\n\rplanned_bytes\x18\x07 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x1f\n\x06limits\x18\t \x01(\x0b\x32\x0f.optd.v1.Limits\x12\x16\n\x0e\x61uthentication\x18\n \x01(\t\x12\x0b\n\x03tls\x18\x0b \x01(\x08\x12\x0f\n\x07kernels\x18\x0c \x01(\t\x12\x12\n\ndurability\x18\r \x01(\t\"\x17\n\x15ListAlgorithmsRequest\"D\n\x16ListAlgorithmsResponse\x12*\n\nalgorithms\x18\x01 \x03(\x0b\x32\x16.optd.v1.AlgorithmInfo\" \n\x11ListGroupsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xb1\x01\n\x0cGroupSummary\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x10\n\x08\x65lements\x18\x04 \x01(\x04\x12\x1e\n\x06\x64types\x18\x05 \x03(\x0e\x32\x0e.optd.v1.Dtype\x12\x11\n\tmin_steps\x18\x06 \x01(\x04\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\"a\n\x12ListGroupsResponse\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"f\n\x13InspectGroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x12\n\nstatistics\x18\x04 \x01(\x08\x12\x0c\n\x04\x62ins\x18\x05 \x01(\r\"\xb3\x01\n\nStatistics\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\r\n\x05zeros\x18\x02 \x01(\x04\x12\x11\n\tnonfinite\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0c\n\x04mean\x18\x06 \x01(\x01\x12\x0b\n\x03std\x18\x07 \x01(\x01\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x17\n\x0fhistogram_edges\x18\t \x03(\x01\x12\x18\n\x10histogram_counts\x18\n \x03(\x04\"I\n\x0f\x46ieldStatistics\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\'\n\nstatistics\x18\x02 \x01(\x0b\x32\x13.optd.v1.Statistics\"u\n\x0fParameterReport\x12)\n\tparameter\x18\x01 \x01(\x0b\x32\x16.optd.v1.ParameterInfo\x12\r\n\x05steps\x18\x02 \x01(\x04\x12(\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x18.optd.v1.FieldStatistics\"\x90\x01\n\x14InspectGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12,\n\nparameters\x18\x03 \x03(\x0b\x32\x18.optd.v1.ParameterReport\"$\n\x15ListRejectionsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"^\n\tRejection\x12\x0f\n\x07unix_ms\x18\x01 \x01(\x03\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\xa8\x01\n\x16ListRejectionsResponse\x12;\n\x06\x63ounts\x18\x01 \x03(\x0b\x32+.optd.v1.ListRejectionsResponse.CountsEntry\x12\"\n\x06recent\x18\x02 \x03(\x0b\x32\x12.optd.v1.Rejection\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"3\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"\x92\x01\n\x10WatchJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobSummary\x12%\n\x06groups\x18\x02 \x03(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07workers\x18\x03 \x03(\x0b\x32\x13.optd.v1.WorkerInfo\x12\x0f\n\x07unix_ms\x18\x04 \x01(\x03\x32\xe8\x03\n\x11InspectionService\x12T\n\x0fGetServerStatus\x12\x1f.optd.v1.GetServerStatusRequest\x1a .optd.v1.GetServerStatusResponse\x12Q\n\x0eListAlgorithms\x12\x1e.optd.v1.ListAlgorithmsRequest\x1a\x1f.optd.v1.ListAlgorithmsResponse\x12\x45\n\nListGroups\x12\x1a.optd.v1.ListGroupsRequest\x1a\x1b.optd.v1.ListGroupsResponse\x12M\n\x0cInspectGroup\x12\x1c.optd.v1.InspectGroupRequest\x1a\x1d.optd.v1.InspectGroupResponse0\x01\x12Q\n\x0eListRejections\x12\x1e.optd.v1.ListRejectionsRequest\x1a\x1f.optd.v1.ListRejectionsResponse\x12\x41\n\x08WatchJob\x12\x18.optd.v1.WatchJobRequest\x1a\x19.optd.v1.WatchJobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n optd/v1/inspection_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x19optd/v1/job_service.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\x1a\x1coptd/v1/worker_service.proto\"\x18\n\x16GetServerStatusRequest\"\x93\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cmax_requests\x18\x02 \x01(\r\x12\"\n\x1amax_streams_per_connection\x18\x03 \x01(\r\x12\x18\n\x10max_memory_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12max_inflight_bytes\x18\x05 \x01(\x04\"\xa0\x02\n\x17GetServerStatusResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x11\n\tuptime_ms\x18\x02 \x01(\x04\x12\x0f\n\x07serving\x18\x03 \x01(\t\x12\x0c\n\x04jobs\x18\x04 \x01(\r\x12\x0f\n\x07workers\x18\x05 \x01(\r\x12\x10\n\x08requests\x18\x06 \x01(\r\x12\x15\n\rplanned_bytes\x18\x07 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x04\x12\x1f\n\x06limits\x18\t \x01(\x0b\x32\x0f.optd.v1.Limits\x12\x16\n\x0e\x61uthentication\x18\n \x01(\t\x12\x0b\n\x03tls\x18\x0b \x01(\x08\x12\x0f\n\x07kernels\x18\x0c \x01(\t\x12\x12\n\ndurability\x18\r \x01(\t\"\x17\n\x15ListAlgorithmsRequest\"\x9a\x01\n\x16ListAlgorithmsResponse\x12*\n\nalgorithms\x18\x01 \x03(\x0b\x32\x16.optd.v1.AlgorithmInfo\x12*\n\rgroup_options\x18\x02 \x03(\x0b\x32\x13.optd.v1.OptionInfo\x12(\n\x0bjob_options\x18\x03 \x03(\x0b\x32\x13.optd.v1.OptionInfo\" \n\x11ListGroupsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xb2\x02\n\x0cGroupSummary\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x10\n\x08\x65lements\x18\x04 \x01(\x04\x12\x1e\n\x06\x64types\x18\x05 \x03(\x0e\x32\x0e.optd.v1.Dtype\x12\x11\n\tmin_steps\x18\x06 \x01(\x04\x12\x11\n\tmax_steps\x18\x07 \x01(\x04\x12\x37\n\teffective\x18\x08 \x03(\x0b\x32$.optd.v1.GroupSummary.EffectiveEntry\x1a\x46\n\x0e\x45\x66\x66\x65\x63tiveEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"a\n\x12ListGroupsResponse\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"f\n\x13InspectGroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x12\n\nstatistics\x18\x04 \x01(\x08\x12\x0c\n\x04\x62ins\x18\x05 \x01(\r\"\xb3\x01\n\nStatistics\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\x12\r\n\x05zeros\x18\x02 \x01(\x04\x12\x11\n\tnonfinite\x18\x03 \x01(\x04\x12\x0b\n\x03min\x18\x04 \x01(\x01\x12\x0b\n\x03max\x18\x05 \x01(\x01\x12\x0c\n\x04mean\x18\x06 \x01(\x01\x12\x0b\n\x03std\x18\x07 \x01(\x01\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x17\n\x0fhistogram_edges\x18\t \x03(\x01\x12\x18\n\x10histogram_counts\x18\n \x03(\x04\"I\n\x0f\x46ieldStatistics\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\'\n\nstatistics\x18\x02 \x01(\x0b\x32\x13.optd.v1.Statistics\"u\n\x0fParameterReport\x12)\n\tparameter\x18\x01 \x01(\x0b\x32\x16.optd.v1.ParameterInfo\x12\r\n\x05steps\x18\x02 \x01(\x04\x12(\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x18.optd.v1.FieldStatistics\"\x90\x01\n\x14InspectGroupResponse\x12$\n\x05group\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12,\n\nparameters\x18\x03 \x03(\x0b\x32\x18.optd.v1.ParameterReport\"$\n\x15ListRejectionsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"^\n\tRejection\x12\x0f\n\x07unix_ms\x18\x01 \x01(\x03\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\xa8\x01\n\x16ListRejectionsResponse\x12;\n\x06\x63ounts\x18\x01 \x03(\x0b\x32+.optd.v1.ListRejectionsResponse.CountsEntry\x12\"\n\x06recent\x18\x02 \x03(\x0b\x32\x12.optd.v1.Rejection\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"3\n\x0fWatchJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"\x92\x01\n\x10WatchJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobSummary\x12%\n\x06groups\x18\x02 \x03(\x0b\x32\x15.optd.v1.GroupSummary\x12$\n\x07workers\x18\x03 \x03(\x0b\x32\x13.optd.v1.WorkerInfo\x12\x0f\n\x07unix_ms\x18\x04 \x01(\x03\x32\xe8\x03\n\x11InspectionService\x12T\n\x0fGetServerStatus\x12\x1f.optd.v1.GetServerStatusRequest\x1a .optd.v1.GetServerStatusResponse\x12Q\n\x0eListAlgorithms\x12\x1e.optd.v1.ListAlgorithmsRequest\x1a\x1f.optd.v1.ListAlgorithmsResponse\x12\x45\n\nListGroups\x12\x1a.optd.v1.ListGroupsRequest\x1a\x1b.optd.v1.ListGroupsResponse\x12M\n\x0cInspectGroup\x12\x1c.optd.v1.InspectGroupRequest\x1a\x1d.optd.v1.InspectGroupResponse0\x01\x12Q\n\x0eListRejections\x12\x1e.optd.v1.ListRejectionsRequest\x1a\x1f.optd.v1.ListRejectionsResponse\x12\x41\n\x08WatchJob\x12\x18.optd.v1.WatchJobRequest\x1a\x19.optd.v1.WatchJobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optd.v1.inspection_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GROUPSUMMARY_EFFECTIVEENTRY']._loaded_options = None
+  _globals['_GROUPSUMMARY_EFFECTIVEENTRY']._serialized_options = b'8\001'
   _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._loaded_options = None
   _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._serialized_options = b'8\001'
   _globals['_GETSERVERSTATUSREQUEST']._serialized_start=165
@@ -46,36 +48,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERSTATUSRESPONSE']._serialized_end=630
   _globals['_LISTALGORITHMSREQUEST']._serialized_start=632
   _globals['_LISTALGORITHMSREQUEST']._serialized_end=655
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=657
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=725
-  _globals['_LISTGROUPSREQUEST']._serialized_start=727
-  _globals['_LISTGROUPSREQUEST']._serialized_end=759
-  _globals['_GROUPSUMMARY']._serialized_start=762
-  _globals['_GROUPSUMMARY']._serialized_end=939
-  _globals['_LISTGROUPSRESPONSE']._serialized_start=941
-  _globals['_LISTGROUPSRESPONSE']._serialized_end=1038
-  _globals['_INSPECTGROUPREQUEST']._serialized_start=1040
-  _globals['_INSPECTGROUPREQUEST']._serialized_end=1142
-  _globals['_STATISTICS']._serialized_start=1145
-  _globals['_STATISTICS']._serialized_end=1324
-  _globals['_FIELDSTATISTICS']._serialized_start=1326
-  _globals['_FIELDSTATISTICS']._serialized_end=1399
-  _globals['_PARAMETERREPORT']._serialized_start=1401
-  _globals['_PARAMETERREPORT']._serialized_end=1518
-  _globals['_INSPECTGROUPRESPONSE']._serialized_start=1521
-  _globals['_INSPECTGROUPRESPONSE']._serialized_end=1665
-  _globals['_LISTREJECTIONSREQUEST']._serialized_start=1667
-  _globals['_LISTREJECTIONSREQUEST']._serialized_end=1703
-  _globals['_REJECTION']._serialized_start=1705
-  _globals['_REJECTION']._serialized_end=1799
-  _globals['_LISTREJECTIONSRESPONSE']._serialized_start=1802
-  _globals['_LISTREJECTIONSRESPONSE']._serialized_end=1970
-  _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._serialized_start=1925
-  _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._serialized_end=1970
-  _globals['_WATCHJOBREQUEST']._serialized_start=1972
-  _globals['_WATCHJOBREQUEST']._serialized_end=2023
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2026
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2172
-  _globals['_INSPECTIONSERVICE']._serialized_start=2175
-  _globals['_INSPECTIONSERVICE']._serialized_end=2663
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=658
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=812
+  _globals['_LISTGROUPSREQUEST']._serialized_start=814
+  _globals['_LISTGROUPSREQUEST']._serialized_end=846
+  _globals['_GROUPSUMMARY']._serialized_start=849
+  _globals['_GROUPSUMMARY']._serialized_end=1155
+  _globals['_GROUPSUMMARY_EFFECTIVEENTRY']._serialized_start=1085
+  _globals['_GROUPSUMMARY_EFFECTIVEENTRY']._serialized_end=1155
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=1157
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1254
+  _globals['_INSPECTGROUPREQUEST']._serialized_start=1256
+  _globals['_INSPECTGROUPREQUEST']._serialized_end=1358
+  _globals['_STATISTICS']._serialized_start=1361
+  _globals['_STATISTICS']._serialized_end=1540
+  _globals['_FIELDSTATISTICS']._serialized_start=1542
+  _globals['_FIELDSTATISTICS']._serialized_end=1615
+  _globals['_PARAMETERREPORT']._serialized_start=1617
+  _globals['_PARAMETERREPORT']._serialized_end=1734
+  _globals['_INSPECTGROUPRESPONSE']._serialized_start=1737
+  _globals['_INSPECTGROUPRESPONSE']._serialized_end=1881
+  _globals['_LISTREJECTIONSREQUEST']._serialized_start=1883
+  _globals['_LISTREJECTIONSREQUEST']._serialized_end=1919
+  _globals['_REJECTION']._serialized_start=1921
+  _globals['_REJECTION']._serialized_end=2015
+  _globals['_LISTREJECTIONSRESPONSE']._serialized_start=2018
+  _globals['_LISTREJECTIONSRESPONSE']._serialized_end=2186
+  _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._serialized_start=2141
+  _globals['_LISTREJECTIONSRESPONSE_COUNTSENTRY']._serialized_end=2186
+  _globals['_WATCHJOBREQUEST']._serialized_start=2188
+  _globals['_WATCHJOBREQUEST']._serialized_end=2239
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2242
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2388
+  _globals['_INSPECTIONSERVICE']._serialized_start=2391
+  _globals['_INSPECTIONSERVICE']._serialized_end=2879
 # @@protoc_insertion_point(module_scope)

@@ -64,10 +64,14 @@ class ListAlgorithmsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListAlgorithmsResponse(_message.Message):
-    __slots__ = ("algorithms",)
+    __slots__ = ("algorithms", "group_options", "job_options")
     ALGORITHMS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    JOB_OPTIONS_FIELD_NUMBER: _ClassVar[int]
     algorithms: _containers.RepeatedCompositeFieldContainer[_option_pb2.AlgorithmInfo]
-    def __init__(self, algorithms: _Optional[_Iterable[_Union[_option_pb2.AlgorithmInfo, _Mapping]]] = ...) -> None: ...
+    group_options: _containers.RepeatedCompositeFieldContainer[_option_pb2.OptionInfo]
+    job_options: _containers.RepeatedCompositeFieldContainer[_option_pb2.OptionInfo]
+    def __init__(self, algorithms: _Optional[_Iterable[_Union[_option_pb2.AlgorithmInfo, _Mapping]]] = ..., group_options: _Optional[_Iterable[_Union[_option_pb2.OptionInfo, _Mapping]]] = ..., job_options: _Optional[_Iterable[_Union[_option_pb2.OptionInfo, _Mapping]]] = ...) -> None: ...
 
 class ListGroupsRequest(_message.Message):
     __slots__ = ("job",)
@@ -76,7 +80,14 @@ class ListGroupsRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ...) -> None: ...
 
 class GroupSummary(_message.Message):
-    __slots__ = ("index", "options", "parameters", "elements", "dtypes", "min_steps", "max_steps")
+    __slots__ = ("index", "options", "parameters", "elements", "dtypes", "min_steps", "max_steps", "effective")
+    class EffectiveEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _option_pb2.OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ...) -> None: ...
     INDEX_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +95,7 @@ class GroupSummary(_message.Message):
     DTYPES_FIELD_NUMBER: _ClassVar[int]
     MIN_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
     index: int
     options: _option_pb2.GroupOptions
     parameters: int
@@ -91,7 +103,8 @@ class GroupSummary(_message.Message):
     dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.Dtype]
     min_steps: int
     max_steps: int
-    def __init__(self, index: _Optional[int] = ..., options: _Optional[_Union[_option_pb2.GroupOptions, _Mapping]] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., min_steps: _Optional[int] = ..., max_steps: _Optional[int] = ...) -> None: ...
+    effective: _containers.MessageMap[str, _option_pb2.OptionValue]
+    def __init__(self, index: _Optional[int] = ..., options: _Optional[_Union[_option_pb2.GroupOptions, _Mapping]] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., min_steps: _Optional[int] = ..., max_steps: _Optional[int] = ..., effective: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
 
 class ListGroupsResponse(_message.Message):
     __slots__ = ("groups", "version")

@@ -53,8 +53,15 @@ class Policy(_message.Message):
     def __init__(self, sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., **kwargs) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "algorithm", "defaults", "groups", "policy")
+    __slots__ = ("name", "algorithm", "defaults", "groups", "policy", "options")
     class DefaultsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _option_pb2.OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ...) -> None: ...
+    class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -66,12 +73,14 @@ class JobSpec(_message.Message):
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     defaults: _containers.MessageMap[str, _option_pb2.OptionValue]
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
     policy: Policy
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
+    options: _containers.MessageMap[str, _option_pb2.OptionValue]
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
 
 class JobVersion(_message.Message):
     __slots__ = ("version", "durable_version", "revision")
@@ -105,8 +114,16 @@ class GroupInfo(_message.Message):
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterInfo]
     def __init__(self, index: _Optional[int] = ..., options: _Optional[_Union[_option_pb2.GroupOptions, _Mapping]] = ..., parameters: _Optional[_Iterable[_Union[ParameterInfo, _Mapping]]] = ...) -> None: ...
 
+class AverageInfo(_message.Message):
+    __slots__ = ("name", "updates")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    updates: int
+    def __init__(self, name: _Optional[str] = ..., updates: _Optional[int] = ...) -> None: ...
+
 class JobInfo(_message.Message):
-    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version")
+    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version", "options", "averages")
     class DefaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,10 +137,14 @@ class JobInfo(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    AVERAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     defaults: _containers.MessageMap[str, _option_pb2.OptionValue]
     policy: Policy
     groups: _containers.RepeatedCompositeFieldContainer[GroupInfo]
     version: JobVersion
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ...) -> None: ...
+    options: _option_pb2.JobOptions
+    averages: _containers.RepeatedCompositeFieldContainer[AverageInfo]
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[AverageInfo, _Mapping]]] = ...) -> None: ...

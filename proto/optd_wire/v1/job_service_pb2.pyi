@@ -41,8 +41,30 @@ class ListJobsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class GradientSummary(_message.Message):
+    __slots__ = ("nonfinite", "nonfinite_unix_ms", "nonfinite_version", "nonfinite_worker", "nonfinite_parameter", "skipped_steps", "clipped_steps", "norm", "accumulated")
+    NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_WORKER_FIELD_NUMBER: _ClassVar[int]
+    NONFINITE_PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    CLIPPED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    ACCUMULATED_FIELD_NUMBER: _ClassVar[int]
+    nonfinite: int
+    nonfinite_unix_ms: int
+    nonfinite_version: int
+    nonfinite_worker: str
+    nonfinite_parameter: str
+    skipped_steps: int
+    clipped_steps: int
+    norm: float
+    accumulated: int
+    def __init__(self, nonfinite: _Optional[int] = ..., nonfinite_unix_ms: _Optional[int] = ..., nonfinite_version: _Optional[int] = ..., nonfinite_worker: _Optional[str] = ..., nonfinite_parameter: _Optional[str] = ..., skipped_steps: _Optional[int] = ..., clipped_steps: _Optional[int] = ..., norm: _Optional[float] = ..., accumulated: _Optional[int] = ...) -> None: ...
+
 class JobSummary(_message.Message):
-    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms", "failure")
+    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms", "failure", "gradients")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +78,7 @@ class JobSummary(_message.Message):
     PLANNED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     policy: _job_pb2.Policy
@@ -69,7 +92,8 @@ class JobSummary(_message.Message):
     planned_bytes: int
     created_unix_ms: int
     failure: str
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
+    gradients: GradientSummary
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., failure: _Optional[str] = ..., gradients: _Optional[_Union[GradientSummary, _Mapping]] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs",)
@@ -126,3 +150,28 @@ class UpdateGroupResponse(_message.Message):
     options: _option_pb2.GroupOptions
     version: _job_pb2.JobVersion
     def __init__(self, options: _Optional[_Union[_option_pb2.GroupOptions, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+
+class UpdateJobRequest(_message.Message):
+    __slots__ = ("job", "options", "expected_revision")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _option_pb2.OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ...) -> None: ...
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    options: _containers.MessageMap[str, _option_pb2.OptionValue]
+    expected_revision: int
+    def __init__(self, job: _Optional[str] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., expected_revision: _Optional[int] = ...) -> None: ...
+
+class UpdateJobResponse(_message.Message):
+    __slots__ = ("options", "version")
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    options: _option_pb2.JobOptions
+    version: _job_pb2.JobVersion
+    def __init__(self, options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...

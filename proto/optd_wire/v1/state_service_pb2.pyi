@@ -21,12 +21,20 @@ class ReadStateRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., fields: _Optional[_Iterable[str]] = ..., group: _Optional[str] = ..., parameter: _Optional[str] = ...) -> None: ...
 
 class StateEntries(_message.Message):
-    __slots__ = ("field", "present")
+    __slots__ = ("field", "present", "shapes")
     FIELD_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
     field: str
     present: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, field: _Optional[str] = ..., present: _Optional[_Iterable[bool]] = ...) -> None: ...
+    shapes: _containers.RepeatedCompositeFieldContainer[StateShape]
+    def __init__(self, field: _Optional[str] = ..., present: _Optional[_Iterable[bool]] = ..., shapes: _Optional[_Iterable[_Union[StateShape, _Mapping]]] = ...) -> None: ...
+
+class StateShape(_message.Message):
+    __slots__ = ("sizes",)
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GroupState(_message.Message):
     __slots__ = ("group", "steps", "entries")
@@ -39,12 +47,14 @@ class GroupState(_message.Message):
     def __init__(self, group: _Optional[int] = ..., steps: _Optional[_Iterable[int]] = ..., entries: _Optional[_Iterable[_Union[StateEntries, _Mapping]]] = ...) -> None: ...
 
 class ReadStateResult(_message.Message):
-    __slots__ = ("version", "groups")
+    __slots__ = ("version", "groups", "averages")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    AVERAGES_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     groups: _containers.RepeatedCompositeFieldContainer[GroupState]
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ...) -> None: ...
+    averages: _containers.RepeatedCompositeFieldContainer[_job_pb2.AverageInfo]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ...) -> None: ...
 
 class ReadStateResponse(_message.Message):
     __slots__ = ("result", "frames")
@@ -55,16 +65,18 @@ class ReadStateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ReadStateResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "groups")
+    __slots__ = ("job", "worker", "epoch", "groups", "averages")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    AVERAGES_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
     groups: _containers.RepeatedCompositeFieldContainer[GroupState]
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ...) -> None: ...
+    averages: _containers.RepeatedCompositeFieldContainer[_job_pb2.AverageInfo]
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ...) -> None: ...
 
 class WriteStateRequest(_message.Message):
     __slots__ = ("header", "last", "frames")

@@ -47,6 +47,22 @@ class Frame(_message.Message):
     payload: bytes
     def __init__(self, group: _Optional[int] = ..., offset: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., field: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
+class RowFrame(_message.Message):
+    __slots__ = ("group", "parameter", "count", "encoding", "ids", "payload")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    parameter: int
+    count: int
+    encoding: Encoding
+    ids: bytes
+    payload: bytes
+    def __init__(self, group: _Optional[int] = ..., parameter: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., ids: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
 class FlatRange(_message.Message):
     __slots__ = ("group", "offset", "count")
     GROUP_FIELD_NUMBER: _ClassVar[int]

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared")
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,9 @@ class PushHeader(_message.Message):
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -27,7 +30,10 @@ class PushHeader(_message.Message):
     updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
     known_revision: int
     shared: SharedGradient
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ...) -> None: ...
+    weight: float
+    loss_scale: float
+    loss: float
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class SharedGradient(_message.Message):
     __slots__ = ("whole", "ranges")
@@ -58,28 +64,36 @@ class SharedWeights(_message.Message):
     def __init__(self, regions: _Optional[_Iterable[int]] = ..., in_place: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
-    __slots__ = ("version", "applied_version", "staleness", "repeat", "options")
+    __slots__ = ("version", "applied_version", "staleness", "repeat", "options", "accumulated", "skipped", "unfinished")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     APPLIED_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     REPEAT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    ACCUMULATED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    UNFINISHED_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     applied_version: int
     staleness: int
     repeat: bool
     options: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupOptions]
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ...) -> None: ...
+    accumulated: int
+    skipped: bool
+    unfinished: bool
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., accumulated: _Optional[int] = ..., skipped: bool = ..., unfinished: bool = ...) -> None: ...
 
 class PushRequest(_message.Message):
-    __slots__ = ("header", "last", "frames")
+    __slots__ = ("header", "last", "rows", "frames")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     last: bool
+    rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class PushResponse(_message.Message):
     __slots__ = ("result",)
@@ -88,7 +102,7 @@ class PushResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[PushResult, _Mapping]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision", "delivery", "groups", "parameters")
+    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision", "delivery", "groups", "parameters", "weights")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +111,7 @@ class PullRequest(_message.Message):
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -105,7 +120,8 @@ class PullRequest(_message.Message):
     delivery: Delivery
     groups: _containers.RepeatedScalarFieldContainer[str]
     parameters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ...) -> None: ...
+    weights: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class PullResult(_message.Message):
     __slots__ = ("version", "not_modified", "options", "shared")
@@ -138,18 +154,20 @@ class Release(_message.Message):
     def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("header", "last", "delivery", "release", "frames")
+    __slots__ = ("header", "last", "delivery", "release", "rows", "frames")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     header: PushHeader
     last: bool
     delivery: Delivery
     release: Release
+    rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("pushed", "pulled", "last", "frames")
@@ -162,3 +180,27 @@ class StepResponse(_message.Message):
     last: bool
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
     def __init__(self, pushed: _Optional[_Union[PushResult, _Mapping]] = ..., pulled: _Optional[_Union[PullResult, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+
+class PullRowsRequest(_message.Message):
+    __slots__ = ("job", "group", "parameter", "ids", "encoding", "weights")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    group: str
+    parameter: str
+    ids: bytes
+    encoding: _tensor_pb2.Encoding
+    weights: str
+    def __init__(self, job: _Optional[str] = ..., group: _Optional[str] = ..., parameter: _Optional[str] = ..., ids: _Optional[bytes] = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., weights: _Optional[str] = ...) -> None: ...
+
+class PullRowsResponse(_message.Message):
+    __slots__ = ("version", "rows")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    version: _job_pb2.JobVersion
+    rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ...) -> None: ...

@@ -1,7 +1,15 @@
 """Options against the schema that their algorithm declares."""
 
-from optd_server.optim import option, registry
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithms import registry
+from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.job_options import JOB
+from optd_server.optim.option import Declaration, Option, Rule
 from optd_wire.errors import InvalidOption, OptionOutOfRange, UnknownAlgorithm, UnknownOption
 from optd_wire.values import AlgorithmInfo, OptionInfo, Options
 
@@ -16,27 +24,51 @@ def find_algorithm(name: str) -> Algorithm:
     return algorithm
 
 
+@dataclass(frozen=True)
+class Schema:
+    """What the groups of an algorithm can be told: its own options, and those that every group has."""
+
+    name: str
+    options: tuple[Option, ...]
+    rules: tuple[Rule, ...]
+
+
+@cache
+def schema_of(algorithm: Algorithm) -> Schema:
+    """The options of groups of an algorithm."""
+    return Schema(algorithm.name, (*algorithm.options, *GROUP_OPTIONS), algorithm.rules)
+
+
 def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
-    """All options of the algorithm: its defaults, overridden by each layer in turn.
+    """All options of a group: the defaults, overridden by each layer in turn.
 
     Raises `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
     """
+    return _resolve(schema_of(algorithm), layers)
+
+
+def resolve_job_options(*layers: Options) -> Options:
+    """All options of a job as a whole; raises as `resolve_options` does."""
+    return _resolve(JOB, layers)
+
+
+def _resolve(declared: Declaration, layers: Iterable[Options]) -> Options:
     given: dict[str, object] = {}
     for layer in layers:
         given.update(layer)
-    stray = option.unknown(algorithm.options, given)
+    stray = option.unknown(declared.options, given)
     if stray is not None:
         name, nearest = stray
-        names = ", ".join(declared.name for declared in algorithm.options)
+        names = ", ".join(each.name for each in declared.options)
         advice = f"did you mean {nearest!r}? The" if nearest else "the"
-        raise UnknownOption(algorithm=algorithm.name, option=name, advice=advice, options=names)
-    violation = option.check(algorithm, given)
+        raise UnknownOption(algorithm=declared.name, option=name, advice=advice, options=names)
+    violation = option.check(declared, given)
     if violation is not None:
         in_range = violation.bound[0] in "[("
         raise (OptionOutOfRange if in_range else InvalidOption)(
-            algorithm=algorithm.name, option=violation.option, bound=violation.bound, value=violation.value
+            algorithm=declared.name, option=violation.option, bound=violation.bound, value=violation.value
         )
-    return option.resolve(algorithm.options, given)
+    return option.resolve(declared.options, given)
 
 
 def describe_algorithms() -> tuple[AlgorithmInfo, ...]:
@@ -44,20 +76,34 @@ def describe_algorithms() -> tuple[AlgorithmInfo, ...]:
     return tuple(_describe(algorithm) for algorithm in registry.ALGORITHMS.values())
 
 
+def describe_group_options() -> tuple[OptionInfo, ...]:
+    """The options that every group has besides those of its algorithm."""
+    return tuple(map(_describe_option, GROUP_OPTIONS))
+
+
+def describe_job_options() -> tuple[OptionInfo, ...]:
+    """The options of jobs as a whole."""
+    return tuple(map(_describe_option, JOB.options))
+
+
+def _describe_option(declared: Option) -> OptionInfo:
+    return OptionInfo(
+        name=declared.name,
+        kind=declared.kind,
+        default_value=declared.default,
+        range="" if declared.choices else declared.range_text,
+        doc=declared.doc,
+        nullable=declared.nullable,
+        choices=declared.choices,
+    )
+
+
 def _describe(algorithm: Algorithm) -> AlgorithmInfo:
     return AlgorithmInfo(
         name=algorithm.name,
         title=algorithm.title,
-        options=tuple(
-            OptionInfo(
-                name=declared.name,
-                kind=declared.kind,
-                default_value=declared.default,
-                range=declared.range_text if declared.kind != "bool" else "",
-                doc=declared.doc,
-            )
-            for declared in algorithm.options
-        ),
+        options=tuple(map(_describe_option, algorithm.options)),
         state=tuple(field.name for field in algorithm.state),
         rules=tuple(f"{rule.option} must be {rule.text}" for rule in algorithm.rules),
+        doc=algorithm.doc,
     )

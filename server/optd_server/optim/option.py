@@ -14,9 +14,9 @@ import numpy as np
 
 from optd_server.optim.spelling import nearest
 
-OptionValue: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+OptionValue: TypeAlias = bool | int | float | str | tuple[float | None, ...] | None
 Options: TypeAlias = Mapping[str, OptionValue]
-Kind: TypeAlias = Literal["float", "bool", "floats"]
+Kind: TypeAlias = Literal["float", "int", "bool", "floats", "text"]
 
 # What other libraries call these options.
 _SYNONYMS = {
@@ -42,23 +42,18 @@ _LONGEST_SHOWN = 64  # characters of a rejected value that an error repeats
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option: its name, kind, default and range. `None` as a bound is no bound; NaN and inf never fit."""
+class Range:
+    """Numbers from `low` to `high`. `None` as a bound is no bound; NaN and inf never fit."""
 
-    name: str
-    kind: Kind
-    default: OptionValue
     low: float | None = None
     high: float | None = None
     low_open: bool = False
     high_open: bool = False
-    length: int | None = None
-    """How many numbers a "floats" option holds; None is any number of them."""
-    doc: str = ""
+    nullable: bool = False
+    """Whether None fits, too."""
 
-    @property
-    def range_text(self) -> str:
-        """The range that every number of this option lies in, such as ``[0, 1)`` or ``[0, inf)``."""
+    def __str__(self) -> str:
+        """In interval notation: ``[0, 1)``."""
         left = "(-inf" if self.low is None else ("(" if self.low_open else "[") + _number_text(self.low)
         right = "inf)" if self.high is None else _number_text(self.high) + (")" if self.high_open else "]")
         return f"{left}, {right}"
@@ -70,6 +65,43 @@ class Option:
         above = self.low is None or (number > self.low if self.low_open else number >= self.low)
         below = self.high is None or (number < self.high if self.high_open else number <= self.high)
         return above and below
+
+
+ANY = Range()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its name, kind, default and range."""
+
+    name: str
+    kind: Kind
+    default: OptionValue
+    range: Range = ANY
+    """Of a "float" or "int" option, and of every number of a "floats" option that has no `entries`."""
+    entries: tuple[Range, ...] = ()
+    """The range of each number of a "floats" option, where these are a fixed number."""
+    nullable: bool = False
+    """Whether the whole option may be None."""
+    choices: tuple[str, ...] = ()
+    """The texts that a "text" option may be; empty: any."""
+    parse: Callable[[str], object] | None = None
+    """Of a "text" option: raises ValueError, with what it must be as its text, for one that is not well formed."""
+    doc: str = ""
+
+    @property
+    def range_text(self) -> str:
+        """The range of its numbers, or the choices, for people; empty where there is none."""
+        if self.kind in ("float", "int"):
+            return str(self.range)
+        if self.kind == "floats":
+            distinct = dict.fromkeys(str(each) for each in self.entries)
+            return (
+                str(self.range)
+                if not distinct
+                else " x ".join(distinct if len(distinct) == 1 else map(str, self.entries))
+            )
+        return ", ".join(self.choices)
 
 
 @dataclass(frozen=True)
@@ -93,7 +125,7 @@ class Violation:
     option: str
     """The option's name, with an index where one of several numbers is wrong: ``betas[0]``."""
     bound: str
-    """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``) or a rule's text."""
+    """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``), choices, or a rule's text."""
     value: str
 
     def __str__(self) -> str:
@@ -102,7 +134,11 @@ class Violation:
 
 
 class Declaration(Protocol):
-    """What `check` needs of an algorithm."""
+    """What `check` needs of an algorithm, or of whatever else has options."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     @property
     def options(self) -> Sequence[Option]:
@@ -162,8 +198,18 @@ def flag(options: Options, name: str) -> bool:
     return cast(bool, options[name])
 
 
+def integer(options: Options, name: str) -> int:
+    """Return an "int" option of resolved options."""
+    return cast(int, options[name])
+
+
+def text(options: Options, name: str) -> str | None:
+    """Return a "text" option of resolved options; None where it is nullable and not set."""
+    return cast("str | None", options[name])
+
+
 def floats(options: Options, name: str) -> tuple[float, ...]:
-    """Return a "floats" option of resolved options."""
+    """Return a "floats" option of resolved options, of which no entry may be None."""
     return cast(tuple[float, ...], options[name])
 
 
@@ -172,6 +218,8 @@ def _coerced(kind: Kind, value: object) -> OptionValue:
         return bool(value)
     if kind == "float" and _is_number(value):
         return _float(value)
+    if kind == "int" and _is_number(value) and _float(value).is_integer():
+        return int(cast(float, value))
     if kind == "floats" and _is_sequence(value):
         # Elements of a wrong kind stay, so that the report names the one that is wrong.
         elements = cast(Sequence[object], value)
@@ -195,22 +243,52 @@ def _float(value: object) -> float:
 
 
 def _violation(option: Option, value: OptionValue) -> Violation | None:
-    if option.kind == "bool":
-        fits = isinstance(value, bool)
-        return None if fits else Violation(option.name, "true or false", _value_text(value))
-    if option.kind == "float":
-        return _violation_of_number(option, option.name, value)
-    if not isinstance(value, tuple) or option.length not in (None, len(value)):
-        wanted = "numbers" if option.length is None else f"{option.length} numbers"
-        return Violation(option.name, wanted, _value_text(value))
-    found = (_violation_of_number(option, f"{option.name}[{i}]", x) for i, x in enumerate(value))
+    if value is None and option.nullable:
+        return None
+    match option.kind:
+        case "bool":
+            return None if isinstance(value, bool) else Violation(option.name, "true or false", _value_text(value))
+        case "text":
+            return _violation_of_text(option, value)
+        case "int" if not isinstance(value, int) or isinstance(value, bool):
+            return Violation(option.name, "a whole number", _value_text(value))
+        case "float" | "int":
+            return _violation_of_number(option.range, option.name, value)
+        case "floats":
+            return _violation_of_numbers(option, value)
+
+
+def _violation_of_text(option: Option, value: OptionValue) -> Violation | None:
+    if not isinstance(value, str):
+        return Violation(option.name, "a text", _value_text(value))
+    if option.choices and value not in option.choices:
+        return Violation(option.name, "one of " + ", ".join(map(repr, option.choices)), _value_text(value))
+    if option.parse is not None:
+        try:
+            option.parse(value)
+        except ValueError as problem:
+            return Violation(option.name, str(problem), _value_text(value))
+    return None
+
+
+def _violation_of_numbers(option: Option, value: OptionValue) -> Violation | None:
+    count = len(option.entries)
+    if not isinstance(value, tuple) or (count and count != len(value)):
+        return Violation(option.name, f"{count} numbers" if count else "numbers", _value_text(value))
+    ranges = option.entries or (option.range,) * len(value)
+    found = (
+        _violation_of_number(each, f"{option.name}[{i}]", entry)
+        for i, (each, entry) in enumerate(zip(ranges, value, strict=True))
+    )
     return next((violation for violation in found if violation is not None), None)
 
 
-def _violation_of_number(option: Option, name: str, value: OptionValue) -> Violation | None:
-    if not isinstance(value, float):
+def _violation_of_number(bounds: Range, name: str, value: OptionValue) -> Violation | None:
+    if value is None and bounds.nullable:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return Violation(name, "a number", _value_text(value))
-    return None if option.holds(value) else Violation(name, option.range_text, _value_text(value))
+    return None if bounds.holds(value) else Violation(name, str(bounds), _value_text(value))
 
 
 def _number_text(value: float) -> str:

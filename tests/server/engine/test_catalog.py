@@ -6,7 +6,7 @@ from tests.server.engine.conftest import settle
 
 from optd_server.engine import plan
 from optd_server.engine.policies.registry import rule_of
-from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out

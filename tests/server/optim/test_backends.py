@@ -17,10 +17,10 @@ from hypothesis.extra import numpy as hnp
 from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends import registry
 from optd_server.optim.backends.__main__ import main as compile_ahead
 from optd_server.optim.backends.compiled import backend as compiled
-from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
 
 EITHER = pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
@@ -145,7 +145,7 @@ ONE_KERNEL = """
 from optd_server.optim.backends.compiled import kernels
 from optd_server.optim.backends.compiled.backend import _stepper
 from optd_server.optim.backends.registry import choose
-from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.algorithms.registry import ALGORITHMS
 
 backend = choose("numba")
 sgd = ALGORITHMS["sgd"]

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from optd_server.optim.option import Option, Violation, check, resolve, unknown
-from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.optim.option import Option, Range, Violation, check, resolve, unknown
 
 NOT_NEGATIVE = "[0, inf)"
 BETA = "[0, 1)"
@@ -96,16 +96,17 @@ def test_a_long_value_is_cut_short() -> None:
 def test_every_declared_bound_is_kept(name) -> None:
     algorithm = ALGORITHMS[name]
     for option in algorithm.options:
-        for bound, opened, outward in (
-            (option.low, option.low_open, -math.inf),
-            (option.high, option.high_open, math.inf),
-        ):
-            if bound is not None:
-                assert option.holds(bound) != opened
-                assert not option.holds(math.nextafter(bound, outward))
-                assert option.holds(math.nextafter(bound, -outward))
-        for never in (math.nan, math.inf, -math.inf):
-            assert not option.holds(never)
+        for bounds in option.entries or (option.range,):
+            for bound, opened, outward in (
+                (bounds.low, bounds.low_open, -math.inf),
+                (bounds.high, bounds.high_open, math.inf),
+            ):
+                if bound is not None:
+                    assert bounds.holds(bound) != opened
+                    assert not bounds.holds(math.nextafter(bound, outward))
+                    assert bounds.holds(math.nextafter(bound, -outward))
+            for never in (math.nan, math.inf, -math.inf):
+                assert not bounds.holds(never)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def test_every_declared_bound_is_kept(name) -> None:
     ],
 )
 def test_a_range_reads_as_an_interval(bounds, text) -> None:
-    assert Option("x", "float", 0.0, **bounds).range_text == text
+    assert Option("x", "float", 0.0, Range(**bounds)).range_text == text
 
 
 def test_resolved_options_are_complete_ordered_and_plain() -> None:

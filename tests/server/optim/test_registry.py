@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from optd_server.optim import registry
-from optd_server.optim.sgd import SGD
+from optd_server.optim.algorithms import registry
+from optd_server.optim.algorithms.sgd import SGD
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))

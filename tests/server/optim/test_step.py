@@ -12,10 +12,10 @@ from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option, runs
 from optd_server.optim.algorithm import Algorithm, Block
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.backends.compiled import backend as compiled
-from optd_server.optim.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
 
 # A backend, and thresholds under which a few hundred elements take every path.
@@ -59,10 +59,15 @@ def option_values(declared: option.Option) -> st.SearchStrategy[Any]:
     """Mild values of a declared option, so that a new algorithm needs nothing here."""
     if declared.kind == "bool":
         return st.booleans()
-    mild = [x for x in (0.0, 0.1, 0.7, 0.9) if declared.holds(x)]
     if declared.kind == "floats":
-        return st.tuples(*[st.sampled_from(mild)] * (declared.length or 2))
-    return st.sampled_from([declared.default, *mild])
+        return st.tuples(*map(numbers, declared.entries))
+    if declared.kind == "text":
+        return st.sampled_from([declared.default, *declared.choices])
+    return st.just(declared.default) | numbers(declared.range)
+
+
+def numbers(bounds: option.Range) -> st.SearchStrategy[Any]:
+    return st.sampled_from([x for x in (0.0, 0.1, 0.7, 0.9, 1.0, 2.0) if bounds.holds(x)])
 
 
 @st.composite

@@ -17,7 +17,7 @@ from tests.server.optim.backends import BACKENDS, COMPILED
 
 from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm
-from optd_server.optim.registry import ALGORITHMS
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.step import SegmentState, apply
 
 

@@ -2,8 +2,8 @@
 
 import sys
 
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends import registry
-from optd_server.optim.registry import ALGORITHMS
 
 DTYPES = ("float32", "float64")
 

@@ -8,7 +8,7 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.inspection import MAX_BINS, inspect_group
 from optd_server.engine.job import Job
-from optd_server.engine.options import describe_algorithms
+from optd_server.engine.options import describe_algorithms, describe_group_options, describe_job_options
 from optd_wire.convert import to_message
 from optd_wire.errors import InvalidRequest, UnknownJob
 from optd_wire.v1 import inspection_service_pb2 as pb
@@ -35,7 +35,11 @@ class InspectionService:
 
     async def list_algorithms(self, request: pb.ListAlgorithmsRequest) -> Any:
         """Describes every algorithm."""
-        return pb.ListAlgorithmsResponse(algorithms=[to_message(info) for info in describe_algorithms()])
+        return pb.ListAlgorithmsResponse(
+            algorithms=map(to_message, describe_algorithms()),
+            group_options=map(to_message, describe_group_options()),
+            job_options=map(to_message, describe_job_options()),
+        )
 
     async def list_groups(self, request: pb.ListGroupsRequest) -> Any:
         """Lists the groups of a job."""

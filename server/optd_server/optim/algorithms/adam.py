@@ -11,7 +11,7 @@ import numpy as np
 
 from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
 from optd_server.optim.arithmetic import add, addcdiv, addcmul, lerp
-from optd_server.optim.option import Option, Options, flag, floats, number
+from optd_server.optim.option import Option, Options, Range, flag, floats, number
 
 
 class AdamCoefficients(NamedTuple):
@@ -108,18 +108,15 @@ def fused(
         out[i] = kept + exp_avg[i] * c.negative_step_size / denominator
 
 
-LR = Option("lr", "float", 1e-3, low=0, doc="learning rate")
+LR = Option("lr", "float", 1e-3, Range(low=0), doc="learning rate")
 BETAS = Option(
     "betas",
     "floats",
     (0.9, 0.999),
-    low=0,
-    high=1,
-    high_open=True,
-    length=2,
+    entries=(Range(low=0, high=1, high_open=True),) * 2,
     doc="decay of the running averages of the gradient and of its square",
 )
-EPS = Option("eps", "float", 1e-8, low=0, doc="added to the denominator, for numerical stability")
+EPS = Option("eps", "float", 1e-8, Range(low=0), doc="added to the denominator, for numerical stability")
 AMSGRAD = Option("amsgrad", "bool", False, doc="divide by the largest second moment so far (AMSGrad)")
 MAXIMIZE = Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it")
 
@@ -137,7 +134,7 @@ ADAM = Algorithm(
         LR,
         BETAS,
         EPS,
-        Option("weight_decay", "float", 0.0, low=0, doc="weight decay (L2 penalty, unless decoupled)"),
+        Option("weight_decay", "float", 0.0, Range(low=0), doc="weight decay (L2 penalty, unless decoupled)"),
         AMSGRAD,
         MAXIMIZE,
         Option("decoupled_weight_decay", "bool", False, doc="decay the weights themselves, as AdamW does"),

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from optd_server.optim import option, spelling
-from optd_server.optim.adam import ADAM
-from optd_server.optim.adamw import ADAMW
 from optd_server.optim.algorithm import Algorithm
-from optd_server.optim.sgd import SGD
+from optd_server.optim.algorithms.adam import ADAM
+from optd_server.optim.algorithms.adamw import ADAMW
+from optd_server.optim.algorithms.sgd import SGD
 
 
 def _by_name(*algorithms: Algorithm) -> Mapping[str, Algorithm]:

@@ -4,9 +4,9 @@ Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``,
 ``decoupled_weight_decay=True`` and another default.
 """
 
-from optd_server.optim.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, fused, update
 from optd_server.optim.algorithm import Algorithm
-from optd_server.optim.option import Option
+from optd_server.optim.algorithms.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, fused, update
+from optd_server.optim.option import Option, Range
 
 ADAMW = Algorithm(
     name="adamw",
@@ -16,7 +16,7 @@ ADAMW = Algorithm(
         LR,
         BETAS,
         EPS,
-        Option("weight_decay", "float", 1e-2, low=0, doc="weight decay (decoupled)"),
+        Option("weight_decay", "float", 1e-2, Range(low=0), doc="weight decay (decoupled)"),
         AMSGRAD,
         MAXIMIZE,
     ),

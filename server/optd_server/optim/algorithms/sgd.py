@@ -9,7 +9,7 @@ import numpy as np
 
 from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
 from optd_server.optim.arithmetic import add
-from optd_server.optim.option import Option, Options, Rule, flag, number
+from optd_server.optim.option import Option, Options, Range, Rule, flag, number
 
 
 class SgdCoefficients(NamedTuple):
@@ -106,10 +106,10 @@ SGD = Algorithm(
     title="SGD",
     doc="Stochastic gradient descent, optionally with momentum.",
     options=(
-        Option("lr", "float", 1e-3, low=0, doc="learning rate"),
-        Option("momentum", "float", 0.0, low=0, doc="momentum factor"),
+        Option("lr", "float", 1e-3, Range(low=0), doc="learning rate"),
+        Option("momentum", "float", 0.0, Range(low=0), doc="momentum factor"),
         Option("dampening", "float", 0.0, doc="dampening for momentum"),
-        Option("weight_decay", "float", 0.0, low=0, doc="weight decay (L2 penalty)"),
+        Option("weight_decay", "float", 0.0, Range(low=0), doc="weight decay (L2 penalty)"),
         Option("nesterov", "bool", False, doc="Nesterov momentum; needs momentum > 0 and no dampening"),
         Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it"),
     ),
