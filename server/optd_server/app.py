@@ -12,7 +12,6 @@ from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.offload import Offload
 from optd_server.engine.plan import Memory
-from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.registry import BackendUnavailable, choose
 from optd_server.rpc.handover import Handover, remove_dead
@@ -31,7 +30,6 @@ async def run(config: Config) -> None:
     _share_heaps()
     security = secure(config)
     offload = Offload(config.threads, _kernels(config))
-    offload.warm_up(ALGORITHMS.values())
     catalog = Catalog(
         memory=Memory(config.max_memory_bytes, config.max_message_bytes),
         offload=offload,

@@ -23,7 +23,6 @@ class Offload:
     def __init__(self, threads: int, kernels: Backend = BLOCKED) -> None:
         self.threads = threads
         self.kernels = kernels
-        self._closing = False
         self._arithmetic = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
         # Of its own, so that a pull never waits for a step.
         self._copying = ThreadPoolExecutor(max(2, threads), thread_name_prefix="copying")
@@ -50,17 +49,6 @@ class Offload:
 
         await asyncio.get_running_loop().run_in_executor(self._copying, work)
 
-    def warm_up(self, algorithms: Iterable[Algorithm]) -> None:
-        """Has the kernels of all algorithms made ready in a thread, for jobs to come; `close` does not wait for all."""
-
-        def work() -> None:
-            for algorithm in algorithms:
-                for dtype in DTYPES.values():
-                    if not self._closing:
-                        self.kernels.prepare(algorithm, dtype)
-
-        self._copying.submit(work)
-
     async def _run(self, pool: ThreadPoolExecutor, elements: int, work: Callable[[], T]) -> T:
         if elements <= INLINE_ELEMENTS:
             return work()
@@ -75,6 +63,5 @@ class Offload:
 
     def close(self) -> None:
         """Waits for what runs, and takes no more."""
-        self._closing = True
         self._arithmetic.shutdown(wait=True)
         self._copying.shutdown(wait=True)

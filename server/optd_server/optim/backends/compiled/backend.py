@@ -43,14 +43,19 @@ class CompiledBackend(Backend):
             return
         some = np.zeros(1, dtype)
         with self._compiling:
-            self.first_nonfinite(some)
-            self.scale(some, 1)
-            self.copy(some.copy(), some)
-            self.accumulate(some.copy(), some, add=True)
-            self.reduce_mean(some.copy(), [Contribution(some)], np.ones(1, np.int64))
+            if (None, dtype) not in self._ready:
+                self._compile_all_but_steps(some)
+                self._ready.add((None, dtype))
             if algorithm.fused is not None:
                 self._compile_step(algorithm, some)
-            self._ready.add((algorithm.fused, dtype))
+                self._ready.add((algorithm.fused, dtype))
+
+    def _compile_all_but_steps(self, some: Vector) -> None:
+        self.first_nonfinite(some)
+        self.scale(some, 1)
+        self.copy(some.copy(), some)
+        self.accumulate(some.copy(), some, add=True)
+        self.reduce_mean(some.copy(), [Contribution(some)], np.ones(1, np.int64))
 
     def _compile_step(self, algorithm: Algorithm, some: Vector) -> None:
         coefficients = algorithm.coefficients(resolve(algorithm.options, {}), 1)

@@ -1,12 +1,15 @@
 """Where compiled kernels are kept between processes.
 
 numba's own cache asks for a folder that can be written, and does not notice when a function that is called has
-changed. This one reads folders that cannot be written, as in an image, and has a folder for each digest of the
-sources; where nothing can be written, kernels live in memory.
+changed. This one reads folders that cannot be written, as in an image; it has a folder for each way to compile, and in
+it files for each kernel, with a name that changes when the kernel does. Where nothing can be written, kernels live in
+memory.
 """
 
 import hashlib
 import os
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,12 +20,10 @@ import numba
 import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
-import optd_server.optim
-
 
 def folder() -> Path:
-    """Where the kernels of this version of the sources are."""
-    return _base() / f"optd-kernels-{_digest()}"
+    """Where kernels are that were compiled as this version of the sources does it."""
+    return _base() / f"optd-kernels-{_compiler()}"
 
 
 def _base() -> Path:
@@ -40,11 +41,11 @@ def _base() -> Path:
 
 
 @cache
-def _digest() -> str:
-    """What compiled code depends on: the sources of the package, and who compiles."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
-    package = Path(str(optd_server.optim.__file__)).parent
-    for source in sorted(package.rglob("*.py")):
+def _compiler() -> str:
+    """What all compiled code depends on: this package's sources, of which every kernel has some, and who compiles."""
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag)
+    digest = hashlib.sha256(" ".join(map(str, versions)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -61,7 +62,7 @@ class _Locator(_CacheLocator):
         return str(folder())
 
     def get_source_stamp(self) -> str:
-        return _digest()
+        return _compiler()
 
     def get_disambiguator(self) -> str:
         return self._name
@@ -76,9 +77,15 @@ class KernelCache(FunctionCache):
 
     Each signature has files of its own. In numba's own way, with one index for all, two processes that compile
     different kernels at the same time may take the same file for both.
+
+    `name` tells kernels of equal code apart that differ in a function they call, or in a version of it.
     """
 
     _impl_class = _Implementation
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        super().__init__(function)
+        self._prefix = name
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return what is on disk, or None."""
@@ -95,4 +102,4 @@ class KernelCache(FunctionCache):
 
     def _files(self, sig: Any, codegen: Any) -> Any:
         key = hashlib.sha256(repr(self._index_key(sig, codegen)).encode()).hexdigest()[:16]
-        return IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{key}", _digest())
+        return IndexDataCacheFile(self._cache_path, f"{self._prefix}-{key}", _compiler())

@@ -14,6 +14,7 @@ from numba import njit
 from numba.core.compiler import Compiler
 from numba.extending import overload, register_jitable
 
+from optd_server.optim.backends.compiled import sources
 from optd_server.optim.backends.compiled.cache import KernelCache
 from optd_server.optim.backends.compiled.stores import LINE, element_at, fence, stream
 
@@ -32,11 +33,20 @@ class _NoAlias(Compiler):
         return super().define_pipelines()
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function when it is called or told to; keep it on disk for the next process."""
+def kernel(function: Callable[..., Any], inlined: Callable[..., Any] | None = None) -> Any:
+    """Compile a function when it is called or told to; keep it on disk for the next process.
+
+    `inlined` is code from outside of this package that it holds.
+    """
     # No reference counts: a kernel only borrows arrays, and would count for each slice of each tile.
     dispatcher = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, _nrt=False)(function)
-    dispatcher._cache = KernelCache(function)
+    name = function.__name__
+    if inlined is not None:
+        version = sources.digest(inlined)
+        if version is None:  # there is no telling whether what is on disk is still it
+            return dispatcher
+        name += f"-{inlined.__module__.rpartition('.')[2]}-{version}"
+    dispatcher._cache = KernelCache(function, name)
     return dispatcher
 
 
@@ -120,7 +130,7 @@ def stepper(fused: Callable[..., None]) -> Any:
         if line >= 0:
             fence()
 
-    return kernel(step)
+    return kernel(step, fused)
 
 
 @kernel
