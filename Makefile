@@ -1,7 +1,7 @@
 # Every target sets itself up in .venv first; nothing outside this folder is changed.
 #
 #   PYTHON=python3.12 make test     another interpreter (3.11 or newer)
-#   make test ARGS="-k adam -x"     arguments for pytest; for bench: --only, --repeat, --size tiny
+#   make test ARGS="-k adam -x"     arguments for pytest (-n0: in one process); for bench: --only, --repeat, --size tiny
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,7 +25,7 @@ demo: .venv/.installed-demo ## a server and two workers learn to read digits, in
 	@exec $(BIN)/python examples/demo.py
 
 test: .venv/.installed-dev ## all tests but the long ones
-	@exec $(BIN)/python -m pytest -m "not soak" $(ARGS)
+	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "not soak" $(ARGS)
 
 soak: .venv/.installed-dev ## the long tests
 	@exec $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
