@@ -10,7 +10,7 @@ For torch's parameters there is `optd.torch`; `optd.errors` has every error.
 from importlib.metadata import version as _version
 
 from optd import errors
-from optd.algorithms import SGD, Adam, AdamW
+from optd.algorithms import SGD, Adadelta, Adam, Adamax, AdamW, Lion, RAdam, RMSprop
 from optd.connection import connect
 from optd.local import local
 from optd.optimizer import Optimizer
@@ -24,11 +24,16 @@ __version__ = _version("optd")
 __all__ = [
     "SGD",
     "TLS",
+    "Adadelta",
     "Adam",
     "AdamW",
+    "Adamax",
     "Async",
+    "Lion",
     "OptdError",
     "Optimizer",
+    "RAdam",
+    "RMSprop",
     "Session",
     "Sync",
     "connect",

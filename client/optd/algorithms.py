@@ -100,3 +100,137 @@ class AdamW(Optimizer):
             maximize=maximize,
             **where,
         )
+
+
+class Adadelta(Optimizer):
+    """`torch.optim.Adadelta` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "adadelta",
+            params,
+            lr=lr,
+            rho=rho,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            **where,
+        )
+
+
+class Adamax(Optimizer):
+    """`torch.optim.Adamax` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "adamax",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            **where,
+        )
+
+
+class RAdam(Optimizer):
+    """`torch.optim.RAdam` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "radam",
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            **where,
+        )
+
+
+class RMSprop(Optimizer):
+    """`torch.optim.RMSprop` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "rmsprop",
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            maximize=maximize,
+            **where,
+        )
+
+
+class Lion(Optimizer):
+    """Lion (https://arxiv.org/abs/2302.06675), which torch does not have, in torch's manner."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "lion",
+            params,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            **where,
+        )

@@ -1,35 +1,49 @@
 """The classes of the numpy face against what the algorithms declare, and against torch's own classes."""
 
 import inspect
+import itertools
 
 import pytest
 import torch
 
 import optd
+import optd.torch
 from optd_server.optim.algorithms.registry import ALGORITHMS
 
-CLASSES = {"sgd": optd.SGD, "adam": optd.Adam, "adamw": optd.AdamW}
+IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 HERE = {"self", "params", "where"}
+EACH = pytest.mark.parametrize("name", ALGORITHMS)
 
 
-def defaults_of(cls) -> dict:
-    parameters = inspect.signature(cls.__init__).parameters
-    return {name: parameter.default for name, parameter in parameters.items() if name not in HERE}
+def class_of(name: str) -> type:
+    return getattr(optd, ALGORITHMS[name].title)
 
 
-def test_every_algorithm_has_a_class():
-    assert CLASSES.keys() == ALGORITHMS.keys()
+def torch_class_of(name: str) -> type:
+    title = ALGORITHMS[name].title
+    return getattr(torch.optim, title, None) or getattr(optd.torch, title)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+def positional(cls: type) -> list[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
+@EACH
 def test_a_class_has_the_options_that_its_algorithm_declares(name):
-    assert defaults_of(CLASSES[name]) == {option.name: option.default for option in ALGORITHMS[name].options}
+    parameters = inspect.signature(class_of(name).__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name not in HERE}
+    assert defaults == {option.name: option.default for option in ALGORITHMS[name].options}
+    assert class_of(name).__name__ in optd.__all__
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@EACH
 def test_positional_arguments_come_in_torchs_order(name):
-    def positional(cls):
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    # Some classes of torch take an option by position after one that chooses an implementation.
+    theirs = itertools.takewhile(lambda each: each not in IMPLEMENTATION, positional(torch_class_of(name)))
+    assert positional(class_of(name)) == list(theirs)
 
-    assert positional(CLASSES[name]) == positional(getattr(torch.optim, ALGORITHMS[name].title))
+
+@EACH
+def test_there_is_a_class_for_torchs_parameters(name):
+    assert ALGORITHMS[name].title in optd.torch.__all__

@@ -9,7 +9,7 @@ their results and these: an ulp or so of the larger term for each operation.
 
 import numpy as np
 
-from optd_server.optim.algorithm import Number, Vector
+from optd_server.optim.algorithm import Block, Number, Vector
 
 
 def add(a: Vector, b: Vector, alpha: Number, *, out: Vector, scratch: Vector) -> None:
@@ -23,6 +23,16 @@ def addcmul(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scra
     np.multiply(b, value, out=scratch)
     np.multiply(scratch, c, out=scratch)
     np.add(a, scratch, out=out)
+
+
+def minus_square(a: Vector, b: Vector, *, out: Vector) -> None:
+    """``out = a - b * b``: ``torch.addcmul(a, b, b, value=-1)``.
+
+    The difference may be small, or finite where the square is not. So it is in float64: float32 is rounded once, as in
+    torch.
+    """
+    square = np.multiply(b, b, dtype=np.float64)
+    np.subtract(a, square, out=out, dtype=np.float64, casting="same_kind")
 
 
 def addcdiv(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scratch: Vector) -> None:
@@ -45,3 +55,24 @@ def lerp(a: Vector, b: Vector, weight: float, *, out: Vector, scratch: Vector) -
     else:
         np.multiply(scratch, weight - 1, out=scratch)
         np.add(b, scratch, out=out)
+
+
+def sign(a: Vector, *, out: Vector, scratch: Vector) -> None:
+    """``out = torch.sign(a)``, which is 0 for NaN."""
+    np.less(a, 0, out=scratch)
+    np.greater(a, 0, out=out)
+    np.subtract(out, scratch, out=out)
+
+
+def directed(block: Block, maximize: bool, weight_decay: float, *, out: Vector, scratch: Vector) -> Vector:
+    """Return the gradient to descend along: negated to maximize, then with `weight_decay` times the weights added.
+
+    It lies in `out`, or is the block's own gradient where nothing changes it.
+    """
+    gradient = block.gradient
+    if maximize:
+        gradient = np.negative(gradient, out=out)
+    if weight_decay != 0:
+        add(gradient, block.weights, weight_decay, out=out, scratch=scratch)
+        gradient = out
+    return gradient

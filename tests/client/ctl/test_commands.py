@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from optd.transport.grpc import GrpcTransport
+from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire.errors import UnknownJob
 from optd_wire.values import (
     AlgorithmInfo,
@@ -153,8 +154,8 @@ def test_rejections(optctl):
 
 def test_algorithms(optctl):
     shown, document = optctl.both("algorithms")
-    assert [line.split()[0] for line in shown.lines] == ["algorithm", "sgd", "adam", "adamw"]
-    assert [list(one) for one in document] == [names(AlgorithmInfo)] * 3
+    assert [line.split()[0] for line in shown.lines] == ["algorithm", *ALGORITHMS]
+    assert [list(one) for one in document] == [names(AlgorithmInfo)] * len(ALGORITHMS)
 
 
 def test_one_algorithm(optctl):

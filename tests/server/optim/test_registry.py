@@ -35,7 +35,8 @@ def test_a_declaration_is_documented_and_names_are_unique(name) -> None:
         ("adam_w", "adamw"),
         ("sdg", "sgd"),
         ("SGD", "sgd"),
-        ("lion", None),
+        ("lyon", "lion"),
+        ("nothing", None),
     ],
 )
 def test_an_unknown_name_has_a_nearest(given, meant) -> None:

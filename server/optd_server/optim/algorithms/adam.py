@@ -10,8 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
-from optd_server.optim.arithmetic import add, addcdiv, addcmul, lerp
-from optd_server.optim.option import Option, Options, Range, flag, floats, number
+from optd_server.optim.algorithms.options import (
+    BETAS,
+    DECOUPLED_WEIGHT_DECAY,
+    MAXIMIZE,
+    epsilon,
+    learning_rate,
+    penalty,
+)
+from optd_server.optim.arithmetic import addcdiv, addcmul, directed, lerp
+from optd_server.optim.option import Option, Options, flag, floats, number
 
 
 class AdamCoefficients(NamedTuple):
@@ -55,15 +63,9 @@ def coefficients(options: Options, step: int) -> AdamCoefficients:
 
 def update(c: AdamCoefficients, block: Block) -> None:
     """Apply one step to a block."""
-    gradient, weights = block.gradient, block.weights
     changed, scratch = block.scratch
-    if c.maximize:
-        gradient = np.negative(gradient, out=changed)
-    if c.weight_decay != 0:
-        add(gradient, weights, c.weight_decay, out=changed, scratch=scratch)
-        gradient = changed
-    if c.shrink != 1:
-        weights = np.multiply(weights, c.shrink, out=block.out)
+    gradient = directed(block, c.maximize, c.weight_decay, out=changed, scratch=scratch)
+    weights = block.weights if c.shrink == 1 else np.multiply(block.weights, c.shrink, out=block.out)
     exp_avg = block.state["exp_avg"]
     lerp(exp_avg, gradient, c.one_minus_beta1, out=exp_avg, scratch=scratch)
     second = _second_moment(c, gradient, block, scratch)
@@ -108,17 +110,7 @@ def fused(
         out[i] = kept + exp_avg[i] * c.negative_step_size / denominator
 
 
-LR = Option("lr", "float", 1e-3, Range(low=0), doc="learning rate")
-BETAS = Option(
-    "betas",
-    "floats",
-    (0.9, 0.999),
-    entries=(Range(low=0, high=1, high_open=True),) * 2,
-    doc="decay of the running averages of the gradient and of its square",
-)
-EPS = Option("eps", "float", 1e-8, Range(low=0), doc="added to the denominator, for numerical stability")
 AMSGRAD = Option("amsgrad", "bool", False, doc="divide by the largest second moment so far (AMSGrad)")
-MAXIMIZE = Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it")
 
 STATE = (
     StateField("exp_avg"),
@@ -131,13 +123,13 @@ ADAM = Algorithm(
     title="Adam",
     doc="Adam: steps scaled by running averages of the gradient and of its square.",
     options=(
-        LR,
+        learning_rate(1e-3),
         BETAS,
-        EPS,
-        Option("weight_decay", "float", 0.0, Range(low=0), doc="weight decay (L2 penalty, unless decoupled)"),
+        epsilon(1e-8),
+        penalty(),
         AMSGRAD,
         MAXIMIZE,
-        Option("decoupled_weight_decay", "bool", False, doc="decay the weights themselves, as AdamW does"),
+        DECOUPLED_WEIGHT_DECAY,
     ),
     state=STATE,
     coefficients=coefficients,

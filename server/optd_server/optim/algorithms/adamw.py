@@ -5,18 +5,19 @@ Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``,
 """
 
 from optd_server.optim.algorithm import Algorithm
-from optd_server.optim.algorithms.adam import AMSGRAD, BETAS, EPS, LR, MAXIMIZE, STATE, coefficients, fused, update
-from optd_server.optim.option import Option, Range
+from optd_server.optim.algorithms.adam import AMSGRAD, STATE, coefficients, fused, update
+from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate
+from optd_server.optim.option import Option
 
 ADAMW = Algorithm(
     name="adamw",
     title="AdamW",
     doc="AdamW: Adam with decoupled weight decay.",
     options=(
-        LR,
+        learning_rate(1e-3),
         BETAS,
-        EPS,
-        Option("weight_decay", "float", 1e-2, Range(low=0), doc="weight decay (decoupled)"),
+        epsilon(1e-8),
+        Option("weight_decay", "float", 1e-2, NOT_NEGATIVE, doc="weight decay (decoupled)"),
         AMSGRAD,
         MAXIMIZE,
     ),

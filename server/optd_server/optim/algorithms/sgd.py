@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
-from optd_server.optim.arithmetic import add
-from optd_server.optim.option import Option, Options, Range, Rule, flag, number
+from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, learning_rate, penalty
+from optd_server.optim.arithmetic import add, directed
+from optd_server.optim.option import Option, Options, Rule, flag, number
 
 
 class SgdCoefficients(NamedTuple):
@@ -45,13 +46,8 @@ def _has_momentum(options: Options) -> bool:
 
 def update(c: SgdCoefficients, block: Block) -> None:
     """Apply one step to a block."""
-    direction = block.gradient
     changed, scratch = block.scratch
-    if c.maximize:
-        direction = np.negative(direction, out=changed)
-    if c.weight_decay != 0:
-        add(direction, block.weights, c.weight_decay, out=changed, scratch=scratch)
-        direction = changed
+    direction = directed(block, c.maximize, c.weight_decay, out=changed, scratch=scratch)
     buffer = block.state.get("momentum_buffer")
     if buffer is not None:
         if block.fresh:
@@ -106,12 +102,12 @@ SGD = Algorithm(
     title="SGD",
     doc="Stochastic gradient descent, optionally with momentum.",
     options=(
-        Option("lr", "float", 1e-3, Range(low=0), doc="learning rate"),
-        Option("momentum", "float", 0.0, Range(low=0), doc="momentum factor"),
+        learning_rate(1e-3),
+        Option("momentum", "float", 0.0, NOT_NEGATIVE, doc="momentum factor"),
         Option("dampening", "float", 0.0, doc="dampening for momentum"),
-        Option("weight_decay", "float", 0.0, Range(low=0), doc="weight decay (L2 penalty)"),
+        penalty(),
         Option("nesterov", "bool", False, doc="Nesterov momentum; needs momentum > 0 and no dampening"),
-        Option("maximize", "bool", False, doc="maximize the objective, instead of minimizing it"),
+        MAXIMIZE,
     ),
     rules=(
         # torch: "Nesterov momentum requires a momentum and zero dampening"
