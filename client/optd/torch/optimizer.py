@@ -4,38 +4,23 @@ Torch's class brings its arguments with their checks, `param_groups`, hooks, and
 step, the state and the weights are the server's.
 """
 
-import difflib
 import inspect
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
-from optd.arrays import Array
-from optd.lock import OwnedLock
-from optd.params import PARAMS, plain_option, read_gradients
-from optd.registration import Registration, open_session
+from optd.params import plain_option
+from optd.registration import open_session
 from optd.session import Session
-from optd.torch.sharing import SharedGradients, SharedWeights
-from optd.torch.state import from_torch, to_torch
+from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.state import rows_from_torch, rows_to_torch
 from optd.torch.tensors import TensorGroup
+from optd.torch.weights import Exchange
 from optd.transport.base import Names
-from optd_wire.errors import InvalidOption, UnknownOption
 from optd_wire.values import PushResult
-
-Fixed = Mapping[str, tuple[bool, str]]
-"""Options of which a server has one value: the value, and why."""
-
-# Options that say how torch computes, not what.
-_IMPLEMENTATION = ("foreach", "fused")
-_FIXED = {
-    "differentiable": (False, "autograd does not reach into a server"),
-    "capturable": (False, "no graph can capture a step on a server"),
-}
 
 
 class Served(torch.optim.Optimizer):
@@ -71,7 +56,7 @@ class Served(torch.optim.Optimizer):
 
     algorithm: ClassVar[str]
     _keeps_step: ClassVar[bool]
-    _fixed: ClassVar[Fixed]
+    _rules: ClassVar[OptionRules]
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
@@ -86,7 +71,7 @@ class Served(torch.optim.Optimizer):
         if algorithm is not None:
             cls.algorithm = algorithm
             cls._keeps_step = keeps_step
-            cls._fixed = {**_FIXED, **(fixed or {})}
+            cls._rules = OptionRules(algorithm, {**UNSERVED, **(fixed or {})})
             cls.__signature__ = _signature(cls)
         elif "__init__" in vars(cls):
             cls.__signature__ = None
@@ -102,34 +87,17 @@ class Served(torch.optim.Optimizer):
         zero_copy: bool = False,
         **options: Any,
     ) -> None:
-        self._lock = OwnedLock()
-        self._shared_weights: SharedWeights | None = None
-        self._shared_gradients: SharedGradients | None = None
-        self._groups: list[TensorGroup] = []
-        self._registration: Registration | None = None
+        self._exchange = Exchange()
         super().__init__(params, *args, **options)
         # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
         self.session, self._owns_session = open_session(session, server, job, worker)
         try:
-            defaults = {name: plain_option(self.defaults[name]) for name in self._served_options}
-            self._registration = Registration(
-                self.session,
-                self.algorithm,
-                defaults,
-                self._groups,
-                self.param_groups,
-                zero_copy=zero_copy,
-                writable=True,
-            )
+            served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
+            self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
         except BaseException:
             self.close()
             raise
-        if zero_copy:
-            self._shared_weights = SharedWeights(self._registration)
-            self._shared_gradients = SharedGradients(self._registration, self._groups)
-        if self._registration.attached:
-            self._take(complete=True)
 
     def __enter__(self) -> Self:
         return self
@@ -141,8 +109,7 @@ class Served(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Closes the session, if it was opened here. The tensors keep their weights."""
-        if self._shared_gradients is not None:
-            self._shared_gradients.close()
+        self._exchange.close()
         if self._owns_session:
             self.session.close()
 
@@ -155,12 +122,7 @@ class Served(torch.optim.Optimizer):
     @property
     def version(self) -> int:
         """The version of the weights that the tensors hold."""
-        return self._registered.base.version
-
-    @property
-    def _registered(self) -> Registration:
-        assert self._registration is not None
-        return self._registration
+        return self._exchange.registration.base.version
 
     # Weights and gradients
 
@@ -200,10 +162,12 @@ class Served(torch.optim.Optimizer):
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _push_and_pull(self) -> None:
-        with self._lock:
-            gradients = self._gradients()
-            self._warn_of_changes()
-            with self._receiving() as registration, self._sending():
+        exchange = self._exchange
+        with exchange.lock:
+            self._check_options()
+            gradients = exchange.gradients()
+            exchange.warn_of_changes(stacklevel=5)
+            with exchange.receiving(), exchange.sending() as registration:
                 registration.step(gradients)
 
     def push(self, *, encoding: str | None = None) -> PushResult:
@@ -211,8 +175,10 @@ class Served(torch.optim.Optimizer):
 
         `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's.
         """
-        with self._lock, self._sending():
-            return self._registered.push(self._gradients(), encoding)
+        with self._exchange.lock:
+            self._check_options()
+            with self._exchange.sending() as registration:
+                return registration.push(self._exchange.gradients(), encoding)
 
     def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
         """Puts the current weights into the tensors, and the current options into `param_groups`.
@@ -223,86 +189,19 @@ class Served(torch.optim.Optimizer):
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters, or of these, too.
         """
-        with self._lock:
-            for group in self._groups:
-                if groups or parameters:
-                    group.read()
-                else:
-                    group.open()
-            complete = False
-            try:
-                complete = self._registered.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
-            finally:
-                self._take(complete=complete)
-            return complete
+        with self._exchange.lock:
+            return self._exchange.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
 
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
-        with self._lock:
-            for group in self._groups:
-                group.read()
-            self._registered.write_weights()
-
-    def _gradients(self) -> list[list[Array | None]]:
-        for options in self.param_groups:
-            self._check_fixed(options)
-        places = None if self._shared_gradients is None else self._shared_gradients.places()
-        given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self._groups)]
-        return read_gradients(given, self._groups)
-
-    @contextmanager
-    def _sending(self) -> Iterator[None]:
-        """For a call that sends gradients: where its fate is unknown, the server may still read them."""
-        try:
-            yield
-        except BaseException:
-            if self._shared_gradients is not None and self.session.in_doubt:
-                self._shared_gradients.withdraw()
-            raise
-
-    @contextmanager
-    def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights."""
-        with self._lock:
-            for group in self._groups:
-                group.open()
-            complete = False
-            try:
-                yield self._registered
-                complete = True
-            finally:
-                self._take(complete=complete)
-
-    def _take(self, *, complete: bool) -> None:
-        for index, group in enumerate(self._groups):
-            self._take_group(index, group, complete=complete)
-
-    def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
-        shared = self._shared_weights
-        group.take(complete=complete, places=None if shared is None else shared.places(index, group))
-
-    def _warn_of_changes(self) -> None:
-        changed = [name for group in self._groups for name in group.changed()]
-        if changed:
-            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            warnings.warn(
-                f"parameter {changed[0]!r}{others} has been changed here; the weights of job {self.session.job!r} "
-                "replace the change: call push_weights() to send it, or pull() to drop it",
-                stacklevel=6,
-            )
+        with self._exchange.lock:
+            self._exchange.push_weights()
 
     # Groups and options
 
-    @property
-    def _served_options(self) -> list[str]:
-        """The options that the server's algorithm has, too."""
-        return [name for name in self.defaults if name not in _IMPLEMENTATION and name not in self._fixed]
-
-    def _check_fixed(self, options: Mapping[str, Any]) -> None:
-        for name, (value, why) in self._fixed.items():
-            given = options.get(name, value)
-            if given != value:
-                raise InvalidOption(algorithm=self.algorithm, option=name, bound=f"{value} ({why})", value=given)
+    def _check_options(self) -> None:
+        for options in self.param_groups:
+            self._rules.check_fixed(options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
@@ -310,55 +209,32 @@ class Served(torch.optim.Optimizer):
         Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
         name.
         """
-        with self._lock:
+        with self._exchange.lock:
             super().add_param_group(param_group)
             try:
-                self._groups.append(self._read_group(param_group))
+                self._exchange.add(self._read_group(param_group), param_group)
             except BaseException:
                 self.param_groups.pop()
                 raise
-            if self._shared_gradients is not None:
-                self._shared_gradients.watch(len(self._groups) - 1)
-
-    def _check_spelling(self, options: Mapping[str, Any]) -> None:
-        """Torch lets a group have any entries, and schedulers use that; a slip of the pen it would lose in silence."""
-        for name in options:
-            close = difflib.get_close_matches(name, self.defaults, n=1, cutoff=0.85)
-            if close and name not in self.defaults:
-                names = ", ".join(self.defaults)
-                advice = f"did you mean {close[0]!r}? The"
-                raise UnknownOption(algorithm=self.algorithm, option=name, advice=advice, options=names)
 
     def _read_group(self, param_group: dict[str, Any]) -> TensorGroup:
-        self._check_fixed(param_group)
-        self._check_spelling(param_group)
-        count = sum(len(group.tensors) for group in self._groups)
-        group = TensorGroup.of(param_group, self._served_options, len(self._groups), count)
-        if self._registration is not None:
-            with self._receiving() as registration:
-                registration.add_group(group, param_group)
-            self._take_group(len(self._groups), group, complete=True)
-        return group
+        self._rules.check_fixed(param_group)
+        self._rules.check_spelling(param_group, self.defaults)
+        known = self._exchange.groups
+        count = sum(len(group.tensors) for group in known)
+        return TensorGroup.of(param_group, self._rules.served(self.defaults), len(known), count)
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, read from the server, all of one version."""
-        with self._lock:
-            self.state = self._read_state()
+        with self._exchange.lock:
+            rows = self._exchange.registration.read_state()
+            self.state = rows_to_torch(rows, self.param_groups, keeps_step=self._keeps_step)
             try:
                 return super().state_dict()
             finally:
                 self.state = defaultdict(dict)
-
-    def _read_state(self) -> defaultdict[torch.Tensor, Any]:
-        state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
-        for group, row in zip(self.param_groups, self._registered.read_state(), strict=True):
-            for tensor, found in zip(group[PARAMS], row, strict=True):
-                converted = to_torch(found, tensor, keeps_step=self._keeps_step, fused=bool(group.get("fused")))
-                if converted:
-                    state[tensor] = converted
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
@@ -367,7 +243,7 @@ class Served(torch.optim.Optimizer):
         them. Raises torch's own errors, `ShapeMismatch`, or what the server finds wrong; nothing has changed here
         then.
         """
-        with self._lock:
+        with self._exchange.lock:
             groups = self.param_groups
             before = [dict(group) for group in groups]
             try:
@@ -383,19 +259,13 @@ class Served(torch.optim.Optimizer):
                 self.state = defaultdict(dict)
 
     def _upload(self) -> None:
-        for options in self.param_groups:
-            self._check_fixed(options)
-        rows = [
-            [
-                from_torch(self.state.get(tensor, {}), tensor, name)
-                for name, tensor in zip(g.names, g.tensors, strict=True)
-            ]
-            for g in self._groups
-        ]
-        self._registered.send_options()
-        self._registered.write_state(rows)
-        if any(group.changed() for group in self._groups):
-            self.push_weights()
+        self._check_options()
+        rows = rows_from_torch(self.state, self._exchange.groups)
+        registration = self._exchange.registration
+        registration.send_options()
+        registration.write_state(rows)
+        if self._exchange.changed():
+            self._exchange.push_weights()
 
 
 def _replace(groups: list[dict[str, Any]], contents: list[dict[str, Any]]) -> None:

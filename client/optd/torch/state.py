@@ -1,17 +1,42 @@
-"""The state of one parameter: as `torch.optim.Optimizer.state` has it, and as a `Registration` reads and writes it."""
+"""State, as `torch.optim.Optimizer.state` has it, and as a `Registration` reads and writes it."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from optd.arrays import Array
+from optd.params import PARAMS
 from optd.registration import ParameterState
-from optd.torch.tensors import dtype_name, shares_memory
+from optd.torch.tensors import TensorGroup, dtype_name, shares_memory
 from optd_wire.errors import ShapeMismatch
 
 STEP = "step"
+
+
+def rows_to_torch(
+    rows: Sequence[Sequence[ParameterState]], param_groups: Sequence[Mapping[str, Any]], *, keeps_step: bool
+) -> defaultdict[torch.Tensor, Any]:
+    """The state of all parameters, as `read_state` gives it; those without one have no entry."""
+    states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+    for group, row in zip(param_groups, rows, strict=True):
+        for tensor, found in zip(group[PARAMS], row, strict=True):
+            state = to_torch(found, tensor, keeps_step=keeps_step, fused=bool(group.get("fused")))
+            if state:
+                states[tensor] = state
+    return states
+
+
+def rows_from_torch(
+    states: Mapping[torch.Tensor, Mapping[str, Any]], groups: Sequence[TensorGroup]
+) -> list[list[ParameterState]]:
+    """The state of all parameters, as `write_state` takes it. Raises `ShapeMismatch`."""
+    return [
+        [from_torch(states.get(tensor, {}), tensor, name) for name, tensor in zip(g.names, g.tensors, strict=True)]
+        for g in groups
+    ]
 
 
 def to_torch(state: ParameterState, tensor: torch.Tensor, *, keeps_step: bool, fused: bool) -> dict[str, Any]:

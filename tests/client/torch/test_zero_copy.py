@@ -71,10 +71,10 @@ def equal(ours: nn.Module, theirs: nn.Module) -> None:
 
 def in_place(optimizer: SGD) -> list[bool]:
     """For each parameter whether its gradient lies where the server reads it."""
-    places = optimizer._shared_gradients.places()
+    places = optimizer._exchange.shared_gradients.places()
     return [
         tensor.grad is not None and is_in_place(tensor.grad, place)
-        for group, row in zip(optimizer._groups, places, strict=True)
+        for group, row in zip(optimizer._exchange.groups, places, strict=True)
         for tensor, place in zip(group.tensors, row, strict=True)
     ]
 
@@ -269,7 +269,7 @@ def test_a_push_whose_answer_is_late_counts_once_and_its_gradient_is_left_alone(
     optimizer = SGD([weight], lr=1.0, session=session, zero_copy=True)
     (weight * torch.ones(4)).sum().backward()
     optimizer.step()
-    place = optimizer._shared_gradients.places()[0][0].array
+    place = optimizer._exchange.shared_gradients.places()[0][0].array
     real = session._transport.step
 
     def late(*args: object) -> None:

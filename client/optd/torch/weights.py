@@ -1,0 +1,150 @@
+"""What goes between the tensors of an optimizer and the job that they are registered in: gradients out, weights in."""
+
+import warnings
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from optd.arrays import Array
+from optd.lock import OwnedLock
+from optd.params import read_gradients
+from optd.registration import Registration
+from optd.session import Session
+from optd.torch.sharing import SharedGradients, SharedWeights
+from optd.torch.tensors import TensorGroup
+from optd_wire.values import Options
+
+
+class Exchange:
+    """Groups of tensors, and from `register` on the job that holds their weights.
+
+    Whoever uses several of its methods in a row holds `lock`.
+    """
+
+    def __init__(self) -> None:
+        self.lock = OwnedLock()
+        self.groups: list[TensorGroup] = []
+        self.shared_gradients: SharedGradients | None = None
+        self._shared_weights: SharedWeights | None = None
+        self._registration: Registration | None = None
+
+    def register(
+        self,
+        session: Session,
+        algorithm: str,
+        defaults: Options,
+        dicts: Sequence[MutableMapping[str, Any]],
+        *,
+        zero_copy: bool,
+    ) -> None:
+        """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
+        registration = Registration(
+            session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True
+        )
+        self._registration = registration
+        if zero_copy:
+            self._shared_weights = SharedWeights(registration)
+            self.shared_gradients = SharedGradients(registration, self.groups)
+        if registration.attached:
+            self._take(complete=True)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether there is a job yet."""
+        return self._registration is not None
+
+    @property
+    def registration(self) -> Registration:
+        """The job's, once it is registered."""
+        assert self._registration is not None
+        return self._registration
+
+    def close(self) -> None:
+        """Leaves tensors and gradients as they are."""
+        if self.shared_gradients is not None:
+            self.shared_gradients.close()
+
+    def add(self, group: TensorGroup, options: MutableMapping[str, Any]) -> None:
+        """Adds a group, to the job if there is one."""
+        if self._registration is None:
+            self.groups.append(group)
+            return
+        with self.receiving() as registration:
+            registration.add_group(group, options)
+        self._take_group(len(self.groups), group, complete=True)
+        self.groups.append(group)
+        if self.shared_gradients is not None:
+            self.shared_gradients.watch(len(self.groups) - 1)
+
+    def gradients(self) -> list[list[Array | None]]:
+        """The gradients that the tensors have now, by group and place."""
+        places = None if self.shared_gradients is None else self.shared_gradients.places()
+        given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self.groups)]
+        return read_gradients(given, self.groups)
+
+    @contextmanager
+    def sending(self) -> Iterator[Registration]:
+        """The registration, for a call that sends gradients: where its fate is unknown, the server may still read."""
+        try:
+            yield self.registration
+        except BaseException:
+            if self.shared_gradients is not None and self.registration.session.in_doubt:
+                self.shared_gradients.withdraw()
+            raise
+
+    @contextmanager
+    def receiving(self) -> Iterator[Registration]:
+        """The registration, for a call that brings weights."""
+        with self.lock:
+            for group in self.groups:
+                group.open()
+            complete = False
+            try:
+                yield self.registration
+                complete = True
+            finally:
+                self._take(complete=complete)
+
+    def pull(self, **wanted: Any) -> bool:
+        """As `Registration.pull`, into the tensors."""
+        for group in self.groups:
+            if wanted.get("groups") or wanted.get("parameters"):
+                group.read()
+            else:
+                group.open()
+        complete = False
+        try:
+            complete = self.registration.pull(**wanted)
+        finally:
+            self._take(complete=complete)
+        return complete
+
+    def push_weights(self) -> None:
+        """Replaces the job's weights by what the tensors hold."""
+        for group in self.groups:
+            group.read()
+        self.registration.write_weights()
+
+    def _take(self, *, complete: bool) -> None:
+        for index, group in enumerate(self.groups):
+            self._take_group(index, group, complete=complete)
+
+    def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
+        shared = self._shared_weights
+        group.take(complete=complete, places=None if shared is None else shared.places(index, group))
+
+    def changed(self) -> list[str]:
+        """The parameters that torch has changed in place since the last exchange."""
+        return [name for group in self.groups for name in group.changed()]
+
+    def warn_of_changes(self, stacklevel: int) -> None:
+        """Warns where the weights that come next replace what has been changed here."""
+        changed = self.changed()
+        if changed:
+            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            job = self.registration.session.job
+            warnings.warn(
+                f"parameter {changed[0]!r}{others} has been changed here; the weights of job {job!r} "
+                "replace the change: call push_weights() to send it, or pull() to drop it",
+                stacklevel=stacklevel + 1,  # this method is one more
+            )
