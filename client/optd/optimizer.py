@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from optd import trees
 from optd.arrays import Array
-from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_gradients, read_groups
+from optd.gradients import read_gradients
+from optd.leaves import Renew
+from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
 from optd.registration import Registration, open_session
 from optd.session import Session
 from optd.transport.base import Names
@@ -27,9 +30,11 @@ class Optimizer:
 
     Args:
         algorithm: An algorithm of the server, such as "adam".
-        params: Writable numpy arrays of float32 or float64: a list of them, of `(name, array)` pairs, a dict by name,
-            or a list of group dicts `{"params": ..., "lr": ..., "name": ...}` of any of these. The arrays hold the
-            weights: they are written in place with what is pulled.
+        params: A tree of arrays of float32 or float64: a list, tuple, dict, namedtuple or dataclass of arrays or of
+            trees, None in it standing for nothing; a list of `(name, tree)` pairs; or a list of group dicts
+            `{"params": ..., "lr": ..., "name": ...}` of any of these. Writable numpy arrays hold the weights: they are
+            written in place with what is pulled. In place of others, such as JAX's, new ones come with each pull: take
+            them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
@@ -58,7 +63,8 @@ class Optimizer:
         zero_copy: bool = False,
         **options: Any,
     ) -> None:
-        groups = read_groups(params)
+        groups, self._in_groups = read_groups(params)
+        self._leaves: list[list[Any]] | None = None
         self.session, self._owns_session = open_session(session, server, job, worker)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
@@ -93,19 +99,49 @@ class Optimizer:
         return self._registration.base.version
 
     @property
-    def weights(self) -> dict[str, Array]:
-        """The current weights by parameter name: the arrays of params.
+    def params(self) -> Any:
+        """The current weights in the structure of the params; for groups a list with what "params" was of each.
+
+        Leaves are those of `weights`. After `add_param_group` it is a list for groups, too.
+        """
+        groups = self._registration.groups
+        made = [
+            trees.rebuild(group.outline, iter(row)) for group, row in zip(groups, self._current_leaves(), strict=True)
+        ]
+        return made if self._in_groups else made[0]
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The current weights by parameter name: the arrays of params, or what takes their place (see `params`).
 
         With `zero_copy`, where the session shares memory with the server: arrays that cannot be written to, and that
         hold these weights until the next step or pull, whatever other workers do. Take them from here anew after each;
         what is to outlive that, copy. After the session is closed they stay as they are.
         """
-        registration = self._registration
+        groups = self._registration.groups
         return {
-            name: array if array is own else _read_only(array)
-            for group, row in zip(registration.groups, registration.weights, strict=True)
-            for name, own, array in zip(group.names, group.arrays, row, strict=True)
+            name: leaf
+            for group, row in zip(groups, self._current_leaves(), strict=True)
+            for name, leaf in zip(group.names, row, strict=True)
         }
+
+    def _current_leaves(self) -> list[list[Any]]:
+        """The weights by group and place as their owner sees them; the same ones until the next step or pull."""
+        if self._leaves is None:
+            registration = self._registration
+            self._leaves = [
+                [_leaf(*each) for each in zip(group.renewals, group.arrays, row, strict=True)]
+                for group, row in zip(registration.groups, registration.weights, strict=True)
+            ]
+        return self._leaves
+
+    @contextmanager
+    def _receiving(self) -> Iterator[Registration]:
+        """The registration, for a call that brings weights."""
+        try:
+            yield self._registration
+        finally:
+            self._leaves = None
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -145,12 +181,12 @@ class Optimizer:
                     gradient.fill(0)
 
     def step(self, gradients: Any = None, *, encoding: str | None = None) -> Any:
-        """Pushes gradients, steps on the server and pulls: the parameters' arrays then hold the new weights.
+        """Pushes gradients, steps on the server and pulls: the parameters' arrays, and `params`, then hold the weights.
 
         Args:
-            gradients: Numpy arrays in the structure of the params; None in it, or a name left out of a dict, means no
-                gradient. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
-                gradient for any parameter after `zero_grad()`.
+            gradients: Arrays in the structure of the params; None in it, or an entry left out of a dict, means no
+                gradient. Or a dict of them by name. Or a closure that returns (loss, gradients). Left out: `gradients`
+                of this optimizer, and no gradient for any parameter after `zero_grad()`.
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
@@ -170,8 +206,8 @@ class Optimizer:
             Unreachable, DeadlineExceeded: No answer in time.
         """
         loss, gradients = self._called(gradients)
-        with self._sending():
-            result = self._registration.step(self._rows(gradients), encoding)
+        with self._sending(), self._receiving() as registration:
+            result = registration.step(self._rows(gradients), encoding)
         return result if loss is None else loss[0]
 
     def push(self, gradients: Any = None, *, encoding: str | None = None) -> PushResult:
@@ -192,24 +228,26 @@ class Optimizer:
                 }
             raise
 
-    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> Any:
         """Puts the current weights into the arrays, and the current options into `param_groups`.
 
         Args:
             only_if_newer: Where neither weights nor options have moved on since the last step or pull, transfer
-                nothing and return False.
+                nothing and return None.
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters; with `groups`, of both.
 
         With some groups or parameters `version` stays what it was, as gradients are computed on the oldest weights.
 
         Returns:
-            Whether anything was read: True, but for `only_if_newer`.
+            The weights, as `params` has them; None where nothing was read.
 
         Raises:
             UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
         """
-        return self._registration.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
+        with self._receiving() as registration:
+            pulled = registration.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
+        return self.params if pulled else None
 
     def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
         if not callable(gradients):
@@ -223,7 +261,7 @@ class Optimizer:
             made = [array for row in self._gradient_rows for array in row]
             if len(gradients) == len(made) and all(map(is_, gradients.values(), made)):
                 return self._gradient_rows  # which were made to fit
-        return read_gradients(gradients, self._registration.groups)
+        return read_gradients(gradients, self._registration.groups, in_groups=self._in_groups)
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
@@ -235,12 +273,13 @@ class Optimizer:
         """
         known = self._registration.groups
         count = sum(len(group.arrays) for group in known)
-        added = read_groups([param_group], first_group=len(known), first_parameter=count)
-        check_distinct(added, known)
-        entry = _group_dict(added[0])
-        self._registration.add_group(added[0], entry)
+        added = read_group(param_group, len(known), count)
+        check_distinct([added], known)
+        entry = _group_dict(added)
+        with self._receiving() as registration:
+            registration.add_group(added, entry)
         self.param_groups.append(entry)
-        self._gradients = None
+        self._gradients, self._in_groups = None, True
 
     def state_dict(self) -> dict[str, Any]:
         """The state as torch's `state_dict` has it, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
@@ -289,7 +328,12 @@ class Optimizer:
         self._registration.write_state(rows)
 
 
-def _read_only(array: Array) -> Array:
+def _leaf(renew: Renew | None, own: Array, array: Array) -> Any:
+    """What the owner of a parameter sees of its weights, which lie in `array`."""
+    if renew is not None:
+        return renew(array)
+    if array is own:
+        return own
     view = array.view()
     view.flags.writeable = False
     return view

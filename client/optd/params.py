@@ -1,22 +1,18 @@
-"""What people pass as `params` and as gradients, made uniform: groups of named arrays."""
+"""What people pass as `params`, made uniform: groups of named arrays. For gradients see `optd.gradients`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from optd import trees
 from optd.arrays import Array
-from optd_wire.dtypes import check_dtype
+from optd.leaves import Renew, as_array, read_parameter
 from optd_wire.errors import (
-    DtypeMismatch,
     DuplicateParameter,
     EmptyGroup,
     NotAnArray,
     ParameterInTwoGroups,
-    ShapeMismatch,
     StructureMismatch,
-    UnknownParameter,
 )
 from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec
 
@@ -32,6 +28,12 @@ class ParamGroup:
     names: list[str] = field(default_factory=list)
     arrays: list[Array] = field(default_factory=list)
     options: Options = field(default_factory=dict)
+    renewals: list[Renew | None] = field(default_factory=list)
+    """For each array what makes a new leaf of it, where the leaf that was given cannot be changed."""
+    outline: Any = None
+    """The tree that the parameters were given in, without them."""
+    inner: trees.Paths = field(default_factory=dict)
+    """The inner nodes of that tree."""
 
     def spec(self) -> GroupSpec:
         """What is registered for it."""
@@ -42,65 +44,91 @@ class ParamGroup:
         return GroupSpec(self.name, self.options, parameters)
 
 
-def read_groups(params: Any, first_group: int = 0, first_parameter: int = 0) -> list[ParamGroup]:
-    """Groups from a list of arrays, of `(name, array)` pairs or of group dicts, or from a dict of arrays.
+def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:
+    """Groups from a tree of arrays or from a list of group dicts, and whether it was such a list.
 
-    Names that are missing are `group0`, `group1`, … and `param0`, `param1`, … in the order of the whole job. Raises
-    `NotAnArray`, `UnsupportedDtype`, `EmptyGroup`, `DuplicateParameter` or `ParameterInTwoGroups`.
+    A list of dicts that have the key "params" is one of group dicts, whatever tree it could be. Raises `NotAnArray`,
+    `UnsupportedDtype`, `EmptyGroup`, `DuplicateParameter`, `ParameterInTwoGroups` or `StructureMismatch`.
     """
-    if isinstance(params, Mapping):
-        given: list[Any] = [{PARAMS: params}]
-    elif isinstance(params, np.ndarray | str | bytes) or not isinstance(params, Iterable):
-        raise NotAnArray(
-            what="params",
-            wanted="a list or dict of arrays, or a list of group dicts",
-            got=type(params).__name__,
-        )
-    else:
-        given = list(params)
-        if not given:
-            raise EmptyGroup(what="params")
-        if not isinstance(given[0], Mapping):
-            given = [{PARAMS: given}]
+    params = _listed(params)
+    if params is None or isinstance(params, str | bytes | Set) or trees.children(params) is None:
+        wanted = "a list, dict or other tree of arrays, or a list of group dicts"
+        raise NotAnArray(what="params", wanted=wanted, got=type(params).__name__)
+    if isinstance(params, list | tuple) and not params:
+        raise EmptyGroup(what="params")
+    in_groups = isinstance(params, list | tuple) and any(map(_is_group, params))
+    given = params if in_groups else [{PARAMS: params}]
     groups: list[ParamGroup] = []
-    count = first_parameter
-    for index, group in enumerate(given, first_group):
-        groups.append(_read_group(group, index, count))
-        count += len(groups[-1].arrays)
+    for index, group in enumerate(given):
+        groups.append(read_group(group, index, sum(len(earlier.arrays) for earlier in groups)))
     check_distinct(groups)
-    return groups
+    return groups, in_groups
 
 
-def _read_group(group: Any, index: int, first_parameter: int) -> ParamGroup:
-    if not isinstance(group, Mapping) or PARAMS not in group:
-        raise StructureMismatch(
-            what=f"group {index}", expected="a dict with the key 'params'", got=type(group).__name__
-        )
+def _is_group(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and PARAMS in entry
+
+
+def _listed(params: Any) -> Any:
+    """Params, with what people pass that can be iterated over once as a list."""
+    iterable = isinstance(params, Iterable) and not isinstance(params, str | bytes | Set)
+    return list(params) if iterable and trees.children(params) is None and as_array(params) is None else params
+
+
+def read_group(group: Any, index: int, first_parameter: int) -> ParamGroup:
+    """A group from its dict; what has no name gets one by its place in the job, `index` and from `first_parameter` on.
+
+    Parameters have the names of their pairs, or of a plain list or a single array `param0`, `param1`, …; elsewhere
+    their paths (see `optd.trees`). Raises as `read_groups`.
+    """
+    if not _is_group(group):
+        got = type(group).__name__
+        raise StructureMismatch(what=f"group {index}", expected="a dict with the key 'params'", got=got)
     options = {str(key): plain_option(value) for key, value in group.items() if key not in (PARAMS, NAME)}
     read = ParamGroup(name=str(group.get(NAME, f"group{index}")), options=options)
-    for place, (name, array) in enumerate(_pairs(group[PARAMS])):
-        read.names.append(f"param{first_parameter + place}" if name is None else name)
-        read.arrays.append(_check_array(read.names[-1], array))
+    for name, leaf in _read_tree(_listed(group[PARAMS]), read, first_parameter):
+        array, renew = read_parameter(name, leaf)
+        read.names.append(name)
+        read.arrays.append(array)
+        read.renewals.append(renew)
     if not read.arrays:
         raise EmptyGroup(what=f"group {read.name!r}")
     return read
 
 
-def _pairs(params: Any) -> Iterable[tuple[str | None, Any]]:
-    if isinstance(params, Mapping):
-        return [(str(name), array) for name, array in params.items()]
-    if isinstance(params, np.ndarray):
-        return [(None, params)]
-    return [(str(entry[0]), entry[1]) if isinstance(entry, tuple) else (None, entry) for entry in params]
+def _read_tree(params: Any, read: ParamGroup, first_parameter: int) -> list[tuple[str, Any]]:
+    """The leaves with their names; notes the structure in the group."""
+    if trees.children(params) is None:
+        read.outline, entries = trees.LEAF, [(f"param{first_parameter}", params)]
+    elif isinstance(params, list | tuple) and not trees.is_namedtuple(params):
+        read.outline = type(params)(_outline_of_entry(entry) for entry in params)
+        entries = _named_entries(params, first_parameter)
+    else:
+        read.outline = trees.outline(params)
+        read.inner = trees.paths(params)
+        return list(trees.leaves(params))
+    read.inner = {"": tuple(key for key, _ in entries)}
+    for key, tree in entries:
+        read.inner.update(trees.paths(tree, key))
+    return [leaf for key, tree in entries for leaf in trees.leaves(tree, key)]
 
 
-def _check_array(name: str, array: Any) -> Array:
-    if not isinstance(array, np.ndarray):
-        raise NotAnArray(what=f"parameter {name!r}", wanted="a numpy array", got=type(array).__name__)
-    if not array.flags.writeable:
-        raise NotAnArray(what=f"parameter {name!r}", wanted="an array that can be written to", got="a read-only one")
-    check_dtype(name, array.dtype.name if array.dtype.isnative else str(array.dtype))
-    return array
+def is_pair(entry: Any) -> bool:
+    """Whether this is `(name, ...)`, as `named_parameters()` gives it."""
+    return type(entry) is tuple and len(entry) == 2 and isinstance(entry[0], str)
+
+
+def _outline_of_entry(entry: Any) -> Any:
+    return (entry[0], trees.outline(entry[1])) if is_pair(entry) else trees.outline(entry)
+
+
+def _named_entries(params: Sequence[Any], first_parameter: int) -> list[tuple[str, Any]]:
+    """The entries of a list with their names: those of pairs, else places, or `param0` where there are only arrays."""
+    plain = not any(trees.children(entry) for entry in params if not is_pair(entry))
+    return [
+        entry if is_pair(entry) else (f"param{first_parameter + place}" if plain else str(place), entry)
+        for place, entry in enumerate(params)
+    ]
 
 
 def check_distinct(groups: Sequence[ParamGroup], earlier: Sequence[ParamGroup] = ()) -> None:
@@ -127,69 +155,3 @@ def plain_option(value: Any) -> OptionValue:
 def _number(value: Any) -> Any:
     # numpy scalars, 0-d arrays and tensors all have item().
     return value.item() if hasattr(value, "item") else value
-
-
-def read_gradients(gradients: Any, groups: Sequence[ParamGroup]) -> list[list[Array | None]]:
-    """Gradients by group and place, from the structure that the parameters were given in.
-
-    A dict by name may leave parameters out, and None stands for no gradient. Raises `StructureMismatch`,
-    `UnknownParameter`, `ShapeMismatch` or `DtypeMismatch`.
-    """
-    if isinstance(gradients, Mapping):
-        read = _read_named(gradients.items(), groups)
-    else:
-        read = _read_sequence(list(gradients), groups)
-    return [
-        [_check_gradient(name, array, gradient) for name, array, gradient in zip(g.names, g.arrays, row, strict=True)]
-        for g, row in zip(groups, read, strict=True)
-    ]
-
-
-def _read_sequence(gradients: list[Any], groups: Sequence[ParamGroup]) -> list[list[Any]]:
-    if gradients and all(isinstance(entry, tuple) and len(entry) == 2 for entry in gradients):
-        return _read_named(gradients, groups)
-    if gradients and all(isinstance(entry, Mapping | list | tuple) for entry in gradients):
-        if len(gradients) != len(groups):
-            raise StructureMismatch(what="gradients", expected=f"{len(groups)} groups", got=len(gradients))
-        return [_read_one_group(entry, group) for entry, group in zip(gradients, groups, strict=True)]
-    total = sum(len(group.arrays) for group in groups)
-    if len(gradients) != total:
-        raise StructureMismatch(what="gradients", expected=f"{total} entries", got=len(gradients))
-    entries = iter(gradients)
-    return [[next(entries) for _ in group.arrays] for group in groups]
-
-
-def _read_named(gradients: Iterable[tuple[str, Any]], groups: Sequence[ParamGroup]) -> list[list[Any]]:
-    named = dict(gradients)
-    rows = [[named.pop(name, None) for name in group.names] for group in groups]
-    if named:
-        raise UnknownParameter(where="this optimizer", parameter=next(iter(named)))
-    return rows
-
-
-def _read_one_group(entry: Any, group: ParamGroup) -> list[Any]:
-    if isinstance(entry, Mapping):
-        entry = entry.get(PARAMS, entry)
-    if isinstance(entry, Mapping):
-        return _read_named(entry.items(), [group])[0]
-    if len(entry) != len(group.arrays):
-        raise StructureMismatch(
-            what=f"gradients of group {group.name!r}", expected=f"{len(group.arrays)} entries", got=len(entry)
-        )
-    return list(entry)
-
-
-def _check_gradient(name: str, array: Array, gradient: Any) -> Array | None:
-    if gradient is None:
-        return None
-    if not isinstance(gradient, np.ndarray | np.generic):
-        raise NotAnArray(
-            what=f"gradient of parameter {name!r}",
-            wanted="a numpy array or None",
-            got=type(gradient).__name__,
-        )
-    if gradient.shape != array.shape:
-        raise ShapeMismatch(what="gradient", parameter=name, expected=array.shape, got=gradient.shape)
-    if gradient.dtype != array.dtype:
-        raise DtypeMismatch(what="gradient", parameter=name, expected=array.dtype.name, got=gradient.dtype.name)
-    return np.asarray(gradient)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from optd import errors
-from optd.params import read_gradients, read_groups
+from optd.params import read_group, read_groups
 
 
 def a(*shape, dtype="f4"):
@@ -25,10 +25,28 @@ W, B, V = a(2, 3), a(3), a(3, 1, dtype="f8")
         ),
         ([{"params": W, "betas": [0.9, np.float64(0.5)]}], [("group0", ["param0"], {"betas": (0.9, 0.5)})]),
         ([{"params": [("w", W)], "lr": np.float32(0.5)}], [("group0", ["w"], {"lr": 0.5})]),
+        ({"w": W, "b": B}.values(), [("group0", ["param0", "param1"], {})]),
+        ({"enc": {"w": W}, "layers": [{"b": B}, (V,)]}, [("group0", ["enc.w", "layers.0.b", "layers.1.0"], {})]),
+        ([{"w": W, "b": None}, {"w": V}], [("group0", ["0.w", "1.w"], {})]),
+        ([W, [B]], [("group0", ["0", "1.0"], {})]),
+        ([W, None, B], [("group0", ["param0", "param2"], {})]),
+        ([("enc", {"w": W}), B], [("group0", ["enc.w", "param1"], {})]),
+        ({"params": {"w": W}}, [("group0", ["params.w"], {})]),
+        (
+            [{"params": [W, {"b": B}]}, {"params": iter([V])}],
+            [("group0", ["0", "1.b"], {}), ("group1", ["param2"], {})],
+        ),
     ],
 )
 def test_everything_that_people_pass(params, expected):
-    assert [(group.name, group.names, group.options) for group in read_groups(params)] == expected
+    groups, in_groups = read_groups(params)
+    assert [(group.name, group.names, group.options) for group in groups] == expected
+    assert in_groups == (isinstance(params, list) and isinstance(params[0], dict) and "params" in params[0])
+
+
+def test_a_group_that_is_added_is_named_by_its_place():
+    group = read_group({"params": [W, B]}, 2, 5)
+    assert (group.name, group.names) == ("group2", ["param5", "param6"])
 
 
 READ_ONLY = a(2)
@@ -38,12 +56,22 @@ READ_ONLY.flags.writeable = False
 @pytest.mark.parametrize(
     ("params", "error", "says"),
     [
-        (W, errors.NotAnArray, "params must be a list or dict of arrays, or a list of group dicts, got ndarray"),
+        (
+            W,
+            errors.NotAnArray,
+            "params must be a list, dict or other tree of arrays, or a list of group dicts, got ndarray",
+        ),
         (3, errors.NotAnArray, "got int"),
         ([], errors.EmptyGroup, "params has no parameters"),
         ([{"params": []}], errors.EmptyGroup, "group 'group0' has no parameters"),
-        ([{"parms": [W]}], errors.StructureMismatch, "group 0 must have a dict with the key 'params'"),
-        ([[1.0, 2.0]], errors.NotAnArray, "parameter 'param0' must be a numpy array, got list"),
+        (None, errors.NotAnArray, "got NoneType"),
+        ("w", errors.NotAnArray, "got str"),
+        ({1, 2}, errors.NotAnArray, "got set"),
+        ({"w": None}, errors.EmptyGroup, "group 'group0' has no parameters"),
+        ([{"params": [W]}, {"parms": [B]}], errors.StructureMismatch, "group 1 must have a dict with the key 'params'"),
+        ([{"parms": [W], "lr": 0.1}], errors.NotAnArray, "parameter '0.lr' must be an array, got float"),
+        ([[1.0, 2.0]], errors.NotAnArray, "parameter '0.0' must be an array, got float"),
+        ([{"params": 3}], errors.NotAnArray, "parameter 'param0' must be an array, got int"),
         ([READ_ONLY], errors.NotAnArray, "an array that can be written to"),
         ([a(2, dtype="i4")], errors.UnsupportedDtype, "parameter 'param0': dtype int32 is not supported"),
         ([W, W], errors.DuplicateParameter, "group 'group0' has one array twice, as 'param0' and as 'param1'"),
@@ -53,45 +81,4 @@ READ_ONLY.flags.writeable = False
 def test_what_is_wrong_with_params_is_named(params, error, says):
     with pytest.raises(error) as caught:
         read_groups(params)
-    assert says in str(caught.value)
-
-
-GROUPS = read_groups([{"params": {"w": W, "b": B}}, {"params": {"v": V}}])
-GW, GB, GV = np.ones((2, 3), "f4"), np.ones(3, "f4"), np.ones((3, 1))
-
-
-@pytest.mark.parametrize(
-    "gradients",
-    [
-        {"w": GW, "b": None, "v": GV},
-        {"w": GW, "v": GV},
-        [GW, None, GV],
-        (GW, None, GV),
-        [("w", GW), ("v", GV)],
-        [{"w": GW}, [GV]],
-        [{"params": [GW, None]}, {"params": {"v": GV}}],
-    ],
-)
-def test_gradients_have_the_structure_of_the_params(gradients):
-    (w, b), (v,) = read_gradients(gradients, GROUPS)
-    assert w is GW
-    assert b is None
-    assert v is GV
-
-
-@pytest.mark.parametrize(
-    ("gradients", "error", "says"),
-    [
-        ({"x": GW}, errors.UnknownParameter, "this optimizer has no parameter 'x'"),
-        ([GW], errors.StructureMismatch, "gradients must have 3 entries, got 1"),
-        ([[GW, GB]], errors.StructureMismatch, "gradients must have 2 groups, got 1"),
-        ([[GW], [GV]], errors.StructureMismatch, "gradients of group 'group0' must have 2 entries, got 1"),
-        ({"w": GB}, errors.ShapeMismatch, "gradient of parameter 'w' must have shape (2, 3), got (3,)"),
-        ({"w": GW.astype("f8")}, errors.DtypeMismatch, "must have dtype float32, got float64"),
-        ({"w": 1.0}, errors.NotAnArray, "gradient of parameter 'w' must be a numpy array or None, got float"),
-    ],
-)
-def test_what_is_wrong_with_gradients_is_named(gradients, error, says):
-    with pytest.raises(error) as caught:
-        read_gradients(gradients, GROUPS)
     assert says in str(caught.value)

@@ -307,7 +307,7 @@ WITH_OUR_CLIENT: dict[str, tuple[Act, type[errors.OptdError], list[str]]] = {
         errors.OptionOutOfRange,
         ["lr", "-1"],
     ),
-    "not arrays": (lambda b: b.new([[1.0, 2.0]]), errors.NotAnArray, ["'param0'", "numpy array", "list"]),
+    "not arrays": (lambda b: b.new([[1.0, 2.0]]), errors.NotAnArray, ["'0.0'", "an array", "float"]),
     "params that are one array": (lambda b: b.new(zeros(2)), errors.NotAnArray, ["params", "ndarray"]),
     "read-only array": (lambda b: b.new([read_only()]), errors.NotAnArray, ["'param0'", "read-only"]),
     "integers": (

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from optd.arrays import Array
+from optd.gradients import check_gradients
 from optd.lock import OwnedLock
-from optd.params import read_gradients
 from optd.registration import Registration
 from optd.session import Session
 from optd.torch.sharing import SharedGradients, SharedWeights
@@ -80,7 +80,7 @@ class Exchange:
         """The gradients that the tensors have now, by group and place."""
         places = None if self.shared_gradients is None else self.shared_gradients.places()
         given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self.groups)]
-        return read_gradients(given, self.groups)
+        return check_gradients(given, self.groups)
 
     @contextmanager
     def sending(self) -> Iterator[Registration]:

@@ -1,0 +1,101 @@
+"""Gradients as people pass them, in the structure of the params, made uniform: by group and place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optd import trees
+from optd.arrays import Array
+from optd.leaves import as_array
+from optd.params import PARAMS, ParamGroup, is_pair
+from optd_wire.errors import (
+    DtypeMismatch,
+    NotAnArray,
+    ShapeMismatch,
+    StructureMismatch,
+    UnknownParameter,
+)
+
+Row = list[Any]
+
+
+def read_gradients(gradients: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Array | None]]:
+    """Gradients by group and place, from the structure that the parameters were given in.
+
+    That structure says what a gradient is: whatever is given in the place of a parameter. A dict or dataclass may leave
+    entries out; None stands for no gradient of whatever is there in the params. By their names the gradients of all
+    groups may be given in one dict or as pairs, in a list one by one. With `in_groups` an entry of a list may be what a
+    group has. Raises `StructureMismatch`, `UnknownParameter`, `ShapeMismatch` or `DtypeMismatch`.
+    """
+    return check_gradients(_rows(_by_name(gradients, groups, in_groups), groups), groups)
+
+
+def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup]) -> list[list[Array | None]]:
+    """Gradients by group and place as arrays that fit their parameters. Raises as `read_gradients`."""
+    return [
+        [_check_gradient(name, array, gradient) for name, array, gradient in zip(g.names, g.arrays, row, strict=True)]
+        for g, row in zip(groups, rows, strict=True)
+    ]
+
+
+def _by_name(gradients: Any, groups: Sequence[ParamGroup], in_groups: bool) -> list[tuple[str, Any]]:
+    if not isinstance(gradients, list | tuple) or trees.is_namedtuple(gradients):
+        return list(trees.collect(gradients, trees.merge([group.inner for group in groups])))
+    if gradients and all(map(is_pair, gradients)):
+        return _by_name(dict(gradients), groups, in_groups)
+    if in_groups and len(gradients) == len(groups):
+        parts = zip(gradients, groups, strict=True)
+        return [found for entry, group in parts for found in _of_group(entry, group)]
+    entries = [path for group in groups for path in group.inner[""]]
+    inner = trees.merge([group.inner for group in groups])
+    are_groups = in_groups and all(isinstance(entry, Mapping | list) for entry in gradients)
+    if are_groups and not any(path in inner for path in entries):
+        raise StructureMismatch(what="gradients", expected=f"{len(groups)} groups", got=len(gradients))
+    if len(gradients) != len(entries):
+        raise StructureMismatch(what="gradients", expected=f"{len(entries)} entries", got=len(gradients))
+    parts = zip(entries, gradients, strict=True)
+    return [found for path, entry in parts for found in trees.collect(_unpaired(path, entry), inner, path)]
+
+
+def _unpaired(name: str, entry: Any) -> Any:
+    return entry[1] if is_pair(entry) and entry[0] == name else entry
+
+
+def _of_group(entry: Any, group: ParamGroup) -> list[tuple[str, Any]]:
+    """Gradients of one group: as its dict, or in the structure of its params."""
+    if isinstance(entry, Mapping) and PARAMS in entry and PARAMS not in group.inner[""]:
+        entry = entry[PARAMS]
+    if isinstance(entry, list) and entry and all(map(is_pair, entry)):
+        entry = dict(entry)
+    inner = group.inner
+    single = len(inner) == len(inner[""]) == 1
+    if single and (trees.children(entry) is None or (type(entry) is tuple and len(entry) == 2)):
+        return [(inner[""][0], entry)]  # of a single parameter, without a list around it
+    return list(trees.collect(entry, inner, what=f"gradients of group {group.name!r}"))
+
+
+def _rows(found: Sequence[tuple[str, Any]], groups: Sequence[ParamGroup]) -> list[Row]:
+    named = dict(found)
+    if len(named) != len(found):
+        names = [name for name, _ in found]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise StructureMismatch(what="gradients", expected=f"one entry for parameter {twice!r}", got="two")
+    rows = [[named.pop(name, None) for name in group.names] for group in groups]
+    if named:
+        raise UnknownParameter(where="this optimizer", parameter=next(iter(named)))
+    return rows
+
+
+def _check_gradient(name: str, array: Array, gradient: Any) -> Array | None:
+    if gradient is None:
+        return None
+    found = as_array(gradient)
+    if found is None:
+        wanted, got = "an array or None", type(gradient).__name__
+        raise NotAnArray(what=f"gradient of parameter {name!r}", wanted=wanted, got=got)
+    if found.shape != array.shape:
+        raise ShapeMismatch(what="gradient", parameter=name, expected=array.shape, got=found.shape)
+    if found.dtype != array.dtype:
+        raise DtypeMismatch(what="gradient", parameter=name, expected=array.dtype.name, got=found.dtype.name)
+    return np.asarray(found)

@@ -1,0 +1,129 @@
+"""Gradients in the structure of the params."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from client.frozen import Frozen
+
+from optd import errors
+from optd.gradients import read_gradients
+from optd.params import read_groups
+
+Point = namedtuple("Point", "x y")
+
+
+@dataclass
+class Layer:
+    w: Any
+    b: Any
+
+
+def a(*shape, dtype="f4"):
+    return np.zeros(shape, dtype)
+
+
+def read(gradients, params):
+    groups, in_groups = read_groups(params)
+    return [found for row in read_gradients(gradients, groups, in_groups=in_groups) for found in row]
+
+
+W, B, V = a(2, 3), a(3), a(3, 1, dtype="f8")
+GROUPS = [{"params": {"w": W, "b": B}}, {"params": {"v": V}}]
+GW, GB, GV = np.ones((2, 3), "f4"), np.ones(3, "f4"), np.ones((3, 1))
+
+
+@pytest.mark.parametrize(
+    "gradients",
+    [
+        {"w": GW, "b": None, "v": GV},
+        {"w": GW, "v": GV},
+        [GW, None, GV],
+        (GW, None, GV),
+        [("w", GW), ("v", GV)],
+        [{"w": GW}, [GV]],
+        [{"params": [GW, None]}, {"params": {"v": GV}}],
+        [{"w": GW}, GV],
+        [[("w", GW)], (GV,)],
+    ],
+)
+def test_gradients_have_the_structure_of_the_params(gradients):
+    w, b, v = read(gradients, GROUPS)
+    assert w is GW
+    assert b is None
+    assert v is GV
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error", "says"),
+    [
+        ({"x": GW}, errors.UnknownParameter, "this optimizer has no parameter 'x'"),
+        (GW, errors.StructureMismatch, "gradients must have 3 entries, w, b, v, got one ndarray"),
+        ([GW], errors.StructureMismatch, "gradients must have 3 entries, got 1"),
+        ([[GW, GB]], errors.StructureMismatch, "gradients must have 2 groups, got 1"),
+        ([[GW], [GV]], errors.StructureMismatch, "gradients of group 'group0' must have 2 entries, got 1"),
+        ({"w": GB}, errors.ShapeMismatch, "gradient of parameter 'w' must have shape (2, 3), got (3,)"),
+        ({"w": GW.astype("f8")}, errors.DtypeMismatch, "must have dtype float32, got float64"),
+        ({"w": 1.0}, errors.NotAnArray, "gradient of parameter 'w' must be an array or None, got float"),
+    ],
+)
+def test_what_is_wrong_with_gradients_is_named(gradients, error, says):
+    with pytest.raises(error) as caught:
+        read(gradients, GROUPS)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "gradients"),
+    [
+        ({"enc": {"w": W}, "layers": [B, (V,)]}, {"enc": {"w": GW}, "layers": [GB, (GV,)]}),
+        ({"enc": {"w": W}, "layers": [B, (V,)]}, {"enc.w": GW, "layers.0": GB, "layers.1": [GV]}),
+        ([{"w": W}, {"b": B, "v": V}], [{"w": GW}, {"v": GV, "b": GB}]),
+        ([{"w": W, "b": B, "v": V}], [{"v": GV, "b": GB, "w": GW}]),
+        (Point(W, {"b": B, "v": V}), Point(GW, {"b": GB, "v": GV})),
+        (Layer(W, Layer(B, V)), Layer(GW, Layer(GB, GV))),
+        (Layer(W, Layer(B, V)), {"w": GW, "b": {"w": GB, "b": GV}}),
+        ([("enc", {"w": W}), B, V], [("enc", {"w": GW}), GB, GV]),
+        ([W, None, B, V], [GW, None, GB, GV]),
+        # One tree of gradients for groups that share its branches, as of weights with decay and biases without.
+        (
+            [{"params": {"layers": [{"w": W}]}}, {"params": {"layers": [{"b": B}], "v": V}}],
+            {"layers": [{"w": GW, "b": GB}], "v": GV},
+        ),
+        ([{"params": {"enc": {"w": W, "b": B}}}, {"params": V}], [{"enc": {"w": GW, "b": GB}}, GV]),
+        ([{"params": [[W], [B, V]]}], [[[GW], [GB, GV]]]),
+    ],
+)
+def test_gradients_of_trees(params, gradients):
+    found = read(gradients, params)
+    assert all(map(lambda one, other: one is other, found, (GW, GB, GV)))
+
+
+def test_a_branch_may_be_left_out_or_none():
+    params = {"enc": {"w": W, "b": B}, "v": V}
+    assert read({"v": GV}, params) == [None, None, GV]
+    assert read({"enc": None, "v": GV}, params) == [None, None, GV]
+    assert read(None, params) == [None, None, None]
+
+
+def test_other_arrays_are_read():
+    (found,) = read([Frozen(np.ones(3, "f4"))], [B])
+    np.testing.assert_array_equal(found, GB)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error", "says"),
+    [
+        ({"enc": {"x": GW}}, errors.UnknownParameter, "this optimizer has no parameter 'enc.x'"),
+        ({"enc": {"w": {"x": GW}}}, errors.NotAnArray, "gradient of parameter 'enc.w' must be an array or None, got d"),
+        ({"enc": GW}, errors.StructureMismatch, "gradients at 'enc' must have 2 entries, enc.w, enc.b, got one ndarr"),
+        ({"enc": {"w": GB}}, errors.ShapeMismatch, "gradient of parameter 'enc.w' must have shape (2, 3), got (3,)"),
+        ({"enc": {"w": GW}, "enc.w": GW}, errors.StructureMismatch, "must have one entry for parameter 'enc.w', got t"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(gradients, error, says):
+    with pytest.raises(error) as caught:
+        read(gradients, {"enc": {"w": W, "b": B}, "v": V})
+    assert says in str(caught.value)
