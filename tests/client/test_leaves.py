@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from client.frozen import Frozen
+from tests.client.frozen import Frozen
 
 from optd import errors
 from optd.leaves import as_array, read_parameter

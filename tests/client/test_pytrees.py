@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client.frozen import Frozen
+from tests.client.frozen import Frozen
 
 import optd
 from optd import errors

@@ -5,7 +5,6 @@ step, the state and the weights are the server's.
 """
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self, overload
@@ -16,7 +15,7 @@ from optd.params import plain_option
 from optd.registration import open_session
 from optd.session import Session
 from optd.torch.options import UNSERVED, Fixed, OptionRules
-from optd.torch.state import rows_from_torch, rows_to_torch
+from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
 from optd.transport.base import Names
@@ -89,6 +88,7 @@ class Served(torch.optim.Optimizer):
     ) -> None:
         self._exchange = Exchange()
         super().__init__(params, *args, **options)
+        self.state = StateOnServer()
         # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
         self.session, self._owns_session = open_session(session, server, job, worker)
@@ -178,7 +178,9 @@ class Served(torch.optim.Optimizer):
         with self._exchange.lock:
             self._check_options()
             with self._exchange.sending() as registration:
-                return registration.push(self._exchange.gradients(), encoding)
+                pushed = registration.push(self._exchange.gradients(), encoding)
+        self._opt_called = True  # which schedulers look for, to warn who steps them first
+        return pushed
 
     def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
         """Puts the current weights into the tensors, and the current options into `param_groups`.
@@ -234,7 +236,7 @@ class Served(torch.optim.Optimizer):
             try:
                 return super().state_dict()
             finally:
-                self.state = defaultdict(dict)
+                self.state = StateOnServer()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
@@ -256,7 +258,7 @@ class Served(torch.optim.Optimizer):
             finally:
                 # torch has put others in their place; the registration goes on with those that it knows.
                 self.param_groups = groups
-                self.state = defaultdict(dict)
+                self.state = StateOnServer()
 
     def _upload(self) -> None:
         self._check_options()

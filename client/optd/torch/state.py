@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,6 +14,18 @@ from optd.torch.tensors import TensorGroup, dtype_name, shares_memory
 from optd_wire.errors import ShapeMismatch
 
 STEP = "step"
+
+
+class StateOnServer(defaultdict[torch.Tensor, Any]):
+    """What `optimizer.state` is: empty, and not to be filled, which would change nothing on the server."""
+
+    _WHERE = "the server holds the state: state_dict() reads it, load_state_dict() replaces it"
+
+    def __missing__(self, tensor: torch.Tensor) -> NoReturn:
+        raise KeyError(self._WHERE)
+
+    def __setitem__(self, tensor: torch.Tensor, state: Any) -> NoReturn:
+        raise TypeError(self._WHERE)
 
 
 def rows_to_torch(

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.client.torch.classes import CASES, Case, Optimizer, assert_same_state, flat
+from tests.client.torch.classes import EACH as EACH_CLASS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import optd.torch
 from optd.errors import InvalidOption, OptionOutOfRange, ShapeMismatch, UnknownField
 
-Optimizer = torch.optim.Optimizer
 # A second group with other state than the first: momentum or amsgrad in one of them only.
 TABLE = [
     ("SGD", {"lr": 0.1, "momentum": 0.9}, {"momentum": 0.0}),
@@ -23,33 +24,27 @@ TABLE = [
     ("Adam", {"lr": 0.1, "betas": (0.5, 0.6), "fused": True}, {}),
     ("AdamW", {"lr": 0.1}, {"amsgrad": True}),
 ]
+TABLE += [(case.name, case.defaults, {}) for case in CASES if case.name not in {name for name, *_ in TABLE}]
 EACH = pytest.mark.parametrize(
     ("name", "defaults", "second"), TABLE, ids=[f"{row[0]}-{i}" for i, row in enumerate(TABLE)]
 )
-SHAPES: list[tuple[int, ...]] = [(3, 2), (), (4,), (2, 2)]
-LAST = len(SHAPES) - 1  # has no gradient until the training goes on
+SGD = next(case for case in CASES if case.name == "SGD")
+SHAPES = [shape for group in SGD.shapes for shape in group]
 
 
 def parameters() -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(1)
-    made = [nn.Parameter(torch.randn(s, dtype=torch.float64, generator=generator)) for s in SHAPES]
-    made[0] = nn.Parameter(made[0].detach().t().contiguous().t())
-    return made
+    return [parameter for group in SGD.parameters() for parameter in group]
 
 
 @torch.no_grad()
-def train(optimizers: list[Optimizer], steps: int, without: tuple[int, ...] = ()) -> None:
+def train(optimizers: list[Optimizer], steps: int, case: Case = SGD, *, all_but_last: bool = False) -> None:
+    """The last parameter has no gradient until the training goes on."""
     for _ in range(steps):
-        gradients = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
+        case.gradients(*optimizers)
         for optimizer in optimizers:
-            for place, (parameter, gradient) in enumerate(zip(flat(optimizer), gradients, strict=True)):
-                # With the strides of the parameter, as autograd makes them: torch's fused kernels rely on it.
-                parameter.grad = None if place in without else torch.empty_like(parameter).copy_(gradient)
-            optimizer.step()
-
-
-def flat(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if all_but_last:
+                flat(optimizer)[-1].grad = None
+            optimizer.step(*[lambda: 1.0] if case.needs_closure else [])
 
 
 class Bench:
@@ -57,23 +52,29 @@ class Bench:
 
     def __init__(self, serve: Callable, name: str, defaults: dict[str, Any], second: dict[str, Any]) -> None:
         self._serve = serve
-        self._name = name
+        self.case = next(case for case in CASES if case.name == name)
         self._defaults = defaults
         self._second = second
 
     def _groups(self, weights: Optimizer | None) -> list[dict[str, Any]]:
-        made = parameters()
+        first, *others = self.case.groups()
+        made = first["params"]
+        made[0] = nn.Parameter(made[0].detach().t().contiguous().t())  # with strides of its own
+        groups = [first, *({**group, **self._second} for group in others)]
+        source = iter(flat(weights) if weights else [])
         with torch.no_grad():
-            for parameter, source in zip(made, flat(weights) if weights else [], strict=weights is not None):
-                parameter.copy_(source)
-        return [{"params": made[:2]}, {"params": made[2:], **self._second}]
+            for parameter in [p for group in groups for p in group["params"] if weights]:
+                parameter.copy_(next(source))
+        return groups
 
     def torchs(self, weights: Optimizer | None = None, **others: Any) -> Optimizer:
-        return getattr(torch.optim, self._name)(self._groups(weights), **{**self._defaults, **others})
+        return self.case.theirs(self._groups(weights), **{**self._defaults, **others})
 
     def ours(self, weights: Optimizer | None = None, **others: Any) -> Any:
-        kind = getattr(optd.torch, self._name)
-        return self._serve(kind, self._groups(weights), **{**self._defaults, **others})
+        return self._serve(self.case.ours, self._groups(weights), **{**self._defaults, **others})
+
+    def train(self, *optimizers: Optimizer, steps: int, **how: Any) -> None:
+        train(list(optimizers), steps, self.case, **how)
 
 
 @pytest.fixture
@@ -81,26 +82,17 @@ def bench(request: pytest.FixtureRequest, serve: Callable) -> Bench:
     return Bench(serve, request.getfixturevalue("name"), *map(request.getfixturevalue, ("defaults", "second")))
 
 
-def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Equal in structure, types and strides, and in numbers to what the two arithmetics round differently."""
-    assert ours.keys() == theirs.keys()
-    assert ours["param_groups"] == theirs["param_groups"]
-    assert list(ours["state"]) == list(theirs["state"])
-    for index, expected in theirs["state"].items():
-        found = ours["state"][index]
-        assert list(found) == list(expected)
-        for field, tensor in expected.items():
-            torch.testing.assert_close(found[field], tensor, rtol=1e-12, atol=1e-12, check_stride=True)
-            assert not found[field].requires_grad
-
-
 @EACH
 def test_a_state_dict_is_as_torchs(bench: Bench, name: str, defaults: dict, second: dict) -> None:
     theirs, ours = bench.torchs(), bench.ours()
     assert_same_state(ours.state_dict(), theirs.state_dict())
-    train([theirs, ours], 3, without=(LAST,))
+    bench.train(theirs, ours, steps=3, all_but_last=True)
     assert_same_state(ours.state_dict(), theirs.state_dict())
     assert not ours.state
+    with pytest.raises(KeyError, match="the server holds the state"):
+        ours.state[flat(ours)[0]]
+    with pytest.raises(TypeError, match="the server holds the state"):
+        ours.state[flat(ours)[0]] = {}
     file = io.BytesIO()
     torch.save(ours.state_dict(), file)
     file.seek(0)
@@ -110,17 +102,17 @@ def test_a_state_dict_is_as_torchs(bench: Bench, name: str, defaults: dict, seco
 @EACH
 def test_state_goes_from_torch_to_the_server_and_back(bench: Bench, name: str, defaults: dict, second: dict) -> None:
     theirs = bench.torchs()
-    train([theirs], 4, without=(LAST,))
+    bench.train(theirs, steps=4, all_but_last=True)
     ours = bench.ours(theirs, lr=0.7)
     ours.load_state_dict(theirs.state_dict())
     assert_same_state(ours.state_dict(), theirs.state_dict())
     for group, summary in zip(theirs.param_groups, ours.session.groups(), strict=True):
         served = summary.options.options
         assert served == {option: group[option] for option in served}
-    train([theirs, ours], 4)
+    bench.train(theirs, ours, steps=4)
     back = bench.torchs(ours)
     back.load_state_dict(ours.state_dict())
-    train([theirs, ours, back], 4)
+    bench.train(theirs, ours, back, steps=4)
     for expected, *found in zip(flat(theirs), flat(ours), flat(back), strict=True):
         for weights in found:
             torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-12)
@@ -134,14 +126,14 @@ def test_state_that_the_loaded_one_does_not_have_is_forgotten(
 ) -> None:
     theirs, ours = bench.torchs(), bench.ours()
     early = theirs.state_dict()
-    train([theirs, ours], 1, without=(LAST,))
+    bench.train(theirs, ours, steps=1, all_but_last=True)
     partly = copy.deepcopy(theirs.state_dict())
-    train([theirs, ours], 2)
+    bench.train(theirs, ours, steps=2)
     for saved in (partly, early):
         for optimizer in (theirs, ours):
             optimizer.load_state_dict(saved)
         assert_same_state(ours.state_dict(), theirs.state_dict())
-        train([theirs, ours], 2)
+        bench.train(theirs, ours, steps=2)
         assert_same_state(ours.state_dict(), theirs.state_dict())
         for expected, found in zip(flat(theirs), flat(ours), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
@@ -153,7 +145,7 @@ def test_steps_are_counted_in_the_dtype_that_torch_takes(bench: Bench, name: str
     torch.set_default_dtype(torch.float64)
     try:
         theirs, ours = bench.torchs(), bench.ours()
-        train([theirs, ours], 1)
+        bench.train(theirs, ours, steps=1)
         assert_same_state(ours.state_dict(), theirs.state_dict())
     finally:
         torch.set_default_dtype(before)
@@ -317,6 +309,14 @@ def test_zero_grad(set_to_none: bool, serve: Callable) -> None:
     optimizer.zero_grad(set_to_none)
     optimizer.step()
     assert weight.tolist() == ([1, 1] if set_to_none else [0.5, 0.5]), "no gradient is not a gradient of zeros"
+
+
+@EACH_CLASS
+def test_it_is_shown_as_that_of_torch(case: Case, serve: Callable) -> None:
+    theirs, ours = case.pair(serve)
+    assert repr(ours) == repr(theirs)
+    case.step(theirs, ours)
+    assert repr(ours) == repr(theirs)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps, lambda o: torch.save(o, io.BytesIO())])

@@ -13,7 +13,7 @@ class Lion(torch.optim.Optimizer):
         params: Any,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        weight_decay: float = 0,
         *,
         maximize: bool = False,
         foreach: bool = False,  # as all classes of torch take it
@@ -25,7 +25,8 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in group["params"]:
@@ -37,3 +38,4 @@ class Lion(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * torch.sign(beta1 * exp_avg + (1 - beta1) * gradient))
                 state["exp_avg"] = beta2 * exp_avg + (1 - beta2) * gradient
+        return loss

@@ -1,0 +1,118 @@
+"""Every class of `optd.torch` beside the one that it stands for: what tests of all classes go over.
+
+A class joins by being exported; what is special about it has a row here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tests.server.optim.lion import Lion
+from torch import nn
+
+import optd.torch
+
+Optimizer = torch.optim.Optimizer
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class, and what it can train."""
+
+    name: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    shapes: tuple[Shapes, ...] = (((3, 2), ()), ((4,), (2, 2)))
+    """Of the parameters of each group."""
+    sparse: bool = False
+    """Whether it takes sparse gradients only."""
+    needs_closure: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def theirs(self) -> type[Any]:
+        return Lion if self.name == "Lion" else getattr(torch.optim, self.name)
+
+    @property
+    def ours(self) -> type[Any]:
+        return getattr(optd.torch, self.name)
+
+    def has(self, option: str) -> bool:
+        """Whether torch's class has an option."""
+        return option in self.theirs(self.parameters()[0]).defaults
+
+    def parameters(self) -> list[list[nn.Parameter]]:
+        """Equal ones each time, by group."""
+        generator = torch.Generator().manual_seed(1)
+        return [
+            [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=generator)) for shape in group]
+            for group in self.shapes
+        ]
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": parameters} for parameters in self.parameters()]
+
+    def pair(self, serve: Callable[..., Any], **options: Any) -> tuple[Any, Any]:
+        """The same optimizer twice, torch's and ours, with parameters of their own."""
+        given = {**self.defaults, **options}
+        return self.theirs(self.groups(), **given), serve(self.ours, self.groups(), **given)
+
+    def gradients(self, *optimizers: Optimizer) -> None:
+        """Gives the parameters of all the same random gradients."""
+        for parameters in zip(*map(flat, optimizers), strict=True):
+            gradient = torch.randn(parameters[0].shape, dtype=parameters[0].dtype)
+            for parameter in parameters:
+                # With the strides of the parameter, as autograd makes them: torch's fused kernels rely on it.
+                own = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+                parameter.grad = own.to_sparse(1) if self.sparse else own
+
+    def step(self, *optimizers: Optimizer) -> None:
+        """A step of all with the same gradients."""
+        self.gradients(*optimizers)
+        for optimizer in optimizers:
+            if self.needs_closure:
+                optimizer.step(lambda: 1.0)
+            else:
+                optimizer.step()
+
+
+SPECIAL = {
+    case.name: case
+    for case in [
+        Case("Muon", shapes=(((3, 2),), ((2, 2),))),
+        Case("LBFGS", shapes=(((3, 2), (), (4,)),), needs_closure=True),
+        Case("SparseAdam", shapes=(((3, 2),), ((4,), (2, 2))), sparse=True),
+        Case("Adafactor", {"lr": 0.01}),
+    ]
+}
+CASES = [SPECIAL.get(name, Case(name)) for name in optd.torch.__all__]
+EACH = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def flat(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def assert_same_weights(ours: Optimizer, theirs: Optimizer) -> None:
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-12, atol=1e-12)
+
+
+def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Equal in structure, types, devices and strides, and in numbers to what the two arithmetics round differently."""
+    assert list(ours) == list(theirs)
+    assert ours["param_groups"] == theirs["param_groups"]
+    for found, expected in zip(ours["param_groups"], theirs["param_groups"], strict=True):
+        assert list(found) == list(expected)
+        assert list(map(type, found.values())) == list(map(type, expected.values()))
+    assert list(ours["state"]) == list(theirs["state"])
+    for index, expected in theirs["state"].items():
+        found = ours["state"][index]
+        assert list(found) == list(expected)
+        assert list(map(type, found.values())) == list(map(type, expected.values()))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, check_stride=True)
+            assert not isinstance(value, torch.Tensor) or found[name].requires_grad == value.requires_grad
