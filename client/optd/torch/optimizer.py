@@ -43,6 +43,9 @@ class Served(torch.optim.Optimizer):
     where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
     `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server.
 
+    `foreach` and `fused` are taken and change nothing. `capturable=True` and `differentiable=True` are refused: no
+    graph captures a step on a server, and autograd does not reach into one.
+
     With `zero_copy` each step and pull gives the parameters other memory (`.data`), which the server has written, and
     each backward pass puts gradients into memory that the server reads. To the model, to clipping, accumulation and
     scaling that makes no difference. But `.grad` is the same memory after each `zero_grad()`, so clone what is to be
@@ -203,7 +206,7 @@ class Served(torch.optim.Optimizer):
 
     def _check_options(self) -> None:
         for options in self.param_groups:
-            self._rules.check_fixed(options)
+            self._rules.check_fixed(options, self.defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
@@ -220,7 +223,7 @@ class Served(torch.optim.Optimizer):
                 raise
 
     def _read_group(self, param_group: dict[str, Any]) -> TensorGroup:
-        self._rules.check_fixed(param_group)
+        self._rules.check_fixed(param_group, self.defaults)
         self._rules.check_spelling(param_group, self.defaults)
         known = self._exchange.groups
         count = sum(len(group.tensors) for group in known)
@@ -246,10 +249,11 @@ class Served(torch.optim.Optimizer):
         then.
         """
         with self._exchange.lock:
-            groups = self.param_groups
+            groups, defaults = self.param_groups, dict(self.defaults)
             before = [dict(group) for group in groups]
             try:
                 super().load_state_dict(state_dict)
+                self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
                 _replace(groups, self.param_groups)
                 self._upload()
             except BaseException:

@@ -11,12 +11,13 @@ Fixed = Mapping[str, tuple[bool, str]]
 """Options of which a server has one value: the value, and why."""
 
 IMPLEMENTATION = ("foreach", "fused")
-"""Options that say how torch computes, not what: they stay in `param_groups`, and the server does not hear of them."""
+"""Options that say how torch computes, not what: they change no result, and the server does not hear of them."""
 
 UNSERVED: Fixed = {
     "differentiable": (False, "autograd does not reach into a server"),
     "capturable": (False, "no graph can capture a step on a server"),
 }
+"""Options that would have the step do what it cannot do on a server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,14 @@ class OptionRules:
         """Those that the server's algorithm has, too."""
         return [name for name in defaults if name not in IMPLEMENTATION and name not in self.fixed]
 
-    def check_fixed(self, options: Mapping[str, Any]) -> None:
-        """Raises `InvalidOption` where a group asks for what no server can do."""
+    def check_fixed(self, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Raises `InvalidOption` where a group asks for what no server can do.
+
+        Of an option that torch's class does not have, torch takes no notice either. None is as good as False.
+        """
         for name, (value, why) in self.fixed.items():
             given = options.get(name, value)
-            if given != value:
+            if name in defaults and bool(given) != value:
                 raise InvalidOption(algorithm=self.algorithm, option=name, bound=f"{value} ({why})", value=given)
 
     def check_spelling(self, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """Options: which go to the server, which are torch's own business, and which a server cannot have."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tests.client.torch.classes import CASES, EACH, Case, assert_same_state, assert_same_weights, flat
 from torch import nn
 
 import optd.torch
@@ -16,73 +16,94 @@ def weight() -> nn.Parameter:
     return nn.Parameter(torch.ones(3))
 
 
-IMPLEMENTATIONS = [
-    (name, option)
-    for name in optd.torch.__all__
-    for option in ("foreach", "fused")
-    if option in inspect.signature(getattr(optd.torch, name)).parameters
+# What torch's classes have to choose how they compute; and why a server refuses those that it cannot follow.
+IMPLEMENTATION = {
+    "foreach": None,
+    "fused": None,
+    "capturable": "no graph can capture a step on a server",
+    "differentiable": "autograd does not reach into a server",
+}
+ACCEPTED = [
+    (case, option, value)
+    for case in CASES
+    for option, why in IMPLEMENTATION.items()
+    for value in (None, False, True)
+    if not (value and why and case.has(option))
 ]
 
 
-@pytest.mark.parametrize(("name", "option"), IMPLEMENTATIONS)
-@pytest.mark.parametrize("value", [None, False, True])
-def test_options_that_choose_torchs_implementation_are_accepted(
-    name: str, option: str, value: bool | None, serve: Callable
+@pytest.mark.parametrize(("case", "option", "value"), ACCEPTED, ids=str)
+def test_options_that_choose_torchs_implementation_change_nothing(
+    case: Case, option: str, value: bool | None, serve: Callable
 ) -> None:
-    ours, theirs = weight(), weight()
-    optimizer = serve(getattr(optd.torch, name), [ours], **{option: value})
-    reference = getattr(torch.optim, name)([theirs], **{option: value})
-    for _ in range(2):
-        ours.grad, theirs.grad = torch.ones(3), torch.ones(3)
-        optimizer.step()
-        reference.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    found, expected = optimizer.state_dict(), reference.state_dict()
-    assert found["param_groups"] == expected["param_groups"]
-    torch.testing.assert_close(found["state"], expected["state"], rtol=1e-6, atol=1e-6)
-    assert optimizer.param_groups[0][option] is value
-    assert option not in optimizer.session.groups()[0].options.options
+    """As arguments, as entries of a group, and when they are changed later; whether torch's class has them or not."""
+    given = {option: value} if case.has(option) else {}
+    groups, others = ([*case.groups()[:-1], {**case.groups()[-1], option: value}] for _ in range(2))
+    ours = serve(case.ours, groups, **case.defaults, **given)
+    # None is as good as False in the groups of torch, but not in all of its constructors.
+    theirs = case.theirs(others, **case.defaults, **dict.fromkeys(given, bool(value)))
+    case.step(theirs, ours)
+    assert_same_weights(ours, theirs)
+    for optimizer in (theirs, ours):
+        optimizer.param_groups[0][option] = value
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    for optimizer in (theirs, ours):
+        optimizer.load_state_dict(optimizer.state_dict())
+    case.step(theirs, ours)
+    assert_same_weights(ours, theirs)
+    assert ours.param_groups[0][option] is value
+    assert all(option not in group.options.options for group in ours.session.groups())
+    if len(case.shapes) > 1:
+        added = [nn.Parameter(parameter.detach().clone()) for parameter in flat(ours)[:1]]
+        ours.add_param_group({"params": added, option: value})
+        assert ours.param_groups[-1][option] is value
 
 
-REFUSED = [
-    (
-        "SGD",
-        "differentiable",
-        True,
-        "sgd: differentiable must be False (autograd does not reach into a server), got True",
-    ),
-    ("Adam", "capturable", True, "adam: capturable must be False (no graph can capture a step on a server), got True"),
-    ("AdamW", "decoupled_weight_decay", False, "adamw: decoupled_weight_decay must be True (it is AdamW), got False"),
-]
-EACH_REFUSED = pytest.mark.parametrize(("name", "option", "value", "message"), REFUSED, ids=[row[1] for row in REFUSED])
+def assert_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        call()
+    assert str(caught.value) == message
 
 
-@EACH_REFUSED
-def test_options_that_a_server_cannot_have_are_refused(
-    name: str, option: str, value: bool, message: str, serve: Callable
-) -> None:
-    def assert_refused(call: Callable[[], Any]) -> None:
-        with pytest.raises(InvalidOption) as caught:
-            call()
-        assert str(caught.value) == message
+def changes(case: Case, serve: Callable, option: str, value: bool, message: str) -> None:
+    """A value that is refused in a group, when it is loaded, and in mid-training."""
+    groups = case.groups()
+    groups[-1][option] = value
+    assert_refused(lambda: case.ours(groups, server="nowhere", **case.defaults), message)
+    ours = serve(case.ours, case.groups(), **case.defaults)
+    if len(case.shapes) > 1:
+        assert_refused(lambda: ours.add_param_group({"params": case.parameters()[0], option: value}), message)
+        assert len(ours.param_groups) == len(ours.session.groups()) == len(case.shapes)
+    ours.param_groups[0][option] = value
+    assert_refused(lambda: case.step(ours), message)
+    if not case.needs_closure:
+        assert_refused(ours.push, message)
+    assert ours.version == 0
+    ours.param_groups[0][option] = not value
+    case.step(ours)
 
-    kind = getattr(optd.torch, name)
-    if name != "AdamW":  # torch's AdamW has no such argument
-        assert_refused(lambda: kind([weight()], server="nowhere", **{option: value}))
-    assert_refused(lambda: kind([{"params": [weight()], option: value}], server="nowhere"))
-    optimizer = serve(kind, [weight()])
-    assert_refused(lambda: optimizer.add_param_group({"params": [weight()], option: value}))
-    if name != "AdamW":  # torch's AdamW sets its own when it loads
-        changed = optimizer.state_dict()
-        changed["param_groups"][0][option] = value
-        assert_refused(lambda: optimizer.load_state_dict(changed))
-        assert optimizer.param_groups[0][option] is not value
-    optimizer.param_groups[0][option] = value
-    assert_refused(optimizer.step)
-    assert_refused(optimizer.push)
-    optimizer.param_groups[0][option] = not value
-    optimizer.step()
-    assert optimizer.version == 1
+
+@EACH
+@pytest.mark.parametrize("option", [option for option, why in IMPLEMENTATION.items() if why])
+def test_options_that_a_server_cannot_follow_are_refused(case: Case, option: str, serve: Callable) -> None:
+    if not case.has(option):
+        for kind, where in ((case.theirs, {}), (case.ours, {"server": "nowhere"})):
+            with pytest.raises(TypeError, match=option):
+                kind(case.groups(), **case.defaults, **{option: True}, **where)
+        return
+    message = f"{case.ours.algorithm}: {option} must be False ({IMPLEMENTATION[option]}), got True"
+    assert_refused(lambda: case.ours(case.groups(), server="nowhere", **case.defaults, **{option: True}), message)
+    changes(case, serve, option, True, message)
+    ours = serve(case.ours, case.groups(), **case.defaults)
+    changed = ours.state_dict()
+    changed["param_groups"][0][option] = True
+    assert_refused(lambda: ours.load_state_dict(changed), message)
+    assert ours.param_groups[0][option] is False
+
+
+def test_adamw_decouples_weight_decay(serve: Callable) -> None:
+    message = "adamw: decoupled_weight_decay must be True (it is AdamW), got False"
+    changes(next(case for case in CASES if case.name == "AdamW"), serve, "decoupled_weight_decay", False, message)
 
 
 def test_fused_leaves_it_to_the_scaler_to_unscale(serve: Callable) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tests.client.torch.classes import EACH, Case, assert_same_weights
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -50,10 +51,12 @@ TABLE = [
     Row(CosineAnnealingLR, lambda o: CosineAnnealingLR(o, T_max=10, eta_min=1e-4)),
     Row(CosineAnnealingWarmRestarts, lambda o: CosineAnnealingWarmRestarts(o, T_0=4, T_mult=2)),
     Row(CyclicLR, lambda o: CyclicLR(o, 1e-3, 0.1, step_size_up=4)),
+    Row(CyclicLR, lambda o: CyclicLR(o, 1e-3, 0.1, step_size_up=4, base_momentum=[0.5, 0.6], max_momentum=[0.8, 0.7])),
     Row(CyclicLR, lambda o: CyclicLR(o, 1e-3, 0.1, step_size_up=4, mode="exp_range", gamma=0.9), "AdamW"),
     Row(CyclicLR, lambda o: CyclicLR(o, [1e-3, 1e-2], [0.1, 0.2], step_size_up=3, cycle_momentum=False)),
     Row(OneCycleLR, lambda o: OneCycleLR(o, max_lr=[0.1, 0.2], total_steps=STEPS)),
     Row(OneCycleLR, lambda o: OneCycleLR(o, max_lr=0.1, total_steps=STEPS, three_phase=True), "Adam"),
+    Row(OneCycleLR, lambda o: OneCycleLR(o, 0.1, STEPS, cycle_momentum=False, anneal_strategy="linear"), "Adamax"),
     Row(ReduceLROnPlateau, lambda o: ReduceLROnPlateau(o, factor=0.5, patience=2)),
     Row(
         SequentialLR,
@@ -75,11 +78,13 @@ def test_every_scheduler_of_torch_has_a_row() -> None:
     assert {row.kind for row in TABLE} == found - bases
 
 
+@pytest.mark.parametrize("tensors", [False, True], ids=["floats", "tensors"])
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.kind.__name__}-{row.algorithm}")
-def test_a_scheduler_moves_the_options_of_the_server(row: Row, serve: Callable) -> None:
+def test_a_scheduler_moves_the_options_of_the_server(row: Row, tensors: bool, serve: Callable) -> None:
+    """With `tensors`, schedulers change the lr in place."""
     options: dict[str, Any] = {"momentum": 0.9} if row.algorithm == "SGD" else {}
     theirs, ours = (
-        make(groups(), lr=0.05, **options)
+        make(groups(tensors), lr=lr(0.05, tensors), **options)
         for make in (
             getattr(torch.optim, row.algorithm),
             lambda *args, **kwargs: serve(getattr(optd.torch, row.algorithm), *args, **kwargs),
@@ -94,24 +99,50 @@ def test_a_scheduler_moves_the_options_of_the_server(row: Row, serve: Callable) 
         theirs.step()
         ours.step()
         assert_same_options(theirs, ours)
+        assert_same_weights(ours, theirs)
         for group, summary in zip(ours.param_groups, ours.session.groups(), strict=True):
             served = summary.options.options
-            assert served == {name: group[name] for name in served}, f"after step {number}"
+            assert served == {name: plain(group[name]) for name in served}, f"after step {number}"
             known[summary.index].add(served["lr"])
         for scheduler in schedulers:
             # A metric that stops improving makes ReduceLROnPlateau act.
             scheduler.step(*([min(number, 5)] if row.kind is ReduceLROnPlateau else []))
         assert_same_options(theirs, ours)
     assert all(len(seen) > 1 for seen in known), "the schedule of this row moves nothing"
-    for there, here in pairs(theirs, ours):
-        torch.testing.assert_close(here, there, rtol=1e-12, atol=1e-12)
+    assert isinstance(ours.param_groups[0]["lr"], torch.Tensor) == tensors
+    assert list(map(list, ours.param_groups)) == list(map(list, theirs.param_groups))
 
 
-def groups() -> list[dict[str, Any]]:
+@EACH
+def test_a_schedule_moves_every_class(case: Case, serve: Callable) -> None:
+    """With the momentum, or the first of the betas, where there is one."""
+    theirs, ours = case.pair(serve)
+    cycled = case.has("momentum") or case.has("betas")
+    schedulers = [OneCycleLR(o, max_lr=0.01, total_steps=6, cycle_momentum=cycled) for o in (theirs, ours)]
+    for number in range(6):
+        case.step(theirs, ours)
+        assert_same_options(theirs, ours)
+        assert_same_weights(ours, theirs)
+        for group, summary in zip(ours.param_groups, ours.session.groups(), strict=True):
+            served = summary.options.options
+            assert served == {name: group[name] for name in served}
+        for scheduler in schedulers if number < 5 else []:
+            scheduler.step()
+
+
+def lr(value: float, tensors: bool) -> Any:
+    return torch.tensor(value, dtype=torch.float64) if tensors else value
+
+
+def plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def groups(tensors: bool = False) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in [(3, 2), (4,), (5,)]]
     first, second, third = (torch.nn.Parameter(weight) for weight in weights)
-    return [{"params": [first, second]}, {"params": [third], "lr": 0.02, "note": "kept"}]
+    return [{"params": [first, second]}, {"params": [third], "lr": lr(0.02, tensors), "note": "kept"}]
 
 
 def pairs(theirs: Optimizer, ours: Optimizer) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -122,6 +153,7 @@ def pairs(theirs: Optimizer, ours: Optimizer) -> list[tuple[torch.Tensor, torch.
 def assert_same_options(theirs: Optimizer, ours: Optimizer) -> None:
     for there, here in zip(theirs.param_groups, ours.param_groups, strict=True):
         assert {**here, "params": None} == {**there, "params": None}
+        assert {name: type(value) for name, value in here.items()} == {name: type(there[name]) for name in there}
 
 
 def test_a_scheduler_moves_an_lr_that_is_a_tensor(serve: Callable) -> None:
