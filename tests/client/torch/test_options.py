@@ -106,21 +106,6 @@ def test_adamw_decouples_weight_decay(serve: Callable) -> None:
     changes(next(case for case in CASES if case.name == "AdamW"), serve, "decoupled_weight_decay", False, message)
 
 
-def test_fused_leaves_it_to_the_scaler_to_unscale(serve: Callable) -> None:
-    def train(make: Callable[..., torch.optim.Optimizer]) -> torch.Tensor:
-        trained = weight()
-        optimizer, scaler = make([trained], lr=0.1, fused=True), torch.amp.GradScaler("cpu", init_scale=1024.0)
-        for factor in (1.0, float("inf"), 2.0):
-            optimizer.zero_grad()
-            scaler.scale((trained * factor).square().sum()).backward()
-            scaler.step(optimizer)  # leaves the step out where a gradient is infinite
-            scaler.update()
-        return trained.detach()
-
-    ours = train(lambda *args, **kwargs: serve(optd.torch.SGD, *args, **kwargs))
-    torch.testing.assert_close(ours, train(torch.optim.SGD))
-
-
 def test_decoupled_weight_decay_is_an_option_of_adam(serve: Callable) -> None:
     ours, theirs = weight(), weight()
     options = {"lr": 0.1, "weight_decay": 0.5, "decoupled_weight_decay": True}
