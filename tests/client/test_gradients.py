@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.client.frozen import Frozen
 
-from optd import errors
+from optd import errors, trees
 from optd.gradients import read_gradients
 from optd.params import read_groups
 
@@ -127,3 +129,40 @@ def test_what_is_wrong_is_named_by_its_path(gradients, error, says):
     with pytest.raises(error) as caught:
         read(gradients, {"enc": {"w": W, "b": B}, "v": V})
     assert says in str(caught.value)
+
+
+def nodes(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    lists = st.lists(inner, max_size=3)
+    dicts = st.dictionaries(st.sampled_from("abc") | st.integers(0, 3), inner, max_size=3)
+    return lists | lists.map(tuple) | dicts | st.builds(Point, inner, inner) | st.builds(Layer, inner, inner)
+
+
+LEAVES = st.builds(lambda: np.zeros(1))
+TREES = nodes(st.recursive(st.none() | LEAVES, nodes, max_leaves=8)).filter(lambda tree: any(trees.leaves(tree)))
+
+
+def gradients_like(tree):
+    """A tree of the same structure with other arrays, and these arrays in order."""
+    made = [np.ones(1) for _ in trees.leaves(tree)]
+    return trees.rebuild(trees.outline(tree), iter(made)), made
+
+
+@given(TREES)
+def test_gradients_of_any_tree_come_in_the_order_of_its_parameters(tree):
+    gradients, expected = gradients_like(tree)
+    assert list(map(id, read(gradients, tree))) == list(map(id, expected))
+    ((group,), in_groups) = read_groups(tree)
+    assert not in_groups
+    assert list(map(id, group.arrays)) == [id(leaf) for _, leaf in trees.leaves(tree)]
+    assert trees.outline(trees.rebuild(group.outline, iter(group.arrays))) == trees.outline(tree)
+    assert read(dict(zip(group.names, expected, strict=True)), tree) == expected
+
+
+@given(st.lists(TREES | st.lists(LEAVES, min_size=1, max_size=3) | LEAVES, min_size=1, max_size=3), st.data())
+def test_gradients_of_groups_of_any_trees_come_in_order(given_trees, data):
+    # Of trees in several groups the names must differ; plain lists and single arrays are numbered.
+    named = [tree if isinstance(tree, np.ndarray) else {f"g{place}": tree} for place, tree in enumerate(given_trees)]
+    found = [gradients_like(tree) for tree in named]
+    expected = [gradient for _, made in found for gradient in made]
+    wrapped = [{"params": tree} if data.draw(st.booleans()) else tree for tree, _ in found]
+    assert list(map(id, read(wrapped, [{"params": tree} for tree in named]))) == list(map(id, expected))

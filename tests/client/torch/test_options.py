@@ -137,6 +137,17 @@ def test_tensors_as_options(serve: Callable) -> None:
     assert optimizer.session.groups()[0].options.options["betas"] == (0.8, 0.9)
 
 
+@EACH
+def test_an_lr_of_torchs_default_dtype(case: Case, serve: Callable) -> None:
+    """With which torch computes in float32, where it is a tensor."""
+    theirs, ours = case.pair(serve, lr=torch.tensor(0.01))
+    for _ in range(3):
+        case.step(theirs, ours)
+        ours.param_groups[0]["lr"].mul_(0.5)  # the tensor of all groups of both
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-6, atol=1e-6)
+    assert ours.session.groups()[-1].options.options["lr"] == torch.tensor(0.01).mul(0.25).item()
+
+
 def test_entries_that_are_no_options_stay_in_the_group(serve: Callable) -> None:
     optimizer = serve(optd.torch.SGD, [{"params": [weight()], "lr_scale": 0.5, "max_momentum": 1, "tags": {"a"}}])
     optimizer.param_groups[0]["initial_lr"] = 7
