@@ -67,8 +67,9 @@ class Optimizer:
         self._leaves: list[list[Any]] | None = None
         self.session, self._owns_session = open_session(session, server, job, worker)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
-        """The groups as torch has them: "params", "name", and the resolved options, as the server held them at the
-        last reply. A value that is changed here goes to the server with the next step or push."""
+        """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
+        resolved options, as the server held them at the last reply. A value that is changed here goes to the server
+        with the next step or push."""
         self._gradients: dict[str, Any] | None = None
         self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}

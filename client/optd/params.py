@@ -104,13 +104,13 @@ def _read_tree(params: Any, read: ParamGroup, first_parameter: int) -> list[tupl
         read.outline = type(params)(_outline_of_entry(entry) for entry in params)
         entries = _named_entries(params, first_parameter)
     else:
-        read.outline = trees.outline(params)
-        read.inner = trees.paths(params)
-        return list(trees.leaves(params))
-    read.inner = {"": tuple(key for key, _ in entries)}
-    for key, tree in entries:
-        read.inner.update(trees.paths(tree, key))
-    return [leaf for key, tree in entries for leaf in trees.leaves(tree, key)]
+        read.outline, entries = trees.outline(params), trees.children(params) or []
+    read.inner = trees.paths_of(entries)
+    leaves = [leaf for key, tree in entries for leaf in trees.leaves(tree, key)]
+    for name, _ in leaves:
+        if name in read.inner:
+            raise StructureMismatch(what="params", expected=f"one entry at {name!r}", got="two")
+    return leaves
 
 
 def is_pair(entry: Any) -> bool:

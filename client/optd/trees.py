@@ -119,18 +119,29 @@ def _like_dataclass(tree: Any, changed: dict[str, Any]) -> Any:
 
 
 def paths(tree: Any, path: str = "") -> Paths:
-    """The inner nodes of a tree."""
+    """The inner nodes of a tree. Raises as `paths_of`."""
     found = children(tree)
-    if found is None:
-        return {}
-    inner = {path: tuple(join(path, key) for key, _ in found)}
-    for key, child in found:
-        inner.update(paths(child, join(path, key)))
+    return {} if found is None else paths_of(found, path)
+
+
+def paths_of(entries: Sequence[tuple[str, Any]], path: str = "") -> Paths:
+    """The inner nodes of a tree whose root has these entries.
+
+    Raises `StructureMismatch` where two nodes have one path, as in `{"a": {"b": [...]}, "a.b": [...]}`.
+    """
+    inner = {path: tuple(join(path, key) for key, _ in entries)}
+    for key, child in entries:
+        below = paths(child, join(path, key))
+        for twice in inner.keys() & below.keys():
+            raise StructureMismatch(what="params", expected=f"one entry at {twice!r}", got="two")
+        inner.update(below)
     return inner
 
 
 def merge(some: Sequence[Paths]) -> Paths:
     """The inner nodes of several trees that are parts of one."""
+    if len(some) == 1:
+        return some[0]
     merged: dict[str, dict[str, None]] = {}
     for part in some:
         for path, below in part.items():

@@ -74,6 +74,8 @@ READ_ONLY.flags.writeable = False
         ([{"params": 3}], errors.NotAnArray, "parameter 'param0' must be an array, got int"),
         ([READ_ONLY], errors.NotAnArray, "an array that can be written to"),
         ([a(2, dtype="i4")], errors.UnsupportedDtype, "parameter 'param0': dtype int32 is not supported"),
+        ({"a": {"b": [W]}, "a.b": {"c": B}}, errors.StructureMismatch, "params must have one entry at 'a.b', got two"),
+        ({"a": {"b": [W]}, "a.b": B}, errors.StructureMismatch, "params must have one entry at 'a.b', got two"),
         ([W, W], errors.DuplicateParameter, "group 'group0' has one array twice, as 'param0' and as 'param1'"),
         ([{"params": [W]}, {"params": [W]}], errors.ParameterInTwoGroups, "in group 'group0' and in group 'group1'"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.client.torch.classes import CASES, Case, Optimizer, assert_same_state, flat
+from tests.client.torch.classes import CASES, Case, Optimizer, assert_same_state, assert_same_weights, flat
 from tests.client.torch.classes import EACH as EACH_CLASS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -309,6 +309,24 @@ def test_zero_grad(set_to_none: bool, serve: Callable) -> None:
     optimizer.zero_grad(set_to_none)
     optimizer.step()
     assert weight.tolist() == ([1, 1] if set_to_none else [0.5, 0.5]), "no gradient is not a gradient of zeros"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.shapes) > 1], ids=str)
+def test_a_group_that_is_added_in_mid_training_begins_with_a_state_of_its_own(case: Case, serve: Callable) -> None:
+    theirs, ours = case.pair(serve)
+    case.step(theirs, ours)
+    for optimizer in (theirs, ours):
+        added = [nn.Parameter(torch.ones_like(parameter)) for parameter in case.parameters()[0]]
+        optimizer.add_param_group({"params": added, "lr": 0.25, "note": "added"})
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    for _ in range(2):
+        case.step(theirs, ours)
+    assert_same_weights(ours, theirs)
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    for optimizer in (theirs, ours):
+        optimizer.load_state_dict(theirs.state_dict())
+    case.step(theirs, ours)
+    assert_same_weights(ours, theirs)
 
 
 @EACH_CLASS
