@@ -91,7 +91,8 @@ class Served(torch.optim.Optimizer):
     ) -> None:
         self._exchange = Exchange()
         super().__init__(params, *args, **options)
-        self.state = StateOnServer()
+        # Some classes begin with a state; the server's begins with the first step.
+        self._initial_state, self.state = dict(self.state), StateOnServer()
         # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
         self.session, self._owns_session = open_session(session, server, job, worker)
@@ -235,7 +236,7 @@ class Served(torch.optim.Optimizer):
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
             rows = self._exchange.registration.read_state()
-            self.state = rows_to_torch(rows, self.param_groups, keeps_step=self._keeps_step)
+            self.state = rows_to_torch(rows, self.param_groups, self._initial_state, keeps_step=self._keeps_step)
             try:
                 return super().state_dict()
             finally:
@@ -256,6 +257,7 @@ class Served(torch.optim.Optimizer):
                 self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
                 _replace(groups, self.param_groups)
                 self._upload()
+                self._initial_state = {}
             except BaseException:
                 _replace(groups, before)
                 raise

@@ -29,15 +29,19 @@ class StateOnServer(defaultdict[torch.Tensor, Any]):
 
 
 def rows_to_torch(
-    rows: Sequence[Sequence[ParameterState]], param_groups: Sequence[Mapping[str, Any]], *, keeps_step: bool
+    rows: Sequence[Sequence[ParameterState]],
+    param_groups: Sequence[Mapping[str, Any]],
+    initial: Mapping[torch.Tensor, Mapping[str, Any]],
+    *,
+    keeps_step: bool,
 ) -> defaultdict[torch.Tensor, Any]:
-    """The state of all parameters, as `read_state` gives it; those without one have no entry."""
+    """The state of all parameters, as `read_state` gives it; of those without one as it is initially, if at all."""
     states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
     for group, row in zip(param_groups, rows, strict=True):
         for tensor, found in zip(group[PARAMS], row, strict=True):
             state = to_torch(found, tensor, keeps_step=keeps_step, fused=bool(group.get("fused")))
-            if state:
-                states[tensor] = state
+            if state or tensor in initial:
+                states[tensor] = state or dict(initial[tensor])
     return states
 
 
@@ -53,6 +57,8 @@ def rows_from_torch(
 
 def to_torch(state: ParameterState, tensor: torch.Tensor, *, keeps_step: bool, fused: bool) -> dict[str, Any]:
     """Tensors with the device and the strides of the parameter's `tensor`; owns the arrays of `state` from then on."""
+    if state and STEP not in state:
+        state = {STEP: 0, **state}
     return {
         name: _step(value, tensor, fused) if name == STEP else _beside(tensor, value)
         for name, value in state.items()

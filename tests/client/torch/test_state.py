@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import optd.torch
 from optd.errors import InvalidOption, OptionOutOfRange, ShapeMismatch, UnknownField
+from optd.torch.optimizer import Served
 
 # A second group with other state than the first: momentum or amsgrad in one of them only.
 TABLE = [
@@ -149,6 +150,43 @@ def test_steps_are_counted_in_the_dtype_that_torch_takes(bench: Bench, name: str
         assert_same_state(ours.state_dict(), theirs.state_dict())
     finally:
         torch.set_default_dtype(before)
+
+
+class Early(torch.optim.SGD):
+    """A class that has a state from its construction, as Adagrad has."""
+
+    def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.9) -> None:
+        super().__init__(params, lr, momentum)
+        for parameter in flat(self):
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+class ServedEarly(Served, Early, algorithm="sgd", keeps_step=False):
+    pass
+
+
+def test_a_state_that_is_there_from_construction_is_shown(serve: Callable) -> None:
+    theirs, ours = Early(parameters()), serve(ServedEarly, parameters())
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    train([theirs, ours], 2, all_but_last=True)
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    for optimizer in (theirs, ours):
+        optimizer.load_state_dict(torch.optim.SGD(parameters(), momentum=0.9).state_dict())
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+
+
+def test_a_state_of_no_steps_is_loaded(serve: Callable) -> None:
+    theirs, ours = torch.optim.Adam(parameters()), serve(optd.torch.Adam, parameters())
+    train([theirs, ours], 1)
+    saved = copy.deepcopy(theirs.state_dict())
+    for state in saved["state"].values():
+        state["step"].zero_()
+    for optimizer in (theirs, ours):
+        optimizer.load_state_dict(copy.deepcopy(saved))
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    train([theirs, ours], 2)
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    assert_same_weights(ours, theirs)
 
 
 def test_what_schedulers_and_scripts_put_into_groups_is_saved_and_loaded(serve: Callable) -> None:
