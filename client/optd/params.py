@@ -54,19 +54,24 @@ def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:
     if params is None or isinstance(params, str | bytes | Set) or trees.children(params) is None:
         wanted = "a list, dict or other tree of arrays, or a list of group dicts"
         raise NotAnArray(what="params", wanted=wanted, got=type(params).__name__)
-    if isinstance(params, list | tuple) and not params:
+    if _is_plain_sequence(params) and not params:
         raise EmptyGroup(what="params")
-    in_groups = isinstance(params, list | tuple) and any(map(_is_group, params))
-    given = params if in_groups else [{PARAMS: params}]
+    in_groups = _is_plain_sequence(params) and any(map(_is_group, params))
     groups: list[ParamGroup] = []
-    for index, group in enumerate(given):
-        groups.append(read_group(group, index, sum(len(earlier.arrays) for earlier in groups)))
+    count = 0
+    for index, group in enumerate(params if in_groups else [{PARAMS: params}]):
+        groups.append(read_group(group, index, count))
+        count += len(groups[-1].arrays)
     check_distinct(groups)
     return groups, in_groups
 
 
 def _is_group(entry: Any) -> bool:
     return isinstance(entry, Mapping) and PARAMS in entry
+
+
+def _is_plain_sequence(params: Any) -> bool:
+    return isinstance(params, list | tuple) and not trees.is_namedtuple(params)
 
 
 def _listed(params: Any) -> Any:
@@ -100,7 +105,7 @@ def _read_tree(params: Any, read: ParamGroup, first_parameter: int) -> list[tupl
     """The leaves with their names; notes the structure in the group."""
     if trees.children(params) is None:
         read.outline, entries = trees.LEAF, [(f"param{first_parameter}", params)]
-    elif isinstance(params, list | tuple) and not trees.is_namedtuple(params):
+    elif _is_plain_sequence(params):
         read.outline = type(params)(_outline_of_entry(entry) for entry in params)
         entries = _named_entries(params, first_parameter)
     else:

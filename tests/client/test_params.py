@@ -1,8 +1,12 @@
+from collections import namedtuple
+
 import numpy as np
 import pytest
 
 from optd import errors
 from optd.params import read_group, read_groups
+
+State = namedtuple("State", "model scale")
 
 
 def a(*shape, dtype="f4"):
@@ -32,6 +36,7 @@ W, B, V = a(2, 3), a(3), a(3, 1, dtype="f8")
         ([W, None, B], [("group0", ["param0", "param2"], {})]),
         ([("enc", {"w": W}), B], [("group0", ["enc.w", "param1"], {})]),
         ({"params": {"w": W}}, [("group0", ["params.w"], {})]),
+        (State({"params": {"w": W}}, B), [("group0", ["model.params.w", "scale"], {})]),
         (
             [{"params": [W, {"b": B}]}, {"params": iter([V])}],
             [("group0", ["0", "1.b"], {}), ("group1", ["param2"], {})],
