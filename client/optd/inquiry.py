@@ -3,13 +3,17 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.lock import OwnedLock
 from optd.retry import with_retries
-from optd.transport.base import Names, PullRequest, Sink, Transport, names_of
-from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable
+from optd.rows import RowSink, read_ids
+from optd.transport.base import Names, PullRequest, RowsRequest, Sink, Transport, names_of
+from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownParameter
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
@@ -89,6 +93,33 @@ class Inquiry:
             }
 
         return self._ask(attempt)
+
+    def pull_rows(self, parameter: str, ids: Any) -> Array:
+        """Rows of a parameter's current weights, all of one version, in a new array of shape (n, *shape[1:]).
+
+        `ids` are n integers, in any order, with repeats where wanted. Raises `UnknownParameter`, `RowOutOfRange`, or
+        `NotAnArray` for ids that are none. Takes time by the rows, and by the number of the job's parameters.
+        """
+        infos = [info for group in self.info().groups for info in group.parameters if info.name == parameter]
+        if not infos:
+            raise UnknownParameter(where=f"job {self.job!r}", parameter=parameter)
+        return self.read_rows(parameter, infos[0].shape, infos[0].dtype, ids)
+
+    def read_rows(
+        self, parameter: str, shape: tuple[int, ...], dtype: npt.DTypeLike, ids: Any, *, encoding: str = ""
+    ) -> Array:
+        """As `pull_rows`, of a parameter whose shape and dtype are known; `encoding` is how messages carry them."""
+        wanted = read_ids(ids, parameter, shape)
+        out = np.empty((wanted.size, *shape[1:]), dtype)
+        request = RowsRequest(self.job, parameter, wanted, encoding)
+
+        def attempt(left: float) -> None:
+            sink = RowSink(parameter, shape[0], wanted, out)
+            self._transport.pull_rows(request, sink.write, left)
+            sink.close()
+
+        self._ask(attempt)
+        return out
 
     def read_state(
         self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: Sink

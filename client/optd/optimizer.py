@@ -17,6 +17,7 @@ from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
 from optd.registration import Registration, open_session
+from optd.rows import find_array
 from optd.session import Session
 from optd.transport.base import Names
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
@@ -249,6 +250,20 @@ class Optimizer:
         with self._receiving() as registration:
             pulled = registration.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
         return self.params if pulled else None
+
+    def pull_rows(self, parameter: str, ids: Any) -> Array:
+        """Rows of a parameter's current weights, in a new array of shape (n, *shape[1:]); nothing else changes.
+
+        `ids` are n integers, in any order, with repeats where wanted. All rows are of one version, the job's current
+        one. To have them in an array of the params: `array[ids] = optimizer.pull_rows("table", ids)`.
+
+        Raises:
+            UnknownParameter: No group has a parameter of that name.
+            RowOutOfRange: An id is not in [0, shape[0]).
+            NotAnArray: The ids are no integers in one dimension.
+        """
+        array = find_array(self._registration.groups, parameter, self.session.job)
+        return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=self.session.wire.weights)
 
     def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
         if not callable(gradients):

@@ -220,6 +220,23 @@ class FrameLength(InvalidArgument):
     template = "a frame of group {group} declares {count} elements of {width}, but its payload has {got} bytes"
 
 
+class RowOutOfRange(InvalidArgument):
+    """A row that the parameter does not have."""
+
+    reason = "ROW_OUT_OF_RANGE"
+    template = "rows of parameter {parameter!r} must be in [0, {rows}), got {row}"
+
+
+class RowFrameLength(InvalidArgument):
+    """The ids or the payload of a row frame do not have the bytes that its count and encoding declare."""
+
+    reason = "ROW_FRAME_LENGTH"
+    template = (
+        "a row frame of parameter {parameter!r} declares {count} rows, so that its {what} must have {wanted}, "
+        "but it has {got} bytes"
+    )
+
+
 class EncodingOverflow(InvalidArgument):
     """A finite number is too large for the encoding that it should be sent in."""
 

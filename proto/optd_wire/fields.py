@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
+TAG_14 = b"\x72"
+"""Field 14, length-delimited."""
 TAG_15 = b"\x7a"
 """Field 15, length-delimited."""
 _MAX_VARINT = 10  # bytes

@@ -280,6 +280,22 @@ def pull(plain: Plain, name: str) -> None:
     assert_weights(plain, name, steps=1)
 
 
+def pull_rows(plain: Plain, name: str) -> None:
+    create(plain, name)
+    plain.push(header(name, "w0", plain.join(name), 1), GRADIENT)
+    request = training_service_pb2.PullRowsRequest(job=name, parameter="w", ids=ids_bytes(1, 0, 1))
+    (answer,) = plain.training.PullRows(request, timeout=SECONDS)
+    assert answer.version.version == 1
+    (told,) = answer.rows
+    assert (told.group, told.parameter, told.count) == (0, 0, 3)
+    assert (told.encoding, told.ids) == (tensor_pb2.ENCODING_FLOAT32, ids_bytes(1, 0, 1))
+    assert told.payload == (W - 0.5).reshape(2, 3)[[1, 0, 1]].tobytes()
+
+
+def ids_bytes(*ids: int) -> bytes:
+    return np.array(ids, "<u8").tobytes()
+
+
 def step(plain: Plain, name: str) -> None:
     """Three steps on one stream, one answered before the next is sent, its frames in three messages."""
     create(plain, name)
@@ -474,6 +490,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     list_workers,
     push,
     pull,
+    pull_rows,
     step,
     read_state,
     write_state,
@@ -716,3 +733,63 @@ def test_option_values_of_every_kind_are_read(plain: Plain, name: str):
         plain.update_group(name, "body", lr=None)
     with refused("INVALID_OPTION", "lr must be a number", "'fast'"):
         plain.update_group(name, "body", lr="fast")
+
+
+def test_rows_come_in_fewer_bytes_and_of_the_group_that_is_named(plain: Plain, name: str):
+    create(plain, name)
+    request = training_service_pb2.PullRowsRequest(
+        job=name, group="head", parameter="v", ids=ids_bytes(1), encoding=tensor_pb2.ENCODING_BFLOAT16
+    )
+    (answer,) = plain.training.PullRows(request, timeout=SECONDS)
+    (told,) = answer.rows
+    assert (told.group, told.parameter, told.payload) == (1, 0, upper_halves(V[1:].astype("f4")))
+
+
+def test_no_rows_are_an_answer_too(plain: Plain, name: str):
+    create(plain, name)
+    request = training_service_pb2.PullRowsRequest(job=name, parameter="w")
+    (answer,) = plain.training.PullRows(request, timeout=SECONDS)
+    assert [(told.count, told.ids, told.payload) for told in answer.rows] == [(0, b"", b"")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason", "parts"),
+    [
+        ({"parameter": "w", "ids": ids_bytes(0, 2)}, "ROW_OUT_OF_RANGE", ["'w'", "[0, 2)", "got 2"]),
+        ({"parameter": "w", "ids": b"\xff" * 8}, "ROW_OUT_OF_RANGE", ["[0, 2)", 2**64 - 1]),
+        ({"parameter": "w", "ids": b"1234567"}, "MALFORMED_MESSAGE", ["7 bytes", "multiple of 8"]),
+        ({"parameter": "z"}, "UNKNOWN_PARAMETER", ["'z'"]),
+        ({"parameter": "v", "group": "body"}, "UNKNOWN_PARAMETER", ["'v'", "'body'"]),
+        ({"parameter": "w", "group": "tail"}, "UNKNOWN_GROUP", ["'tail'", "body, head"]),
+        ({"parameter": "w", "encoding": tensor_pb2.ENCODING_TOPK}, "INVALID_REQUEST", ["topk"]),
+        ({"parameter": "w", "encoding": 99}, "INVALID_REQUEST", ["encoding 99"]),
+        ({"parameter": "w", "weights": "ema"}, "INVALID_REQUEST", ["'ema'"]),
+        ({"parameter": "w", "job": "nobody"}, "UNKNOWN_JOB", ["nobody"]),
+    ],
+)
+def test_rows_that_cannot_be_had(plain: Plain, name: str, wanted: dict, reason: str, parts: list):
+    create(plain, name)
+    request = training_service_pb2.PullRowsRequest(**{"job": name, **wanted})
+    with refused(reason, *parts):
+        list(plain.training.PullRows(request, timeout=SECONDS))
+
+
+def test_a_parameter_of_no_dimension_has_no_rows(plain: Plain, name: str):
+    spec = job_spec(name, [group("body", {"scale": ((), "float32")})])
+    plain.create(spec, [frame(np.ones(1, "f4"))])
+    request = training_service_pb2.PullRowsRequest(job=name, parameter="scale", ids=ids_bytes(0))
+    with refused("INVALID_REQUEST", "'scale'", "()"):
+        list(plain.training.PullRows(request, timeout=SECONDS))
+
+
+def test_rows_of_a_gradient_are_refused_and_not_dropped(plain: Plain, name: str):
+    create(plain, name)
+    epoch = plain.join(name)
+    rows = [tensor_pb2.RowFrame(count=1, encoding=1, ids=ids_bytes(0), payload=bytes(12))]
+    push = training_service_pb2.PushRequest(header=header(name, "w0", epoch, 1), rows=rows, last=True)
+    with refused("INVALID_REQUEST", "row-sparse"):
+        plain.training.Push(iter([push]), timeout=SECONDS)
+    with refused("INVALID_REQUEST"):
+        later = training_service_pb2.PushRequest(rows=rows, last=True)
+        plain.training.Push(iter([training_service_pb2.PushRequest(header=push.header), later]), timeout=SECONDS)
+    assert_weights(plain, name, steps=0)

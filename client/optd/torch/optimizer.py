@@ -198,6 +198,16 @@ class Served(torch.optim.Optimizer):
         with self._exchange.lock:
             return self._exchange.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
 
+    def pull_rows(self, parameter: str, ids: Any) -> torch.Tensor:
+        """Rows of a parameter's current weights by its name, in a new tensor on the parameter's device.
+
+        `ids` are integers, in any order, with repeats where wanted. To have them in the parameter, under
+        `torch.no_grad()`: `weight[ids] = optimizer.pull_rows("weight", ids)`. Raises what `optd.Optimizer.pull_rows`
+        does.
+        """
+        with self._exchange.lock:
+            return self._exchange.pull_rows(parameter, ids)
+
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
         with self._exchange.lock:

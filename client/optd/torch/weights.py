@@ -5,13 +5,16 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from optd.arrays import Array
 from optd.gradients import check_gradients
 from optd.lock import OwnedLock
 from optd.registration import Registration
 from optd.session import Session
 from optd.torch.sharing import SharedGradients, SharedWeights
-from optd.torch.tensors import TensorGroup
+from optd.torch.tensors import TensorGroup, dtype_name
+from optd_wire.errors import UnknownParameter
 from optd_wire.values import Options
 
 
@@ -118,6 +121,18 @@ class Exchange:
         finally:
             self._take(complete=complete)
         return complete
+
+    def pull_rows(self, parameter: str, ids: Any) -> torch.Tensor:
+        """As `Inquiry.pull_rows`, in a tensor on the parameter's device."""
+        session = self.registration.session
+        for group in self.groups:
+            for name, tensor in zip(group.names, group.tensors, strict=True):
+                if name == parameter:
+                    wanted = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
+                    shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
+                    rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights)
+                    return torch.from_numpy(rows).to(tensor.device)
+        raise UnknownParameter(where=f"job {session.job!r}", parameter=parameter)
 
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Outgoing
+from optd_wire.rows import Ids, RowFrame
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,
@@ -75,6 +76,16 @@ class PullRequest:
     delivery: Delivery = Delivery()
     groups: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRequest:
+    """Which rows of which parameter, and the encoding that they are wanted in; empty: unchanged."""
+
+    job: str
+    parameter: str
+    ids: Ids
+    encoding: str = ""
 
 
 Names = Sequence[str] | str
@@ -169,6 +180,10 @@ class Transport(ABC):
     @abstractmethod
     def pull(self, request: PullRequest, weights: Sink, timeout: float) -> PullResult:
         """Reads the current weights; an empty worker reads without taking part."""
+
+    @abstractmethod
+    def pull_rows(self, request: RowsRequest, rows: Callable[[list[RowFrame]], None], timeout: float) -> JobVersion:
+        """Reads rows of a parameter's current weights; `rows` is given those of one message at a time."""
 
     @abstractmethod
     def step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from optd.tls import TLS
-from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, Sink, Source, Transport
+from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, RowsRequest, Sink, Source, Transport
 from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
@@ -31,6 +31,7 @@ from optd_wire.errors import (
     UnexpectedStatus,
 )
 from optd_wire.frames import Frame, Outgoing, decode, encode
+from optd_wire.rows import RowFrame, decode_rows
 from optd_wire.status import from_status
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
@@ -207,6 +208,23 @@ class GrpcTransport(Transport):
         responses = self._receive("TrainingService/Pull", message, training_pb.PullResponse, timeout)
         return from_message(_first_then_frames(responses, weights).result, PullResult)
 
+    def pull_rows(self, request: RowsRequest, rows: Callable[[list[RowFrame]], None], timeout: float) -> JobVersion:
+        """Reads rows of a parameter's current weights."""
+        message = training_pb.PullRowsRequest(
+            job=request.job,
+            parameter=request.parameter,
+            ids=request.ids.astype("<u8").tobytes(),
+            encoding=_enum_name(request.encoding),
+        )
+        first: training_pb.PullRowsResponse | None = None
+        answers = self._receive("TrainingService/PullRows", message, training_pb.PullRowsResponse, timeout, decode_rows)
+        for answer, frames in answers:
+            first = first or answer
+            rows(frames)
+        if first is None:
+            raise UnexpectedStatus(rpc="PullRows", address=self.address, status="OK", problem="it sent nothing")
+        return from_message(first.version, JobVersion)
+
     def step(
         self, header: PushHeader, gradients: Source, delivery: Delivery, weights: Sink, timeout: float
     ) -> tuple[PushResult, PullResult]:
@@ -358,14 +376,19 @@ class GrpcTransport(Transport):
         return answer.FromString(data)
 
     def _receive(
-        self, rpc: str, request: Message, answer: type[M], timeout: float | None
+        self,
+        rpc: str,
+        request: Message,
+        answer: type[M],
+        timeout: float | None,
+        read: Callable[[type[M], bytes], tuple[M, list[Any]]] = decode,
     ) -> Iterator[tuple[M, list[Any]]]:
         stream: Any = self._channel.unary_stream(_path(rpc))
         call = stream(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
         try:
             with self._errors(rpc, timeout):
                 for data in call:
-                    yield decode(answer, data)
+                    yield read(answer, data)
         finally:
             call.cancel()
 
@@ -402,10 +425,15 @@ class GrpcTransport(Transport):
 def _delivery(delivery: Delivery) -> training_pb.Delivery:
     return training_pb.Delivery(
         none=delivery.none,
-        encoding=Encoding.Name(encoding_named(delivery.encoding).number) if delivery.encoding else None,
+        encoding=_enum_name(delivery.encoding),
         shared=delivery.shared,
         in_place=delivery.in_place,
     )
+
+
+def _enum_name(encoding: str) -> str | None:
+    """The name in the contract of an encoding by its name here, None where there is none."""
+    return Encoding.Name(encoding_named(encoding).number) if encoding else None
 
 
 def _own_error(error: Any) -> OptdError | None:

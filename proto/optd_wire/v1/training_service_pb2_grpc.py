@@ -49,6 +49,11 @@ class TrainingServiceStub(object):
                 request_serializer=optd_dot_v1_dot_training__service__pb2.StepRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_training__service__pb2.StepResponse.FromString,
                 _registered_method=True)
+        self.PullRows = channel.unary_stream(
+                '/optd.v1.TrainingService/PullRows',
+                request_serializer=optd_dot_v1_dot_training__service__pb2.PullRowsRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_training__service__pb2.PullRowsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -83,6 +88,13 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullRows(self, request, context):
+        """Reads some rows of one parameter, all of one version, in the order of the request; a row may be asked for twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +112,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.Step,
                     request_deserializer=optd_dot_v1_dot_training__service__pb2.StepRequest.FromString,
                     response_serializer=optd_dot_v1_dot_training__service__pb2.StepResponse.SerializeToString,
+            ),
+            'PullRows': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullRows,
+                    request_deserializer=optd_dot_v1_dot_training__service__pb2.PullRowsRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_training__service__pb2.PullRowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +200,33 @@ class TrainingService(object):
             '/optd.v1.TrainingService/Step',
             optd_dot_v1_dot_training__service__pb2.StepRequest.SerializeToString,
             optd_dot_v1_dot_training__service__pb2.StepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/optd.v1.TrainingService/PullRows',
+            optd_dot_v1_dot_training__service__pb2.PullRowsRequest.SerializeToString,
+            optd_dot_v1_dot_training__service__pb2.PullRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

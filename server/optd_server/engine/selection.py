@@ -1,9 +1,13 @@
-"""Names of groups and parameters to the flat ranges that they are."""
+"""Names of groups and parameters to the flat ranges, or the rows, that they are."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from optd_server.engine.groups import Groups
-from optd_wire.errors import UnknownParameter
+from optd_server.store.flat import Array
+from optd_server.store.snapshots import Snapshot
+from optd_wire.errors import InvalidRequest, UnknownParameter
+from optd_wire.rows import Ids, check_ids
 from optd_wire.values import FlatRange
 
 
@@ -30,3 +34,44 @@ def ranges_of(
     if wanted:
         raise UnknownParameter(where=f"job {job!r}", parameter=min(wanted)[:200])
     return tuple(ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Some rows of a parameter, which has its first dimension counted by rows."""
+
+    group: int
+    parameter: int
+    segment: int
+    start: int
+    """Where the parameter begins within its segment."""
+    rows: int
+    columns: int
+    ids: Ids
+
+    def of(self, snapshot: Snapshot) -> Array:
+        """All rows of the parameter at one version, an array row of elements each; valid while that is held."""
+        segment = snapshot.arrays(self.group)[self.segment]
+        return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
+
+
+def table_of(groups: Groups, job: str, group: str, parameter: str, ids: Ids) -> Table:
+    """The rows `ids` of a parameter, of whichever group has it where `group` is empty.
+
+    Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` for a parameter without rows.
+    """
+    searched = [groups.index(group, job)] if group else range(len(groups))
+    for index in searched:
+        layout = groups.layouts[index]
+        for number, info in enumerate(layout.parameters):
+            if info.name != parameter:
+                continue
+            if not info.shape:
+                raise InvalidRequest(problem=f"parameter {parameter!r} has no rows, as its shape is ()")
+            check_ids(ids, parameter, info.shape[0])
+            segment = next(place for place, part in enumerate(layout.segments) if number in part.members)
+            start = info.offset - layout.segments[segment].offset
+            columns = info.size // info.shape[0] if info.size else 0
+            return Table(index, number, segment, start, info.shape[0], columns, ids)
+    where = f"group {group!r} of job {job!r}" if group else f"job {job!r}"
+    raise UnknownParameter(where=where, parameter=parameter[:200])

@@ -7,8 +7,9 @@ from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
-from optd_server.engine.selection import ranges_of
+from optd_server.engine.selection import ranges_of, table_of
 from optd_server.rpc.calls import Requests
+from optd_server.rpc.rows import RowMessages
 from optd_server.rpc.uploads import Write, receive, skip
 from optd_server.rpc.weights import WeightMessages
 from optd_server.store.snapshots import Snapshot
@@ -17,6 +18,7 @@ from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame
+from optd_wire.rows import ids_of
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PullResult, PushHeader, PushResult, SharedWeights
 
@@ -27,6 +29,7 @@ class TrainingService:
     def __init__(self, catalog: Catalog, idle_seconds: float) -> None:
         self._catalog = catalog
         self._messages = WeightMessages(catalog.offload, idle_seconds)
+        self._rows = RowMessages(catalog.offload, idle_seconds)
 
     async def push(self, requests: Requests) -> Any:
         """Takes one push."""
@@ -53,10 +56,25 @@ class TrainingService:
         snapshot = job.model.snapshots.hold()
         try:
             first = pb.PullResponse(result=to_message(_result(snapshot, request)))
-            encoding = _encoding(request.delivery)
+            encoding = _encoding(request.delivery.encoding)
             async for encoded in self._messages.answer(
                 job.model, snapshot, encoding=encoding, ranges=ranges, first=first
             ):
+                yield encoded
+        finally:
+            job.model.snapshots.release(snapshot)
+
+    async def pull_rows(self, request: pb.PullRowsRequest) -> AsyncIterator[bytes]:
+        """Sends some rows of a parameter."""
+        if request.weights:
+            raise InvalidRequest(problem=f"rows can be pulled of the weights themselves, not of {request.weights!r}")
+        job = self._catalog.find(request.job)
+        groups = job.model.groups
+        table = table_of(groups, job.name, request.group, request.parameter, ids_of(request.ids))
+        encoding = _encoding(request.encoding)
+        snapshot = job.model.snapshots.hold()
+        try:
+            async for encoded in self._rows.answer(job.model, snapshot, table, encoding):
                 yield encoded
         finally:
             job.model.snapshots.release(snapshot)
@@ -72,7 +90,7 @@ class TrainingService:
                 self._release(message.release)
                 continue
             delivery = message.delivery
-            encoding = _encoding(delivery)
+            encoding = _encoding(delivery.encoding)
             pushed = await self._take(requests, message, frames)
             job = self._catalog.find(message.header.job)
             if delivery.none:
@@ -103,6 +121,8 @@ class TrainingService:
     async def _take(self, requests: Requests, message: Any, frames: list[Frame]) -> PushResult:
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message of a push must have its header")
+        if message.rows:
+            raise InvalidRequest(problem="a push cannot have row-sparse gradients; send whole ones")
         header = from_message(message.header, PushHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
@@ -154,13 +174,13 @@ def _step_response(pushed: PushResult, pulled: PullResult, *, last: bool = False
     return pb.StepResponse(pushed=to_message(pushed), pulled=to_message(pulled), last=last)
 
 
-def _encoding(delivery: pb.Delivery) -> Encoding | None:
+def _encoding(number: int) -> Encoding | None:
     """The lossy encoding that is asked for, None for the exact one; raises `InvalidRequest`."""
-    if not delivery.encoding:
+    if not number:
         return None
-    encoding = BY_NUMBER.get(delivery.encoding)
+    encoding = BY_NUMBER.get(number)
     if encoding is None or not encoding.carries_weights:
-        name = f"encoding {delivery.encoding}" if encoding is None else encoding.name
+        name = f"encoding {number}" if encoding is None else encoding.name
         raise InvalidRequest(problem=f"weights cannot travel in {name}")
     return None if encoding.exact else encoding
 

@@ -1,0 +1,133 @@
+"""Messages with row frames: some rows of a parameter, encoded with one copy of the numbers, decoded without one.
+
+As in `optd_wire.frames` this is the ordinary protobuf wire format: a message of the contract has its row frames as
+`repeated RowFrame rows = 14`, and a `RowFrame` has its ids and its payload last.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+from optd_wire.encodings.base import Buffer, Encoding
+from optd_wire.encodings.registry import BY_NUMBER
+from optd_wire.errors import MalformedMessage, RowFrameLength, RowOutOfRange
+from optd_wire.fields import TAG_14, TAG_15, fields, varint
+from optd_wire.v1 import tensor_pb2
+
+M = TypeVar("M", bound=Message)
+Ids = npt.NDArray[np.uint64]
+
+ROWS = 14
+# As of frames: above what bulk needs.
+MAX_ROW_FRAMES = 4096
+_ID = np.dtype("<u8")
+_IDS, _PAYLOAD = 14, 15
+
+
+@dataclass(slots=True, eq=False)
+class RowFrame:
+    """Some rows of one parameter, as they travel: their numbers, and the elements of each, row by row.
+
+    Ids and payload of a decoded frame are views into the received message. That they fit each other, and the
+    parameter, is found out by `check`.
+    """
+
+    group: int
+    parameter: int
+    count: int
+    encoding: Encoding
+    ids: Ids
+    payload: Buffer
+
+    def check(self, name: str, rows: int, elements: int) -> None:
+        """Raises what is wrong with it as rows of a parameter of `rows` rows with `elements` elements each.
+
+        `name` is that of the parameter. Raises `RowFrameLength`, `RowOutOfRange` or `MalformedMessage`.
+        """
+        length = len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
+        if self.ids.size != self.count:
+            raise RowFrameLength(
+                parameter=name, count=self.count, what="ids", wanted=f"{8 * self.count} bytes", got=self.ids.nbytes
+            )
+        if not self.encoding.fits(self.count * elements, length):
+            wanted = f"{self.count * elements} elements of {self.encoding.width}"
+            raise RowFrameLength(parameter=name, count=self.count, what="payload", wanted=wanted, got=length)
+        check_ids(self.ids, name, rows)
+        self.encoding.check(self.payload, self.count * elements)
+
+    def decode_into(self, out: npt.NDArray[Any]) -> None:
+        """Writes the rows to `out`, a contiguous float array of one of them after the other. The frame was checked."""
+        self.encoding.decode_into(self.payload, out.reshape(-1))
+
+
+def check_ids(ids: npt.NDArray[Any], name: str, rows: int) -> None:
+    """Raises `RowOutOfRange` unless all of them are numbers of rows of the parameter `name`, which has `rows`."""
+    wrong = (ids < 0) | (ids >= rows)
+    if wrong.any():
+        raise RowOutOfRange(parameter=name, rows=rows, row=int(ids[wrong.argmax()]))
+
+
+def ids_of(data: bytes | memoryview) -> Ids:
+    """The numbers of rows that lie in a message, without a copy. Raises `MalformedMessage` for a broken one."""
+    if len(data) % _ID.itemsize:
+        raise MalformedMessage(message="RowFrame", problem=f"ids of {len(data)} bytes, which is no multiple of 8")
+    return np.frombuffer(data, _ID)
+
+
+def encode_rows(message: Message, frames: Iterable[RowFrame] = ()) -> bytes:
+    """Writes `message` (without row frames of its own) and the frames behind it; copies numbers once."""
+    written: list[Any] = [message.SerializeToString()]
+    for frame in frames:
+        length = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
+        plain = tensor_pb2.RowFrame(group=frame.group, parameter=frame.parameter, count=frame.count)
+        head = plain.SerializeToString() + b"\x20" + varint(frame.encoding.number)
+        ids = np.ascontiguousarray(frame.ids, _ID)
+        if ids.size:
+            head += TAG_14 + varint(ids.nbytes)
+        tail = TAG_15 + varint(length) if length else b""
+        written += [TAG_14 + varint(len(head) + ids.nbytes + len(tail) + length), head, ids, tail, frame.payload]
+    return b"".join(written)
+
+
+def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]:
+    """Reads a message and its row frames; raises `MalformedMessage`. Takes time by the number of fields."""
+    name = message_class.DESCRIPTOR.name
+    view = memoryview(data)
+    rest: list[memoryview] = []
+    frames: list[RowFrame] = []
+    try:
+        for number, start, body, stop in fields(data):
+            if number == ROWS and body is not None:
+                if len(frames) == MAX_ROW_FRAMES:
+                    raise DecodeError(f"more than {MAX_ROW_FRAMES} row frames")
+                frames.append(_row_frame(data, view, body, stop))
+            else:
+                rest.append(view[start:stop])
+        message = message_class.FromString(b"".join(rest))
+    except IndexError:
+        raise MalformedMessage(message=name, problem="it ends in the middle of a field") from None
+    except DecodeError as error:
+        raise MalformedMessage(message=name, problem=error) from error
+    return message, frames
+
+
+def _row_frame(data: bytes, view: memoryview, position: int, stop: int) -> RowFrame:
+    """A row frame with its fields in any order, among others that this version does not know."""
+    ids = payload = view[:0]
+    rest: list[memoryview] = []
+    for number, start, body, end in fields(data, position, stop):
+        if number == _IDS and body is not None:
+            ids = view[body:end]
+        elif number == _PAYLOAD and body is not None:
+            payload = view[body:end]
+        else:
+            rest.append(view[start:end])
+    header = tensor_pb2.RowFrame.FromString(b"".join(rest))
+    encoding = BY_NUMBER.get(header.encoding)
+    if encoding is None:
+        raise MalformedMessage(message="RowFrame", problem=f"no encoding {header.encoding}")
+    return RowFrame(header.group, header.parameter, header.count, encoding, ids_of(ids), payload)

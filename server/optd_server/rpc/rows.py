@@ -1,0 +1,55 @@
+"""Rows of a parameter on their way to a reader: gathered and encoded a message at a time."""
+
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+from optd_server.engine.model import Model
+from optd_server.engine.offload import Offload
+from optd_server.engine.selection import Table
+from optd_server.rpc.frames import FRAME_BYTES
+from optd_server.store.flat import Array
+from optd_server.store.snapshots import Snapshot
+from optd_wire.convert import to_message
+from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.registry import exact_for
+from optd_wire.errors import TooSlow
+from optd_wire.rows import Ids, RowFrame, encode_rows
+from optd_wire.v1.training_service_pb2 import PullRowsResponse
+
+# What a row takes beside its numbers: its id.
+_ID_BYTES = 8
+
+
+class RowMessages:
+    """Encodes rows for the readers of a server. What is in memory for a reader is one message."""
+
+    def __init__(self, offload: Offload, patience_seconds: float) -> None:
+        self._offload = offload
+        self._patience = patience_seconds
+
+    async def answer(
+        self, model: Model, snapshot: Snapshot, table: Table, encoding: Encoding | None
+    ) -> AsyncIterator[bytes]:
+        """The messages of an answer, the version in the first one; `encoding` is a lossy one, or None.
+
+        The snapshot must be held meanwhile. Raises `TooSlow` for a reader that takes its time while others wait for
+        the memory, or `EncodingOverflow`.
+        """
+        began = time.monotonic()
+        rows = table.of(snapshot)
+        chosen = encoding or exact_for(rows.dtype)
+        step = max(1, FRAME_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
+        first = PullRowsResponse(version=to_message(snapshot.version))
+        for start in range(0, max(1, table.ids.size), step):
+            if model.snapshots.wanted and time.monotonic() - began > self._patience:
+                raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
+            ids = table.ids[start : start + step]
+            head = first if start == 0 else PullRowsResponse()
+            work = partial(_encoded, head, table, rows, ids, chosen)
+            yield await self._offload.copy(ids.size * table.columns, work)
+
+
+def _encoded(head: PullRowsResponse, table: Table, rows: Array, ids: Ids, encoding: Encoding) -> bytes:
+    payload = encoding.encode(rows[ids].reshape(-1))
+    return encode_rows(head, [RowFrame(table.group, table.parameter, ids.size, encoding, ids, payload)])
