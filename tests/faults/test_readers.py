@@ -109,6 +109,42 @@ def test_a_slow_reader_gets_one_version_while_steps_go_on(server: LocalServer, p
     assert not any(array.any() for array in values)
 
 
+def test_a_slow_reader_of_rows_gets_one_version_while_steps_go_on(server: LocalServer, plain: Plain, name: str):
+    create(plain, name, LARGE)
+    epoch = plain.join(name)
+    ids = np.arange(500_000, dtype="<u8")
+    with Plain(server.address, options=NARROW) as slow:
+        request = training_service_pb2.PullRowsRequest(job=name, parameter="w0", ids=ids.tobytes())
+        reader = slow.training.PullRows(request, timeout=SECONDS)
+        messages = [next(reader)]
+        for sequence in (1, 2):
+            plain.push(header(name, "w0", epoch, sequence), ones(LARGE))
+            messages.append(next(reader))
+        messages += list(reader)
+    assert messages[0].version.version == 0
+    assert not any(message.HasField("version") for message in messages[1:])
+    told = [rows for message in messages for rows in message.rows]
+    assert b"".join(rows.ids for rows in told) == ids.tobytes()
+    assert not any(np.frombuffer(rows.payload, "f4").any() for rows in told)
+
+
+def test_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
+    create(stubs, name, LARGE)
+    epoch = stubs.join(name)
+    ids = np.arange(1_000_000, dtype="<u8").tobytes()
+    with Plain(impatient.address, options=NARROW) as slow:
+        readers = []
+        for sequence in range(1, 6):
+            request = training_service_pb2.PullRowsRequest(job=name, parameter="w0", ids=ids)
+            readers.append(slow.training.PullRows(request, timeout=SECONDS))
+            next(readers[-1])
+            began = time.monotonic()
+            stubs.push(header(name, "w0", epoch, sequence), ones(LARGE), timeout=SECONDS)
+            assert time.monotonic() - began < IDLE + 5
+        with refused("STALLED", f"{IDLE:g} s"):
+            list(readers[0])
+
+
 def test_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     planned = stubs.status().planned_bytes
