@@ -10,7 +10,7 @@ For torch's parameters there is `optd.torch`; `optd.errors` has every error.
 from importlib.metadata import version as _version
 
 from optd import errors
-from optd.algorithms import SGD, Adadelta, Adam, Adamax, AdamW, Lion, RAdam, RMSprop
+from optd.algorithms import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, RAdam, RMSprop, Rprop
 from optd.connection import connect
 from optd.local import local
 from optd.optimizer import Optimizer
@@ -25,6 +25,7 @@ __all__ = [
     "SGD",
     "TLS",
     "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
@@ -34,6 +35,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "Rprop",
     "Session",
     "Sync",
     "connect",

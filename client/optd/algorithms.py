@@ -234,3 +234,55 @@ class Lion(Optimizer):
             maximize=maximize,
             **where,
         )
+
+
+class Adagrad(Optimizer):
+    """`torch.optim.Adagrad` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "adagrad",
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            maximize=maximize,
+            **where,
+        )
+
+
+class Rprop(Optimizer):
+    """`torch.optim.Rprop` as a service."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50.0),
+        *,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__(
+            "rprop",
+            params,
+            lr=lr,
+            etas=etas,
+            step_sizes=step_sizes,
+            maximize=maximize,
+            **where,
+        )

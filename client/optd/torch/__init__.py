@@ -11,6 +11,6 @@
 With OPTD_SERVER set, the import line is all that changes in a script. See `optd.torch.optimizer.Served`.
 """
 
-from optd.torch.algorithms import SGD, Adadelta, Adam, Adamax, AdamW, Lion, RAdam, RMSprop
+from optd.torch.algorithms import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, RAdam, RMSprop, Rprop
 
-__all__ = ["SGD", "Adadelta", "Adam", "AdamW", "Adamax", "Lion", "RAdam", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RAdam", "RMSprop", "Rprop"]

@@ -1,5 +1,8 @@
 """A class for each algorithm: torch's own, with its arguments, and `Served` before it."""
 
+import warnings
+from typing import Any
+
 import torch
 
 from optd.torch import lion
@@ -18,6 +21,19 @@ class AdamW(Served, torch.optim.AdamW, algorithm="adamw", fixed={"decoupled_weig
     """`torch.optim.AdamW` as a service."""
 
 
+class Adagrad(Served, torch.optim.Adagrad, algorithm="adagrad"):
+    """`torch.optim.Adagrad` as a service."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Served.add_param_group`. Torch takes `initial_accumulator_value` from the constructor, and no group's."""
+        name = "initial_accumulator_value"
+        common = self.defaults[name]
+        if param_group.get(name, common) != common:
+            warnings.warn(f"adagrad: {name} is that of all groups, {common}, as in torch", stacklevel=2)
+            param_group[name] = common
+        super().add_param_group(param_group)
+
+
 class Adadelta(Served, torch.optim.Adadelta, algorithm="adadelta"):
     """`torch.optim.Adadelta` as a service."""
 
@@ -32,6 +48,10 @@ class RAdam(Served, torch.optim.RAdam, algorithm="radam"):
 
 class RMSprop(Served, torch.optim.RMSprop, algorithm="rmsprop"):
     """`torch.optim.RMSprop` as a service."""
+
+
+class Rprop(Served, torch.optim.Rprop, algorithm="rprop"):
+    """`torch.optim.Rprop` as a service."""
 
 
 class Lion(Served, lion.Lion, algorithm="lion", keeps_step=False):

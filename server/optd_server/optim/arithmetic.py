@@ -57,11 +57,11 @@ def lerp(a: Vector, b: Vector, weight: float, *, out: Vector, scratch: Vector) -
         np.add(b, scratch, out=out)
 
 
-def sign(a: Vector, *, out: Vector, scratch: Vector) -> None:
+def sign(a: Vector, *, out: Vector, scratch: Vector) -> Vector:
     """``out = torch.sign(a)``, which is 0 for NaN."""
     np.less(a, 0, out=scratch)
     np.greater(a, 0, out=out)
-    np.subtract(out, scratch, out=out)
+    return np.subtract(out, scratch, out=out)
 
 
 def directed(block: Block, maximize: bool, weight_decay: float, *, out: Vector, scratch: Vector) -> Vector:

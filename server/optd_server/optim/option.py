@@ -43,7 +43,7 @@ _LONGEST_SHOWN = 64  # characters of a rejected value that an error repeats
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`. `None` as a bound is no bound; NaN and inf never fit."""
+    """Numbers from `low` to `high`. `None` as a bound is no bound; NaN never fits, inf only where it is said."""
 
     low: float | None = None
     high: float | None = None
@@ -51,16 +51,19 @@ class Range:
     high_open: bool = False
     nullable: bool = False
     """Whether None fits, too."""
+    infinite: bool = False
+    """Whether an infinity fits on a side that has no bound."""
 
     def __str__(self) -> str:
         """In interval notation: ``[0, 1)``."""
-        left = "(-inf" if self.low is None else ("(" if self.low_open else "[") + _number_text(self.low)
-        right = "inf)" if self.high is None else _number_text(self.high) + (")" if self.high_open else "]")
+        endless = "[]" if self.infinite else "()"
+        left = f"{endless[0]}-inf" if self.low is None else ("(" if self.low_open else "[") + _number_text(self.low)
+        right = f"inf{endless[1]}" if self.high is None else _number_text(self.high) + (")" if self.high_open else "]")
         return f"{left}, {right}"
 
     def holds(self, number: float) -> bool:
         """Whether a number lies in the range."""
-        if not math.isfinite(number):
+        if math.isnan(number) or (math.isinf(number) and not self.infinite):
             return False
         above = self.low is None or (number > self.low if self.low_open else number >= self.low)
         below = self.high is None or (number < self.high if self.high_open else number <= self.high)

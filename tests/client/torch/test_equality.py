@@ -4,6 +4,7 @@ A job's groups have a combination each, so that a few jobs cover them all. A new
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ TABLE = [
     # Of these the server's own tests have all combinations: here are some, with each option on and off.
     Row("Adadelta", {"lr": (1.0,), "rho": (0.9, 1.0), "weight_decay": PENALTY}),
     Row("Adamax", {"lr": (1e-2,), "betas": BETAS, "weight_decay": PENALTY}),
+    Row("Adagrad", {"lr": (1e-2,), "lr_decay": (0.0, 0.1), "weight_decay": PENALTY}),
+    Row("Rprop", {"lr": (1e-2, 1.0), "step_sizes": ((1e-6, 50), (0.0, math.inf))}),
     Row("RAdam", {"lr": (1e-2,), "weight_decay": PENALTY, "decoupled_weight_decay": FALSE_TRUE}),
     Row("RMSprop", {"lr": (1e-2,), "momentum": (0.0, 0.9), "centered": FALSE_TRUE}),
     Row("Lion", {"lr": (1e-3,), "weight_decay": PENALTY, "maximize": FALSE_TRUE}),

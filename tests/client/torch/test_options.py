@@ -201,3 +201,35 @@ def test_two_workers_that_change_one_option(where: dict[str, str]) -> None:
         two.step()
         one.step()
         assert one.param_groups[0]["lr"] == two.param_groups[0]["lr"] == 0.3
+
+
+def test_a_groups_own_beginning_of_adagrads_sum_is_ignored_as_in_torch_but_told(serve: Callable) -> None:
+    name = "initial_accumulator_value"
+    ours, theirs = weight(), weight()
+    with pytest.warns(UserWarning, match="initial_accumulator_value is that of all groups, 1.0, as in torch"):
+        optimizer = serve(optd.torch.Adagrad, [{"params": [ours], name: 3.0}], **{name: 1.0})
+    reference = torch.optim.Adagrad([{"params": [theirs], name: 3.0}], **{name: 1.0})
+    assert optimizer.param_groups[0][name] == 1.0
+    ours.grad, theirs.grad = torch.ones(3), torch.ones(3)
+    optimizer.step()
+    reference.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Adam", {"betas": (torch.tensor(0.5), torch.tensor(0.75))}),
+        ("AdamW", {"betas": (torch.tensor(0.5), torch.tensor(0.75))}),
+        ("SGD", {"weight_decay": torch.tensor(0.5)}),
+    ],
+)
+def test_options_besides_lr_may_be_tensors_where_torchs_may(name: str, options: dict, serve: Callable) -> None:
+    ours, theirs = weight(), weight()
+    optimizer = serve(getattr(optd.torch, name), [ours], lr=torch.tensor(0.25), **options)
+    reference = getattr(torch.optim, name)([theirs], lr=torch.tensor(0.25), **options)
+    for _ in range(2):
+        ours.grad, theirs.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs)

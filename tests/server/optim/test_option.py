@@ -105,8 +105,9 @@ def test_every_declared_bound_is_kept(name) -> None:
                     assert bounds.holds(bound) != opened
                     assert not bounds.holds(math.nextafter(bound, outward))
                     assert bounds.holds(math.nextafter(bound, -outward))
-            for never in (math.nan, math.inf, -math.inf):
-                assert not bounds.holds(never)
+            assert not bounds.holds(math.nan)
+            for endless in (math.inf, -math.inf):
+                assert bounds.holds(endless) == bounds.infinite
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,8 @@ def test_every_declared_bound_is_kept(name) -> None:
         ({"low": 0.0, "low_open": True}, "(0, inf)"),
         ({"low": 0, "high": 1, "high_open": True}, "[0, 1)"),
         ({"high": 0.5}, "(-inf, 0.5]"),
+        ({"infinite": True}, "[-inf, inf]"),
+        ({"low": 0, "infinite": True}, "[0, inf]"),
     ],
 )
 def test_a_range_reads_as_an_interval(bounds, text) -> None:

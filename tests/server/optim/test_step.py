@@ -179,7 +179,8 @@ def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(nam
     rng = np.random.default_rng(5)
     present = [rng.random(len(sizes)) < 0.7 for _ in range(3)] + [np.ones(len(sizes), np.bool_)]
     groups = [1, 52, len(sizes) - 53]
-    options = [[{"lr": 0.1}, {"lr": 0.2, "weight_decay": 0.3}, {"lr": 0.1}]] * 4
+    second = {"lr": 0.2, "weight_decay": 0.3} if name != "rprop" else {"lr": 0.2, "step_sizes": (0.0, 0.3)}
+    options = [[{"lr": 0.1}, second, {"lr": 0.1}]] * 4
     training = Training(ALGORITHMS[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
     for backend in BACKENDS.values():

@@ -114,6 +114,29 @@ TABLE = [
         condition=lambda options: 100 if options.get("centered") and options["alpha"] < 0.5 else 1,
     ),
     Row(
+        "adagrad",
+        torch.optim.Adagrad,
+        {
+            "lr": (1e-2,),
+            "lr_decay": (0.0, 0.1),
+            "weight_decay": PENALTY,
+            # The same for all groups, as torch takes it from its constructor only: a test of its own has another.
+            "initial_accumulator_value": (0.0,),
+            "eps": (1e-10, 1e-2),
+            "maximize": FALSE_TRUE,
+        },
+    ),
+    Row(
+        "rprop",
+        torch.optim.Rprop,
+        {
+            "lr": (1e-2, 1.0),
+            "etas": ((0.5, 1.2), (0.9, 3.0)),
+            "step_sizes": ((1e-6, 50), (5e-3, 0.1), (0.2, 0.1), (0.0, math.inf)),
+            "maximize": FALSE_TRUE,
+        },
+    ),
+    Row(
         "lion",
         Lion,
         {"lr": (1e-3,), "betas": ((0.9, 0.99), (0.0, 0.5)), "weight_decay": PENALTY, "maximize": FALSE_TRUE},
@@ -175,9 +198,10 @@ class Twins:
         groups: Sequence[Mapping[str, Any]],
         rng: np.random.Generator,
         shapes: Sequence[tuple[int, ...]] = SHAPES,
+        **defaults: Any,
     ) -> None:
         self.algorithm, self.dtype = row.algorithm, dtype
-        self.groups = [dict(options) for options in groups]
+        self.groups = [{**defaults, **options} for options in groups]
         self.conditions = [row.condition(options) for options in groups]
         self.weights = rng.standard_normal(len(groups) * sum(map(math.prod, shapes))).astype(dtype)
         sizes = [math.prod(shape) for shape in shapes] * len(groups)
@@ -191,7 +215,7 @@ class Twins:
         entries = [
             {"params": own, **options} for own, options in zip(self.by_group(self.parameters), groups, strict=True)
         ]
-        self.optimizer = row.torch_class(entries, foreach=False)
+        self.optimizer = row.torch_class(entries, foreach=False, **defaults)
         self.resolve()
 
     def set(self, **options: Any) -> None:
@@ -248,7 +272,8 @@ class Twins:
         for count, state in zip(self.segment.steps, states, strict=True):
             assert count == state.get("step", count)
         for name, array in self.segment.state.items():
-            has = np.array([state.get(name) is not None for state in states])
+            # Adagrad's exists in torch before the first gradient, with what it begins with.
+            has = np.array([state.get(name) is not None and state.get("step", 1) > 0 for state in states])
             np.testing.assert_array_equal(self.segment.started[name], has, name)
             ours = [part[: len(part) * there] for part, there in zip(self.split(array), has, strict=True)]
             theirs = [
@@ -306,6 +331,16 @@ def test_momentum_that_is_turned_on_off_and_on_again_goes_on_as_in_torch(dtype: 
         twins.set(momentum=0.9 if 10 <= step < 20 or step >= 30 else 0.0)
         twins.step(rng.standard_normal(twins.segment.count).astype(dtype), presence(step, 1, rng))
         twins.assert_equal(TOLERANCE[dtype])
+
+
+@DTYPES
+def test_adagrads_sum_may_begin_with_another_number(dtype: np.dtype) -> None:
+    row = next(row for row in TABLE if row.name == "adagrad")
+    rng = np.random.default_rng(5)
+    twins = Twins(row, dtype, [{"lr": 0.1}, {"lr": 0.01, "weight_decay": 0.1}], rng, initial_accumulator_value=0.1)
+    for step in range(20):
+        twins.step(rng.standard_normal(twins.segment.count).astype(dtype), presence(step, 2, rng))
+    twins.assert_equal(TOLERANCE[dtype])
 
 
 @ROWS
@@ -366,7 +401,7 @@ def test_the_nesterov_rule_is_torchs() -> None:
 
 def torch_accepts(row: Row, options: Mapping[str, Any]) -> bool:
     try:
-        row.torch_class([torch.zeros(1)], **options)
+        row.torch_class([torch.zeros(1, dtype=torch.float64)], **options)
     except (ValueError, TypeError, IndexError):
         return False
     return True

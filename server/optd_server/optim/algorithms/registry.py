@@ -6,12 +6,14 @@ from types import MappingProxyType
 from optd_server.optim import option, spelling
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.algorithms.adadelta import ADADELTA
+from optd_server.optim.algorithms.adagrad import ADAGRAD
 from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
 from optd_server.optim.algorithms.lion import LION
 from optd_server.optim.algorithms.radam import RADAM
 from optd_server.optim.algorithms.rmsprop import RMSPROP
+from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
 
 
@@ -31,10 +33,12 @@ ALGORITHMS: Mapping[str, Algorithm] = _by_name(
     SGD,
     ADAM,
     ADAMW,
+    ADAGRAD,
     ADADELTA,
     ADAMAX,
     RADAM,
     RMSPROP,
+    RPROP,
     LION,
 )
 
