@@ -5,6 +5,9 @@ import pytest
 
 import optd
 from optd import errors
+from optd.rows import RowSink
+from optd_wire.encodings.registry import exact_for
+from optd_wire.rows import RowFrame
 
 TABLE = np.arange(60_000, dtype="f4").reshape(30_000, 2)
 
@@ -68,3 +71,36 @@ def test_rows_in_fewer_bytes(server, name):
         optimizer = optd.SGD({"w": np.full((3, 2), 1 + 2**-12, "f4")}, lr=1.0, session=session)
         assert (optimizer.pull_rows("w", [2]) == 1).all()
         assert (session.pull_rows("w", [2]) == np.float32(1 + 2**-12)).all()
+
+
+def sent(ids, values):
+    """A row frame of one message of an answer."""
+    numbers = np.asarray(values, "<f4")
+    return RowFrame(0, 0, len(ids), exact_for(numbers.dtype), np.array(ids, "<u8"), numbers)
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "message"),
+    [
+        ([sent([2, 0], range(4))], errors.UnexpectedStatus, "it sent 2 of 3 rows"),
+        ([sent([0, 2, 1], range(6))], errors.UnexpectedStatus, "it sent rows that were not asked for"),
+        ([sent([2, 0, 1], range(6)), sent([1], range(2))], errors.UnexpectedStatus, "not asked for"),
+        ([sent([2, 0, 1], range(5))], errors.RowFrameLength, "its payload must have 6 elements"),
+        ([sent([3], range(2))], errors.RowOutOfRange, "got 3"),
+    ],
+)
+def test_an_answer_of_other_rows_is_none(frames, error, message):
+    sink = RowSink("w", 3, np.array([2, 0, 1], np.uint64), np.empty((3, 2), "f4"))
+    with pytest.raises(error, match=message):
+        for frame in frames:
+            sink.write([frame])
+        sink.close()
+
+
+def test_an_answer_comes_in_any_number_of_messages():
+    out = np.empty((3, 2), "f4")
+    sink = RowSink("w", 3, np.array([2, 0, 2], np.uint64), out)
+    sink.write([sent([2], [1, 2]), sent([0], [3, 4])])
+    sink.write([sent([2], [1, 2])])
+    sink.close()
+    assert out.tolist() == [[1, 2], [3, 4], [1, 2]]
