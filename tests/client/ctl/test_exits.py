@@ -45,8 +45,9 @@ def called(server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 # Real processes, one for each code
 
 
-def test_refused_is_1(optctl: Optctl, digits):
-    assert_one_line(optctl("set", "digits", "hidden", "lr=-1"), Exit.REFUSED, "lr must be in [0, inf), got -1")
+def test_refused_is_1(optctl: Optctl, train, name: str):
+    train()  # a job of its own: what it refuses is counted
+    assert_one_line(optctl("set", name, "group0", "lr=-1"), Exit.REFUSED, "lr must be in [0, inf), got -1")
 
 
 def test_wrong_usage_is_2(optctl: Optctl):
