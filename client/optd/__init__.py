@@ -10,7 +10,22 @@ For torch's parameters there is `optd.torch`; `optd.errors` has every error.
 from importlib.metadata import version as _version
 
 from optd import errors
-from optd.algorithms import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, RAdam, RMSprop, Rprop
+from optd.algorithms import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adafactor,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    Muon,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 from optd.connection import connect
 from optd.local import local
 from optd.optimizer import Optimizer
@@ -22,15 +37,19 @@ from optd_wire.values import Async, Sync
 __version__ = _version("optd")
 
 __all__ = [
+    "ASGD",
     "SGD",
     "TLS",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Async",
     "Lion",
+    "Muon",
+    "NAdam",
     "OptdError",
     "Optimizer",
     "RAdam",

@@ -12,9 +12,10 @@ from optd.arrays import Array, FlatView, empty_arrays
 from optd.lock import OwnedLock
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
-from optd.transport.base import Names, PullRequest, RowsRequest, Sink, Transport, names_of
+from optd.transport.base import Names, PullRequest, RowsRequest, StateSink, Transport, names_of
 from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownParameter
 from optd_wire.values import (
+    AlgorithmInfo,
     GroupInfo,
     GroupOptions,
     GroupSummary,
@@ -122,14 +123,21 @@ class Inquiry:
         return out
 
     def read_state(
-        self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: Sink
+        self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: StateSink
     ) -> ReadStateResult:
-        """Reads fields of one version: `weights`, `gradient`, states; all states where none is named."""
+        """Reads fields of one version: `weights`, `gradient`, states; all states where none is named.
+
+        `into` is called with the result, which tells what is to come, and returns what takes the frames.
+        """
         return self._ask(
             lambda left: self._transport.read_state(
                 self.job, tuple(fields), into, left, group=group, parameter=parameter
             )
         )
+
+    def algorithm(self, name: str) -> AlgorithmInfo:
+        """What the server says of an algorithm that it has: options, states, conditions."""
+        return next(each for each in self._ask(self._transport.list_algorithms) if each.name == name)
 
     def update_group(self, update: GroupUpdate) -> GroupOptions:
         """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""

@@ -3,7 +3,7 @@
 For torch's parameters there is `optd.torch`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
@@ -19,6 +19,7 @@ from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, 
 from optd.registration import Registration, open_session
 from optd.rows import find_array
 from optd.session import Session
+from optd.states import STEP
 from optd.transport.base import Names
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from optd_wire.values import PushResult
@@ -325,9 +326,10 @@ class Optimizer:
         theirs = [len(group[PARAMS]) for group in groups]
         if ours != theirs:
             raise StructureMismatch(what="state_dict", expected=f"groups of {ours} parameters", got=theirs)
+        shaped = self._registration.shaped_fields()
         rows = [
             [
-                _checked_state(name, array, dict(state_dict["state"].get(index, {})))
+                _checked_state(name, array, dict(state_dict["state"].get(index, {})), shaped)
                 for index, name, array in zip(given[PARAMS], group.names, group.arrays, strict=True)
             ]
             for given, group in zip(groups, self._registration.groups, strict=True)
@@ -359,16 +361,17 @@ def _group_dict(group: ParamGroup) -> dict[str, Any]:
     return {PARAMS: group.arrays, NAME: group.name, **group.options}
 
 
-def _checked_state(name: str, array: Array, state: dict[str, Any]) -> dict[str, Any]:
+def _checked_state(name: str, array: Array, state: dict[str, Any], shaped: Collection[str]) -> dict[str, Any]:
     """The state of one parameter with numpy arrays that fit it; entries that are None are as good as absent."""
     checked = {}
     for field, value in state.items():
         if value is None:
             continue
         found = np.asarray(value)
-        if field != "step" and found.shape != array.shape:
+        own = field == STEP or field in shaped
+        if not own and found.shape != array.shape:
             raise ShapeMismatch(what=field, parameter=name, expected=array.shape, got=found.shape)
-        if field != "step" and found.dtype != array.dtype:
+        if not own and found.dtype != array.dtype:
             raise DtypeMismatch(what=field, parameter=name, expected=array.dtype.name, got=found.dtype.name)
         checked[field] = found
     return checked

@@ -1,13 +1,11 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from optd import environment
-from optd.arrays import Array, FlatView, empty_arrays
+from optd.arrays import Array, FlatView
 from optd.connection import connect
 from optd.copying import copy_all
 from optd.encoding import Wire
@@ -16,6 +14,7 @@ from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
 from optd.session import Session, Settle
+from optd.states import ParameterState, StateReader, StateWriter
 from optd.transport.base import Known, Names, Sink, Source
 from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
 from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
@@ -28,14 +27,12 @@ from optd_wire.values import (
     JobVersion,
     Options,
     PushResult,
-    StateEntries,
     WriteStateHeader,
 )
 
 logger = logging.getLogger("optd")
 
 Rows = Sequence[Sequence[Array | None]]
-ParameterState = dict[str, Any]
 
 
 def open_session(
@@ -68,6 +65,7 @@ class Registration:
     ) -> None:
         self.session = session
         self.zero_copy = zero_copy
+        self._algorithm = algorithm
         self._writable = writable
         self.groups = list(groups)
         self._dicts = list(dicts)
@@ -323,61 +321,29 @@ class Registration:
     def read_state(self) -> list[list[ParameterState]]:
         """The state of each parameter by group and place: "step" and arrays; empty before its first step."""
         with self._lock:
-            specs = [group.spec().parameters for group in self.groups]
-            fields: dict[str, list[list[Array]]] = {}
+            reader = StateReader([group.spec().parameters for group in self.groups])
+            self.session.read_state(into=reader.begin)
+            return reader.states()
 
-            def arrays(field: str) -> list[list[Array]]:
-                if field not in fields:
-                    fields[field] = empty_arrays(specs)
-                return fields[field]
-
-            def write(frames: Sequence[Frame]) -> None:
-                for frame in frames:
-                    self._view.write((frame,), arrays(frame.field))
-
-            result = self.session.read_state(into=write)
-            # A group that another worker has added is none of these.
-            groups = result.groups[: len(self.groups)]
-            return [[_parameter_state(group, place, arrays) for place in range(len(group.steps))] for group in groups]
+    def shaped_fields(self) -> frozenset[str]:
+        """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
+        return frozenset(self.session.algorithm(self._algorithm).shaped_state)
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the state of all parameters: "step" and arrays, as `read_state` gives them."""
-        fields = sorted({name for row in states for state in row for name in state} - {"step"})
-        groups = tuple(_group_state(index, row, fields) for index, row in enumerate(states))
-        rows = {field: [[state.get(field) for state in row] for row in states] for field in fields}
-        self._write_fields(groups, rows)
+        writer = StateWriter([group.names for group in self.groups], states)
+        self._replace(writer.groups, writer.frames)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""
-        self._write_fields((), {WEIGHTS: self._arrays()})
+        arrays = self._arrays()
+        self._replace((), lambda: self._view.batches(arrays, WEIGHTS))
 
-    def _write_fields(self, groups: tuple[GroupState, ...], rows: dict[str, Any]) -> None:
+    def _replace(self, groups: tuple[GroupState, ...], numbers: Source) -> None:
         with self._lock:
             session = self.session
-            header = WriteStateHeader(session.job, session.worker, session.epoch, groups)
-
-            def numbers() -> Iterator[Any]:
-                for field, arrays in rows.items():
-                    yield from self._view.source(arrays, field)()
-
-            session.write_state(header, numbers)
+            session.write_state(WriteStateHeader(session.job, session.worker, session.epoch, groups), numbers)
 
 
 def _forget(_: bool) -> None:
     """For pushes that leave nothing behind."""
-
-
-def _group_state(index: int, row: Sequence[ParameterState], fields: Iterable[str]) -> GroupState:
-    # torch's SGD keeps no count; a parameter that has a state has had a step.
-    steps = tuple(int(np.asarray(state.get("step", 1 if state else 0))) for state in row)
-    entries = tuple(StateEntries(field, tuple(field in state for state in row)) for field in fields)
-    return GroupState(index, steps, entries)
-
-
-def _parameter_state(
-    group: GroupState, place: int, arrays: Callable[[str], Sequence[Sequence[Array]]]
-) -> ParameterState:
-    """In torch's order: the step first."""
-    counted: ParameterState = {"step": group.steps[place]} if group.steps[place] else {}
-    kept = {entry.field: arrays(entry.field)[group.group][place] for entry in group.entries if entry.present[place]}
-    return counted | kept

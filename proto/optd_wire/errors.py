@@ -157,6 +157,13 @@ class InvalidShape(InvalidArgument):
     )
 
 
+class UnservedShape(InvalidArgument):
+    """A parameter of a shape that the algorithm has no step for."""
+
+    reason = "UNSERVED_SHAPE"
+    template = "{algorithm}: parameter {parameter!r} must {problem}, got shape {shape}"
+
+
 class InvalidPolicy(InvalidArgument):
     """A policy with a value out of range."""
 

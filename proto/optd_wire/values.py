@@ -317,9 +317,10 @@ class PullResult:
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """The shape of one parameter's state, where it is not the parameter's own."""
+    """Shape and dtype of one parameter's state, in a field where these are not the parameters' own."""
 
     sizes: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +385,7 @@ class AlgorithmInfo:
     rules: tuple[str, ...]
     doc: str = ""
     needs_closure: bool = False
+    shaped_state: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,18 @@ import numpy as np
 import numpy.typing as npt
 
 from optd.ctl.connection import Connection
-from optd.transport.base import Transport
+from optd.transport.base import Sink, Transport
 from optd_wire.frames import Frame
-from optd_wire.values import GroupSummary, JobVersion, ParameterReport
+from optd_wire.layout import lay_out
+from optd_wire.values import (
+    GRADIENT,
+    WEIGHTS,
+    GroupSummary,
+    JobVersion,
+    ParameterReport,
+    ParameterSpec,
+    ReadStateResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +40,59 @@ class Reading:
 
 
 class _FirstNumbers:
-    """A sink that keeps the first `limit` numbers of each parameter and field, and lets the rest pass by."""
+    """Keeps the first `limit` numbers of each parameter and field of a group, and lets the rest pass by."""
 
     def __init__(self, group: int, reports: Sequence[ParameterReport], limit: int | None) -> None:
         self._group = group
-        self._ranges = {
-            report.parameter.name: (
-                report.parameter.offset,
-                report.parameter.size if limit is None else min(limit, report.parameter.size),
-            )
-            for report in reports
-        }
-        self.numbers: dict[tuple[str, str], npt.NDArray[np.float64]] = {
-            (report.parameter.name, field.field): np.full(self._ranges[report.parameter.name][1], np.nan)
-            for report in reports
-            for field in report.fields
-        }
+        self._reports = reports
+        self._limit = limit
+        self._offsets: dict[str, list[int]] = {}
+        self._numbers: dict[str, list[npt.NDArray[np.float64]]] = {}
 
-    def __call__(self, frames: Sequence[Frame]) -> None:
+    def begin(self, result: ReadStateResult) -> Sink:
+        """Learns which fields have flat buffers of their own, and begins anew."""
+        self._offsets.clear()
+        self._numbers.clear()
+        for group in result.groups:
+            for entry in group.entries if group.group == self._group else ():
+                # Of one parameter alone, its place among the others shows in the frames.
+                if len(entry.shapes) == len(self._reports):
+                    shaped = lay_out([ParameterSpec("", shape.sizes, shape.dtype) for shape in entry.shapes])
+                    self._offsets[entry.field] = [parameter.offset for parameter in shaped.parameters]
+                elif not entry.shapes:
+                    self._offsets[entry.field] = [report.parameter.offset for report in self._reports]
+        for field in (WEIGHTS, GRADIENT):
+            self._offsets[field] = [report.parameter.offset for report in self._reports]
+        return self._take
+
+    def of(self, place: int, field: str) -> tuple[float, ...]:
+        """The first numbers of the parameter of a report."""
+        return tuple(self._kept(field)[place].tolist())
+
+    def _kept(self, field: str) -> list[npt.NDArray[np.float64]]:
+        if field not in self._numbers:
+            sizes = [_count(report, field) for report in self._reports]
+            kept = [size if self._limit is None else min(self._limit, size) for size in sizes]
+            self._numbers[field] = [np.full(count, np.nan) for count in kept]
+        return self._numbers[field]
+
+    def _take(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
-            self._take(frame)
+            if frame.group == self._group:
+                self._take_one(frame)
 
-    def _take(self, frame: Frame) -> None:
-        if frame.group != self._group:
-            return
+    def _take_one(self, frame: Frame) -> None:
         numbers = frame.decoded()
-        for name, (start, kept) in self._ranges.items():
-            low, high = max(start, frame.offset), min(start + kept, frame.stop)
-            if low < high and (name, frame.field) in self.numbers:
-                part = numbers[low - frame.offset : high - frame.offset]
-                self.numbers[name, frame.field][low - start : high - start] = part
+        offsets = self._offsets.setdefault(frame.field, [frame.offset])
+        for start, kept in zip(offsets, self._kept(frame.field), strict=True):
+            low, high = max(start, frame.offset), min(start + kept.size, frame.stop)
+            if low < high:
+                kept[low - start : high - start] = numbers[low - frame.offset : high - frame.offset]
+
+
+def _count(report: ParameterReport, field: str) -> int:
+    """How many numbers a parameter has in a field."""
+    return next((each.statistics.count for each in report.fields if each.field == field), 0)
 
 
 def read(
@@ -75,20 +107,13 @@ def read(
     fields = tuple(dict.fromkeys(field.field for report in reports for field in report.fields))
 
     def attempt(transport: Transport, left: float) -> Reading:
-        sink = _FirstNumbers(group.index, reports, limit)
-        result = transport.read_state(job, fields, sink, left, group=group.options.group, parameter=parameter)
-        return Reading(
-            result.version,
-            tuple(
-                FieldReading(
-                    report.parameter.name,
-                    field.field,
-                    report.parameter.size,
-                    tuple(sink.numbers[report.parameter.name, field.field].tolist()),
-                )
-                for report in reports
-                for field in report.fields
-            ),
+        first = _FirstNumbers(group.index, reports, limit)
+        result = transport.read_state(job, fields, first.begin, left, group=group.options.group, parameter=parameter)
+        found = tuple(
+            FieldReading(report.parameter.name, field.field, field.statistics.count, first.of(place, field.field))
+            for place, report in enumerate(reports)
+            for field in report.fields
         )
+        return Reading(result.version, found)
 
     return server.ask(attempt)

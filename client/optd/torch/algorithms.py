@@ -42,6 +42,10 @@ class Adamax(Served, torch.optim.Adamax, algorithm="adamax"):
     """`torch.optim.Adamax` as a service."""
 
 
+class NAdam(Served, torch.optim.NAdam, algorithm="nadam"):
+    """`torch.optim.NAdam` as a service."""
+
+
 class RAdam(Served, torch.optim.RAdam, algorithm="radam"):
     """`torch.optim.RAdam` as a service."""
 
@@ -52,6 +56,18 @@ class RMSprop(Served, torch.optim.RMSprop, algorithm="rmsprop"):
 
 class Rprop(Served, torch.optim.Rprop, algorithm="rprop"):
     """`torch.optim.Rprop` as a service."""
+
+
+class ASGD(Served, torch.optim.ASGD, algorithm="asgd"):
+    """`torch.optim.ASGD` as a service."""
+
+
+class Adafactor(Served, torch.optim.Adafactor, algorithm="adafactor"):
+    """`torch.optim.Adafactor` as a service."""
+
+
+class Muon(Served, torch.optim.Muon, algorithm="muon", keeps_step=False):
+    """`torch.optim.Muon` as a service: for matrices only."""
 
 
 class Lion(Served, lion.Lion, algorithm="lion", keeps_step=False):

@@ -245,8 +245,14 @@ class Served(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
-            rows = self._exchange.registration.read_state()
-            self.state = rows_to_torch(rows, self.param_groups, self._initial_state, keeps_step=self._keeps_step)
+            registration = self._exchange.registration
+            self.state = rows_to_torch(
+                registration.read_state(),
+                self.param_groups,
+                self._initial_state,
+                registration.shaped_fields(),
+                keeps_step=self._keeps_step,
+            )
             try:
                 return super().state_dict()
             finally:
@@ -278,8 +284,8 @@ class Served(torch.optim.Optimizer):
 
     def _upload(self) -> None:
         self._check_options()
-        rows = rows_from_torch(self.state, self._exchange.groups)
         registration = self._exchange.registration
+        rows = rows_from_torch(self.state, self._exchange.groups, registration.shaped_fields())
         registration.send_options()
         registration.write_state(rows)
         if self._exchange.changed():

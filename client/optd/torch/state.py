@@ -1,7 +1,7 @@
 """State, as `torch.optim.Optimizer.state` has it, and as a `Registration` reads and writes it."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -9,11 +9,9 @@ import torch
 
 from optd.arrays import Array
 from optd.params import PARAMS
-from optd.registration import ParameterState
+from optd.states import STEP, ParameterState
 from optd.torch.tensors import TensorGroup, dtype_name, shares_memory
 from optd_wire.errors import ShapeMismatch
-
-STEP = "step"
 
 
 class StateOnServer(defaultdict[torch.Tensor, Any]):
@@ -32,46 +30,77 @@ def rows_to_torch(
     rows: Sequence[Sequence[ParameterState]],
     param_groups: Sequence[Mapping[str, Any]],
     initial: Mapping[torch.Tensor, Mapping[str, Any]],
+    shaped: Collection[str],
     *,
     keeps_step: bool,
 ) -> defaultdict[torch.Tensor, Any]:
     """The state of all parameters, as `read_state` gives it; of those without one as it is initially, if at all."""
     states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+    found_states = [state for row in rows for state in row]
+    numbers = {name for name in shaped if all(np.ndim(state.get(name, 0)) == 0 for state in found_states)}
     for group, row in zip(param_groups, rows, strict=True):
         for tensor, found in zip(group[PARAMS], row, strict=True):
-            state = to_torch(found, tensor, keeps_step=keeps_step, fused=bool(group.get("fused")))
+            state = to_torch(found, tensor, shaped, numbers, keeps_step=keeps_step, fused=bool(group.get("fused")))
             if state or tensor in initial:
                 states[tensor] = state or dict(initial[tensor])
     return states
 
 
 def rows_from_torch(
-    states: Mapping[torch.Tensor, Mapping[str, Any]], groups: Sequence[TensorGroup]
+    states: Mapping[torch.Tensor, Mapping[str, Any]], groups: Sequence[TensorGroup], shaped: Collection[str]
 ) -> list[list[ParameterState]]:
-    """The state of all parameters, as `write_state` takes it. Raises `ShapeMismatch`."""
+    """The state of all parameters, as `write_state` takes it; fields in `shaped` have shapes of their own.
+
+    Raises `ShapeMismatch`.
+    """
     return [
-        [from_torch(states.get(tensor, {}), tensor, name) for name, tensor in zip(g.names, g.tensors, strict=True)]
-        for g in groups
+        [
+            from_torch(states.get(tensor, {}), tensor, name, shaped)
+            for name, tensor in zip(group.names, group.tensors, strict=True)
+        ]
+        for group in groups
     ]
 
 
-def to_torch(state: ParameterState, tensor: torch.Tensor, *, keeps_step: bool, fused: bool) -> dict[str, Any]:
-    """Tensors with the device and the strides of the parameter's `tensor`; owns the arrays of `state` from then on."""
+def to_torch(
+    state: ParameterState,
+    tensor: torch.Tensor,
+    shaped: Collection[str],
+    numbers: Collection[str],
+    *,
+    keeps_step: bool,
+    fused: bool,
+) -> dict[str, Any]:
+    """Tensors with the device and the strides of the parameter's `tensor`; owns the arrays of `state` from then on.
+
+    Those of fields in `shaped` have strides of their own, and `numbers`, of a whole parameter, are in memory of the
+    host, as torch has them.
+    """
     if state and STEP not in state:
         state = {STEP: 0, **state}
-    return {
-        name: _step(value, tensor, fused) if name == STEP else _beside(tensor, value)
-        for name, value in state.items()
-        if keeps_step or name != STEP
-    }
+    made: dict[str, Any] = {}
+    for name, value in state.items():
+        if name in numbers:
+            made[name] = torch.from_numpy(value).to(_scalar_dtype())
+        elif name in shaped:
+            made[name] = torch.from_numpy(value).to(tensor.device)
+        elif name != STEP:
+            made[name] = _beside(tensor, value)
+        elif keeps_step:
+            made[name] = _step(value, tensor, fused)
+    return made
 
 
 def _step(count: int, tensor: torch.Tensor, fused: bool) -> torch.Tensor:
     # torch counts in floats, in memory of the host unless its fused kernels count.
     if fused:
         return torch.tensor(float(count), dtype=torch.float32, device=tensor.device)
-    double = torch.get_default_dtype() == torch.float64
-    return torch.tensor(float(count), dtype=torch.float64 if double else torch.float32, device="cpu")
+    return torch.tensor(float(count), dtype=_scalar_dtype(), device="cpu")
+
+
+def _scalar_dtype() -> torch.dtype:
+    """What torch keeps numbers of a whole parameter in."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
 def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
@@ -81,7 +110,7 @@ def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
     return torch.empty_like(tensor, requires_grad=False).copy_(numbers)
 
 
-def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str) -> ParameterState:
+def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped: Collection[str]) -> ParameterState:
     """Arrays that fit the parameter `name`; entries that are None are as good as absent. Raises `ShapeMismatch`."""
     read: ParameterState = {}
     for field, value in state.items():
@@ -90,6 +119,8 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str) -> Par
         array = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
         if field == STEP:
             read[field] = int(array)
+        elif field in shaped:
+            read[field] = array
         elif array.shape != tuple(tensor.shape):
             raise ShapeMismatch(what=field, parameter=name, expected=tuple(tensor.shape), got=array.shape)
         else:

@@ -45,6 +45,8 @@ The arrays in them belong to the caller and must stay as they are until the tran
 """
 Sink = Callable[[Sequence[Frame]], None]
 """Takes received numbers, the frames of one message at a time. Their payloads are valid during the call only."""
+StateSink = Callable[[ReadStateResult], Sink]
+"""Learns what state is to come, and returns what takes it. An attempt that is made again begins with this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,13 @@ class Transport(ABC):
         self,
         job: str,
         fields: tuple[str, ...],
-        numbers: Sink,
+        into: StateSink,
         timeout: float,
         *,
         group: str = "",
         parameter: str = "",
     ) -> ReadStateResult:
-        """Reads fields of one version."""
+        """Reads fields of one version: `into` is called with the result, and returns what takes the frames."""
 
     @abstractmethod
     def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:

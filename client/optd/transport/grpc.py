@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from optd.tls import TLS
-from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, RowsRequest, Sink, Source, Transport
+from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, RowsRequest, Sink, Source, StateSink, Transport
 from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
@@ -274,16 +274,25 @@ class GrpcTransport(Transport):
         self,
         job: str,
         fields: tuple[str, ...],
-        numbers: Sink,
+        into: StateSink,
         timeout: float,
         *,
         group: str = "",
         parameter: str = "",
     ) -> ReadStateResult:
-        """Reads fields of one version."""
+        """Reads fields of one version: `into` is called with the result, and returns what takes the frames."""
         request = state_pb.ReadStateRequest(job=job, fields=fields, group=group, parameter=parameter)
         responses = self._receive("StateService/ReadState", request, state_pb.ReadStateResponse, timeout)
-        return from_message(_first_then_frames(responses, numbers).result, ReadStateResult)
+        result: ReadStateResult | None = None
+        for message, frames in responses:
+            if result is None:
+                result = from_message(message.result, ReadStateResult)
+                sink = into(result)
+            if frames:
+                sink(frames)
+        if result is None:
+            raise UnexpectedStatus(rpc="ReadState", address=self.address, status="OK", problem="it sent nothing")
+        return result
 
     def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
         """Replaces fields."""

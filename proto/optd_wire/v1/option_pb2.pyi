@@ -106,7 +106,7 @@ class OptionInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., default_value: _Optional[_Union[OptionValue, _Mapping]] = ..., range: _Optional[str] = ..., doc: _Optional[str] = ..., nullable: bool = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AlgorithmInfo(_message.Message):
-    __slots__ = ("name", "title", "options", "state", "rules", "doc", "needs_closure")
+    __slots__ = ("name", "title", "options", "state", "rules", "doc", "needs_closure", "shaped_state")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class AlgorithmInfo(_message.Message):
     RULES_FIELD_NUMBER: _ClassVar[int]
     DOC_FIELD_NUMBER: _ClassVar[int]
     NEEDS_CLOSURE_FIELD_NUMBER: _ClassVar[int]
+    SHAPED_STATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     title: str
     options: _containers.RepeatedCompositeFieldContainer[OptionInfo]
@@ -121,4 +122,5 @@ class AlgorithmInfo(_message.Message):
     rules: _containers.RepeatedScalarFieldContainer[str]
     doc: str
     needs_closure: bool
-    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., options: _Optional[_Iterable[_Union[OptionInfo, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., doc: _Optional[str] = ..., needs_closure: bool = ...) -> None: ...
+    shaped_state: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., options: _Optional[_Iterable[_Union[OptionInfo, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., doc: _Optional[str] = ..., needs_closure: bool = ..., shaped_state: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -31,10 +31,12 @@ class StateEntries(_message.Message):
     def __init__(self, field: _Optional[str] = ..., present: _Optional[_Iterable[bool]] = ..., shapes: _Optional[_Iterable[_Union[StateShape, _Mapping]]] = ...) -> None: ...
 
 class StateShape(_message.Message):
-    __slots__ = ("sizes",)
+    __slots__ = ("sizes", "dtype")
     SIZES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     sizes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+    dtype: _tensor_pb2.Dtype
+    def __init__(self, sizes: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ...) -> None: ...
 
 class GroupState(_message.Message):
     __slots__ = ("group", "steps", "entries")

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from optd_server.engine import plan
+from optd_server.engine.fields import state_bytes
 from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
@@ -131,9 +132,9 @@ class Catalog:
 
 def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
     algorithm = find_algorithm(spec.algorithm)
-    return plan.job_bytes(
-        rule_of(spec.policy),
-        [lay_out(group.parameters) for group in spec.groups],
-        [len(algorithm.fields(resolve_options(algorithm, spec.defaults, group.options))) for group in spec.groups],
-        message_bytes,
-    )
+    layouts = [lay_out(group.parameters) for group in spec.groups]
+    states = [
+        state_bytes(algorithm.fields(resolve_options(algorithm, spec.defaults, group.options)), layout)
+        for group, layout in zip(spec.groups, layouts, strict=True)
+    ]
+    return plan.job_bytes(rule_of(spec.policy), layouts, states, message_bytes)

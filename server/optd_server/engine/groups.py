@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from optd_server.engine.options import resolve_options
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.snapshots import StepRanges
@@ -68,7 +68,7 @@ class Groups:
             self._extent_of.append(len(self.extents))
         self.extents = (*self.extents, extent)
         self.names = tuple(self._index_of)
-        self._states.append([_empty_state(slab) for slab in extent.slabs])
+        self._states.append([_empty_state(extent, slab) for slab in extent.slabs])
 
     def index(self, name: str, job: str) -> int:
         """The index of a group; raises `UnknownGroup`."""
@@ -138,6 +138,10 @@ class Groups:
         """The state of a slab."""
         return self._states[extent][slab]
 
+    def field(self, name: str) -> StateField:
+        """The state field of this name, which the algorithm has."""
+        return next(field for field in self.algorithm.state if field.name == name)
+
     def place(self, group: int, segment: int) -> tuple[int, Place]:
         """The extent of a group, and where one of its segments lies there."""
         number = self._extent_of[group]
@@ -164,8 +168,8 @@ def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
     return known.setdefault(tuple(options.items()), options)
 
 
-def _empty_state(slab: Slab) -> SegmentState:
-    return SegmentState(slab.sizes, DTYPES[slab.dtype], groups=slab.parts)
+def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
+    return SegmentState(slab.sizes, DTYPES[slab.dtype], shapes=extent.shapes(slab), groups=slab.parts)
 
 
 def _conflict(current: GroupOptions, wanted: Options) -> OptionConflict:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from optd_server.engine.job import Job
 from optd_server.engine.model import Model
-from optd_server.engine.state import fields_of
+from optd_server.engine.state import numbers_of
 from optd_server.optim import statistics
-from optd_wire.values import GRADIENT, FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
+from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
 
 MAX_BINS = 1024
 
@@ -52,22 +52,10 @@ def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list
 
 
 def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:
-    state = model.groups.state(group, index)
-    start = int(state.offsets[place])
-    stop = start + int(state.sizes[place])
     return tuple(
-        FieldStatistics(field, _plain(statistics.summarize(array[start:stop], bins=bins)))
-        for field, array in fields_of(model, group, index, state)
-        if _has(model, group, index, place, field)
+        FieldStatistics(field, _plain(statistics.summarize(array, bins=bins)))
+        for field, array in numbers_of(model, group, index, place)
     )
-
-
-def _has(model: Model, group: int, index: int, place: int, field: str) -> bool:
-    """Whether a parameter has numbers of its own in a field; where it has none, what lies there means nothing."""
-    started = model.groups.state(group, index).started
-    if field in started:
-        return bool(started[field][place])
-    return model.has_gradient(group, index, place) if field == GRADIENT else True
 
 
 def _plain(found: statistics.Statistics) -> Statistics:

@@ -173,7 +173,7 @@ class Job:
 
     def check_new_group(self, spec: GroupSpec) -> None:
         """Raises what is wrong with a group that is to be added."""
-        check_group(spec, self.name, self.model.groups.holders())
+        check_group(spec, self.name, self.model.groups.algorithm, self.model.groups.holders())
         self._memory.check(self.model.plan, self.model.bytes_with(spec))
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 from optd_server.engine import plan
+from optd_server.engine.fields import state_bytes
 from optd_server.engine.groups import Groups
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
@@ -133,31 +135,32 @@ class Model:
     def bytes_with(self, spec: GroupSpec) -> int:
         """The bytes that the job would be planned with if it had this group too."""
         resolved = resolve_options(self.groups.algorithm, self.groups.defaults, spec.options)
-        fields = {field.name for field in self.groups.algorithm.fields(resolved)}
+        layout = lay_out(spec.parameters)
         return plan.job_bytes(
             self.rule,
-            [*self.groups.layouts, lay_out(spec.parameters)],
-            [*(len(names) for names in self._states(self.groups.options)), len(fields)],
+            [*self.groups.layouts, layout],
+            [*self._states(self.groups.options), state_bytes(self.groups.algorithm.fields(resolved), layout)],
             self._memory.message_bytes,
         )
 
     def reserve_states(self, fields: Collection[str]) -> None:
         """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
-        states = [len(names | set(fields)) for names in self._states(self.groups.options)]
-        self._memory.reserve(
-            self.plan, plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes)
-        )
+        self._memory.reserve(self.plan, self._bytes(self.groups.options, fields))
 
-    def _bytes(self, options: Sequence[GroupOptions]) -> int:
-        states = [len(names) for names in self._states(options)]
+    def _bytes(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> int:
+        states = self._states(options, fields)
         return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes)
 
-    def _states(self, options: Sequence[GroupOptions]) -> list[set[str]]:
-        """By group, the states that it has or that `options` need. What options need no more is kept."""
-        return [
-            self._fields(group).union(*(self._kept(index, segment) for segment in range(len(layout.segments))))
-            for index, (group, layout) in enumerate(zip(options, self.groups.layouts, strict=False))
-        ]
+    def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
+        """By group, the bytes of the states that it has, that `options` need, and that are in `fields`.
+
+        What options need no more is kept.
+        """
+        states = []
+        for index, (group, layout) in enumerate(zip(options, self.groups.layouts, strict=False)):
+            names = self._fields(group).union(fields, *map(partial(self._kept, index), range(len(layout.segments))))
+            states.append(state_bytes((field for field in self.groups.algorithm.state if field.name in names), layout))
+        return states
 
     def _fields(self, group: GroupOptions) -> set[str]:
         return {field.name for field in self.groups.algorithm.fields(group.options)}

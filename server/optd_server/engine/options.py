@@ -106,4 +106,5 @@ def _describe(algorithm: Algorithm) -> AlgorithmInfo:
         state=tuple(field.name for field in algorithm.state),
         rules=tuple(f"{rule.option} must be {rule.text}" for rule in algorithm.rules),
         doc=algorithm.doc,
+        shaped_state=tuple(field.name for field in algorithm.state if not field.elementwise),
     )

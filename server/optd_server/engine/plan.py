@@ -23,16 +23,12 @@ def job_bytes(
 ) -> int:
     """Bytes of the weights' snapshots, the gradients that are kept, and the state.
 
-    `states` tells how many arrays of state each group has. Each push of a round that waits for others has one message
+    `states` tells how many bytes of state each group has. Each push of a round that waits for others has one message
     here; the rest of it stays with its sender.
     """
     weights = bytes_of(layouts)
     waiting = 0 if rule.most == 1 else rule.most * min(weights, message_bytes)
-    return (
-        weights * (SNAPSHOTS + rule.slots)
-        + waiting
-        + sum(bytes_of([layout]) * count for layout, count in zip(layouts, states, strict=True))
-    )
+    return weights * (SNAPSHOTS + rule.slots) + waiting + sum(states)
 
 
 class Plan:

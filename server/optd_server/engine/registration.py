@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.optim.algorithm import Algorithm
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DuplicateName,
@@ -11,6 +12,7 @@ from optd_wire.errors import (
     InvalidShape,
     JobMismatch,
     ParameterInTwoGroups,
+    UnservedShape,
 )
 from optd_wire.names import check_name
 from optd_wire.values import GroupInfo, GroupSpec, JobSpec, ParameterInfo, ParameterSpec, Policy, Sync
@@ -36,7 +38,7 @@ def check_job(spec: JobSpec) -> None:
         if group.name in names:
             raise DuplicateName(kind="group", name=group.name, job=spec.name)
         names.add(group.name)
-        check_group(group, spec.name, holders)
+        check_group(group, spec.name, algorithm, holders)
         resolve_options(algorithm, spec.defaults, group.options)
 
 
@@ -46,7 +48,7 @@ def check_policy(policy: Policy) -> None:
         raise InvalidPolicy(workers=policy.workers, most=MAX_WORKERS)
 
 
-def check_group(group: GroupSpec, job: str, holders: dict[str, str]) -> None:
+def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
     """Raises what is wrong with a group; `holders` maps parameters to the groups they are in, and is added to."""
     check_name("group", group.name)
     if not group.parameters:
@@ -57,6 +59,7 @@ def check_group(group: GroupSpec, job: str, holders: dict[str, str]) -> None:
         if holder != group.name:
             raise ParameterInTwoGroups(parameter=parameter.name, first=holder, second=group.name)
         _check_parameter(parameter)
+        _check_served(parameter, algorithm)
     if len({parameter.name for parameter in group.parameters}) < len(group.parameters):
         seen: set[str] = set()
         twice = next(p.name for p in group.parameters if p.name in seen or seen.add(p.name))  # type: ignore[func-returns-value]
@@ -72,6 +75,14 @@ def _check_parameter(parameter: ParameterSpec) -> None:
             shape=parameter.shape[: MAX_DIMS + 1],
             max_dims=MAX_DIMS,
             max_elements=MAX_ELEMENTS,
+        )
+
+
+def _check_served(parameter: ParameterSpec, algorithm: Algorithm) -> None:
+    problem = None if algorithm.shape_problem is None else algorithm.shape_problem(parameter.shape)
+    if problem is not None:
+        raise UnservedShape(
+            algorithm=algorithm.name, parameter=parameter.name, problem=problem, shape=parameter.shape[: MAX_DIMS + 1]
         )
 
 

@@ -3,25 +3,31 @@
 Read for inspection and checkpoints, replaced to restore. Both happen between two steps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
+from optd_server.engine.fields import NOTHING, layout_of, shapes_of, state_bytes
 from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.plan import Memory
-from optd_server.optim.segment import SegmentPart
+from optd_server.engine.registration import MAX_DIMS
+from optd_server.optim.algorithm import StateField
+from optd_server.store.extents import Extent, extent_of
 from optd_server.store.flat import Array, FlatBuffers, FrameSink, bytes_of
+from optd_wire.dtypes import DTYPES
 from optd_wire.errors import (
+    DtypeMismatch,
     InvalidRequest,
+    ShapeMismatch,
     StructureMismatch,
     UnknownField,
 )
 from optd_wire.frames import Frame
-from optd_wire.layout import Segment
+from optd_wire.layout import GroupLayout, Segment
 from optd_wire.values import (
     GRADIENT,
     WEIGHTS,
@@ -73,26 +79,71 @@ async def read_state(job: Job, selection: Selection) -> StateReading:
 
 def _read(model: Model, selection: Selection) -> StateReading:
     indices = range(len(model.groups)) if selection.group is None else [selection.group]
-    frames = [
-        Frame.of(group, segment.offset + start, np.array(array[start:stop]), field)
-        for group in indices
-        for index, segment in enumerate(model.groups.layouts[group].segments)
-        for state in (model.groups.state(group, index),)
-        for start, stop in _elements(model.groups, group, segment, index, selection.parameter)
-        for field, array in fields_of(model, group, index, state)
-        if field in selection.fields
-    ]
+    frames = [frame for group in indices for frame in _frames(model, group, selection)]
     groups = tuple(_group_state(model, index, with_gradient=GRADIENT in selection.fields) for index in indices)
     return StateReading(ReadStateResult(model.version, groups), frames)
 
 
-def fields_of(model: Model, group: int, index: int, state: SegmentPart) -> Iterator[tuple[str, Array]]:
-    """All fields that a segment has now. Absent parameters of a gradient or a state have zeros or older numbers."""
+def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
+    """The selected numbers of one group."""
+    layout = model.groups.layouts[group]
+    for index, segment in enumerate(layout.segments):
+        for start, stop in _elements(model.groups, group, segment, index, selection.parameter):
+            for field, array in _beside_weights(model, group, index):
+                if field in selection.fields:
+                    yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
+    for shaped in model.groups.algorithm.state:
+        if not shaped.elementwise and shaped.name in selection.fields:
+            yield from _shaped_frames(model.groups, group, shaped, selection.parameter)
+
+
+def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str, Array]]:
+    """The fields of a segment that have a number for each weight."""
     yield WEIGHTS, model.snapshots.current.arrays(group)[index]
     gradient = model.gradient(group, index)
     if gradient is not None:
         yield GRADIENT, gradient
-    yield from state.state.items()
+    state = model.groups.state(group, index).state
+    yield from ((field.name, state[field.name]) for field in model.groups.algorithm.state if _has(state, field))
+
+
+def _has(state: Mapping[str, Array], field: StateField) -> bool:
+    return field.elementwise and field.name in state
+
+
+def _shaped_frames(groups: Groups, group: int, field: StateField, parameter: str) -> Iterator[Frame]:
+    """A field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
+    layout = layout_of(shapes_of(field, groups.layouts[group]), groups.layouts[group])
+    arrays = dict(_shaped_arrays(groups, group, field))
+    for segment in layout.segments if arrays else ():
+        chosen = [layout.parameters[member] for member in segment.members]
+        chosen = [each for each in chosen if parameter in ("", each.name)]
+        if chosen:
+            # Where no step has needed the field yet, it is not allocated.
+            parts = [arrays.get(each.name, np.zeros(each.size, DTYPES[each.dtype])) for each in chosen]
+            yield Frame.of(group, chosen[0].offset, np.concatenate(parts), field.name)
+
+
+def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tuple[str, Array]]:
+    """The states of a group's parameters, flat, by name, where the field is allocated."""
+    layout = groups.layouts[group]
+    for index, segment in enumerate(layout.segments):
+        state = groups.state(group, index)
+        if field.name in state.state:
+            for place, member in enumerate(segment.members):
+                yield layout.parameters[member].name, state.of(field.name, place).reshape(-1)
+
+
+def numbers_of(model: Model, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
+    """The fields that a parameter of a segment has numbers of its own in; of others, what lies there means nothing."""
+    state = model.groups.state(group, index)
+    start = int(state.offsets[place])
+    stop = start + int(state.sizes[place])
+    yield WEIGHTS, model.snapshots.current.arrays(group)[index][start:stop]
+    gradient = model.gradient(group, index)
+    if gradient is not None and model.has_gradient(group, index, place):
+        yield GRADIENT, gradient[start:stop]
+    yield from ((name, state.of(name, place)) for name, started in state.started.items() if started[place])
 
 
 def _elements(groups: Groups, group: int, segment: Segment, index: int, parameter: str) -> list[tuple[int, int]]:
@@ -126,7 +177,12 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
             steps[member] = int(state.steps[place])
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
-    return GroupState(group, tuple(steps), tuple(StateEntries(name, tuple(flags)) for name, flags in entries.items()))
+    shapes = {field.name: shapes_of(field, layout) for field in groups.algorithm.state if not field.elementwise}
+    return GroupState(
+        group,
+        tuple(steps),
+        tuple(StateEntries(name, tuple(flags), shapes.get(name, ())) for name, flags in entries.items()),
+    )
 
 
 def selected_bytes(job: Job, selection: Selection) -> int:
@@ -144,14 +200,22 @@ class StateUpload:
         self._job = job
         self._groups = header.groups
         self._worker, self._epoch = header.worker, header.epoch
-        self._known = [WEIGHTS, *(field.name for field in model.groups.algorithm.state)]
+        self._fields = {field.name: field for field in model.groups.algorithm.state}
+        self._known = [WEIGHTS, *self._fields]
         self._extents = list(model.groups.extents)
         self._sinks: dict[str, FrameSink] = {}
+        self._shapes = {
+            (group.group, entry.field): entry.shapes
+            for group in header.groups
+            for entry in group.entries
+            if entry.shapes
+        }
         _check_groups(job, header.groups, self._known)
 
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
-        needed = bytes_of(layout for extent in self._extents for layout in extent.layouts) * len(self._known)
+        layouts = [layout for extent in self._extents for layout in extent.layouts]
+        needed = bytes_of(layouts) + sum(state_bytes(self._fields.values(), layout) for layout in layouts)
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
@@ -164,8 +228,28 @@ class StateUpload:
             raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join(self._known))
         if field not in self._sinks:
             names = self._job.model.groups.names
-            self._sinks[field] = FrameSink(FlatBuffers(self._extents), field, names)
+            self._sinks[field] = FrameSink(FlatBuffers(self._extents_of(field)), field, names)
         return self._sinks[field]
+
+    def _own_buffer(self, field: str) -> bool:
+        """Whether a field's frames address other flat buffers than those of the weights."""
+        known = self._fields.get(field)
+        return known is not None and (not known.elementwise or any(name == field for _, name in self._shapes))
+
+    def _layout(self, field: str, group: int, layout: GroupLayout) -> GroupLayout:
+        """The flat buffer of a group that a field's frames address."""
+        return layout_of(self._shapes.get((group, field)) or shapes_of(self._fields[field], layout), layout)
+
+    def _extents_of(self, field: str) -> list[Extent]:
+        if not self._own_buffer(field):
+            return self._extents
+        return [
+            extent_of(
+                [self._layout(field, group, layout) for group, layout in enumerate(each.layouts, each.first_group)],
+                each.first_group,
+            )
+            for each in self._extents
+        ]
 
     async def apply(self, clock: Callable[[], float]) -> JobVersion:
         """Replaces what was written, all or nothing.
@@ -189,13 +273,34 @@ class StateUpload:
             _put_group_state(groups, given)
         for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
             target[:] = source
-        for field, sink in self._sinks.items():
+        for name, sink in self._sinks.items():
+            if self._own_buffer(name):
+                self._put(name, sink)
+                continue
             for extent, slab, start, stop in sink.ledger.written():
-                if field == WEIGHTS:
+                if name == WEIGHTS:
                     target = following.slabs[extent][slab]
                 else:
-                    target = groups.slab_state(extent, slab).allocate(field)
+                    target = groups.slab_state(extent, slab).allocate(self._fields[name])
                 target[start:stop] = sink.buffers.slabs[extent][slab][start:stop]
+
+    def _put(self, field: str, sink: FrameSink) -> None:
+        """Takes over the states that were written of a field that has other flat buffers than the weights."""
+        groups = self._job.model.groups
+        written = sink.ledger.parameters()
+        for group, layout in enumerate(groups.layouts):
+            given = self._layout(field, group, layout)
+            numbers = {
+                member: array[given.parameters[member].offset - segment.offset :][: given.parameters[member].size]
+                for array, segment in zip(sink.buffers.arrays[group], given.segments, strict=True)
+                for member in segment.members
+            }
+            for index, segment in enumerate(layout.segments):
+                state = groups.state(group, index)
+                for place, member in enumerate(segment.members):
+                    if (group, member) in written and numbers[member].size:
+                        state.allocate(self._fields[field])
+                        state.of(field, place).reshape(-1)[:] = numbers[member]
 
 
 def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) -> None:
@@ -211,8 +316,31 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
         for entry in given.entries:
             if entry.field not in known or entry.field == WEIGHTS:
                 raise UnknownField(job=job.name, field=entry.field[:200], fields=", ".join(known[1:]))
+            _check_shapes(job, given.group, entry)
         if any(steps >= 1 << 62 for steps in given.steps):
             raise InvalidRequest(problem=f"steps of group {given.group} must be in [0, 2**62)")
+
+
+def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
+    """Raises `StructureMismatch` where states that come along are others than they are here."""
+    if not entry.shapes:
+        return
+    groups = job.model.groups
+    layout = groups.layouts[group]
+    if len(entry.shapes) != len(layout.parameters):
+        what, count = f"shapes of {entry.field} in group {group}", f"{len(layout.parameters)} of them"
+        raise StructureMismatch(what=what, expected=count, got=len(entry.shapes))
+    ours = shapes_of(groups.field(entry.field), layout)
+    for parameter, present, theirs, expected in zip(layout.parameters, entry.present, entry.shapes, ours, strict=True):
+        if not present and theirs.sizes == NOTHING:
+            continue
+        if theirs.sizes != expected.sizes:
+            raise ShapeMismatch(
+                what=entry.field, parameter=parameter.name, expected=expected.sizes, got=theirs.sizes[:MAX_DIMS]
+            )
+        # torch turns all state into the dtype of the parameter when it loads, numbers of float32 too.
+        if theirs.dtype != expected.dtype and groups.field(entry.field).dtype is None:
+            raise DtypeMismatch(what=entry.field, parameter=parameter.name, expected=expected.dtype, got=theirs.dtype)
 
 
 def _put_group_state(groups: Groups, given: GroupState) -> None:
@@ -221,8 +349,8 @@ def _put_group_state(groups: Groups, given: GroupState) -> None:
         extent, place = groups.place(given.group, index)
         whole = groups.slab_state(extent, place.slab)
         present = {entry.field: entry.present for entry in given.entries}
-        for field in present:
-            whole.allocate(field)
+        for name in present:
+            whole.allocate(groups.field(name))
         state = whole.part(place.rank)
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]
@@ -230,4 +358,4 @@ def _put_group_state(groups: Groups, given: GroupState) -> None:
             started = state.started[field]
             started[:] = [present[field][member] for member in members] if field in present else False
             # Algorithms rely on zeros where a parameter has no state yet.
-            array[np.repeat(~started, state.sizes)] = 0
+            array[np.repeat(~started, state.sizes_of(field))] = 0

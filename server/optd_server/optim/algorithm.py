@@ -1,9 +1,8 @@
-"""What an algorithm declares, and what its kernel is given.
+"""What an algorithm declares, and what its functions are given.
 
-An algorithm is a plain value: options, state fields, and three functions. `coefficients` turns the options
-and a step count into the numbers of one step, in Python floats as torch does; `update` applies them to a
-block of elements, in numpy; `fused` does the same element by element, for a compiler. None knows parameters,
-groups or layouts: `step.apply` and the backends cut a segment into blocks whose elements share coefficients.
+An algorithm is a plain value: options, state fields, and pure functions. There are two kinds. Most are `Elementwise`:
+each new weight follows from what belongs to that same element, so `step.apply` and the backends may cut a segment into
+blocks as they like. `Parameterwise` ones look at a parameter as a whole, in its shape. Neither knows groups or layouts.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +18,11 @@ Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
 Number: TypeAlias = float | np.floating[Any] | Vector
 """A coefficient that may differ within a block: one for all, or one for each of its elements."""
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+"""Of any shape."""
+
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 def always(_: Options) -> bool:
@@ -26,15 +30,41 @@ def always(_: Options) -> bool:
     return True
 
 
+def own(shape: Shape) -> Shape:
+    """Return the shape of the parameter itself."""
+    return shape
+
+
+def scalar(_: Shape) -> Shape:
+    """Return the shape of one number."""
+    return ()
+
+
 @dataclass(frozen=True)
 class StateField:
-    """An array beside the weights, of their shape and dtype, under torch's name for it."""
+    """What an algorithm remembers of each parameter, under torch's name for it: an array, or one number."""
 
     name: str
     when: Callable[[Options], bool] = always
-    """Which options need it. It is allocated once they do, as zeros, and kept from then on."""
+    """Which options need it. It is allocated once they do, and kept from then on."""
+    shape: Callable[[Shape], Shape | None] = own
+    """Its shape, by that of the parameter; None where such a parameter has no such state."""
+    dtype: str | None = None
+    """Its dtype; None is that of the weights."""
+    initial: Callable[[Options], float] | None = None
+    """What every element is before a parameter's first step; None is 0."""
     seeded: bool = False
     """Whether the first update of a parameter sets the field by itself, not from zeros: `Block.fresh`."""
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it has a number for each weight, of the weights' dtype, and so is laid out as they are."""
+        return self.shape is own and self.dtype is None
+
+
+def scalar_field(name: str, initial: Callable[[Options], float]) -> StateField:
+    """Declare a number for each parameter, of float32 whatever the weights are, as torch keeps such numbers."""
+    return StateField(name, shape=scalar, dtype="float32", initial=initial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +88,28 @@ class Block:
     """Whether the seeded fields of these elements have never been set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter that one call of `Parameterwise.update` updates: all arrays have its shape, but for the state.
+
+    No two of them share memory; the function keeps none.
+    """
+
+    weights: Array
+    """The current weights. Read only."""
+    gradient: Array
+    """Read only."""
+    out: Array
+    """The new weights, uninitialised; every element is to be written."""
+    state: Mapping[str, Array]
+    """The fields that the options need and that a parameter of this shape has, in their shapes; updated in place."""
+    step: int
+    """Which step of the parameter it is, counted from 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """An optimizer: what it is called, what it can be told, what it remembers and what it does."""
+    """An optimizer: what it is called, what it can be told and what it remembers. One of the two kinds below."""
 
     name: str
     """As it is asked for: ``adam``."""
@@ -71,7 +120,24 @@ class Algorithm:
     options: tuple[Option, ...]
     rules: tuple[Rule, ...] = ()
     state: tuple[StateField, ...] = ()
-    coefficients: Callable[[Options, int], tuple[Any, ...]]
+    shape_problem: Callable[[Shape], str | None] | None = None
+    """What is wrong with parameters of a shape, as the end of "parameter 'w' must …"; None: nothing, with any."""
+
+    def fields(self, options: Options) -> tuple[StateField, ...]:
+        """Return the state fields that resolved options need."""
+        return tuple(field for field in self.state if field.when(options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Algorithm):
+    """An algorithm that needs of a parameter nothing but its elements, one by one, and its step count.
+
+    `coefficients`, or `advance` where there are scalars to keep, turns the options and a step count into the numbers
+    of one step, in Python floats as torch does; `update` applies them to a block of elements, in numpy; `fused` does
+    the same element by element, for a compiler. Fields are elementwise or scalars.
+    """
+
+    coefficients: Callable[[Options, int], tuple[Any, ...]] | None = None
     """The numbers of one step, as a NamedTuple, from resolved options and the step count (1 at the first
     step).
 
@@ -80,6 +146,9 @@ class Algorithm:
     `float`, and whatever is not a float, is the same for a whole block: annotate so what a formula branches on, and
     where the step count decides between formulas, let a bool say so.
     """
+    advance: Callable[[Options, int, tuple[float, ...]], tuple[tuple[Any, ...], tuple[float, ...]]] | None = None
+    """In the place of `coefficients`, for an algorithm that keeps scalars: from these as they are before the step, in
+    the order of their declaration, the numbers of the step and the scalars after it."""
     update: Callable[[Any, Block], None]
     """Apply one step to a block, elementwise: the same bits however a segment is cut into blocks."""
     scratch: int = 0
@@ -88,14 +157,48 @@ class Algorithm:
     """`update` for a tile of some hundred elements, as numba can compile it; None leaves all work to `update`.
 
     Called as ``fused(c, fresh, weights, gradient, out, state)``. `c` is a record with the names and numbers of
-    the coefficients, its floats in the dtype of the data. `state` holds an array for each declared field, in
-    declared order; one that the options do not need may be empty, so a bool among the coefficients has to say
-    whether to touch it. All else is as in `Block`. It must give the bits of `update`: the same operations in the
+    the coefficients, its floats in the dtype of the data. `state` holds an array for each declared field that is not a
+    scalar, in declared order; one that the options do not need may be empty, so a bool among the coefficients has to
+    say whether to touch it. All else is as in `Block`. It must give the bits of `update`: the same operations in the
     same order, and no constant that lifts float32 to float64 (``out.dtype.type(1) - x``, not ``1.0 - x``). Loops
     that run over ``range(out.size)`` with nothing but elementwise work become vector code; several short ones do
     no harm, a tile stays in the fastest cache.
     """
 
-    def fields(self, options: Options) -> tuple[StateField, ...]:
-        """Return the state fields that resolved options need."""
-        return tuple(field for field in self.state if field.when(options))
+    def __post_init__(self) -> None:
+        if (self.coefficients is None) == (self.advance is None) or (self.advance is None) != (not self.scalars):
+            raise ValueError(f"{self.name} needs coefficients, or scalars and advance")
+        strange = [field.name for field in self.state if not field.elementwise and field.shape is not scalar]
+        if strange:
+            raise ValueError(f"{self.name}.{strange[0]} must be elementwise or a scalar")
+
+    @property
+    def arrays(self) -> tuple[StateField, ...]:
+        """The fields that have a number for each weight."""
+        return tuple(field for field in self.state if field.shape is not scalar)
+
+    @property
+    def scalars(self) -> tuple[StateField, ...]:
+        """The fields that are one number a parameter."""
+        return tuple(field for field in self.state if field.shape is scalar)
+
+    def numbers(
+        self, options: Options, step: int, scalars: tuple[float, ...]
+    ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+        """Return the coefficients of a step, and the scalars after it."""
+        if self.advance is not None:
+            return self.advance(options, step, scalars)
+        assert self.coefficients is not None
+        return self.coefficients(options, step), ()
+
+    def initial_scalars(self, options: Options) -> tuple[float, ...]:
+        """Return the scalars before a parameter's first step."""
+        return tuple(0.0 if field.initial is None else field.initial(options) for field in self.scalars)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameterwise(Algorithm):
+    """An algorithm that looks at each parameter as a whole, in its shape. It has one backend: numpy."""
+
+    update: Callable[[Options, Parameter], None]
+    """Apply one step to one parameter that has elements, under resolved options. Called from several threads."""

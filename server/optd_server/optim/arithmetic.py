@@ -7,9 +7,34 @@ their results and these: an ulp or so of the larger term for each operation.
 `scratch` is overwritten; it must not share memory with any other argument. `out` may be `a` in all of them.
 """
 
-import numpy as np
+from typing import Any
 
-from optd_server.optim.algorithm import Block, Number, Vector
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Array, Block, Number, Vector
+
+
+def quotient(a: float, b: float) -> float:
+    """``a / b`` as IEEE 754 has it: infinite or NaN where b is 0."""
+    with np.errstate(all="ignore"):
+        return float(np.float64(a) / np.float64(b))
+
+
+def to_bfloat16(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Round to the nearest number that bfloat16 has, to an even one where two are equally near. NaN stays NaN."""
+    array = np.asarray(numbers, np.float32)
+    bits = array.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(array), array, rounded.view(np.float32))
+
+
+def norm(array: Array) -> np.floating[Any]:
+    """``torch.norm(array)``, added up in float64: infinite where the sum of squares is past the array's dtype."""
+    flat = array.reshape(-1)
+    if flat.size == 1:  # torch takes no square then
+        return array.dtype.type(abs(flat[0]))
+    return array.dtype.type(np.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64).astype(array.dtype)))
 
 
 def add(a: Vector, b: Vector, alpha: Number, *, out: Vector, scratch: Vector) -> None:
@@ -42,7 +67,7 @@ def addcdiv(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scra
     np.add(a, scratch, out=out)
 
 
-def lerp(a: Vector, b: Vector, weight: float, *, out: Vector, scratch: Vector) -> None:
+def lerp(a: Array, b: Array, weight: float, *, out: Array, scratch: Array) -> None:
     """``out = a + weight * (b - a)``: ``torch.lerp(a, b, weight)``, for a scalar weight.
 
     torch counts from the nearer end, so that a weight of 1 gives b exactly. `weight` is of the data's

@@ -1,7 +1,8 @@
 """Which parameters of a segment share coefficients in one step, and what these are.
 
-A parameter's coefficients follow from its group's options and its own step count. Groups of equal options share
-them, parameters that always came together do, and all do where the algorithm does not use the step count. What
+A parameter's coefficients follow from its group's options, its own step count and its scalars, where it has some.
+Groups of equal options share them, parameters that always came together do, and all do where the algorithm does not use
+the step count. What
 depends on layout and options alone is worked out once, in a `Plan`; a step then costs a few operations on arrays
 of P, and Python only for combinations of options and step count that are new.
 
@@ -17,13 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim import runs
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Elementwise
+from optd_server.optim.assignment import Assignment, Indices, Mask
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 
 Coefficients: TypeAlias = tuple[Any, ...]
 """A NamedTuple of the algorithm's, its floats in the dtype of the data."""
-Mask: TypeAlias = npt.NDArray[np.bool_]
+_History: TypeAlias = tuple[int, tuple[float, ...]]
+"""How many steps a parameter has had with this one, and its scalars before it."""
+_Row: TypeAlias = tuple[int, tuple[float, ...]]
+"""A row of the table, and the scalars after the step."""
 
 
 @dataclass(frozen=True)
@@ -123,50 +128,37 @@ def _names(coefficients: Coefficients) -> Sequence[str]:
     return getattr(coefficients, "_fields", [f"f{i}" for i in range(len(coefficients))])
 
 
-class Plan:
+class Plan(Assignment):
     """How the parameters of one segment sort under the options of its groups. Kept until these change."""
 
-    def __init__(self, algorithm: Algorithm, options: Sequence[Options], segment: SegmentState) -> None:
-        self._algorithm = algorithm
-        self._options = tuple(options)
-        self._distinct, of_group = _distinct(options)
-        self._fields = [tuple(field.name for field in algorithm.fields(each)) for each in self._distinct]
-        self._which: runs.Indices = np.repeat(of_group, segment.groups)
-        """Which of the distinct options each parameter has, shape (P,)."""
-        self.needs: dict[str, Mask] = {
-            field.name: needs
-            for field in algorithm.state
-            if (needs := np.array([field.name in names for names in self._fields], np.bool_)[self._which]).any()
-        }
-        """Which parameters need a field, shape (P,)."""
-        self._seeded = [field.name for field in algorithm.state if field.seeded and field.name in self.needs]
+    def __init__(self, algorithm: Elementwise, options: Sequence[Options], segment: SegmentState) -> None:
+        super().__init__(algorithm, options, segment)
+        self.algorithm = algorithm
+        self._fields = [tuple(field.name for field in algorithm.arrays if field.when(each)) for each in self.distinct]
+        self._seeded = [field for field in self.needs if field.seeded]
+        self._scalars = algorithm.scalars
         self._sizes, self._offsets = segment.sizes, segment.offsets
-        self._together = runs.merge(segment.sizes, segment.offsets, self._which)
+        self._together = runs.merge(segment.sizes, segment.offsets, self.which)
         self._forget(segment.dtype)
 
     def _forget(self, dtype: np.dtype[Any]) -> None:
         self.table = Table(dtype)
-        self._rows: list[dict[int, int]] = [{} for _ in self._distinct]
-        """For each of the distinct options, row by step count."""
-
-    def fits(self, algorithm: Algorithm, options: Sequence[Options]) -> bool:
-        """Whether the plan was made for this algorithm and these very objects."""
-        return (
-            algorithm is self._algorithm
-            and len(options) == len(self._options)
-            and all(map(lambda ours, theirs: ours is theirs, self._options, options))
-        )
+        self._rows: list[dict[_History, _Row]] = [{} for _ in self.distinct]
+        """For each of the distinct options, what its steps were."""
 
     def sort(self, segment: SegmentState, present: Mask | None) -> runs.Runs:
-        """Return the segment's runs in a step that the parameters of `present`, shape (P,) or all, take part in."""
-        if len(self.table) > 1024 + 4 * len(self._which):
+        """Return the segment's runs in a step that the parameters of `present`, shape (P,) or all, take part in.
+
+        Moves their scalars on to what they are after it.
+        """
+        if len(self.table) > 1024 + 4 * len(self.which):
             self._forget(segment.dtype)
         fresh = self._fresh(segment)
         low, high = int(segment.steps.min()), int(segment.steps.max())
-        if low == high and present is None and fresh is None:
-            rows = [self._row(which, low + 1) for which in range(len(self._distinct))]
+        if low == high and present is None and fresh is None and not self._scalars:
+            rows = [self._row(which, (low + 1, ()))[0] for which in range(len(self.distinct))]
             return runs.Runs(self._together.starts, 1 + 2 * np.array(rows)[self._together.kinds])
-        kinds = 1 + 2 * self._rows_of(segment.steps + 1, present)
+        kinds = 1 + 2 * self._rows_of(segment, present)
         if fresh is not None:
             kinds += fresh
         if present is not None:
@@ -176,57 +168,60 @@ class Plan:
     def _fresh(self, segment: SegmentState) -> Mask | None:
         """Return whose seeded fields have never been set; None where there are none."""
         fresh = None
-        for name in self._seeded:
-            waiting = self.needs[name] & ~segment.started[name]
+        for field in self._seeded:
+            waiting = self.waiting(field, segment)
             if waiting.any():
                 fresh = waiting if fresh is None else fresh | waiting
         return fresh
 
-    def _rows_of(self, steps: runs.Indices, present: Mask | None) -> runs.Indices:
+    def _rows_of(self, segment: SegmentState, present: Mask | None) -> Indices:
         """Return the row of each parameter, shape (P,); of absent ones anything."""
         chosen: Any = slice(None) if present is None else present
-        counts, which = steps[chosen], self._which[chosen]
-        rows = np.zeros(len(steps), np.int64)
-        if len(counts) == 0:
+        which = self.which[chosen]
+        rows = np.zeros(len(self.which), np.int64)
+        if len(which) == 0:
             return rows
-        low = int(counts.min())
-        span = int(counts.max()) - low + 1
-        if span * len(self._distinct) > 1024 + 8 * len(steps):
-            distinct, ranks = np.unique(counts, return_inverse=True)
-        else:
-            distinct, ranks = np.arange(low, low + span), counts - low
-        codes = which * len(distinct) + ranks
-        table = np.zeros(len(self._distinct) * len(distinct), np.int64)
-        seen = np.zeros(len(table), np.bool_)
+        histories, ranks = self._histories(segment, chosen)
+        codes = which * len(histories) + ranks
+        seen = np.zeros(len(self.distinct) * len(histories), np.bool_)
         seen[codes] = True
         used = np.flatnonzero(seen)
-        owners, places = np.divmod(used, len(distinct))
-        table[used] = [self._row(*pair) for pair in zip(owners.tolist(), distinct[places].tolist(), strict=True)]
-        rows[chosen] = table[codes]
+        owners, places = np.divmod(used, len(histories))
+        found = [
+            self._row(owner, histories[place]) for owner, place in zip(owners.tolist(), places.tolist(), strict=True)
+        ]
+        place_of = np.zeros(len(seen), np.int64)
+        place_of[used] = np.arange(len(used))
+        places = place_of[codes]
+        rows[chosen] = np.array([row for row, _ in found])[places]
+        if self._scalars:
+            after = np.array([scalars for _, scalars in found])[places]
+            for field, column in zip(self._scalars, after.T, strict=True):
+                segment.state[field.name][chosen] = column
         return rows
 
-    def _row(self, which: int, count: int) -> int:
-        """Return the row of the options `which` at a step count, which counts from 1."""
+    def _histories(self, segment: SegmentState, chosen: Any) -> tuple[Sequence[_History], Indices]:
+        """Return step counts with the scalars before the step, and which of them each chosen parameter has."""
+        counts = segment.steps[chosen] + 1
+        if self._scalars:
+            columns = [segment.state[field.name][chosen].astype(np.float64) for field in self._scalars]
+            table = np.column_stack([counts.astype(np.float64), *columns])
+            distinct, ranks = np.unique(table, axis=0, return_inverse=True)
+            return [(int(count), tuple(scalars)) for count, *scalars in distinct.tolist()], ranks.reshape(-1)
+        low = int(counts.min())
+        span = int(counts.max()) - low + 1
+        if span * len(self.distinct) > 1024 + 8 * len(self.which):
+            found, ranks = np.unique(counts, return_inverse=True)
+            return [(count, ()) for count in found.tolist()], ranks
+        return [(count, ()) for count in range(low, low + span)], counts - low
+
+    def _row(self, which: int, history: _History) -> _Row:
+        """Return the row of the options `which` at a step count, which counts from 1, and the scalars after it."""
         known = self._rows[which]
-        row = known.get(count)
+        row = known.get(history)
         if row is None:
             # In Python floats, although numpy could take many counts at once: its vectorised pow has not the bits of
             # the C library's, which torch uses, and a formula may well branch on the count.
-            exact = self._algorithm.coefficients(self._distinct[which], count)
-            row = known[count] = self.table.add(exact, self._fields[which])
+            exact, scalars = self.algorithm.numbers(self.distinct[which], *history)
+            row = known[history] = self.table.add(exact, self._fields[which]), scalars
         return row
-
-
-def _distinct(options: Sequence[Options]) -> tuple[list[Options], runs.Indices]:
-    """Return the options that differ, and which of them each group has."""
-    by_content: dict[Any, int] = {}
-    distinct: list[Options] = []
-    by_identity: dict[int, int] = {}
-    for each in options:
-        if id(each) in by_identity:
-            continue
-        number = by_content.setdefault(tuple(each.items()), len(distinct))
-        if number == len(distinct):
-            distinct.append(each)
-        by_identity[id(each)] = number
-    return distinct, np.array([by_identity[id(each)] for each in options], np.int64)

@@ -22,6 +22,12 @@ MANY = 8
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 
+def elements(starts: Indices, lengths: Indices) -> Indices:
+    """Return the indices ``starts[i]``, …, ``starts[i] + lengths[i] - 1`` for every i, one behind the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Elements start <= i < stop, all of one kind; at most `BLOCK` of them."""
@@ -51,8 +57,7 @@ class Patchwork:
 
     def elements(self) -> Indices:
         """Return the index of every element, in the order of the runs."""
-        before = np.cumsum(self.lengths) - self.lengths
-        return np.repeat(self.starts - before, self.lengths) + np.arange(self.count)
+        return elements(self.starts, self.lengths)
 
 
 class Runs(NamedTuple):

@@ -1,18 +1,41 @@
 """The state of one flat segment: what an optimizer remembers of the parameters that lie in it."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, Vector
+from optd_server.optim.algorithm import Algorithm, Array, Shape, StateField, Vector
 from optd_server.optim.option import Options
 
 if TYPE_CHECKING:
-    from optd_server.optim.cases import Plan
+    from optd_server.optim.assignment import Assignment
 
 _NO_LOW = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FieldLayout:
+    """Where the state of each parameter lies in the flat array of one field: elements of each, and its first one."""
+
+    sizes: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    shapes: Sequence[Shape | None] | None
+    """The shape of each; None for a parameter without such state. None as a whole: those of the parameters."""
+
+    @property
+    def count(self) -> int:
+        """How many elements all have."""
+        return int(self.sizes.sum())
+
+    def elements(self, first: int, stop: int) -> slice:
+        """Where the parameters from `first` to before `stop` lie."""
+        if first == stop:
+            return slice(0, 0)
+        return slice(int(self.offsets[first]), int(self.offsets[stop - 1] + self.sizes[stop - 1]))
 
 
 class SegmentState:
@@ -23,6 +46,8 @@ class SegmentState:
     has to keep. Arrays that are given are owned from then on, not copied.
     """
 
+    shapes: Sequence[Shape]
+    """The shape of each parameter."""
     sizes: npt.NDArray[np.int64]
     """Elements of each parameter, shape (P,). A 0-d parameter has 1, an empty one 0."""
     offsets: npt.NDArray[np.int64]
@@ -32,11 +57,14 @@ class SegmentState:
     count: int
     """N."""
     dtype: np.dtype[Any]
-    """Of the weights, and so of every state array."""
+    """Of the weights, and so of every state array whose field does not say otherwise."""
     steps: npt.NDArray[np.int64]
     """How many steps each parameter took part in, shape (P,)."""
     state: dict[str, Vector]
-    """State arrays by torch's names, shape (N,) each; only those that some group's options have needed so far."""
+    """State arrays by torch's names, flat; only those that some group's options have needed so far.
+
+    Of an elementwise field it has shape (N,), of another one what its `layout` says.
+    """
     started: dict[str, npt.NDArray[np.bool_]]
     """For each state array, which parameters have it, shape (P,).
 
@@ -48,12 +76,14 @@ class SegmentState:
         sizes: Sequence[int] | npt.NDArray[np.int64],
         dtype: npt.DTypeLike,
         *,
+        shapes: Sequence[Shape] | None = None,
         groups: Sequence[int] | npt.NDArray[np.int64] | None = None,
         steps: npt.NDArray[np.int64] | None = None,
         state: Mapping[str, Vector] | None = None,
         started: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> None:
         self.sizes = np.asarray(sizes, np.int64)
+        self.shapes = [(int(size),) for size in self.sizes] if shapes is None else shapes
         self.offsets = np.cumsum(self.sizes) - self.sizes
         self.groups = np.asarray([len(self.sizes)] if groups is None else groups, np.int64)
         if self.groups.sum() != len(self.sizes):
@@ -63,7 +93,9 @@ class SegmentState:
         self.steps = np.zeros(len(self.sizes), np.int64) if steps is None else steps
         self.state = dict(state or {})
         self.started = dict(started or {})
-        self.plan: Plan | None = None
+        self.assignment: Assignment | None = None
+        self._own_layout = FieldLayout(self.sizes, self.offsets, None)
+        self._layouts: dict[str, FieldLayout] = {}
         self._first = np.cumsum(self.groups) - self.groups
         self._all_filled = bool((self.groups > 0).all()) and len(self.groups) > 0
 
@@ -74,18 +106,39 @@ class SegmentState:
         """
         for each, parameters in zip(options, self.groups, strict=True):
             for field in algorithm.fields(each) if parameters else ():
-                self.allocate(field.name)
+                self.allocate(field)
 
-    def allocate(self, field: str) -> Vector:
+    def allocate(self, field: StateField) -> Vector:
         """Return a state array, of zeros that nobody has started where it was missing.
 
         It is as long as the segment even where one group alone needs it: the system gives memory only to those pages
         that are touched.
         """
-        if field not in self.state:
-            self.state[field] = np.zeros(self.count, self.dtype)
-            self.started[field] = np.zeros(len(self.sizes), np.bool_)
-        return self.state[field]
+        if field.name not in self.state:
+            self.state[field.name] = np.zeros(self.layout(field).count, field.dtype or self.dtype)
+            self.started[field.name] = np.zeros(len(self.sizes), np.bool_)
+        return self.state[field.name]
+
+    def layout(self, field: StateField) -> FieldLayout:
+        """Return how a field is laid out here, whether it is allocated or not."""
+        if field.elementwise:
+            return self._own_layout
+        if field.name not in self._layouts:
+            shapes = [field.shape(shape) for shape in self.shapes]
+            sizes = np.array([0 if shape is None else math.prod(shape) for shape in shapes], np.int64)
+            self._layouts[field.name] = FieldLayout(sizes, np.cumsum(sizes) - sizes, shapes)
+        return self._layouts[field.name]
+
+    def layout_of(self, name: str) -> FieldLayout:
+        """Return how an array of `state` is laid out."""
+        return self._layouts.get(name, self._own_layout)
+
+    def of(self, name: str, parameter: int) -> Array:
+        """Return the state of one parameter, in its shape; shares the memory of the array."""
+        layout = self.layout_of(name)
+        shape = self.shapes[parameter] if layout.shapes is None else layout.shapes[parameter]
+        part: Array = self.state[name][layout.elements(parameter, parameter + 1)]
+        return part if shape is None else part.reshape(shape)
 
     def part(self, group: int) -> "SegmentPart":
         """Return what one group has here."""
@@ -130,14 +183,24 @@ class SegmentPart:
     @property
     def state(self) -> dict[str, Vector]:
         """State arrays by name. Use `allocate` to add one."""
-        here = slice(self.start, self.start + self.count)
-        return {name: array[here] for name, array in self._segment.state.items()}
+        return {name: array[self._elements(name)] for name, array in self._segment.state.items()}
 
     @property
     def started(self) -> dict[str, npt.NDArray[np.bool_]]:
         """For each state array, which parameters have it."""
         return {name: array[self._parameters] for name, array in self._segment.started.items()}
 
-    def allocate(self, field: str) -> Vector:
+    def allocate(self, field: StateField) -> Vector:
         """Return the part's elements of a state array, which the whole segment gets where it was missing."""
-        return self._segment.allocate(field)[self.start : self.start + self.count]
+        return self._segment.allocate(field)[self._elements(field.name)]
+
+    def of(self, name: str, parameter: int) -> Array:
+        """Return the state of one parameter, counted from the part's first, in its shape."""
+        return self._segment.of(name, self._parameters.start + parameter)
+
+    def sizes_of(self, name: str) -> npt.NDArray[np.int64]:
+        """Return how many elements of a state array each parameter has."""
+        return self._segment.layout_of(name).sizes[self._parameters]
+
+    def _elements(self, name: str) -> slice:
+        return self._segment.layout_of(name).elements(self._parameters.start, self._parameters.stop)

@@ -1,6 +1,7 @@
 """One step of an algorithm on one flat segment of many groups, out of place for the weights.
 
-`cases` says which parameters share coefficients and `runs` where these lie; a backend does the arithmetic.
+Of an elementwise algorithm, `cases` says which parameters share coefficients and `runs` where these lie, and a backend
+does the arithmetic; `parameterwise` takes one parameter after the other.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, Vector
+from optd_server.optim import parameterwise
+from optd_server.optim.algorithm import Algorithm, Elementwise, Parameterwise, Vector
+from optd_server.optim.assignment import Assignment
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.cases import Plan
@@ -51,7 +54,7 @@ def apply(
             step count, as those whose `grad` is None do in torch. An empty parameter that is present counts a
             step.
         threads: How many threads share the work, this one included.
-        backend: Who does the arithmetic.
+        backend: Who does the arithmetic of an elementwise algorithm.
 
     Raises:
         ValueError: A buffer has another shape or dtype than the segment says, `out` shares memory, or there
@@ -62,25 +65,35 @@ def apply(
         return
     if present is not None and present.all():
         present = None
-    plan = segment.plan
-    if plan is None or not plan.fits(algorithm, options):
-        plan = segment.plan = Plan(algorithm, options, segment)
-    for name in plan.needs:
-        segment.allocate(name)
-    work = Work(
-        algorithm=algorithm,
-        runs=plan.sort(segment, present),
-        table=plan.table,
-        weights=_read_only(weights),
-        gradient=_read_only(gradient),
-        out=out,
-        state=segment.state,
-    )
-    if segment.count:
-        backend.step(work, threads)
-    segment.steps += 1 if present is None else present
-    for name, needs in plan.needs.items():
-        segment.started[name] |= needs if present is None else needs & present
+    assignment = segment.assignment
+    if assignment is None or not assignment.fits(algorithm, options):
+        assignment = segment.assignment = _assign(algorithm, options, segment)
+    for field in assignment.needs:
+        segment.allocate(field)
+    assignment.begin(segment, present)
+    weights, gradient = _read_only(weights), _read_only(gradient)
+    if isinstance(assignment, Plan):
+        work = Work(
+            algorithm=assignment.algorithm,
+            runs=assignment.sort(segment, present),
+            table=assignment.table,
+            weights=weights,
+            gradient=gradient,
+            out=out,
+            state=segment.state,
+        )
+        if segment.count:
+            backend.step(work, threads)
+    else:
+        assert isinstance(algorithm, Parameterwise)
+        parameterwise.step(algorithm, assignment, segment, weights, gradient, out, present, threads)
+    assignment.finish(segment, present)
+
+
+def _assign(algorithm: Algorithm, options: Sequence[Options], segment: SegmentState) -> Assignment:
+    if isinstance(algorithm, Elementwise):
+        return Plan(algorithm, options, segment)
+    return Assignment(algorithm, options, segment)
 
 
 def _read_only(array: Vector) -> Vector:

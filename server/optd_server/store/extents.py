@@ -61,6 +61,16 @@ class Extent:
     """By group of the extent and segment of the group."""
     bytes: int
 
+    def shapes(self, slab: Slab) -> list[tuple[int, ...]]:
+        """The shape of each parameter of a slab."""
+        return [
+            layout.parameters[member].shape
+            for layout in self.layouts
+            for segment in layout.segments
+            if segment.dtype == slab.dtype
+            for member in segment.members
+        ]
+
 
 def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
     """Lays groups out."""

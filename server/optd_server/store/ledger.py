@@ -100,6 +100,21 @@ class Ledger:
                     name = owner_of(extent, slab, int(slab.starts[first]))[0].name
                     raise IncompleteParameter(what=self._field, parameter=name, got=0, size=int(slab.sizes[first]))
 
+    def parameters(self) -> set[tuple[int, int]]:
+        """The parameters that have been written whole: the group's index, and the parameter's in the group's list."""
+        whole: set[tuple[int, int]] = set()
+        for extent, by_slab in zip(self._extents, self.presence(), strict=True):
+            for slab, present in zip(extent.slabs, by_slab, strict=True):
+                members = [
+                    (extent.first_group + index, member)
+                    for index, layout in enumerate(extent.layouts)
+                    for segment in layout.segments
+                    if segment.dtype == slab.dtype
+                    for member in segment.members
+                ]
+                whole.update(member for member, there in zip(members, present.tolist(), strict=True) if there)
+        return whole
+
     def written(self) -> Iterator[tuple[int, int, int, int]]:
         """The ranges that have been written: extent, slab, and elements from where to where."""
         for number, extent in enumerate(self._extents):

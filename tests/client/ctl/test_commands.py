@@ -121,7 +121,7 @@ def test_values_are_those_of_the_job(optctl, server):
     def take(frames):
         expected.update({frame.group: frame.values.tolist() for frame in frames})
 
-    transport.read_state("digits", ("weights",), take, 10)
+    transport.read_state("digits", ("weights",), lambda _: take, 10)
     transport.close()
     assert read["output.weight", "weights"]["numbers"] == expected[1][:8]
     assert read["output.scale", "weights"]["numbers"] == expected[1][8:]

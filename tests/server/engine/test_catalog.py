@@ -5,6 +5,7 @@ import pytest
 from tests.server.engine.conftest import settle
 
 from optd_server.engine import plan
+from optd_server.engine.fields import state_bytes
 from optd_server.engine.policies.registry import rule_of
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire import errors
@@ -74,7 +75,7 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
 )
 def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
     layouts = [lay_out([ParameterSpec("w", (100,), "float32"), ParameterSpec("v", (10,), "float64")])]
-    states = len(ALGORITHMS[algorithm].fields(options))
+    states = state_bytes(ALGORITHMS[algorithm].fields(options), layouts[0])
     planned = plan.job_bytes(rule_of(policy), layouts, [states])
     assert planned == buffers * (100 * 4 + 10 * 8)
 

@@ -36,7 +36,8 @@ def invalid(option: Option) -> Iterator[tuple[object, str]]:
             yield from ((1, "true or false, got 1"), ("yes", "true or false, got 'yes'"))
         case "float" | "int":
             for value in outside(option.range):
-                yield value, f"in {option.range}, got {shown(value)}"
+                if option.kind == "float" or float(value).is_integer():
+                    yield value, f"in {option.range}, got {shown(value)}"
             for other in ("0.1", True) if option.nullable else ("0.1", True, None):
                 yield other, f"{'a number' if option.kind == 'float' else 'a whole number'}, got {shown(other)}"
 

@@ -51,6 +51,11 @@ BAD = [
     (groups(group("g", replace(W, dtype="int8"))), errors.UnsupportedDtype, "dtype int8 is not supported"),
     (groups(group("g", replace(W, shape=(2**40, 2)))), errors.InvalidShape, "1099511627776"),
     (groups(group("g", replace(W, shape=(1,) * 65))), errors.InvalidShape, "at most 64 dimensions"),
+    (
+        replace(groups(group("g", replace(W, shape=(3,)))), algorithm="muon", defaults={}),
+        errors.UnservedShape,
+        "muon: parameter 'w' must have 2 dimensions, got shape (3,)",
+    ),
     (replace(SPEC, policy=Sync(0)), errors.InvalidPolicy, "workers must be in [1, 4096], got 0"),
 ]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.server.optim.backends import BACKENDS, COMPILED
+from tests.server.optim.backends import BACKENDS, COMPILED, ELEMENTWISE
 
 from optd_server.optim import option, runs
-from optd_server.optim.algorithm import Algorithm, Block
+from optd_server.optim.algorithm import Algorithm, Block, StateField
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
@@ -72,7 +72,7 @@ def numbers(bounds: option.Range) -> st.SearchStrategy[Any]:
 
 @st.composite
 def trainings(draw: st.DrawFn) -> Training:
-    algorithm = ALGORITHMS[draw(st.sampled_from(sorted(ALGORITHMS)))]
+    algorithm = ELEMENTWISE[draw(st.sampled_from(sorted(ELEMENTWISE)))]
     combination = st.fixed_dictionaries({o.name: option_values(o) for o in algorithm.options}).filter(
         lambda options: option.check(algorithm, options) is None
     )
@@ -132,13 +132,19 @@ def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
             fields = training.algorithm.fields(resolved)
             here = slice(segment.offsets[i], segment.offsets[i] + segment.sizes[i])
             segment.steps[i] += 1
-            exact = training.algorithm.coefficients(resolved, int(segment.steps[i]))
+            names = [field.name for field in training.algorithm.scalars]
+            kept = [float(segment.state[name][i]) for name in names if segment.started[name][i]]
+            scalars = tuple(kept) if names and kept else training.algorithm.initial_scalars(resolved)
+            scalars = tuple(float(np.float32(each)) for each in scalars)
+            exact, scalars = training.algorithm.numbers(resolved, int(segment.steps[i]), scalars)
+            for name, value in zip(names, scalars, strict=True):
+                segment.state[name][i] = value
             rounded = [training.dtype.type(x) if isinstance(x, float) else x for x in exact]
             block = Block(
                 weights=weights[here].copy(),
                 gradient=gradient[here].copy(),
                 out=np.empty(segment.sizes[i], training.dtype),
-                state={field.name: segment.state[field.name][here] for field in fields},
+                state={field.name: segment.state[field.name][here] for field in fields if field.elementwise},
                 scratch=tuple(np.empty(segment.sizes[i], training.dtype) for _ in range(training.algorithm.scratch)),
                 fresh=any(field.seeded and not segment.started[field.name][i] for field in fields),
             )
@@ -173,7 +179,7 @@ def test_every_path_gives_the_bits_of_one_parameter_at_a_time(training, path, th
         assert_same_bits(run(training, threads, backend), expected)
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", sorted(ELEMENTWISE))
 def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(name) -> None:
     sizes = [200_001, 0, 1, *[3] * 100, 100_000]
     rng = np.random.default_rng(5)
@@ -181,7 +187,7 @@ def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(nam
     groups = [1, 52, len(sizes) - 53]
     second = {"lr": 0.2, "weight_decay": 0.3} if name != "rprop" else {"lr": 0.2, "step_sizes": (0.0, 0.3)}
     options = [[{"lr": 0.1}, second, {"lr": 0.1}]] * 4
-    training = Training(ALGORITHMS[name], options, sizes, groups, present, np.dtype(np.float32), 5)
+    training = Training(ELEMENTWISE[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
     for backend in BACKENDS.values():
         for threads in (1, 2, 5):
@@ -232,7 +238,7 @@ def test_a_thousand_groups_of_equal_options_are_one_case_and_one_run() -> None:
     for _ in range(3):
         apply(**call)
     assert asked.call_count == 3
-    assert segment.plan.sort(segment, None).starts.tolist() == [0, 15_000]
+    assert segment.assignment.sort(segment, None).starts.tolist() == [0, 15_000]
 
 
 def test_a_thousand_step_counts_are_worked_out_once() -> None:
@@ -250,7 +256,7 @@ def test_rows_that_are_needed_no_more_are_forgotten() -> None:
     call = prepared(sizes=(2,))
     for _ in range(3000):
         apply(**call)
-    assert len(call["segment"].plan.table) < 1100
+    assert len(call["segment"].assignment.table) < 1100
 
 
 def test_step_counts_that_lie_far_apart_need_no_memory() -> None:
@@ -379,13 +385,13 @@ def test_a_segment_is_restored_from_its_arrays() -> None:
 
 def test_a_part_is_a_group_as_if_it_were_alone() -> None:
     segment = SegmentState([2, 3, 0, 4], np.float32, groups=[1, 0, 3])
-    segment.allocate("exp_avg")[:] = np.arange(9)
+    segment.allocate(StateField("exp_avg"))[:] = np.arange(9)
     part = segment.part(2)
     assert (part.sizes.tolist(), part.offsets.tolist(), part.count, part.start) == ([3, 0, 4], [0, 3, 3], 7, 2)
     assert part.state["exp_avg"].tolist() == [2, 3, 4, 5, 6, 7, 8]
     part.steps[:] = [5, 6, 7]
     part.started["exp_avg"][1] = True
-    part.allocate("exp_avg_sq")[:] = 1
+    part.allocate(StateField("exp_avg_sq"))[:] = 1
     assert segment.steps.tolist() == [0, 5, 6, 7]
     assert segment.started["exp_avg"].tolist() == [False, False, True, False]
     assert segment.state["exp_avg_sq"].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, epsilon, penalty
 from optd_server.optim.arithmetic import add, addcmul, directed
 from optd_server.optim.option import Option, Options, Range, flag, number
@@ -71,7 +71,7 @@ def fused(
         out[i] = weights[i] + delta * c.negative_lr
 
 
-ADADELTA = Algorithm(
+ADADELTA = Elementwise(
     name="adadelta",
     title="Adadelta",
     doc="Adadelta: steps in the units of the weights, from running averages of squared gradients and squared steps.",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import addcdiv, addcmul, directed
 from optd_server.optim.option import Option, Options, flag, number
@@ -65,7 +65,7 @@ def fused(
         out[i] = weights[i] + direction * c.negative_step_size / (np.sqrt(total[i]) + c.eps)
 
 
-ADAGRAD = Algorithm(
+ADAGRAD = Elementwise(
     name="adagrad",
     title="Adagrad",
     doc="Adagrad: gradients divided by the root of the sum of all their squares.",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import (
     BETAS,
     DECOUPLED_WEIGHT_DECAY,
@@ -118,7 +118,7 @@ STATE = (
     StateField("max_exp_avg_sq", lambda o: flag(o, "amsgrad")),
 )
 
-ADAM = Algorithm(
+ADAM = Elementwise(
     name="adam",
     title="Adam",
     doc="Adam: steps scaled by running averages of the gradient and of its square.",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import addcdiv, directed, lerp
 from optd_server.optim.option import Options, flag, floats, number
@@ -72,7 +72,7 @@ def fused(
         out[i] = weights[i] + exp_avg[i] * c.negative_step_size / exp_inf[i]
 
 
-ADAMAX = Algorithm(
+ADAMAX = Elementwise(
     name="adamax",
     title="Adamax",
     doc="Adamax: Adam with the decaying maximum of the gradient's size in place of its second moment.",

@@ -4,12 +4,12 @@ Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``,
 ``decoupled_weight_decay=True`` and another default.
 """
 
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Elementwise
 from optd_server.optim.algorithms.adam import AMSGRAD, STATE, coefficients, fused, update
 from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate
 from optd_server.optim.option import Option
 
-ADAMW = Algorithm(
+ADAMW = Elementwise(
     name="adamw",
     title="AdamW",
     doc="AdamW: Adam with decoupled weight decay.",

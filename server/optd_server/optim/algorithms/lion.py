@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import FRACTION, MAXIMIZE, NOT_NEGATIVE, learning_rate
 from optd_server.optim.arithmetic import add, directed, sign
 from optd_server.optim.option import Option, Options, flag, floats, number
@@ -71,7 +71,7 @@ def fused(
         exp_avg[i] = exp_avg[i] * c.beta2 + direction * c.one_minus_beta2
 
 
-LION = Algorithm(
+LION = Elementwise(
     name="lion",
     title="Lion",
     doc="Lion: steps of one size, in the direction of the sign of a blend of momentum and gradient.",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import (
     BETAS,
     DECOUPLED_WEIGHT_DECAY,
@@ -118,7 +118,7 @@ def fused(
         out[i] = kept - step
 
 
-RADAM = Algorithm(
+RADAM = Elementwise(
     name="radam",
     title="RAdam",
     doc="RAdam: Adam that takes plain steps until its second moment is an average over enough gradients.",

@@ -6,11 +6,15 @@ from types import MappingProxyType
 from optd_server.optim import option, spelling
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.algorithms.adadelta import ADADELTA
+from optd_server.optim.algorithms.adafactor import ADAFACTOR
 from optd_server.optim.algorithms.adagrad import ADAGRAD
 from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
+from optd_server.optim.algorithms.asgd import ASGD
 from optd_server.optim.algorithms.lion import LION
+from optd_server.optim.algorithms.muon import MUON
+from optd_server.optim.algorithms.nadam import NADAM
 from optd_server.optim.algorithms.radam import RADAM
 from optd_server.optim.algorithms.rmsprop import RMSPROP
 from optd_server.optim.algorithms.rprop import RPROP
@@ -36,9 +40,13 @@ ALGORITHMS: Mapping[str, Algorithm] = _by_name(
     ADAGRAD,
     ADADELTA,
     ADAMAX,
+    NADAM,
     RADAM,
     RMSPROP,
     RPROP,
+    ASGD,
+    ADAFACTOR,
+    MUON,
     LION,
 )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import add, addcdiv, addcmul, directed, lerp, minus_square
 from optd_server.optim.option import Option, Options, flag, number
@@ -115,7 +115,7 @@ def fused(
             out[i] = weights[i] + out[i] * c.negative_lr / (np.sqrt(variance) + c.eps)
 
 
-RMSPROP = Algorithm(
+RMSPROP = Elementwise(
     name="rmsprop",
     title="RMSprop",
     doc="RMSprop: gradients divided by the root of the running average of their squares.",

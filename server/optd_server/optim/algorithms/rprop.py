@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE
 from optd_server.optim.arithmetic import directed, sign
 from optd_server.optim.option import Option, Options, Range, flag, floats, number
@@ -85,7 +85,7 @@ def fused(
         out[i] = weights[i] - towards * size
 
 
-RPROP = Algorithm(
+RPROP = Elementwise(
     name="rprop",
     title="Rprop",
     doc="Rprop: a step size for each weight, growing while the gradient keeps its sign, shrinking when not.",

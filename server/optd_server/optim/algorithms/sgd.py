@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Block, Number, StateField, Vector
+from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, learning_rate, penalty
 from optd_server.optim.arithmetic import add, directed
 from optd_server.optim.option import Option, Options, Rule, flag, number
@@ -97,7 +97,7 @@ def fused(
             out[i] = weights[i] + direction * c.negative_lr
 
 
-SGD = Algorithm(
+SGD = Elementwise(
     name="sgd",
     title="SGD",
     doc="Stochastic gradient descent, optionally with momentum.",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, Vector
+from optd_server.optim.algorithm import Algorithm, Elementwise, Vector
 from optd_server.optim.cases import Table
 from optd_server.optim.reduce import Contribution, Reduction
 from optd_server.optim.runs import Runs
@@ -18,7 +18,7 @@ from optd_server.optim.runs import Runs
 class Work:
     """One step on one segment, checked and sorted. All vectors are contiguous, of one dtype, and share no memory."""
 
-    algorithm: Algorithm
+    algorithm: Elementwise
     runs: Runs
     """Where which kind of elements lies; kinds are of `table`."""
     table: Table

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, Vector
+from optd_server.optim.algorithm import Algorithm, Elementwise, Vector
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.backends.compiled import kernels
@@ -39,16 +39,17 @@ class CompiledBackend(Backend):
     def prepare(self, algorithm: Algorithm, dtype: npt.DTypeLike) -> None:
         """See `Backend.prepare`."""
         dtype = np.dtype(dtype)
-        if dtype not in _FLOATS or (algorithm.fused, dtype) in self._ready:
+        fused = algorithm.fused if isinstance(algorithm, Elementwise) else None
+        if dtype not in _FLOATS or (fused, dtype) in self._ready:
             return
         some = np.zeros(1, dtype)
         with self._compiling:
             if (None, dtype) not in self._ready:
                 self._compile_all_but_steps(some)
                 self._ready.add((None, dtype))
-            if algorithm.fused is not None:
+            if isinstance(algorithm, Elementwise) and fused is not None:
                 self._compile_step(algorithm, some)
-                self._ready.add((algorithm.fused, dtype))
+                self._ready.add((fused, dtype))
 
     def _compile_all_but_steps(self, some: Vector) -> None:
         self.first_nonfinite(some)
@@ -57,8 +58,9 @@ class CompiledBackend(Backend):
         self.accumulate(some.copy(), some, add=True)
         self.reduce_mean(some.copy(), [Contribution(some)], np.ones(1, np.int64))
 
-    def _compile_step(self, algorithm: Algorithm, some: Vector) -> None:
-        coefficients = algorithm.coefficients(resolve(algorithm.options, {}), 1)
+    def _compile_step(self, algorithm: Elementwise, some: Vector) -> None:
+        options = resolve(algorithm.options, {})
+        coefficients, _ = algorithm.numbers(options, 1, algorithm.initial_scalars(options))
         records = np.zeros(1, record_dtype(coefficients, some.dtype))
         runs = Runs(np.array([0, 1]), np.zeros(1, np.int64))
         _step(algorithm, runs, records, _read_only(some), _read_only(some), some.copy(), {}, 1)
@@ -152,7 +154,7 @@ def _nothing(dtype: np.dtype[Any]) -> Vector:
 
 
 def _step(
-    algorithm: Algorithm,
+    algorithm: Elementwise,
     runs: Runs,
     records: npt.NDArray[Any],
     weights: Vector,
@@ -163,7 +165,7 @@ def _step(
 ) -> None:
     run = _stepper(algorithm.fused)
     nothing = _nothing(out.dtype)
-    fields = tuple(state.get(field.name, nothing) for field in algorithm.state)
+    fields = tuple(state.get(field.name, nothing) for field in algorithm.arrays)
     line = _line(out)
 
     def work(first: int, last: int) -> None:

@@ -1,0 +1,114 @@
+"""The state of a job's parameters, as dicts of arrays here and as frames on the wire."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from optd.arrays import Array, FlatView, empty_arrays
+from optd.transport.base import Sink
+from optd_wire.frames import Frame, GatheredFrame
+from optd_wire.values import GroupState, ParameterSpec, ReadStateResult, StateEntries, StateShape
+
+ParameterState = dict[str, Any]
+"""Arrays by torch's names, and "step", a count; empty before a parameter's first step."""
+STEP = "step"
+_NOTHING = (0,)
+
+Groups = Sequence[Sequence[ParameterSpec]]
+
+
+class StateReader:
+    """Takes the frames of a reading of the groups whose parameters are `groups`."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._fields: dict[str, tuple[FlatView, list[list[Array]]]] = {}
+
+    def begin(self, result: ReadStateResult) -> Sink:
+        """Makes room for what is to come; the sink takes it."""
+        # A group that another worker has added is none of these.
+        self._result = result.groups[: len(self._groups)]
+        self._fields.clear()
+        for field in dict.fromkeys(entry.field for group in self._result for entry in group.entries):
+            specs = [
+                _specs(parameters, _entries(group, field))
+                for parameters, group in zip(self._groups, self._result, strict=False)
+            ]
+            self._fields[field] = FlatView(specs), empty_arrays(specs)
+        return self._take
+
+    def _take(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            view, arrays = self._fields[frame.field]
+            view.write((frame,), arrays)
+
+    def states(self) -> list[list[ParameterState]]:
+        """The state of each parameter by group and place."""
+        return [[self._state(group, place) for place in range(len(group.steps))] for group in self._result]
+
+    def _state(self, group: GroupState, place: int) -> ParameterState:
+        """In torch's order: the step first."""
+        counted: ParameterState = {STEP: group.steps[place]} if group.steps[place] else {}
+        kept = {
+            entry.field: self._fields[entry.field][1][group.group][place]
+            for entry in group.entries
+            if entry.present[place]
+        }
+        return counted | kept
+
+
+class StateWriter:
+    """Gives the frames of the states of parameters that are called `names`, both by group and place."""
+
+    def __init__(self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]]) -> None:
+        fields = sorted({name for row in states for state in row for name in state} - {STEP})
+        self._rows = {field: [[state.get(field) for state in row] for row in states] for field in fields}
+        self._specs = {
+            field: [
+                [_spec(name, array) for name, array in zip(own, row, strict=True)]
+                for own, row in zip(names, rows, strict=True)
+            ]
+            for field, rows in self._rows.items()
+        }
+        self.groups = tuple(self._group(index, row) for index, row in enumerate(states))
+        """What goes before the frames."""
+
+    def _group(self, index: int, row: Sequence[ParameterState]) -> GroupState:
+        # torch's SGD keeps no count; a parameter that has a state has had a step.
+        steps = tuple(int(np.asarray(state.get(STEP, 1 if state else 0))) for state in row)
+        entries = (
+            StateEntries(
+                field,
+                tuple(field in state for state in row),
+                tuple(StateShape(spec.shape, spec.dtype) for spec in specs[index]),
+            )
+            for field, specs in self._specs.items()
+        )
+        return GroupState(index, steps, tuple(entries))
+
+    def frames(self) -> Iterator[list[GatheredFrame]]:
+        """The frames, in lists that suit one message each."""
+        for field, rows in self._rows.items():
+            yield from FlatView(self._specs[field]).batches(rows, field)
+
+
+def _entries(group: GroupState, field: str) -> StateEntries | None:
+    return next((entry for entry in group.entries if entry.field == field), None)
+
+
+def _specs(parameters: Sequence[ParameterSpec], entries: StateEntries | None) -> Sequence[ParameterSpec]:
+    if entries is None or not entries.shapes:
+        return parameters
+    return [
+        ParameterSpec(parameter.name, shape.sizes, shape.dtype)
+        for parameter, shape in zip(parameters, entries.shapes, strict=True)
+    ]
+
+
+def _spec(name: str, array: Array | None) -> ParameterSpec:
+    return (
+        ParameterSpec(name, _NOTHING, "float32")
+        if array is None
+        else ParameterSpec(name, array.shape, array.dtype.name)
+    )

@@ -1,0 +1,47 @@
+"""The state fields of a group as the contract addresses them: in which flat buffer, in which shapes, of what size."""
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+from optd_server.optim.algorithm import StateField
+from optd_server.store.flat import bytes_of
+from optd_wire.dtypes import DTYPES
+from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.values import ParameterInfo, ParameterSpec, StateShape
+
+NOTHING = (0,)
+"""The shape of a state that a parameter does not have."""
+
+
+def shapes_of(field: StateField, group: GroupLayout) -> tuple[StateShape, ...]:
+    """What the state of each parameter of a group is."""
+    return tuple(StateShape(_shape(field, parameter), field.dtype or parameter.dtype) for parameter in group.parameters)
+
+
+def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
+    """The flat buffer of a field with these shapes: that of a group whose parameters are the states."""
+    return lay_out(
+        [
+            ParameterSpec(parameter.name, shape.sizes, shape.dtype)
+            for parameter, shape in zip(group.parameters, shapes, strict=True)
+        ]
+    )
+
+
+def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:
+    """How much memory a group's states take."""
+    return sum(_bytes_of(field, group) for field in fields)
+
+
+def _bytes_of(field: StateField, group: GroupLayout) -> int:
+    if field.elementwise:
+        return bytes_of([group])
+    return sum(
+        prod(_shape(field, parameter)) * DTYPES[field.dtype or parameter.dtype].itemsize
+        for parameter in group.parameters
+    )
+
+
+def _shape(field: StateField, parameter: ParameterInfo) -> tuple[int, ...]:
+    shape = field.shape(parameter.shape)
+    return NOTHING if shape is None else shape

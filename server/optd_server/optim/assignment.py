@@ -1,0 +1,84 @@
+"""Which options each parameter of a segment has, and which state these need. Kept until the options change."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Algorithm, StateField, own
+from optd_server.optim.option import Options
+from optd_server.optim.runs import elements
+from optd_server.optim.segment import SegmentState
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+class Assignment:
+    """The options of a segment's groups, equal ones taken together, and what follows from them for its parameters."""
+
+    def __init__(self, algorithm: Algorithm, options: Sequence[Options], segment: SegmentState) -> None:
+        self._algorithm = algorithm
+        self._options = tuple(options)
+        self.distinct, of_group = _distinct(options)
+        """The options that differ."""
+        self.which: Indices = np.repeat(of_group, segment.groups)
+        """Which of the distinct options each parameter has, shape (P,)."""
+        self.needs: dict[StateField, Mask] = {
+            field: needs for field in algorithm.state if (needs := self._needs(field, segment)).any()
+        }
+        """Which parameters need a field, shape (P,)."""
+
+    def _needs(self, field: StateField, segment: SegmentState) -> Mask:
+        needs: Mask = np.array([field.when(each) for each in self.distinct], np.bool_)[self.which]
+        if field.shape is not own and needs.any():
+            needs &= np.array([field.shape(shape) is not None for shape in segment.shapes], np.bool_)
+        return needs
+
+    def fits(self, algorithm: Algorithm, options: Sequence[Options]) -> bool:
+        """Whether it was made for this algorithm and these very objects."""
+        return (
+            algorithm is self._algorithm
+            and len(options) == len(self._options)
+            and all(map(lambda ours, theirs: ours is theirs, self._options, options))
+        )
+
+    def waiting(self, field: StateField, segment: SegmentState) -> Mask:
+        """Return which parameters need a field and do not have it yet."""
+        return self.needs[field] & ~segment.started[field.name]
+
+    def begin(self, segment: SegmentState, present: Mask | None) -> None:
+        """Give the state of parameters whose first step this is what it begins with, where that is not zero."""
+        for field in self.needs:
+            if field.initial is None:
+                continue
+            waiting = self.waiting(field, segment)
+            if present is not None:
+                waiting &= present
+            if waiting.any():
+                layout = segment.layout(field)
+                values = np.array([field.initial(each) for each in self.distinct])[self.which[waiting]]
+                index = elements(layout.offsets[waiting], layout.sizes[waiting])
+                segment.state[field.name][index] = np.repeat(values, layout.sizes[waiting])
+
+    def finish(self, segment: SegmentState, present: Mask | None) -> None:
+        """Count a step of the parameters in `present`, or of all, which have the state that they need from now on."""
+        segment.steps += 1 if present is None else present
+        for field, needs in self.needs.items():
+            segment.started[field.name] |= needs if present is None else needs & present
+
+
+def _distinct(options: Sequence[Options]) -> tuple[list[Options], Indices]:
+    """Return the options that differ, and which of them each group has."""
+    by_content: dict[Any, int] = {}
+    distinct: list[Options] = []
+    by_identity: dict[int, int] = {}
+    for each in options:
+        if id(each) in by_identity:
+            continue
+        number = by_content.setdefault(tuple(each.items()), len(distinct))
+        if number == len(distinct):
+            distinct.append(each)
+        by_identity[id(each)] = number
+    return distinct, np.array([by_identity[id(each)] for each in options], np.int64)

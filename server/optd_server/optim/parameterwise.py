@@ -1,0 +1,57 @@
+"""One step of an algorithm that looks at parameters as a whole, on one flat segment of many groups."""
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Parameter, Parameterwise, Vector
+from optd_server.optim.assignment import Assignment
+from optd_server.optim.segment import SegmentState
+from optd_server.optim.threads import share
+
+
+def step(
+    algorithm: Parameterwise,
+    assignment: Assignment,
+    segment: SegmentState,
+    weights: Vector,
+    gradient: Vector,
+    out: Vector,
+    present: npt.NDArray[np.bool_] | None,
+    threads: int,
+) -> None:
+    """Write the new weights to `out` and update the segment's state; see `step.apply` for the arguments.
+
+    Threads take parameters, not parts of them: one parameter that is larger than all others together is one thread's.
+    """
+
+    def update(number: int) -> None:
+        here = slice(int(segment.offsets[number]), int(segment.offsets[number] + segment.sizes[number]))
+        if present is not None and not present[number]:
+            np.copyto(out[here], weights[here])
+            return
+        shape = segment.shapes[number]
+        state = {
+            field.name: segment.of(field.name, number) for field, needs in assignment.needs.items() if needs[number]
+        }
+        algorithm.update(
+            assignment.distinct[int(assignment.which[number])],
+            Parameter(
+                weights=weights[here].reshape(shape),
+                gradient=gradient[here].reshape(shape),
+                out=out[here].reshape(shape),
+                state=state,
+                step=int(segment.steps[number]) + 1,
+            ),
+        )
+
+    filled = np.flatnonzero(segment.sizes > 0)
+    starts = segment.offsets[filled]
+
+    def work(first: int, last: int) -> None:
+        # What overflows here overflows in torch, too, and silently. The setting is the thread's own.
+        with np.errstate(all="ignore"):
+            low, high = np.searchsorted(starts, (first, last))
+            for number in filled[low:high].tolist():
+                update(number)
+
+    share(work, segment.count, threads)
