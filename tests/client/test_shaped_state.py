@@ -1,6 +1,7 @@
 """State that has other shapes than the parameters', through a server: shown, saved, loaded, refused, planned for."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,7 +137,7 @@ def test_it_is_shown_with_its_own_numbers(adafactor: optd.Optimizer, server: Loc
     assert counts == {"weights": 12, "gradient": 12, "row_var": 4, "col_var": 3}
     for chosen in ([], ["-p", "matrix"], ["-p", "stack"]):
         command = [sys.executable, "-m", "optd.ctl", "group", session.job, "ours", "--values", "--limit", "0"]
-        environment = {"OPTD_SERVER": server.address}
+        environment = {**os.environ, "OPTD_SERVER": server.address}
         done = subprocess.run([*command, *chosen, "-o", "json"], env=environment, capture_output=True, check=True)
         shown = {(f["parameter"], f["field"]): f["numbers"] for f in json.loads(done.stdout)["values"]["fields"]}
         for key, state in states(adafactor).items():
