@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from optd.lock import OwnedLock
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
 from optd.transport.base import Names, PullRequest, RowsRequest, StateSink, Transport, names_of
-from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownParameter
+from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,
@@ -136,8 +137,8 @@ class Inquiry:
         )
 
     def algorithm(self, name: str) -> AlgorithmInfo:
-        """What the server says of an algorithm that it has: options, states, conditions."""
-        return next(each for each in self._ask(self._transport.list_algorithms) if each.name == name)
+        """What the server says of an algorithm: options, states, conditions; raises `UnknownAlgorithm`."""
+        return find_algorithm(self._ask(self._transport.list_algorithms), name)
 
     def update_group(self, update: GroupUpdate) -> GroupOptions:
         """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""
@@ -170,6 +171,16 @@ class Inquiry:
         self._lock.check()
         if self._closed:
             raise SessionClosed(job=self.job)
+
+
+def find_algorithm(known: Sequence[AlgorithmInfo], name: str) -> AlgorithmInfo:
+    """The algorithm of this name among those that a server has; raises `UnknownAlgorithm` with the nearest."""
+    names = [algorithm.name for algorithm in known]
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        advice = f"the nearest is {close[0]!r}" if close else f"there are {', '.join(names)}"
+        raise UnknownAlgorithm(algorithm=name, advice=advice)
+    return known[names.index(name)]
 
 
 def _is_asked_for(request: PullRequest, group: GroupInfo, parameter: ParameterInfo) -> bool:

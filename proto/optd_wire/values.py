@@ -386,6 +386,7 @@ class AlgorithmInfo:
     doc: str = ""
     needs_closure: bool = False
     shaped_state: tuple[str, ...] = ()
+    package: str = ""
 
 
 @dataclass(frozen=True, slots=True)

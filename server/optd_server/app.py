@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from optd_server import plugins
 from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.offload import Offload
@@ -29,6 +30,7 @@ async def run(config: Config) -> None:
     """Serves until SIGTERM or SIGINT; raises `ConfigError` where the server cannot start."""
     _share_heaps()
     security = secure(config)
+    added = _algorithms()
     offload = Offload(config.threads, _kernels(config))
     catalog = Catalog(
         memory=Memory(config.max_memory_bytes, config.max_message_bytes),
@@ -45,6 +47,8 @@ async def run(config: Config) -> None:
     log.info(
         "serving", address=address, authentication=security.authentication, tls=config.tls, kernels=offload.kernels.name
     )
+    if added:
+        log.info("algorithms of other packages", names=", ".join(added))
     if security.authentication == "none" and config.insecure:
         log.warning("anyone who reaches this server can change every job", address=address)
     if config.address_file:
@@ -90,6 +94,14 @@ def _handover(config: Config, catalog: Catalog) -> Handover | str:
             problem=problem,
         )
         return f"its --shared-memory-dir {config.shared_memory_dir} cannot be used: {problem}"
+
+
+def _algorithms() -> tuple[str, ...]:
+    """Registers the algorithms of other packages; their names."""
+    try:
+        return plugins.load()
+    except plugins.PluginError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _kernels(config: Config) -> Backend:

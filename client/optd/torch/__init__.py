@@ -27,6 +27,7 @@ from optd.torch.algorithms import (
     RMSprop,
     Rprop,
 )
+from optd.torch.named import Optimizer
 
 __all__ = [
     "ASGD",
@@ -40,6 +41,7 @@ __all__ = [
     "Lion",
     "Muon",
     "NAdam",
+    "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",

@@ -56,9 +56,9 @@ class Served(torch.optim.Optimizer):
     May be used from several threads; their steps follow one another.
     """
 
-    algorithm: ClassVar[str]
-    _keeps_step: ClassVar[bool]
-    _rules: ClassVar[OptionRules]
+    algorithm: str
+    _keeps_step: bool
+    _rules: OptionRules
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
@@ -91,11 +91,16 @@ class Served(torch.optim.Optimizer):
     ) -> None:
         self._exchange = Exchange()
         super().__init__(params, *args, **options)
+        opened, owned = open_session(session, server, job, worker)
+        self._serve(opened, owned, zero_copy)
+
+    def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
+        """Has a server hold what torch's class has read."""
         # Some classes begin with a state; the server's begins with the first step.
         self._initial_state, self.state = dict(self.state), StateOnServer()
         # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
-        self.session, self._owns_session = open_session(session, server, job, worker)
+        self.session, self._owns_session = session, owned
         try:
             served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
             self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)

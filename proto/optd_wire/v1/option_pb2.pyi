@@ -106,7 +106,7 @@ class OptionInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., default_value: _Optional[_Union[OptionValue, _Mapping]] = ..., range: _Optional[str] = ..., doc: _Optional[str] = ..., nullable: bool = ..., choices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AlgorithmInfo(_message.Message):
-    __slots__ = ("name", "title", "options", "state", "rules", "doc", "needs_closure", "shaped_state")
+    __slots__ = ("name", "title", "options", "state", "rules", "doc", "needs_closure", "shaped_state", "package")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class AlgorithmInfo(_message.Message):
     DOC_FIELD_NUMBER: _ClassVar[int]
     NEEDS_CLOSURE_FIELD_NUMBER: _ClassVar[int]
     SHAPED_STATE_FIELD_NUMBER: _ClassVar[int]
+    PACKAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     title: str
     options: _containers.RepeatedCompositeFieldContainer[OptionInfo]
@@ -123,4 +124,5 @@ class AlgorithmInfo(_message.Message):
     doc: str
     needs_closure: bool
     shaped_state: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., options: _Optional[_Iterable[_Union[OptionInfo, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., doc: _Optional[str] = ..., needs_closure: bool = ..., shaped_state: _Optional[_Iterable[str]] = ...) -> None: ...
+    package: str
+    def __init__(self, name: _Optional[str] = ..., title: _Optional[str] = ..., options: _Optional[_Iterable[_Union[OptionInfo, _Mapping]]] = ..., state: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[str]] = ..., doc: _Optional[str] = ..., needs_closure: bool = ..., shaped_state: _Optional[_Iterable[str]] = ..., package: _Optional[str] = ...) -> None: ...

@@ -106,5 +106,6 @@ def _describe(algorithm: Algorithm) -> AlgorithmInfo:
         state=tuple(field.name for field in algorithm.state),
         rules=tuple(f"{rule.option} must be {rule.text}" for rule in algorithm.rules),
         doc=algorithm.doc,
+        package=registry.package_of(algorithm.name),
         shaped_state=tuple(field.name for field in algorithm.state if not field.elementwise),
     )

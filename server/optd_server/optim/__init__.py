@@ -4,13 +4,13 @@ Nothing here knows a job, a worker, a message, a clock or the environment; this 
 standard library only, and ``backends.compiled`` numba. What is where:
 
 - ``option``, ``spelling``: options with their ranges, the checks, and the nearest valid name
-- ``algorithm``: what an algorithm declares; ``sgd``, ``adam``, ``adamw``: the algorithms; ``registry``:
-  their names
-- ``arithmetic``: the few fused operations of torch that the kernels are written in
-- ``step``: the driver, one step on one flat segment; ``segment``: its state; ``cases``, ``runs``: how it is cut
-  into work; ``backends``: who does it; ``threads``: how several share it
+- ``algorithm``: what an algorithm declares; ``algorithms``: a file for each, and ``registry``, their names
+- ``arithmetic``: the few fused operations of torch that the algorithms are written in
+- ``step``: the driver, one step on one flat segment; ``segment``: its state; ``assignment``: which options and state
+  each parameter has; ``cases``, ``runs``: how elementwise work is cut, and ``backends``, who does it;
+  ``parameterwise``: the others; ``threads``: how several share it
 - ``reduce``: many gradients into one; ``finite``, ``statistics``: what is in an array
 
-An algorithm is one file that declares an ``Algorithm``, one line in ``registry``, and one row in the table of
-``tests/server/optim/test_torch.py``.
+An algorithm is one file that declares an ``Elementwise`` or a ``Parameterwise``, one line in ``registry``, and one row
+in the table of ``tests/server/optim/test_torch.py``.
 """

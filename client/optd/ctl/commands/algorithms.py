@@ -1,6 +1,5 @@
 """What the server can compute: `algorithms`."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from rich.console import RenderableType
 from optd.ctl import text
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, facts, table
-from optd_wire.errors import UnknownAlgorithm
+from optd.inquiry import find_algorithm
 from optd_wire.values import AlgorithmInfo
 
 
@@ -25,15 +24,8 @@ def algorithms(
     if name is None:
         invocation.answer(found, _overview(found))
         return
-    wanted = [algorithm for algorithm in found if algorithm.name == name]
-    if not wanted:
-        raise UnknownAlgorithm(algorithm=name, advice=_advice(name, [algorithm.name for algorithm in found]))
-    invocation.answer(wanted, *_one(wanted[0]))
-
-
-def _advice(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"the nearest is {close[0]!r}" if close else f"there are {', '.join(names)}"
+    wanted = find_algorithm(found, name)
+    invocation.answer([wanted], *_one(wanted))
 
 
 def _overview(found: Sequence[AlgorithmInfo]) -> FittingTable:
@@ -48,6 +40,8 @@ def _overview(found: Sequence[AlgorithmInfo]) -> FittingTable:
 
 def _one(algorithm: AlgorithmInfo) -> list[RenderableType]:
     about = [("algorithm", f"{algorithm.name} ({algorithm.title})"), ("state", ", ".join(algorithm.state) or "none")]
+    if algorithm.package:
+        about.append(("package", algorithm.package))
     rules = [("rule", rule) for rule in algorithm.rules]
     options = table(
         [Column("option"), Column("type"), Column("default"), Column("range"), Column("meaning")],

@@ -1,5 +1,6 @@
-"""The algorithms that a server knows, by name. Adding one is one line here."""
+"""The algorithms that a server knows, by name. Adding one to this package is one line here."""
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -20,20 +21,7 @@ from optd_server.optim.algorithms.rmsprop import RMSPROP
 from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
 
-
-def _by_name(*algorithms: Algorithm) -> Mapping[str, Algorithm]:
-    """Index algorithms by name, refusing a declaration that contradicts itself."""
-    for algorithm in algorithms:
-        violation = option.check(algorithm, {})
-        if violation is not None:
-            raise ValueError(f"{algorithm.name}: the default of {violation}")
-    by_name = {algorithm.name: algorithm for algorithm in algorithms}
-    if len(by_name) != len(algorithms):
-        raise ValueError("two algorithms have one name")
-    return MappingProxyType(by_name)
-
-
-ALGORITHMS: Mapping[str, Algorithm] = _by_name(
+BUILT_IN: tuple[Algorithm, ...] = (
     SGD,
     ADAM,
     ADAMW,
@@ -49,6 +37,44 @@ ALGORITHMS: Mapping[str, Algorithm] = _by_name(
     MUON,
     LION,
 )
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_known: dict[str, Algorithm] = {}
+_packages: dict[str, str] = {}
+
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(_known)
+"""All algorithms by name: those of this package, and those that were registered since."""
+
+
+def register(algorithm: Algorithm, package: str = "") -> None:
+    """Add an algorithm; `package` says where it is from, for people, and is empty for those of this package.
+
+    Raises ValueError, with what is wrong, for a declaration that contradicts itself or another one.
+    """
+    name = algorithm.name
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"its name must be 1 to 64 of a-z, 0-9 and _, beginning with a letter, got {name!r}")
+    if name in _known:
+        raise ValueError(f"there is an algorithm {name!r} already, of {_packages[name] or 'optd itself'}")
+    for what, names in (
+        ("option", [each.name for each in algorithm.options]),
+        ("state", [field.name for field in algorithm.state]),
+    ):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{name} declares the {what} {max(names, key=names.count)!r} twice")
+    violation = option.check(algorithm, {})
+    if violation is not None:
+        raise ValueError(f"{name}: the default of {violation}")
+    _known[name] = algorithm
+    _packages[name] = package
+
+
+def package_of(name: str) -> str:
+    """Return the package that an algorithm is from; empty for this one."""
+    return _packages[name]
+
+
+for _algorithm in BUILT_IN:
+    register(_algorithm)
 
 
 def find(name: str) -> Algorithm | None:

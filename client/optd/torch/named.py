@@ -1,0 +1,51 @@
+"""An optimizer for torch's parameters by its algorithm's name, for those that no class stands for."""
+
+from typing import Any
+
+import torch
+
+from optd.registration import open_session
+from optd.session import Session
+from optd.torch.optimizer import Served
+from optd.torch.options import OptionRules
+from optd.torch.weights import Exchange
+
+
+class Optimizer(Served):
+    """Any algorithm of the server, such as one that a package has added to it.
+
+    Args:
+        algorithm: Its name, as `optctl algorithms` lists it.
+        params: What torch takes; see `Served` for this and for the arguments that follow.
+        **options: Defaults of all groups; the others are those that the algorithm declares.
+
+    Raises `UnknownAlgorithm`, or what is wrong with an option, from the server.
+    """
+
+    _keeps_step = True
+
+    def __init__(
+        self,
+        algorithm: str,
+        params: Any,
+        *,
+        session: Session | None = None,
+        server: str | None = None,
+        job: str | None = None,
+        worker: str | None = None,
+        zero_copy: bool = False,
+        **options: Any,
+    ) -> None:
+        self.algorithm = algorithm
+        self._rules = OptionRules(algorithm, {})
+        self._exchange = Exchange()
+        opened, owned = open_session(session, server, job, worker)
+        try:
+            declared = opened.algorithm(algorithm).options
+            defaults = {option.name: option.default_value for option in declared} | options
+            torch.optim.Optimizer.__init__(self, params, defaults)
+        except BaseException:
+            if owned:
+                opened.close()
+            raise
+        self._serve(opened, owned, zero_copy)

@@ -1,0 +1,50 @@
+"""What a package needs to declare an algorithm of its own. See docs/extending.md.
+
+These names stay; whatever else the server consists of may change with any version.
+"""
+
+from optd_server.optim.algorithm import (
+    Array,
+    Block,
+    Elementwise,
+    Number,
+    Parameter,
+    Parameterwise,
+    StateField,
+    Vector,
+    scalar_field,
+)
+from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, epsilon, learning_rate, penalty
+from optd_server.optim.arithmetic import add, addcdiv, addcmul, directed, lerp
+from optd_server.optim.option import Option, Options, Range, Rule, flag, floats, integer, number, text
+
+__all__ = [
+    "BETAS",
+    "MAXIMIZE",
+    "Array",
+    "Block",
+    "Elementwise",
+    "Number",
+    "Option",
+    "Options",
+    "Parameter",
+    "Parameterwise",
+    "Range",
+    "Rule",
+    "StateField",
+    "Vector",
+    "add",
+    "addcdiv",
+    "addcmul",
+    "directed",
+    "epsilon",
+    "flag",
+    "floats",
+    "integer",
+    "learning_rate",
+    "lerp",
+    "number",
+    "penalty",
+    "scalar_field",
+    "text",
+]

@@ -1,0 +1,71 @@
+"""Algorithms of other packages, which say by an entry point of the group `optd.optimizers` that they have some.
+
+Only what the server's operator has installed is found so; nothing that a client sends makes a server load code.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+import numpy as np
+
+from optd_server.optim.algorithm import Algorithm, Elementwise, Parameterwise
+from optd_server.optim.algorithms import registry
+from optd_server.optim.option import resolve
+from optd_server.optim.segment import SegmentState
+from optd_server.optim.step import apply
+
+GROUP = "optd.optimizers"
+TRIED = ((), (3,), (2, 3))
+"""Shapes of the parameters that a new algorithm takes its first steps with."""
+
+
+class PluginError(Exception):
+    """An entry point that gives no usable algorithm; the text names it and its package."""
+
+
+def load(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
+    """Registers the algorithms of all installed packages; returns their names.
+
+    Raises `PluginError` for the first one that does not work: a server that lacks an algorithm that its operator has
+    installed would find out in the middle of somebody's training.
+    """
+    names = []
+    for point in sorted(entry_points(group=GROUP) if found is None else found, key=lambda point: point.name):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+        try:
+            algorithm = _algorithm_of(point)
+            _try_out(algorithm)
+            registry.register(algorithm, package)
+        except Exception as problem:
+            text = f"optimizer {point.name!r} of package {package}: {_line(problem)}"
+            raise PluginError(text) from problem
+        names.append(algorithm.name)
+    return tuple(names)
+
+
+def _algorithm_of(point: EntryPoint) -> Algorithm:
+    algorithm = point.load()
+    if not isinstance(algorithm, Elementwise | Parameterwise):
+        raise TypeError(f"{point.value} must be an Elementwise or a Parameterwise algorithm, got {type(algorithm)}")
+    if algorithm.name != point.name:
+        raise ValueError(f"{point.value} must have the entry point's name, got {algorithm.name!r}")
+    return algorithm
+
+
+def _try_out(algorithm: Algorithm) -> None:
+    """Takes two steps with the defaults, so that a slip shows when the server starts."""
+    shapes = [shape for shape in TRIED if algorithm.shape_problem is None or algorithm.shape_problem(shape) is None]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    segment = SegmentState(sizes, np.float32, shapes=shapes)
+    options = [resolve(algorithm.options, {})]
+    weights = np.linspace(-1, 1, segment.count, dtype=np.float32)
+    for _ in range(2):
+        out = np.full_like(weights, np.nan)
+        apply(algorithm, options, segment, weights=weights, gradient=weights, out=out)
+        if not np.isfinite(out).all():
+            raise ValueError(f"a step with its defaults gives weights that are not finite: {out.tolist()}")
+        weights = out
+
+
+def _line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".splitlines()[0]
