@@ -9,7 +9,7 @@ For torch's parameters there is `optd.torch`; `optd.errors` has every error.
 
 from importlib.metadata import version as _version
 
-from optd import errors
+from optd import errors, schedules
 from optd.algorithms import (
     ASGD,
     SGD,
@@ -60,4 +60,5 @@ __all__ = [
     "connect",
     "errors",
     "local",
+    "schedules",
 ]

@@ -4,8 +4,10 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from operator import is_
 from typing import Any
 
+from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
-from optd_wire.values import GroupOptions, GroupUpdate
+from optd.schedules import Schedule
+from optd_wire.values import GroupOptions, GroupUpdate, OptionValue
 
 ParamGroups = Sequence[MutableMapping[str, Any]]
 
@@ -27,7 +29,9 @@ class OptionMirror:
     def add(self, options: GroupOptions, group: MutableMapping[str, Any]) -> None:
         """Takes a group over as the server resolved it."""
         self._known.append(options)
-        group.update({name: value for name, value in options.options.items() if not _same(group, name, value)})
+        for name, value in _all(options).items():
+            if isinstance(group.get(name), Schedule) or not _same(group, name, value):
+                group[name] = value
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
         """What has been changed here since."""
@@ -48,25 +52,36 @@ class OptionMirror:
         if index is None or news.revision <= self._known[index].revision:
             return
         known, group = self._known[index], groups[index]
-        for name, value in news.options.items():
+        before, now = _all(known), _all(news)
+        for name, value in now.items():
             # A value that was changed here, and that the server has not heard of, stays.
-            if _same(group, name, known.options[name]) and not _same(group, name, value):
+            if _same(group, name, before[name]) and not _same(group, name, value):
                 group[name] = value
         self._known[index] = news
 
 
+def _all(options: GroupOptions) -> dict[str, OptionValue]:
+    """The options of a group, with those that every group has and that are not told where they are at their default."""
+    return {**GROUP_OPTIONS, **options.options}
+
+
 def _is_unchanged(known: GroupOptions, group: Mapping[str, Any]) -> bool:
     """Whether a group has these very values; what is equal but not the same is left to a closer look."""
-    return all(map(is_, known.options.values(), map(group.get, known.options)))
+    return all(map(is_, known.options.values(), map(group.get, known.options))) and not any(
+        name in group and name not in known.options for name in GROUP_OPTIONS
+    )
 
 
 def _changed(known: GroupOptions, group: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: plain_option(group[name])
-        for name, value in known.options.items()
+        for name, value in _all(known).items()
         if name in group and not _same(group, name, value)
     }
 
 
 def _same(group: Mapping[str, Any], name: str, value: Any) -> bool:
-    return name in group and plain_option(group[name]) == value
+    """Whether a group has a value; of an option that every group has, the default where its dict does not have it."""
+    if name not in group:
+        return name in GROUP_OPTIONS and value == GROUP_OPTIONS[name]
+    return bool(plain_option(group[name]) == value)

@@ -7,6 +7,7 @@ from typing import Any
 from optd import trees
 from optd.arrays import Array
 from optd.leaves import Renew, as_array, read_parameter
+from optd.schedules import Schedule
 from optd_wire.errors import (
     DuplicateParameter,
     EmptyGroup,
@@ -149,9 +150,11 @@ def check_distinct(groups: Sequence[ParamGroup], earlier: Sequence[ParamGroup] =
 
 
 def plain_option(value: Any) -> OptionValue:
-    """An option's value as the contract has it; arrays and tensors of one element become numbers."""
+    """An option's value as the contract has it; arrays and tensors of one element become numbers, schedules texts."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Schedule):
+        return str(value)
     plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else _number(value)
     # What is no option at all is told as text, for the check to name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]

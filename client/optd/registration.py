@@ -10,6 +10,7 @@ from optd.connection import connect
 from optd.copying import copy_all
 from optd.encoding import Wire
 from optd.feedback import ErrorFeedback
+from optd.group_options import GROUP_OPTIONS
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
@@ -223,7 +224,7 @@ class Registration:
         """Attaching takes the job's options; somebody who asked for others should know."""
         for info, group in zip(infos, self.groups, strict=False):
             asked = {**self._defaults, **group.options}
-            for name, value in info.options.options.items():
+            for name, value in {**GROUP_OPTIONS, **info.options.options}.items():
                 if name in asked and asked[name] != value:
                     logger.warning(
                         "job %s exists already: group %s goes on with %s=%s, not %s; change it in param_groups, or "

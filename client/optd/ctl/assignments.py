@@ -1,4 +1,4 @@
-"""`NAME=VALUE` on a command line to options: numbers, booleans, lists of numbers, none."""
+"""`NAME=VALUE` on a command line to options: numbers, booleans, lists of numbers, none, and else texts."""
 
 import re
 from collections.abc import Iterable
@@ -33,18 +33,22 @@ def _value(name: str, given: str) -> OptionValue:
         return _WORDS[given.lower()]
     inner = given[1:-1] if given[0] + given[-1] in ("()", "[]") else given
     if inner == given and "," not in given:
-        return _number(name, given)
+        number = _number(given)
+        return given if number is None else number
     elements = [element.strip() for element in inner.split(",")]
     if elements[-1] == "":  # (0.9,) is one number, as in Python
         elements.pop()
-    return tuple(float(_number(name, element)) for element in elements)
+    numbers = [_number(element) for element in elements]
+    if None in numbers:
+        return given
+    return tuple(float(number) for number in numbers if number is not None)
 
 
-def _number(name: str, given: str) -> int | float:
+def _number(given: str) -> int | float | None:
+    """A number; None for what is none, and so is a text, such as a schedule."""
     if _INTEGER.fullmatch(given) and len(given) <= _MOST_DIGITS:
         return int(given)
     try:
         return float(given)
     except ValueError:
-        wanted = "a number, true, false, none or a list of numbers such as 0.9,0.99"
-        raise BadUsage(f"{name} must be {wanted}, got {given!r}") from None
+        return None

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from optd.group_options import GROUP_OPTIONS
 from optd.registration import open_session
 from optd.session import Session
 from optd.torch.optimizer import Served
@@ -39,6 +40,7 @@ class Optimizer(Served):
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange()
+        self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         opened, owned = open_session(session, server, job, worker)
         try:
             declared = opened.algorithm(algorithm).options

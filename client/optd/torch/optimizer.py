@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
+from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.registration import open_session
 from optd.session import Session
@@ -33,6 +34,8 @@ class Served(torch.optim.Optimizer):
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
         worker: The worker's name for a session opened here.
+        lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
+        momentum_schedule: The same for `momentum`, or `betas[0]`.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
 
@@ -90,6 +93,7 @@ class Served(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         self._exchange = Exchange()
+        self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
         opened, owned = open_session(session, server, job, worker)
         self._serve(opened, owned, zero_copy)
@@ -103,6 +107,7 @@ class Served(torch.optim.Optimizer):
         self.session, self._owns_session = session, owned
         try:
             served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
+            served |= {name: plain_option(value) for name, value in self._common.items()}
             self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
         except BaseException:
             self.close()

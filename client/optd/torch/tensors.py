@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from optd.arrays import Array
+from optd.group_options import GROUP_OPTIONS
 from optd.params import NAME, PARAMS, ParamGroup, plain_option
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
@@ -68,7 +69,11 @@ class TensorGroup(ParamGroup):
         made = cls(
             name=str(group.get(NAME, f"group{index}")),
             names=[str(name) for name in names],
-            options={name: plain_option(group[name]) for name in options},
+            options={
+                name: plain_option(group[name])
+                for name in (*options, *GROUP_OPTIONS)
+                if name in options or name in group
+            },
             tensors=tensors,
         )
         made._check()

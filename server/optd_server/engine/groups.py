@@ -7,6 +7,7 @@ import numpy as np
 
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
+from optd_server.optim.group_options import effective
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.snapshots import StepRanges
@@ -42,6 +43,9 @@ class Groups:
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
+        self._effective: dict[int, tuple[Options, Options]] = {}
+        self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
+        """The list of options, and what is in force until it changes, where nothing is scheduled."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: JobSpec) -> "Groups":
@@ -102,6 +106,28 @@ class Groups:
             resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
         return list(planned.items())
+
+    def effective(self, version: int) -> list[Options]:
+        """By group, the options that the step from `version` to the next is made with.
+
+        Groups that share options share what follows from them, and where nothing is scheduled it is the options
+        themselves: a step sees at a glance what is as it was.
+        """
+        if self._lasting is not None and self._lasting[0] is self.options and len(self._lasting[1]) == len(self):
+            return self._lasting[1]
+        known: dict[int, tuple[Options, Options]] = {}
+        for group in self.options:
+            options = group.options
+            if id(options) not in known:
+                found, before = effective(options, version), self._effective.get(id(options))
+                # A schedule that stands still gives the same object, too.
+                same = before is not None and before[0] is options and before[1] == found
+                known[id(options)] = before if same and before is not None else (options, found)
+        self._effective = known
+        found_by_group = [known[id(group.options)][1] for group in self.options]
+        unscheduled = all(options is found for options, found in known.values())
+        self._lasting = (self.options, found_by_group) if unscheduled else None
+        return found_by_group
 
     def info(self, index: int) -> GroupInfo:
         """A group with its parameters."""
@@ -173,11 +199,12 @@ def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
 
 
 def _conflict(current: GroupOptions, wanted: Options) -> OptionConflict:
-    option = next(name for name, value in wanted.items() if value != current.options[name])
+    names = [*wanted, *current.options]
+    option = next(name for name in names if wanted.get(name) != current.options.get(name))
     return OptionConflict(
         group=current.group,
         option=option,
-        ours=wanted[option],
-        theirs=current.options[option],
+        ours=wanted.get(option),
+        theirs=current.options.get(option),
         since=current.since_version,
     )

@@ -35,7 +35,12 @@ class Model:
         self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
-                JobVersion(), tuple(self.groups.layouts), tuple(self.groups.options), weights, self.groups.step_ranges()
+                JobVersion(),
+                tuple(self.groups.layouts),
+                tuple(self.groups.options),
+                weights,
+                self.groups.step_ranges(),
+                tuple(self.groups.effective(0)),
             ),
             most=plan.SNAPSHOTS,
         )
@@ -87,8 +92,8 @@ class Model:
         """Publishes the weights after a step as the next version."""
         now = self.snapshots.current
         version = replace(now.version, version=now.version.version + 1)
-        steps = self.groups.step_ranges()
-        self.snapshots.publish(replace(now, version=version, weights=weights, steps=steps))
+        steps, options = self.groups.step_ranges(), tuple(self.groups.effective(version.version))
+        self.snapshots.publish(replace(now, version=version, weights=weights, steps=steps, effective=options))
         self.notify()
 
     def publish_revision(self, weights: WeightSet | None = None) -> None:
@@ -101,6 +106,7 @@ class Model:
                 options=tuple(self.groups.options),
                 weights=weights or now.weights,
                 steps=self.groups.step_ranges(),
+                effective=tuple(self.groups.effective(now.version.version)),
             )
         )
         self.notify()

@@ -7,7 +7,7 @@ from functools import cache
 from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.algorithms import registry
-from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.group_options import GROUP_OPTIONS, group_rules
 from optd_server.optim.job_options import JOB
 from optd_server.optim.option import Declaration, Option, Rule
 from optd_wire.errors import InvalidOption, OptionOutOfRange, UnknownAlgorithm, UnknownOption
@@ -36,15 +36,22 @@ class Schema:
 @cache
 def schema_of(algorithm: Algorithm) -> Schema:
     """The options of groups of an algorithm."""
-    return Schema(algorithm.name, (*algorithm.options, *GROUP_OPTIONS), algorithm.rules)
+    return Schema(
+        algorithm.name,
+        (*algorithm.options, *GROUP_OPTIONS),
+        (*algorithm.rules, *group_rules(algorithm.options)),
+    )
 
 
 def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
     """All options of a group: the defaults, overridden by each layer in turn.
 
+    Those that every group has are there only where they are not at their default: most groups have none of them.
     Raises `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
     """
-    return _resolve(schema_of(algorithm), layers)
+    resolved = _resolve(schema_of(algorithm), layers)
+    idle = {option.name for option in GROUP_OPTIONS if resolved[option.name] == option.default}
+    return {name: value for name, value in resolved.items() if name not in idle}
 
 
 def resolve_job_options(*layers: Options) -> Options:

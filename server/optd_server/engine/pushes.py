@@ -345,7 +345,7 @@ class Pushes:
         gradient.cover(model.groups.extents)
         current = model.snapshots.current.weights.buffers
         await self._offload.run(
-            elements, lambda: take_step(model.groups, gradient, current, weights.buffers, self._offload)
+            elements, lambda: take_step(model.groups, stepped_from, gradient, current, weights.buffers, self._offload)
         )
         if round_.slot is None:
             model.slots.forget()

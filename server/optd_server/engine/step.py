@@ -8,13 +8,14 @@ from optd_server.store.gradients import Gradient
 
 
 def take_step(
-    groups: Groups, gradient: Gradient, current: FlatBuffers, following: FlatBuffers, offload: Offload
+    groups: Groups, version: int, gradient: Gradient, current: FlatBuffers, following: FlatBuffers, offload: Offload
 ) -> None:
-    """Writes the weights after the step into `following`, and updates the state in `groups`."""
+    """Writes the weights after the step from `version` into `following`, and updates the state in `groups`."""
+    options = groups.effective(version)
     for number, index, slab, state in groups.slabs():
         apply(
             groups.algorithm,
-            [groups.options[group].options for group in slab.groups],
+            [options[group] for group in slab.groups],
             state,
             weights=current.slabs[number][index],
             gradient=gradient.slabs[number][index] if number < len(gradient.slabs) else current.slabs[number][index],

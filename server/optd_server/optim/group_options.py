@@ -1,5 +1,47 @@
 """Options that every group has, whatever its algorithm: declared here, added to those of the algorithm."""
 
-from optd_server.optim.option import Option
+from collections.abc import Callable
 
-GROUP_OPTIONS: tuple[Option, ...] = ()
+from optd_server.optim.option import Option, Options, OptionValue, Rule, floats, number, text
+from optd_server.optim.schedules.text import parse, schedule_option
+
+LR_SCHEDULE = "lr_schedule"
+MOMENTUM_SCHEDULE = "momentum_schedule"
+
+GROUP_OPTIONS: tuple[Option, ...] = (
+    schedule_option(LR_SCHEDULE, "a function of the job's version that lr is multiplied by"),
+    schedule_option(MOMENTUM_SCHEDULE, "a function of the job's version that momentum, or betas[0], is multiplied by"),
+)
+
+
+def group_rules(options: tuple[Option, ...]) -> tuple[Rule, ...]:
+    """Return the conditions that group options put on an algorithm with these options."""
+    names = {option.name for option in options}
+    rules = []
+    if "lr" not in names:
+        rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
+    if not names & {"momentum", "betas"}:
+        text_ = "None, as there is neither momentum nor betas"
+        rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
+    return tuple(rules)
+
+
+def _is_set(name: str) -> Callable[[Options], bool]:
+    return lambda options: options[name] is not None
+
+
+def effective(options: Options, version: int) -> Options:
+    """Return the options that the step from `version` to the next is made with: these very ones without a schedule."""
+    changed: dict[str, OptionValue] = {}
+    lr_schedule = text(options, LR_SCHEDULE) if LR_SCHEDULE in options else None
+    if lr_schedule is not None:
+        changed["lr"] = number(options, "lr") * parse(lr_schedule).factor(version)
+    momentum_schedule = text(options, MOMENTUM_SCHEDULE) if MOMENTUM_SCHEDULE in options else None
+    if momentum_schedule is not None:
+        factor = parse(momentum_schedule).factor(version)
+        if "momentum" in options:
+            changed["momentum"] = number(options, "momentum") * factor
+        else:
+            first, *others = floats(options, "betas")
+            changed["betas"] = (first * factor, *others)
+    return {**options, **changed} if changed else options

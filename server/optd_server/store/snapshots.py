@@ -20,7 +20,7 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.memory import Allocate, Region, SharedRegion, published
 from optd_wire.layout import GroupLayout
-from optd_wire.values import GroupOptions, GroupSummary, JobVersion
+from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
 
 StepRanges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -50,6 +50,8 @@ class Snapshot:
     weights: WeightSet
     steps: StepRanges
     """By group, the fewest and the most steps that a parameter of it has had."""
+    effective: tuple[Options, ...]
+    """By group, the options of the step that follows, where schedules make these other ones."""
 
     def summary(self, index: int) -> GroupSummary:
         """One line about a group."""
@@ -63,6 +65,7 @@ class Snapshot:
             dtypes=tuple(segment.dtype for segment in layout.segments),
             min_steps=int(fewest[index]),
             max_steps=int(most[index]),
+            effective=_changed(self.options[index].options, self.effective[index]),
         )
 
     def summaries(self) -> tuple[GroupSummary, ...]:
@@ -72,6 +75,10 @@ class Snapshot:
     def arrays(self, group: int) -> list[Array]:
         """The weights of a group, an array a segment; read only by convention, valid while held."""
         return self.weights.buffers.arrays[group]
+
+
+def _changed(options: Options, effective: Options) -> Options:
+    return {} if effective is options else {n: v for n, v in effective.items() if v != options[n]}
 
 
 class Snapshots:

@@ -48,10 +48,11 @@ def called(server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_refused_is_1(optctl: Optctl, train, name: str):
     train()  # a job of its own: what it refuses is counted
     assert_one_line(optctl("set", name, "group0", "lr=-1"), Exit.REFUSED, "lr must be in [0, inf), got -1")
+    assert_one_line(optctl("set", name, "group0", "lr=abc"), Exit.REFUSED, "lr must be a number, got 'abc'")
 
 
 def test_wrong_usage_is_2(optctl: Optctl):
-    assert_one_line(optctl("set", "digits", "hidden", "lr=abc"), Exit.USAGE, "lr must be a number", "'abc'")
+    assert_one_line(optctl("set", "digits", "hidden", "lr"), Exit.USAGE, "'lr' is not NAME=VALUE")
 
 
 def test_no_server_is_3():

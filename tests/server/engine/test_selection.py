@@ -28,7 +28,7 @@ def test_rows_are_those_of_the_parameter_wherever_it_lies(spec: JobSpec, data: s
     """Parameters of two dtypes, of any group and shape, empty ones included: each element is its own flat offset."""
     groups = Groups.of(find_algorithm("sgd"), spec)
     weights = WeightSet(groups.extents)
-    snapshot = Snapshot(JobVersion(), tuple(groups.layouts), tuple(groups.options), weights, groups.step_ranges())
+    snapshot = Snapshot(JobVersion(), tuple(groups.layouts), tuple(groups.options), weights, groups.step_ranges(), ())
     for index, layout in enumerate(groups.layouts):
         for segment, array in zip(layout.segments, snapshot.arrays(index), strict=True):
             array[:] = np.arange(segment.offset, segment.offset + segment.count)

@@ -12,6 +12,7 @@ from optd.ctl.assignments import parse
 from optd.ctl.commands.arguments import Group, Job
 from optd.ctl.connection import Connection
 from optd.ctl.invocation import Invocation
+from optd.group_options import GROUP_OPTIONS
 from optd_wire.errors import OptionConflict, UnknownGroup
 from optd_wire.values import GroupOptions, GroupUpdate, JobVersion, Options
 
@@ -66,7 +67,7 @@ def _read(server: Connection, job: str, group: str) -> GroupOptions:
 
 
 def _lines(job: str, change: Change, wanted: Mapping[str, object]) -> list[str]:
-    before, after = change.previous.options, change.options.options
+    before, after = ({**GROUP_OPTIONS, **each.options} for each in (change.previous, change.options))
     where, since = f"{job} {change.options.group}", f"since version {text.count(change.options.since_version)}"
     return [
         f"{where}: {name} {text.option(before[name])} -> {text.option(after[name])}, {since}"

@@ -51,9 +51,15 @@ def _head(job: str, summary: GroupSummary) -> RenderableType:
             ("dtype", ", ".join(summary.dtypes)),
             ("steps", text.steps(summary.min_steps, summary.max_steps)),
             ("options", text.options(options.options, text.in_order(options.options))),
+            *([("now", _now(summary))] if summary.effective else []),
             ("changed", _changes(options)),
         ]
     )
+
+
+def _now(summary: GroupSummary) -> str:
+    """What schedules make of options in the step that comes next."""
+    return text.options(summary.effective, text.in_order(summary.effective))
 
 
 def _changes(options: GroupOptions) -> str:

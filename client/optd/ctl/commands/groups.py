@@ -19,7 +19,7 @@ def groups(invocation: Invocation, job: Job) -> None:
 
 def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
     """The groups with `lr` and all options that differ between them; below, the options that do not."""
-    names = text.in_order(found[0].options.options)
+    names = text.in_order(dict.fromkeys(name for group in found for name in group.options.options))
     apart = [name for name in names if name == "lr" or _differs(found, name)]
     same = [name for name in names if name not in apart]
     columns = [
@@ -39,7 +39,7 @@ def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
             text.count(group.elements),
             ",".join(group.dtypes),
             text.steps(group.min_steps, group.max_steps),
-            *[text.option(group.options.options[name]) for name in apart],
+            *[_value(group, name) for name in apart],
         ]
         for group in found
     ]
@@ -48,4 +48,10 @@ def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
 
 
 def _differs(found: Sequence[GroupSummary], name: str) -> bool:
-    return any(group.options.options[name] != found[0].options.options[name] for group in found)
+    return any(group.options.options.get(name) != found[0].options.options.get(name) for group in found)
+
+
+def _value(group: GroupSummary, name: str) -> str:
+    """An option, with what a schedule makes of it now."""
+    value = text.option(group.options.options.get(name))
+    return f"{value} now {text.option(group.effective[name])}" if name in group.effective else value

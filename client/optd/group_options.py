@@ -1,0 +1,16 @@
+"""Options that every group may have, whatever its algorithm. What they mean is declared by the server."""
+
+from typing import TypedDict
+
+from optd.schedules import Schedule
+from optd_wire.values import OptionValue
+
+GROUP_OPTIONS: dict[str, OptionValue] = {"lr_schedule": None, "momentum_schedule": None}
+"""Their names, with the values that count where a group does not have them."""
+
+
+class GroupOptionArguments(TypedDict, total=False):
+    """The same, as arguments of an optimizer: for all groups that do not have their own."""
+
+    lr_schedule: Schedule | str | None
+    momentum_schedule: Schedule | str | None
