@@ -25,6 +25,7 @@ from optd.algorithms import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 from optd.connection import connect
 from optd.local import local
@@ -56,6 +57,7 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "Session",
+    "SparseAdam",
     "Sync",
     "connect",
     "errors",

@@ -9,6 +9,7 @@ from optd import trees
 from optd.arrays import Array
 from optd.leaves import as_array
 from optd.params import PARAMS, ParamGroup, is_pair
+from optd.row_gradients import Given, RowGradient, are_rows
 from optd_wire.errors import (
     DtypeMismatch,
     NotAnArray,
@@ -20,18 +21,19 @@ from optd_wire.errors import (
 Row = list[Any]
 
 
-def read_gradients(gradients: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Array | None]]:
+def read_gradients(gradients: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Given]]:
     """Gradients by group and place, from the structure that the parameters were given in.
 
     That structure says what a gradient is: whatever is given in the place of a parameter. A dict or dataclass may leave
     entries out; None stands for no gradient of whatever is there in the params. By their names the gradients of all
     groups may be given in one dict or as pairs, in a list one by one. With `in_groups` an entry of a list may be what a
-    group has. Raises `StructureMismatch`, `UnknownParameter`, `ShapeMismatch` or `DtypeMismatch`.
+    group has. `(ids, rows)` in the place of an array are some rows of it. Raises `StructureMismatch`,
+    `UnknownParameter`, `ShapeMismatch`, `DtypeMismatch`, or what is wrong with rows.
     """
     return check_gradients(_rows(_by_name(gradients, groups, in_groups), groups), groups)
 
 
-def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup]) -> list[list[Array | None]]:
+def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup]) -> list[list[Given]]:
     """Gradients by group and place as arrays that fit their parameters. Raises as `read_gradients`."""
     return [
         [_check_gradient(name, array, gradient) for name, array, gradient in zip(g.names, g.arrays, row, strict=True)]
@@ -87,12 +89,14 @@ def _rows(found: Sequence[tuple[str, Any]], groups: Sequence[ParamGroup]) -> lis
     return rows
 
 
-def _check_gradient(name: str, array: Array, gradient: Any) -> Array | None:
+def _check_gradient(name: str, array: Array, gradient: Any) -> Given:
     if gradient is None:
         return None
+    if are_rows(gradient):
+        return RowGradient.of(name, array, gradient)
     found = as_array(gradient)
     if found is None:
-        wanted, got = "an array or None", type(gradient).__name__
+        wanted, got = "an array, (ids, rows) or None", type(gradient).__name__
         raise NotAnArray(what=f"gradient of parameter {name!r}", wanted=wanted, got=got)
     if found.shape != array.shape:
         raise ShapeMismatch(what="gradient", parameter=name, expected=array.shape, got=found.shape)

@@ -17,6 +17,7 @@ from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
 from optd.registration import Registration, open_session
+from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
 from optd.states import STEP
@@ -188,8 +189,10 @@ class Optimizer:
 
         Args:
             gradients: Arrays in the structure of the params; None in it, or an entry left out of a dict, means no
-                gradient. Or a dict of them by name. Or a closure that returns (loss, gradients). Left out: `gradients`
-                of this optimizer, and no gradient for any parameter after `zero_grad()`.
+                gradient. `(ids, rows)` in the place of an array are the gradients of some rows of it: n integers, and
+                an array of shape (n, *shape[1:]). What is given for a row several times is added up. Or a dict of them
+                by name. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
+                gradient for any parameter after `zero_grad()`.
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
@@ -201,6 +204,9 @@ class Optimizer:
         Raises:
             NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed.
             ShapeMismatch, DtypeMismatch, StructureMismatch, UnknownParameter: Gradients do not fit the params.
+            RowOutOfRange: A parameter has no such row.
+            RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm does not take rows, or nothing else, or not with this
+                option, as in torch.
             OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
                 other's value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
@@ -272,7 +278,7 @@ class Optimizer:
         loss, gradients = gradients()
         return (loss,), gradients
 
-    def _rows(self, gradients: Any) -> list[list[Array | None]]:
+    def _rows(self, gradients: Any) -> Gradients:
         if gradients is None:
             gradients = self._gradients or {}
             made = [array for row in self._gradient_rows for array in row]

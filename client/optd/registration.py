@@ -14,10 +14,12 @@ from optd.group_options import GROUP_OPTIONS
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
+from optd.row_gradients import Gradients, WithRows, has_rows, whole_ones
 from optd.session import Session, Settle
 from optd.states import ParameterState, StateReader, StateWriter
 from optd.transport.base import Known, Names, Sink, Source
 from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
+from optd_wire.encodings.base import Encoding
 from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
 from optd_wire.frames import Frame
 from optd_wire.values import (
@@ -34,6 +36,7 @@ from optd_wire.values import (
 logger = logging.getLogger("optd")
 
 Rows = Sequence[Sequence[Array | None]]
+"""Whole gradients by group and place."""
 
 
 def open_session(
@@ -184,18 +187,24 @@ class Registration:
             raise InvalidRequest(problem=problem)
         return wire
 
-    def _source(self, gradients: Rows, wire: Wire) -> tuple[Source, Settle]:
+    def _source(self, gradients: Gradients, wire: Wire) -> tuple[Source, Settle]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
         What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
         """
-        shared = self.shared_gradients()
+        whole, with_rows = whole_ones(gradients), has_rows(gradients)
+        shared = None if with_rows else self.shared_gradients()
         if shared is not None:
-            return self._shared_source(gradients, shared), _forget
-        encoding = wire.gradients
+            return self._shared_source(whole, shared), _forget
+        source, settle = self._whole_source(whole, wire.gradients, wire.name)
+        if with_rows:
+            source = WithRows(source, gradients, wire.gradients, self.session.batch_bytes)
+        return source, settle
+
+    def _whole_source(self, gradients: Rows, encoding: Encoding | None, name: str) -> tuple[Source, Settle]:
         if encoding is None or not encoding.leaves_out:
             return self._view.source(gradients, encoding=encoding), _forget
-        feedback = self._feedback.setdefault(wire.name, ErrorFeedback(encoding))
+        feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
         return feedback.begin(self._view, gradients), lambda applied: feedback.settle(applied=applied)
 
     def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
@@ -264,7 +273,7 @@ class Registration:
             self._mirror.absorb(pulled.options, self._dicts)
             self._base = pulled.version
 
-    def step(self, gradients: Rows, encoding: str | None = None) -> PushResult:
+    def step(self, gradients: Gradients, encoding: str | None = None) -> PushResult:
         """Pushes gradients and puts the new weights into the arrays."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
@@ -278,7 +287,7 @@ class Registration:
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             return pushed
 
-    def push(self, gradients: Rows, encoding: str | None = None) -> PushResult:
+    def push(self, gradients: Gradients, encoding: str | None = None) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)

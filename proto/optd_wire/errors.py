@@ -244,6 +244,31 @@ class RowFrameLength(InvalidArgument):
     )
 
 
+class RowsNotTaken(InvalidArgument):
+    """The algorithm takes no gradients of some rows of a parameter."""
+
+    reason = "ROWS_NOT_TAKEN"
+    template = "{algorithm} takes no sparse gradients, and got rows of parameter {parameter!r}; {takers} take them"
+
+
+class RowsOnly(InvalidArgument):
+    """The algorithm takes gradients of some rows of a parameter, and no whole ones."""
+
+    reason = "ROWS_ONLY"
+    template = (
+        "{algorithm} takes no dense gradients, and got one of parameter {parameter!r}; send its rows, or take adam"
+    )
+
+
+class RowsNeedZero(InvalidArgument):
+    """An option that has to be 0 where gradients of some rows of a parameter are taken."""
+
+    reason = "ROWS_NEED_ZERO"
+    template = (
+        "{algorithm}: {option} must be 0 for sparse gradients, and got rows of parameter {parameter!r} with {value}"
+    )
+
+
 class EncodingOverflow(InvalidArgument):
     """A finite number is too large for the encoding that it should be sent in."""
 

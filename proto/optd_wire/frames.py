@@ -3,6 +3,8 @@
 Works on the ordinary protobuf wire format (https://protobuf.dev/programming-guides/encoding/): every message of the
 contract that carries frames has them as `repeated Frame frames = 15`, its last field, and a `Frame` keeps its payload
 last. Plain stubs read what is written here, and what they write is read here, in whatever order the fields come.
+
+Messages of gradients carry row frames (`optd_wire.rows`) beside them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +20,7 @@ from optd_wire.encodings.base import Buffer, Encoding
 from optd_wire.encodings.registry import BY_NUMBER, exact_for
 from optd_wire.errors import MalformedMessage
 from optd_wire.fields import TAG_15, fields, read_varint, varint
+from optd_wire.rows import MAX_ROW_FRAMES, ROWS, RowFrame, read_row_frame, written_row_frame
 from optd_wire.v1 import tensor_pb2
 
 M = TypeVar("M", bound=Message)
@@ -104,7 +107,8 @@ class GatheredFrame:
         return (self.encoding.encode(whole),)
 
 
-Outgoing = Frame | GatheredFrame
+Outgoing = Frame | GatheredFrame | RowFrame
+Received = Frame | RowFrame
 
 
 # Writing
@@ -117,6 +121,9 @@ def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
     """
     written: list[Any] = [message.SerializeToString()]
     for frame in frames:
+        if isinstance(frame, RowFrame):
+            written += written_row_frame(frame)
+            continue
         pieces = frame.pieces()
         length = 0
         for piece in pieces:
@@ -155,16 +162,33 @@ def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
 
     Takes time by the number of fields, not by the size of payloads.
     """
+    message, frames, _ = _decode(message_class, data, most_rows=None)
+    return message, frames
+
+
+def decode_received(message_class: type[M], data: bytes) -> tuple[M, list[Received]]:
+    """As `decode`, for a message that may have row frames, too: they come behind the others."""
+    message, frames, rows = _decode(message_class, data, most_rows=MAX_ROW_FRAMES)
+    return message, [*frames, *rows]
+
+
+def _decode(message_class: type[M], data: bytes, *, most_rows: int | None) -> tuple[M, list[Frame], list[RowFrame]]:
+    """A message, its frames and its row frames; these stay in the message where `most_rows` is None."""
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
     rest: list[memoryview] = []
     frames: list[Frame] = []
+    rows: list[RowFrame] = []
     try:
         for number, start, body, stop in fields(data):
             if number == FRAMES and body is not None:
                 if len(frames) == MAX_FRAMES:
                     raise DecodeError(f"more than {MAX_FRAMES} frames")
                 frames.append(_canonical_frame(data, view, body, stop) or _any_frame(data, view, body, stop))
+            elif number == ROWS and body is not None and most_rows is not None:
+                if len(rows) == most_rows:
+                    raise DecodeError(f"more than {most_rows} row frames")
+                rows.append(read_row_frame(data, view, body, stop))
             else:
                 rest.append(view[start:stop])
         message = message_class.FromString(b"".join(rest))
@@ -172,7 +196,7 @@ def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
         raise MalformedMessage(message=name, problem="it ends in the middle of a field") from None
     except DecodeError as error:
         raise MalformedMessage(message=name, problem=error) from error
-    return message, frames
+    return message, frames, rows
 
 
 def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame | None:

@@ -4,7 +4,7 @@ As in `optd_wire.frames` this is the ordinary protobuf wire format: a message of
 `repeated RowFrame rows = 14`, and a `RowFrame` has its ids and its payload last.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,15 +82,20 @@ def encode_rows(message: Message, frames: Iterable[RowFrame] = ()) -> bytes:
     """Writes `message` (without row frames of its own) and the frames behind it; copies numbers once."""
     written: list[Any] = [message.SerializeToString()]
     for frame in frames:
-        length = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
-        plain = tensor_pb2.RowFrame(group=frame.group, parameter=frame.parameter, count=frame.count)
-        head = plain.SerializeToString() + b"\x20" + varint(frame.encoding.number)
-        ids = np.ascontiguousarray(frame.ids, _ID)
-        if ids.size:
-            head += TAG_14 + varint(ids.nbytes)
-        tail = TAG_15 + varint(length) if length else b""
-        written += [TAG_14 + varint(len(head) + ids.nbytes + len(tail) + length), head, ids, tail, frame.payload]
+        written += written_row_frame(frame)
     return b"".join(written)
+
+
+def written_row_frame(frame: RowFrame) -> Sequence[Any]:
+    """The bytes of a row frame as a field of a message, in pieces, its numbers where they lie."""
+    length = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
+    plain = tensor_pb2.RowFrame(group=frame.group, parameter=frame.parameter, count=frame.count)
+    head = plain.SerializeToString() + b"\x20" + varint(frame.encoding.number)
+    ids = np.ascontiguousarray(frame.ids, _ID)
+    if ids.size:
+        head += TAG_14 + varint(ids.nbytes)
+    tail = TAG_15 + varint(length) if length else b""
+    return [TAG_14 + varint(len(head) + ids.nbytes + len(tail) + length), head, ids, tail, frame.payload]
 
 
 def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]:
@@ -104,7 +109,7 @@ def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]
             if number == ROWS and body is not None:
                 if len(frames) == MAX_ROW_FRAMES:
                     raise DecodeError(f"more than {MAX_ROW_FRAMES} row frames")
-                frames.append(_row_frame(data, view, body, stop))
+                frames.append(read_row_frame(data, view, body, stop))
             else:
                 rest.append(view[start:stop])
         message = message_class.FromString(b"".join(rest))
@@ -115,7 +120,7 @@ def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]
     return message, frames
 
 
-def _row_frame(data: bytes, view: memoryview, position: int, stop: int) -> RowFrame:
+def read_row_frame(data: bytes, view: memoryview, position: int, stop: int) -> RowFrame:
     """A row frame with its fields in any order, among others that this version does not know."""
     ids = payload = view[:0]
     rest: list[memoryview] = []

@@ -68,7 +68,7 @@ def test_gradients_have_the_structure_of_the_params(gradients):
         ([[GW], [GV]], errors.StructureMismatch, "gradients of group 'group0' must have 2 entries, got 1"),
         ({"w": GB}, errors.ShapeMismatch, "gradient of parameter 'w' must have shape (2, 3), got (3,)"),
         ({"w": GW.astype("f8")}, errors.DtypeMismatch, "must have dtype float32, got float64"),
-        ({"w": 1.0}, errors.NotAnArray, "gradient of parameter 'w' must be an array or None, got float"),
+        ({"w": 1.0}, errors.NotAnArray, "gradient of parameter 'w' must be an array, (ids, rows) or None, got float"),
     ],
 )
 def test_what_is_wrong_with_gradients_is_named(gradients, error, says):
@@ -119,7 +119,11 @@ def test_other_arrays_are_read():
     ("gradients", "error", "says"),
     [
         ({"enc": {"x": GW}}, errors.UnknownParameter, "this optimizer has no parameter 'enc.x'"),
-        ({"enc": {"w": {"x": GW}}}, errors.NotAnArray, "gradient of parameter 'enc.w' must be an array or None, got d"),
+        (
+            {"enc": {"w": {"x": GW}}},
+            errors.NotAnArray,
+            "gradient of parameter 'enc.w' must be an array, (ids, rows) or None, got d",
+        ),
         ({"enc": GW}, errors.StructureMismatch, "gradients at 'enc' must have 2 entries, enc.w, enc.b, got one ndarr"),
         ({"enc": {"w": GB}}, errors.ShapeMismatch, "gradient of parameter 'enc.w' must have shape (2, 3), got (3,)"),
         ({"enc": {"w": GW}, "enc.w": GW}, errors.StructureMismatch, "must have one entry for parameter 'enc.w', got t"),

@@ -780,16 +780,3 @@ def test_a_parameter_of_no_dimension_has_no_rows(plain: Plain, name: str):
     request = training_service_pb2.PullRowsRequest(job=name, parameter="scale", ids=ids_bytes(0))
     with refused("INVALID_REQUEST", "'scale'", "()"):
         list(plain.training.PullRows(request, timeout=SECONDS))
-
-
-def test_rows_of_a_gradient_are_refused_and_not_dropped(plain: Plain, name: str):
-    create(plain, name)
-    epoch = plain.join(name)
-    rows = [tensor_pb2.RowFrame(count=1, encoding=1, ids=ids_bytes(0), payload=bytes(12))]
-    push = training_service_pb2.PushRequest(header=header(name, "w0", epoch, 1), rows=rows, last=True)
-    with refused("INVALID_REQUEST", "row-sparse"):
-        plain.training.Push(iter([push]), timeout=SECONDS)
-    with refused("INVALID_REQUEST"):
-        later = training_service_pb2.PushRequest(rows=rows, last=True)
-        plain.training.Push(iter([training_service_pb2.PushRequest(header=push.header), later]), timeout=SECONDS)
-    assert_weights(plain, name, steps=0)

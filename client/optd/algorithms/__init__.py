@@ -1,6 +1,6 @@
 """A class for each algorithm, with torch's arguments in torch's order. See `Optimizer` for `params` and the rest."""
 
-from optd.algorithms.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from optd.algorithms.adam import Adam, Adamax, AdamW, NAdam, RAdam, SparseAdam
 from optd.algorithms.adaptive import Adadelta, Adafactor, Adagrad, RMSprop, Rprop
 from optd.algorithms.descent import ASGD, SGD, Lion, Muon
 
@@ -19,4 +19,5 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
 ]

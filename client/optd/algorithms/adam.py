@@ -146,3 +146,18 @@ class RAdam(Optimizer):
             maximize=maximize,
             **where,
         )
+
+
+class SparseAdam(Optimizer):
+    """`torch.optim.SparseAdam` as a service: for gradients of some rows only."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+        **where: Unpack[Where],
+    ) -> None:
+        super().__init__("sparse_adam", params, lr=lr, betas=betas, eps=eps, maximize=maximize, **where)

@@ -26,6 +26,7 @@ from optd.torch.algorithms import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 from optd.torch.named import Optimizer
 
@@ -45,4 +46,5 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
 ]

@@ -21,6 +21,10 @@ class AdamW(Served, torch.optim.AdamW, algorithm="adamw", fixed={"decoupled_weig
     """`torch.optim.AdamW` as a service."""
 
 
+class SparseAdam(Served, torch.optim.SparseAdam, algorithm="sparse_adam", counts_in_int=True):
+    """`torch.optim.SparseAdam` as a service: for sparse gradients only."""
+
+
 class Adagrad(Served, torch.optim.Adagrad, algorithm="adagrad"):
     """`torch.optim.Adagrad` as a service."""
 

@@ -61,21 +61,29 @@ class Served(torch.optim.Optimizer):
 
     algorithm: str
     _keeps_step: bool
+    _counts_in_int: bool = False
     _rules: OptionRules
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
-        cls, *, algorithm: str | None = None, keeps_step: bool = True, fixed: Fixed | None = None, **kwargs: Any
+        cls,
+        *,
+        algorithm: str | None = None,
+        keeps_step: bool = True,
+        counts_in_int: bool = False,
+        fixed: Fixed | None = None,
+        **kwargs: Any,
     ) -> None:
         """Ties a class to an algorithm: `class Adam(Served, torch.optim.Adam, algorithm="adam")`.
 
         A subclass of such a class needs no arguments. `keeps_step` says whether torch's class has "step" in its state,
-        `fixed` which of its options the server's algorithm does not have.
+        `counts_in_int` whether that is an int and no tensor, `fixed` which of its options the server's algorithm does
+        not have.
         """
         super().__init_subclass__(**kwargs)
         if algorithm is not None:
             cls.algorithm = algorithm
-            cls._keeps_step = keeps_step
+            cls._keeps_step, cls._counts_in_int = keeps_step, counts_in_int
             cls._rules = OptionRules(algorithm, {**UNSERVED, **(fixed or {})})
             cls.__signature__ = _signature(cls)
         elif "__init__" in vars(cls):
@@ -160,7 +168,8 @@ class Served(torch.optim.Optimizer):
 
         Raises:
             NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed.
-            NotAnArray: A gradient is sparse.
+            RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm takes no sparse gradients, or no others, or not with
+                this option, as in torch.
             OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
                 other's value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
@@ -262,6 +271,7 @@ class Served(torch.optim.Optimizer):
                 self._initial_state,
                 registration.shaped_fields(),
                 keeps_step=self._keeps_step,
+                counts_in_int=self._counts_in_int,
             )
             try:
                 return super().state_dict()

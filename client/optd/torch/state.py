@@ -33,14 +33,20 @@ def rows_to_torch(
     shaped: Collection[str],
     *,
     keeps_step: bool,
+    counts_in_int: bool,
 ) -> defaultdict[torch.Tensor, Any]:
-    """The state of all parameters, as `read_state` gives it; of those without one as it is initially, if at all."""
+    """The state of all parameters, as `read_state` gives it; of those without one as it is initially, if at all.
+
+    `counts_in_int` says that "step" is no tensor.
+    """
     states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
     found_states = [state for row in rows for state in row]
     numbers = {name for name in shaped if all(np.ndim(state.get(name, 0)) == 0 for state in found_states)}
     for group, row in zip(param_groups, rows, strict=True):
         for tensor, found in zip(group[PARAMS], row, strict=True):
             state = to_torch(found, tensor, shaped, numbers, keeps_step=keeps_step, fused=bool(group.get("fused")))
+            if counts_in_int and STEP in state:
+                state[STEP] = int(state[STEP])
             if state or tensor in initial:
                 states[tensor] = state or dict(initial[tensor])
     return states

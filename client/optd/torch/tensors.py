@@ -159,9 +159,10 @@ class TensorGroup(ParamGroup):
     def _note(self) -> None:
         self._versions[:] = [tensor._version for tensor in self.tensors]
 
-    def gradients(self, places: Sequence[Place] | None = None) -> list[Array | None]:
+    def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:
         """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.
 
+        A sparse one is given as `(ids, rows)`.
         One that lies in its place is given as that place's array.
         """
         self._check_still_fits()
@@ -219,14 +220,26 @@ def _check_dense(what: str, tensor: torch.Tensor) -> None:
         raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one on the device meta")
 
 
-def _gradient(name: str, tensor: torch.Tensor) -> Array | None:
+def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | None:
     gradient = tensor.grad
     if gradient is None:
         return None
-    _check_dense(f"gradient of parameter {name!r}", gradient)
+    what = f"gradient of parameter {name!r}"
     if gradient.dtype != tensor.dtype:
         raise DtypeMismatch(
             what="gradient", parameter=name, expected=dtype_name(tensor.dtype), got=dtype_name(gradient.dtype)
         )
+    if gradient.layout is torch.sparse_coo:
+        return _rows_of(what, gradient)
+    _check_dense(what, gradient)
     array: Array = gradient.numpy(force=True)
     return array
+
+
+def _rows_of(what: str, gradient: torch.Tensor) -> tuple[Array, Array]:
+    """A sparse gradient as `nn.Embedding(sparse=True)` makes it, with each row once, as torch's optimizers take it."""
+    if gradient.sparse_dim() != 1:
+        got = f"one that is sparse in {gradient.sparse_dim()} dimensions"
+        raise NotAnArray(what=what, wanted="dense, or sparse in its first dimension alone", got=got)
+    rows = gradient.detach().coalesce()
+    return rows.indices()[0].numpy(force=True), rows.values().numpy(force=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from optd.arrays import Array
 from optd.gradients import check_gradients
 from optd.lock import OwnedLock
 from optd.registration import Registration
+from optd.row_gradients import Gradients
 from optd.session import Session
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup, dtype_name
@@ -79,7 +79,7 @@ class Exchange:
         if self.shared_gradients is not None:
             self.shared_gradients.watch(len(self.groups) - 1)
 
-    def gradients(self) -> list[list[Array | None]]:
+    def gradients(self) -> Gradients:
         """The gradients that the tensors have now, by group and place."""
         places = None if self.shared_gradients is None else self.shared_gradients.places()
         given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self.groups)]

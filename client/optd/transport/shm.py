@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optd.row_gradients import WithRows
 from optd.transport.base import Delivery, PullRequest, Sink, Source, Transport
 from optd.transport.lane import Lane
 from optd.transport.mapping import Region
@@ -20,6 +21,7 @@ from optd_wire.dtypes import DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout
+from optd_wire.rows import RowFrame
 from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult, SharedGradient, SharedWeights
 
 Array = npt.NDArray[Any]
@@ -153,8 +155,8 @@ class SharedMemoryLane(Lane):
 
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
         """Pushes gradients; waits until they are part of a step."""
-        header = replace(header, shared=self._write(gradients))
-        return self._transport.step(header, _nothing, Delivery(none=True), _refuse, timeout)[0]
+        header, source = self._placed(header, gradients)
+        return self._transport.step(header, source, Delivery(none=True), _refuse, timeout)[0]
 
     def step(
         self,
@@ -167,9 +169,9 @@ class SharedMemoryLane(Lane):
         encoding: str,
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls; nothing is encoded."""
-        header = replace(header, shared=self._write(gradients))
+        header, source = self._placed(header, gradients)
         delivery = Delivery(shared=True, in_place=in_place is not None)
-        pushed, pulled = self._transport.step(header, _nothing, delivery, weights, timeout)
+        pushed, pulled = self._transport.step(header, source, delivery, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pushed, pulled
 
@@ -185,6 +187,12 @@ class SharedMemoryLane(Lane):
         self._read(pulled.shared, weights, in_place)
         return pulled
 
+    def _placed(self, header: PushHeader, gradients: Source) -> tuple[PushHeader, Source]:
+        """Gradients where the server reads them; those with rows among them are sent, as they are no whole ones."""
+        if isinstance(gradients, WithRows):
+            return header, gradients
+        return replace(header, shared=self._write(gradients)), _nothing
+
     def _write(self, gradients: Source) -> SharedGradient:
         """Sees to it that gradients are where the server reads them; tells in which ranges."""
         if isinstance(gradients, InMemory) and gradients.lane is self:
@@ -192,6 +200,7 @@ class SharedMemoryLane(Lane):
         ranges: list[FlatRange] = []
         for batch in gradients():
             for frame in batch:
+                assert not isinstance(frame, RowFrame), "a source of rows says that it is one"
                 target = self._target(frame.group, frame.offset, frame.count)
                 start = 0
                 for piece in frame.pieces():

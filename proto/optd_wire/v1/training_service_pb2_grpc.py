@@ -67,6 +67,9 @@ class TrainingServiceServicer(object):
         group and offset where a step is made of several pushes; together they cover whole parameters. Parameters that
         no frame touches have no gradient in this push. An empty parameter counts as touched where a frame begins, ends
         or passes at its offset. Where a step is made of several pushes, the server reads on when it is their turn.
+
+        Row frames are gradients of some rows of a parameter, which no other frame of the push touches; a row frame
+        without rows says that all are zero. Where a step is made of several pushes, they come behind the other frames.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -216,6 +216,7 @@ class Job:
             check()
             snapshots = self.model.snapshots
             weights = await snapshots.spare()
+            weights.numbers.clear()
             current = snapshots.current.weights.buffers
             await self._offload.run(self.model.cost(elements), lambda: work(current, weights.buffers))
             self.model.publish_revision(weights)

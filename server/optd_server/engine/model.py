@@ -12,6 +12,7 @@ from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.gradients import Slots
+from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
@@ -88,12 +89,13 @@ class Model:
         for watcher in tuple(self._watchers):
             watcher()
 
-    def publish_step(self, weights: WeightSet) -> None:
-        """Publishes the weights after a step as the next version."""
+    def publish_step(self, weights: WeightSet, changes: Changes) -> None:
+        """Publishes the weights after a step as the next version; `changes` is what the step has changed."""
         now = self.snapshots.current
         version = replace(now.version, version=now.version.version + 1)
         steps, options = self.groups.step_ranges(), tuple(self.groups.effective(version.version))
-        self.snapshots.publish(replace(now, version=version, weights=weights, steps=steps, effective=options))
+        stepped = replace(now, version=version, weights=weights, steps=steps, effective=options)
+        self.snapshots.publish(stepped, changes)
         self.notify()
 
     def publish_revision(self, weights: WeightSet | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from optd_server.store.gradients import Gradient
 from optd_wire.errors import OptdError
-from optd_wire.frames import Frame
+from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _round() -> "asyncio.Future[Round]":
 class Upload(Protocol):
     """The gradient of a push, which its sender keeps until it is asked for."""
 
-    async def receive(self, write: Callable[[Sequence[Frame]], Awaitable[None]]) -> None:
+    async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         """Hands it to `write`, frames by frames; raises what `write` raises, or what breaks it off."""
 
     async def skip(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -10,12 +10,13 @@ from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push, Upload
 from optd_server.engine.round import Refused, Round
-from optd_server.engine.step import take_step
+from optd_server.engine.row_rules import check_gradients
+from optd_server.engine.step import Step
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Gradient, Slot
 from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
-from optd_wire.frames import Frame
+from optd_wire.frames import Received
 from optd_wire.values import GroupOptions, PushHeader, PushResult
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Pushes:
                 upload.park()
             round_ = await push.begins()
 
-            async def write(frames: Sequence[Frame]) -> None:
+            async def write(frames: Sequence[Received]) -> None:
                 if round_.must_wait(push, frames):
                     upload.park()
                 await round_.write(push, frames)
@@ -338,22 +339,29 @@ class Pushes:
         if self._rounds.get(round_.pushes[0]) is not round_:
             return  # broken off while it waited for readers
         changes = self._plan_options(round_.pushes)
+        self._check_gradients(round_, dict(changes))
         round_.stepping = True
-        elements = model.cost(model.elements)
-        gradient = await self._offload.run(elements * len(round_.pushes), round_.gradient)
+        gradient = await self._offload.run(model.cost(round_.elements), round_.gradient)
         model.change_options(changes)
         gradient.cover(model.groups.extents)
-        current = model.snapshots.current.weights.buffers
-        await self._offload.run(
-            elements, lambda: take_step(model.groups, stepped_from, gradient, current, weights.buffers, self._offload)
-        )
+        step = Step(model.groups, stepped_from, model.snapshots, gradient, weights)
+        await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
         if round_.slot is None:
             model.slots.forget()
         else:
             model.slots.keep(round_.slot, gradient)
-        model.publish_step(weights)
+        model.publish_step(weights, step.changes)
         for push in round_.pushes:
             self._answer(push, stepped_from)
+
+    def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
+        """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""
+        options = {index: changed.options for index, changed in changes.items()}
+        for push in round_.pushes:
+            try:
+                check_gradients(self._model.groups, options, *round_.has(push))
+            except OptdError as error:
+                raise Refused(push, error) from None
 
     def _answer(self, push: Push, stepped_from: int) -> None:
         """Marks a push as applied and answers its callers."""

@@ -16,6 +16,7 @@ from optd_server.store.extents import Extent, Slab
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Mask, Presence, owner_of
+from optd_server.store.rows import Rows
 from optd_wire.errors import NonfiniteGradient
 from optd_wire.frames import Frame
 
@@ -83,6 +84,19 @@ class Reduction:
                         self._backend.scale(sums.slabs[number][index][start:stop], 1 / count, self._threads)
                 covered[-1].append(counts > 0)
         return covered
+
+    def scale_rows(self, rows: Rows, count: int) -> None:
+        """Makes the mean of sums of rows of so many pushes."""
+        self._backend.scale(rows.values.reshape(-1), 1 / count, self._threads)
+
+    def elements(self, presence: Presence) -> int:
+        """How many elements the parameters have that are present."""
+        extents = zip(self._extents, presence, strict=False)
+        return sum(
+            int(np.dot(present, slab.sizes))
+            for extent, flags in extents
+            for slab, present in zip(extent.slabs, flags, strict=True)
+        )
 
     def mean(self, gradients: Sequence[Gradient], into: FlatBuffers) -> tuple[Presence, bool]:
         """Writes the mean of gradients that lie in memory, in one pass.

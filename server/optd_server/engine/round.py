@@ -4,7 +4,7 @@ A round begins when all of its pushes have been announced, so that their order i
 added up as they arrive, into one slot: the memory of a round does not depend on how many workers it has. So that the
 same pushes give the same bits whatever comes first, a push adds its numbers at a place only after all pushes before it
 have added theirs there; until then its sender is not read any further. Gradients in memory that workers share lie there
-already; where all do, they are added up in one pass.
+already; where all do, they are added up in one pass. Rows of a parameter lie apart from that, and come last.
 """
 
 import asyncio
@@ -20,12 +20,16 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import FrameSink
 from optd_server.store.gradients import Gradient, Slot
 from optd_server.store.ledger import Presence
+from optd_server.store.rows import RowPlace, Rows, RowSums
 from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
-from optd_wire.frames import Frame
+from optd_wire.frames import Frame, Received
+from optd_wire.rows import RowFrame
 from optd_wire.values import GRADIENT
 
 END = 1 << 62
 """A place behind all elements."""
+ROWS = END - 1
+"""The place of all rows: behind all frames of elements."""
 
 
 class Refused(Exception):
@@ -44,6 +48,8 @@ class Part:
     push: Push
     sink: FrameSink | None
     presence: Presence | None = None
+    tables: set[RowPlace] = field(default_factory=set)
+    """The parameters that it has rows of, or has said to have none of."""
     reached: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -75,6 +81,7 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         self._parts = {push: self._part_of(push, groups) for push in self.pushes}
+        self._rows = RowSums(tuple(extents))
 
     def _part_of(self, push: Push, groups: Sequence[str]) -> Part:
         if push.shared is not None:
@@ -113,30 +120,44 @@ class Round:
             elements = sum(slab.size for slab in buffers.all_slabs())
             await self._working(self._offload.copy(elements, lambda: self._reduction.clear(buffers)))
 
-    def must_wait(self, push: Push, frames: Sequence[Frame]) -> bool:
+    def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
         """Whether other pushes have to pass first where these frames belong."""
         if push is self.pushes[0]:
             return False
-        place = self._place_behind(self._parts[push], frames)
+        place = self._passed(self._place_behind(self._parts[push], frames))
         return any(self._parts[other].reached < place for other in self.pushes[: self.pushes.index(push)])
 
-    async def write(self, push: Push, frames: Sequence[Frame]) -> None:
+    async def write(self, push: Push, frames: Sequence[Received]) -> None:
         """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
         part = self._parts[push]
         assert part.sink is not None
-        sink, add = part.sink, len(self.pushes) > 1
+        add = len(self.pushes) > 1
         place = self._place_behind(part, frames) if add else 0
-        await self._turn(part, place)
-        elements = sum(frame.count for frame in frames)
-        work = self._offload.copy(elements, lambda: self._reduction.write_frames(sink, frames, add=add))
-        await self._working(work)
+        await self._turn(part, self._passed(place))
+        elements = sum(elements_of(frame) for frame in frames)
+        await self._working(self._offload.copy(elements, lambda: self._write(part, frames, add=add)))
         part.advance(place)
 
+    def _write(self, part: Part, frames: Sequence[Received], *, add: bool) -> None:
+        assert part.sink is not None
+        self._reduction.write_frames(part.sink, [frame for frame in frames if isinstance(frame, Frame)], add=add)
+        for frame in frames:
+            if isinstance(frame, RowFrame):
+                part.tables.add(self._rows.add(frame))
+
+    def _passed(self, place: int) -> int:
+        """What the pushes before must have passed. Of rows there is but one place: they must be at their ends."""
+        return END if place == ROWS else place
+
     def seal(self, push: Push) -> None:
-        """Says that all frames of a push are there; raises `IncompleteParameter`."""
+        """Says that all frames of a push are there; raises `IncompleteParameter` or `InvalidRequest`."""
         part = self._parts[push]
         assert part.sink is not None
-        part.presence = part.sink.ledger.presence()
+        presence = part.sink.ledger.presence()
+        for table in part.tables:
+            if presence[table.extent][table.slab][table.parameter]:
+                raise InvalidRequest(problem=f"a push has parameter {table.name!r} whole, and rows of it besides")
+        part.presence = presence
         part.advance(END)
 
     async def add_shared(self, push: Push) -> None:
@@ -149,17 +170,21 @@ class Round:
         await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers)))
         part.advance(END)
 
-    def _place_behind(self, part: Part, frames: Sequence[Frame]) -> int:
+    def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
         """The place behind the last frame; raises `InvalidRequest` unless frames come in ascending order."""
         place = part.reached
         for frame in frames:
+            if isinstance(frame, RowFrame):
+                place = ROWS
+                continue
             if frame.group >= len(self._bases):
                 continue  # which writing it finds out
             start = self._bases[frame.group] + frame.offset
             if start < place:
                 raise InvalidRequest(
                     problem="where a step is made of several pushes, the frames of a push must come in ascending order "
-                    f"of group and offset; one of group {frame.group} at offset {frame.offset} came too late"
+                    f"of group and offset, and rows last; one of group {frame.group} at offset {frame.offset} came "
+                    "too late"
                 )
             # Whoever claims more than there is waits for its turn, too, and is refused then.
             place = min(start + frame.count, END)
@@ -201,8 +226,10 @@ class Round:
         if not self.all_shared:
             assert self.slot is not None
             presences = [part.presence for part in self._parts.values() if part.presence is not None]
+            rows = self._spread_rows(presences)
             several = len(presences) > 1
-            return self.slot.holding(self._reduction.divide(self.slot.buffers, presences) if several else presences[0])
+            presence = self._reduction.divide(self.slot.buffers, presences) if several else presences[0]
+            return self.slot.holding(presence, self._mean_rows(rows))
         gradients = [push.shared for push in self.pushes if push.shared is not None]
         if len(gradients) == 1:
             self._check_shared()
@@ -213,6 +240,40 @@ class Round:
             self._check_shared()
         return self.slot.holding(presence)
 
+    def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
+        """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""
+        assert self.slot is not None
+        left = []
+        for rows in self._rows.sums():
+            at = rows.place
+            if any(presence[at.extent][at.slab][at.parameter] for presence in presences):
+                rows.add_to(self.slot.buffers.slabs[at.extent][at.slab])
+                for part in self._parts.values():
+                    if at in part.tables and part.presence is not None:
+                        part.presence[at.extent][at.slab][at.parameter] = True
+            else:
+                left.append(rows)
+        return left
+
+    def _mean_rows(self, sums: Sequence[Rows]) -> tuple[Rows, ...]:
+        for rows in sums:
+            count = sum(rows.place in part.tables for part in self._parts.values())
+            if count > 1:
+                self._reduction.scale_rows(rows, count)
+        return tuple(sums)
+
+    def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
+        """The parameters that a push has rows of, and those that it has whole."""
+        part = self._parts[push]
+        assert part.presence is not None
+        return part.tables, part.presence
+
+    @property
+    def elements(self) -> int:
+        """How many elements its gradients have."""
+        presences = [part.presence for part in self._parts.values() if part.presence is not None]
+        return self._rows.size + sum(self._reduction.elements(presence) for presence in presences)
+
     def _check_shared(self) -> None:
         for push in self.pushes:
             assert push.shared is not None
@@ -220,6 +281,14 @@ class Round:
                 self._reduction.check(push.shared)
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
+
+
+def elements_of(frame: Received) -> int:
+    """How many elements a frame has; of rows, about."""
+    if isinstance(frame, Frame):
+        return frame.count
+    size = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
+    return frame.count + size // 2
 
 
 def _bases(extents: Sequence[Extent]) -> list[int]:

@@ -1,26 +1,167 @@
-"""The arithmetic of one step: new weights beside the current ones, state in place. Runs off the event loop."""
+"""The arithmetic of one step: new weights beside the current ones, state in place. Runs off the event loop.
+
+Where a gradient has most of a slab's elements every new weight is written. Where it has few, the set that the step
+writes to is brought up to date first, by what it lacks of the current weights; then only what changes is written.
+"""
+
+from dataclasses import dataclass
 
 from optd_server.engine.groups import Groups
-from optd_server.engine.offload import Offload
+from optd_server.engine.offload import INLINE_ELEMENTS, Offload
+from optd_server.engine.reduction import present_ranges
+from optd_server.engine.row_rules import group_of
+from optd_server.optim.algorithm import Elementwise
+from optd_server.optim.option import Options
+from optd_server.optim.segment import SegmentState
 from optd_server.optim.step import apply
-from optd_server.store.flat import FlatBuffers
+from optd_server.optim.touched import RowGradient, apply_touched
+from optd_server.store.extents import Slab
+from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
+from optd_server.store.journal import FRACTION, Change, ChangedRows, Changes
+from optd_server.store.ledger import Mask
+from optd_server.store.rows import Rows, densify
+from optd_server.store.snapshots import Snapshots, WeightSet
 
 
-def take_step(
-    groups: Groups, version: int, gradient: Gradient, current: FlatBuffers, following: FlatBuffers, offload: Offload
-) -> None:
-    """Writes the weights after the step from `version` into `following`, and updates the state in `groups`."""
-    options = groups.effective(version)
-    for number, index, slab, state in groups.slabs():
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a step does to one slab."""
+
+    slab: Slab
+    options: list[Options]
+    state: SegmentState
+    current: Array
+    following: Array
+    gradient: Array
+    present: Mask
+    rows: tuple[Rows, ...]
+    change: Change | None
+    """What it changes; None: most."""
+    lacks: list[Change] | None
+    """What `following` lacks of the current weights; None: most."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it reads and writes only what changes, and what is lacking."""
+        return bool(self.rows) or (self.change is not None and self.lacks is not None)
+
+    @property
+    def elements(self) -> int:
+        """How many elements it reads and writes, about."""
+        if not self.is_small:
+            return self.slab.count
+        changed = self.slab.count if self.change is None else self.change.elements
+        return changed + (self.slab.count if self.lacks is None else _elements(self.lacks))
+
+
+class Step:
+    """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing."""
+
+    def __init__(self, groups: Groups, version: int, snapshots: Snapshots, gradient: Gradient, into: WeightSet) -> None:
+        self._groups = groups
+        self._gradient = gradient
+        self._options = groups.effective(version)
+        # Rows that move with others: theirs is the step of a whole gradient.
+        self._whole = [rows for rows in gradient.rows if self._moves_all(rows)]
+        gradient.rows = tuple(rows for rows in gradient.rows if not self._moves_all(rows))
+        for rows in self._whole:
+            gradient.presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
+        self._parts = [
+            [self._part(snapshots, into, number, index) for index in range(len(extent.slabs))]
+            for number, extent in enumerate(groups.extents)
+        ]
+        into.numbers.clear()
+
+    def _moves_all(self, rows: Rows) -> bool:
+        rule = self._groups.algorithm.rows
+        return rule is None or rule.whole(self._options[group_of(self._groups, rows.place)])
+
+    def _part(self, snapshots: Snapshots, into: WeightSet, number: int, index: int) -> _Part:
+        slab = self._groups.extents[number].slabs[index]
+        current = snapshots.current.weights.buffers.slabs[number][index]
+        present = self._gradient.presence[number][index]
+        rows = tuple(r for r in self._gradient.rows if (r.place.extent, r.place.slab) == (number, index))
+        change = self._change(slab, present, rows)
+        lacks = snapshots.lacks(into, number, index) if rows or change is not None else None
+        if lacks is not None and _elements(lacks) * FRACTION > slab.count:
+            lacks = None
+        return _Part(
+            slab,
+            [self._options[group] for group in slab.groups],
+            self._groups.slab_state(number, index),
+            current,
+            into.buffers.slabs[number][index],
+            self._gradient.slabs[number][index] if number < len(self._gradient.slabs) else current,
+            present,
+            rows,
+            change,
+            lacks,
+        )
+
+    def _change(self, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
+        """What a step changes in a slab; None for most of it, and where a whole step costs no more."""
+        whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
+        if not rows and (whole or present.all()):
+            return None
+        tables = tuple(ChangedRows(r.place.start, r.place.rows, r.place.columns, r.ids) for r in rows)
+        change = Change(tuple(present_ranges(present, slab.starts, slab.sizes)), tables)
+        return change if change.elements * FRACTION <= slab.count else None
+
+    @property
+    def elements(self) -> int:
+        """How many elements it reads and writes, about."""
+        whole = sum(rows.place.rows * rows.place.columns for rows in self._whole)
+        return whole + sum(part.elements for row in self._parts for part in row)
+
+    @property
+    def changes(self) -> Changes:
+        """What it changes, by extent and slab."""
+        return [[part.change for part in row] for row in self._parts]
+
+    def take(self, offload: Offload) -> None:
+        """Writes the weights after the step, and updates the state in the groups."""
+        densify(self._whole, self._gradient.slabs)
+        for row in self._parts:
+            for part in row:
+                if part.is_small:
+                    self._take_small(part, offload)
+                else:
+                    self._take_whole(part, offload)
+
+    def _take_whole(self, part: _Part, offload: Offload) -> None:
         apply(
-            groups.algorithm,
-            [options[group] for group in slab.groups],
-            state,
-            weights=current.slabs[number][index],
-            gradient=gradient.slabs[number][index] if number < len(gradient.slabs) else current.slabs[number][index],
-            out=following.slabs[number][index],
-            present=gradient.presence[number][index],
+            self._groups.algorithm,
+            part.options,
+            part.state,
+            weights=part.current,
+            gradient=part.gradient,
+            out=part.following,
+            present=part.present,
             threads=offload.threads,
             backend=offload.kernels,
         )
+
+    def _take_small(self, part: _Part, offload: Offload) -> None:
+        algorithm = self._groups.algorithm
+        assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
+        if part.lacks is None:
+            offload.kernels.copy(part.following, part.current, offload.threads)
+        for change in part.lacks or ():
+            change.copy(part.following, part.current)
+        apply_touched(
+            algorithm,
+            part.options,
+            part.state,
+            weights=part.current,
+            gradient=part.gradient,
+            out=part.following,
+            present=part.present,
+            rows=[RowGradient(rows.place.parameter, rows.ids, rows.values) for rows in part.rows],
+            threads=offload.threads,
+            backend=offload.kernels,
+        )
+
+
+def _elements(changes: list[Change]) -> int:
+    return sum(change.elements for change in changes)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim.option import Option, Options, Rule
+from optd_server.optim.row_rule import RowRule
 
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
@@ -122,6 +123,8 @@ class Algorithm:
     state: tuple[StateField, ...] = ()
     shape_problem: Callable[[Shape], str | None] | None = None
     """What is wrong with parameters of a shape, as the end of "parameter 'w' must …"; None: nothing, with any."""
+    rows: RowRule | None = None
+    """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
 
     def fields(self, options: Options) -> tuple[StateField, ...]:
         """Return the state fields that resolved options need."""

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from optd_server.optim.algorithm import Algorithm, StateField, own
 from optd_server.optim.option import Options
-from optd_server.optim.runs import elements
 from optd_server.optim.segment import SegmentState
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -56,11 +55,10 @@ class Assignment:
             waiting = self.waiting(field, segment)
             if present is not None:
                 waiting &= present
-            if waiting.any():
-                layout = segment.layout(field)
-                values = np.array([field.initial(each) for each in self.distinct])[self.which[waiting]]
-                index = elements(layout.offsets[waiting], layout.sizes[waiting])
-                segment.state[field.name][index] = np.repeat(values, layout.sizes[waiting])
+            for number in np.flatnonzero(waiting).tolist():
+                value = field.initial(self.distinct[int(self.which[number])])
+                if value != 0:
+                    segment.state[field.name][segment.layout(field).elements(number, number + 1)] = value
 
     def finish(self, segment: SegmentState, present: Mask | None) -> None:
         """Count a step of the parameters in `present`, or of all, which have the state that they need from now on."""

@@ -1,5 +1,7 @@
 """One step of an algorithm on one flat segment of many groups, out of place for the weights.
 
+Here every new weight is written; `touched` has a step that reads and writes only what has a gradient.
+
 Of an elementwise algorithm, `cases` says which parameters share coefficients and `runs` where these lie, and a backend
 does the arithmetic; `parameterwise` takes one parameter after the other.
 """
@@ -18,7 +20,7 @@ from optd_server.optim.cases import Plan
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 
-__all__ = ["SegmentState", "apply"]
+__all__ = ["SegmentState", "apply", "begin", "check"]
 
 
 def apply(
@@ -60,17 +62,12 @@ def apply(
         ValueError: A buffer has another shape or dtype than the segment says, `out` shares memory, or there
             is no thread to work.
     """
-    _check(segment, options, weights=weights, gradient=gradient, out=out, present=present, threads=threads)
+    check(segment, options, weights=weights, gradient=gradient, out=out, present=present, threads=threads)
     if len(segment.sizes) == 0:
         return
     if present is not None and present.all():
         present = None
-    assignment = segment.assignment
-    if assignment is None or not assignment.fits(algorithm, options):
-        assignment = segment.assignment = _assign(algorithm, options, segment)
-    for field in assignment.needs:
-        segment.allocate(field)
-    assignment.begin(segment, present)
+    assignment = begin(algorithm, options, segment, present)
     weights, gradient = _read_only(weights), _read_only(gradient)
     if isinstance(assignment, Plan):
         work = Work(
@@ -90,10 +87,21 @@ def apply(
     assignment.finish(segment, present)
 
 
-def _assign(algorithm: Algorithm, options: Sequence[Options], segment: SegmentState) -> Assignment:
-    if isinstance(algorithm, Elementwise):
-        return Plan(algorithm, options, segment)
-    return Assignment(algorithm, options, segment)
+def begin(
+    algorithm: Algorithm, options: Sequence[Options], segment: SegmentState, present: npt.NDArray[np.bool_] | None
+) -> Assignment:
+    """Make a segment ready for a step of the parameters in `present`, or of all, and return how its options are dealt.
+
+    `finish` of what is returned ends the step.
+    """
+    assignment = segment.assignment
+    if assignment is None or not assignment.fits(algorithm, options):
+        made = Plan(algorithm, options, segment) if isinstance(algorithm, Elementwise) else None
+        assignment = segment.assignment = made or Assignment(algorithm, options, segment)
+    for field in assignment.needs:
+        segment.allocate(field)
+    assignment.begin(segment, present)
+    return assignment
 
 
 def _read_only(array: Vector) -> Vector:
@@ -102,7 +110,7 @@ def _read_only(array: Vector) -> Vector:
     return view
 
 
-def _check(
+def check(
     segment: SegmentState,
     options: Sequence[Options],
     *,
@@ -112,6 +120,7 @@ def _check(
     present: npt.NDArray[np.bool_] | None,
     threads: int,
 ) -> None:
+    """Raise ValueError for arguments of `apply` that are not what it says."""
     if len(options) != len(segment.groups):
         raise ValueError(f"options must be those of {len(segment.groups)} groups, got {len(options)}")
     for name, array in (("weights", weights), ("gradient", gradient), ("out", out)):

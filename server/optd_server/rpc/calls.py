@@ -236,6 +236,8 @@ def snake_case(name: str) -> str:
 
 def _decoder(method: MethodDescriptor) -> Callable[[bytes], Any]:
     message_class: type[Message] = symbol_database.Default().GetSymbol(method.input_type.full_name)
+    if "rows" in method.input_type.fields_by_name:
+        return lambda data: wire.decode_received(message_class, data)
     if "frames" in method.input_type.fields_by_name:
         return lambda data: wire.decode(message_class, data)
 

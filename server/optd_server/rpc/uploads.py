@@ -1,17 +1,20 @@
 """The frames of an upload, message by message, to wherever they are written."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from optd_server.engine.offload import Offload
 from optd_server.rpc.calls import Requests
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import Frame
+from optd_wire.frames import Frame, Received
 
+F = TypeVar("F", Frame, Received)
 Write = Callable[[Sequence[Frame]], Awaitable[None]]
 
 
-async def receive(requests: Requests, first: Any, frames: list[Frame], write: Write) -> None:
+async def receive(
+    requests: Requests, first: Any, frames: list[F], write: Callable[[Sequence[F]], Awaitable[None]]
+) -> None:
     """Writes the frames of `first` and of what follows it, up to the message that says it is the last.
 
     Raises what `write` raises, and `InvalidRequest` for a stream that ends before: it has broken off.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from optd_server.store.memory import ALIGNMENT
 from optd_wire.dtypes import DTYPES
 from optd_wire.layout import GroupLayout
+from optd_wire.values import ParameterInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,12 @@ class Extent:
 
     def shapes(self, slab: Slab) -> list[tuple[int, ...]]:
         """The shape of each parameter of a slab."""
+        return [parameter.shape for parameter in self.parameters(slab)]
+
+    def parameters(self, slab: Slab) -> list[ParameterInfo]:
+        """The parameters of a slab in order."""
         return [
-            layout.parameters[member].shape
+            layout.parameters[member]
             for layout in self.layouts
             for segment in layout.segments
             if segment.dtype == slab.dtype

@@ -10,14 +10,19 @@ import numpy as np
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.ledger import Presence
+from optd_server.store.rows import Rows
 
 
 @dataclass(slots=True)
 class Gradient:
-    """A gradient of the whole job: by extent and slab its numbers, and which parameters have some."""
+    """A gradient of the whole job: by extent and slab its numbers, and which parameters have some.
+
+    Parameters of `rows` are none of these: they have numbers for some rows only, which lie elsewhere.
+    """
 
     slabs: list[list[Array]]
     presence: Presence
+    rows: tuple[Rows, ...] = ()
 
     def cover(self, extents: Sequence[Extent]) -> None:
         """Says that there is nothing for groups that were added after it was computed."""
@@ -39,9 +44,9 @@ class Slot:
         """Makes room for all of `extents`."""
         self.buffers.extend(extents)
 
-    def holding(self, presence: Presence) -> Gradient:
-        """The gradient that lies here."""
-        return Gradient(self.buffers.slabs, presence)
+    def holding(self, presence: Presence, rows: tuple[Rows, ...] = ()) -> Gradient:
+        """The gradient that lies here, and rows of other parameters."""
+        return Gradient(self.buffers.slabs, presence, rows)
 
 
 class Slots:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.journal import Change, Changes, Journal
 from optd_server.store.memory import Allocate, Region, SharedRegion, published
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
@@ -32,6 +33,8 @@ class WeightSet:
         self.buffers = FlatBuffers(extents, allocate)
         self.holders = 0
         self.in_place = 0
+        self.numbers: list[int] = []
+        """By extent, which of the job's weights lie in it: see `Journal`. Empty while it holds none."""
         self.shared = allocate is published
         """Whether workers of this host can map it."""
 
@@ -86,10 +89,12 @@ class Snapshots:
 
     def __init__(self, first: Snapshot, *, most: int) -> None:
         self.current = first
+        self.journal = Journal()
         self.shared = False
         self.wanted = False
         """Whether a writer waits for readers to finish."""
         self._sets = [first.weights]
+        self._number(first.weights)
         self._most = most
         self._released = asyncio.Event()
         self._closed: Exception | None = None
@@ -139,6 +144,7 @@ class Snapshots:
         copied = WeightSet(weights.buffers.extents, published)
         for target, source in zip(copied.buffers.all_slabs(), weights.buffers.all_slabs(), strict=True):
             target[:] = source
+        copied.numbers = list(weights.numbers)
         self._sets.append(copied)
         return copied
 
@@ -154,6 +160,7 @@ class Snapshots:
             buffers = here
         # All weights of a version lie in one set.
         self.current.weights.buffers.adopt(buffers)
+        self._number(self.current.weights)
 
     async def spare(self) -> WeightSet:
         """A set to write the next version into; waits while the bound is reached and all others are being read.
@@ -205,6 +212,20 @@ class Snapshots:
         self._closed = error
         self._released.set()
 
-    def publish(self, snapshot: Snapshot) -> None:
-        """Makes `snapshot` the current one."""
+    def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[Change] | None:
+        """What a spare set lacks of the current weights of a slab; None where that may be everything."""
+        if extent >= len(weights.numbers):
+            return None
+        return self.journal.since(weights.numbers[extent], extent, slab)
+
+    def publish(self, snapshot: Snapshot, changes: Changes | None = None) -> None:
+        """Makes `snapshot` the current one; `changes` tells what a step has changed in its weights."""
+        if snapshot.weights is not self.current.weights:
+            elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
+            self.journal.note(snapshot.version.version, changes, elements)
+            self._number(snapshot.weights)
         self.current = snapshot
+
+    def _number(self, weights: WeightSet) -> None:
+        """Says that a set holds the current weights."""
+        weights.numbers = [self.journal.number] * len(weights.buffers.extents)

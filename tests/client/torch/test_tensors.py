@@ -206,17 +206,6 @@ def test_a_graph_of_gradients_is_no_matter(serve: Callable) -> None:
     assert weight.tolist() == [0, 0]
 
 
-def test_sparse_gradients_are_refused(serve: Callable) -> None:
-    embedding = nn.Embedding(4, 2, sparse=True)
-    optimizer = serve(SGD, embedding.named_parameters())
-    embedding(torch.tensor([1])).sum().backward()
-    message = r"gradient of parameter 'weight' must be a dense tensor, got one of layout torch.sparse_coo"
-    for call in (optimizer.step, optimizer.push):
-        with pytest.raises(NotAnArray, match=message):
-            call()
-    assert optimizer.session.info().version.version == 0
-
-
 def test_gradients_that_are_not_finite_change_nothing(serve: Callable) -> None:
     model = nn.Linear(2, 2)
     optimizer = serve(SGD, model.named_parameters())

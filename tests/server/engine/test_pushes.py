@@ -202,7 +202,7 @@ def test_a_step_that_breaks_off_ends_the_job_and_says_so(play, monkeypatch):
         def breaks(*arguments):
             raise MemoryError("no room")
 
-        monkeypatch.setattr(pushes_module, "take_step", breaks)
+        monkeypatch.setattr(pushes_module.Step, "take", breaks)
         with pytest.raises(errors.JobFailed, match=r"failed in the step after version 0: MemoryError\('no room'\)"):
             await engine.push(job, "a", 1)
         monkeypatch.undo()

@@ -43,6 +43,9 @@ class Row:
     slack: float = 0.0
     """How far weights may lie apart besides. Say why."""
 
+    sparse: bool = False
+    """Whether torch's class takes gradients of rows only."""
+
     @property
     def algorithm(self) -> Algorithm:
         return ALGORITHMS[self.name]
@@ -83,6 +86,13 @@ TABLE = [
     ),
     Row("adam", torch.optim.Adam, {**ADAM_GRID, "decoupled_weight_decay": FALSE_TRUE}),
     Row("adamw", torch.optim.AdamW, ADAM_GRID),
+    Row(
+        "sparse_adam",
+        torch.optim.SparseAdam,
+        {"lr": (1e-2,), "betas": BETAS, "eps": (1e-8, 1e-3), "maximize": FALSE_TRUE},
+        shapes=tuple(shape for shape in SHAPES if shape),
+        sparse=True,
+    ),
     Row(
         "adadelta",
         torch.optim.Adadelta,
@@ -270,7 +280,7 @@ class Twins:
         self.algorithm, self.dtype = row.algorithm, dtype
         shapes = shapes or row.shapes
         self.groups = [{**defaults, **options} for options in groups]
-        self.slack = row.slack
+        self.slack, self.sparse = row.slack, row.sparse
         self.conditions = [row.condition(options) for options in groups]
         self.weights = rng.standard_normal(len(groups) * sum(map(math.prod, shapes))).astype(dtype)
         sizes = [math.prod(shape) for shape in shapes] * len(groups)
@@ -306,7 +316,8 @@ class Twins:
         everywhere = np.ones(len(self.parameters), bool)
         present = everywhere if present is None else present.reshape(-1)
         for parameter, part, there in zip(self.parameters, self.split(gradient), present, strict=True):
-            parameter.grad = torch.from_numpy(part).reshape(parameter.shape) if there else None
+            gradient_here = torch.from_numpy(part).reshape(parameter.shape)
+            parameter.grad = (gradient_here.to_sparse(1) if self.sparse else gradient_here) if there else None
         self.optimizer.step()
         outs = {}
         for name, backend in BACKENDS.items():

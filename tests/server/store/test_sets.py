@@ -19,7 +19,7 @@ STEPS = (np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 
 def snapshots(most=3):
-    return Snapshots(Snapshot(JobVersion(), (LAYOUT,), (), WeightSet(EXTENTS), STEPS), most=most)
+    return Snapshots(Snapshot(JobVersion(), (LAYOUT,), (), WeightSet(EXTENTS), STEPS, ()), most=most)
 
 
 async def step(kept):

@@ -13,7 +13,7 @@ LAYOUTS = (lay_out([ParameterSpec("w", (4,), "float32")]),)
 
 def snapshots(most=3):
     steps = (np.zeros(1, np.int64), np.zeros(1, np.int64))
-    return Snapshots(Snapshot(JobVersion(), LAYOUTS, (), WeightSet([extent_of(LAYOUTS)]), steps), most=most)
+    return Snapshots(Snapshot(JobVersion(), LAYOUTS, (), WeightSet([extent_of(LAYOUTS)]), steps, ()), most=most)
 
 
 async def step(kept: Snapshots):

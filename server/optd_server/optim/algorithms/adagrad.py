@@ -12,6 +12,7 @@ from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, 
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import addcdiv, addcmul, directed
 from optd_server.optim.option import Option, Options, flag, number
+from optd_server.optim.row_rule import RowRule
 
 
 class AdagradCoefficients(NamedTuple):
@@ -21,8 +22,6 @@ class AdagradCoefficients(NamedTuple):
     """-lr / (1 + (t - 1) * lr_decay)"""
     eps: float
     weight_decay: float
-    initial: float
-    """What the sum of squares begins with."""
     maximize: bool
 
 
@@ -32,7 +31,6 @@ def coefficients(options: Options, step: int) -> AdagradCoefficients:
         negative_step_size=-(number(options, "lr") / (1 + (step - 1) * number(options, "lr_decay"))),
         eps=number(options, "eps"),
         weight_decay=number(options, "weight_decay"),
-        initial=number(options, "initial_accumulator_value"),
         maximize=flag(options, "maximize"),
     )
 
@@ -42,15 +40,13 @@ def update(c: AdagradCoefficients, block: Block) -> None:
     changed, scratch, std = block.scratch
     gradient = directed(block, c.maximize, c.weight_decay, out=changed, scratch=scratch)
     total = block.state["sum"]
-    if block.fresh:
-        total.fill(c.initial)
     addcmul(total, gradient, gradient, 1.0, out=total, scratch=scratch)
     np.add(np.sqrt(total, out=std), c.eps, out=std)
     addcdiv(block.weights, gradient, std, c.negative_step_size, out=block.out, scratch=scratch)
 
 
 def fused(
-    c: AdagradCoefficients, fresh: bool, weights: Vector, gradient: Vector, out: Vector, state: tuple[Vector, ...]
+    c: AdagradCoefficients, _: bool, weights: Vector, gradient: Vector, out: Vector, state: tuple[Vector, ...]
 ) -> None:
     """Apply one step to a tile: `update`, element by element."""
     (total,) = state
@@ -60,8 +56,7 @@ def fused(
             direction = -direction
         if c.weight_decay != 0:
             direction = direction + weights[i] * c.weight_decay
-        before = c.initial if fresh else total[i]
-        total[i] = before + direction * direction
+        total[i] = total[i] + direction * direction
         out[i] = weights[i] + direction * c.negative_step_size / (np.sqrt(total[i]) + c.eps)
 
 
@@ -83,7 +78,8 @@ ADAGRAD = Elementwise(
         epsilon(1e-10),
         MAXIMIZE,
     ),
-    state=(StateField("sum", seeded=True),),
+    state=(StateField("sum", initial=lambda options: number(options, "initial_accumulator_value")),),
+    rows=RowRule(zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,
     scratch=3,

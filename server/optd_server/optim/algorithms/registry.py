@@ -20,11 +20,13 @@ from optd_server.optim.algorithms.radam import RADAM
 from optd_server.optim.algorithms.rmsprop import RMSPROP
 from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
+from optd_server.optim.algorithms.sparse_adam import SPARSE_ADAM
 
 BUILT_IN: tuple[Algorithm, ...] = (
     SGD,
     ADAM,
     ADAMW,
+    SPARSE_ADAM,
     ADAGRAD,
     ADADELTA,
     ADAMAX,

@@ -11,6 +11,7 @@ from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, 
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, learning_rate, penalty
 from optd_server.optim.arithmetic import add, directed
 from optd_server.optim.option import Option, Options, Rule, flag, number
+from optd_server.optim.row_rule import RowRule
 
 
 class SgdCoefficients(NamedTuple):
@@ -118,6 +119,8 @@ SGD = Elementwise(
         ),
     ),
     state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
+    # Momentum goes on moving a row after its gradient has become zero.
+    rows=RowRule(whole=_has_momentum, zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,
     scratch=2,

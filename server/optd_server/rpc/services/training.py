@@ -1,7 +1,7 @@
 """TrainingService: gradients in, weights out."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,14 @@ from optd_server.engine.job import Job
 from optd_server.engine.selection import ranges_of, table_of
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.rows import RowMessages
-from optd_server.rpc.uploads import Write, receive, skip
+from optd_server.rpc.uploads import receive, skip
 from optd_server.rpc.weights import WeightMessages
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import Frame
+from optd_wire.frames import Received
 from optd_wire.rows import ids_of
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PullResult, PushHeader, PushResult, SharedWeights
@@ -118,11 +118,9 @@ class TrainingService:
             finally:
                 job.model.snapshots.release(snapshot)
 
-    async def _take(self, requests: Requests, message: Any, frames: list[Frame]) -> PushResult:
+    async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> PushResult:
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message of a push must have its header")
-        if message.rows:
-            raise InvalidRequest(problem="a push cannot have row-sparse gradients; send whole ones")
         header = from_message(message.header, PushHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
@@ -157,9 +155,9 @@ class _Upload:
 
     requests: Requests
     first: Any
-    frames: list[Frame]
+    frames: list[Received]
 
-    async def receive(self, write: Write) -> None:
+    async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         await receive(self.requests, self.first, self.frames, write)
 
     async def skip(self) -> None:

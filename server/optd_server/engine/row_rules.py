@@ -1,0 +1,45 @@
+"""Whether an algorithm takes the gradients of a push: of whole parameters, or of some rows of them."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from optd_server.engine.groups import Groups
+from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.store.ledger import Presence
+from optd_server.store.rows import RowPlace
+from optd_wire.errors import RowsNeedZero, RowsNotTaken, RowsOnly
+from optd_wire.values import Options
+
+
+def check_gradients(
+    groups: Groups, options: Mapping[int, Options], tables: Iterable[RowPlace], whole: Presence
+) -> None:
+    """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` where torch's class refuses such gradients.
+
+    `options` are those of groups for which they are about to change, `tables` the parameters that there are rows of,
+    and `whole` tells which there are whole gradients of.
+    """
+    algorithm = groups.algorithm
+    rule = algorithm.rows
+    for table in tables:
+        if rule is None:
+            takers = ", ".join(each.name for each in ALGORITHMS.values() if each.rows is not None)
+            raise RowsNotTaken(algorithm=algorithm.name, parameter=table.name, takers=takers)
+        group = group_of(groups, table)
+        given = options.get(group, groups.options[group].options)
+        for option in rule.zero:
+            if given[option] != 0:
+                raise RowsNeedZero(algorithm=algorithm.name, option=option, parameter=table.name, value=given[option])
+    if rule is not None and rule.only:
+        for extent, flags in zip(groups.extents, whole, strict=False):
+            for slab, present in zip(extent.slabs, flags, strict=True):
+                if present.any():
+                    name = extent.parameters(slab)[int(np.argmax(present))].name
+                    raise RowsOnly(algorithm=algorithm.name, parameter=name)
+
+
+def group_of(groups: Groups, table: RowPlace) -> int:
+    """The index of the group that a parameter is in."""
+    slab = groups.extents[table.extent].slabs[table.slab]
+    return slab.groups[int(np.searchsorted(np.cumsum(slab.parts), table.parameter, side="right"))]
