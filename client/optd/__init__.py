@@ -28,6 +28,7 @@ from optd.algorithms import (
     SparseAdam,
 )
 from optd.connection import connect
+from optd.job_options import Gradients
 from optd.local import local
 from optd.optimizer import Optimizer
 from optd.session import Session
@@ -48,6 +49,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Async",
+    "Gradients",
     "Lion",
     "Muon",
     "NAdam",

@@ -4,6 +4,7 @@ from typing import get_args
 
 from optd import environment
 from optd.encoding import Wire
+from optd.job_options import Gradients, options_of
 from optd.retry import with_retries
 from optd.session import CALL_SECONDS, LaneName, Session
 from optd.tls import TLS
@@ -27,6 +28,7 @@ def connect(
     lane: LaneName = "auto",
     encoding: str = "float32",
     policy: Policy | None = None,
+    gradients: Gradients | None = None,
 ) -> Session:
     """Opens a session with a server, and makes sure that the server answers.
 
@@ -49,6 +51,8 @@ def connect(
             What the last two leave out of a gradient is kept here and added to the next one. Weights come in the same
             encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
         policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
+        gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
+            taken as they come.
 
     Raises:
         Unreachable: Nothing answers there.
@@ -81,6 +85,7 @@ def connect(
         worker=worker,
         timeout=timeout,
         policy=policy or Async(),
+        options=options_of(gradients),
         max_message_bytes=status.limits.max_message_bytes,
         lane=lane,
         wire=wire,

@@ -5,7 +5,12 @@ from typing import TypedDict
 from optd.schedules import Schedule
 from optd_wire.values import OptionValue
 
-GROUP_OPTIONS: dict[str, OptionValue] = {"lr_schedule": None, "momentum_schedule": None}
+GROUP_OPTIONS: dict[str, OptionValue] = {
+    "lr_schedule": None,
+    "momentum_schedule": None,
+    "clip_norm": None,
+    "clip_value": None,
+}
 """Their names, with the values that count where a group does not have them."""
 
 
@@ -14,3 +19,5 @@ class GroupOptionArguments(TypedDict, total=False):
 
     lr_schedule: Schedule | str | None
     momentum_schedule: Schedule | str | None
+    clip_norm: float | None
+    clip_value: float | None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.lock import OwnedLock
+from optd.params import plain_option
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
 from optd.transport.base import Names, PullRequest, RowsRequest, StateSink, Transport, names_of
@@ -22,6 +23,8 @@ from optd_wire.values import (
     GroupSummary,
     GroupUpdate,
     JobInfo,
+    JobOptions,
+    JobUpdate,
     ParameterInfo,
     ParameterReport,
     ReadStateResult,
@@ -144,6 +147,17 @@ class Inquiry:
         """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""
         options, _ = self._ask(lambda left: self._transport.update_group(self.job, update, left))
         return options
+
+    def set_options(self, *, expected_revision: int | None = None, **options: Any) -> JobOptions:
+        """Changes options of the job as a whole, such as `clip_norm`, from the next step on; returns all of them.
+
+        `info().options` tells what they are, and since which version. With `expected_revision`, the revision told
+        there, the change is refused with `JobOptionConflict` where somebody else has made another one since. Raises
+        `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
+        """
+        given = {name: plain_option(value) for name, value in options.items()}
+        update = JobUpdate(self.job, given, expected_revision)
+        return self._ask(lambda left: self._transport.update_job(update, left))[0]
 
     def _ask(self, attempt: Callable[[float], T]) -> T:
         def usable_attempt(left: float) -> T:

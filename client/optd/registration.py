@@ -26,6 +26,7 @@ from optd_wire.values import (
     WEIGHTS,
     GroupInfo,
     GroupState,
+    JobOptions,
     JobSpec,
     JobVersion,
     Options,
@@ -88,11 +89,13 @@ class Registration:
             defaults=defaults,
             groups=tuple(group.spec() for group in groups),
             policy=session.policy,
+            options=session.options,
         )
         membership, created = session.register(spec, self._view.source(self._arrays()))
         self._base = membership.job.version
         if not created:
             self._warn_of_options(membership.job.groups)
+            self._warn_of_job_options(membership.job.options)
         for info, group in zip(membership.job.groups, self._dicts, strict=False):
             self._mirror.add(info.options, group)
         self.attached = not created or self._base.version > 0
@@ -244,6 +247,17 @@ class Registration:
                         value,
                         asked[name],
                     )
+
+    def _warn_of_job_options(self, found: JobOptions) -> None:
+        for name, asked in self.session.options.items():
+            if found.options.get(name) != asked:
+                logger.warning(
+                    "job %s exists already: it goes on with %s=%s, not %s; change it with session.set_options()",
+                    self.session.job,
+                    name,
+                    found.options.get(name),
+                    asked,
+                )
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.

@@ -43,6 +43,7 @@ from optd_wire.values import (
     JobSpec,
     JobVersion,
     Membership,
+    Options,
     Policy,
     PullResult,
     PushHeader,
@@ -80,6 +81,7 @@ class Session(Inquiry):
         worker: str,
         timeout: float,
         policy: Policy,
+        options: Options | None = None,
         max_message_bytes: int = 1 << 24,
         lane: LaneName = "grpc",
         wire: Wire | None = None,
@@ -87,6 +89,8 @@ class Session(Inquiry):
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
         self.policy = policy
+        self.options: Options = options or {}
+        """The options of the job as a whole, should it be created by this session."""
         self.wire = wire or Wire.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
         """How many bytes of frames one message of this session may have."""

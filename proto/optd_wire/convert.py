@@ -27,6 +27,7 @@ from optd_wire.v1 import (
 V = TypeVar("V")
 
 _RENAMED = {
+    values.JobUpdate: job_service_pb2.UpdateJobRequest,
     values.Membership: worker_service_pb2.JoinResponse,
     values.SharedMemory: worker_service_pb2.OpenSharedMemoryResponse,
     values.ServerStatus: inspection_service_pb2.GetServerStatusResponse,

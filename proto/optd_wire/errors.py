@@ -440,6 +440,17 @@ class OptionConflict(Conflict):
     )
 
 
+class JobOptionConflict(Conflict):
+    """Options of a job as a whole were changed by somebody else since the caller saw them."""
+
+    code = Code.ABORTED
+    reason = "JOB_OPTION_CONFLICT"
+    template = (
+        "job {job!r}: {option} was to become {ours}, but it has been changed to {theirs} at version {since} "
+        "by another caller; read the options again and decide"
+    )
+
+
 class PushWithdrawn(Conflict):
     """A push that waited for its round was taken back: its worker left, joined again or lost its lease."""
 

@@ -112,6 +112,15 @@ class JobOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """A change of options of a job as a whole, made on `expected_revision` of them (None: on whatever they are)."""
+
+    job: str
+    options: Options
+    expected_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AverageInfo:
     """An average of the weights that a job keeps, and how many versions have entered it."""
 

@@ -18,6 +18,7 @@ RENAMED = {
     "Membership": "JoinResponse",
     "ServerStatus": "GetServerStatusResponse",
     "JobReport": "WatchJobResponse",
+    "JobUpdate": "UpdateJobRequest",
     "SharedMemory": "OpenSharedMemoryResponse",
 }
 MESSAGES = {name: getattr(file, name) for file in files() for name in file.DESCRIPTOR.message_types_by_name}

@@ -145,6 +145,21 @@ def update_group(plain: Plain, name: str) -> None:
     assert plain.info(name).groups[0].options.options["lr"].number == 0.125
 
 
+def update_job(plain: Plain, name: str) -> None:
+    create(plain, name)
+    request = job_service_pb2.UpdateJobRequest(job=name, options=options({"clip_norm": 0.5}), expected_revision=0)
+    answer = plain.jobs.UpdateJob(request, timeout=SECONDS)
+    assert answer.options.options["clip_norm"].number == 0.5
+    assert (answer.options.revision, answer.version.revision, answer.version.version) == (1, 1, 0)
+    request.options["clip_norm"].number = 0.25
+    with refused("JOB_OPTION_CONFLICT", name, "clip_norm", "0.25", "0.5"):
+        plain.jobs.UpdateJob(request, timeout=SECONDS)
+    assert plain.info(name).options == answer.options
+    request.options["clip_norm"].number = -1
+    with refused("OPTION_OUT_OF_RANGE", "job", "clip_norm", "-1"):
+        plain.jobs.UpdateJob(request, timeout=SECONDS)
+
+
 # Workers
 
 
@@ -482,6 +497,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     delete_job,
     add_group,
     update_group,
+    update_job,
     join,
     renew_lease,
     leave,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
-from optd_wire.values import Options, OptionValue, Policy, Sync
+from optd_wire.values import GradientSummary, Options, OptionValue, Policy, Sync
 
 NONE = "-"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -81,6 +81,15 @@ def in_order(given: Mapping[str, object]) -> list[str]:
 def policy(value: Policy) -> str:
     """`async`, or `sync of 4`."""
     return f"sync of {value.workers}" if isinstance(value, Sync) else "async"
+
+
+def gradients(found: GradientSummary) -> str:
+    """What has become of gradients, as far as there is something to tell: `clipped 3  norm 1.25`."""
+    parts = [
+        ("clipped", count(found.clipped_steps), found.clipped_steps),
+        ("norm", number(found.norm), found.norm),
+    ]
+    return "  ".join(f"{name} {shown}" for name, shown, is_there in parts if is_there)
 
 
 def shape(dimensions: tuple[int, ...]) -> str:

@@ -19,9 +19,11 @@ from optd_wire.values import (
     GroupSummary,
     GroupUpdate,
     JobInfo,
+    JobOptions,
     JobReport,
     JobSpec,
     JobSummary,
+    JobUpdate,
     JobVersion,
     Membership,
     ParameterReport,
@@ -144,6 +146,10 @@ class Transport(ABC):
     @abstractmethod
     def update_group(self, job: str, update: GroupUpdate, timeout: float) -> tuple[GroupOptions, JobVersion]:
         """Changes options of a group."""
+
+    @abstractmethod
+    def update_job(self, update: JobUpdate, timeout: float) -> tuple[JobOptions, JobVersion]:
+        """Changes options of a job as a whole."""
 
     # Workers
 

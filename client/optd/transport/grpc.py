@@ -47,9 +47,11 @@ from optd_wire.values import (
     GroupSummary,
     GroupUpdate,
     JobInfo,
+    JobOptions,
     JobReport,
     JobSpec,
     JobSummary,
+    JobUpdate,
     JobVersion,
     Membership,
     ParameterReport,
@@ -141,6 +143,11 @@ class GrpcTransport(Transport):
         request = job_pb.UpdateGroupRequest(job=job, update=to_message(update))
         response = self._send("JobService/UpdateGroup", request, job_pb.UpdateGroupResponse, timeout)
         return from_message(response.options, GroupOptions), from_message(response.version, JobVersion)
+
+    def update_job(self, update: JobUpdate, timeout: float) -> tuple[JobOptions, JobVersion]:
+        """Changes options of a job as a whole."""
+        response = self._send("JobService/UpdateJob", to_message(update), job_pb.UpdateJobResponse, timeout)
+        return from_message(response.options, JobOptions), from_message(response.version, JobVersion)
 
     # Workers
 

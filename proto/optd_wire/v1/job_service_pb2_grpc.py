@@ -64,6 +64,11 @@ class JobServiceStub(object):
                 request_serializer=optd_dot_v1_dot_job__service__pb2.UpdateGroupRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateGroupResponse.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/optd.v1.JobService/UpdateJob',
+                request_serializer=optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -114,6 +119,13 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateJob(self, request, context):
+        """Changes options of the job as a whole, from the next step on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +158,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.UpdateGroup,
                     request_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateGroupRequest.FromString,
                     response_serializer=optd_dot_v1_dot_job__service__pb2.UpdateGroupResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +327,33 @@ class JobService(object):
             '/optd.v1.JobService/UpdateGroup',
             optd_dot_v1_dot_job__service__pb2.UpdateGroupRequest.SerializeToString,
             optd_dot_v1_dot_job__service__pb2.UpdateGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.JobService/UpdateJob',
+            optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

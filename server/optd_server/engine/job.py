@@ -22,8 +22,10 @@ from optd_wire.values import (
     GroupSpec,
     GroupUpdate,
     JobInfo,
+    JobOptions,
     JobSpec,
     JobSummary,
+    JobUpdate,
     JobVersion,
     WorkerInfo,
 )
@@ -61,6 +63,7 @@ class Job:
             policy=self.model.policy,
             groups=self.model.groups.infos(),
             version=self.model.version,
+            options=self.model.conditioning.options,
         )
 
     def summary(self) -> JobSummary:
@@ -80,6 +83,7 @@ class Job:
             planned_bytes=self.model.plan.bytes,
             created_unix_ms=int(self._created * 1000),
             failure=self.pushes.failure,
+            gradients=self.model.conditioning.summary(),
         )
 
     def worker_infos(self, now: float) -> tuple[WorkerInfo, ...]:
@@ -160,6 +164,15 @@ class Job:
             groups = self.model.groups
             self.model.change_options(groups.plan_updates((update,), self.name, self.model.version.version))
             return groups.options[groups.index(update.group, self.name)], self.model.version
+
+        return await self._writer.run(action)
+
+    async def update(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
+        """Changes options of the job as a whole, from the next step on."""
+
+        async def action() -> tuple[JobOptions, JobVersion]:
+            self.model.update(update)
+            return self.model.conditioning.options, self.model.version
 
         return await self._writer.run(action)
 

@@ -7,7 +7,9 @@ from itertools import count
 
 from optd_server.engine import plan
 from optd_server.engine.fields import state_bytes
+from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
+from optd_server.engine.job_options import initial, plan_update
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import Array, FlatBuffers
@@ -15,7 +17,7 @@ from optd_server.store.gradients import Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobVersion
+from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobUpdate, JobVersion
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
 PARAMETER_COST = 64
@@ -33,6 +35,7 @@ class Model:
         self.policy = spec.policy
         self.rule = rule_of(spec.policy)
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
+        self.conditioning = Conditioning(self.groups, initial(spec.options))
         self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
@@ -126,6 +129,13 @@ class Model:
             self._memory.reserve(self.plan, self._bytes(options))
         self.groups.options = options
         self.publish_revision()
+
+    def update(self, update: JobUpdate) -> None:
+        """Changes options of the job as a whole, from the next step on; raises what `plan_update` raises."""
+        options = plan_update(self.conditioning.options, update, self.version.version)
+        if options is not self.conditioning.options:
+            self.conditioning.options = options
+            self.publish_revision()
 
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""

@@ -189,7 +189,8 @@ class Pushes:
 
     def _begin(self, due: Sequence[Push]) -> None:
         """Begins a round, when there is room for its gradient."""
-        if len(due) == 1 and due[0].shared is not None:
+        shared = len(due) == 1 and due[0].shared is not None
+        if shared and not self._model.conditioning.may_write(due[0].header.updates):
             self._start(due, None)
         else:
             self._model.slots.take(lambda slot: self._start(due, slot))
@@ -340,12 +341,18 @@ class Pushes:
             return  # broken off while it waited for readers
         changes = self._plan_options(round_.pushes)
         self._check_gradients(round_, dict(changes))
+        if round_.slot is None and model.conditioning.writes:
+            # Options have changed since it began: with the gradient in a slot it begins anew.
+            raise RoundBroken(job=model.name, why="options of the job have changed")
         round_.stepping = True
         gradient = await self._offload.run(model.cost(round_.elements), round_.gradient)
         model.change_options(changes)
         gradient.cover(model.groups.extents)
+        cost = model.cost(round_.elements)
+        clipped = await self._offload.run(cost, lambda: model.conditioning.apply(gradient, self._offload))
         step = Step(model.groups, stepped_from, model.snapshots, gradient, weights)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
+        model.conditioning.note(clipped)
         if round_.slot is None:
             model.slots.forget()
         else:

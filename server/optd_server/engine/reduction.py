@@ -146,7 +146,8 @@ class Reduction:
 def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:
     """The element ranges of the parameters that are present, with neighbours joined."""
     if present.all():
-        return [(0, int(sizes.sum()))]
+        start = int(starts[0]) if len(starts) else 0
+        return [(start, start + int(sizes.sum()))]
     edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False])).astype(np.int8)))
     firsts, lasts = edges[::2], edges[1::2] - 1
     return [(int(starts[first]), int(starts[last] + sizes[last])) for first, last in zip(firsts, lasts, strict=True)]

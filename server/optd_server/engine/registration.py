@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.optim.algorithm import Algorithm
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
@@ -29,6 +29,7 @@ def check_job(spec: JobSpec) -> None:
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
     resolve_options(algorithm, spec.defaults)
+    resolve_job_options(spec.options)
     check_policy(spec.policy)
     if not spec.groups:
         raise EmptyGroup(what=f"job {spec.name!r}")

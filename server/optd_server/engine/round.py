@@ -221,6 +221,8 @@ class Round:
     def gradient(self) -> Gradient:
         """The gradient of the step: the only one, or for each parameter the mean over the pushes that have it.
 
+        It lies in the slot, if there is one.
+
         Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
         """
         if not self.all_shared:
@@ -231,10 +233,9 @@ class Round:
             presence = self._reduction.divide(self.slot.buffers, presences) if several else presences[0]
             return self.slot.holding(presence, self._mean_rows(rows))
         gradients = [push.shared for push in self.pushes if push.shared is not None]
-        if len(gradients) == 1:
+        if self.slot is None:
             self._check_shared()
             return gradients[0]
-        assert self.slot is not None
         presence, finite = self._reduction.mean(gradients, self.slot.buffers)
         if not finite:
             self._check_shared()

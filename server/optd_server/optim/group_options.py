@@ -2,15 +2,35 @@
 
 from collections.abc import Callable
 
-from optd_server.optim.option import Option, Options, OptionValue, Rule, floats, number, text
+from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
 from optd_server.optim.schedules.text import parse, schedule_option
 
 LR_SCHEDULE = "lr_schedule"
 MOMENTUM_SCHEDULE = "momentum_schedule"
+CLIP_NORM = "clip_norm"
+CLIP_VALUE = "clip_value"
+
+_POSITIVE = Range(0, None, low_open=True)
 
 GROUP_OPTIONS: tuple[Option, ...] = (
     schedule_option(LR_SCHEDULE, "a function of the job's version that lr is multiplied by"),
     schedule_option(MOMENTUM_SCHEDULE, "a function of the job's version that momentum, or betas[0], is multiplied by"),
+    Option(
+        CLIP_NORM,
+        "float",
+        None,
+        _POSITIVE,
+        nullable=True,
+        doc="the largest norm of the group's gradient, of the job's clip_norm_type; a larger one is scaled down",
+    ),
+    Option(
+        CLIP_VALUE,
+        "float",
+        None,
+        _POSITIVE,
+        nullable=True,
+        doc="the largest magnitude of an element of the group's gradient; larger ones are set to it",
+    ),
 )
 
 

@@ -187,6 +187,24 @@ def test_set(optctl, train: Callable):
     assert dict(group.options.options) == document["options"]["options"]
 
 
+def test_set_for_the_whole_job(optctl, train: Callable):
+    job = train()
+    version = job.step()
+    shown = optctl("set", job.name, "clip_norm=1e-6", "clip_norm_type=2")
+    assert shown.lines == [
+        f"{job.name}: clip_norm none -> 1e-06, since version {version}",
+        f"{job.name}: clip_norm_type is 2 already",
+    ]
+    job.step()
+    document = optctl("set", job.name, "clip_norm=none", "-o", "json").document
+    assert (document["previous"]["options"]["clip_norm"], document["options"]["options"]["clip_norm"]) == (1e-06, None)
+    shown, document = optctl.both("job", job.name)
+    assert any(line.startswith("options") and "clip_norm=none" in line for line in shown.lines)
+    assert any(line.startswith("gradients") and "clipped 1" in line for line in shown.lines)
+    assert document["options"] == optctl("set", job.name, "clip_norm=none", "-o", "json").document["options"]
+    assert document["job"]["gradients"]["clipped_steps"] == 1
+
+
 def test_delete(optctl, train: Callable):
     job = train()
     version = job.step()

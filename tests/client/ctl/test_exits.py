@@ -13,7 +13,7 @@ from optd.ctl.app import run
 from optd.ctl.exits import MEANINGS, Exit, code_of
 from optd.local import LocalServer, local
 from optd_wire import errors
-from optd_wire.values import GroupOptions, GroupSummary, JobVersion
+from optd_wire.values import Async, GroupOptions, GroupSummary, JobInfo, JobOptions, JobVersion
 
 from .conftest import Ended, Optctl
 
@@ -234,6 +234,16 @@ def test_set_tries_again_where_somebody_else_is_faster(called, told):
         update_group=[conflict, (group(5.0, 3).options, JobVersion(3))],
     )
     assert called("set", "j", "g", "lr=5").out == "j g: lr 2 -> 5, since version 3\n"
+
+
+def test_set_for_a_job_tries_again_where_somebody_else_is_faster(called, told):
+    def info(bound: float, revision: int) -> JobInfo:
+        options = JobOptions({"clip_norm": bound}, revision, revision)
+        return JobInfo("j", "sgd", {}, Async(), (), JobVersion(), options)
+
+    conflict = errors.JobOptionConflict(job="j", option="clip_norm", ours="1", theirs="2", since="7")
+    told(get_job=[info(1.0, 1), info(2.0, 2)], update_job=[conflict, (info(5.0, 3).options, JobVersion(3))])
+    assert called("set", "j", "clip_norm=5").out == "j: clip_norm 2 -> 5, since version 3\n"
 
 
 # A server that wants to know who asks

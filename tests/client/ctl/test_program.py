@@ -15,7 +15,7 @@ from optd.ctl.exits import MEANINGS, Exit
 from .conftest import Optctl
 
 COMMANDS = [
-    *["status", "health", "jobs", "groups", "group", "workers", "rejections", "algorithms"],
+    *["status", "health", "jobs", "job", "groups", "group", "workers", "rejections", "algorithms"],
     *["watch", "bench", "set", "delete"],
 ]
 

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from optd_server.engine.options import resolve_options
+from optd_server.engine.options import resolve_job_options, resolve_options
 from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.job_options import JOB
 from optd_server.optim.option import Option, Range
-from optd_wire.errors import InvalidOption, OptdError, OptionOutOfRange
+from optd_wire.errors import InvalidOption, OptdError, OptionOutOfRange, UnknownOption
 
 
 def outside(bounds: Range) -> Iterator[float]:
@@ -40,6 +42,9 @@ def invalid(option: Option) -> Iterator[tuple[object, str]]:
                     yield value, f"in {option.range}, got {shown(value)}"
             for other in ("0.1", True) if option.nullable else ("0.1", True, None):
                 yield other, f"{'a number' if option.kind == 'float' else 'a whole number'}, got {shown(other)}"
+        case "text" if option.choices:
+            choices = ", ".join(map(repr, option.choices))
+            yield from (("never", f"one of {choices}, got 'never'"), (1, "a text, got 1"))
 
 
 def invalid_entries(option: Option) -> Iterator[tuple[object, str]]:
@@ -73,6 +78,31 @@ def test_an_invalid_value_is_named_with_its_bound(name: str) -> None:
             resolve_options(ALGORITHMS[name], {option: value})
         assert str(caught.value) == message
         assert type(caught.value) is (OptionOutOfRange if "must be in " in message else InvalidOption)
+
+
+@pytest.mark.parametrize("option", JOB.options, ids=lambda option: option.name)
+def test_an_invalid_value_of_a_job_is_named_with_its_bound(option: Option) -> None:
+    cases = list(invalid(option))
+    assert cases
+    for value, words in cases:
+        with pytest.raises(OptdError) as caught:
+            resolve_job_options({option.name: value})
+        assert str(caught.value) == f"job: {option.name} must be {words}"
+
+
+@pytest.mark.parametrize("option", [o for o in GROUP_OPTIONS if o.kind != "text"], ids=lambda option: option.name)
+def test_an_invalid_value_that_every_group_may_have_is_named_with_its_bound(option: Option) -> None:
+    for value, words in invalid(option):
+        with pytest.raises(OptdError) as caught:
+            resolve_options(ALGORITHMS["adam"], {option.name: value})
+        assert str(caught.value) == f"adam: {option.name} must be {words}"
+
+
+def test_what_people_get_wrong_about_jobs() -> None:
+    with pytest.raises(OptionOutOfRange, match=r"^job: clip_norm must be in \(0, inf\), got -1$"):
+        resolve_job_options({"clip_norm": -1})
+    with pytest.raises(UnknownOption, match=r"job.*clip_nrom.*did you mean 'clip_norm'"):
+        resolve_job_options({"clip_nrom": 1.0})
 
 
 def test_the_table_has_what_people_get_wrong() -> None:

@@ -1,4 +1,4 @@
-"""Changes of a group's options: `set`."""
+"""Changes of options of a group, or of a job as a whole: `set`."""
 
 import time
 from collections.abc import Mapping
@@ -9,12 +9,13 @@ import typer
 
 from optd.ctl import text
 from optd.ctl.assignments import parse
-from optd.ctl.commands.arguments import Group, Job
+from optd.ctl.commands.arguments import Job
 from optd.ctl.connection import Connection
+from optd.ctl.exits import BadUsage
 from optd.ctl.invocation import Invocation
 from optd.group_options import GROUP_OPTIONS
-from optd_wire.errors import OptionConflict, UnknownGroup
-from optd_wire.values import GroupOptions, GroupUpdate, JobVersion, Options
+from optd_wire.errors import JobOptionConflict, OptionConflict, UnknownGroup
+from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, JobUpdate, JobVersion, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +27,53 @@ class Change:
     version: JobVersion
 
 
+@dataclass(frozen=True, slots=True)
+class JobChange:
+    """As `Change`, of the job as a whole."""
+
+    options: JobOptions
+    previous: JobOptions
+    version: JobVersion
+
+
 def set_options(
     invocation: Invocation,
     job: Job,
-    group: Group,
     options: Annotated[
-        list[str], typer.Argument(metavar="NAME=VALUE...", help="lr=0.001 betas=0.9,0.99 nesterov=true")
+        list[str],
+        typer.Argument(
+            metavar="[GROUP] NAME=VALUE...",
+            help="The group's name, and lr=0.001 betas=0.9,0.99 nesterov=true; without a group options of the whole "
+            "job: clip_norm=1",
+        ),
     ],
 ) -> None:
-    """Change options of a group, from the next step on; the server checks the values."""
-    wanted = parse(options)
-    change = _change(invocation.server, job, group, wanted)
-    invocation.answer(change, *_lines(job, change, wanted))
+    """Change options of a group, or of the job as a whole, from the next step on; the server checks the values."""
+    group = None if "=" in options[0] else options[0]
+    wanted = parse(options if group is None else options[1:])
+    if not wanted:
+        raise BadUsage("nothing to set: NAME=VALUE is missing, such as lr=0.001")
+    if group is None:
+        of_job = _change_job(invocation.server, job, wanted)
+        invocation.answer(of_job, *_job_lines(job, of_job, wanted))
+    else:
+        change = _change(invocation.server, job, group, wanted)
+        invocation.answer(change, *_lines(job, change, wanted))
+
+
+def _change_job(server: Connection, job: str, wanted: Options) -> JobChange:
+    """As `_change`, of the job as a whole."""
+    deadline = time.monotonic() + server.timeout
+    while True:
+        previous = server.ask(lambda transport, left: transport.get_job(job, left)).options
+        update = JobUpdate(job, wanted, previous.revision)
+        try:
+            options, version = server.ask(lambda transport, left: transport.update_job(update, left))  # noqa: B023
+        except JobOptionConflict:
+            if time.monotonic() > deadline:
+                raise
+            continue
+        return JobChange(options, previous, version)
 
 
 def _change(server: Connection, job: str, group: str, wanted: Options) -> Change:
@@ -68,7 +104,18 @@ def _read(server: Connection, job: str, group: str) -> GroupOptions:
 
 def _lines(job: str, change: Change, wanted: Mapping[str, object]) -> list[str]:
     before, after = ({**GROUP_OPTIONS, **each.options} for each in (change.previous, change.options))
-    where, since = f"{job} {change.options.group}", f"since version {text.count(change.options.since_version)}"
+    return _differences(f"{job} {change.options.group}", before, after, change.options.since_version, wanted)
+
+
+def _job_lines(job: str, change: JobChange, wanted: Mapping[str, object]) -> list[str]:
+    before, after = change.previous.options, change.options.options
+    return _differences(job, before, after, change.options.since_version, wanted)
+
+
+def _differences(
+    where: str, before: Options, after: Options, since_version: int, wanted: Mapping[str, object]
+) -> list[str]:
+    since = f"since version {text.count(since_version)}"
     return [
         f"{where}: {name} {text.option(before[name])} -> {text.option(after[name])}, {since}"
         if before[name] != after[name]

@@ -65,6 +65,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
             Column("memory", number=True, spare=True),
             Column("pushes", number=True, spare=True),
             Column("parameters", number=True, spare=True),
+            Column("gradients", spare=True),
         ],
         [
             [
@@ -80,6 +81,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
                 text.size(job.planned_bytes),
                 text.count(job.pushes),
                 text.count(job.parameters),
+                text.gradients(job.gradients) or text.NONE,
             ]
             for job in found
         ],

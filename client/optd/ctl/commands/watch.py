@@ -20,7 +20,7 @@ from optd.ctl.invocation import Invocation
 from optd.ctl.pace import Pace
 from optd.ctl.settings import seconds
 from optd_wire.errors import ShuttingDown
-from optd_wire.values import JobReport
+from optd_wire.values import GradientSummary, JobReport
 
 
 def watch(
@@ -106,4 +106,7 @@ class _View:
         pace = self._pace.steps_per_second(time.monotonic())
         speed = f"{text.NONE if pace is None else f'{pace:.1f}'} steps/s"
         job = report.job
-        return f"version {text.count(job.version.version)}  {speed}  workers {job.workers}  refused {job.rejections}"
+        return (
+            f"version {text.count(job.version.version)}  {speed}  workers {job.workers}  refused {job.rejections}"
+            + (f"  {text.gradients(job.gradients)}" if job.gradients != GradientSummary() else "")
+        )

@@ -13,7 +13,7 @@ from optd_wire.convert import from_message, to_message
 from optd_wire.errors import EmptyGroup
 from optd_wire.layout import lay_out
 from optd_wire.v1 import job_service_pb2 as pb
-from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec
+from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec, JobUpdate
 
 
 class JobService:
@@ -69,6 +69,13 @@ class JobService:
         with job.noting_rejections("", time.time):
             options, version = await job.update_group(from_message(request.update, GroupUpdate))
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
+
+    async def update_job(self, request: pb.UpdateJobRequest) -> Any:
+        """Changes options of a job as a whole."""
+        job = self._catalog.find(request.job)
+        with job.noting_rejections("", time.time):
+            options, version = await job.update(from_message(request, JobUpdate))
+        return pb.UpdateJobResponse(options=to_message(options), version=to_message(version))
 
     async def _receive_group(
         self, requests: Requests, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int

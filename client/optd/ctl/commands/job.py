@@ -1,0 +1,44 @@
+"""One job: `job`."""
+
+from dataclasses import dataclass
+
+from optd.ctl import text
+from optd.ctl.commands.arguments import Job
+from optd.ctl.invocation import Invocation
+from optd.ctl.tables import facts
+from optd.transport.base import Transport
+from optd_wire.errors import UnknownJob
+from optd_wire.values import JobOptions, JobSummary
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job at a glance, and its options as a whole."""
+
+    job: JobSummary
+    options: JobOptions
+
+
+def job(invocation: Invocation, job: Job) -> None:
+    """Show a job: its options as a whole, and what has become of its gradients."""
+
+    def attempt(server: Transport, left: float) -> JobView:
+        summary = next((found for found in server.list_jobs(left) if found.name == job), None)
+        if summary is None:
+            raise UnknownJob(job=job)
+        return JobView(summary, server.get_job(job, left).options)
+
+    view = invocation.server.ask(attempt)
+    invocation.answer(view, facts(_facts(view)))
+
+
+def _facts(view: JobView) -> list[tuple[str, str]]:
+    summary, options = view.job, view.options
+    since = f"since version {text.count(options.since_version)}" if options.revision else "as it was created"
+    return [
+        ("job", f"{summary.name}  {summary.algorithm}  {text.policy(summary.policy)}"),
+        ("version", text.count(summary.version.version) + (" failed" if summary.failure else "")),
+        ("size", f"{text.count(summary.groups)} groups, {text.count(summary.elements)} elements"),
+        ("options", f"{text.options(options.options, options.options)}  ({since})"),
+        ("gradients", text.gradients(summary.gradients) or text.NONE),
+    ]

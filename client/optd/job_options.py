@@ -1,0 +1,30 @@
+"""What a job as a whole is told when it is created: how its gradients are treated. The server declares the options."""
+
+from dataclasses import dataclass, fields
+
+from optd_wire.values import OptionValue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """How the gradients of a job are treated before each step; for `optd.connect(gradients=...)`.
+
+    What is left as it is here is the server's default; `Session.set_options` changes any of it in mid-training.
+    """
+
+    clip_norm: float | None = None
+    """The largest norm of a step's gradient over all groups, as `torch.nn.utils.clip_grad_norm_` takes it; larger ones
+    are scaled down. In a `sync` job that is the mean of the workers' gradients."""
+    clip_norm_type: float = 2.0
+    """Which p-norm that is, and that of groups with a `clip_norm` of their own; `math.inf`: the largest magnitude."""
+
+
+def options_of(*given: object) -> dict[str, OptionValue]:
+    """The options that differ from their defaults, of instances of `Gradients` and the like, or None."""
+    return {
+        field.name: getattr(each, field.name)
+        for each in given
+        if each is not None
+        for field in fields(each)  # type: ignore[arg-type]
+        if getattr(each, field.name) != field.default
+    }

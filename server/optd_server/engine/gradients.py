@@ -1,0 +1,91 @@
+"""What becomes of the gradient of a step before the algorithm gets it, and the account of that.
+
+With the defaults nothing is done to a gradient, and it is not looked at. Else it lies in a slot of the job's: what a
+worker shares is never written to.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from optd_server.engine.groups import Groups
+from optd_server.engine.offload import Offload
+from optd_server.engine.reduction import present_ranges
+from optd_server.engine.row_rules import group_of
+from optd_server.optim import group_options, job_options
+from optd_server.optim.clipping import Bounds, Clipped, Piece, clip
+from optd_server.store.gradients import Gradient
+from optd_wire.values import GradientSummary, GroupOptions, GroupUpdate, JobOptions
+
+_CLIPPING = (group_options.CLIP_NORM, group_options.CLIP_VALUE)
+
+
+class Conditioning:
+    """How gradients of a job are made fit for a step. Its numbers are changed by the job's writer alone."""
+
+    def __init__(self, groups: Groups, options: JobOptions) -> None:
+        self.options = options
+        self._groups = groups
+        self._clipped_steps = 0
+        self._norm = 0.0
+        self._bounds: tuple[Sequence[GroupOptions], int, JobOptions, Bounds | None] | None = None
+
+    def summary(self) -> GradientSummary:
+        """What has become of the gradients so far."""
+        return GradientSummary(clipped_steps=self._clipped_steps, norm=self._norm)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes to gradients."""
+        return self._current_bounds() is not None
+
+    def may_write(self, updates: Sequence[GroupUpdate]) -> bool:
+        """Whether it writes to a gradient that these changes of options ride along with."""
+        return self.writes or any(name in _CLIPPING for update in updates for name in update.options)
+
+    def apply(self, gradient: Gradient, offload: Offload) -> Clipped:
+        """Clips a gradient in place, off the event loop."""
+        bounds = self._current_bounds()
+        if bounds is None:
+            return Clipped(0.0, changed=False)
+        return clip(list(self._pieces(gradient)), bounds, offload.threads)
+
+    def note(self, clipped: Clipped) -> None:
+        """Counts a step."""
+        self._clipped_steps += clipped.changed
+        self._norm = clipped.norm
+
+    def _current_bounds(self) -> Bounds | None:
+        """The bounds in force; worked out anew when options have changed or groups were added."""
+        known, groups = self._bounds, self._groups
+        if known is None or known[0] is not groups.options or known[1] != len(groups) or known[2] is not self.options:
+            self._bounds = known = (groups.options, len(groups), self.options, self._new_bounds())
+        return known[3]
+
+    def _new_bounds(self) -> Bounds | None:
+        groups = [group.options for group in self._groups.options]
+        values = np.array([_bound(options.get(group_options.CLIP_VALUE)) for options in groups])
+        norms = np.array([_bound(options.get(group_options.CLIP_NORM)) for options in groups])
+        norm = _bound(self.options.options[job_options.CLIP_NORM])
+        if math.isinf(norm) and np.isinf(values).all() and np.isinf(norms).all():
+            return None
+        p = self.options.options[job_options.CLIP_NORM_TYPE]
+        assert isinstance(p, float)
+        return Bounds(values, norms, norm, p)
+
+    def _pieces(self, gradient: Gradient) -> Iterator[Piece]:
+        """The elements that a gradient has, by group."""
+        for extent, flags, slabs in zip(self._groups.extents, gradient.presence, gradient.slabs, strict=False):
+            for slab, present, elements in zip(extent.slabs, flags, slabs, strict=True):
+                last = np.cumsum(slab.parts)
+                for group, start, stop in zip(slab.groups, last - slab.parts, last, strict=True):
+                    here = slice(start, stop)
+                    for low, high in present_ranges(present[here], slab.starts[here], slab.sizes[here]):
+                        yield Piece(group, elements[low:high])
+        for rows in gradient.rows:
+            yield Piece(group_of(self._groups, rows.place), rows.values.reshape(-1))
+
+
+def _bound(value: object) -> float:
+    return value if isinstance(value, float) else math.inf

@@ -1,0 +1,32 @@
+"""The options of a job as a whole, and how they change."""
+
+from dataclasses import replace
+
+from optd_server.engine.options import resolve_job_options
+from optd_wire.errors import JobOptionConflict
+from optd_wire.values import JobOptions, JobUpdate, Options
+
+
+def initial(options: Options) -> JobOptions:
+    """The options of a job that is created with `options`; raises what is wrong with one."""
+    return JobOptions(resolve_job_options(options))
+
+
+def plan_update(current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
+    """What a job's options become with an update at `version`: these very ones where nothing changes.
+
+    Raises `JobOptionConflict`, or what is wrong with a value.
+    """
+    resolved = resolve_job_options(current.options, update.options)
+    if resolved == current.options:
+        return current
+    if update.expected_revision not in (None, current.revision):
+        option = next(name for name in resolved if resolved[name] != current.options[name])
+        raise JobOptionConflict(
+            job=update.job,
+            option=option,
+            ours=resolved[option],
+            theirs=current.options[option],
+            since=current.since_version,
+        )
+    return replace(current, options=resolved, revision=current.revision + 1, since_version=version)

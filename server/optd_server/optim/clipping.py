@@ -1,0 +1,146 @@
+"""Gradients that are too large, made smaller: by value, by the norm of a group, by the norm over all groups.
+
+As `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_` do it, in this order: with the p-norm n of what is clipped
+and its bound m, every element is multiplied by ``min(1, m / (n + 1e-6))``. Norms are worked out in float64, whatever
+the dtype of the gradient.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Vector
+from optd_server.optim.runs import BLOCK
+from optd_server.optim.threads import share
+
+EPSILON = 1e-6
+"""What torch adds to a norm before it divides by it."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """By group, the largest magnitude of an element and the largest norm; over all groups, the largest norm.
+
+    Infinity stands for no bound. `p` is the kind of all norms, in (0, inf].
+    """
+
+    values: Floats
+    norms: Floats
+    norm: float
+    p: float
+
+    @property
+    def any_norm(self) -> bool:
+        """Whether norms have to be known."""
+        return self.norm < math.inf or bool((self.norms < math.inf).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements of a gradient of one group; contiguous, written in place."""
+
+    group: int
+    elements: npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """What clipping has found: the norm over all groups before it was bounded (0: not asked for), and any change."""
+
+    norm: float
+    changed: bool
+
+
+def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
+    """Clip a gradient in place; groups are numbered as in `bounds`. Without a bound that holds nothing is written."""
+    changed = False
+    for piece in pieces:
+        if bounds.values[piece.group] < math.inf:
+            changed |= clip_values(piece.elements, float(bounds.values[piece.group]), threads)
+    if not bounds.any_norm:
+        return Clipped(0.0, changed)
+    norms = group_norms(pieces, len(bounds.norms), bounds.p, threads)
+    factors = _factor(norms, bounds.norms)
+    factors = factors * _factor(norm_of(norms * factors, bounds.p), bounds.norm)
+    for piece in pieces:
+        if factors[piece.group] < 1:
+            changed = True
+            _scale(piece.elements, float(factors[piece.group]), threads)
+    return Clipped(norm_of(norms, bounds.p), changed)
+
+
+def _factor(norm: Any, bound: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return np.minimum(1.0, np.divide(bound, np.add(norm, EPSILON)))
+
+
+def group_norms(pieces: Sequence[Piece], groups: int, p: float, threads: int = 1) -> Floats:
+    """Return the p-norm of each group, shape (groups,); of one without elements it is 0."""
+    collected: list[list[float]] = [[] for _ in range(groups)]
+    for piece in pieces:
+        collected[piece.group].append(vector_norm(piece.elements, p, threads))
+    return np.array([norm_of(np.asarray(norms), p) for norms in collected], np.float64)
+
+
+def norm_of(numbers: npt.NDArray[np.floating[Any]], p: float) -> float:
+    """Return the p-norm of a few numbers, which may be norms of parts themselves."""
+    if not numbers.size:
+        return 0.0
+    magnitudes = np.abs(numbers.astype(np.float64))
+    largest = float(magnitudes.max())
+    if math.isinf(p) or largest == 0 or not math.isfinite(largest):
+        return largest
+    # Relative to the largest one: powers neither overflow nor vanish.
+    return largest * math.pow(float(np.sum((magnitudes / largest) ** p)), 1 / p)
+
+
+def vector_norm(elements: npt.NDArray[np.floating[Any]], p: float, threads: int = 1) -> float:
+    """Return the p-norm of an array of any length."""
+
+    def work(first: int, last: int) -> list[float]:
+        return [_block_norm(elements[start : min(start + BLOCK, last)], p) for start in range(first, last, BLOCK)]
+
+    parts = [norm for found in share(work, len(elements), threads, unit=BLOCK) for norm in found]
+    # In whichever order threads have come by them, the sum is the same.
+    return norm_of(np.sort(np.asarray(parts)), p)
+
+
+def _block_norm(block: npt.NDArray[np.floating[Any]], p: float) -> float:
+    if p == 2:
+        wide = block.astype(np.float64)
+        with np.errstate(all="ignore"):
+            squares = float(np.dot(wide, wide))
+        # What overflows or vanishes in squares is taken the long way.
+        if 1e-200 < squares < math.inf:
+            return math.sqrt(squares)
+    return norm_of(block, p)
+
+
+def clip_values(elements: Vector, bound: float, threads: int = 1) -> bool:
+    """Set elements beyond -bound … bound to the nearer of these, in place; return whether there was one."""
+    limit = elements.dtype.type(bound)
+
+    def work(first: int, last: int) -> bool:
+        changed = False
+        for start in range(first, last, BLOCK):
+            block = elements[start : min(start + BLOCK, last)]
+            changed |= bool((np.abs(block) > limit).any())
+            np.clip(block, -limit, limit, out=block)
+        return changed
+
+    return any(share(work, len(elements), threads))
+
+
+def _scale(elements: Vector, factor: float, threads: int) -> None:
+    rounded = elements.dtype.type(factor)
+
+    def work(first: int, last: int) -> None:
+        np.multiply(elements[first:last], rounded, out=elements[first:last])
+
+    share(work, len(elements), threads)
