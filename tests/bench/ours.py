@@ -154,6 +154,30 @@ def job(
         yield made
 
 
+class Table:
+    """A worker of a job of one table, of which some rows have a gradient in each step."""
+
+    def __init__(self, optimizer: optd.Optimizer, weights: np.ndarray) -> None:
+        self._optimizer = optimizer
+        self._weights = weights
+
+    def step(self, gradient: tuple[np.ndarray, np.ndarray]) -> None:
+        """Push rows, step, pull what has changed."""
+        self._optimizer.step({"table": gradient})
+
+    def weights(self) -> np.ndarray:
+        """A copy."""
+        return self._weights.reshape(-1).copy()
+
+
+@contextmanager
+def table(address: str, shape: tuple[int, int], lr: float) -> Iterator[Table]:
+    """SparseAdam as a service, on a table of zeros."""
+    weights = np.zeros(shape, np.float32)
+    with optd.connect(address, job="table", worker="w0") as session:
+        yield Table(optd.SparseAdam({"table": weights}, lr=lr, session=session), weights)
+
+
 def _grouped(weights: dict[str, np.ndarray], groups: int) -> Any:
     if groups == 1:
         return weights

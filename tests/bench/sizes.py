@@ -33,6 +33,15 @@ class Size:
     """Steps of it in a sample."""
     clients: int
     """Processes that push at the same time."""
+    few_rows: int
+    """Rows of a table of which `touched` have a gradient."""
+    some_rows: int
+    """Of a larger one."""
+    plenty_rows: int
+    """Of one that is much larger."""
+    touched: int
+    row_steps: int
+    """Steps of such a table in a sample."""
     push_seconds: float
     """How long they push for a sample."""
 
@@ -54,6 +63,11 @@ FULL = Size(
     small=5_000,
     small_steps=500,
     clients=8,
+    few_rows=10_000,
+    some_rows=1_000_000,
+    plenty_rows=10_000_000,
+    touched=1_000,
+    row_steps=200,
     push_seconds=1.0,
 )
 TINY = Size(
@@ -69,6 +83,11 @@ TINY = Size(
     small=500,
     small_steps=20,
     clients=2,
+    few_rows=1_000,
+    some_rows=2_000,
+    plenty_rows=10_000,
+    touched=100,
+    row_steps=10,
     push_seconds=0.1,
 )
 SIZES = {size.name: size for size in (FULL, TINY)}

@@ -9,10 +9,10 @@ import pytest
 
 from bench import command, measure, report
 from bench.row import MILLISECONDS, NotAvailable, Row, Side, Sides
-from bench.rows import ROWS, encodings, kernels, latency, memory, over_grpc, same_host, scale, workers
+from bench.rows import ROWS, encodings, kernels, latency, memory, over_grpc, same_host, scale, sparse, workers
 from bench.sizes import FULL, TINY, arrays, count, in_words, mixed, model
 
-FAMILIES = (kernels, same_host, over_grpc, workers, latency, scale, memory, encodings)
+FAMILIES = (kernels, same_host, over_grpc, workers, latency, scale, memory, encodings, sparse)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__.rpartition(".")[2])

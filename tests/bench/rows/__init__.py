@@ -1,7 +1,7 @@
 """All rows, in the order of the table. A new one is one entry in the file of its family."""
 
 from bench.row import Row
-from bench.rows import encodings, kernels, latency, memory, over_grpc, same_host, scale, workers
+from bench.rows import encodings, kernels, latency, memory, over_grpc, same_host, scale, sparse, workers
 
 ROWS: tuple[Row, ...] = (
     *kernels.ROWS,
@@ -12,4 +12,5 @@ ROWS: tuple[Row, ...] = (
     *scale.ROWS,
     *memory.ROWS,
     *encodings.ROWS,
+    *sparse.ROWS,
 )
