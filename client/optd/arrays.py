@@ -1,7 +1,8 @@
 """Arrays to frames and back: the user's arrays on one side, the flat ranges of a job's groups on the other."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from optd.copying import Pair, copy_all
 from optd.transport.base import Source
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
-from optd_wire.encodings.registry import exact_for
+from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import Frame, GatheredFrame
-from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.layout import GroupLayout, Segment, lay_out
 from optd_wire.values import FlatRange, ParameterInfo, ParameterSpec
 
 Array = npt.NDArray[Any]
@@ -48,8 +49,9 @@ class FlatView:
     ) -> Source:
         """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers.
 
-        They are exact unless there is another `encoding`, and as large as suits a message unless `most_bytes` says
-        otherwise. Where frames begin and end depends on nothing but the shapes, the encoding and which arrays are None.
+        They are exact unless there is an `encoding` that saves bytes, and as large as suits a message unless
+        `most_bytes` says otherwise. Where frames begin and end depends on nothing but the shapes and dtypes, the
+        encoding and which arrays are None.
         """
         return lambda: self.batches(arrays, field, encoding, most_bytes)
 
@@ -80,31 +82,12 @@ class FlatView:
         """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
-                chosen = exact_for(DTYPES[segment.dtype]) if encoding is None or encoding.exact else encoding
-                most = chosen.elements_in(most_bytes - FRAME_OVERHEAD)
-                pieces: list[Array] = []
-                start, count = segment.offset, 0
-                for member in segment.members:
-                    array, parameter = given[member], layout.parameters[member]
-                    if array is None:
-                        if pieces:
-                            yield GatheredFrame(group, start, count, chosen, pieces, field)
-                        pieces, count, start = [], 0, parameter.offset + parameter.size
-                        continue
-                    flat = np.ascontiguousarray(array).reshape(-1)
-                    position = 0
-                    while True:
-                        part = flat[position : position + most - count]
-                        pieces.append(part)
-                        count += part.size
-                        position += part.size
-                        if count == most:
-                            yield GatheredFrame(group, start, count, chosen, pieces, field)
-                            start, pieces, count = start + count, [], 0
-                        if position >= flat.size:
-                            break
-                if pieces:
-                    yield GatheredFrame(group, start, count, chosen, pieces, field)
+                for run in _runs(layout, segment, given):
+                    chosen = encoding_for(run.dtype, encoding)
+                    most = chosen.elements_in(most_bytes - FRAME_OVERHEAD)
+                    for start, pieces in run.cut(most):
+                        count = sum(piece.size for piece in pieces)
+                        yield GatheredFrame(group, start, count, chosen, pieces, field)
 
     def rows(self, frames: Sequence[Frame]) -> list[list[Array]]:
         """Views of exact frames, which hold whole segments, by group and place; frames of other groups are left out."""
@@ -156,17 +139,61 @@ class FlatView:
             array = arrays[group][order.members[index]]
             low, high = max(start, frame.offset), min(start + array.size, frame.stop)
             contiguous = array.flags.c_contiguous
-            if contiguous and not frame.encoding.exact and high - low == frame.count:
+            if contiguous and not frame.encoding.keeps(array.dtype) and high - low == frame.count:
                 frame.decode_into(array.reshape(-1)[low - start : high - start])
             elif low < high:
                 if numbers is None:
-                    numbers = frame.decoded()
+                    numbers = frame.decoded(array.dtype)
                 part = numbers[low - frame.offset : high - frame.offset]
                 if contiguous:
                     pairs.append((array.reshape(-1)[low - start : high - start], part))
                 else:
                     array.flat[low - start : high - start] = part
             index += 1
+
+
+@dataclass(slots=True)
+class _Run:
+    """Arrays of one dtype that lie one behind the other from `offset` on."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    arrays: list[Array]
+
+    def cut(self, most: int) -> Iterator[tuple[int, list[Array]]]:
+        """Parts of at most `most` elements: where each starts, and its pieces. One without elements is a part, too."""
+        pieces: list[Array] = []
+        start, count = self.offset, 0
+        for array in self.arrays:
+            flat = np.ascontiguousarray(array).reshape(-1)
+            position = 0
+            while True:
+                part = flat[position : position + most - count]
+                pieces.append(part)
+                count += part.size
+                position += part.size
+                if count == most:
+                    yield start, pieces
+                    start, pieces, count = start + count, [], 0
+                if position >= flat.size:
+                    break
+        if pieces:
+            yield start, pieces
+
+
+def _runs(layout: GroupLayout, segment: Segment, given: Sequence[Array | None]) -> Iterator[_Run]:
+    """The arrays that are there of a segment's parameters. Their dtype may be another than that of the segment."""
+    run: _Run | None = None
+    for member in segment.members:
+        array = given[member]
+        if run is not None and (array is None or array.dtype != run.dtype):
+            yield run
+            run = None
+        if array is not None:
+            run = run or _Run(layout.parameters[member].offset, array.dtype, [])
+            run.arrays.append(array)
+    if run is not None:
+        yield run
 
 
 class _Order:
@@ -179,6 +206,11 @@ class _Order:
         self.members = [member for _, member in filled]
 
 
-def empty_arrays(groups: Sequence[Sequence[ParameterSpec | ParameterInfo]]) -> list[list[Array]]:
-    """New arrays for all parameters, by group and place. Parameters without elements are there, too."""
-    return [[np.empty(parameter.shape, DTYPES[parameter.dtype]) for parameter in parameters] for parameters in groups]
+def empty_arrays(
+    groups: Sequence[Sequence[ParameterSpec | ParameterInfo]], dtypes: Mapping[str, np.dtype[Any]] = DTYPES
+) -> list[list[Array]]:
+    """New arrays for all parameters, by group and place, of dtypes by those of the parameters.
+
+    Parameters without elements are there, too.
+    """
+    return [[np.empty(parameter.shape, dtypes[parameter.dtype]) for parameter in parameters] for parameters in groups]

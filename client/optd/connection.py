@@ -47,9 +47,9 @@ def connect(
             otherwise. With "shm" the optimizer raises `SharedMemoryUnavailable` where there is none to be had; a job
             that it has created by then stays.
         encoding: How messages carry numbers: "float32" unchanged (as float64 is, too), "bfloat16" or "float16" in
-            half the bytes, rounded; "int8" in a quarter; "topk" or "topk:0.01" only that fraction of each gradient.
-            What the last two leave out of a gradient is kept here and added to the next one. Weights come in the same
-            encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
+            half the bytes, rounded, but parameters of 16 bits unchanged; "int8" in a quarter; "topk" or "topk:0.01"
+            only that fraction of each gradient. What the last two leave out of a gradient is kept here and added to the
+            next one. Weights come in the same encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
         policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
         gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
             taken as they come.

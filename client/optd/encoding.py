@@ -35,7 +35,7 @@ class Wire:
             if not isinstance(encoding, TopK):
                 raise InvalidRequest(problem=f"encoding {base} takes no fraction, got {name!r}; only topk does")
             encoding = TopK(_fraction(name, fraction))
-        if encoding.exact:
+        if not encoding.converts:
             return cls(name, None, "")
         return cls(name, encoding, base if encoding.carries_weights else "")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from optd.arrays import Array, FlatView
 from optd.transport.base import Source
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 
@@ -73,11 +73,11 @@ class ErrorFeedback:
         segment = next(s for s in segments if s.offset <= offset and offset + count <= s.offset + s.count)
         key = group, segment.offset
         if key not in self._residuals:
-            self._residuals[key] = np.zeros(segment.count, DTYPES[segment.dtype])
+            self._residuals[key] = np.zeros(segment.count, DTYPES[COMPUTED[segment.dtype]])
         return self._residuals[key][offset - segment.offset : offset - segment.offset + count]
 
     def _encode(self, gathered: GatheredFrame, held: Array) -> tuple[Frame, Array]:
-        rest = np.concatenate(gathered.arrays)
+        rest = np.concatenate(gathered.arrays).astype(held.dtype, copy=False)
         rest += held
         payload = self.encoding.encode(rest)
         frame = Frame(gathered.group, gathered.offset, gathered.count, self.encoding, payload, gathered.field)

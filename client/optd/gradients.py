@@ -10,6 +10,7 @@ from optd.arrays import Array
 from optd.leaves import as_array
 from optd.params import PARAMS, ParamGroup, is_pair
 from optd.row_gradients import Given, RowGradient, are_rows
+from optd_wire.dtypes import computed_dtype
 from optd_wire.errors import (
     DtypeMismatch,
     NotAnArray,
@@ -100,6 +101,6 @@ def _check_gradient(name: str, array: Array, gradient: Any) -> Given:
         raise NotAnArray(what=f"gradient of parameter {name!r}", wanted=wanted, got=got)
     if found.shape != array.shape:
         raise ShapeMismatch(what="gradient", parameter=name, expected=array.shape, got=found.shape)
-    if found.dtype != array.dtype:
+    if found.dtype != array.dtype and found.dtype != computed_dtype(array.dtype):
         raise DtypeMismatch(what="gradient", parameter=name, expected=array.dtype.name, got=found.dtype.name)
     return np.asarray(found)

@@ -10,6 +10,7 @@ GROUP_OPTIONS: dict[str, OptionValue] = {
     "momentum_schedule": None,
     "clip_norm": None,
     "clip_value": None,
+    "master_weights": False,
 }
 """Their names, with the values that count where a group does not have them."""
 
@@ -21,3 +22,4 @@ class GroupOptionArguments(TypedDict, total=False):
     momentum_schedule: Schedule | str | None
     clip_norm: float | None
     clip_value: float | None
+    master_weights: bool

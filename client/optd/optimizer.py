@@ -22,6 +22,7 @@ from optd.rows import find_array
 from optd.session import Session
 from optd.states import STEP
 from optd.transport.base import Names
+from optd_wire.dtypes import computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from optd_wire.values import PushResult
 
@@ -33,19 +34,21 @@ class Optimizer:
 
     Args:
         algorithm: An algorithm of the server, such as "adam".
-        params: A tree of arrays of float32 or float64: a list, tuple, dict, namedtuple or dataclass of arrays or of
-            trees, None in it standing for nothing; a list of `(name, tree)` pairs; or a list of group dicts
-            `{"params": ..., "lr": ..., "name": ...}` of any of these. Writable numpy arrays hold the weights: they are
-            written in place with what is pulled. In place of others, such as JAX's, new ones come with each pull: take
-            them from `params`.
+        params: A tree of arrays of float32, float64, float16 or ml_dtypes' bfloat16: a list, tuple, dict, namedtuple or
+            dataclass of arrays or of trees, None in it standing for nothing; a list of `(name, tree)` pairs; or a list
+            of group dicts `{"params": ..., "lr": ..., "name": ...}` of any of these. Writable numpy arrays hold the
+            weights: they are written in place with what is pulled. In place of others, such as JAX's, new ones come
+            with each pull: take them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
         worker: The worker's name for a session opened here.
         zero_copy: Where the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
-            are. Elsewhere it changes nothing: `weights` are those arrays.
-        **options: Defaults of all groups, under torch's names.
+            are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
+            in float32.
+        **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
+            `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
 
     The first worker creates the job with the values that its arrays have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
@@ -196,8 +199,7 @@ class Optimizer:
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
-        lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
-        `version`: what a script writes into the arrays itself may stay there.
+        lost is repeated and counts once.
 
         Returns:
             The closure's loss, else a `PushResult`.
@@ -378,7 +380,10 @@ def _checked_state(name: str, array: Array, state: dict[str, Any], shaped: Colle
         own = field == STEP or field in shaped
         if not own and found.shape != array.shape:
             raise ShapeMismatch(what=field, parameter=name, expected=array.shape, got=found.shape)
-        if not own and found.dtype != array.dtype:
-            raise DtypeMismatch(what=field, parameter=name, expected=array.dtype.name, got=found.dtype.name)
+        expected = computed_dtype(array.dtype)
+        if not own and found.dtype not in (array.dtype, expected):
+            raise DtypeMismatch(what=field, parameter=name, expected=expected.name, got=found.dtype.name)
+        if not own:
+            found = found.astype(expected, copy=False)
         checked[field] = found
     return checked

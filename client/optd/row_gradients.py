@@ -10,8 +10,9 @@ from optd.arrays import FRAME_OVERHEAD, Array
 from optd.leaves import as_array
 from optd.rows import read_ids
 from optd.transport.base import Source
+from optd_wire.dtypes import computed_dtype
 from optd_wire.encodings.base import Encoding
-from optd_wire.encodings.registry import exact_for
+from optd_wire.encodings.registry import encoding_for
 from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
 from optd_wire.frames import Outgoing
 from optd_wire.rows import Ids, RowFrame
@@ -42,7 +43,7 @@ class RowGradient:
         expected = (ids.size, *array.shape[1:])
         if values.shape != expected:
             raise ShapeMismatch(what="gradient of rows", parameter=name, expected=expected, got=values.shape)
-        if values.dtype != array.dtype:
+        if values.dtype not in (array.dtype, computed_dtype(array.dtype)):
             raise DtypeMismatch(
                 what="gradient of rows", parameter=name, expected=array.dtype.name, got=values.dtype.name
             )
@@ -70,11 +71,6 @@ def has_rows(gradients: Gradients) -> bool:
     return any(isinstance(each, RowGradient) for row in gradients for each in row)
 
 
-def may_leave_out(source: Source) -> bool:
-    """Whether the answer to a step of these gradients may leave out weights that have not changed."""
-    return isinstance(source, WithRows) and source.has_weights
-
-
 @dataclass(frozen=True, slots=True)
 class WithRows:
     """A source of gradients with rows among them, which travel in messages on every lane, behind the whole ones."""
@@ -84,8 +80,6 @@ class WithRows:
     encoding: Encoding | None
     """None: unchanged. What an encoding leaves out of rows is lost, so that they go unchanged there."""
     batch_bytes: int
-    has_weights: bool
-    """Whether their sender has the weights of the base version, so that an answer may leave out what is still so."""
 
     def __call__(self) -> Iterator[Sequence[Outgoing]]:
         """Lists of frames of a size that suits one message each."""
@@ -108,12 +102,11 @@ class WithRows:
 
     def _frames_of(self, group: int, place: int, given: RowGradient) -> Iterator[tuple[RowFrame, int]]:
         """The frames of one parameter, and how many bytes each has; one at least, which says that it has a gradient."""
-        lossy = self.encoding is not None and not self.encoding.leaves_out and not self.encoding.exact
-        encoding = self.encoding if lossy and self.encoding is not None else exact_for(given.values.dtype)
+        wanted = None if self.encoding is None or self.encoding.leaves_out else self.encoding
+        encoding = encoding_for(given.values.dtype, wanted)
         columns = int(np.prod(given.values.shape[1:], dtype=np.int64))
         most = max(1, (self.batch_bytes - FRAME_OVERHEAD) // (encoding.bytes_of(columns) + _ID_BYTES))
         for start in range(0, max(1, given.ids.size), most):
             ids, values = given.ids[start : start + most], given.values[start : start + most].reshape(-1)
-            payload = values if encoding.exact else encoding.encode(values)
             size = encoding.bytes_of(values.size) + _ID_BYTES * ids.size + FRAME_OVERHEAD
-            yield RowFrame(group, place, ids.size, encoding, ids, payload), size
+            yield RowFrame(group, place, ids.size, encoding, ids, encoding.encode(values)), size

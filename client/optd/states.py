@@ -7,6 +7,7 @@ import numpy as np
 
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.transport.base import Sink
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.values import GroupState, ParameterSpec, ReadStateResult, StateEntries, StateShape
 
@@ -14,6 +15,7 @@ ParameterState = dict[str, Any]
 """Arrays by torch's names, and "step", a count; empty before a parameter's first step."""
 STEP = "step"
 _NOTHING = (0,)
+_COMPUTED = {name: DTYPES[computed] for name, computed in COMPUTED.items()}
 
 Groups = Sequence[Sequence[ParameterSpec]]
 
@@ -35,7 +37,10 @@ class StateReader:
                 _specs(parameters, _entries(group, field))
                 for parameters, group in zip(self._groups, self._result, strict=False)
             ]
-            self._fields[field] = FlatView(specs), empty_arrays(specs)
+            # What says nothing of itself lies as the weights do, with numbers of the arithmetic's dtype.
+            shaped = any(entry.shapes for group in self._result for entry in group.entries if entry.field == field)
+            arrays = empty_arrays(specs, DTYPES if shaped else _COMPUTED)
+            self._fields[field] = FlatView(specs), arrays
         return self._take
 
     def _take(self, frames: Sequence[Frame]) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from optd_wire.errors import UnsupportedDtype
@@ -11,12 +12,22 @@ from optd_wire.v1.tensor_pb2 import Dtype
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+COMPUTED: dict[str, str] = {**{name: name for name in DTYPES}, "float16": "float32", "bfloat16": "float32"}
+"""The dtype of a parameter's gradient and state, by its own: that of all arithmetic on it."""
+_COMPUTED = {DTYPES[name]: DTYPES[computed] for name, computed in COMPUTED.items()}
 _NAME_OF_ENUM = {Dtype.Value(f"DTYPE_{name.upper()}"): name for name in DTYPES}
 _ENUM_OF_NAME = {name: number for number, name in _NAME_OF_ENUM.items()}
 
 if _NAME_OF_ENUM.keys() | {Dtype.DTYPE_UNSPECIFIED} != set(Dtype.values()):
     raise ImportError("DTYPES and the contract's Dtype differ")
+
+
+def computed_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """`COMPUTED`, for dtypes of numpy."""
+    return _COMPUTED[dtype]
 
 
 def check_dtype(parameter: str, dtype: str) -> str:

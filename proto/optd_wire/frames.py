@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError, Message
 
-from optd_wire.encodings.base import Buffer, Encoding
+from optd_wire.encodings.base import Buffer, Encoding, bytes_in
 from optd_wire.encodings.registry import BY_NUMBER, exact_for
 from optd_wire.errors import MalformedMessage
 from optd_wire.fields import TAG_15, fields, read_varint, varint
@@ -49,7 +49,7 @@ class Frame:
     @classmethod
     def of(cls, group: int, offset: int, values: npt.NDArray[Any], field: str = "") -> "Frame":
         """A frame of a contiguous one-dimensional array in the encoding that is exact for it; not copied."""
-        return cls(group, offset, values.size, exact_for(values.dtype), values, field)
+        return cls(group, offset, values.size, exact_for(values.dtype), bytes_in(values), field)
 
     @property
     def stop(self) -> int:
@@ -58,17 +58,17 @@ class Frame:
 
     @property
     def values(self) -> npt.NDArray[Any]:
-        """The numbers of an exact frame, without a copy; of a decoded frame they cannot be written."""
+        """The numbers as they travel, without a copy, where they do as an array; of a decoded frame not writable."""
         dtype = self.encoding.dtype
         if dtype is None:
             raise TypeError(f"the numbers of a frame in {self.encoding.name} have to be decoded")
         return np.frombuffer(self.payload, dtype)
 
-    def decoded(self) -> npt.NDArray[Any]:
-        """The numbers: `values` of an exact frame, else a new float32 array. Raises `MalformedMessage`."""
-        if self.encoding.exact:
+    def decoded(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """The numbers in `dtype`: `values` where these are of it, else a new array. Raises `MalformedMessage`."""
+        if self.encoding.keeps(np.dtype(dtype)):
             return self.values
-        out = np.empty(self.count, np.float32)
+        out = np.empty(self.count, dtype)
         self.encoding.decode_into(self.payload, out)
         return out
 
@@ -100,9 +100,9 @@ class GatheredFrame:
     field: str = ""
 
     def pieces(self) -> Sequence[Buffer]:
-        """The payload, for `encode`: the arrays themselves, or what a lossy encoding makes of them."""
-        if self.encoding.exact:
-            return self.arrays
+        """The payload, for `encode`: the arrays themselves, or what an encoding makes of them that changes them."""
+        if all(self.encoding.keeps(array.dtype) for array in self.arrays):
+            return [bytes_in(array) for array in self.arrays]
         whole = self.arrays[0] if len(self.arrays) == 1 else np.concatenate(self.arrays)
         return (self.encoding.encode(whole),)
 

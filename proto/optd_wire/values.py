@@ -245,6 +245,7 @@ class SharedMemory:
     path: str
     ticket: bytes
     extents: tuple[SharedExtent, ...]
+    gradient_extents: tuple[SharedExtent, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
@@ -37,9 +38,14 @@ from optd_wire.v1 import (
 Arrays = dict[str, np.ndarray]
 Frames = Sequence[tensor_pb2.Frame]
 
-DTYPE_NUMBERS = {"float32": tensor_pb2.DTYPE_FLOAT32, "float64": tensor_pb2.DTYPE_FLOAT64}
-DTYPES = {number: np.dtype(name) for name, number in DTYPE_NUMBERS.items()}
-ENCODINGS = {np.dtype("float32"): tensor_pb2.ENCODING_FLOAT32, np.dtype("float64"): tensor_pb2.ENCODING_FLOAT64}
+DTYPE_NUMBERS = {
+    "float32": tensor_pb2.DTYPE_FLOAT32,
+    "float64": tensor_pb2.DTYPE_FLOAT64,
+    "float16": tensor_pb2.DTYPE_FLOAT16,
+    "bfloat16": tensor_pb2.DTYPE_BFLOAT16,
+}
+DTYPES = {number: np.dtype(getattr(ml_dtypes, name, name)) for name, number in DTYPE_NUMBERS.items()}
+ENCODINGS = {dtype: tensor_pb2.Encoding.Value(f"ENCODING_{dtype.name.upper()}") for dtype in DTYPES.values()}
 ENCODED = {encoding: dtype for dtype, encoding in ENCODINGS.items()}
 
 SECONDS = 10.0

@@ -12,10 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from optd_wire.dtypes import DTYPES
 from optd_wire.encodings import bfloat16, float16, int8
 from optd_wire.encodings.base import CHUNK, Encoding
 from optd_wire.encodings.int8 import BLOCK
-from optd_wire.encodings.registry import BY_NUMBER, ENCODINGS, encoding_named, exact_for
+from optd_wire.encodings.registry import BY_NUMBER, ENCODINGS, encoding_for, encoding_named, exact_for
 from optd_wire.encodings.topk import TopK
 from optd_wire.errors import EncodingOverflow, FrameLength, InvalidRequest, MalformedMessage, UnknownEncoding
 from optd_wire.frames import Frame, GatheredFrame, decode, encode
@@ -26,7 +27,8 @@ compiled = pytest.importorskip("optd_wire.encodings.compiled")
 
 FLOATS = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 MOST = float(np.finfo("f4").max)
-LOSSY = [encoding for encoding in ENCODINGS.values() if not encoding.exact]
+HALVES = {name: DTYPES[name] for name in ("float16", "bfloat16")}
+LOSSY = [encoding for encoding in ENCODINGS.values() if encoding.converts]
 ALL = pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
 ALL_LOSSY = pytest.mark.parametrize("encoding", LOSSY, ids=lambda encoding: encoding.name)
 
@@ -83,21 +85,25 @@ def test_registry_and_contract_agree():
         name: number for name, number in tensor_pb2.Encoding.items() if number
     }
     assert all(BY_NUMBER[encoding.number] is encoding for encoding in ENCODINGS.values())
-    assert {name for name, encoding in ENCODINGS.items() if encoding.exact} == set(FLOATS)
+    assert {name for name, encoding in ENCODINGS.items() if not encoding.converts} == set(FLOATS)
+    assert {name for name, encoding in ENCODINGS.items() if encoding.dtype is not None} == set(DTYPES)
     assert set(CASES) == {encoding.name for encoding in LOSSY} - {"topk"}
     assert [encoding.name for encoding in LOSSY if not encoding.carries_weights] == ["topk"]
     with pytest.raises(UnknownEncoding, match="'bf16'; encodings are float32, float64, bfloat16"):
         encoding_named("bf16")
 
 
-@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
-def test_exact_encodings_change_no_bit(dtype: np.dtype):
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_encoding_of_a_dtype_changes_no_bit(dtype: np.dtype):
     @given(st.binary(max_size=80))
     def unchanged(data: bytes) -> None:
         values = np.frombuffer(data[: len(data) // dtype.itemsize * dtype.itemsize], dtype)
         encoding = exact_for(dtype)
+        assert [each.name for each in ENCODINGS.values() if each.keeps(dtype)] == [encoding.name]
         assert back(encoding, values).tobytes() == values.tobytes()
-        assert np.asarray(encoding.encode(values)) is values
+        payload = np.asarray(encoding.encode(values))
+        assert payload.tobytes() == values.tobytes()
+        assert not values.size or np.shares_memory(payload, values)
 
     unchanged()
 
@@ -122,10 +128,10 @@ def test_what_comes_back_is_within_the_bound(name: str, dtype: np.dtype):
     within()
 
 
-@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @ALL
 def test_what_is_not_finite_stays_so(encoding: Encoding, dtype: np.dtype):
-    if encoding.exact and encoding.dtype != dtype:
+    if not encoding.converts and not encoding.keeps(dtype):
         return
     for bad in (np.nan, -np.nan, np.inf, -np.inf):
         values = np.linspace(-2, 2, 3 * BLOCK).astype(dtype)
@@ -163,6 +169,49 @@ def test_the_largest_numbers_that_fit_do():
     below = np.array(bfloat16.OVERFLOW - 1, "u4").view("f4")
     assert back(ENCODINGS["bfloat16"], below.reshape(1))[0] == float.fromhex("0x1.fep127")
     assert np.isfinite(back(ENCODINGS["int8"], np.array([MOST, -MOST, 1], "f4"))).all()
+
+
+# Numbers of 16 bits
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+@ALL_LOSSY
+def test_numbers_of_16_bits_come_back_as_if_they_were_float32(encoding: Encoding, dtype: np.dtype):
+    @given(numbers(np.dtype("f4"), 60000.0))
+    @settings(max_examples=30, deadline=None)
+    def alike(values: np.ndarray) -> None:
+        narrow = values.astype(dtype)
+        wide = back(encoding, narrow.astype("f4"))
+        found = back(encoding, narrow)
+        assert found.dtype == dtype
+        if encoding.keeps(dtype):
+            assert found.tobytes() == narrow.tobytes()
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(found.astype("f4"), wide.astype(dtype).astype("f4"))
+
+    alike()
+
+
+def test_numbers_of_16_bits_may_be_longer_than_a_chunk_and_are_checked():
+    values = np.linspace(-9, 9, CHUNK + 7).astype(HALVES["bfloat16"])
+    for name in ("float16", "int8", "topk"):
+        assert back(ENCODINGS[name], values).dtype == values.dtype
+    values[-1] = 1e38
+    with pytest.raises(EncodingOverflow, match="float16"):
+        ENCODINGS["float16"].encode(values)
+
+
+def test_how_numbers_of_a_dtype_travel():
+    names = {
+        (dtype, wanted): encoding_for(DTYPES[dtype], None if wanted is None else ENCODINGS[wanted]).name
+        for dtype in DTYPES
+        for wanted in (None, *ENCODINGS)
+    }
+    exact = {pair for pair, name in names.items() if pair[0] == name}
+    others = {(dtype, wanted) for dtype in DTYPES for wanted in ("int8", "topk")}
+    others |= {(dtype, wanted) for dtype in FLOATS for wanted in HALVES}
+    assert exact == names.keys() - others
+    assert all(names[pair] == pair[1] for pair in others)
 
 
 # The two implementations, and what they are measured by
@@ -367,8 +416,9 @@ def test_bfloat16_of_plain_stubs_is_read():
         found.decode_into(out)
         assert out.tolist() == values.tolist()
     assert found.decoded().tolist() == values.tolist()
-    with pytest.raises(TypeError, match="bfloat16"):
-        _ = found.values
+    assert found.values.dtype == "bfloat16"
+    with pytest.raises(TypeError, match="int8"):
+        _ = Frame(0, 0, 4, ENCODINGS["int8"], bytes(8)).values
 
 
 @ALL_LOSSY

@@ -315,7 +315,7 @@ WITH_OUR_CLIENT: dict[str, tuple[Act, type[errors.OptdError], list[str]]] = {
         errors.UnsupportedDtype,
         ["'param0'", "int64", "float32, float64"],
     ),
-    "half precision": (lambda b: b.new([zeros(2, dtype="f2")]), errors.UnsupportedDtype, ["float16"]),
+    "complex numbers": (lambda b: b.new([zeros(2, dtype="c8")]), errors.UnsupportedDtype, ["complex64", "bfloat16"]),
     # gradients
     "gradient of another shape": (
         lambda b: b.optimizer.step(b.gradients(w=zeros(3, 2))),
@@ -600,6 +600,7 @@ def step_messages(stage: Stage, *requests: training_service_pb2.StepRequest) -> 
     list(stage.plain.training.Step(iter(requests), timeout=SECONDS))
 
 
+HALF = job_pb2.ParameterSpec(name="x", shape=[2], dtype=DTYPE_NUMBERS["float16"])
 HALF_KNOWN = job_pb2.ParameterSpec(name="x", shape=[1], dtype=77)
 
 WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = {
@@ -691,7 +692,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
     "dtype not given": (
         lambda b: b.create_group(job_pb2.GroupSpec(name="g", parameters=[job_pb2.ParameterSpec(name="x", shape=[1])])),
         "UNSUPPORTED_DTYPE",
-        ["'x'", "float32, float64"],
+        ["'x'", "float32, float64, float16, bfloat16"],
     ),
     "dtype that does not exist": (
         lambda b: b.create_group(job_pb2.GroupSpec(name="g", parameters=[HALF_KNOWN])),
@@ -740,6 +741,13 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
         lambda b: b.create(job_spec(b.name + ".new", [group("g", C)]), frame(np.ones(3)), frame(np.ones(3), offset=1)),
         "FRAME_OVERLAP",
         ["'v'", "element 1"],
+    ),
+    "weights of float16 in float32": (
+        lambda b: b.create(
+            job_spec(b.name + ".new", [job_pb2.GroupSpec(name="g", parameters=[HALF])]), frame(np.ones(2, "f4"))
+        ),
+        "DTYPE_MISMATCH",
+        ["'x'", "float16", "float32"],
     ),
     "weights of another dtype": (
         lambda b: b.create(job_spec(b.name + ".new", [group("g", C)]), frame(np.ones(4, "f4"))),

@@ -82,7 +82,7 @@ class _FirstNumbers:
                 self._take_one(frame)
 
     def _take_one(self, frame: Frame) -> None:
-        numbers = frame.decoded()
+        numbers = frame.decoded(np.float64)
         offsets = self._offsets.setdefault(frame.field, [frame.offset])
         for start, kept in zip(offsets, self._kept(frame.field), strict=True):
             low, high = max(start, frame.offset), min(start + kept.size, frame.stop)

@@ -14,10 +14,9 @@ import torch
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.registration import open_session
-from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.torch.options import UNSERVED, Fixed, OptionRules
-from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch
+from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
 from optd.transport.base import Names
@@ -28,17 +27,23 @@ class Served(torch.optim.Optimizer):
     """An optimizer of torch whose weights, state and options a server holds.
 
     Args:
-        params: What torch takes, and torch's options after it. Dense tensors of float32 or float64, on any device.
-            They have the names that `named_parameters()` gives, else `param0`, …; groups have the "name" of their
-            dict, else `group0`, ….
+        params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16 or bfloat16,
+            on any device. They have the names that `named_parameters()` gives, else `param0`, …; groups have the
+            "name" of their dict, else `group0`, ….
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
         worker: The worker's name for a session opened here.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
+        master_weights: Keep float32 weights of float16 and bfloat16 parameters as state. Changes nothing for others.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
+
+    Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
+    each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
+    in `state_dict()`, which torch's class rounds to the parameters' dtype when it loads it; that of torch's class is
+    loaded as it is.
 
     The first worker creates the job with the values that its tensors have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
@@ -55,7 +60,8 @@ class Served(torch.optim.Optimizer):
     scaling that makes no difference. But `.grad` is the same memory after each `zero_grad()`, so clone what is to be
     kept; and who has a view of a parameter's memory, or of a tensor that it is a view of, does not see the new weights.
     After `close()` weights stay as they are. In a forked child they are those of the parent until it steps; clone what
-    is needed there. Parameters on another device, or not in C order, are copied as without.
+    is needed there. Parameters on another device, or not in C order, are copied as without, and so are gradients of 16
+    bits.
 
     May be used from several threads; their steps follow one another.
     """
@@ -191,10 +197,8 @@ class Served(torch.optim.Optimizer):
             self._check_options()
             gradients = exchange.gradients()
             exchange.warn_of_changes(stacklevel=5)
-            # Where nothing was changed here, the weights that rows do not change are here.
-            some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
-            with exchange.receiving(some=some), exchange.sending() as registration:
-                registration.step(gradients, has_weights=some)
+            with exchange.receiving(), exchange.sending() as registration:
+                registration.step(gradients)
 
     def push(self, *, encoding: str | None = None) -> PushResult:
         """As `step`, without the pull: the tensors stay as they are.
@@ -291,8 +295,12 @@ class Served(torch.optim.Optimizer):
         with self._exchange.lock:
             groups, defaults = self.param_groups, dict(self.defaults)
             before = [dict(group) for group in groups]
+            # As those hooks leave it that were there before.
+            saved: list[dict[str, Any]] = []
+            handle = self.register_load_state_dict_pre_hook(lambda _, given: saved.append(given))
             try:
                 super().load_state_dict(state_dict)
+                undo_rounding(self.state, self.param_groups, saved[0])
                 self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
                 _replace(groups, self.param_groups)
                 self._upload()
@@ -301,6 +309,7 @@ class Served(torch.optim.Optimizer):
                 _replace(groups, before)
                 raise
             finally:
+                handle.remove()
                 # torch has put others in their place; the registration goes on with those that it knows.
                 self.param_groups = groups
                 self.state = StateOnServer()

@@ -1,7 +1,7 @@
 """Tensors in memory that is shared with the server: weights where it writes them, gradients where it reads them.
 
-For `zero_copy`. Whatever does not fit there (another device, strides of its own, a subclass) stays where it is, and is
-copied as without.
+For `zero_copy`. Whatever does not fit there (another device, strides of its own, a subclass, a gradient of 16 bits,
+which the server reads in float32) stays where it is, and is copied as without.
 """
 
 import os
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from optd.arrays import Array
 from optd.registration import Registration
+from optd.torch.arrays import as_tensor
 from optd.torch.tensors import Place, TensorGroup, can_move, is_in_place
 from optd.transport.shm import SharedMemoryLane
 
@@ -114,7 +115,7 @@ class SharedGradients:
             for tensor, place in zip(group.tensors, row, strict=False):
                 if tensor.grad is not None and is_in_place(tensor.grad, place):
                     # Not by torch, whose threads do not survive a fork.
-                    tensor.grad = torch.from_numpy(place.array.copy())
+                    tensor.grad = as_tensor(place.array.copy())
 
 
 def _mover(home: "weakref.ref[SharedGradients]", index: int, place: int) -> Callable[[torch.Tensor], None]:

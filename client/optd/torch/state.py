@@ -10,7 +10,9 @@ import torch
 from optd.arrays import Array
 from optd.params import PARAMS
 from optd.states import STEP, ParameterState
-from optd.torch.tensors import TensorGroup, dtype_name, shares_memory
+from optd.torch.arrays import as_array, as_tensor, dtype_of
+from optd.torch.tensors import TensorGroup, shares_memory
+from optd_wire.dtypes import computed_dtype
 from optd_wire.errors import ShapeMismatch
 
 
@@ -50,6 +52,26 @@ def rows_to_torch(
             if state or tensor in initial:
                 states[tensor] = state or dict(initial[tensor])
     return states
+
+
+def undo_rounding(
+    states: Mapping[torch.Tensor, dict[str, Any]],
+    param_groups: Sequence[Mapping[str, Any]],
+    saved: Mapping[str, Any],
+) -> None:
+    """Puts the state of parameters of 16 bits back as it was `saved`: torch rounds it to their dtype on loading.
+
+    What is no longer what torch made of it, because a hook has changed it, stays.
+    """
+    tensors = [tensor for group in param_groups for tensor in group[PARAMS]]
+    keys = [key for group in saved["param_groups"] for key in group[PARAMS]]
+    for tensor, key in zip(tensors, keys, strict=True):
+        for name, value in saved["state"].get(key, {}).items() if tensor.itemsize == 2 else ():
+            loaded = states.get(tensor, {}).get(name)
+            if isinstance(loaded, torch.Tensor) and isinstance(value, torch.Tensor):
+                rounded = value.to(device=loaded.device, dtype=loaded.dtype)
+                if torch.equal(loaded, rounded):
+                    states[tensor][name] = value
 
 
 def rows_from_torch(
@@ -110,10 +132,10 @@ def _scalar_dtype() -> torch.dtype:
 
 
 def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
-    numbers = torch.from_numpy(array)
+    numbers = as_tensor(array)
     if shares_memory(tensor):
         return numbers
-    return torch.empty_like(tensor, requires_grad=False).copy_(numbers)
+    return torch.empty_like(tensor, dtype=numbers.dtype, requires_grad=False).copy_(numbers)
 
 
 def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped: Collection[str]) -> ParameterState:
@@ -122,7 +144,7 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
     for field, value in state.items():
         if value is None:
             continue
-        array = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
+        array = as_array(value) if isinstance(value, torch.Tensor) else np.asarray(value)
         if field == STEP:
             read[field] = int(array)
         elif field in shaped:
@@ -130,5 +152,5 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
         elif array.shape != tuple(tensor.shape):
             raise ShapeMismatch(what=field, parameter=name, expected=tuple(tensor.shape), got=array.shape)
         else:
-            read[field] = array.astype(dtype_name(tensor.dtype), copy=False)
+            read[field] = array.astype(computed_dtype(dtype_of(tensor)), copy=False)
     return read

@@ -10,6 +10,7 @@ import torch
 from optd.arrays import Array
 from optd.group_options import GROUP_OPTIONS
 from optd.params import NAME, PARAMS, ParamGroup, plain_option
+from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DtypeMismatch,
@@ -36,7 +37,7 @@ class Place:
     @classmethod
     def of(cls, array: Array) -> "Place":
         """The place of an array."""
-        tensor = torch.from_numpy(array)
+        tensor = as_tensor(array)
         return cls(array, tensor, tensor.data_ptr())
 
 
@@ -98,7 +99,7 @@ class TensorGroup(ParamGroup):
         self._read()
 
     def _read(self) -> None:
-        self.arrays[:] = [np.asarray(tensor.numpy(force=True), order="C") for tensor in self.tensors]
+        self.arrays[:] = [np.asarray(as_array(tensor), order="C") for tensor in self.tensors]
         self._note()
 
     def open(self) -> None:
@@ -110,11 +111,10 @@ class TensorGroup(ParamGroup):
         if not shares_memory(tensor):
             return np.empty_like(self.arrays[number])
         if self._lent.get(number) != tensor.data_ptr():
-            array: Array = tensor.numpy(force=True)
-            return array
+            return as_array(tensor)
         # It lies where the server writes, which may take the memory back; until it is written to, this takes none.
         if number not in self._spare:
-            self._spare[number] = np.empty(tensor.shape, dtype_name(tensor.dtype))
+            self._spare[number] = np.empty(tensor.shape, dtype_of(tensor))
         return self._spare[number]
 
     def _check_still_fits(self) -> None:
@@ -145,10 +145,10 @@ class TensorGroup(ParamGroup):
             for number, (tensor, array) in enumerate(zip(self.tensors, self.arrays, strict=True)):
                 if shares_memory(tensor):
                     if complete and array is self._spare.get(number):
-                        tensor.data = torch.from_numpy(self._spare.pop(number))
+                        tensor.data = as_tensor(self._spare.pop(number))
                     torch.autograd.graph.increment_version(tensor)
                 elif complete:
-                    tensor.copy_(torch.from_numpy(array))
+                    tensor.copy_(as_tensor(array))
         self._note()
 
     def changed(self) -> list[str]:
@@ -177,7 +177,7 @@ class TensorGroup(ParamGroup):
 def _move_to(tensor: torch.Tensor, place: Place) -> None:
     if not can_move(tensor) or place.tensor.data_ptr() != place.address:
         # A tensor that was moved to memory of other processes has taken what it lay in along.
-        tensor.copy_(torch.from_numpy(place.array))
+        tensor.copy_(as_tensor(place.array))
         return
     tensor.data = place.tensor
     torch.autograd.graph.increment_version(tensor)
@@ -208,11 +208,6 @@ def shares_memory(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As numpy and the contract spell it."""
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_dense(what: str, tensor: torch.Tensor) -> None:
     if tensor.layout is not torch.strided:
         raise NotAnArray(what=what, wanted="a dense tensor", got=f"one of layout {tensor.layout}")
@@ -232,8 +227,7 @@ def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | 
     if gradient.layout is torch.sparse_coo:
         return _rows_of(what, gradient)
     _check_dense(what, gradient)
-    array: Array = gradient.numpy(force=True)
-    return array
+    return as_array(gradient)
 
 
 def _rows_of(what: str, gradient: torch.Tensor) -> tuple[Array, Array]:
@@ -242,4 +236,4 @@ def _rows_of(what: str, gradient: torch.Tensor) -> tuple[Array, Array]:
         got = f"one that is sparse in {gradient.sparse_dim()} dimensions"
         raise NotAnArray(what=what, wanted="dense, or sparse in its first dimension alone", got=got)
     rows = gradient.detach().coalesce()
-    return rows.indices()[0].numpy(force=True), rows.values().numpy(force=True)
+    return rows.indices()[0].numpy(force=True), as_array(rows.values())

@@ -12,8 +12,9 @@ from optd.lock import OwnedLock
 from optd.registration import Registration
 from optd.row_gradients import Gradients
 from optd.session import Session
+from optd.torch.arrays import as_tensor, dtype_of
 from optd.torch.sharing import SharedGradients, SharedWeights
-from optd.torch.tensors import TensorGroup, dtype_name
+from optd.torch.tensors import TensorGroup
 from optd_wire.errors import UnknownParameter
 from optd_wire.values import Options
 
@@ -96,14 +97,11 @@ class Exchange:
             raise
 
     @contextmanager
-    def receiving(self, *, some: bool = False) -> Iterator[Registration]:
-        """The registration, for a call that brings weights; with `some`, maybe not all of them."""
+    def receiving(self) -> Iterator[Registration]:
+        """The registration, for a call that brings weights."""
         with self.lock:
             for group in self.groups:
-                if some:
-                    group.read()
-                else:
-                    group.open()
+                group.open()
             complete = False
             try:
                 yield self.registration
@@ -132,9 +130,9 @@ class Exchange:
             for name, tensor in zip(group.names, group.tensors, strict=True):
                 if name == parameter:
                     wanted = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
-                    shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
+                    shape, dtype = tuple(tensor.shape), dtype_of(tensor)
                     rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights)
-                    return torch.from_numpy(rows).to(tensor.device)
+                    return as_tensor(rows).to(tensor.device)
         raise UnknownParameter(where=f"job {session.job!r}", parameter=parameter)
 
     def push_weights(self) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd.row_gradients import WithRows, may_leave_out
-from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
+from optd.row_gradients import WithRows
+from optd.transport.base import Delivery, PullRequest, Sink, Source, Transport
 from optd.transport.lane import Lane
 from optd.transport.mapping import Region
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout
@@ -91,7 +91,7 @@ class SharedMemoryLane(Lane):
 
     def _receive_gradient(self) -> list[Region]:
         descriptors = self._descriptors(self._memory.ticket, MAX_DESCRIPTORS)
-        sizes = [extent.bytes for extent in self._memory.extents]
+        sizes = [extent.bytes for extent in self._memory.gradient_extents]
         try:
             if len(descriptors) != len(sizes):
                 why = f"the server handed over {len(descriptors)} regions, not {len(sizes)}"
@@ -122,12 +122,12 @@ class SharedMemoryLane(Lane):
     def _segments(self, regions: list[Region], group: int) -> list[Array]:
         found = []
         for segment in self._layouts[group].segments:
-            place = self._place(FlatRange(group, segment.offset, segment.count))
-            found.append(regions[place[0]].array(DTYPES[segment.dtype], place[1], segment.count))
+            place = self._place_of_gradient(FlatRange(group, segment.offset, segment.count))
+            found.append(regions[place[0]].array(DTYPES[COMPUTED[segment.dtype]], place[1], segment.count))
         return found
 
-    def _place(self, wanted: FlatRange) -> tuple[int, int]:
-        for number, extent in enumerate(self._memory.extents):
+    def _place_of_gradient(self, wanted: FlatRange) -> tuple[int, int]:
+        for number, extent in enumerate(self._memory.gradient_extents):
             for segment in extent.segments:
                 if segment.range == wanted:
                     return number, segment.byte_offset
@@ -162,7 +162,7 @@ class SharedMemoryLane(Lane):
         self,
         header: PushHeader,
         gradients: Source,
-        weights: StepSink,
+        weights: Sink,
         timeout: float,
         *,
         in_place: Sink | None,
@@ -170,10 +170,7 @@ class SharedMemoryLane(Lane):
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls; nothing is encoded."""
         header, source = self._placed(header, gradients)
-        if may_leave_out(gradients):
-            delivery = Delivery(changed=True)
-        else:
-            delivery = Delivery(shared=True, in_place=in_place is not None)
+        delivery = Delivery(shared=True, in_place=in_place is not None)
         pushed, pulled = self._transport.step(header, source, delivery, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pushed, pulled
@@ -207,7 +204,7 @@ class SharedMemoryLane(Lane):
                 target = self._target(frame.group, frame.offset, frame.count)
                 start = 0
                 for piece in frame.pieces():
-                    values = np.frombuffer(piece, target.dtype)
+                    values = np.frombuffer(piece, frame.encoding.dtype)
                     target[start : start + values.size] = values
                     start += values.size
                 ranges.append(FlatRange(frame.group, frame.offset, frame.count))
@@ -219,7 +216,7 @@ class SharedMemoryLane(Lane):
                 return array[offset - segment.offset : offset - segment.offset + count]
         raise ValueError(f"group {group} has no elements [{offset}, {offset + count})")
 
-    def _read(self, shared: SharedWeights | None, weights: Sink | StepSink, in_place: Sink | None) -> None:
+    def _read(self, shared: SharedWeights | None, weights: Sink, in_place: Sink | None) -> None:
         if shared is None:
             return
         mapped = self._mapped(shared.regions)

@@ -21,9 +21,9 @@ FLOAT32 = np.dtype("<f4")
 class Encoding(ABC):
     """A way to write a range of elements as bytes. Has no state; safe to use from several threads.
 
-    Arrays are one-dimensional, contiguous, and of float32 or float64. Where an encoding is not exact it carries
-    both: float64 numbers are rounded to float32 first, and read back into whatever the range's dtype is. A number
-    that is not finite is not finite when it is read, so that checks on the other side still see it.
+    Arrays are one-dimensional, contiguous, and of a dtype that parameters may have. An encoding that `converts`
+    carries all of them: numbers are rounded to float32 first, and read back into whatever the range's dtype is. A
+    number that is not finite is not finite when it is read, so that checks on the other side still see it.
     """
 
     name: ClassVar[str]
@@ -31,7 +31,9 @@ class Encoding(ABC):
     number: ClassVar[int]
     """The value of the contract's enum."""
     dtype: ClassVar[np.dtype[Any] | None] = None
-    """Of an exact encoding: the only dtype that it carries."""
+    """Where a payload is an array as it lies in memory: its dtype, whose numbers come back bit by bit."""
+    converts: ClassVar[bool] = True
+    """Whether it carries numbers of other dtypes than its own, too."""
     carries_weights: ClassVar[bool] = True
     """Whether weights and state may be written so; gradients always may."""
     leaves_out: ClassVar[bool] = False
@@ -39,10 +41,10 @@ class Encoding(ABC):
     width: ClassVar[str]
     """What an element takes, in words."""
 
-    @property
-    def exact(self) -> bool:
-        """Whether numbers come back bit by bit."""
-        return self.dtype is not None
+    def keeps(self, dtype: np.dtype[Any]) -> bool:
+        """Whether numbers of `dtype` come back bit by bit."""
+        # numpy takes None for float64 where it compares dtypes.
+        return self.dtype is not None and self.dtype == dtype
 
     @abstractmethod
     def bytes_of(self, count: int) -> int:
@@ -66,7 +68,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def encode(self, values: Array) -> Buffer:
-        """The payload of `values`; of an exact encoding the array itself, not a copy.
+        """The payload of `values`; of those that it keeps their own memory, not a copy.
 
         Raises `EncodingOverflow` for a finite number that is too large.
         """
@@ -79,10 +81,17 @@ class Encoding(ABC):
         """
 
 
+def bytes_in(values: Array) -> Array:
+    """The memory of a contiguous array. Arrays of bfloat16 have no buffer that Python could read."""
+    return values.reshape(-1).view(np.uint8)
+
+
 def rounded(name: str, values: Array) -> Array:
     """`values` as float32: themselves, or a copy. Raises `EncodingOverflow` where a finite number does not fit."""
     if values.dtype == FLOAT32:
         return values
+    if values.itemsize < FLOAT32.itemsize:
+        return values.astype(FLOAT32)
     with np.errstate(over="ignore"):
         result: Array = values.astype(FLOAT32)
     lost = np.isinf(result) & np.isfinite(values)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import CHUNK, Array
 from optd_wire.encodings.halves import INFINITY, MAGNITUDE, Halves
 from optd_wire.encodings.kernels import kernels
@@ -20,6 +21,7 @@ class BFloat16(Halves):
     """
 
     name = "bfloat16"
+    dtype = DTYPES["bfloat16"]
     number = ENCODING_BFLOAT16
     largest = float.fromhex("0x1.fep127")
 

@@ -1,4 +1,4 @@
-"""The encodings that change nothing: the numbers as they lie in memory."""
+"""The encodings that carry one dtype only, and change nothing: the numbers as they lie in memory."""
 
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from optd_wire.v1.tensor_pb2 import ENCODING_FLOAT32, ENCODING_FLOAT64
 class _Exact(Encoding):
     dtype: ClassVar[np.dtype[np.floating]]
     itemsize: ClassVar[int]
+    converts = False
 
     def bytes_of(self, count: int) -> int:
         """`itemsize` for each element."""

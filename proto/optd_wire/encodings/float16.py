@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import CHUNK, FLOAT32, Array
 from optd_wire.encodings.halves import INFINITY, MAGNITUDE, Halves
 from optd_wire.encodings.kernels import kernels
@@ -21,6 +22,7 @@ class Float16(Halves):
     """
 
     name = "float16"
+    dtype = DTYPES["float16"]
     number = ENCODING_FLOAT16
     largest = 65504.0
 

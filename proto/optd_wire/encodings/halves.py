@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from optd_wire.encodings.base import CHUNK, FLOAT32, Array, Buffer, Encoding, rounded
+from optd_wire.encodings.base import CHUNK, FLOAT32, Array, Buffer, Encoding, bytes_in, rounded
 from optd_wire.errors import EncodingOverflow
 
 _HALF = np.dtype("<u2")
@@ -15,7 +15,10 @@ INFINITY = 0x7F800000
 
 
 class Halves(Encoding):
-    """A number is 16 bits. Subclasses convert arrays of bits: of a float32 to those of a half, and back."""
+    """A number is 16 bits. Subclasses convert arrays of bits: of a float32 to those of a half, and back.
+
+    Numbers of its own `dtype` are carried as they are.
+    """
 
     width = "2 bytes"
     largest: ClassVar[float]
@@ -35,6 +38,8 @@ class Halves(Encoding):
 
     def encode(self, values: Array) -> Buffer:
         """Rounds to nearest, to even where two are as near."""
+        if self.keeps(values.dtype):
+            return bytes_in(values)
         halves = np.empty(values.size, _HALF)
         if values.dtype == FLOAT32:
             self._encode(values, halves)
@@ -53,6 +58,9 @@ class Halves(Encoding):
     def decode_into(self, payload: Buffer, out: Array) -> None:
         """Every half is a float32."""
         halves = np.frombuffer(payload, _HALF)
+        if self.keeps(out.dtype):
+            out.view(_HALF)[:] = halves
+            return
         if out.dtype == FLOAT32:
             self._widen(halves, out.view(_BITS))
             return
@@ -60,4 +68,5 @@ class Halves(Encoding):
         for start in range(0, out.size, CHUNK):
             chunk = out[start : start + CHUNK]
             self._widen(halves[start : start + CHUNK], bits[: chunk.size])
-            chunk[:] = bits[: chunk.size].view(FLOAT32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                chunk[:] = bits[: chunk.size].view(FLOAT32)

@@ -54,7 +54,8 @@ class Int8(Encoding):
         for start in range(0, out.size, CHUNK):
             chunk = out[start : start + CHUNK]
             grow(scales[start // BLOCK :], integers[start : start + CHUNK], scratch[: chunk.size])
-            chunk[:] = scratch[: chunk.size]
+            with np.errstate(over="ignore", invalid="ignore"):
+                chunk[:] = scratch[: chunk.size]
 
 
 def blocks_of(count: int) -> int:

@@ -32,6 +32,17 @@ def exact_for(dtype: np.dtype[Any]) -> Encoding:
     return _EXACT[dtype]
 
 
+def encoding_for(dtype: np.dtype[Any], wanted: Encoding | None) -> Encoding:
+    """How numbers of `dtype` travel where `wanted` is asked for, or None, which is unchanged.
+
+    They travel unchanged, too, where they are as narrow as what `wanted` would round them to.
+    """
+    exact = _EXACT[dtype]
+    if wanted is None or not wanted.converts:
+        return exact
+    return exact if wanted.dtype is not None and wanted.dtype.itemsize >= dtype.itemsize else wanted
+
+
 def encoding_named(name: str) -> Encoding:
     """The encoding of this name; raises `UnknownEncoding`."""
     if name not in ENCODINGS:

@@ -77,7 +77,8 @@ class TopK(Encoding):
         self.check(payload, out.size)
         places, numbers = _parts(payload)
         out.fill(0)
-        out[places] = numbers
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[places] = numbers
 
 
 def largest(values: Array, kept: int) -> npt.NDArray[np.int64]:

@@ -107,14 +107,16 @@ class SharedExtent(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[SharedSegment, _Mapping]]] = ...) -> None: ...
 
 class OpenSharedMemoryResponse(_message.Message):
-    __slots__ = ("path", "ticket", "extents")
+    __slots__ = ("path", "ticket", "extents", "gradient_extents")
     PATH_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     EXTENTS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_EXTENTS_FIELD_NUMBER: _ClassVar[int]
     path: str
     ticket: bytes
     extents: _containers.RepeatedCompositeFieldContainer[SharedExtent]
-    def __init__(self, path: _Optional[str] = ..., ticket: _Optional[bytes] = ..., extents: _Optional[_Iterable[_Union[SharedExtent, _Mapping]]] = ...) -> None: ...
+    gradient_extents: _containers.RepeatedCompositeFieldContainer[SharedExtent]
+    def __init__(self, path: _Optional[str] = ..., ticket: _Optional[bytes] = ..., extents: _Optional[_Iterable[_Union[SharedExtent, _Mapping]]] = ..., gradient_extents: _Optional[_Iterable[_Union[SharedExtent, _Mapping]]] = ...) -> None: ...
 
 class ConfirmSharedMemoryRequest(_message.Message):
     __slots__ = ("job", "worker", "epoch", "token", "problem")

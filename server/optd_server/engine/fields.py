@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from optd_server.optim.algorithm import StateField
-from optd_server.store.flat import bytes_of
-from optd_wire.dtypes import DTYPES
+from optd_server.store.flat import computed_bytes_of
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import ParameterInfo, ParameterSpec, StateShape
 
@@ -15,7 +15,7 @@ NOTHING = (0,)
 
 def shapes_of(field: StateField, group: GroupLayout) -> tuple[StateShape, ...]:
     """What the state of each parameter of a group is."""
-    return tuple(StateShape(_shape(field, parameter), field.dtype or parameter.dtype) for parameter in group.parameters)
+    return tuple(StateShape(_shape(field, parameter), _dtype(field, parameter)) for parameter in group.parameters)
 
 
 def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
@@ -34,12 +34,22 @@ def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:
 
 
 def _bytes_of(field: StateField, group: GroupLayout) -> int:
-    if field.elementwise:
-        return bytes_of([group])
+    if field.elementwise and not field.narrow_only:
+        return computed_bytes_of([group])
     return sum(
-        prod(_shape(field, parameter)) * DTYPES[field.dtype or parameter.dtype].itemsize
+        prod(_shape(field, parameter)) * DTYPES[_dtype(field, parameter)].itemsize
         for parameter in group.parameters
+        if has(field, parameter.dtype)
     )
+
+
+def has(field: StateField, dtype: str) -> bool:
+    """Whether parameters of a dtype have such a state."""
+    return COMPUTED[dtype] != dtype or not field.narrow_only
+
+
+def _dtype(field: StateField, parameter: ParameterInfo) -> str:
+    return field.dtype or COMPUTED[parameter.dtype]
 
 
 def _shape(field: StateField, parameter: ParameterInfo) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from optd_server.optim.group_options import effective
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.snapshots import StepRanges
-from optd_wire.dtypes import DTYPES
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
@@ -166,7 +165,7 @@ class Groups:
 
     def field(self, name: str) -> StateField:
         """The state field of this name, which the algorithm has."""
-        return next(field for field in self.algorithm.state if field.name == name)
+        return next(field for field in self.algorithm.all_state if field.name == name)
 
     def place(self, group: int, segment: int) -> tuple[int, Place]:
         """The extent of a group, and where one of its segments lies there."""
@@ -195,7 +194,7 @@ def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
 
 
 def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
-    return SegmentState(slab.sizes, DTYPES[slab.dtype], shapes=extent.shapes(slab), groups=slab.parts)
+    return SegmentState(slab.sizes, slab.numbers, shapes=extent.shapes(slab), groups=slab.parts)
 
 
 def _conflict(current: GroupOptions, wanted: Options) -> OptionConflict:

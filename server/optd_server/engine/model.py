@@ -177,7 +177,9 @@ class Model:
         states = []
         for index, (group, layout) in enumerate(zip(options, self.groups.layouts, strict=False)):
             names = self._fields(group).union(fields, *map(partial(self._kept, index), range(len(layout.segments))))
-            states.append(state_bytes((field for field in self.groups.algorithm.state if field.name in names), layout))
+            states.append(
+                state_bytes((field for field in self.groups.algorithm.all_state if field.name in names), layout)
+            )
         return states
 
     def _fields(self, group: GroupOptions) -> set[str]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Offload:
 
     async def prepare(self, algorithm: Algorithm, dtypes: Iterable[str]) -> None:
         """Has all kernels ready that steps on data of some dtypes need, so that no step waits for a compiler."""
-        wanted = sorted(set(dtypes))
+        wanted = sorted({COMPUTED[dtype] for dtype in dtypes})
 
         def work() -> None:
             for dtype in wanted:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from optd_server.engine.policies.base import PolicyRule
-from optd_server.store.flat import bytes_of
+from optd_server.store.flat import bytes_of, computed_bytes_of
 from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout
 
@@ -26,9 +26,9 @@ def job_bytes(
     `states` tells how many bytes of state each group has. Each push of a round that waits for others has one message
     here; the rest of it stays with its sender.
     """
-    weights = bytes_of(layouts)
-    waiting = 0 if rule.most == 1 else rule.most * min(weights, message_bytes)
-    return weights * (SNAPSHOTS + rule.slots) + waiting + sum(states)
+    gradient = computed_bytes_of(layouts)
+    waiting = 0 if rule.most == 1 else rule.most * min(gradient, message_bytes)
+    return bytes_of(layouts) * SNAPSHOTS + gradient * rule.slots + waiting + sum(states)
 
 
 class Plan:

@@ -221,10 +221,11 @@ class Pushes:
         elif len(due) == 1:
             due[0].begun.set_result(round_)
         else:
-            self._open(round_)
+            self._spawn(self._open(round_))
 
-    def _open(self, round_: Round) -> None:
+    async def _open(self, round_: Round) -> None:
         """Lets several pushes write to their slot."""
+        await round_.prepare()
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
             if not push.begun.done():

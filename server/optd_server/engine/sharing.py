@@ -13,13 +13,12 @@ import numpy as np
 from optd_server.engine.model import Model
 from optd_server.engine.plan import Memory, Plan
 from optd_server.engine.workers import Worker, Workers
-from optd_server.store.extents import Extent
-from optd_server.store.flat import FlatBuffers, bytes_of
+from optd_server.store.extents import Extent, computed
+from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
 from optd_server.store.memory import SharedRegion, received
 from optd_server.store.snapshots import Snapshot
-from optd_wire.dtypes import DTYPES
 from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
 from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
 
@@ -64,12 +63,13 @@ class Sharing:
         self.close(worker.name)
         plan = Plan(f"the shared memory of worker {worker.name!r} of job {self._model.name!r}")
         try:
-            self._memory.reserve(plan, bytes_of(self._model.groups.layouts))
+            self._memory.reserve(plan, computed_bytes_of(self._model.groups.layouts))
         except MemoryExceeded as error:
             self.decline(worker, str(error))
             raise
         try:
-            buffers = FlatBuffers(self._model.groups.extents, lambda size: received(max(size, TOKEN_BYTES)))
+            extents = computed(self._model.groups.extents)
+            buffers = FlatBuffers(extents, lambda size: received(max(size, TOKEN_BYTES)))
         except OSError as error:
             self._memory.release(plan)
             raise self.unavailable(worker, error) from None
@@ -80,8 +80,12 @@ class Sharing:
         return share
 
     def extents(self) -> tuple[SharedExtent, ...]:
-        """What lies where in the regions, of gradients as of weights."""
-        return tuple(_described(extent) for extent in self._model.groups.extents)
+        """What lies where in the regions of weights."""
+        return tuple(map(_described, self._model.groups.extents))
+
+    def gradient_extents(self) -> tuple[SharedExtent, ...]:
+        """What lies where in the regions of gradients."""
+        return tuple(map(_described, computed(self._model.groups.extents)))
 
     def confirm(self, worker: Worker, token: bytes) -> None:
         """Takes the token that the worker has read there as the proof that it sees the same memory.
@@ -193,7 +197,7 @@ def _described(extent: Extent) -> SharedExtent:
     segments = [
         SharedSegment(
             FlatRange(extent.first_group + index, segment.offset, segment.count),
-            extent.slabs[place.slab].byte_offset + place.start * DTYPES[segment.dtype].itemsize,
+            extent.slabs[place.slab].byte_offset + place.start * extent.slabs[place.slab].numbers.itemsize,
         )
         for index, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True))
         for segment, place in zip(layout.segments, places, strict=True)

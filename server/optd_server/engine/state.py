@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optd_server.engine.fields import NOTHING, layout_of, shapes_of, state_bytes
+from optd_server.engine.fields import NOTHING, has, layout_of, shapes_of, state_bytes
 from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.plan import Memory
 from optd_server.engine.registration import MAX_DIMS
-from optd_server.optim.algorithm import StateField
-from optd_server.store.extents import Extent, extent_of
-from optd_server.store.flat import Array, FlatBuffers, FrameSink, bytes_of
+from optd_server.optim import masters
+from optd_server.optim.algorithm import MASTER_WEIGHTS, StateField
+from optd_server.store.extents import Extent, computed, extent_of
+from optd_server.store.flat import Array, FlatBuffers, FrameSink, bytes_of, computed_bytes_of
 from optd_wire.dtypes import DTYPES
 from optd_wire.errors import (
     DtypeMismatch,
@@ -59,7 +60,7 @@ class StateReading:
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
     groups = job.model.groups
-    states = [field.name for field in groups.algorithm.state]
+    states = [field.name for field in groups.algorithm.all_state]
     known = [WEIGHTS, GRADIENT, *states]
     for field in fields:
         if field not in known:
@@ -92,7 +93,7 @@ def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
             for field, array in _beside_weights(model, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
-    for shaped in model.groups.algorithm.state:
+    for shaped in model.groups.algorithm.all_state:
         if not shaped.elementwise and shaped.name in selection.fields:
             yield from _shaped_frames(model.groups, group, shaped, selection.parameter)
 
@@ -104,7 +105,7 @@ def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str,
     if gradient is not None:
         yield GRADIENT, gradient
     state = model.groups.state(group, index).state
-    yield from ((field.name, state[field.name]) for field in model.groups.algorithm.state if _has(state, field))
+    yield from ((field.name, state[field.name]) for field in model.groups.algorithm.all_state if _has(state, field))
 
 
 def _has(state: Mapping[str, Array], field: StateField) -> bool:
@@ -164,7 +165,7 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
     steps = [0] * len(layout.parameters)
     entries = {
         field.name: [False] * len(layout.parameters)
-        for field in groups.algorithm.state
+        for field in groups.algorithm.all_state
         if any(field.name in groups.state(group, index).state for index in range(len(layout.segments)))
     }
     if with_gradient:
@@ -177,7 +178,7 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
             steps[member] = int(state.steps[place])
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
-    shapes = {field.name: shapes_of(field, layout) for field in groups.algorithm.state if not field.elementwise}
+    shapes = {field.name: shapes_of(field, layout) for field in groups.algorithm.all_state if not field.elementwise}
     return GroupState(
         group,
         tuple(steps),
@@ -189,7 +190,7 @@ def selected_bytes(job: Job, selection: Selection) -> int:
     """How much a copy of the selection takes; a single parameter is counted as its group."""
     layouts = job.model.groups.layouts
     chosen = layouts if selection.group is None else [layouts[selection.group]]
-    return bytes_of(chosen) * len(selection.fields)
+    return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in selection.fields)
 
 
 class StateUpload:
@@ -200,7 +201,7 @@ class StateUpload:
         self._job = job
         self._groups = header.groups
         self._worker, self._epoch = header.worker, header.epoch
-        self._fields = {field.name: field for field in model.groups.algorithm.state}
+        self._fields = {field.name: field for field in model.groups.algorithm.all_state}
         self._known = [WEIGHTS, *self._fields]
         self._extents = list(model.groups.extents)
         self._sinks: dict[str, FrameSink] = {}
@@ -240,9 +241,11 @@ class StateUpload:
         """The flat buffer of a group that a field's frames address."""
         return layout_of(self._shapes.get((group, field)) or shapes_of(self._fields[field], layout), layout)
 
-    def _extents_of(self, field: str) -> list[Extent]:
-        if not self._own_buffer(field):
+    def _extents_of(self, field: str) -> Sequence[Extent]:
+        if field == WEIGHTS:
             return self._extents
+        if not self._own_buffer(field):
+            return computed(self._extents)
         return [
             extent_of(
                 [self._layout(field, group, layout) for group, layout in enumerate(each.layouts, each.first_group)],
@@ -278,11 +281,18 @@ class StateUpload:
                 self._put(name, sink)
                 continue
             for extent, slab, start, stop in sink.ledger.written():
+                state = groups.slab_state(extent, slab)
                 if name == WEIGHTS:
                     target = following.slabs[extent][slab]
+                elif state.has(self._fields[name]):
+                    target = state.allocate(self._fields[name])
                 else:
-                    target = groups.slab_state(extent, slab).allocate(self._fields[name])
+                    continue
                 target[start:stop] = sink.buffers.slabs[extent][slab][start:stop]
+        for extent, slab, _, state in groups.slabs():
+            if MASTER_WEIGHTS.name in state.state:
+                # Weights and master weights are written one without the other; what the weights are counts.
+                masters.settle(state.state[MASTER_WEIGHTS.name], following.slabs[extent][slab])
 
     def _put(self, field: str, sink: FrameSink) -> None:
         """Takes over the states that were written of a field that has other flat buffers than the weights."""
@@ -297,7 +307,7 @@ class StateUpload:
             }
             for index, segment in enumerate(layout.segments):
                 state = groups.state(group, index)
-                for place, member in enumerate(segment.members):
+                for place, member in enumerate(segment.members if has(self._fields[field], segment.dtype) else ()):
                     if (group, member) in written and numbers[member].size:
                         state.allocate(self._fields[field])
                         state.of(field, place).reshape(-1)[:] = numbers[member]
@@ -316,9 +326,19 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
         for entry in given.entries:
             if entry.field not in known or entry.field == WEIGHTS:
                 raise UnknownField(job=job.name, field=entry.field[:200], fields=", ".join(known[1:]))
+            _check_holders(job, given.group, entry)
             _check_shapes(job, given.group, entry)
         if any(steps >= 1 << 62 for steps in given.steps):
             raise InvalidRequest(problem=f"steps of group {given.group} must be in [0, 2**62)")
+
+
+def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
+    """Raises `InvalidRequest` for state that a parameter of such a dtype never has."""
+    groups = job.model.groups
+    for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
+        if present and not has(groups.field(entry.field), parameter.dtype):
+            problem = f"parameter {parameter.name!r} of {parameter.dtype} has no {entry.field}"
+            raise InvalidRequest(problem=problem)
 
 
 def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
@@ -350,7 +370,8 @@ def _put_group_state(groups: Groups, given: GroupState) -> None:
         whole = groups.slab_state(extent, place.slab)
         present = {entry.field: entry.present for entry in given.entries}
         for name in present:
-            whole.allocate(groups.field(name))
+            if whole.has(groups.field(name)):
+                whole.allocate(groups.field(name))
         state = whole.part(place.rank)
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]

@@ -6,6 +6,8 @@ writes to is brought up to date first, by what it lacks of the current weights; 
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from optd_server.engine.groups import Groups
 from optd_server.engine.offload import INLINE_ELEMENTS, Offload
 from optd_server.engine.reduction import present_ranges
@@ -18,7 +20,7 @@ from optd_server.optim.touched import RowGradient, apply_touched
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
-from optd_server.store.journal import FRACTION, Change, Changes
+from optd_server.store.journal import FRACTION, Change, ChangedRows, Changes
 from optd_server.store.ledger import Mask
 from optd_server.store.rows import Rows, densify
 from optd_server.store.snapshots import Snapshots, WeightSet
@@ -80,6 +82,7 @@ class Step:
     def _part(self, snapshots: Snapshots, into: WeightSet, number: int, index: int) -> _Part:
         slab = self._groups.extents[number].slabs[index]
         current = snapshots.current.weights.buffers.slabs[number][index]
+        state = self._groups.slab_state(number, index)
         present = self._gradient.presence[number][index]
         rows = tuple(r for r in self._gradient.rows if (r.place.extent, r.place.slab) == (number, index))
         change = self._change(slab, present, rows)
@@ -89,10 +92,10 @@ class Step:
         return _Part(
             slab,
             [self._options[group] for group in slab.groups],
-            self._groups.slab_state(number, index),
+            state,
             current,
             into.buffers.slabs[number][index],
-            self._gradient.slabs[number][index] if number < len(self._gradient.slabs) else current,
+            self._gradient.slabs[number][index] if number < len(self._gradient.slabs) else _nothing(state),
             present,
             rows,
             change,
@@ -102,10 +105,10 @@ class Step:
     def _change(self, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
         """What a step changes in a slab; None for most of it, and where a whole step costs no more."""
         whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
-        if not rows and (present.all() or (whole and present.any())):
+        if not rows and (whole or present.all()):
             return None
-        ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
-        change = Change(ranges, tuple((each.place, each.ids) for each in rows))
+        tables = tuple(ChangedRows(r.place.start, r.place.rows, r.place.columns, r.ids) for r in rows)
+        change = Change(tuple(present_ranges(present, slab.starts, slab.sizes)), tables)
         return change if change.elements * FRACTION <= slab.count else None
 
     @property
@@ -143,14 +146,12 @@ class Step:
         )
 
     def _take_small(self, part: _Part, offload: Offload) -> None:
+        algorithm = self._groups.algorithm
+        assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
         if part.lacks is None:
             offload.kernels.copy(part.following, part.current, offload.threads)
         for change in part.lacks or ():
             change.copy(part.following, part.current)
-        if not part.rows and not part.present.any():
-            return
-        algorithm = self._groups.algorithm
-        assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
         apply_touched(
             algorithm,
             part.options,
@@ -167,3 +168,8 @@ class Step:
 
 def _elements(changes: list[Change]) -> int:
     return sum(change.elements for change in changes)
+
+
+def _nothing(state: SegmentState) -> Array:
+    """In the place of the gradient of groups that were added after it was computed; what is absent is not read."""
+    return np.zeros(state.count, state.dtype)

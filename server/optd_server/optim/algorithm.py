@@ -51,16 +51,22 @@ class StateField:
     shape: Callable[[Shape], Shape | None] = own
     """Its shape, by that of the parameter; None where such a parameter has no such state."""
     dtype: str | None = None
-    """Its dtype; None is that of the weights."""
+    """Its dtype; None is that of the arithmetic: the weights' own, or float32 for weights of 16 bits."""
     initial: Callable[[Options], float] | None = None
     """What every element is before a parameter's first step; None is 0."""
     seeded: bool = False
     """Whether the first update of a parameter sets the field by itself, not from zeros: `Block.fresh`."""
+    narrow_only: bool = False
+    """Whether only parameters have it whose dtype is narrower than that of the arithmetic on them."""
 
     @property
     def elementwise(self) -> bool:
-        """Whether it has a number for each weight, of the weights' dtype, and so is laid out as they are."""
+        """Whether it has a number for each weight, of the arithmetic's dtype, and so is laid out as they are."""
         return self.shape is own and self.dtype is None
+
+
+MASTER_WEIGHTS = StateField("master_weights", lambda options: bool(options.get("master_weights")), narrow_only=True)
+"""What every algorithm remembers where a group asks for it: see `masters`."""
 
 
 def scalar_field(name: str, initial: Callable[[Options], float]) -> StateField:
@@ -76,7 +82,7 @@ class Block:
     """
 
     weights: Vector
-    """The current weights. Read only."""
+    """The current weights, in the dtype of the arithmetic. Read only."""
     gradient: Vector
     """Read only."""
     out: Vector
@@ -126,9 +132,14 @@ class Algorithm:
     rows: RowRule | None = None
     """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
 
+    @property
+    def all_state(self) -> tuple[StateField, ...]:
+        """The fields that it declares, and those that every algorithm has."""
+        return (*self.state, MASTER_WEIGHTS)
+
     def fields(self, options: Options) -> tuple[StateField, ...]:
         """Return the state fields that resolved options need."""
-        return tuple(field for field in self.state if field.when(options))
+        return tuple(field for field in self.all_state if field.when(options))
 
 
 @dataclass(frozen=True, kw_only=True)

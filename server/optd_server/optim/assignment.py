@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, StateField, own
+from optd_server.optim import masters
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, StateField, Vector, own
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 
@@ -25,7 +26,9 @@ class Assignment:
         self.which: Indices = np.repeat(of_group, segment.groups)
         """Which of the distinct options each parameter has, shape (P,)."""
         self.needs: dict[StateField, Mask] = {
-            field: needs for field in algorithm.state if (needs := self._needs(field, segment)).any()
+            field: needs
+            for field in algorithm.all_state
+            if segment.has(field) and (needs := self._needs(field, segment)).any()
         }
         """Which parameters need a field, shape (P,)."""
 
@@ -47,8 +50,11 @@ class Assignment:
         """Return which parameters need a field and do not have it yet."""
         return self.needs[field] & ~segment.started[field.name]
 
-    def begin(self, segment: SegmentState, present: Mask | None) -> None:
+    def begin(self, segment: SegmentState, weights: Vector, present: Mask | None) -> None:
         """Give the state of parameters whose first step this is what it begins with, where that is not zero."""
+        if MASTER_WEIGHTS in self.needs:
+            starting = self.waiting(MASTER_WEIGHTS, segment)
+            masters.begin(segment, weights, starting if present is None else starting & present)
         for field in self.needs:
             if field.initial is None:
                 continue
@@ -65,6 +71,10 @@ class Assignment:
         segment.steps += 1 if present is None else present
         for field, needs in self.needs.items():
             segment.started[field.name] |= needs if present is None else needs & present
+        if MASTER_WEIGHTS.name in segment.started:
+            # A step without them leaves them behind the weights.
+            moved = np.ones(len(self.which), np.bool_) if present is None else present
+            segment.started[MASTER_WEIGHTS.name] &= ~moved | self.needs.get(MASTER_WEIGHTS, False)
 
 
 def _distinct(options: Sequence[Options]) -> tuple[list[Options], Indices]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim import runs
-from optd_server.optim.algorithm import Elementwise
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Elementwise
 from optd_server.optim.assignment import Assignment, Indices, Mask
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
@@ -33,7 +33,7 @@ _Row: TypeAlias = tuple[int, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Row:
-    """Coefficients, and the state fields that go with them."""
+    """Coefficients, and the state fields that go with them, those of the algorithm and master weights."""
 
     coefficients: Coefficients
     fields: tuple[str, ...]
@@ -92,6 +92,11 @@ class Table:
             self._families += [family, family + 1]
         return self._families
 
+    def with_field(self, name: str) -> Mask:
+        """Return by kind whether it has a field."""
+        rows = np.array([name in fields for _, fields in self._exact], np.bool_)
+        return np.concatenate(([False], np.repeat(rows, 2)))
+
     def of(self, kind: int) -> tuple[Row, bool]:
         """Return the row of a kind that is not 0, and whether its parameters are fresh."""
         number, fresh = divmod(kind - 1, 2)
@@ -134,7 +139,8 @@ class Plan(Assignment):
     def __init__(self, algorithm: Elementwise, options: Sequence[Options], segment: SegmentState) -> None:
         super().__init__(algorithm, options, segment)
         self.algorithm = algorithm
-        self._fields = [tuple(field.name for field in algorithm.arrays if field.when(each)) for each in self.distinct]
+        arrays = [field for field in (*algorithm.arrays, MASTER_WEIGHTS) if segment.has(field)]
+        self._fields = [tuple(field.name for field in arrays if field.when(each)) for each in self.distinct]
         self._seeded = [field for field in self.needs if field.seeded]
         self._scalars = algorithm.scalars
         self._sizes, self._offsets = segment.sizes, segment.offsets

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from optd_server.optim.algorithm import MASTER_WEIGHTS
 from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
 from optd_server.optim.schedules.text import parse, schedule_option
 
@@ -30,6 +31,12 @@ GROUP_OPTIONS: tuple[Option, ...] = (
         _POSITIVE,
         nullable=True,
         doc="the largest magnitude of an element of the group's gradient; larger ones are set to it",
+    ),
+    Option(
+        MASTER_WEIGHTS.name,
+        "bool",
+        False,
+        doc="keep float32 weights of float16 and bfloat16 parameters as state; changes nothing for others",
     ),
 )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Parameter, Parameterwise, Vector
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Parameter, Parameterwise, Vector
 from optd_server.optim.assignment import Assignment
 from optd_server.optim.segment import SegmentState
 from optd_server.optim.threads import share
@@ -22,6 +22,7 @@ def step(
     """Write the new weights to `out` and update the segment's state; see `step.apply` for the arguments.
 
     Threads take parameters, not parts of them: one parameter that is larger than all others together is one thread's.
+    Of weights of 16 bits it is a parameter at a time that is held in float32.
     """
 
     def update(number: int) -> None:
@@ -33,16 +34,23 @@ def step(
         state = {
             field.name: segment.of(field.name, number) for field, needs in assignment.needs.items() if needs[number]
         }
+        master = state.pop(MASTER_WEIGHTS.name, None)
+        current = weights[here].astype(segment.dtype, copy=False).reshape(shape) if master is None else master
+        new = np.empty(shape, segment.dtype) if segment.narrow else out[here].reshape(shape)
         algorithm.update(
             assignment.distinct[int(assignment.which[number])],
             Parameter(
-                weights=weights[here].reshape(shape),
+                weights=current,
                 gradient=gradient[here].reshape(shape),
-                out=out[here].reshape(shape),
+                out=new,
                 state=state,
                 step=int(segment.steps[number]) + 1,
             ),
         )
+        if segment.narrow:
+            out[here] = new.reshape(-1)
+        if master is not None:
+            master[...] = new
 
     filled = np.flatnonzero(segment.sizes > 0)
     starts = segment.offsets[filled]

@@ -56,8 +56,12 @@ class SegmentState:
     """How many parameters each group has here, shape (G,). One may have none, where all of its are of other dtypes."""
     count: int
     """N."""
+    weights_dtype: np.dtype[Any]
     dtype: np.dtype[Any]
-    """Of the weights, and so of every state array whose field does not say otherwise."""
+    """Of the arithmetic: of the gradient, and of every state array whose field does not say otherwise.
+
+    The weights' own, but float32 for weights of 16 bits.
+    """
     steps: npt.NDArray[np.int64]
     """How many steps each parameter took part in, shape (P,)."""
     state: dict[str, Vector]
@@ -89,7 +93,8 @@ class SegmentState:
         if self.groups.sum() != len(self.sizes):
             raise ValueError(f"groups must have {len(self.sizes)} parameters together, got {self.groups.sum()}")
         self.count = int(self.sizes.sum())
-        self.dtype = np.dtype(dtype)
+        self.weights_dtype = np.dtype(dtype)
+        self.dtype = np.dtype(np.float32) if self.weights_dtype.itemsize == 2 else self.weights_dtype
         self.steps = np.zeros(len(self.sizes), np.int64) if steps is None else steps
         self.state = dict(state or {})
         self.started = dict(started or {})
@@ -99,6 +104,15 @@ class SegmentState:
         self._first = np.cumsum(self.groups) - self.groups
         self._all_filled = bool((self.groups > 0).all()) and len(self.groups) > 0
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the weights are of another dtype than the arithmetic."""
+        return self.weights_dtype != self.dtype
+
+    def has(self, field: StateField) -> bool:
+        """Whether parameters of this dtype have such a field at all."""
+        return self.narrow or not field.narrow_only
+
     def ensure(self, algorithm: Algorithm, options: Sequence[Options]) -> None:
         """Allocate the state that the resolved options of groups that have parameters need, where it is missing.
 
@@ -106,7 +120,8 @@ class SegmentState:
         """
         for each, parameters in zip(options, self.groups, strict=True):
             for field in algorithm.fields(each) if parameters else ():
-                self.allocate(field)
+                if self.has(field):
+                    self.allocate(field)
 
     def allocate(self, field: StateField) -> Vector:
         """Return a state array, of zeros that nobody has started where it was missing.

@@ -47,10 +47,11 @@ def apply(
             nothing. A mapping that has been passed here is never changed any more, only replaced: which objects they
             are tells the next step whether something is different. Groups with equal options should share one.
         segment: The state of the P parameters and N elements.
-        weights: The current weights, shape (N,), of the segment's dtype, contiguous. Not modified.
+        weights: The current weights, shape (N,), of the segment's dtype of weights, contiguous. Not modified. Those of
+            16 bits are worked on in float32, and the result is rounded to nearest, to even where two are as near.
         gradient: Shape (N,), of the segment's dtype. What absent parameters have there is not used. Not
             modified.
-        out: Shape (N,), of the segment's dtype, sharing memory with neither. Every element is written: for
+        out: Shape (N,), of the dtype of `weights`, sharing memory with neither. Every element is written: for
             absent parameters, the current weights.
         present: Which parameters have a gradient, shape (P,); None is all. The others keep weights, state and
             step count, as those whose `grad` is None do in torch. An empty parameter that is present counts a
@@ -67,8 +68,8 @@ def apply(
         return
     if present is not None and present.all():
         present = None
-    assignment = begin(algorithm, options, segment, present)
     weights, gradient = _read_only(weights), _read_only(gradient)
+    assignment = begin(algorithm, options, segment, weights, present)
     if isinstance(assignment, Plan):
         work = Work(
             algorithm=assignment.algorithm,
@@ -88,7 +89,11 @@ def apply(
 
 
 def begin(
-    algorithm: Algorithm, options: Sequence[Options], segment: SegmentState, present: npt.NDArray[np.bool_] | None
+    algorithm: Algorithm,
+    options: Sequence[Options],
+    segment: SegmentState,
+    weights: Vector,
+    present: npt.NDArray[np.bool_] | None,
 ) -> Assignment:
     """Make a segment ready for a step of the parameters in `present`, or of all, and return how its options are dealt.
 
@@ -100,7 +105,7 @@ def begin(
         assignment = segment.assignment = made or Assignment(algorithm, options, segment)
     for field in assignment.needs:
         segment.allocate(field)
-    assignment.begin(segment, present)
+    assignment.begin(segment, weights, present)
     return assignment
 
 
@@ -123,9 +128,10 @@ def check(
     """Raise ValueError for arguments of `apply` that are not what it says."""
     if len(options) != len(segment.groups):
         raise ValueError(f"options must be those of {len(segment.groups)} groups, got {len(options)}")
-    for name, array in (("weights", weights), ("gradient", gradient), ("out", out)):
-        if array.shape != (segment.count,) or array.dtype != segment.dtype:
-            wanted = f"{segment.dtype} of shape ({segment.count},)"
+    held, computed = segment.weights_dtype, segment.dtype
+    for name, array, dtype in (("weights", weights, held), ("gradient", gradient, computed), ("out", out, held)):
+        if array.shape != (segment.count,) or array.dtype != dtype:
+            wanted = f"{dtype} of shape ({segment.count},)"
             raise ValueError(f"{name} must be {wanted}, got {array.dtype} of shape {array.shape}")
         if not (array.flags.c_contiguous and array.flags.aligned):
             raise ValueError(f"{name} must be contiguous and aligned")

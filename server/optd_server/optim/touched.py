@@ -56,7 +56,7 @@ def apply_touched(
     check(segment, options, weights=weights, gradient=gradient, out=out, present=present, threads=threads)
     touched = present.copy()
     touched[[each.parameter for each in rows]] = True
-    plan = begin(algorithm, options, segment, touched)
+    plan = begin(algorithm, options, segment, weights, touched)
     assert isinstance(plan, Plan)
     kinds = _kinds(plan.sort(segment, touched), segment)
     step = _Step(algorithm, plan, segment, weights, out, backend, threads)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing
 
 # Bulk streams move fastest in messages of one to a few MiB, well below what a message may be.
@@ -15,15 +16,15 @@ FRAME_OVERHEAD = 64
 def cut(
     frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
 ) -> Iterator[list[Outgoing]]:
-    """Cuts and gathers exact frames into lists that fit one message of about `most_bytes` each.
+    """Cuts and gathers frames of plain numbers into lists that fit one message of about `most_bytes` each.
 
-    With a lossy `encoding` they are written in that one; the work is done by `optd_wire.frames.encode`.
+    With an `encoding` they are written in that one where it saves bytes; `optd_wire.frames.encode` does the work.
     """
     batch: list[Outgoing] = []
     room = most_bytes
     for frame in frames:
         values = frame.values
-        chosen = frame.encoding if encoding is None or encoding.exact else encoding
+        chosen = encoding_for(values.dtype, encoding)
         least = chosen.bytes_of(1)
         position = 0
         while position < frame.count:

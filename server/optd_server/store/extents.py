@@ -6,14 +6,16 @@ a slab however many groups have a part in it. A group that is added later is an 
 there moves.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from optd_server.store.memory import ALIGNMENT
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.layout import GroupLayout
 from optd_wire.values import ParameterInfo
 
@@ -31,13 +33,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slab:
-    """The elements of one dtype of an extent, and which parameters they belong to.
+    """The elements of parameters of one dtype of an extent, and which parameters they belong to.
 
     `groups` are indices in the job's list, of the groups that have a part in it, and `parts` how many parameters
     each of them has there; `sizes` and `starts` are of all its parameters, in elements.
     """
 
     dtype: str
+    """Of the parameters."""
+    numbers: np.dtype[Any]
+    """Of what lies here: the parameters' own, or what is computed with them."""
     count: int
     byte_offset: int
     groups: tuple[int, ...]
@@ -81,7 +86,6 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
     """Lays groups out."""
     slabs: list[Slab] = []
     places: list[list[Place]] = [[] for _ in layouts]
-    end = 0
     for dtype in DTYPES:
         parts: list[int] = []
         groups: list[int] = []
@@ -98,6 +102,31 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
         if groups:
             array = np.asarray(sizes, np.int64)
             counts = np.asarray(parts, np.int64)
-            slabs.append(Slab(dtype, start, end, tuple(groups), counts, array, np.cumsum(array) - array))
-            end += -(-start * DTYPES[dtype].itemsize // ALIGNMENT) * ALIGNMENT
-    return Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), end)
+            starts = np.cumsum(array) - array
+            slabs.append(Slab(dtype, DTYPES[dtype], start, 0, tuple(groups), counts, array, starts))
+    return _placed(Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), 0))
+
+
+def computed(extents: Iterable[Extent]) -> tuple[Extent, ...]:
+    """Where gradients and state of the groups in `extents` lie: in the same order, in the dtype of the arithmetic."""
+    return tuple(map(_computed, extents))
+
+
+# Those of a job are asked for with every push, and known by which objects they are.
+@lru_cache(maxsize=256)
+def _computed(extent: Extent) -> Extent:
+    numbers = [DTYPES[COMPUTED[slab.dtype]] for slab in extent.slabs]
+    if all(slab.numbers == dtype for slab, dtype in zip(extent.slabs, numbers, strict=True)):
+        return extent
+    slabs = tuple(replace(slab, numbers=dtype) for slab, dtype in zip(extent.slabs, numbers, strict=True))
+    return _placed(replace(extent, slabs=slabs))
+
+
+def _placed(extent: Extent) -> Extent:
+    """The extent with its slabs one behind the other in memory."""
+    slabs = []
+    end = 0
+    for slab in extent.slabs:
+        slabs.append(replace(slab, byte_offset=end))
+        end += -(-slab.count * slab.numbers.itemsize // ALIGNMENT) * ALIGNMENT
+    return replace(extent, slabs=tuple(slabs), bytes=end)

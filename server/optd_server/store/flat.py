@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from optd_server.store.extents import Extent
 from optd_server.store.ledger import Ledger
 from optd_server.store.memory import Allocate, Region
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
+from optd_wire.encodings.base import Encoding
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
@@ -18,8 +20,14 @@ Array = npt.NDArray[Any]
 
 
 def bytes_of(layouts: Iterable[GroupLayout]) -> int:
-    """How many bytes one array an element takes for all groups."""
+    """How many bytes the weights of all groups take."""
     return sum(segment.count * DTYPES[segment.dtype].itemsize for layout in layouts for segment in layout.segments)
+
+
+def computed_bytes_of(layouts: Iterable[GroupLayout]) -> int:
+    """How many bytes a gradient of all groups takes, or a state that has a number for each weight."""
+    segments = [segment for layout in layouts for segment in layout.segments]
+    return sum(segment.count * DTYPES[COMPUTED[segment.dtype]].itemsize for segment in segments)
 
 
 class FlatBuffers:
@@ -48,7 +56,7 @@ class FlatBuffers:
     def _add(self, extent: Extent, region: Region) -> None:
         self.extents = (*self.extents, extent)
         self.regions.append(region)
-        slabs = [region.array(DTYPES[slab.dtype], slab.byte_offset, slab.count) for slab in extent.slabs]
+        slabs = [region.array(slab.numbers, slab.byte_offset, slab.count) for slab in extent.slabs]
         self.slabs.append(slabs)
         for layout, places in zip(extent.layouts, extent.places, strict=True):
             self.arrays.append(
@@ -84,13 +92,14 @@ class FrameSink:
 
     def claim(self, frame: Frame) -> Array:
         """The elements that a frame is for, which count as written from now on; raises what `Ledger.claim` raises."""
-        extent, slab, start = self.place(frame)
-        return self.buffers.slabs[extent][slab][start : start + frame.count]
-
-    def place(self, frame: Frame) -> tuple[int, int, int]:
-        """As `claim`: the extent and slab that these elements lie in, and the first of them."""
         if frame.field not in ("", self._field):
             raise InvalidRequest(problem=f"a frame of {frame.field!r} among frames of {self._field!r}")
         if self._field != GRADIENT and not frame.encoding.carries_weights:
             raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
-        return self.ledger.claim(frame.group, frame.offset, frame.count, frame.encoding.dtype)
+        extent, slab, start = self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
+        return self.buffers.slabs[extent][slab][start : start + frame.count]
+
+
+def _only_dtype(encoding: Encoding) -> np.dtype[Any] | None:
+    """The dtype that numbers must become; None where they may become any."""
+    return None if encoding.converts else encoding.dtype

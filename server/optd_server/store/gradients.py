@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from optd_server.store.extents import Extent
+from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import Rows
@@ -42,7 +42,7 @@ class Slot:
 
     def fit(self, extents: Iterable[Extent]) -> None:
         """Makes room for all of `extents`."""
-        self.buffers.extend(extents)
+        self.buffers.extend(computed(extents))
 
     def holding(self, presence: Presence, rows: tuple[Rows, ...] = ()) -> Gradient:
         """The gradient that lies here, and rows of other parameters."""

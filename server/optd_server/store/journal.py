@@ -4,8 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from optd_server.store.flat import Array
-from optd_server.store.rows import Ids, RowPlace
+
+Ids = npt.NDArray[np.int64]
 
 MOST_ENTRIES = 64
 FEW_IDS = 1 << 20
@@ -15,30 +19,43 @@ FRACTION = 4
 
 
 @dataclass(frozen=True, slots=True)
+class ChangedRows:
+    """Some rows of a table that begins at an element of a slab; ids ascend."""
+
+    start: int
+    rows: int
+    columns: int
+    ids: Ids
+
+    def table(self, slab: Array) -> Array:
+        """The table, row by row."""
+        return slab[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """Elements of one slab that have changed."""
 
     ranges: tuple[tuple[int, int], ...] = ()
-    rows: tuple[tuple[RowPlace, Ids], ...] = ()
-    """Some rows of parameters; ids ascend."""
+    tables: tuple[ChangedRows, ...] = ()
 
     @property
     def elements(self) -> int:
         """How many they are."""
         ranges = sum(stop - start for start, stop in self.ranges)
-        return ranges + sum(len(ids) * place.columns for place, ids in self.rows)
+        return ranges + sum(len(table.ids) * table.columns for table in self.tables)
 
     @property
     def ids(self) -> int:
         """How many numbers of rows it keeps."""
-        return sum(len(ids) for _, ids in self.rows)
+        return sum(len(table.ids) for table in self.tables)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copies these elements from one slab to another."""
         for start, stop in self.ranges:
             target[start:stop] = source[start:stop]
-        for place, ids in self.rows:
-            place.table(target)[ids] = place.table(source)[ids]
+        for table in self.tables:
+            table.table(target)[table.ids] = table.table(source)[table.ids]
 
 
 Changes = list[list[Change | None]]

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from optd_server.store.coverage import Coverage
 from optd_server.store.extents import Extent, Place, Slab
-from optd_wire.dtypes import DTYPES
 from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
 from optd_wire.layout import GroupLayout, Segment
 from optd_wire.values import ParameterInfo
@@ -36,7 +35,7 @@ class Ledger:
     def claim(self, group: int, offset: int, count: int, dtype: np.dtype[Any] | None) -> tuple[int, int, int]:
         """Counts a range as written; returns the extent and slab that it lies in, and its first element there.
 
-        `dtype` is that of the numbers, None where they become what the parameters are. Raises `InvalidRequest`,
+        `dtype` is that of the numbers, None where they become whatever is kept. Raises `InvalidRequest`,
         `FrameOutOfRange`, `DtypeMismatch` or `FrameOverlap`, and counts nothing then.
         """
         index = group - self._first_group
@@ -44,13 +43,15 @@ class Ledger:
             groups = f"[{self._first_group}, {self._first_group + len(self._places)})"
             raise InvalidRequest(problem=f"a frame addresses group {group}; it must be in {groups}")
         extent, layout, places = self._places[index]
-        number = _segment_at(layout, group, offset, offset + count, dtype)
+        slabs = self._extents[extent].slabs
+        kept = [slabs[place.slab].numbers for place in places]
+        number = _segment_at(layout, kept, group, offset, offset + count, dtype)
         segment, place = layout.segments[number], places[number]
-        if dtype is not None and dtype != DTYPES[segment.dtype]:
+        if dtype is not None and dtype != kept[number]:
             raise DtypeMismatch(
                 what=self._field,
                 parameter=_parameter_at(layout, segment, offset).name,
-                expected=segment.dtype,
+                expected=kept[number].name,
                 got=dtype.name,
             )
         start = place.start + offset - segment.offset
@@ -137,8 +138,15 @@ def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tupl
     ]
 
 
-def _segment_at(layout: GroupLayout, group: int, start: int, stop: int, dtype: np.dtype[Any] | None) -> int:
-    """The index of the segment that a range lies in; raises `FrameOutOfRange`.
+def _segment_at(
+    layout: GroupLayout,
+    kept: Sequence[np.dtype[Any]],
+    group: int,
+    start: int,
+    stop: int,
+    dtype: np.dtype[Any] | None,
+) -> int:
+    """The index of the segment that a range lies in; raises `FrameOutOfRange`. `kept` are the segments' dtypes.
 
     A range without elements may lie on the border of two segments; it belongs to the one of its dtype.
     """
@@ -153,7 +161,7 @@ def _segment_at(layout: GroupLayout, group: int, start: int, stop: int, dtype: n
         ranges = ", ".join(f"[{s.offset}, {s.offset + s.count}) {s.dtype}" for s in layout.segments)
         raise FrameOutOfRange(group=group, start=start, stop=stop, ranges=ranges)
     # numpy takes None for float64 where it compares dtypes.
-    return next((i for i in holding if dtype is not None and DTYPES[layout.segments[i].dtype] == dtype), holding[0])
+    return next((i for i in holding if dtype is not None and kept[i] == dtype), holding[0])
 
 
 def _parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> ParameterInfo:

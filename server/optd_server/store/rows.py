@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import DtypeMismatch, InvalidRequest, NonfiniteGradient
 from optd_wire.rows import RowFrame
 from optd_wire.values import GRADIENT
@@ -22,13 +22,8 @@ _RANKS = 16
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements.
+    """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements."""
 
-    `group` and `member` are how it is addressed: the group's index, and the parameter's in the group's list.
-    """
-
-    group: int
-    member: int
     extent: int
     slab: int
     parameter: int
@@ -75,10 +70,10 @@ class RowSums:
         """Adds a frame; returns which parameter it is of. Raises what is wrong with it, and adds nothing then."""
         place = place_of(self._extents, frame.group, frame.parameter)
         frame.check(place.name, place.rows, place.columns)
-        dtype = DTYPES[place.dtype]
-        if frame.encoding.dtype is not None and frame.encoding.dtype != dtype:
-            got = frame.encoding.dtype.name
-            raise DtypeMismatch(what=GRADIENT, parameter=place.name, expected=place.dtype, got=got)
+        dtype = DTYPES[COMPUTED[place.dtype]]
+        if not frame.encoding.converts and not frame.encoding.keeps(dtype):
+            got = frame.encoding.name
+            raise DtypeMismatch(what=GRADIENT, parameter=place.name, expected=dtype.name, got=got)
         values = np.empty((frame.count, place.columns), dtype)
         frame.decode_into(values)
         ids = frame.ids.astype(np.int64)
@@ -165,16 +160,7 @@ def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
                         start = place.start + info.offset - segment.offset
                         columns = info.size // info.shape[0] if info.size else 0
                         row[member] = RowPlace(
-                            len(found),
-                            member,
-                            number,
-                            place.slab,
-                            place.first + rank,
-                            info.name,
-                            info.dtype,
-                            start,
-                            info.shape[0],
-                            columns,
+                            number, place.slab, place.first + rank, info.name, info.dtype, start, info.shape[0], columns
                         )
             found.append(row)
     return found

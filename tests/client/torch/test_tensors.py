@@ -241,10 +241,10 @@ def test_a_tensor_that_is_in_a_group_twice_is_refused() -> None:
         SGD([weight, nn.Parameter(torch.ones(1)), weight], server="nowhere")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64"])
+@pytest.mark.parametrize("dtype", ["float8_e5m2", "int32", "complex64"])
 def test_dtypes_that_the_service_does_not_have_are_refused(dtype: str) -> None:
-    weight = nn.Parameter(torch.ones(2, dtype=getattr(torch, dtype)))
-    message = f"parameter 'w': dtype {dtype} is not supported; supported are float32, float64"
+    weight = nn.Parameter(torch.ones(2).to(getattr(torch, dtype)), requires_grad=False)
+    message = f"parameter 'w': dtype {dtype} is not supported; supported are float32, float64, float16, bfloat16"
     with pytest.raises(UnsupportedDtype, match=message):
         SGD([("w", weight)], server="nowhere")
 

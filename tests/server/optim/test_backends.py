@@ -132,8 +132,8 @@ def test_weights_are_streamed_wherever_lines_begin(name, dtype) -> None:
 def test_an_algorithm_without_fused_and_a_dtype_without_kernels_go_to_numpy() -> None:
     sgd = dataclasses.replace(ALGORITHMS["sgd"], fused=None)
     COMPILED.prepare(sgd, np.float32)
-    COMPILED.prepare(sgd, np.float16)
-    for algorithm, dtype in ((sgd, np.float32), (ALGORITHMS["sgd"], np.float16)):
+    COMPILED.prepare(sgd, np.longdouble)
+    for algorithm, dtype in ((sgd, np.float32), (ALGORITHMS["sgd"], np.longdouble)):
         out = np.empty(2, dtype)
         given = {"weights": np.ones(2, dtype), "gradient": np.ones(2, dtype), "backend": COMPILED}
         apply(algorithm, [option.resolve(sgd.options, {"lr": 0.5})], SegmentState([2], dtype), **given, out=out)

@@ -16,7 +16,11 @@ from optd_server.optim.runs import Runs
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One step on one segment, checked and sorted. All vectors are contiguous, of one dtype, and share no memory."""
+    """One step on one segment, checked and sorted. All vectors are contiguous and share no memory.
+
+    `weights` and `out` are of one dtype, `gradient` and all state of one, too: of the same, or float32 where weights
+    are `narrow`. These are widened, and rounded again, block by block.
+    """
 
     algorithm: Elementwise
     runs: Runs
@@ -30,6 +34,11 @@ class Work:
     """The new weights; every element is to be written."""
     state: Mapping[str, Vector]
     """All fields that some element needs, updated in place, and maybe others."""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether weights are narrower than the arithmetic on them."""
+        return self.out.dtype != self.gradient.dtype
 
 
 class Backend(ABC):

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim import finite, reduce, runs
-from optd_server.optim.algorithm import Algorithm, Block, Vector
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Block, Vector
 from optd_server.optim.backends.base import Backend, Work
+from optd_server.optim.cases import Row
 from optd_server.optim.reduce import Contribution, Reduction
 from optd_server.optim.threads import share
 
 _Pieces: TypeAlias = Sequence[runs.Span | runs.Patchwork]
+_Where: TypeAlias = slice | runs.Indices
 
 
 class BlockedBackend(Backend):
@@ -95,7 +97,7 @@ class _Worker:
     def update(self, pieces: _Pieces) -> None:
         """Update the elements of some pieces, on the calling thread."""
         largest = max(piece.count for piece in pieces)
-        scratch = tuple(np.empty(largest, self.work.out.dtype) for _ in range(self.work.algorithm.scratch))
+        scratch = tuple(np.empty(largest, self.work.gradient.dtype) for _ in range(self.work.algorithm.scratch))
         # What overflows here overflows in torch, too, and silently. The setting is the thread's own.
         with np.errstate(all="ignore"):
             for piece in pieces:
@@ -112,34 +114,39 @@ class _Worker:
             np.copyto(work.out[here], work.weights[here])
             return
         row, fresh = work.table.of(piece.kind)
-        block = Block(
-            weights=work.weights[here],
-            gradient=work.gradient[here],
-            out=work.out[here],
-            state={name: work.state[name][here] for name in row.fields},
-            scratch=scratch,
-            fresh=fresh,
-        )
+        block = self._block(here, row, fresh, scratch)
         work.algorithm.update(row.coefficients, block)
+        if work.narrow:
+            self._put(here, row, block.out)
 
     def _update_patchwork(self, piece: runs.Patchwork, scratch: tuple[Vector, ...]) -> None:
         work = self.work
         index = piece.elements()
-        weights = work.weights[index]
         kind = int(piece.kinds[0])
         if kind == 0:
-            work.out[index] = weights
+            work.out[index] = work.weights[index]
             return
         row, fresh = work.table.of(kind)
-        block = Block(
-            weights=weights,
-            gradient=work.gradient[index],
-            out=np.empty_like(weights),
-            state={name: work.state[name][index] for name in row.fields},
-            scratch=scratch,
-            fresh=fresh,
-        )
+        block = self._block(index, row, fresh, scratch)
         work.algorithm.update(work.table.spread(piece.kinds, piece.lengths), block)
-        work.out[index] = block.out
+        self._put(index, row, block.out)
         for name, array in block.state.items():
             work.state[name][index] = array
+
+    def _block(self, where: _Where, row: Row, fresh: bool, scratch: tuple[Vector, ...]) -> Block:
+        """The elements at `where`: views for a slice, copies otherwise; weights in the dtype of the arithmetic."""
+        work = self.work
+        state = {name: work.state[name][where] for name in row.fields}
+        weights = state.pop(MASTER_WEIGHTS.name, None)
+        if weights is None:
+            weights = work.weights[where].astype(work.gradient.dtype, copy=False)
+        gradient = work.gradient[where]
+        in_place = isinstance(where, slice) and not work.narrow
+        out = work.out[where] if in_place else np.empty_like(gradient)
+        return Block(weights=weights, gradient=gradient, out=out, state=state, scratch=scratch, fresh=fresh)
+
+    def _put(self, where: _Where, row: Row, new: Vector) -> None:
+        """Writes new weights, rounded to their dtype, and what is kept of them unrounded."""
+        self.work.out[where] = new
+        if MASTER_WEIGHTS.name in row.fields:
+            self.work.state[MASTER_WEIGHTS.name][where] = new

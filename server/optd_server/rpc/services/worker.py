@@ -59,7 +59,9 @@ class WorkerService:
             job.sharing.decline(worker, self._handover)
             raise SharedMemoryUnavailable(why=self._handover)
         share = await job.open_shared_memory(request.worker, request.epoch, time.monotonic())
-        return to_message(SharedMemory(self._handover.path, share.ticket, job.sharing.extents()))
+        return to_message(
+            SharedMemory(self._handover.path, share.ticket, job.sharing.extents(), job.sharing.gradient_extents())
+        )
 
     async def confirm_shared_memory(self, request: pb.ConfirmSharedMemoryRequest) -> Any:
         """Takes the proof that a worker sees the same memory, or the reason why it does not."""

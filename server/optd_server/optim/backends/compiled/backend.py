@@ -12,7 +12,8 @@ import numpy.typing as npt
 from optd_server.optim.algorithm import Algorithm, Elementwise, Vector
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
-from optd_server.optim.backends.compiled import kernels
+from optd_server.optim.backends.compiled import kernels, narrow
+from optd_server.optim.backends.compiled.narrow import fields_of
 from optd_server.optim.backends.compiled.stores import LINE
 from optd_server.optim.cases import record_dtype
 from optd_server.optim.option import resolve
@@ -67,11 +68,14 @@ class CompiledBackend(Backend):
 
     def step(self, work: Work, threads: int) -> None:
         """See `Backend.step`."""
-        if work.algorithm.fused is None or work.out.dtype not in _FLOATS:
+        if work.algorithm.fused is None or work.gradient.dtype not in _FLOATS:
             BLOCKED.step(work, threads)
             return
         if len(work.table) == 0:  # everything is absent
             self.copy(work.out, work.weights, threads)
+            return
+        if work.narrow:
+            narrow.step(work, _stepper(work.algorithm.fused), threads)
             return
         _step(
             work.algorithm,
@@ -148,11 +152,6 @@ def _stepper(fused: Any) -> Any:
     return kernels.stepper(fused)
 
 
-@cache
-def _nothing(dtype: np.dtype[Any]) -> Vector:
-    return np.empty(0, dtype)
-
-
 def _step(
     algorithm: Elementwise,
     runs: Runs,
@@ -164,8 +163,7 @@ def _step(
     threads: int,
 ) -> None:
     run = _stepper(algorithm.fused)
-    nothing = _nothing(out.dtype)
-    fields = tuple(state.get(field.name, nothing) for field in algorithm.arrays)
+    fields = fields_of(algorithm, state, out.dtype)
     line = _line(out)
 
     def work(first: int, last: int) -> None:
