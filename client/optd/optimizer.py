@@ -199,7 +199,8 @@ class Optimizer:
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
-        lost is repeated and counts once.
+        lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
+        `version`: what a script writes into the arrays itself may stay there.
 
         Returns:
             The closure's loss, else a `PushResult`.

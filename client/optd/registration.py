@@ -15,13 +15,14 @@ from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients, WithRows, has_rows, whole_ones
+from optd.rows import whole_frames, write_rows
 from optd.session import Session, Settle
 from optd.states import ParameterState, StateReader, StateWriter
 from optd.transport.base import Known, Names, Sink, Source
 from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
-from optd_wire.frames import Frame
+from optd_wire.frames import Frame, Received
 from optd_wire.values import (
     WEIGHTS,
     GroupInfo,
@@ -110,8 +111,9 @@ class Registration:
     def _arrays(self) -> list[list[Array]]:
         return [group.arrays for group in self.groups]
 
-    def _write(self, frames: Sequence[Frame]) -> None:
+    def _write(self, received: Sequence[Received]) -> None:
         """Copies weights into the arrays."""
+        frames = received if isinstance(received, Mapped) else whole_frames(received)
         if isinstance(frames, Mapped):
             self._copy(self._rows_of(frames))
         else:
@@ -119,6 +121,7 @@ class Registration:
                 # These may be weights of some parameters only: the others stay what they are.
                 self._copy(self._weights)
             self._view.write(frames, self._arrays())
+            write_rows(received, self.groups)
         self._weights = None
 
     def _copy(self, rows: Sequence[Sequence[Array]]) -> None:
@@ -160,6 +163,11 @@ class Registration:
         """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
         return self._arrays() if self._weights is None else self._weights
 
+    @property
+    def in_arrays(self) -> bool:
+        """Whether the weights are in the groups' arrays, and not in shared memory."""
+        return self._weights is None
+
     def shared_gradients(self) -> list[list[Array]] | None:
         """Where the server reads gradients from, by group and place; the same list as long as that is the same place.
 
@@ -190,7 +198,7 @@ class Registration:
             raise InvalidRequest(problem=problem)
         return wire
 
-    def _source(self, gradients: Gradients, wire: Wire) -> tuple[Source, Settle]:
+    def _source(self, gradients: Gradients, wire: Wire, *, has_weights: bool = False) -> tuple[Source, Settle]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
         What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
@@ -201,7 +209,7 @@ class Registration:
             return self._shared_source(whole, shared), _forget
         source, settle = self._whole_source(whole, wire.gradients, wire.name)
         if with_rows:
-            source = WithRows(source, gradients, wire.gradients, self.session.batch_bytes)
+            source = WithRows(source, gradients, wire.gradients, self.session.batch_bytes, has_weights)
         return source, settle
 
     def _whole_source(self, gradients: Rows, encoding: Encoding | None, name: str) -> tuple[Source, Settle]:
@@ -287,12 +295,15 @@ class Registration:
             self._mirror.absorb(pulled.options, self._dicts)
             self._base = pulled.version
 
-    def step(self, gradients: Gradients, encoding: str | None = None) -> PushResult:
-        """Pushes gradients and puts the new weights into the arrays."""
+    def step(self, gradients: Gradients, encoding: str | None = None, *, has_weights: bool = True) -> PushResult:
+        """Pushes gradients and puts the new weights into the arrays.
+
+        Those that have not changed since `base` may be left out, unless the arrays may hold others (`has_weights`).
+        """
         with self._lock:
             updates = self._mirror.changes(self._dicts)
             wire = self._wire(encoding)
-            source, settle = self._source(gradients, wire)
+            source, settle = self._source(gradients, wire, has_weights=has_weights and self.in_arrays)
             pushed, pulled = self.session.step(
                 source, updates, self._base, settle, self._write, self._in_place, wire.weights
             )

@@ -71,6 +71,11 @@ def has_rows(gradients: Gradients) -> bool:
     return any(isinstance(each, RowGradient) for row in gradients for each in row)
 
 
+def may_leave_out(source: Source) -> bool:
+    """Whether the answer to a step of these gradients may leave out weights that have not changed."""
+    return isinstance(source, WithRows) and source.has_weights
+
+
 @dataclass(frozen=True, slots=True)
 class WithRows:
     """A source of gradients with rows among them, which travel in messages on every lane, behind the whole ones."""
@@ -80,6 +85,8 @@ class WithRows:
     encoding: Encoding | None
     """None: unchanged. What an encoding leaves out of rows is lost, so that they go unchanged there."""
     batch_bytes: int
+    has_weights: bool
+    """Whether their sender has the weights of the base version, so that an answer may leave out what is still so."""
 
     def __call__(self) -> Iterator[Sequence[Outgoing]]:
         """Lists of frames of a size that suits one message each."""

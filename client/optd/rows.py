@@ -8,6 +8,7 @@ import numpy as np
 from optd.arrays import Array
 from optd.params import ParamGroup
 from optd_wire.errors import InvalidRequest, NotAnArray, UnexpectedStatus, UnknownParameter
+from optd_wire.frames import Frame, Received
 from optd_wire.rows import Ids, RowFrame, check_ids
 
 
@@ -56,6 +57,24 @@ class RowSink:
 
 def _unexpected(problem: str) -> UnexpectedStatus:
     return UnexpectedStatus(rpc="PullRows", address="the server", status="OK", problem=f"it sent {problem}")
+
+
+def whole_frames(received: Sequence[Received]) -> list[Frame]:
+    """What of received frames is no rows."""
+    return [frame for frame in received if isinstance(frame, Frame)]
+
+
+def write_rows(received: Sequence[Received], groups: Sequence[ParamGroup]) -> None:
+    """Writes received rows into the arrays of the groups; those of groups that are not here pass by."""
+    for frame in received:
+        if isinstance(frame, RowFrame) and frame.group < len(groups):
+            group = groups[frame.group]
+            array, name = group.arrays[frame.parameter], group.names[frame.parameter]
+            shape = array.shape[1:]
+            frame.check(name, array.shape[0], int(np.prod(shape, dtype=np.int64)))
+            rows = np.empty((frame.count, *shape), array.dtype)
+            frame.decode_into(rows)
+            array[frame.ids.astype(np.int64)] = rows
 
 
 def find_array(groups: Sequence[ParamGroup], name: str, job: str) -> Array:

@@ -18,7 +18,7 @@ from optd.heartbeat import Heartbeat
 from optd.inquiry import Inquiry
 from optd.leaving import Departure, leave_later, open_sessions
 from optd.retry import with_retries
-from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, Transport, names_of
+from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, StepSink, Transport, names_of
 from optd.transport.lane import GrpcLane, Lane
 from optd.transport.shm import SharedMemoryLane
 from optd_wire.errors import (
@@ -273,7 +273,7 @@ class Session(Inquiry):
         updates: tuple[GroupUpdate, ...],
         base: JobVersion,
         settle: Settle,
-        weights: Sink,
+        weights: StepSink,
         in_place: Sink | None,
         encoding: str,
     ) -> tuple[PushResult, PullResult]:

@@ -17,6 +17,7 @@ from optd_server.optim.algorithm import (
 from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import add, addcdiv, addcmul, directed, lerp
 from optd_server.optim.option import Option, Options, Range, Rule, flag, floats, integer, number, text
+from optd_server.optim.row_rule import RowRule
 
 __all__ = [
     "BETAS",
@@ -30,6 +31,7 @@ __all__ = [
     "Parameter",
     "Parameterwise",
     "Range",
+    "RowRule",
     "Rule",
     "StateField",
     "Vector",

@@ -14,6 +14,7 @@ import torch
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.registration import open_session
+from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
@@ -197,8 +198,10 @@ class Served(torch.optim.Optimizer):
             self._check_options()
             gradients = exchange.gradients()
             exchange.warn_of_changes(stacklevel=5)
-            with exchange.receiving(), exchange.sending() as registration:
-                registration.step(gradients)
+            # Where nothing was changed here, the weights that rows do not change are here.
+            some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
+            with exchange.receiving(some=some), exchange.sending() as registration:
+                registration.step(gradients, has_weights=some)
 
     def push(self, *, encoding: str | None = None) -> PushResult:
         """As `step`, without the pull: the tensors stay as they are.

@@ -97,11 +97,14 @@ class Exchange:
             raise
 
     @contextmanager
-    def receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights."""
+    def receiving(self, *, some: bool = False) -> Iterator[Registration]:
+        """The registration, for a call that brings weights; with `some`, maybe not all of them."""
         with self.lock:
             for group in self.groups:
-                group.open()
+                if some:
+                    group.read()
+                else:
+                    group.open()
             complete = False
             try:
                 yield self.registration

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from optd_wire.errors import InvalidRequest
-from optd_wire.frames import Frame, Outgoing
+from optd_wire.frames import Frame, Outgoing, Received
 from optd_wire.rows import Ids, RowFrame
 from optd_wire.values import (
     AlgorithmInfo,
@@ -47,6 +47,8 @@ The arrays in them belong to the caller and must stay as they are until the tran
 """
 Sink = Callable[[Sequence[Frame]], None]
 """Takes received numbers, the frames of one message at a time. Their payloads are valid during the call only."""
+StepSink = Callable[[Sequence[Received]], None]
+"""As `Sink`, for weights of which only some rows may come."""
 StateSink = Callable[[ReadStateResult], Sink]
 """Learns what state is to come, and returns what takes it. An attempt that is made again begins with this."""
 
@@ -61,12 +63,16 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How weights are wanted: not at all, in an encoding (empty: unchanged), in shared memory, there in place."""
+    """How weights are wanted: not at all, in an encoding (empty: unchanged), in shared memory, there in place.
+
+    With `changed` those that have not changed since the push's base version may be left out.
+    """
 
     none: bool = False
     encoding: str = ""
     shared: bool = False
     in_place: bool = False
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +201,7 @@ class Transport(ABC):
 
     @abstractmethod
     def step(
-        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: Sink, timeout: float
+        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: StepSink, timeout: float
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls in one call, on a stream that stays open. One step at a time: others wait."""
 

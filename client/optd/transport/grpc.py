@@ -18,7 +18,17 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from optd.tls import TLS
-from optd.transport.base import HEADER_BYTES, Delivery, PullRequest, RowsRequest, Sink, Source, StateSink, Transport
+from optd.transport.base import (
+    HEADER_BYTES,
+    Delivery,
+    PullRequest,
+    RowsRequest,
+    Sink,
+    Source,
+    StateSink,
+    StepSink,
+    Transport,
+)
 from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
@@ -30,7 +40,7 @@ from optd_wire.errors import (
     TooManyRequests,
     UnexpectedStatus,
 )
-from optd_wire.frames import Frame, Outgoing, decode, encode
+from optd_wire.frames import Outgoing, Received, decode, decode_received, encode
 from optd_wire.rows import RowFrame, decode_rows
 from optd_wire.status import from_status
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
@@ -233,7 +243,7 @@ class GrpcTransport(Transport):
         return from_message(first.version, JobVersion)
 
     def step(
-        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: Sink, timeout: float
+        self, header: PushHeader, gradients: Source, delivery: Delivery, weights: StepSink, timeout: float
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls in one call, on a stream that stays open. One step at a time: others wait."""
         first = training_pb.StepRequest(header=to_message(header), delivery=_delivery(delivery))
@@ -262,7 +272,7 @@ class GrpcTransport(Transport):
 
     def _step_answers(
         self, stream: StepStream, timeout: float
-    ) -> Iterator[tuple[training_pb.StepResponse, list[Frame]]]:
+    ) -> Iterator[tuple[training_pb.StepResponse, list[Received]]]:
         """The messages that answer one step."""
         deadline = time.monotonic() + timeout
         last = False
@@ -271,7 +281,7 @@ class GrpcTransport(Transport):
                 data = stream.receive(deadline - time.monotonic())
             if data is None:
                 raise ConnectionLost(address=self.address, rpc="Step", problem="the server has ended the stream")
-            message, frames = decode(training_pb.StepResponse, data)
+            message, frames = decode_received(training_pb.StepResponse, data)
             last = message.last
             yield message, frames
 
@@ -444,6 +454,7 @@ def _delivery(delivery: Delivery) -> training_pb.Delivery:
         encoding=_enum_name(delivery.encoding),
         shared=delivery.shared,
         in_place=delivery.in_place,
+        changed=delivery.changed,
     )
 
 
@@ -479,7 +490,7 @@ def _messages(first: Message, batches: Iterable[Sequence[Outgoing]]) -> Iterator
     yield encode(message, waiting or [])
 
 
-def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Sink) -> M:
+def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Callable[[list[Any]], None]) -> M:
     """The first message of an answer; the frames of all go to `sink`."""
     first: M | None = None
     for message, frames in responses:

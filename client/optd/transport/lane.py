@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 
-from optd.transport.base import Delivery, PullRequest, Sink, Source, Transport
+from optd.row_gradients import may_leave_out
+from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
 from optd_wire.values import PullResult, PushHeader, PushResult
 
 
@@ -20,7 +21,7 @@ class Lane(ABC):
         self,
         header: PushHeader,
         gradients: Source,
-        weights: Sink,
+        weights: StepSink,
         timeout: float,
         *,
         in_place: Sink | None,
@@ -64,14 +65,14 @@ class GrpcLane(Lane):
         self,
         header: PushHeader,
         gradients: Source,
-        weights: Sink,
+        weights: StepSink,
         timeout: float,
         *,
         in_place: Sink | None,
         encoding: str,
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls; what is in messages is never in place."""
-        delivery = Delivery(encoding=encoding)
+        delivery = Delivery(encoding=encoding, changed=may_leave_out(gradients))
         return self._transport.step(header, gradients, delivery, weights, timeout)
 
     def pull(

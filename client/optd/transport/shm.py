@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd.row_gradients import WithRows
-from optd.transport.base import Delivery, PullRequest, Sink, Source, Transport
+from optd.row_gradients import WithRows, may_leave_out
+from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
 from optd.transport.lane import Lane
 from optd.transport.mapping import Region
 from optd_wire.dtypes import COMPUTED, DTYPES
@@ -162,7 +162,7 @@ class SharedMemoryLane(Lane):
         self,
         header: PushHeader,
         gradients: Source,
-        weights: Sink,
+        weights: StepSink,
         timeout: float,
         *,
         in_place: Sink | None,
@@ -170,7 +170,10 @@ class SharedMemoryLane(Lane):
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls; nothing is encoded."""
         header, source = self._placed(header, gradients)
-        delivery = Delivery(shared=True, in_place=in_place is not None)
+        if may_leave_out(gradients):
+            delivery = Delivery(changed=True)
+        else:
+            delivery = Delivery(shared=True, in_place=in_place is not None)
         pushed, pulled = self._transport.step(header, source, delivery, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pushed, pulled
@@ -216,7 +219,7 @@ class SharedMemoryLane(Lane):
                 return array[offset - segment.offset : offset - segment.offset + count]
         raise ValueError(f"group {group} has no elements [{offset}, {offset + count})")
 
-    def _read(self, shared: SharedWeights | None, weights: Sink, in_place: Sink | None) -> None:
+    def _read(self, shared: SharedWeights | None, weights: Sink | StepSink, in_place: Sink | None) -> None:
         if shared is None:
             return
         mapped = self._mapped(shared.regions)

@@ -44,16 +44,18 @@ class SharedGradient(_message.Message):
     def __init__(self, whole: bool = ..., ranges: _Optional[_Iterable[_Union[_tensor_pb2.FlatRange, _Mapping]]] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("none", "encoding", "shared", "in_place")
+    __slots__ = ("none", "encoding", "shared", "in_place", "changed")
     NONE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     IN_PLACE_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
     none: bool
     encoding: _tensor_pb2.Encoding
     shared: bool
     in_place: bool
-    def __init__(self, none: bool = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shared: bool = ..., in_place: bool = ...) -> None: ...
+    changed: bool
+    def __init__(self, none: bool = ..., encoding: _Optional[_Union[_tensor_pb2.Encoding, str]] = ..., shared: bool = ..., in_place: bool = ..., changed: bool = ...) -> None: ...
 
 class SharedWeights(_message.Message):
     __slots__ = ("regions", "in_place")
@@ -170,16 +172,18 @@ class StepRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., last: bool = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ("pushed", "pulled", "last", "frames")
+    __slots__ = ("pushed", "pulled", "last", "rows", "frames")
     PUSHED_FIELD_NUMBER: _ClassVar[int]
     PULLED_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     pushed: PushResult
     pulled: PullResult
     last: bool
+    rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, pushed: _Optional[_Union[PushResult, _Mapping]] = ..., pulled: _Optional[_Union[PullResult, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, pushed: _Optional[_Union[PushResult, _Mapping]] = ..., pulled: _Optional[_Union[PullResult, _Mapping]] = ..., last: bool = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class PullRowsRequest(_message.Message):
     __slots__ = ("job", "group", "parameter", "ids", "encoding", "weights")

@@ -221,11 +221,10 @@ class Pushes:
         elif len(due) == 1:
             due[0].begun.set_result(round_)
         else:
-            self._spawn(self._open(round_))
+            self._open(round_)
 
-    async def _open(self, round_: Round) -> None:
+    def _open(self, round_: Round) -> None:
         """Lets several pushes write to their slot."""
-        await round_.prepare()
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
             if not push.begun.done():

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.reduce import Contribution
+from optd_server.store.clearing import Clearing
 from optd_server.store.extents import Extent, Slab
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient
@@ -30,17 +31,16 @@ class Reduction:
         self._extents = tuple(extents)
         self._backend = backend
         self._threads = threads
-
-    def clear(self, buffers: FlatBuffers) -> None:
-        """Makes buffers ready to add to. -0.0 is what leaves every number as it is that is added to it."""
-        for slab in buffers.all_slabs():
-            slab.fill(-0.0)
+        self._clearing = Clearing(extents)
 
     def write_frames(self, sink: FrameSink, frames: Sequence[Frame], *, add: bool) -> None:
         """Writes received frames, or adds them to what is there; raises `NonfiniteGradient` or what `claim` raises."""
         for frame in frames:
             frame.check()
-            target = sink.claim(frame)
+            extent, slab, start = sink.place(frame)
+            target = sink.buffers.slabs[extent][slab][start : start + frame.count]
+            if add:
+                self._clearing.prepare(sink.buffers, extent, slab, start, start + frame.count)
             if frame.encoding.keeps(target.dtype):
                 values = frame.values
                 finite = self._backend.accumulate(target, values, add=add)
@@ -60,6 +60,7 @@ class Reduction:
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 values = gradient.slabs[number][index][start:stop]
+                self._clearing.prepare(into, number, index, start, stop)
                 if not self._backend.accumulate(into.slabs[number][index][start:stop], values, add=True):
                     self._check_values(extent, slab, start, values)
 

@@ -113,13 +113,6 @@ class Round:
 
     # While gradients arrive
 
-    async def prepare(self) -> None:
-        """Makes the slot ready to be added to."""
-        if len(self.pushes) > 1 and self.slot is not None and not self.all_shared and not self._broken:
-            buffers = self.slot.buffers
-            elements = sum(slab.size for slab in buffers.all_slabs())
-            await self._working(self._offload.copy(elements, lambda: self._reduction.clear(buffers)))
-
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
         """Whether other pushes have to pass first where these frames belong."""
         if push is self.pushes[0]:

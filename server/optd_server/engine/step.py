@@ -20,7 +20,7 @@ from optd_server.optim.touched import RowGradient, apply_touched
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
-from optd_server.store.journal import FRACTION, Change, ChangedRows, Changes
+from optd_server.store.journal import FRACTION, Change, Changes
 from optd_server.store.ledger import Mask
 from optd_server.store.rows import Rows, densify
 from optd_server.store.snapshots import Snapshots, WeightSet
@@ -105,10 +105,10 @@ class Step:
     def _change(self, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
         """What a step changes in a slab; None for most of it, and where a whole step costs no more."""
         whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
-        if not rows and (whole or present.all()):
+        if not rows and (present.all() or (whole and present.any())):
             return None
-        tables = tuple(ChangedRows(r.place.start, r.place.rows, r.place.columns, r.ids) for r in rows)
-        change = Change(tuple(present_ranges(present, slab.starts, slab.sizes)), tables)
+        ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
+        change = Change(ranges, tuple((each.place, each.ids) for each in rows))
         return change if change.elements * FRACTION <= slab.count else None
 
     @property
@@ -146,12 +146,14 @@ class Step:
         )
 
     def _take_small(self, part: _Part, offload: Offload) -> None:
-        algorithm = self._groups.algorithm
-        assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
         if part.lacks is None:
             offload.kernels.copy(part.following, part.current, offload.threads)
         for change in part.lacks or ():
             change.copy(part.following, part.current)
+        if not part.rows and not part.present.any():
+            return
+        algorithm = self._groups.algorithm
+        assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
         apply_touched(
             algorithm,
             part.options,

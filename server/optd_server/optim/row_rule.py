@@ -13,7 +13,7 @@ def never(_: Options) -> bool:
 
 @dataclass(frozen=True)
 class RowRule:
-    """What an algorithm declares that takes such gradients. Its seeded fields must not count where `whole` is false."""
+    """What an algorithm declares that takes such gradients. It needs no seeded fields where `whole` is false."""
 
     whole: Callable[[Options], bool] = never
     """Which options change rows without a gradient, too: a step is then that of the whole gradient, zeros included.

@@ -1,20 +1,26 @@
-"""Rows of a parameter on their way to a reader: gathered and encoded a message at a time."""
+"""Rows of parameters on their way to a reader: gathered and encoded a message at a time."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
+import numpy as np
+from google.protobuf.message import Message
+
+from optd_server.engine.changed import ChangedRows
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.selection import Table
 from optd_server.rpc.frames import FRAME_BYTES
 from optd_server.store.flat import Array
+from optd_server.store.rows import Ids as RowNumbers
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import to_message
+from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.errors import TooSlow
-from optd_wire.rows import Ids, RowFrame, encode_rows
+from optd_wire.rows import Ids, RowFrame, encode_rows, written_row_frame
 from optd_wire.v1.training_service_pb2 import PullRowsResponse
 
 # What a row takes beside its numbers: its id.
@@ -48,6 +54,42 @@ class RowMessages:
             head = first if start == 0 else PullRowsResponse()
             work = partial(_encoded, head, table, rows, ids, chosen)
             yield await self._offload.copy(ids.size * table.columns, work)
+
+    async def changes(
+        self,
+        model: Model,
+        snapshot: Snapshot,
+        rows: Sequence[ChangedRows],
+        encoding: Encoding | None,
+        first: Message,
+        last: Message,
+    ) -> AsyncIterator[bytes]:
+        """The messages of an answer of changed rows: `first` with the first ones, `last` with the last ones.
+
+        As in `answer`. Small ones go in one message.
+        """
+        began = time.monotonic()
+        waiting = first.SerializeToString()
+        for each in rows:
+            chosen = encoding_for(DTYPES[each.place.dtype], encoding)
+            step = max(1, FRAME_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
+            for start in range(0, len(each.ids), step):
+                if model.snapshots.wanted and time.monotonic() - began > self._patience:
+                    raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
+                ids = each.ids[start : start + step]
+                work = partial(_changed, snapshot, each, ids, chosen)
+                # The bytes of two messages, one after the other, are those of both merged.
+                waiting += await self._offload.copy(ids.size * each.place.columns, work)
+                if len(waiting) > FRAME_BYTES // 2:
+                    yield waiting
+                    waiting = b""
+        yield waiting + last.SerializeToString()
+
+
+def _changed(snapshot: Snapshot, rows: ChangedRows, ids: RowNumbers, encoding: Encoding) -> bytes:
+    payload = encoding.encode(rows.of(snapshot, ids).reshape(-1))
+    frame = RowFrame(rows.place.group, rows.place.member, ids.size, encoding, ids.astype(np.uint64), payload)
+    return b"".join(written_row_frame(frame))
 
 
 def _encoded(head: PullRowsResponse, table: Table, rows: Array, ids: Ids, encoding: Encoding) -> bytes:

@@ -92,12 +92,16 @@ class FrameSink:
 
     def claim(self, frame: Frame) -> Array:
         """The elements that a frame is for, which count as written from now on; raises what `Ledger.claim` raises."""
+        extent, slab, start = self.place(frame)
+        return self.buffers.slabs[extent][slab][start : start + frame.count]
+
+    def place(self, frame: Frame) -> tuple[int, int, int]:
+        """As `claim`: the extent and slab that these elements lie in, and the first of them."""
         if frame.field not in ("", self._field):
             raise InvalidRequest(problem=f"a frame of {frame.field!r} among frames of {self._field!r}")
         if self._field != GRADIENT and not frame.encoding.carries_weights:
             raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
-        extent, slab, start = self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
-        return self.buffers.slabs[extent][slab][start : start + frame.count]
+        return self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
 
 
 def _only_dtype(encoding: Encoding) -> np.dtype[Any] | None:

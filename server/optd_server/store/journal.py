@@ -4,12 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from optd_server.store.flat import Array
-
-Ids = npt.NDArray[np.int64]
+from optd_server.store.rows import Ids, RowPlace
 
 MOST_ENTRIES = 64
 FEW_IDS = 1 << 20
@@ -19,43 +15,30 @@ FRACTION = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ChangedRows:
-    """Some rows of a table that begins at an element of a slab; ids ascend."""
-
-    start: int
-    rows: int
-    columns: int
-    ids: Ids
-
-    def table(self, slab: Array) -> Array:
-        """The table, row by row."""
-        return slab[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
-
-
-@dataclass(frozen=True, slots=True)
 class Change:
     """Elements of one slab that have changed."""
 
     ranges: tuple[tuple[int, int], ...] = ()
-    tables: tuple[ChangedRows, ...] = ()
+    rows: tuple[tuple[RowPlace, Ids], ...] = ()
+    """Some rows of parameters; ids ascend."""
 
     @property
     def elements(self) -> int:
         """How many they are."""
         ranges = sum(stop - start for start, stop in self.ranges)
-        return ranges + sum(len(table.ids) * table.columns for table in self.tables)
+        return ranges + sum(len(ids) * place.columns for place, ids in self.rows)
 
     @property
     def ids(self) -> int:
         """How many numbers of rows it keeps."""
-        return sum(len(table.ids) for table in self.tables)
+        return sum(len(ids) for _, ids in self.rows)
 
     def copy(self, target: Array, source: Array) -> None:
         """Copies these elements from one slab to another."""
         for start, stop in self.ranges:
             target[start:stop] = source[start:stop]
-        for table in self.tables:
-            table.table(target)[table.ids] = table.table(source)[table.ids]
+        for place, ids in self.rows:
+            place.table(target)[ids] = place.table(source)[ids]
 
 
 Changes = list[list[Change | None]]

@@ -22,8 +22,13 @@ _RANKS = 16
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements."""
+    """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements.
 
+    `group` and `member` are how it is addressed: the group's index, and the parameter's in the group's list.
+    """
+
+    group: int
+    member: int
     extent: int
     slab: int
     parameter: int
@@ -160,7 +165,16 @@ def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
                         start = place.start + info.offset - segment.offset
                         columns = info.size // info.shape[0] if info.size else 0
                         row[member] = RowPlace(
-                            number, place.slab, place.first + rank, info.name, info.dtype, start, info.shape[0], columns
+                            len(found),
+                            member,
+                            number,
+                            place.slab,
+                            place.first + rank,
+                            info.name,
+                            info.dtype,
+                            start,
+                            info.shape[0],
+                            columns,
                         )
             found.append(row)
     return found

@@ -387,30 +387,6 @@ def test_a_broken_round_gives_its_slot_back_once_nobody_writes_to_it(monkeypatch
     play(scenario, 2)
 
 
-def test_a_round_that_is_broken_before_its_slot_is_ready_leaves_the_slot_alone(monkeypatch):
-    async def scenario(rounds):
-        await rounds.join("a", "b")
-        cleared = []
-        clear = Reduction.clear
-        monkeypatch.setattr(Reduction, "clear", lambda self, buffers: (cleared.append(1), clear(self, buffers)))
-        first, second = rounds.upload("a"), rounds.upload("b")
-        while not rounds.job.pushes._rounds:  # in the very turn in which the round begins
-            await asyncio.sleep(0)
-            if len(rounds.job.pushes._under_way) == 2:
-                break
-        await leaves(rounds, "a", first)
-        assert rounds.idle()
-        await settle()
-        assert cleared == []
-        for upload in (first, second):
-            upload.send(last=True)
-            await upload.error()
-        await rounds.join("a")
-        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
-
-    play(scenario, 2)
-
-
 def test_a_late_error_of_a_broken_round_takes_nothing_out_of_the_next(monkeypatch):
     gate = Gate(monkeypatch, "add")
 

@@ -6,6 +6,7 @@ import pytest
 
 from optd_server.optim.algorithms import registry
 from optd_server.optim.algorithms.sgd import SGD
+from optd_server.optim.row_rule import RowRule
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
@@ -47,4 +48,18 @@ def test_a_default_outside_its_range_is_refused() -> None:
     lr, *others = SGD.options
     wrong = dataclasses.replace(SGD, name="mine", options=(dataclasses.replace(lr, default=-1.0), *others))
     with pytest.raises(ValueError, match=r"mine: the default of lr must be in \[0, inf\), got -1"):
+        registry.register(wrong)
+
+
+@pytest.mark.parametrize(
+    ("base", "rule", "problem"),
+    [
+        ("muon", RowRule(), "muon takes rows, which only elementwise algorithms can"),
+        ("sgd", RowRule(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
+        ("sgd", RowRule(), "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows"),
+    ],
+)
+def test_rows_that_no_step_could_follow_are_refused(base, rule, problem) -> None:
+    wrong = dataclasses.replace(registry.ALGORITHMS[base], name=f"{base}_", rows=rule)
+    with pytest.raises(ValueError, match=problem.replace(base, f"{base}_", 1)):
         registry.register(wrong)

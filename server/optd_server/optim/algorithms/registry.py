@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from optd_server.optim import option, spelling
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Algorithm, Elementwise
 from optd_server.optim.algorithms.adadelta import ADADELTA
 from optd_server.optim.algorithms.adafactor import ADAFACTOR
 from optd_server.optim.algorithms.adagrad import ADAGRAD
@@ -21,6 +21,7 @@ from optd_server.optim.algorithms.rmsprop import RMSPROP
 from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
 from optd_server.optim.algorithms.sparse_adam import SPARSE_ADAM
+from optd_server.optim.row_rule import never
 
 BUILT_IN: tuple[Algorithm, ...] = (
     SGD,
@@ -63,11 +64,29 @@ def register(algorithm: Algorithm, package: str = "") -> None:
     ):
         if len(set(names)) < len(names):
             raise ValueError(f"{name} declares the {what} {max(names, key=names.count)!r} twice")
+    _check_rows(algorithm)
     violation = option.check(algorithm, {})
     if violation is not None:
         raise ValueError(f"{name}: the default of {violation}")
     _known[name] = algorithm
     _packages[name] = package
+
+
+def _check_rows(algorithm: Algorithm) -> None:
+    """Raise ValueError for a declaration of rows that no step could follow."""
+    rule = algorithm.rows
+    if rule is None:
+        return
+    if not isinstance(algorithm, Elementwise):
+        raise ValueError(f"{algorithm.name} takes rows, which only elementwise algorithms can")
+    missing = set(rule.zero) - {each.name for each in algorithm.options}
+    if missing:
+        raise ValueError(f"{algorithm.name} takes rows where {min(missing)!r} is 0, which is no option of it")
+    seeded = next((field.name for field in algorithm.state if field.seeded), None)
+    if seeded is not None and rule.whole is never:
+        raise ValueError(
+            f"{algorithm.name} takes rows, but its {seeded!r} is set by a first step, which has not all rows"
+        )
 
 
 def package_of(name: str) -> str:

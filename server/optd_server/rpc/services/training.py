@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.changed import changed_since
 from optd_server.engine.job import Job
 from optd_server.engine.selection import ranges_of, table_of
 from optd_server.rpc.calls import Requests
@@ -106,17 +107,32 @@ class TrainingService:
             snapshot = job.model.snapshots.hold()
             try:
                 first = _step_response(pushed, PullResult(snapshot.version, not_modified=False))
-                async for encoded in self._messages.answer(
-                    job.model,
-                    snapshot,
-                    encoding=encoding,
-                    ranges=None,
-                    first=first,
-                    last=pb.StepResponse(last=True),
-                ):
+                since = message.header.base_version if delivery.changed else None
+                async for encoded in self._answer(job, snapshot, encoding, first, since):
                     yield encoded
             finally:
                 job.model.snapshots.release(snapshot)
+
+    async def _answer(
+        self, job: Job, snapshot: Snapshot, encoding: Encoding | None, first: pb.StepResponse, since: int | None
+    ) -> AsyncIterator[bytes]:
+        """The weights as an answer of a step: all, or only what has changed since a version."""
+        last = pb.StepResponse(last=True)
+        if since is None:
+            async for encoded in self._messages.answer(
+                job.model, snapshot, encoding=encoding, ranges=None, first=first, last=last
+            ):
+                yield encoded
+            return
+        changed = changed_since(job.model.snapshots.journal, job.model.groups.extents, since)
+        if changed.ranges:
+            async for encoded in self._messages.answer(
+                job.model, snapshot, encoding=encoding, ranges=changed.ranges, first=first
+            ):
+                yield encoded
+            first = pb.StepResponse()
+        async for encoded in self._rows.changes(job.model, snapshot, changed.rows, encoding, first, last):
+            yield encoded
 
     async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> PushResult:
         if not message.HasField("header"):
