@@ -1,6 +1,7 @@
 """What a job as a whole is told when it is created: how its gradients are treated. The server declares the options."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from optd_wire.values import OptionValue
 
@@ -17,6 +18,10 @@ class Gradients:
     are scaled down. In a `sync` job that is the mean of the workers' gradients."""
     clip_norm_type: float = 2.0
     """Which p-norm that is, and that of groups with a `clip_norm` of their own; `math.inf`: the largest magnitude."""
+    nonfinite: Literal["reject", "skip", "zero"] = "reject"
+    """What becomes of a push with a NaN or infinity: it is refused, as `NonfiniteGradient`; or no step is made of it,
+    nor of the others of its round, and the result is `skipped`; or such entries count as zeros. A push that is under
+    way when this is changed is treated as before."""
 
 
 def options_of(*given: object) -> dict[str, OptionValue]:

@@ -21,6 +21,7 @@ from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
 from optd.states import STEP
+from optd.terms import Terms
 from optd.transport.base import Names
 from optd_wire.dtypes import computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
@@ -187,7 +188,14 @@ class Optimizer:
                 if gradient is not None:  # which says that there is none
                     gradient.fill(0)
 
-    def step(self, gradients: Any = None, *, encoding: str | None = None) -> Any:
+    def step(
+        self,
+        gradients: Any = None,
+        *,
+        encoding: str | None = None,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+    ) -> Any:
         """Pushes gradients, steps on the server and pulls: the parameters' arrays, and `params`, then hold the weights.
 
         Args:
@@ -197,6 +205,9 @@ class Optimizer:
                 by name. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
                 gradient for any parameter after `zero_grad()`.
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
+            weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
+            loss_scale: What the server is to divide them by; left out, 1. It multiplies by the reciprocal in float32,
+                as torch's GradScaler does.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
@@ -206,7 +217,8 @@ class Optimizer:
             The closure's loss, else a `PushResult`.
 
         Raises:
-            NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed.
+            NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed. (Unless the job skips
+                such steps, which the result then tells, or zeroes such elements: see `optd.Gradients`.)
             ShapeMismatch, DtypeMismatch, StructureMismatch, UnknownParameter: Gradients do not fit the params.
             RowOutOfRange: A parameter has no such row.
             RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm does not take rows, or nothing else, or not with this
@@ -220,14 +232,21 @@ class Optimizer:
         """
         loss, gradients = self._called(gradients)
         with self._sending(), self._receiving() as registration:
-            result = registration.step(self._rows(gradients), encoding)
+            result = registration.step(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
         return result if loss is None else loss[0]
 
-    def push(self, gradients: Any = None, *, encoding: str | None = None) -> PushResult:
+    def push(
+        self,
+        gradients: Any = None,
+        *,
+        encoding: str | None = None,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+    ) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
         _, gradients = self._called(gradients)
         with self._sending():
-            return self._registration.push(self._rows(gradients), encoding)
+            return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
 
     @contextmanager
     def _sending(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from optd.row_gradients import Gradients, WithRows, has_rows, whole_ones
 from optd.rows import whole_frames, write_rows
 from optd.session import Session, Settle
 from optd.states import ParameterState, StateReader, StateWriter
+from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Sink, Source
 from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
 from optd_wire.encodings.base import Encoding
@@ -295,7 +296,14 @@ class Registration:
             self._mirror.absorb(pulled.options, self._dicts)
             self._base = pulled.version
 
-    def step(self, gradients: Gradients, encoding: str | None = None, *, has_weights: bool = True) -> PushResult:
+    def step(
+        self,
+        gradients: Gradients,
+        encoding: str | None = None,
+        terms: Terms = AS_THEY_ARE,
+        *,
+        has_weights: bool = True,
+    ) -> PushResult:
         """Pushes gradients and puts the new weights into the arrays.
 
         Those that have not changed since `base` may be left out, unless the arrays may hold others (`has_weights`).
@@ -305,19 +313,19 @@ class Registration:
             wire = self._wire(encoding)
             source, settle = self._source(gradients, wire, has_weights=has_weights and self.in_arrays)
             pushed, pulled = self.session.step(
-                source, updates, self._base, settle, self._write, self._in_place, wire.weights
+                source, updates, self._base, settle, self._write, self._in_place, wire.weights, terms
             )
             self._mirror.absorb(pushed.options, self._dicts)
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             return pushed
 
-    def push(self, gradients: Gradients, encoding: str | None = None) -> PushResult:
+    def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
             source, settle = self._source(gradients, self._wire(encoding))
-            pushed = self.session.push(source, updates, self._base, settle)
+            pushed = self.session.push(source, updates, self._base, settle, terms)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
             return pushed

@@ -18,6 +18,7 @@ from optd.heartbeat import Heartbeat
 from optd.inquiry import Inquiry
 from optd.leaving import Departure, leave_later, open_sessions
 from optd.retry import with_retries
+from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, StepSink, Transport, names_of
 from optd.transport.lane import GrpcLane, Lane
 from optd.transport.shm import SharedMemoryLane
@@ -259,13 +260,20 @@ class Session(Inquiry):
 
     # Taking part
 
-    def push(self, gradients: Source, updates: tuple[GroupUpdate, ...], base: JobVersion, settle: Settle) -> PushResult:
+    def push(
+        self,
+        gradients: Source,
+        updates: tuple[GroupUpdate, ...],
+        base: JobVersion,
+        settle: Settle,
+        terms: Terms = AS_THEY_ARE,
+    ) -> PushResult:
         """Pushes gradients that were computed on `base`; waits until they are part of a step.
 
         `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
         has found out.
         """
-        return self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle)
+        return self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
 
     def step(
         self,
@@ -276,6 +284,7 @@ class Session(Inquiry):
         weights: StepSink,
         in_place: Sink | None,
         encoding: str,
+        terms: Terms = AS_THEY_ARE,
     ) -> tuple[PushResult, PullResult]:
         """As `push`, and pulls in the same call: `in_place` is given what may stay where it is, `weights` the rest.
 
@@ -288,6 +297,7 @@ class Session(Inquiry):
             updates,
             base,
             settle,
+            terms,
         )
         self._version = pulled.version
         return pushed, pulled
@@ -298,6 +308,7 @@ class Session(Inquiry):
         updates: tuple[GroupUpdate, ...],
         base: JobVersion,
         settle: Settle,
+        terms: Terms,
     ) -> T:
         """Sends one push under the next sequence number, again and again where the answer is lost."""
         with self._lock:
@@ -316,6 +327,8 @@ class Session(Inquiry):
                     base_version=base.version,
                     updates=updates,
                     known_revision=base.revision,
+                    weight=terms.weight,
+                    loss_scale=terms.loss_scale,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -122,3 +124,145 @@ def test_a_bound_of_a_group_that_comes_with_a_push_clips_that_push(server: Local
         optimizer.step({"w": gradient})
         assert (weights == -0.25).all()
         assert (gradient == 1).all()
+
+
+# Weights and scales of pushes
+
+
+@pytest.mark.parametrize("lanes", [("grpc", "grpc", "grpc"), ("shm", "grpc", "shm"), ("shm", "shm", "shm")])
+@pytest.mark.parametrize("weights", [(1, 1, 1), (2, 2, 2), (3, 1, 2.5)])
+def test_a_round_is_the_mean_by_weight_of_those_that_have_a_parameter(
+    server: LocalServer, name: str, lanes: tuple[optd.session.LaneName, ...], weights: tuple[float, ...]
+) -> None:
+    numbers = np.random.default_rng(0)
+    shapes = {"all": (60_000,), "some": (10_000,), "rows": (6, 2)}
+    given = [{key: numbers.normal(size=shape) for key, shape in shapes.items()} for _ in lanes]
+    given[1]["some"] = None
+    for each, ids in zip(given, ([1, 2], [2, 5], [2]), strict=True):
+        each["rows"] = (ids, each["rows"][ids]) if "shm" not in lanes else None
+    scales = (None, 1024.0, 3.0)
+
+    def train(number: int) -> dict[str, np.ndarray]:
+        arrays = {key: np.zeros(shape) for key, shape in shapes.items()}
+        how = {"policy": optd.Sync(len(lanes)), "lane": lanes[number], "worker": f"w{number}"}
+        with optd.connect(server.address, job=name, **how) as session:
+            optimizer = optd.SGD(arrays, lr=1.0, session=session)
+            optimizer.step(given[number], weight=weights[number], loss_scale=scales[number])
+        return arrays
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        found = list(pool.map(train, range(len(lanes))))
+
+    def dense(number: int, key: str) -> np.ndarray | None:
+        array = given[number][key]
+        if isinstance(array, tuple):
+            array, (ids, rows) = np.zeros(shapes[key]), array
+            array[ids] = rows
+        return None if array is None else array * float(np.float32(1 / (scales[number] or 1)))
+
+    for key in shapes:
+        have = [number for number in range(len(lanes)) if dense(number, key) is not None]
+        if not have:
+            continue
+        total = sum(weights[number] for number in have)
+        expected = -sum(weights[number] * dense(number, key) for number in have) / total
+        for arrays in found:
+            np.testing.assert_allclose(arrays[key], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_scale_divides_as_a_scaler_of_torch(
+    server: LocalServer, name: str, lane: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(70_000, dtype=dtype)) for _ in range(2))
+    scaled = torch.randn(70_000, dtype=dtype) * 3000
+    scaler = torch.amp.GradScaler("cpu", init_scale=3000.0)
+    scaler.scale(torch.zeros(1))  # which makes its scale
+    reference = torch.optim.SGD([theirs], lr=1.0)
+    theirs.grad = scaled.clone()
+    scaler.unscale_(reference)
+    reference.step()
+    with optd.connect(server.address, job=name, lane=lane) as session:
+        optimizer = optd.torch.SGD([ours], lr=1.0, session=session)
+        ours.grad = scaled.clone()
+        optimizer.step(loss_scale=torch.tensor(3000.0))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours.grad, scaled)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("term", ["weight", "loss_scale"])
+def test_a_weight_or_scale_that_is_none_is_refused(server: LocalServer, name: str, term: str, wrong: float) -> None:
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.SGD({"w": np.zeros(2)}, lr=1.0, session=session)
+        with pytest.raises(errors.InvalidRequest, match=rf"{term} of a push must be in \(0, inf\), got {wrong:g}"):
+            optimizer.step({"w": np.ones(2)}, **{term: wrong})
+        assert optimizer.step({"w": np.ones(2)}).applied_version == 1
+
+
+# NaN and infinities
+
+
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+@pytest.mark.parametrize("nonfinite", ["reject", "skip", "zero"])
+def test_what_becomes_of_a_gradient_that_is_not_finite(
+    server: LocalServer, name: str, lane: str, nonfinite: str
+) -> None:
+    gradient, rows = np.ones(70_000), (np.array([2, 0]), np.array([[1.0, 1.0], [1.0, -np.inf]]))
+    gradient[[5, 66_000]] = np.nan, np.inf
+    weights, table = np.zeros(70_000), np.zeros((3, 2))
+    with optd.connect(server.address, job=name, lane=lane, gradients=optd.Gradients(nonfinite=nonfinite)) as session:
+        optimizer = optd.SGD({"w": weights, "t": table}, lr=1.0, session=session)
+        optimizer.step({"w": np.ones(70_000)})
+        for step, gradients in enumerate([{"w": gradient}, {"t": rows}]):
+            if nonfinite == "reject":
+                with pytest.raises(errors.NonfiniteGradient):
+                    optimizer.step(gradients)
+            else:
+                result = optimizer.step(gradients)
+                assert result.skipped == (nonfinite == "skip")
+                assert result.version.version == (1 if result.skipped else 2 + step)
+        assert np.isnan(gradient[5])
+        assert session.info().version.version == optimizer.version
+        expected, expected_table = np.full(70_000, -1.0), np.zeros((3, 2))
+        if nonfinite == "zero":
+            expected = -1.0 - np.where(np.isfinite(gradient), gradient, 0)
+            expected_table[[2, 0]] = [-1, -1], [-1, 0]
+        assert (weights == expected).all()
+        assert (table == expected_table).all()
+        found = summary(session)
+        assert found.nonfinite == (2 if nonfinite == "reject" else 3)
+        assert found.skipped_steps == (2 if nonfinite == "skip" else 0)
+        last = (found.nonfinite_worker, found.nonfinite_parameter, found.nonfinite_version)
+        assert last == (session.worker, "t", 2 if nonfinite == "zero" else 1)
+        assert abs(found.nonfinite_unix_ms / 1000 - time.time()) < 60
+        assert optimizer.step({"w": np.ones(70_000)}).applied_version == (4 if nonfinite == "zero" else 2)
+
+
+def test_one_gradient_that_is_not_finite_skips_the_step_of_its_round(server: LocalServer, name: str) -> None:
+    def train(worker: str, value: float) -> list[tuple[bool, int, float]]:
+        weights = np.zeros(3)
+        how = {"policy": optd.Sync(2), "gradients": optd.Gradients(nonfinite="skip")}
+        with optd.connect(server.address, job=name, worker=worker, **how) as session:
+            optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+            results = [optimizer.step({"w": np.full(3, each)}) for each in (1.0, value, 1.0)]
+            return [(result.skipped, result.version.version, weights[0]) for result in results]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(train, ("a", "b"), (2.0, math.nan))
+    assert first == second == [(False, 1, -2.0), (True, 1, -2.0), (False, 2, -2.0)]
+
+
+def test_entries_of_one_worker_count_as_zeros_in_the_mean(server: LocalServer, name: str) -> None:
+    def train(worker: str, gradient: list[float]) -> list[float]:
+        weights = np.zeros(3)
+        how = {"policy": optd.Sync(2), "gradients": optd.Gradients(nonfinite="zero")}
+        with optd.connect(server.address, job=name, worker=worker, **how) as session:
+            optd.SGD({"w": weights}, lr=1.0, session=session).step({"w": np.array(gradient)})
+        return weights.tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(train, ("a", "b"), ([1.0, math.nan, 4.0], [1.0, 2.0, -math.inf])))
+    assert found == [[-1.0, -1.0, -2.0]] * 2

@@ -88,8 +88,16 @@ def gradients(found: GradientSummary) -> str:
     parts = [
         ("clipped", count(found.clipped_steps), found.clipped_steps),
         ("norm", number(found.norm), found.norm),
+        ("skipped", count(found.skipped_steps), found.skipped_steps),
+        ("nonfinite", _nonfinite(found), found.nonfinite),
     ]
     return "  ".join(f"{name} {shown}" for name, shown, is_there in parts if is_there)
+
+
+def _nonfinite(found: GradientSummary) -> str:
+    """How many entries, and the last time: 3 (w0 in hidden.weight at version 7)."""
+    where = f"{found.nonfinite_worker} in {found.nonfinite_parameter} at version {count(found.nonfinite_version)}"
+    return f"{count(found.nonfinite)} (last {moment(found.nonfinite_unix_ms)}, {where})"
 
 
 def shape(dimensions: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ from optd.params import plain_option
 from optd.registration import open_session
 from optd.row_gradients import has_rows
 from optd.session import Session
+from optd.terms import Terms
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
@@ -157,16 +158,26 @@ class Served(torch.optim.Optimizer):
     # Weights and gradients
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, weight: float | None = None, loss_scale: float | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(
+        self, closure: Callable[[], float], *, weight: float | None = None, loss_scale: float | None = None
+    ) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+    ) -> float | None:
         """Pushes the gradients, steps on the server and pulls: the tensors then hold the new weights.
 
         Args:
             closure: Computes the gradients anew, and returns the loss.
+            weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
+            loss_scale: What the server is to divide them by, as a GradScaler would; left out, 1.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. Gradients stay as they are.
@@ -175,7 +186,8 @@ class Served(torch.optim.Optimizer):
             The closure's loss.
 
         Raises:
-            NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed.
+            NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed. (Unless the job skips
+                such steps or zeroes such elements: see `optd.Gradients`.)
             RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm takes no sparse gradients, or no others, or not with
                 this option, as in torch.
             OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
@@ -187,12 +199,12 @@ class Served(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._push_and_pull()
+        self._push_and_pull(Terms.of(weight, loss_scale))
         return loss
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _push_and_pull(self) -> None:
+    def _push_and_pull(self, terms: Terms) -> None:
         exchange = self._exchange
         with exchange.lock:
             self._check_options()
@@ -201,17 +213,20 @@ class Served(torch.optim.Optimizer):
             # Where nothing was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
             with exchange.receiving(some=some), exchange.sending() as registration:
-                registration.step(gradients, has_weights=some)
+                registration.step(gradients, terms=terms, has_weights=some)
 
-    def push(self, *, encoding: str | None = None) -> PushResult:
+    def push(
+        self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
+    ) -> PushResult:
         """As `step`, without the pull: the tensors stay as they are.
 
-        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's.
+        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight` and
+        `loss_scale` are those of `step`.
         """
         with self._exchange.lock:
             self._check_options()
             with self._exchange.sending() as registration:
-                pushed = registration.push(self._exchange.gradients(), encoding)
+                pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 

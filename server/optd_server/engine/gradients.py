@@ -6,17 +6,20 @@ worker shares is never written to.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from optd_server.engine.groups import Groups
 from optd_server.engine.offload import Offload
 from optd_server.engine.reduction import present_ranges
+from optd_server.engine.round import Round
 from optd_server.engine.row_rules import group_of
 from optd_server.optim import group_options, job_options
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip
 from optd_server.store.gradients import Gradient
-from optd_wire.values import GradientSummary, GroupOptions, GroupUpdate, JobOptions
+from optd_wire.errors import NonfiniteGradient
+from optd_wire.values import GradientSummary, GroupOptions, JobOptions, PushHeader
 
 _CLIPPING = (group_options.CLIP_NORM, group_options.CLIP_VALUE)
 
@@ -27,22 +30,29 @@ class Conditioning:
     def __init__(self, groups: Groups, options: JobOptions) -> None:
         self.options = options
         self._groups = groups
-        self._clipped_steps = 0
-        self._norm = 0.0
+        self._summary = GradientSummary()
         self._bounds: tuple[Sequence[GroupOptions], int, JobOptions, Bounds | None] | None = None
 
     def summary(self) -> GradientSummary:
         """What has become of the gradients so far."""
-        return GradientSummary(clipped_steps=self._clipped_steps, norm=self._norm)
+        return self._summary
+
+    @property
+    def nonfinite(self) -> str:
+        """What is to become of pushes that have a NaN or an infinity: the option of that name."""
+        value = self.options.options[job_options.NONFINITE]
+        assert isinstance(value, str)
+        return value
 
     @property
     def writes(self) -> bool:
         """Whether it writes to gradients."""
         return self._current_bounds() is not None
 
-    def may_write(self, updates: Sequence[GroupUpdate]) -> bool:
-        """Whether it writes to a gradient that these changes of options ride along with."""
-        return self.writes or any(name in _CLIPPING for update in updates for name in update.options)
+    def may_write(self, header: PushHeader) -> bool:
+        """Whether the gradient of a push of its own may have to be written to."""
+        rides = any(name in _CLIPPING for update in header.updates for name in update.options)
+        return rides or self.writes or header.loss_scale is not None or self.nonfinite != job_options.REJECT
 
     def apply(self, gradient: Gradient, offload: Offload) -> Clipped:
         """Clips a gradient in place, off the event loop."""
@@ -53,8 +63,32 @@ class Conditioning:
 
     def note(self, clipped: Clipped) -> None:
         """Counts a step."""
-        self._clipped_steps += clipped.changed
-        self._norm = clipped.norm
+        if clipped.changed or clipped.norm != self._summary.norm:
+            count = self._summary.clipped_steps + clipped.changed
+            self._summary = replace(self._summary, clipped_steps=count, norm=clipped.norm)
+
+    def note_skip(self) -> None:
+        """Counts a step that was not made."""
+        self._summary = replace(self._summary, skipped_steps=self._summary.skipped_steps + 1)
+
+    def note_nonfinite(self, round_: Round, version: int) -> None:
+        """Counts entries of a round that were not finite."""
+        for push, found in round_.nonfinite:
+            self._count_nonfinite(found.count, push.header.worker, found.parameter, version, push.wall)
+
+    def note_refusal(self, error: NonfiniteGradient, worker: str, version: int, wall: float) -> None:
+        """Counts the entry that a push was refused for."""
+        self._count_nonfinite(1, worker, str(error.values["parameter"]), version, wall)
+
+    def _count_nonfinite(self, count: int, worker: str, parameter: str, version: int, wall: float) -> None:
+        self._summary = replace(
+            self._summary,
+            nonfinite=self._summary.nonfinite + count,
+            nonfinite_unix_ms=int(wall * 1000),
+            nonfinite_version=version,
+            nonfinite_worker=worker,
+            nonfinite_parameter=parameter,
+        )
 
     def _current_bounds(self) -> Bounds | None:
         """The bounds in force; worked out anew when options have changed or groups were added."""

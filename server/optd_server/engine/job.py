@@ -15,7 +15,7 @@ from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
-from optd_wire.errors import JobMismatch, OptdError, UnknownJob
+from optd_wire.errors import JobMismatch, NonfiniteGradient, OptdError, UnknownJob
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
@@ -100,7 +100,10 @@ class Job:
             found = self.workers.find(worker)
             if found is not None:
                 found.rejections += 1
-            self.rejections.add(error, worker=worker, version=self.model.version.version, wall=clock())
+            version, wall = self.model.version.version, clock()
+            self.rejections.add(error, worker=worker, version=version, wall=wall)
+            if isinstance(error, NonfiniteGradient):
+                self.model.conditioning.note_refusal(error, worker, version, wall)
             self.model.notify()
             raise
 

@@ -41,6 +41,8 @@ class Push:
 
     header: PushHeader
     shared: Gradient | None = None
+    wall: float = 0.0
+    """When it was announced, in seconds of the epoch."""
     begun: "asyncio.Future[Round]" = field(default_factory=_round)
     """The round that it is part of, once that is complete and has room."""
     outcome: asyncio.Future[PushResult] = field(default_factory=_outcome)

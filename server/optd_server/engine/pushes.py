@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
+from optd_server.engine.intake import check_header
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push, Upload
@@ -76,17 +77,18 @@ class Pushes:
         self._check_not_failed()
         return None
 
-    async def push(self, header: PushHeader, upload: Upload, now: float) -> PushResult:
+    async def push(self, header: PushHeader, upload: Upload, now: float, wall: float = 0.0) -> PushResult:
         """Makes a gradient that is to be received part of a step, once; waits for the step.
 
-        Raises what `admit` raises, what is wrong with a frame or with the options that ride along, `PushWithdrawn`, or
-        `RoundBroken`, after which the push may be sent again.
+        `now` is the time by which leases are measured, `wall` that of the epoch. Raises what `admit` raises, what is
+        wrong with the header, with a frame or with the options that ride along, `PushWithdrawn`, or `RoundBroken`,
+        after which the push may be sent again.
         """
         known = self.admit(header, now)
         if known is not None and not self._supersedes(known):
             await upload.skip()
             return await outcome(known)
-        push = self._announce(header)
+        push = self._announce(Push(header, wall=wall))
         if isinstance(known, Push):
             known.successor = push
         try:
@@ -109,16 +111,17 @@ class Pushes:
             raise
         return await push.result()
 
-    async def push_shared(self, header: PushHeader, gradient: Gradient, now: float) -> PushResult:
+    async def push_shared(self, header: PushHeader, gradient: Gradient, now: float, wall: float = 0.0) -> PushResult:
         """As `push`, for a gradient that lies in memory that its worker shares."""
         known = self.admit(header, now)
         if known is not None:
             return await outcome(known)
-        return await self._announce(header, gradient).result()
+        return await self._announce(Push(header, gradient, wall)).result()
 
-    def _announce(self, header: PushHeader, shared: Gradient | None = None) -> Push:
-        """Offers an admitted push to the policy; raises what is wrong with the options that ride along."""
-        push = Push(header, shared)
+    def _announce(self, push: Push) -> Push:
+        """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
+        header = push.header
+        check_header(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
         self._plan_options([*self._rule.waiting, push])
         self._under_way[header.worker] = push
@@ -190,7 +193,7 @@ class Pushes:
     def _begin(self, due: Sequence[Push]) -> None:
         """Begins a round, when there is room for its gradient."""
         shared = len(due) == 1 and due[0].shared is not None
-        if shared and not self._model.conditioning.may_write(due[0].header.updates):
+        if shared and not self._model.conditioning.may_write(due[0].header):
             self._start(due, None)
         else:
             self._model.slots.take(lambda slot: self._start(due, slot))
@@ -213,7 +216,8 @@ class Pushes:
                 for push in due:
                     self._let_go(push, self._no_memory("its gradient", problem))
                 return
-        round_ = Round(due, slot, groups.extents, groups.names, self._offload)
+        nonfinite = self._model.conditioning.nonfinite
+        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite)
         for push in due:
             self._rounds[push] = round_
         if round_.all_shared:
@@ -346,6 +350,10 @@ class Pushes:
         round_.stepping = True
         gradient = await self._offload.run(model.cost(round_.elements), round_.gradient)
         model.change_options(changes)
+        model.conditioning.note_nonfinite(round_, stepped_from)
+        if round_.skipped:
+            self._skip(round_, stepped_from)
+            return
         gradient.cover(model.groups.extents)
         cost = model.cost(round_.elements)
         clipped = await self._offload.run(cost, lambda: model.conditioning.apply(gradient, self._offload))
@@ -360,6 +368,16 @@ class Pushes:
         for push in round_.pushes:
             self._answer(push, stepped_from)
 
+    def _skip(self, round_: Round, version: int) -> None:
+        """Answers pushes that no step is made of; the job is where it was."""
+        model = self._model
+        model.conditioning.note_skip()
+        if round_.slot is not None:
+            model.slots.give_back(round_.slot)
+        for push in round_.pushes:
+            self._answer(push, version, skipped=True)
+        model.notify()
+
     def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
         """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""
         options = {index: changed.options for index, changed in changes.items()}
@@ -369,8 +387,8 @@ class Pushes:
             except OptdError as error:
                 raise Refused(push, error) from None
 
-    def _answer(self, push: Push, stepped_from: int) -> None:
-        """Marks a push as applied and answers its callers."""
+    def _answer(self, push: Push, stepped_from: int, *, skipped: bool = False) -> None:
+        """Marks a push as dealt with and answers its callers."""
         header = push.header
         version = self._model.version
         moved_on = header.known_revision != version.revision
@@ -380,9 +398,10 @@ class Pushes:
             staleness=max(0, stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
+            skipped=skipped,
         )
         self._workers.mark(header.worker, header.epoch, header.sequence, result)
-        self.applied += 1
+        self.applied += not skipped
         self._let_go(push)
         push.succeed(result)
 

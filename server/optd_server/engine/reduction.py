@@ -1,17 +1,21 @@
 """The arithmetic of a round: gradients checked, added up, divided by their number. Runs off the event loop.
 
 For a parameter that n of the pushes have the result is ``(g_1 + g_2 + ... + g_n) * (1 / n)``, summed in the order of
-the round in the dtype of the data: as DistributedDataParallel averages, over those that have it.
+the round in the dtype of the data: as DistributedDataParallel averages, over those that have it. Where pushes have
+different weights it is ``(w_1 g_1 + w_2 g_2 + ... + w_n g_n) * (1 / (w_1 + w_2 + ... + w_n))``.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from optd_server.engine.intake import Intake
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.reduce import Contribution
+from optd_server.optim.runs import BLOCK
 from optd_server.store.clearing import Clearing
 from optd_server.store.extents import Extent, Slab
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
@@ -33,7 +37,7 @@ class Reduction:
         self._threads = threads
         self._clearing = Clearing(extents)
 
-    def write_frames(self, sink: FrameSink, frames: Sequence[Frame], *, add: bool) -> None:
+    def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake, *, add: bool) -> None:
         """Writes received frames, or adds them to what is there; raises `NonfiniteGradient` or what `claim` raises."""
         for frame in frames:
             frame.check()
@@ -41,6 +45,13 @@ class Reduction:
             target = sink.buffers.slabs[extent][slab][start : start + frame.count]
             if add:
                 self._clearing.prepare(sink.buffers, extent, slab, start, start + frame.count)
+            if not intake.plain:
+                values = np.empty(frame.count, target.dtype) if add else target
+                frame.decode_into(values)
+                intake.take(values, partial(self._locate, frame.group, frame.offset))
+                if add:
+                    self._backend.accumulate(target, values, add=True)
+                continue
             if frame.encoding.keeps(target.dtype):
                 values = frame.values
                 finite = self._backend.accumulate(target, values, add=add)
@@ -55,14 +66,24 @@ class Reduction:
                 if found is not None:
                     raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
 
-    def add(self, gradient: Gradient, into: FlatBuffers) -> None:
-        """Adds a gradient that lies in memory; raises `NonfiniteGradient`."""
+    def add(self, gradient: Gradient, into: FlatBuffers, intake: Intake) -> None:
+        """Adds a gradient that lies in memory, which stays as it is; raises `NonfiniteGradient`."""
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 values = gradient.slabs[number][index][start:stop]
                 self._clearing.prepare(into, number, index, start, stop)
+                if not intake.plain:
+                    self._add_taken(values, into.slabs[number][index][start:stop], intake, extent, slab, start)
+                    continue
                 if not self._backend.accumulate(into.slabs[number][index][start:stop], values, add=True):
                     self._check_values(extent, slab, start, values)
+
+    def _add_taken(self, values: Array, into: Array, intake: Intake, extent: Extent, slab: Slab, start: int) -> None:
+        """As `add`, by way of copies of a size that fits the cache."""
+        for first in range(0, len(values), BLOCK):
+            copied = values[first : first + BLOCK].copy()
+            intake.take(copied, partial(_locate_in_slab, extent, slab, start + first))
+            self._backend.accumulate(into[first : first + BLOCK], copied, add=True)
 
     def check(self, gradient: Gradient) -> None:
         """Raises `NonfiniteGradient` for a NaN or an infinity of a gradient that lies in memory."""
@@ -70,25 +91,30 @@ class Reduction:
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 self._check_values(extent, slab, start, gradient.slabs[number][index][start:stop])
 
-    def divide(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
-        """Makes means of sums, by how many of the pushes have each parameter; returns which parameters any has."""
+    def divide(self, sums: FlatBuffers, presences: Sequence[Presence], weights: Sequence[float]) -> Presence:
+        """Makes means of sums, by the weights of the pushes that have each parameter; returns which ones any has."""
         covered: Presence = []
         for number, extent in enumerate(self._extents):
             covered.append([])
             for index, slab in enumerate(extent.slabs):
-                flags = [presence[number][index] for presence in presences if number < len(presence)]
-                counts = np.zeros(len(slab.sizes), np.int64)
-                for present in flags:
-                    counts += present
-                for count in np.unique(counts[counts > 1]).tolist():
-                    for start, stop in present_ranges(counts == count, slab.starts, slab.sizes):
-                        self._backend.scale(sums.slabs[number][index][start:stop], 1 / count, self._threads)
-                covered[-1].append(counts > 0)
+                totals = np.zeros(len(slab.sizes))
+                for presence, weight in zip(presences, weights, strict=True):
+                    if number < len(presence):
+                        totals += weight * presence[number][index]
+                self.scale_inverse(sums.slabs[number][index], slab, totals)
+                covered[-1].append(totals > 0)
         return covered
 
-    def scale_rows(self, rows: Rows, count: int) -> None:
-        """Makes the mean of sums of rows of so many pushes."""
-        self._backend.scale(rows.values.reshape(-1), 1 / count, self._threads)
+    def scale_inverse(self, elements: Array, slab: Slab, totals: npt.NDArray[np.float64]) -> None:
+        """Divides the elements of each parameter of a slab by its total, where that is neither 0 nor 1."""
+        for total in np.unique(totals[(totals != 0) & (totals != 1)]).tolist():
+            for start, stop in present_ranges(totals == total, slab.starts, slab.sizes):
+                self._backend.scale(elements[start:stop], 1 / total, self._threads)
+
+    def scale_rows(self, rows: Rows, total: float) -> None:
+        """Divides rows by the total of their weights."""
+        if total != 1:
+            self._backend.scale(rows.values.reshape(-1), 1 / total, self._threads)
 
     def elements(self, presence: Presence) -> int:
         """How many elements the parameters have that are present."""
@@ -139,9 +165,20 @@ class Reduction:
             raise NonfiniteGradient(parameter=parameter.name, value=values[found], index=place)
 
     def _nonfinite_in_group(self, group: int, element: int, value: Any) -> NonfiniteGradient:
+        name, index = self._locate(group, element, 0)
+        return NonfiniteGradient(parameter=name, value=value, index=index)
+
+    def _locate(self, group: int, offset: int, number: int) -> tuple[str, int]:
+        """The parameter that an element of a group belongs to, and which of its elements it is."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
+        element = offset + number
         holder = next(p for p in layouts[group].parameters if p.offset <= element < p.offset + p.size)
-        return NonfiniteGradient(parameter=holder.name, value=value, index=element - holder.offset)
+        return holder.name, element - holder.offset
+
+
+def _locate_in_slab(extent: Extent, slab: Slab, start: int, number: int) -> tuple[str, int]:
+    parameter, place = owner_of(extent, slab, start + number)
+    return parameter.name, place
 
 
 def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from optd_server.engine.intake import Intake, Nonfinite, weight_of
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push
 from optd_server.engine.reduction import Reduction
+from optd_server.optim.job_options import REJECT, SKIP
 from optd_server.store.extents import Extent
-from optd_server.store.flat import FrameSink
+from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Slot
 from optd_server.store.ledger import Presence
-from optd_server.store.rows import RowPlace, Rows, RowSums
+from optd_server.store.rows import Ids, RowPlace, Rows, RowSums
 from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
 from optd_wire.frames import Frame, Received
 from optd_wire.rows import RowFrame
@@ -47,11 +49,16 @@ class Part:
 
     push: Push
     sink: FrameSink | None
+    intake: Intake
     presence: Presence | None = None
     tables: set[RowPlace] = field(default_factory=set)
     """The parameters that it has rows of, or has said to have none of."""
     reached: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
+        """Makes the numbers of rows ready to be added up."""
+        self.intake.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
 
     def advance(self, place: int) -> None:
         """Says that everything before `place` is there, or never will be."""
@@ -69,25 +76,36 @@ class Round:
         extents: Sequence[Extent],
         groups: Sequence[str],
         offload: Offload,
+        nonfinite: str = REJECT,
     ) -> None:
         self.pushes = tuple(pushes)
         self.slot = slot
         self.stepping = False
         """Whether its step has begun: then nothing takes a push out of it any more."""
         self._offload = offload
+        self._nonfinite = nonfinite
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents) if len(self.pushes) > 1 else []
         self._broken = False
         self._writing = 0
         self._release: Callable[[], None] | None = None
-        self._parts = {push: self._part_of(push, groups) for push in self.pushes}
+        weights = [weight_of(push.header) for push in self.pushes]
+        self.weight = sum(weights)
+        """What its pushes count for together."""
+        # Where all are the same, they make no difference to the mean.
+        uneven = len(set(weights)) > 1
+        self._parts = {
+            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight if uneven else 1.0))
+            for push, weight in zip(self.pushes, weights, strict=True)
+        }
+        self._weights = weights if uneven else [1.0] * len(weights)
         self._rows = RowSums(tuple(extents))
 
-    def _part_of(self, push: Push, groups: Sequence[str]) -> Part:
+    def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> Part:
         if push.shared is not None:
-            return Part(push, None, presence=push.shared.presence)
+            return Part(push, None, intake, presence=push.shared.presence)
         assert self.slot is not None, "what is received needs a slot"
-        return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups))
+        return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
 
     @property
     def all_shared(self) -> bool:
@@ -133,10 +151,11 @@ class Round:
 
     def _write(self, part: Part, frames: Sequence[Received], *, add: bool) -> None:
         assert part.sink is not None
-        self._reduction.write_frames(part.sink, [frame for frame in frames if isinstance(frame, Frame)], add=add)
+        whole = [frame for frame in frames if isinstance(frame, Frame)]
+        self._reduction.write_frames(part.sink, whole, part.intake, add=add)
         for frame in frames:
             if isinstance(frame, RowFrame):
-                part.tables.add(self._rows.add(frame))
+                part.tables.add(self._rows.add(frame, None if part.intake.plain else part.accept))
 
     def _passed(self, place: int) -> int:
         """What the pushes before must have passed. Of rows there is but one place: they must be at their ends."""
@@ -160,7 +179,7 @@ class Round:
         part = self._parts[push]
         await self._turn(part, END)
         elements = sum(slab.size for slab in buffers.all_slabs())
-        await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers)))
+        await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers, part.intake)))
         part.advance(END)
 
     def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
@@ -223,16 +242,30 @@ class Round:
             presences = [part.presence for part in self._parts.values() if part.presence is not None]
             rows = self._spread_rows(presences)
             several = len(presences) > 1
-            presence = self._reduction.divide(self.slot.buffers, presences) if several else presences[0]
+            buffers = self.slot.buffers
+            presence = self._reduction.divide(buffers, presences, self._weights) if several else presences[0]
             return self.slot.holding(presence, self._mean_rows(rows))
         gradients = [push.shared for push in self.pushes if push.shared is not None]
         if self.slot is None:
             self._check_shared()
             return gradients[0]
+        if not all(part.intake.plain for part in self._parts.values()):
+            return self.slot.holding(self._add_all_shared(self.slot.buffers))
         presence, finite = self._reduction.mean(gradients, self.slot.buffers)
         if not finite:
             self._check_shared()
         return self.slot.holding(presence)
+
+    def _add_all_shared(self, buffers: FlatBuffers) -> Presence:
+        """As the mean of gradients that lie in memory, of which some are scaled, weighted or looked at."""
+        for push in self.pushes:
+            assert push.shared is not None
+            try:
+                self._reduction.add(push.shared, buffers, self._parts[push].intake)
+            except NonfiniteGradient as error:
+                raise Refused(push, error) from None
+        presences = [push.shared.presence for push in self.pushes if push.shared is not None]
+        return self._reduction.divide(buffers, presences, self._weights)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""
@@ -251,9 +284,9 @@ class Round:
 
     def _mean_rows(self, sums: Sequence[Rows]) -> tuple[Rows, ...]:
         for rows in sums:
-            count = sum(rows.place in part.tables for part in self._parts.values())
-            if count > 1:
-                self._reduction.scale_rows(rows, count)
+            parts = zip(self._weights, self._parts.values(), strict=True)
+            total = sum(weight for weight, part in parts if rows.place in part.tables)
+            self._reduction.scale_rows(rows, total)
         return tuple(sums)
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
@@ -261,6 +294,17 @@ class Round:
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
+
+    @property
+    def nonfinite(self) -> list[tuple[Push, Nonfinite]]:
+        """The pushes that have entries that are not finite, and were not refused for it."""
+        parts = [(push, part.intake.found) for push, part in self._parts.items()]
+        return [(push, found) for push, found in parts if found is not None]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether no step is to be made of it."""
+        return self._nonfinite == SKIP and bool(self.nonfinite)
 
     @property
     def elements(self) -> int:

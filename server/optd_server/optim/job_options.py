@@ -6,6 +6,8 @@ from optd_server.optim.option import Option, Range, Rule
 
 CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
+NONFINITE = "nonfinite"
+REJECT, SKIP, ZERO = "reject", "skip", "zero"
 
 _POSITIVE = Range(0, None, low_open=True)
 
@@ -29,6 +31,14 @@ class JobDeclaration:
             2.0,
             Range(0, None, low_open=True, infinite=True),
             doc="the p of the p-norms that gradients are clipped by, of groups, too; inf: the largest magnitude",
+        ),
+        Option(
+            NONFINITE,
+            "text",
+            REJECT,
+            choices=(REJECT, SKIP, ZERO),
+            doc="what becomes of a push with a NaN or an infinity: it is refused, or no step is made of it, or such "
+            "entries count as zeros",
         ),
     )
     rules: Sequence[Rule] = ()

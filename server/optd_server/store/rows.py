@@ -1,6 +1,6 @@
 """Row-sparse gradients on their way into a step: rows of parameters, added up by their numbers as they arrive."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +42,15 @@ class RowPlace:
         """The parameter's elements in its slab, row by row."""
         return slab[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
+    def element(self, ids: Ids, number: int) -> int:
+        """Which of the parameter's elements one of the numbers of the rows `ids` is."""
+        row, column = divmod(number, self.columns)
+        return int(ids[row]) * self.columns + column
+
+
+Accept = Callable[[RowPlace, Ids, Array], None]
+"""Takes the numbers of a frame of rows, shape (ids, columns), before they are added up; it may change them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -71,8 +80,11 @@ class RowSums:
         self._parts: dict[RowPlace, list[tuple[Ids, Array]]] = {}
         self._waiting: dict[RowPlace, int] = {}
 
-    def add(self, frame: RowFrame) -> RowPlace:
-        """Adds a frame; returns which parameter it is of. Raises what is wrong with it, and adds nothing then."""
+    def add(self, frame: RowFrame, accept: Accept | None = None) -> RowPlace:
+        """Adds a frame; returns which parameter it is of. Raises what is wrong with it, and adds nothing then.
+
+        `accept` makes its numbers ready to be added up, or refuses them; without it all must be finite.
+        """
         place = place_of(self._extents, frame.group, frame.parameter)
         frame.check(place.name, place.rows, place.columns)
         dtype = DTYPES[COMPUTED[place.dtype]]
@@ -82,7 +94,7 @@ class RowSums:
         values = np.empty((frame.count, place.columns), dtype)
         frame.decode_into(values)
         ids = frame.ids.astype(np.int64)
-        _check_finite(place, ids, values)
+        (accept or check_finite)(place, ids, values)
         self._parts.setdefault(place, []).append((ids, values))
         self._waiting[place] = self._waiting.get(place, 0) + frame.count
         if self._waiting[place] > place.rows:
@@ -126,12 +138,12 @@ def merge(ids: Ids, values: Array) -> tuple[Ids, Array]:
     return ids[first], sums
 
 
-def _check_finite(place: RowPlace, ids: Ids, values: Array) -> None:
+def check_finite(place: RowPlace, ids: Ids, values: Array) -> None:
+    """Raises `NonfiniteGradient` for rows with a NaN or an infinity."""
     finite = np.isfinite(values)
     if not finite.all():
-        row, column = divmod(int(finite.argmin()), place.columns)
-        index = int(ids[row]) * place.columns + column
-        raise NonfiniteGradient(parameter=place.name, value=values[row, column], index=index)
+        first = int(finite.argmin())
+        raise NonfiniteGradient(parameter=place.name, value=values.flat[first], index=place.element(ids, first))
 
 
 def place_of(extents: tuple[Extent, ...], group: int, parameter: int) -> RowPlace:

@@ -141,13 +141,13 @@ class TrainingService:
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
             if header.shared is None:
-                return await job.pushes.push(header, _Upload(requests, message, frames), time.monotonic())
+                return await job.pushes.push(header, _Upload(requests, message, frames), time.monotonic(), time.time())
             if frames or not message.last:
                 raise InvalidRequest(problem="a push whose gradient is shared has one message, without frames")
             job.workers.check(header.worker, header.epoch, time.monotonic())
             gradient = job.sharing.gradient(header.worker, header.epoch, header.shared)
             requests.give_back()
-            return await job.pushes.push_shared(header, gradient, time.monotonic())
+            return await job.pushes.push_shared(header, gradient, time.monotonic(), time.time())
 
     def _deliver(
         self, job: Job, worker: str, epoch: int, delivery: pb.Delivery

@@ -1,0 +1,87 @@
+"""The numbers of one push on their way into a round: scaled, looked at for NaN and infinities, weighted.
+
+What nothing is said of goes by untouched, and costs nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from optd_server.optim.finite import first_nonfinite
+from optd_server.optim.job_options import REJECT, ZERO
+from optd_server.store.flat import Array
+from optd_wire.errors import InvalidRequest, NonfiniteGradient
+from optd_wire.values import PushHeader
+
+Locate = Callable[[int], tuple[str, int]]
+"""The parameter that one of the numbers belongs to, and which of its elements it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """Entries of one push that were NaN or infinite: how many, and the parameter of the first."""
+
+    count: int
+    parameter: str
+
+
+def check_header(header: PushHeader) -> None:
+    """Raises `InvalidRequest` where a push has a weight or a loss scale that is none."""
+    for name, value in (("weight", header.weight), ("loss_scale", header.loss_scale)):
+        if value is not None and not 0 < value < math.inf:
+            raise InvalidRequest(problem=f"{name} of a push must be in (0, inf), got {value:g}")
+
+
+def weight_of(header: PushHeader) -> float:
+    """What the gradients of a push count for in a mean."""
+    return 1.0 if header.weight is None else header.weight
+
+
+class Intake:
+    """How the numbers of one push are taken in.
+
+    `weight` is what they are multiplied by for a mean, `nonfinite` the job's option of that name.
+    """
+
+    def __init__(self, header: PushHeader, nonfinite: str, weight: float = 1.0) -> None:
+        self._nonfinite = nonfinite
+        self._weight = weight
+        scale = 1.0 if header.loss_scale is None else header.loss_scale
+        # As torch's GradScaler divides: by the reciprocal, which it works out in float64 and has in float32.
+        self._reciprocal = float(np.float32(1 / scale)) if scale != 1 else 1.0
+        self._count = 0
+        self._first = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether numbers are taken as they come, and refused where one is not finite."""
+        return self._nonfinite == REJECT and self._weight == 1 and self._reciprocal == 1
+
+    @property
+    def found(self) -> Nonfinite | None:
+        """What it has found to be not finite."""
+        return Nonfinite(self._count, self._first) if self._count else None
+
+    def take(self, values: Array, locate: Locate) -> None:
+        """Makes numbers ready to be added up, in place; raises `NonfiniteGradient` where that is what is wanted."""
+        # What overflows here is found to be infinite, or is in the sum what it is in torch.
+        with np.errstate(all="ignore"):
+            if self._reciprocal != 1:
+                np.multiply(values, values.dtype.type(self._reciprocal), out=values)
+            first = first_nonfinite(values)
+            if first is not None:
+                self._meet(values, first, locate)
+            if self._weight != 1:
+                np.multiply(values, values.dtype.type(self._weight), out=values)
+
+    def _meet(self, values: Array, first: int, locate: Locate) -> None:
+        parameter, index = locate(first)
+        if self._nonfinite == REJECT:
+            raise NonfiniteGradient(parameter=parameter, value=values[first], index=index)
+        wrong = ~np.isfinite(values)
+        self._first = self._first or parameter
+        self._count += int(np.count_nonzero(wrong))
+        if self._nonfinite == ZERO:
+            values[wrong] = 0
