@@ -1,5 +1,6 @@
 """Parameters of 16 bits through a whole server: every lane, every encoding, beside parameters of other dtypes."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tests.client.frozen import Frozen
+from typer.testing import CliRunner
 
 import optd
+from optd.ctl.app import app
 from optd.local import LocalServer
 from optd_wire.errors import DtypeMismatch, InvalidRequest
 
@@ -131,6 +135,84 @@ def test_several_pushes_of_a_round_are_averaged_in_float32(server: LocalServer) 
                 push.result()
         # Their sum is past the largest float16.
         assert optimizers[0].params["w"].tolist() == [-65504, np.float16(-(1 + 2**-11) / 2)]
+
+
+@pytest.mark.parametrize("how", [LANES["grpc"], LANES["shm"], LANES["bfloat16"], LANES["int8"]], ids=str)
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype("f4")], ids=["own", "float32"])
+def test_gradients_of_some_rows(server: LocalServer, how: dict[str, str], dtype: np.dtype) -> None:
+    params = {"table": np.ones((50, 4), BFLOAT16), "w": np.ones(3, "f2")}
+    rows = np.arange(12).reshape(3, 4).astype(dtype)
+    with session(server, f"rows-{dtype}-{'-'.join(how.values())}", **how) as opened:
+        optimizer = optd.SGD(params, lr=0.5, master_weights=True, session=opened)
+        optimizer.step({"table": ([7, 2, 7], rows), "w": np.ones(3, "f2")})
+        expected = np.ones((50, 4))
+        np.subtract.at(expected, [7, 2, 7], rows.astype("f8") / 2)
+        np.testing.assert_allclose(params["table"].astype("f8"), expected, atol=0.1)
+        state = optimizer.state_dict()["state"][0]["master_weights"]
+        np.testing.assert_allclose(state, expected, atol=0.1)
+        # In int8 weights come rounded once more.
+        assert how.get("encoding") == "int8" or state.astype(BFLOAT16).tobytes() == params["table"].tobytes()
+        with pytest.raises(DtypeMismatch, match=r"gradient of rows.*'table'.*bfloat16.*float64"):
+            optimizer.step({"table": ([7], np.ones((1, 4)))})
+
+
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+def test_they_are_clipped_in_float32(server: LocalServer, lane: str) -> None:
+    params = {"a": np.zeros(2, "f2"), "b": np.zeros(2, BFLOAT16)}
+    with session(server, f"clipped-{lane}", lane=lane, gradients=optd.Gradients(clip_norm=1.0)) as opened:
+        optimizer = optd.SGD(params, lr=1.0, master_weights=True, session=opened)
+        optimizer.step({"a": np.array([30000, 0], "f2"), "b": np.array([0, 40000], BFLOAT16)})
+        state = optimizer.state_dict()["state"]
+        brain = float(BFLOAT16.type(40000))
+        norm = np.hypot(30000, brain) + 1e-6
+        np.testing.assert_allclose(state[0]["master_weights"], [-30000 / norm, 0], rtol=1e-6)
+        np.testing.assert_allclose(state[1]["master_weights"], [0, -brain / norm], rtol=1e-6)
+
+
+def test_arrays_that_cannot_be_changed_are_renewed(server: LocalServer) -> None:
+    """As those of JAX: of its bfloat16, which is the same."""
+    with session(server, "frozen") as opened:
+        optimizer = optd.SGD({"w": Frozen(np.ones(3), BFLOAT16)}, lr=0.5, session=opened)
+        optimizer.step({"w": Frozen(np.ones(3), BFLOAT16)})
+        new = optimizer.params["w"]
+        assert isinstance(new, Frozen)
+        assert np.asarray(new).dtype == BFLOAT16
+        assert np.asarray(new).tolist() == [0.5] * 3
+
+
+def test_people_see_their_numbers(server: LocalServer) -> None:
+    params = {"w": np.array([1, -2, 0], BFLOAT16), "v": np.array([4], "f2")}
+    with session(server, "seen") as opened:
+        optimizer = optd.SGD(params, lr=0.5, momentum=0.5, master_weights=True, session=opened)
+        optimizer.step({name: np.ones_like(array) for name, array in params.items()})
+        shown = CliRunner().invoke(
+            app, ["group", "seen", "group0", "--values", "-o", "json", "--server", server.address]
+        )
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert found["group"]["dtypes"] == ["float16", "bfloat16"]
+    values = {(field["parameter"], field["field"]): field["numbers"] for field in found["values"]["fields"]}
+    assert values["w", "weights"] == values["w", "master_weights"] == [0.5, -2.5, -0.5]
+    assert values["v", "weights"] == [3.5]
+    assert values["w", "gradient"] == values["w", "momentum_buffer"] == [1, 1, 1]
+    (weights,) = [f for p in found["parameters"] if p["parameter"]["name"] == "w" for f in p["fields"][:1]]
+    assert (weights["statistics"]["min"], weights["statistics"]["max"]) == (-2.5, 0.5)
+
+
+def test_a_group_that_is_added_has_them_too(server: LocalServer) -> None:
+    w, v = np.ones(3, "f4"), np.ones(3, "f2")
+    with session(server, "added", lane="shm") as opened:
+        optimizer = optd.SGD([{"params": {"w": w}}], lr=2.0**-13, session=opened)
+        optimizer.push({"w": np.ones(3, "f4")})
+        optimizer.add_param_group({"params": {"v": v}, "master_weights": True})
+        for _ in range(3):
+            optimizer.step({"w": np.ones(3, "f4"), "v": np.ones(3, "f2")})
+        optimizer.step({"w": np.ones(3, "f4")})
+        assert optimizer.state_dict()["state"][1]["master_weights"].tolist() == [1 - 3 * 2.0**-13] * 3
+        assert v.tolist() == [np.float16(1 - 3 * 2.0**-13)] * 3
+        optimizer.param_groups[1]["master_weights"] = False
+        optimizer.step({"v": np.zeros(3, "f2")})
+        assert "master_weights" not in optimizer.state_dict()["state"].get(1, {})
 
 
 # State

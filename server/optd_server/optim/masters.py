@@ -16,11 +16,10 @@ from optd_server.optim.segment import SegmentState
 def begin(segment: SegmentState, weights: Vector, starting: npt.NDArray[np.bool_]) -> None:
     """Give the parameters of `starting`, shape (P,), the master weights that they begin with: their weights."""
     masters = segment.state[MASTER_WEIGHTS.name]
-    if starting.all():
-        np.copyto(masters, weights)
-    elif starting.any():
-        index = runs.elements(segment.offsets[starting], segment.sizes[starting])
-        masters[index] = weights[index]
+    found = runs.merge(segment.sizes, segment.offsets, starting.astype(np.int64))
+    for start, stop, chosen in zip(found.starts, found.starts[1:], found.kinds, strict=False):
+        if chosen:
+            np.copyto(masters[start:stop], weights[start:stop])
 
 
 def settle(masters: Vector, weights: Vector) -> None:

@@ -97,6 +97,19 @@ def test_weights_of_16_bits_are_used_where_they_lie(
 
 
 @DTYPES
+def test_sparse_gradients_of_16_bits(serve: Callable[..., Any], dtype: torch.dtype) -> None:
+    embedding = nn.Embedding(20, 3, sparse=True, dtype=dtype)
+    before = embedding.weight.detach().clone()
+    optimizer = serve(optd.torch.SGD, embedding.parameters(), lr=0.5)
+    embedding(torch.tensor([4, 9, 4])).sum().backward()
+    optimizer.step()
+    expected = before.float()
+    expected[4] -= 1
+    expected[9] -= 0.5
+    assert torch.equal(embedding.weight.detach(), expected.to(dtype))
+
+
+@DTYPES
 def test_state_is_float32_and_loads_both_ways(serve: Callable[..., Any], dtype: torch.dtype) -> None:
     weight = nn.Parameter(torch.ones(5, dtype=dtype))
     weight.grad = torch.linspace(0.1, 1, 5).to(dtype)

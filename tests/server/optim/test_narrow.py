@@ -16,6 +16,7 @@ from optd_server.optim.algorithm import MASTER_WEIGHTS, Vector
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.option import OptionValue
 from optd_server.optim.step import SegmentState, apply
+from optd_server.optim.touched import RowGradient, apply_touched
 
 DTYPES = pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)], ids=str)
 ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -201,6 +202,32 @@ def test_master_weights_that_were_turned_off_begin_anew_from_the_weights() -> No
     for parameter, weights in zip(pair.parameters, pair.split(pair.weights), strict=True):
         parameter.data = torch.from_numpy(weights.astype(np.float32)).reshape(parameter.shape)
     steps(True)
+
+
+@DTYPES
+@pytest.mark.parametrize("kept", [False, True], ids=["rounded", "masters"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_a_table_give_what_the_whole_gradient_gives(dtype: np.dtype, kept: bool, backend: str) -> None:
+    """Of SGD, where rows without a gradient stay as they are either way."""
+    sgd, rng = ALGORITHMS["sgd"], np.random.default_rng(5)
+    options = [{**option.resolve(sgd.options, {"lr": 2.0**-11}), MASTERS: kept}]
+    segments = [SegmentState([6, 40], dtype, shapes=[(6,), (10, 4)]) for _ in range(2)]
+    weights = [rng.standard_normal(46).astype(dtype)] * 2
+    for _ in range(5):
+        gradient, ids = np.zeros(46, np.float32), np.sort(rng.choice(10, 3, replace=False))
+        gradient[6:].reshape(10, 4)[ids] = rng.standard_normal((3, 4))
+        gradient[:6] = rng.standard_normal(6)
+        outs = [np.empty(46, dtype), weights[1].copy()]
+        apply(sgd, options, segments[0], weights=weights[0], gradient=gradient, out=outs[0], backend=BACKENDS[backend])
+        rows = [RowGradient(1, ids, gradient[6:].reshape(10, 4)[ids])]
+        alone = np.where(np.arange(46) < 6, gradient, np.float32(np.nan))
+        given = {"weights": weights[1], "gradient": alone, "out": outs[1], "present": np.array([True, False])}
+        apply_touched(sgd, options, segments[1], **given, rows=rows, backend=BACKENDS[backend])
+        weights = outs
+        assert outs[0].tobytes() == outs[1].tobytes()
+    assert [segment.state.keys() for segment in segments] == [{MASTERS} if kept else set()] * 2
+    if kept:
+        assert segments[0].state[MASTERS].tobytes() == segments[1].state[MASTERS].tobytes()
 
 
 def test_parameters_of_float32_and_float64_have_none() -> None:

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd_server.store.extents import extent_of
+from optd_server.store.extents import computed, extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.ledger import Ledger, owner_of
 from optd_server.store.memory import ALIGNMENT
-from optd_wire.dtypes import DTYPES
+from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
 from optd_wire.layout import lay_out
 from optd_wire.values import ParameterSpec
@@ -167,3 +167,25 @@ def test_a_ledger_of_an_added_group_is_addressed_by_its_index():
             ledger.claim(group, 0, 2, None)
     assert ledger.claim(3, 0, 2, None) == (0, 0, 0)
     ledger.require_all()
+
+
+@given(jobs)
+@settings(max_examples=50)
+def test_what_is_computed_lies_in_the_same_order(job):
+    extents, layouts = laid_out(job)
+    buffers = FlatBuffers(computed(extents))
+    for extent, other in zip(extents, buffers.extents, strict=True):
+        # Where nothing is narrower than the arithmetic, it is the same one.
+        assert (extent is other) == all(COMPUTED[slab.dtype] == slab.dtype for slab in extent.slabs)
+        assert other.places is extent.places
+        end = 0
+        for slab, wide in zip(extent.slabs, other.slabs, strict=True):
+            assert (wide.dtype, wide.count, wide.groups) == (slab.dtype, slab.count, slab.groups)
+            assert wide.numbers == DTYPES[COMPUTED[slab.dtype]]
+            assert wide.byte_offset >= end
+            assert wide.byte_offset % ALIGNMENT == 0
+            end = wide.byte_offset + wide.count * wide.numbers.itemsize
+        assert end <= other.bytes
+    for layout, arrays in zip(layouts, buffers.arrays, strict=True):
+        for segment, array in zip(layout.segments, arrays, strict=True):
+            assert (array.size, array.dtype) == (segment.count, DTYPES[COMPUTED[segment.dtype]])

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from optd_server.store.extents import extent_of
+from optd_server.store.extents import computed, extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
+from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.encodings.topk import TopK
 from optd_wire.errors import (
@@ -15,7 +16,7 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
-from optd_wire.values import ParameterSpec
+from optd_wire.values import GRADIENT, ParameterSpec
 
 LAYOUT = lay_out(
     [
@@ -117,3 +118,22 @@ def test_weights_do_not_come_in_an_encoding_for_gradients():
     with pytest.raises(InvalidRequest, match="weights cannot be sent in encoding topk"):
         target.write_all([Frame(0, 1, 1, ENCODINGS["topk"], b"")])
     assert target.buffers.arrays[0][0].tolist() == [1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_16_bits_may_come_in_float32_and_weights_may_not(dtype):
+    layout = lay_out([ParameterSpec("a", (4,), dtype), ParameterSpec("b", (2,), "float64")])
+    extents = [extent_of([layout])]
+    assert layout.segments[1].offset == 2
+    weights = FrameSink(FlatBuffers(extents), "weights", ["g"])
+    gradient = FrameSink(FlatBuffers(computed(extents)), GRADIENT, ["g"])
+    with pytest.raises(DtypeMismatch, match=f"weights of parameter 'a' must have dtype {dtype}, got float32"):
+        weights.write_all([Frame.of(0, 2, f4(1))])
+    with pytest.raises(DtypeMismatch, match="gradient of parameter 'a' must have dtype float32, got float64"):
+        gradient.write_all([Frame.of(0, 2, np.ones(1))])
+    gradient.write_all([Frame.of(0, 2, f4(1 + 2**-20)), Frame.of(0, 3, np.ones(1, DTYPES[dtype]))])
+    for name in ("float16", "bfloat16"):
+        for target in (weights, gradient):
+            target.write_all([Frame.of(0, 4 + (name == "bfloat16"), np.full(1, 1.5, DTYPES[name]))])
+    assert gradient.buffers.arrays[0][1].tolist() == [1 + 2**-20, 1, 1.5, 1.5]
+    assert weights.buffers.arrays[0][1].tolist() == [0, 0, 1.5, 1.5]

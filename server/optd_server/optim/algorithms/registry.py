@@ -60,7 +60,7 @@ def register(algorithm: Algorithm, package: str = "") -> None:
         raise ValueError(f"there is an algorithm {name!r} already, of {_packages[name] or 'optd itself'}")
     for what, names in (
         ("option", [each.name for each in algorithm.options]),
-        ("state", [field.name for field in algorithm.state]),
+        ("state", [field.name for field in algorithm.all_state]),
     ):
         if len(set(names)) < len(names):
             raise ValueError(f"{name} declares the {what} {max(names, key=names.count)!r} twice")

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from optd_server.optim import runs
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Elementwise, Vector
@@ -36,21 +37,45 @@ def step(work: Work, run: Callable[..., None], threads: int) -> None:
         with np.errstate(all="ignore"):
             for start in range(first, last, runs.BLOCK):
                 here = slice(start, min(start + runs.BLOCK, last))
-                current, following = wide[: here.stop - start], new[: here.stop - start]
                 inside = _within(work.runs, here)
-                held = None if masters is None else np.repeat(with_masters[inside.kinds], np.diff(inside.starts))
-                np.copyto(current, work.weights[here])
-                if masters is not None and held is not None:
-                    np.copyto(current, masters[here], where=held)
-                current.flags.writeable = False
+                following = new[: here.stop - start]
+                kept = None if masters is None else _kept(masters[here], with_masters, inside)
+                current = _current(work.weights[here], kept, wide)
                 state = tuple(field[here] for field in fields)
-                gradient = work.gradient[here]
-                run(current, gradient, following, state, records, *inside, 0, len(current), -1, tile)
+                run(current, work.gradient[here], following, state, records, *inside, 0, len(current), -1, tile)
                 work.out[here] = following
-                if masters is not None and held is not None:
-                    np.copyto(masters[here], following, where=held)
+                if kept is not None:
+                    np.copyto(kept.masters, following, where=kept.where)
 
     share(on_blocks, len(work.out), threads)
+
+
+class _Kept(NamedTuple):
+    """Master weights of a block, and for which elements there are some."""
+
+    masters: Vector
+    where: Any
+    """A mask; True: all of them."""
+
+
+def _kept(masters: Vector, with_masters: npt.NDArray[np.bool_], inside: runs.Runs) -> _Kept | None:
+    found = with_masters[inside.kinds]
+    if found.all():
+        return _Kept(masters, True)
+    return _Kept(masters, np.repeat(found, np.diff(inside.starts))) if found.any() else None
+
+
+def _current(weights: Vector, kept: _Kept | None, wide: Vector) -> Vector:
+    """Return what a step begins with, which may lie in `wide`."""
+    if kept is not None and kept.where is True:
+        current = kept.masters.view()
+    else:
+        current = wide[: len(weights)]
+        np.copyto(current, weights)
+        if kept is not None:
+            np.copyto(current, kept.masters, where=kept.where)
+    current.flags.writeable = False
+    return current
 
 
 def _within(found: runs.Runs, here: slice) -> runs.Runs:
