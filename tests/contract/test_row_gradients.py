@@ -8,7 +8,7 @@ import pytest
 from contract.plain import SECONDS, Plain, frame, group, header, job_spec, refused
 
 from optd_wire.v1 import tensor_pb2
-from optd_wire.v1.training_service_pb2 import PushRequest
+from optd_wire.v1.training_service_pb2 import Delivery, PushRequest, StepRequest
 
 ROWS, COLUMNS = 5, 2
 PARAMETERS = {"bias": ((3,), "float32"), "table": ((ROWS, COLUMNS), "float32"), "scale": ((), "float32")}
@@ -86,6 +86,36 @@ def test_a_table_without_rows_to_change_counts_a_step(plain: Plain, name: str):
     result, _ = plain.read_state(name, "exp_avg")
     assert list(result.groups[0].steps) == [0, 1, 0]
     assert np.array_equal(table(plain, name), TABLE)
+
+
+def step(plain: Plain, job: str, frames: list[Any], sequence: int, base: int, epoch: int) -> list[Any]:
+    """The messages of the answer, of which only what has changed since `base` is wanted."""
+    request = StepRequest(rows=frames, last=True, delivery=Delivery(changed=True))
+    request.header.CopyFrom(header(job, "w0", epoch, sequence))
+    request.header.base_version = base
+    return list(plain.training.Step(iter([request]), timeout=SECONDS))
+
+
+def test_a_step_is_answered_with_what_has_changed(plain: Plain, name: str):
+    create(plain, name)
+    epoch = plain.join(name)
+    for sequence, row in enumerate((4, 0, 2), 1):
+        answers = step(plain, name, [rows([row])], sequence, sequence - 1, epoch)
+        assert [answer.last for answer in answers] == [True]
+        assert answers[0].pulled.version.version == sequence
+        (found,) = answers[0].rows
+        assert (found.group, found.parameter, found.count, list(answers[0].frames)) == (0, 1, 1, [])
+        assert np.frombuffer(found.ids, "<u8").tolist() == [row]
+        assert np.array_equal(np.frombuffer(found.payload, "<f4"), TABLE[row] - 1)
+    (answer,) = step(plain, name, [rows([])], 4, 1, epoch)
+    assert np.frombuffer(answer.rows[0].ids, "<u8").tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("base", [7, 2**63])
+def test_who_says_to_have_weights_that_are_still_to_come_gets_all(plain: Plain, name: str, base: int):
+    create(plain, name)
+    answers = step(plain, name, [rows([1])], 1, base, plain.join(name))
+    assert sum(frame.count for answer in answers for frame in answer.frames) == 3 + 2 * ROWS + 1
 
 
 REFUSED: list[tuple[str, str, list[Any]]] = [

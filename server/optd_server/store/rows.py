@@ -71,7 +71,8 @@ class Rows:
 class RowSums:
     """Rows of any number of frames, those of one number added up in the order in which they came.
 
-    Takes no more memory than about two whole gradients of the parameters that it has rows of, and their ids.
+    Keeps no more than about two whole gradients of the parameters that it has rows of, and their ids; adding them up
+    takes another one for a moment.
     Not thread-safe: one frame at a time.
     """
 
@@ -108,7 +109,12 @@ class RowSums:
 
     def _merge(self, place: RowPlace) -> Rows:
         parts = self._parts[place]
-        merged = merge(np.concatenate([ids for ids, _ in parts]), np.concatenate([values for _, values in parts]))
+        if len(parts) > 1:
+            ids, values = np.concatenate([ids for ids, _ in parts]), np.concatenate([values for _, values in parts])
+            parts.clear()  # before there is a third copy
+        else:
+            ids, values = parts[0]
+        merged = merge(ids, values)
         self._parts[place], self._waiting[place] = [merged], 0
         return Rows(place, *merged)
 
@@ -123,18 +129,19 @@ def merge(ids: Ids, values: Array) -> tuple[Ids, Array]:
     if (ids[1:] > ids[:-1]).all():
         return ids, values
     order = np.argsort(ids, kind="stable")
-    ids, values = ids[order], values[order]
+    ids = ids[order]
     first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
     counts = np.diff(np.append(first, len(ids)))
-    sums = values[first]
+    sums = values[order[first]]
+    # What overflows here overflows in torch, too.
     with np.errstate(all="ignore"):
         for rank in range(1, min(int(counts.max()), _RANKS)):
             more = np.flatnonzero(counts > rank)
-            sums[more] += values[first[more] + rank]
+            sums[more] += values[order[first[more] + rank]]
         if counts.max() > _RANKS:
             owners = np.repeat(np.arange(len(first)), counts)
             late = np.arange(len(ids)) - first[owners] >= _RANKS
-            np.add.at(sums, owners[late], values[late])
+            np.add.at(sums, owners[late], values[order[late]])
     return ids[first], sums
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -162,3 +163,34 @@ def test_a_table_without_columns_counts_its_steps():
     given = {"weights": nothing, "gradient": nothing, "out": np.empty(0, "f4"), "present": np.zeros(1, np.bool_)}
     apply_touched(algorithm, options, segment, rows=rows, **given)
     assert segment.steps.tolist() == [1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("options", [{"master_weights": True}, {}], ids=str)
+def test_rows_of_16_bits_are_those_of_a_whole_step(options, dtype, backend):
+    """Of SGD without momentum: there a gradient of zero changes nothing."""
+    algorithm = ALGORITHMS["sgd"]
+    assert isinstance(algorithm, Elementwise)
+    rng = np.random.default_rng(3)
+    resolved = [{**option.resolve(algorithm.options, {"lr": 0.01}), **options}]
+    whole, part = (SegmentState(SIZES, dtype, shapes=SHAPES) for _ in range(2))
+    weights = rng.standard_normal(sum(SIZES)).astype(dtype)
+    for _ in range(10):
+        gradient, present, rows = np.zeros(sum(SIZES), "f4"), np.zeros(len(SHAPES), np.bool_), []
+        for number in TABLES:
+            ids = np.flatnonzero(rng.random(SHAPES[number][0]) < 0.3)
+            values = rng.standard_normal((len(ids), int(np.prod(SHAPES[number][1:])))).astype("f4")
+            start = sum(SIZES[:number])
+            gradient[start : start + SIZES[number]].reshape(SHAPES[number][0], -1)[ids] = values
+            rows.append(RowGradient(number, ids, values))
+        expected, found = np.empty_like(weights), weights.copy()
+        touched_ones = np.isin(np.arange(len(SHAPES)), TABLES)
+        given = {"weights": weights, "gradient": gradient, "backend": BACKENDS[backend]}
+        apply(algorithm, resolved, whole, out=expected, present=touched_ones, **given)
+        apply_touched(algorithm, resolved, part, out=found, present=present, rows=rows, **given)
+        np.testing.assert_array_equal(found.view(np.uint16), expected.view(np.uint16))
+        weights = found
+    assert ("master_weights" in part.state) is bool(options)
+    for field, array in whole.state.items():
+        np.testing.assert_array_equal(part.state[field], array)

@@ -118,7 +118,7 @@ class TrainingService:
     ) -> AsyncIterator[bytes]:
         """The weights as an answer of a step: all, or only what has changed since a version."""
         last = pb.StepResponse(last=True)
-        if since is None:
+        if since is None or since > snapshot.version.version:  # which nobody can have
             async for encoded in self._messages.answer(
                 job.model, snapshot, encoding=encoding, ranges=None, first=first, last=last
             ):
