@@ -22,6 +22,10 @@ class Gradients:
     """What becomes of a push with a NaN or infinity: it is refused, as `NonfiniteGradient`; or no step is made of it,
     nor of the others of its round, and the result is `skipped`; or such entries count as zeros. A push that is under
     way when this is changed is treated as before."""
+    accumulate: int = 1
+    """How many pushes, in a `sync` job rounds of them, make one step: of the mean of all gradients, by their weights,
+    where each parameter's is over those that have it. Each is answered at once, `accumulated` in its result tells how
+    many there are, and until the last one weights and version stay what they are."""
 
 
 def options_of(*given: object) -> dict[str, OptionValue]:

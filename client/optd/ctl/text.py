@@ -87,6 +87,7 @@ def gradients(found: GradientSummary) -> str:
     """What has become of gradients, as far as there is something to tell: `clipped 3  norm 1.25`."""
     parts = [
         ("clipped", count(found.clipped_steps), found.clipped_steps),
+        ("accumulated", count(found.accumulated), found.accumulated),
         ("norm", number(found.norm), found.norm),
         ("skipped", count(found.skipped_steps), found.skipped_steps),
         ("nonfinite", _nonfinite(found), found.nonfinite),

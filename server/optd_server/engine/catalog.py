@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from optd_server.engine import plan
 from optd_server.engine.fields import state_bytes
 from optd_server.engine.job import Job
+from optd_server.engine.job_options import gradients_kept
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.engine.registration import check_job
 from optd_server.store.extents import extent_of
@@ -137,4 +138,5 @@ def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
         state_bytes(algorithm.fields(resolve_options(algorithm, spec.defaults, group.options)), layout)
         for group, layout in zip(spec.groups, layouts, strict=True)
     ]
-    return plan.job_bytes(rule_of(spec.policy), layouts, states, message_bytes)
+    options = resolve_job_options(spec.options)
+    return plan.job_bytes(rule_of(spec.policy), layouts, states, message_bytes, gradients=gradients_kept(options))

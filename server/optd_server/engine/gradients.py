@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from optd_server.engine.accumulation import Accumulation
 from optd_server.engine.groups import Groups
 from optd_server.engine.offload import Offload
 from optd_server.engine.reduction import present_ranges
 from optd_server.engine.round import Round
 from optd_server.engine.row_rules import group_of
-from optd_server.optim import group_options, job_options
+from optd_server.optim import group_options, job_options, option
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip
 from optd_server.store.gradients import Gradient
 from optd_wire.errors import NonfiniteGradient
@@ -30,24 +31,38 @@ class Conditioning:
     def __init__(self, groups: Groups, options: JobOptions) -> None:
         self.options = options
         self._groups = groups
+        self.accumulation = Accumulation()
         self._summary = GradientSummary()
         self._bounds: tuple[Sequence[GroupOptions], int, JobOptions, Bounds | None] | None = None
 
     def summary(self) -> GradientSummary:
         """What has become of the gradients so far."""
-        return self._summary
+        return replace(self._summary, accumulated=self.accumulation.count)
 
     @property
     def nonfinite(self) -> str:
         """What is to become of pushes that have a NaN or an infinity: the option of that name."""
-        value = self.options.options[job_options.NONFINITE]
-        assert isinstance(value, str)
-        return value
+        return str(option.text(self.options.options, job_options.NONFINITE))
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the gradient of the next step is, or may be, of more than one round."""
+        return self.rounds > 1 or self.accumulation.count > 0
+
+    @property
+    def waits_for_more(self) -> bool:
+        """Whether no step follows the next round yet."""
+        return self.accumulation.count + 1 < self.rounds
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds make a step."""
+        return option.integer(self.options.options, job_options.ACCUMULATE)
 
     @property
     def writes(self) -> bool:
         """Whether it writes to gradients."""
-        return self._current_bounds() is not None
+        return self.accumulates or self._current_bounds() is not None
 
     def may_write(self, header: PushHeader) -> bool:
         """Whether the gradient of a push of its own may have to be written to."""
@@ -104,9 +119,7 @@ class Conditioning:
         norm = _bound(self.options.options[job_options.CLIP_NORM])
         if math.isinf(norm) and np.isinf(values).all() and np.isinf(norms).all():
             return None
-        p = self.options.options[job_options.CLIP_NORM_TYPE]
-        assert isinstance(p, float)
-        return Bounds(values, norms, norm, p)
+        return Bounds(values, norms, norm, option.number(self.options.options, job_options.CLIP_NORM_TYPE))
 
     def _pieces(self, gradient: Gradient) -> Iterator[Piece]:
         """The elements that a gradient has, by group."""

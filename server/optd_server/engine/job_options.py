@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from optd_server.engine.options import resolve_job_options
+from optd_server.optim import option
+from optd_server.optim.job_options import ACCUMULATE
 from optd_wire.errors import JobOptionConflict
 from optd_wire.values import JobOptions, JobUpdate, Options
 
@@ -10,6 +12,11 @@ from optd_wire.values import JobOptions, JobUpdate, Options
 def initial(options: Options) -> JobOptions:
     """The options of a job that is created with `options`; raises what is wrong with one."""
     return JobOptions(resolve_job_options(options))
+
+
+def gradients_kept(options: Options) -> int:
+    """How many gradients of the whole job are kept besides those that are on their way."""
+    return int(option.integer(options, ACCUMULATE) > 1)
 
 
 def plan_update(current: JobOptions, update: JobUpdate, version: int) -> JobOptions:

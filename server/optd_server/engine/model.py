@@ -9,7 +9,7 @@ from optd_server.engine import plan
 from optd_server.engine.fields import state_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
-from optd_server.engine.job_options import initial, plan_update
+from optd_server.engine.job_options import gradients_kept, initial, plan_update
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import Array, FlatBuffers
@@ -17,7 +17,7 @@ from optd_server.store.gradients import Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, JobUpdate, JobVersion
+from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobOptions, JobSpec, JobUpdate, JobVersion
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
 PARAMETER_COST = 64
@@ -131,11 +131,22 @@ class Model:
         self.publish_revision()
 
     def update(self, update: JobUpdate) -> None:
-        """Changes options of the job as a whole, from the next step on; raises what `plan_update` raises."""
+        """Changes options of the job as a whole, from the next step on.
+
+        Raises what `plan_update` raises, or `MemoryExceeded`.
+        """
         options = plan_update(self.conditioning.options, update, self.version.version)
         if options is not self.conditioning.options:
+            if gradients_kept(options.options) != gradients_kept(self.conditioning.options.options):
+                self._memory.reserve(self.plan, self._bytes(self.groups.options, job_options=options))
             self.conditioning.options = options
+            self.release_accumulation()
             self.publish_revision()
+
+    def release_accumulation(self) -> None:
+        """Gives back the memory of gradients that are added up no more."""
+        if not self.conditioning.accumulates and self.conditioning.accumulation.release():
+            self._memory.reserve(self.plan, self._bytes(self.groups.options))
 
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""
@@ -159,15 +170,26 @@ class Model:
             [*self.groups.layouts, layout],
             [*self._states(self.groups.options), state_bytes(self.groups.algorithm.fields(resolved), layout)],
             self._memory.message_bytes,
+            gradients=self._gradients_kept(self.conditioning.options),
         )
 
     def reserve_states(self, fields: Collection[str]) -> None:
         """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
         self._memory.reserve(self.plan, self._bytes(self.groups.options, fields))
 
-    def _bytes(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> int:
+    def _bytes(
+        self,
+        options: Sequence[GroupOptions],
+        fields: Collection[str] = (),
+        job_options: JobOptions | None = None,
+    ) -> int:
         states = self._states(options, fields)
-        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes)
+        kept = self._gradients_kept(job_options or self.conditioning.options)
+        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes, gradients=kept)
+
+    def _gradients_kept(self, options: JobOptions) -> int:
+        """Gradients that options need, or that are there still."""
+        return max(gradients_kept(options.options), int(self.conditioning.accumulation.count > 0))
 
     def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
         """By group, the bytes of the states that it has, that `options` need, and that are in `fields`.

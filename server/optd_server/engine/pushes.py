@@ -16,6 +16,7 @@ from optd_server.engine.step import Step
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Gradient, Slot
+from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
 from optd_wire.frames import Received
 from optd_wire.values import GroupOptions, PushHeader, PushResult
@@ -334,39 +335,81 @@ class Pushes:
         return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
 
     async def _step(self, round_: Round) -> None:
-        model = self._model
-        stepped_from = model.version.version
-        try:
-            weights = await model.snapshots.spare()
-        except OSError as problem:
-            raise self._no_memory("the weights after it", problem) from None
+        model, conditioning = self._model, self._model.conditioning
+        version = model.version.version
+        weights = None if conditioning.waits_for_more else await self._spare()
         if self._rounds.get(round_.pushes[0]) is not round_:
             return  # broken off while it waited for readers
         changes = self._plan_options(round_.pushes)
         self._check_gradients(round_, dict(changes))
-        if round_.slot is None and model.conditioning.writes:
-            # Options have changed since it began: with the gradient in a slot it begins anew.
-            raise RoundBroken(job=model.name, why="options of the job have changed")
+        self._check_room(round_)
         round_.stepping = True
-        gradient = await self._offload.run(model.cost(round_.elements), round_.gradient)
+        gradient: Gradient | None = await self._offload.run(model.cost(round_.elements), round_.gradient)
+        assert gradient is not None
         model.change_options(changes)
-        model.conditioning.note_nonfinite(round_, stepped_from)
+        conditioning.note_nonfinite(round_, version)
         if round_.skipped:
-            self._skip(round_, stepped_from)
+            self._skip(round_, version)
             return
         gradient.cover(model.groups.extents)
-        cost = model.cost(round_.elements)
-        clipped = await self._offload.run(cost, lambda: model.conditioning.apply(gradient, self._offload))
-        step = Step(model.groups, stepped_from, model.snapshots, gradient, weights)
+        if conditioning.accumulates:
+            gradient = await self._accumulate(round_, gradient, last=weights is not None)
+        if gradient is not None and weights is not None:
+            await self._step_with(gradient, round_, weights)
+
+    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> None:
+        """Steps into a spare set of weights, publishes it, and answers the pushes of the round."""
+        model, conditioning = self._model, self._model.conditioning
+        version = model.version.version
+        cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
+        clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
+        step = Step(model.groups, version, model.snapshots, gradient, weights)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
-        model.conditioning.note(clipped)
+        conditioning.note(clipped)
         if round_.slot is None:
             model.slots.forget()
         else:
             model.slots.keep(round_.slot, gradient)
         model.publish_step(weights, step.changes)
         for push in round_.pushes:
-            self._answer(push, stepped_from)
+            self._answer(push, version)
+
+    async def _spare(self) -> WeightSet:
+        try:
+            return await self._model.snapshots.spare()
+        except OSError as problem:
+            raise self._no_memory("the weights after it", problem) from None
+
+    def _check_room(self, round_: Round) -> None:
+        """Raises `RoundBroken` where what is to be done to the gradient of a round cannot be done."""
+        conditioning = self._model.conditioning
+        if round_.slot is None:
+            if conditioning.writes:
+                # Options have changed since it began: with the gradient in a slot it begins anew.
+                raise RoundBroken(job=self._model.name, why="options of the job have changed")
+        elif conditioning.accumulates:
+            try:
+                conditioning.accumulation.fit(round_.slot, self._model.groups.extents)
+            except OSError as problem:
+                raise self._no_memory("what is added up", problem) from None
+
+    async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
+        """Adds a round to those before it: the mean of all if it is the last one, else answers its pushes."""
+        model, sums = self._model, self._model.conditioning.accumulation
+        assert round_.slot is not None, "what is added up lies in a slot"
+        slot, extents = round_.slot, model.groups.extents
+        cost = model.cost(round_.elements)
+        await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
+        if last:
+            cost = model.cost(model.elements)
+            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload))
+            model.release_accumulation()
+            return finished
+        model.slots.give_back(slot)
+        for push in round_.pushes:
+            self._answer(push, model.version.version, accumulated=sums.count)
+        model.notify()
+        return None
 
     def _skip(self, round_: Round, version: int) -> None:
         """Answers pushes that no step is made of; the job is where it was."""
@@ -387,17 +430,21 @@ class Pushes:
             except OptdError as error:
                 raise Refused(push, error) from None
 
-    def _answer(self, push: Push, stepped_from: int, *, skipped: bool = False) -> None:
-        """Marks a push as dealt with and answers its callers."""
+    def _answer(self, push: Push, stepped_from: int, *, accumulated: int = 0, skipped: bool = False) -> None:
+        """Marks a push as dealt with and answers its callers.
+
+        One that has been `accumulated` becomes part of the version that comes next.
+        """
         header = push.header
         version = self._model.version
         moved_on = header.known_revision != version.revision
         result = PushResult(
             version=version,
-            applied_version=version.version,
+            applied_version=version.version + bool(accumulated),
             staleness=max(0, stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
+            accumulated=accumulated,
             skipped=skipped,
         )
         self._workers.mark(header.worker, header.epoch, header.sequence, result)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from optd_server.engine.intake import Intake, Nonfinite, weight_of
 from optd_server.engine.offload import Offload
@@ -82,6 +83,7 @@ class Round:
         self.slot = slot
         self.stepping = False
         """Whether its step has begun: then nothing takes a push out of it any more."""
+        self._extents = tuple(extents)
         self._offload = offload
         self._nonfinite = nonfinite
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
@@ -90,8 +92,6 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         weights = [weight_of(push.header) for push in self.pushes]
-        self.weight = sum(weights)
-        """What its pushes count for together."""
         # Where all are the same, they make no difference to the mean.
         uneven = len(set(weights)) > 1
         self._parts = {
@@ -294,6 +294,20 @@ class Round:
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
+
+    def weights(self) -> list[list[npt.NDArray[np.float64]]]:
+        """By extent and slab, for each parameter: what the pushes count for that have it."""
+        totals = [[np.zeros(len(slab.sizes)) for slab in extent.slabs] for extent in self._extents]
+        for push, part in self._parts.items():
+            assert part.presence is not None
+            for row, flags in zip(totals, part.presence, strict=False):
+                for index, present in enumerate(flags):
+                    row[index] += weight_of(push.header) * present
+        return totals
+
+    def row_weight(self, place: RowPlace) -> float:
+        """What the pushes count for that have rows of a parameter."""
+        return sum(weight_of(push.header) for push, part in self._parts.items() if place in part.tables)
 
     @property
     def nonfinite(self) -> list[tuple[Push, Nonfinite]]:

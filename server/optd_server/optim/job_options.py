@@ -7,6 +7,7 @@ from optd_server.optim.option import Option, Range, Rule
 CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
 NONFINITE = "nonfinite"
+ACCUMULATE = "accumulate"
 REJECT, SKIP, ZERO = "reject", "skip", "zero"
 
 _POSITIVE = Range(0, None, low_open=True)
@@ -39,6 +40,13 @@ class JobDeclaration:
             choices=(REJECT, SKIP, ZERO),
             doc="what becomes of a push with a NaN or an infinity: it is refused, or no step is made of it, or such "
             "entries count as zeros",
+        ),
+        Option(
+            ACCUMULATE,
+            "int",
+            1,
+            Range(1, None),
+            doc="how many pushes, or rounds of them, make one step: of the mean of all",
         ),
     )
     rules: Sequence[Rule] = ()

@@ -71,3 +71,39 @@ def test_options_that_ride_along_with_a_skipped_push_are_in_force(play):
         assert job.model.groups.options[0].since_version == 0
 
     play(scenario)
+
+
+def test_a_push_that_is_added_up_counts_once(play):
+    async def scenario(engine):
+        job = engine.create(Async())
+        await job.join("a", None, now=0)
+        await job.update(JobUpdate("job", {"accumulate": 2}))
+        first = await engine.push(job, "a", 1, value=1.0)
+        again = await engine.push(job, "a", 1, value=9.0)
+        assert (first.accumulated, first.repeat, again.accumulated, again.repeat) == (1, False, 1, True)
+        assert weights(job)[0] == [0.0] * 4
+        assert (await engine.push(job, "a", 2, value=2.0)).applied_version == 1
+        assert weights(job)[0] == [-1.5] * 4
+        assert job.summary().pushes == 2
+
+    play(scenario)
+
+
+def test_memory_for_what_is_added_up_is_planned(play):
+    async def scenario(engine):
+        job = engine.create(Async())
+        await job.join("a", None, now=0)
+        before = job.model.plan.bytes
+        await job.update(JobUpdate("job", {"accumulate": 2}))
+        assert job.model.plan.bytes == before + 4 * 4 + 2 * 8
+        await engine.push(job, "a", 1)
+        await job.update(JobUpdate("job", {"accumulate": 1}))
+        assert job.model.plan.bytes == before + 4 * 4 + 2 * 8  # it is needed until the step
+        await engine.push(job, "a", 2)
+        assert job.model.plan.bytes == before
+        engine.catalog.memory.limit = before
+        with pytest.raises(errors.MemoryExceeded):
+            await job.update(JobUpdate("job", {"accumulate": 3}))
+        assert job.info().options.options["accumulate"] == 1
+
+    play(scenario)

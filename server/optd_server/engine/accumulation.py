@@ -1,0 +1,123 @@
+"""Gradients of several rounds, added up for one step: the option `accumulate` of a job.
+
+The gradient of the step is the mean over all pushes, each with its weight; a parameter that some of them lack is
+averaged over those that have it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.engine.offload import Offload
+from optd_server.engine.reduction import Reduction, present_ranges
+from optd_server.engine.round import Round
+from optd_server.store.extents import Extent, Slab, computed
+from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.gradients import Gradient, Slot
+from optd_server.store.rows import RowPlace, Rows, merge
+
+Totals = list[list[npt.NDArray[np.float64]]]
+"""By extent and slab, shape (P,): the weights that the pushes which have a parameter come to."""
+
+
+class Accumulation:
+    """What is added up for the next step. Changed by the job's writer alone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """How many rounds it is of."""
+        self._sums = FlatBuffers(())
+        self._totals: Totals = []
+        self._rows: dict[RowPlace, tuple[Rows, float]] = {}
+
+    def fit(self, slot: Slot, extents: Sequence[Extent]) -> None:
+        """Makes room, here and in the slot that the mean goes to; raises OSError, and has changed nothing then."""
+        slot.fit(extents)
+        self._sums.extend(computed(extents))
+        self._totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self._totals) :]]
+
+    def add(self, round_: Round, gradient: Gradient, extents: Sequence[Extent], offload: Offload) -> None:
+        """Adds the gradient of a round, which lies in its slot and is of no use afterwards.
+
+        `fit` comes before. Runs off the event loop.
+        """
+        weights = round_.weights()
+        with np.errstate(all="ignore"):
+            for number, extent in enumerate(extents[: len(gradient.slabs)]):
+                for index, slab in enumerate(extent.slabs):
+                    source, into = gradient.slabs[number][index], self._sums.slabs[number][index]
+                    self._add(slab, source, into, weights[number][index], self._totals[number][index], offload)
+            for rows in gradient.rows:
+                self._add_rows(rows, round_.row_weight(rows.place))
+        self.count += 1
+
+    def _add(
+        self,
+        slab: Slab,
+        source: Array,
+        into: Array,
+        weights: npt.NDArray[np.float64],
+        totals: npt.NDArray[np.float64],
+        offload: Offload,
+    ) -> None:
+        first = totals == 0
+        for weight in np.unique(weights[weights > 0]).tolist():
+            for mask, add in ((first, False), (~first, True)):
+                for start, stop in present_ranges((weights == weight) & mask, slab.starts, slab.sizes):
+                    if weight != 1:
+                        offload.kernels.scale(source[start:stop], weight, offload.threads)
+                    offload.kernels.accumulate(into[start:stop], source[start:stop], add=add)
+        totals += weights
+
+    def _add_rows(self, rows: Rows, weight: float) -> None:
+        values = rows.values if weight == 1 else rows.values * rows.values.dtype.type(weight)
+        known = self._rows.get(rows.place)
+        if known is None:
+            self._rows[rows.place] = (Rows(rows.place, rows.ids, values), weight)
+            return
+        before, total = known
+        ids, sums = merge(np.concatenate([before.ids, rows.ids]), np.concatenate([before.values, values]))
+        self._rows[rows.place] = (Rows(rows.place, ids, sums), total + weight)
+
+    def finish(self, slot: Slot, extents: Sequence[Extent], offload: Offload) -> Gradient:
+        """Writes the mean of all to a slot, and begins anew. Runs off the event loop."""
+        reduction = Reduction(extents, offload.kernels, offload.threads)
+        rows = self._spread_rows(extents)
+        for number, extent in enumerate(extents):
+            for index, slab in enumerate(extent.slabs):
+                totals, into = self._totals[number][index], slot.buffers.slabs[number][index]
+                for start, stop in present_ranges(totals > 0, slab.starts, slab.sizes):
+                    offload.kernels.copy(into[start:stop], self._sums.slabs[number][index][start:stop], offload.threads)
+                reduction.scale_inverse(into, slab, totals)
+        gradient = slot.holding([[totals > 0 for totals in row] for row in self._totals], tuple(r for r, _ in rows))
+        for each, total in rows:
+            reduction.scale_rows(each, total)
+        self.clear()
+        return gradient
+
+    def _spread_rows(self, extents: Sequence[Extent]) -> list[tuple[Rows, float]]:
+        """The rows, but for those of parameters that other rounds have whole: they join these."""
+        left = []
+        for at, (rows, weight) in self._rows.items():
+            totals = self._totals[at.extent][at.slab]
+            if totals[at.parameter] > 0:
+                rows.add_to(self._sums.slabs[at.extent][at.slab])
+                totals[at.parameter] += weight
+            else:
+                left.append((rows, weight))
+        return left
+
+    def clear(self) -> None:
+        """Drops what is added up; the memory stays."""
+        self.count = 0
+        self._rows.clear()
+        for row in self._totals:
+            for totals in row:
+                totals[:] = 0
+
+    def release(self) -> bool:
+        """Gives the memory back, where nothing is added up; returns whether there was any."""
+        had = bool(self._sums.extents)
+        self._sums, self._totals = FlatBuffers(()), []
+        return had
