@@ -8,7 +8,7 @@ standard library only, and ``backends.compiled`` numba. What is where:
 - ``arithmetic``: the few fused operations of torch that the algorithms are written in
 - ``step``: the driver, one step on one flat segment; ``segment``: its state; ``assignment``: which options and state
   each parameter has; ``cases``, ``runs``: how elementwise work is cut, and ``backends``, who does it;
-  ``parameterwise``: the others; ``threads``: how several share it
+  ``parameterwise``: the others; ``masters``: float32 weights beside those of 16 bits; ``threads``: how several share it
 - ``reduce``: many gradients into one; ``finite``, ``statistics``: what is in an array
 
 An algorithm is one file that declares an ``Elementwise`` or a ``Parameterwise``, one line in ``registry``, and one row

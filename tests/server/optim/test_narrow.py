@@ -1,5 +1,6 @@
 """Parameters of 16 bits: the arithmetic of torch on a copy in float32, rounded after each step; and master weights."""
 
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -239,6 +240,23 @@ def test_parameters_of_float32_and_float64_have_none() -> None:
         segment.ensure(sgd, options)
         assert out.tolist() == [0.5, 0.5]
         assert segment.state == {}
+
+
+@DTYPES
+@pytest.mark.parametrize("kept", [False, True], ids=["rounded", "masters"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_whole_copy_is_made_of_the_weights(dtype: np.dtype, kept: bool, backend: str) -> None:
+    adam, count = ALGORITHMS["adam"], 1 << 20
+    options = [{**option.resolve(adam.options, {}), MASTERS: kept}]
+    segment, weights = SegmentState([count], dtype), np.ones(count, dtype)
+    given = {"weights": weights, "gradient": np.ones(count, np.float32), "out": np.empty_like(weights)}
+    apply(adam, options, segment, **given, backend=BACKENDS[backend])
+    tracemalloc.start()
+    try:
+        apply(adam, options, segment, **given, backend=BACKENDS[backend])
+        assert tracemalloc.get_traced_memory()[1] < count
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_master_weight_that_does_not_round_to_its_weight_becomes_it() -> None:

@@ -140,6 +140,7 @@ class _Worker:
         weights = state.pop(MASTER_WEIGHTS.name, None)
         if weights is None:
             weights = work.weights[where].astype(work.gradient.dtype, copy=False)
+        weights.flags.writeable = False
         gradient = work.gradient[where]
         in_place = isinstance(where, slice) and not work.narrow
         out = work.out[where] if in_place else np.empty_like(gradient)
