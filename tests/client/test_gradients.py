@@ -13,6 +13,7 @@ from tests.client.frozen import Frozen
 from optd import errors, trees
 from optd.gradients import read_gradients
 from optd.params import read_groups
+from optd.row_gradients import RowGradient
 
 Point = namedtuple("Point", "x y")
 
@@ -170,3 +171,56 @@ def test_gradients_of_groups_of_any_trees_come_in_order(given_trees, data):
     expected = [gradient for _, made in found for gradient in made]
     wrapped = [{"params": tree} if data.draw(st.booleans()) else tree for tree, _ in found]
     assert list(map(id, read(wrapped, [{"params": tree} for tree in named]))) == list(map(id, expected))
+
+
+IDS, ROWS = [1, 0, 1], np.ones((3, 3), "f4")
+
+
+@pytest.mark.parametrize(
+    ("gradients", "params"),
+    [
+        ({"w": (IDS, ROWS)}, {"w": W}),
+        ([(IDS, ROWS)], [W]),
+        ([("w", (IDS, ROWS))], [("w", W)]),
+        ([(IDS, ROWS), None], [W, B]),
+        (((IDS, ROWS), None), (W, B)),
+        ({"enc": {"w": (IDS, ROWS)}}, {"enc": {"w": W, "b": B}}),
+        ([{"w": (IDS, ROWS)}, None], [{"params": {"w": W, "b": B}}, {"params": {"v": V}}]),
+        ([(IDS, ROWS), {"v": GV}], [{"params": {"w": W}}, {"params": {"v": V}}]),
+        (Layer((IDS, ROWS), None), Layer(W, B)),
+    ],
+)
+def test_rows_stand_in_the_place_of_an_array(gradients, params):
+    found = read(gradients, params)[0]
+    assert isinstance(found, RowGradient)
+    assert found.ids.tolist() == IDS
+    assert found.values is ROWS
+
+
+def test_two_arrays_are_rows_only_where_one_is_expected():
+    """Of a tuple of two parameters a tuple of two arrays are two gradients."""
+    found = read({"layer": (GW, GB)}, {"layer": (W, B)})
+    assert found[0] is GW
+    assert found[1] is GB
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "says"),
+    [
+        (([0, 2], np.ones((2, 3), "f4")), errors.RowOutOfRange, "rows of parameter 'w' must be in [0, 2), got 2"),
+        (([0.5], np.ones((1, 3), "f4")), errors.NotAnArray, "rows of parameter 'w' must be integers in one dimension"),
+        ((IDS, ROWS[:2]), errors.ShapeMismatch, "gradient of rows of parameter 'w' must have shape (3, 3), got (2, 3)"),
+        ((IDS, ROWS.astype("f8")), errors.DtypeMismatch, "must have dtype float32, got float64"),
+        ((IDS, "rows"), errors.NotAnArray, "gradient of parameter 'w' must be (ids, array), got (ids, str)"),
+        ((IDS, None), errors.NotAnArray, "got (ids, NoneType)"),
+    ],
+)
+def test_what_is_wrong_with_rows_is_named(rows, error, says):
+    with pytest.raises(error) as caught:
+        read({"w": rows}, {"w": W})
+    assert says in str(caught.value)
+
+
+def test_a_parameter_without_a_dimension_has_no_rows():
+    with pytest.raises(errors.InvalidRequest, match="parameter 's' has no rows"):
+        read({"s": ([0], np.ones(1, "f4"))}, {"s": a()})

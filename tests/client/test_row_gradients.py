@@ -76,3 +76,43 @@ def test_a_hundred_steps_are_torchs(server, name, options, lane, dtype, toleranc
             twin.theirs.step()
         # torch never adds up a sparse momentum: it takes up to 100 terms from each weight, one by one, and rounds each.
         twin.assert_equal(tolerance * (100 if "momentum" in options else 1))
+
+
+@LANES
+def test_many_rows_go_and_come_in_many_messages(server, name, lane):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((120_000, 5)).astype("f4")
+    expected = table.copy()
+    with optd.connect(server.address, job=name, lane=lane) as session:
+        optimizer = optd.SGD({"table": table}, lr=1.0, session=session)
+        for _ in range(2):
+            ids = rng.permutation(len(table))[:100_000]
+            rows = rng.integers(-4, 4, (len(ids), 5)).astype("f4")
+            optimizer.step({"table": (ids, rows)})
+            expected[ids] -= rows
+            assert np.array_equal(table, expected)
+        ids = rng.permutation(len(table))[:20_000]
+        optimizer.step({"table": (np.tile(ids, 10), np.ones((200_000, 5), "f4"))})
+        expected[ids] -= 10
+        assert np.array_equal(table, expected)
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "int8", "topk:0.1"])
+def test_rows_lose_no_more_than_an_encoding_says(server, name, encoding):
+    """What int8 and topk leave out of a gradient counts with the next one; rows may not have a next one."""
+    exact = encoding in ("int8", "topk:0.1")
+    with optd.connect(server.address, job=name, lane="grpc", encoding=encoding) as session:
+        optimizer = optd.SGD({"table": np.zeros((50, 3)), "dense": np.zeros(4)}, lr=1.0, session=session)
+        rows = np.array([[1.001, 0.3, -2.7]])
+        optimizer.push({"table": ([7], rows), "dense": np.array([1.0, 0, 0, 0])})
+        found = session.pull()["table"]
+        np.testing.assert_allclose(found[7], -rows[0], rtol=0 if exact else 2**-8)
+        assert not np.delete(found, 7, axis=0).any()
+
+
+def test_gradients_of_the_last_step_are_not_there_for_rows(server, plain, name):
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.SGD({"dense": np.zeros(4), "table": np.zeros((5, 2))}, lr=1.0, session=session)
+        optimizer.step({"table": ([1], np.ones((1, 2))), "dense": np.ones(4)})
+    result, _ = plain.read_state(name, "gradient")
+    assert list(result.groups[0].entries[0].present) == [True, False]
