@@ -12,7 +12,7 @@ from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
 from optd_server.engine.options import find_algorithm, resolve_options
 from optd_server.engine.policies.registry import rule_of
-from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
@@ -21,6 +21,8 @@ from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobOptions, Job
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
 PARAMETER_COST = 64
+# Rows, those of one number side by side, and their sums.
+ROW_COPIES = 3
 
 
 class Model:
@@ -172,6 +174,15 @@ class Model:
             self._memory.message_bytes,
             gradients=self._gradients_kept(self.conditioning.options),
         )
+
+    def check_rows(self, size: int) -> None:
+        """Raises `MemoryExceeded` where there is no room for rows of a gradient, of so many bytes, and adding them up.
+
+        As much as a whole gradient is planned for: where there are rows, their parameters take nothing of that.
+        """
+        more = ROW_COPIES * size - computed_bytes_of(self.groups.layouts)
+        if more > 0:
+            self._memory.check(self.plan, self.plan.bytes + more)
 
     def reserve_states(self, fields: Collection[str]) -> None:
         """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""

@@ -217,8 +217,8 @@ class Pushes:
                 for push in due:
                     self._let_go(push, self._no_memory("its gradient", problem))
                 return
-        nonfinite = self._model.conditioning.nonfinite
-        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite)
+        nonfinite, check_room = self._model.conditioning.nonfinite, self._model.check_rows
+        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room)
         for push in due:
             self._rounds[push] = round_
         if round_.all_shared:

@@ -68,7 +68,10 @@ class Part:
 
 
 class Round:
-    """Pushes in the order in which they are added up, and the slot that they are added up in."""
+    """Pushes in the order in which they are added up, and the slot that they are added up in.
+
+    `check_room` raises `MemoryExceeded` where there is none for so many bytes of rows, which lie in no slot.
+    """
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Round:
         groups: Sequence[str],
         offload: Offload,
         nonfinite: str = REJECT,
+        check_room: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.pushes = tuple(pushes)
         self.slot = slot
@@ -86,6 +90,7 @@ class Round:
         self._extents = tuple(extents)
         self._offload = offload
         self._nonfinite = nonfinite
+        self._check_room = check_room
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents) if len(self.pushes) > 1 else []
         self._broken = False
@@ -145,6 +150,9 @@ class Round:
         add = len(self.pushes) > 1
         place = self._place_behind(part, frames) if add else 0
         await self._turn(part, self._passed(place))
+        rows = [frame for frame in frames if isinstance(frame, RowFrame)]
+        if rows:
+            self._check_room(self._rows.bytes_with(rows))
         elements = sum(elements_of(frame) for frame in frames)
         await self._working(self._offload.copy(elements, lambda: self._write(part, frames, add=add)))
         part.advance(place)

@@ -1,6 +1,6 @@
 """Row-sparse gradients on their way into a step: rows of parameters, added up by their numbers as they arrive."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +18,7 @@ Ids = npt.NDArray[np.int64]
 
 # Up to so many rows of one number are added one after the other for all numbers at once.
 _RANKS = 16
+_ID_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,14 @@ class RowSums:
         if self._waiting[place] > place.rows:
             self._merge(place)
         return place
+
+    def bytes_with(self, frames: Iterable[RowFrame]) -> int:
+        """How many bytes it would hold with these frames; raises `InvalidRequest` for one of no parameter."""
+        held = sum(ids.nbytes + values.nbytes for parts in self._parts.values() for ids, values in parts)
+        for frame in frames:
+            place = place_of(self._extents, frame.group, frame.parameter)
+            held += frame.ids.size * (_ID_BYTES + place.columns * DTYPES[COMPUTED[place.dtype]].itemsize)
+        return held
 
     @property
     def size(self) -> int:

@@ -13,6 +13,7 @@ from optd_server.store import journal
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.encodings.registry import exact_for
+from optd_wire.errors import MemoryExceeded
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.rows import RowFrame
@@ -173,10 +174,10 @@ class Play:
             np.testing.assert_array_equal(array, self.weights[name], f"{name} since {version}")
 
 
-def run(scenario):
+def run(scenario, limit=1 << 24):
     async def whole():
         offload = Offload(1)
-        catalog = Catalog(memory=Memory(1 << 24), offload=offload, lease_seconds=10)
+        catalog = Catalog(memory=Memory(limit), offload=offload, lease_seconds=10)
         try:
             async with asyncio.timeout(10):
                 await scenario(catalog)
@@ -236,3 +237,23 @@ def test_rows_of_a_round_take_no_time_by_the_table():
         assert all(not slab.any() and not np.signbit(slab).any() for row in slabs for slab in row)
 
     run(scenario)
+
+
+def test_rows_that_do_not_fit_into_the_servers_memory_are_refused():
+    """Few of them fit into what is planned for a whole gradient."""
+
+    async def scenario(catalog):
+        play = Play(catalog, Async(), 0)
+        await play.job.join("w", None, now=0)
+        play.sequence = 1
+        ids = np.arange(20_000)
+        many = play.rows("table", ids, np.ones((20_000, 3), DTYPE))
+        with pytest.raises(MemoryExceeded, match="job 'job'"):
+            await play.push([many, many, many])
+        play.check()
+        few = np.array([5])
+        await play.push([play.rows("table", few, np.ones((1, 3), DTYPE))])
+        play.weights["table"][few] -= np.float32(0.5)
+        play.check()
+
+    run(scenario, limit=2_100_000)
