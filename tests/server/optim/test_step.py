@@ -139,6 +139,9 @@ def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
             exact, scalars = training.algorithm.numbers(resolved, int(segment.steps[i]), scalars)
             for name, value in zip(names, scalars, strict=True):
                 segment.state[name][i] = value
+            for field in fields:
+                if field.elementwise and field.initial is not None and not segment.started[field.name][i]:
+                    segment.state[field.name][here] = field.initial(resolved)
             rounded = [training.dtype.type(x) if isinstance(x, float) else x for x in exact]
             block = Block(
                 weights=weights[here].copy(),
@@ -185,7 +188,8 @@ def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(nam
     rng = np.random.default_rng(5)
     present = [rng.random(len(sizes)) < 0.7 for _ in range(3)] + [np.ones(len(sizes), np.bool_)]
     groups = [1, 52, len(sizes) - 53]
-    second = {"lr": 0.2, "weight_decay": 0.3} if name != "rprop" else {"lr": 0.2, "step_sizes": (0.0, 0.3)}
+    special = {"rprop": {"step_sizes": (0.0, 0.3)}, "sparse_adam": {"eps": 0.3}}
+    second = {"lr": 0.2, **special.get(name, {"weight_decay": 0.3})}
     options = [[{"lr": 0.1}, second, {"lr": 0.1}]] * 4
     training = Training(ELEMENTWISE[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
