@@ -54,6 +54,9 @@ class Served(torch.optim.Optimizer):
     where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
     `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server.
 
+    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and only those weights come
+    back that have changed. SGD, SparseAdam and Adagrad take them, as in torch.
+
     `foreach` and `fused` are taken and change nothing. `capturable=True` and `differentiable=True` are refused: no
     graph captures a step on a server, and autograd does not reach into one.
 
