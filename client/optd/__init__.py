@@ -28,7 +28,7 @@ from optd.algorithms import (
     SparseAdam,
 )
 from optd.connection import connect
-from optd.job_options import Gradients
+from optd.job_options import EMA, SWA, Gradients
 from optd.local import local
 from optd.optimizer import Optimizer
 from optd.session import Session
@@ -40,7 +40,9 @@ __version__ = _version("optd")
 
 __all__ = [
     "ASGD",
+    "EMA",
     "SGD",
+    "SWA",
     "TLS",
     "Adadelta",
     "Adafactor",

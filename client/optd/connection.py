@@ -4,7 +4,7 @@ from typing import get_args
 
 from optd import environment
 from optd.encoding import Wire
-from optd.job_options import Gradients, options_of
+from optd.job_options import Averages, Gradients, options_of
 from optd.retry import with_retries
 from optd.session import CALL_SECONDS, LaneName, Session
 from optd.tls import TLS
@@ -29,6 +29,7 @@ def connect(
     encoding: str = "float32",
     policy: Policy | None = None,
     gradients: Gradients | None = None,
+    averages: Averages | None = None,
 ) -> Session:
     """Opens a session with a server, and makes sure that the server answers.
 
@@ -53,6 +54,8 @@ def connect(
         policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
         gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
             taken as they come.
+        averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
+            whoever creates the job. Left out, there is none.
 
     Raises:
         Unreachable: Nothing answers there.
@@ -85,7 +88,7 @@ def connect(
         worker=worker,
         timeout=timeout,
         policy=policy or Async(),
-        options=options_of(gradients),
+        options=options_of(gradients, averages),
         max_message_bytes=status.limits.max_message_bytes,
         lane=lane,
         wire=wire,

@@ -78,12 +78,13 @@ class Inquiry:
             )[1]
         )
 
-    def pull(self, *, groups: Names = (), parameters: Names = ()) -> dict[str, Array]:
+    def pull(self, *, groups: Names = (), parameters: Names = (), weights: str = "") -> dict[str, Array]:
         """The current weights by parameter name, in arrays of their own; all of one version.
 
-        Of the whole job, or of some groups and some parameters. Raises `UnknownGroup` or `UnknownParameter`.
+        Of the whole job, or of some groups and some parameters. With `weights="ema"` or `"swa"` it is that average of
+        them. Raises `UnknownGroup`, `UnknownParameter`, `UnknownAverage` or `EmptyAverage`.
         """
-        request = PullRequest(self.job, groups=names_of(groups), parameters=names_of(parameters))
+        request = PullRequest(self.job, groups=names_of(groups), parameters=names_of(parameters), weights=weights)
 
         def attempt(left: float) -> dict[str, Array]:
             infos = self._transport.get_job(self.job, left).groups
@@ -99,24 +100,32 @@ class Inquiry:
 
         return self._ask(attempt)
 
-    def pull_rows(self, parameter: str, ids: Any) -> Array:
+    def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, all of one version, in a new array of shape (n, *shape[1:]).
 
-        `ids` are n integers, in any order, with repeats where wanted. Raises `UnknownParameter`, `RowOutOfRange`, or
-        `NotAnArray` for ids that are none. Takes time by the rows, and by the number of the job's parameters.
+        `ids` are n integers, in any order, with repeats where wanted; `weights` is that of `pull`. Raises
+        `UnknownParameter`, `RowOutOfRange`, `UnknownAverage`, `EmptyAverage`, or `NotAnArray` for ids that are none.
+        Takes time by the rows, and by the number of the job's parameters.
         """
         infos = [info for group in self.info().groups for info in group.parameters if info.name == parameter]
         if not infos:
             raise UnknownParameter(where=f"job {self.job!r}", parameter=parameter)
-        return self.read_rows(parameter, infos[0].shape, infos[0].dtype, ids)
+        return self.read_rows(parameter, infos[0].shape, infos[0].dtype, ids, weights=weights)
 
     def read_rows(
-        self, parameter: str, shape: tuple[int, ...], dtype: npt.DTypeLike, ids: Any, *, encoding: str = ""
+        self,
+        parameter: str,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        ids: Any,
+        *,
+        encoding: str = "",
+        weights: str = "",
     ) -> Array:
         """As `pull_rows`, of a parameter whose shape and dtype are known; `encoding` is how messages carry them."""
         wanted = read_ids(ids, parameter, shape)
         out = np.empty((wanted.size, *shape[1:]), dtype)
-        request = RowsRequest(self.job, parameter, wanted, encoding)
+        request = RowsRequest(self.job, parameter, wanted, encoding, weights)
 
         def attempt(left: float) -> None:
             sink = RowSink(parameter, shape[0], wanted, out)

@@ -1,6 +1,11 @@
-"""What a job as a whole is told when it is created: how its gradients are treated. The server declares the options."""
+"""What a job as a whole is told when it is created: how its gradients are treated, and which averages it keeps.
 
+The server declares the options; what is wrong with one it says when the job is created.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Literal
 
 from optd_wire.values import OptionValue
@@ -27,13 +32,48 @@ class Gradients:
     where each parameter's is over those that have it. Each is answered at once, `accumulated` in its result tells how
     many there are, and until the last one weights and version stay what they are."""
 
+    def options(self) -> dict[str, OptionValue]:
+        """The options that differ from the server's defaults."""
+        given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in given.items() if value != default}
 
-def options_of(*given: object) -> dict[str, OptionValue]:
-    """The options that differ from their defaults, of instances of `Gradients` and the like, or None."""
-    return {
-        field.name: getattr(each, field.name)
-        for each in given
-        if each is not None
-        for field in fields(each)  # type: ignore[arg-type]
-        if getattr(each, field.name) != field.default
-    }
+
+@dataclass(frozen=True, slots=True)
+class EMA:
+    """An exponential moving average of the weights, for `optd.connect(averages=...)`; `pull(weights="ema")` reads it.
+
+    As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`, updated after every step.
+    """
+
+    decay: float = 0.999
+    """What the average keeps of itself at each step, in [0, 1]."""
+
+    def options(self) -> dict[str, OptionValue]:
+        """The options of a job that keeps it."""
+        return {"ema_decay": self.decay}
+
+
+@dataclass(frozen=True, slots=True)
+class SWA:
+    """The equal average of versions of the weights, for `optd.connect(averages=...)`; `pull(weights="swa")` reads it.
+
+    As `torch.optim.swa_utils.AveragedModel`, updated after the steps that lead to the versions `start`,
+    `start + every`, `start + 2 * every`, …
+    """
+
+    start: int = 0
+    every: int = 1
+
+    def options(self) -> dict[str, OptionValue]:
+        """The options of a job that keeps it."""
+        return {"swa_start": self.start, "swa_every": self.every}
+
+
+Averages = EMA | SWA | Iterable[EMA | SWA]
+
+
+def options_of(gradients: Gradients | None, averages: Averages | None) -> dict[str, OptionValue]:
+    """The options of a job as a whole, from what `connect` is given."""
+    kept = (averages,) if isinstance(averages, EMA | SWA) else tuple(averages or ())
+    given = ([] if gradients is None else [gradients], kept)
+    return {name: value for each in chain(*given) for name, value in each.options().items()}

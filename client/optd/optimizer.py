@@ -260,7 +260,9 @@ class Optimizer:
                 }
             raise
 
-    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> Any:
+    def pull(
+        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+    ) -> Any:
         """Puts the current weights into the arrays, and the current options into `param_groups`.
 
         Args:
@@ -268,6 +270,9 @@ class Optimizer:
                 nothing and return None.
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters; with `groups`, of both.
+            weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
+                themselves, which the next step, or `pull()`, brings back. `session.pull(weights="ema")` gives it in
+                arrays of its own.
 
         With some groups or parameters `version` stays what it was, as gradients are computed on the oldest weights.
 
@@ -276,16 +281,20 @@ class Optimizer:
 
         Raises:
             UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
+            UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
         with self._receiving() as registration:
-            pulled = registration.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
+            pulled = registration.pull(
+                only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
+            )
         return self.params if pulled else None
 
-    def pull_rows(self, parameter: str, ids: Any) -> Array:
+    def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, in a new array of shape (n, *shape[1:]); nothing else changes.
 
         `ids` are n integers, in any order, with repeats where wanted. All rows are of one version, the job's current
-        one. To have them in an array of the params: `array[ids] = optimizer.pull_rows("table", ids)`.
+        one; `weights` names an average of them, as in `pull`. To have them in an array of the params:
+        `array[ids] = optimizer.pull_rows("table", ids)`.
 
         Raises:
             UnknownParameter: No group has a parameter of that name.
@@ -293,7 +302,8 @@ class Optimizer:
             NotAnArray: The ids are no integers in one dimension.
         """
         array = find_array(self._registration.groups, parameter, self.session.job)
-        return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=self.session.wire.weights)
+        encoding = self.session.wire.weights
+        return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=encoding, weights=weights)
 
     def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
         if not callable(gradients):

@@ -84,6 +84,8 @@ class Registration:
         self._lane: SharedMemoryLane | None = None
         self._rows: dict[int, tuple[Mapped, list[list[Array]]]] = {}
         self._weights: list[list[Array]] | None = None
+        self._has_average = False
+        """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
         self._view = self._new_view(self.groups)
         spec = JobSpec(
             name=session.job,
@@ -311,13 +313,16 @@ class Registration:
         with self._lock:
             updates = self._mirror.changes(self._dicts)
             wire = self._wire(encoding)
-            source, settle = self._source(gradients, wire, has_weights=has_weights and self.in_arrays)
+            source, settle = self._source(
+                gradients, wire, has_weights=has_weights and self.in_arrays and not self._has_average
+            )
             pushed, pulled = self.session.step(
                 source, updates, self._base, settle, self._write, self._in_place, wire.weights, terms
             )
             self._mirror.absorb(pushed.options, self._dicts)
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
+            self._has_average = False
             return pushed
 
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
@@ -330,27 +335,33 @@ class Registration:
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
             return pushed
 
-    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+    def pull(
+        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+    ) -> bool:
         """Puts the current weights into the arrays and the current options into the dicts.
 
         With `only_if_newer` nothing is sent, and False returned, where the arrays hold them. With some `groups` or
-        `parameters` only these are read, and the version that gradients are computed on stays what it was.
+        `parameters`, or an average as `weights`, only these are read, and the version that gradients are computed on
+        stays what it was.
         """
         with self._lock:
+            only_if_newer = only_if_newer and not self._has_average
             known = Known(self._base.version, self._base.revision) if only_if_newer else None
-            some = bool(groups or parameters)
+            some = bool(groups or parameters or weights)
+            self._has_average |= bool(weights)
             pulled = self.session.pull_into(
                 self._write,
                 known,
                 in_place=None if some else self._in_place,
                 groups=groups,
                 parameters=parameters,
+                weights_of=weights,
             )
             if pulled.not_modified:
                 return False
             self._mirror.absorb(pulled.options, self._dicts)
             if not some:
-                self._base = pulled.version
+                self._base, self._has_average = pulled.version, False
             return True
 
     def send_options(self) -> None:

@@ -394,8 +394,12 @@ class Session(Inquiry):
         in_place: Sink | None = None,
         groups: Names = (),
         parameters: Names = (),
+        weights_of: str = "",
     ) -> PullResult:
-        """Reads the current weights as this worker, unless they are `known`; sinks as those of `step`."""
+        """Reads the current weights as this worker, unless they are `known`; sinks as those of `step`.
+
+        `weights_of` names an average that is read instead.
+        """
         membership = self._membership
         request = PullRequest(
             self.job,
@@ -404,6 +408,7 @@ class Session(Inquiry):
             known,
             groups=names_of(groups),
             parameters=names_of(parameters),
+            weights=weights_of,
         )
         encoding = self.wire.weights
 
@@ -412,7 +417,7 @@ class Session(Inquiry):
 
         with self._lock:
             result = self._ask(attempt)
-        if not groups and not parameters:
+        if not groups and not parameters and not weights_of:
             self._version = result.version
         return result
 

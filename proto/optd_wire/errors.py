@@ -304,6 +304,13 @@ class UnknownField(InvalidArgument):
     template = "job {job!r} keeps no {field!r}; it keeps {fields}"
 
 
+class UnknownAverage(InvalidArgument):
+    """An average of the weights that the job does not keep."""
+
+    reason = "UNKNOWN_AVERAGE"
+    template = "job {job!r} keeps no average {average!r} of its weights; it keeps {averages}"
+
+
 class InvalidRequest(InvalidArgument):
     """A message is well-formed, but lacks or exceeds something."""
 
@@ -457,6 +464,13 @@ class PushWithdrawn(Conflict):
     code = Code.ABORTED
     reason = "PUSH_WITHDRAWN"
     template = "the push of worker {worker!r} with sequence {sequence} was withdrawn before its step: {why}"
+
+
+class EmptyAverage(Conflict):
+    """An average of the weights that no version has entered yet."""
+
+    reason = "EMPTY_AVERAGE"
+    template = "no version of the weights of job {job!r} has entered its average {average!r} yet"
 
 
 class JobFailed(Conflict):

@@ -779,7 +779,7 @@ def test_no_rows_are_an_answer_too(plain: Plain, name: str):
         ({"parameter": "w", "group": "tail"}, "UNKNOWN_GROUP", ["'tail'", "body, head"]),
         ({"parameter": "w", "encoding": tensor_pb2.ENCODING_TOPK}, "INVALID_REQUEST", ["topk"]),
         ({"parameter": "w", "encoding": 99}, "INVALID_REQUEST", ["encoding 99"]),
-        ({"parameter": "w", "weights": "ema"}, "INVALID_REQUEST", ["'ema'"]),
+        ({"parameter": "w", "weights": "ema"}, "UNKNOWN_AVERAGE", ["'ema'", "none"]),
         ({"parameter": "w", "job": "nobody"}, "UNKNOWN_JOB", ["nobody"]),
     ],
 )

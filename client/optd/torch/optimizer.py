@@ -233,7 +233,9 @@ class Served(torch.optim.Optimizer):
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
-    def pull(self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = ()) -> bool:
+    def pull(
+        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+    ) -> bool:
         """Puts the current weights into the tensors, and the current options into `param_groups`.
 
         Args:
@@ -241,11 +243,15 @@ class Served(torch.optim.Optimizer):
                 nothing and return False.
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters, or of these, too.
+            weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
+                themselves, which the next step, or `pull()`, brings back.
         """
         with self._exchange.lock:
-            return self._exchange.pull(only_if_newer=only_if_newer, groups=groups, parameters=parameters)
+            return self._exchange.pull(
+                only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
+            )
 
-    def pull_rows(self, parameter: str, ids: Any) -> torch.Tensor:
+    def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> torch.Tensor:
         """Rows of a parameter's current weights by its name, in a new tensor on the parameter's device.
 
         `ids` are integers, in any order, with repeats where wanted. To have them in the parameter, under
@@ -253,7 +259,7 @@ class Served(torch.optim.Optimizer):
         does.
         """
         with self._exchange.lock:
-            return self._exchange.pull_rows(parameter, ids)
+            return self._exchange.pull_rows(parameter, ids, weights)
 
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""

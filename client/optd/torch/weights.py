@@ -126,7 +126,7 @@ class Exchange:
             self._take(complete=complete)
         return complete
 
-    def pull_rows(self, parameter: str, ids: Any) -> torch.Tensor:
+    def pull_rows(self, parameter: str, ids: Any, weights: str = "") -> torch.Tensor:
         """As `Inquiry.pull_rows`, in a tensor on the parameter's device."""
         session = self.registration.session
         for group in self.groups:
@@ -134,7 +134,7 @@ class Exchange:
                 if name == parameter:
                     wanted = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
                     shape, dtype = tuple(tensor.shape), dtype_of(tensor)
-                    rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights)
+                    rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights, weights=weights)
                     return as_tensor(rows).to(tensor.device)
         raise UnknownParameter(where=f"job {session.job!r}", parameter=parameter)
 

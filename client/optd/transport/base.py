@@ -77,7 +77,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """Who reads what, how it is wanted, and what the reader has already; `groups` and `parameters` empty: all."""
+    """Who reads what, how it is wanted, and what the reader has already; `groups` and `parameters` empty: all.
+
+    `weights` is the name of an average that is wanted instead of the weights themselves.
+    """
 
     job: str
     worker: str = ""
@@ -86,16 +89,21 @@ class PullRequest:
     delivery: Delivery = Delivery()
     groups: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RowsRequest:
-    """Which rows of which parameter, and the encoding that they are wanted in; empty: unchanged."""
+    """Which rows of which parameter, and the encoding that they are wanted in; empty: unchanged.
+
+    `weights` as in `PullRequest`.
+    """
 
     job: str
     parameter: str
     ids: Ids
     encoding: str = ""
+    weights: str = ""
 
 
 Names = Sequence[str] | str

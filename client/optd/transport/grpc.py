@@ -218,6 +218,7 @@ class GrpcTransport(Transport):
             delivery=_delivery(request.delivery),
             groups=request.groups,
             parameters=request.parameters,
+            weights=request.weights,
         )
         if request.known is not None:
             message.known_version = request.known.version
@@ -232,6 +233,7 @@ class GrpcTransport(Transport):
             parameter=request.parameter,
             ids=request.ids.astype("<u8").tobytes(),
             encoding=_enum_name(request.encoding),
+            weights=request.weights,
         )
         first: training_pb.PullRowsResponse | None = None
         answers = self._receive("TrainingService/PullRows", message, training_pb.PullRowsResponse, timeout, decode_rows)

@@ -87,6 +87,7 @@ class GrpcLane(Lane):
             Delivery(encoding=encoding),
             request.groups,
             request.parameters,
+            request.weights,
         )
         return self._transport.pull(wanted, weights, timeout)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from optd_server.engine import plan
+from optd_server.engine.averages import averages_of
 from optd_server.engine.fields import state_bytes
 from optd_server.engine.job import Job
 from optd_server.engine.job_options import gradients_kept
@@ -139,4 +140,11 @@ def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
         for group, layout in zip(spec.groups, layouts, strict=True)
     ]
     options = resolve_job_options(spec.options)
-    return plan.job_bytes(rule_of(spec.policy), layouts, states, message_bytes, gradients=gradients_kept(options))
+    return plan.job_bytes(
+        rule_of(spec.policy),
+        layouts,
+        states,
+        message_bytes,
+        gradients=gradients_kept(options),
+        averages=len(averages_of(options)),
+    )

@@ -23,6 +23,8 @@ from optd_wire.errors import NonfiniteGradient
 from optd_wire.values import GradientSummary, GroupOptions, JobOptions, PushHeader
 
 _CLIPPING = (group_options.CLIP_NORM, group_options.CLIP_VALUE)
+UNCLIPPED = Clipped(0.0, changed=False)
+"""What becomes of a gradient without bounds."""
 
 
 class Conditioning:
@@ -60,9 +62,14 @@ class Conditioning:
         return option.integer(self.options.options, job_options.ACCUMULATE)
 
     @property
+    def clips(self) -> bool:
+        """Whether gradients have bounds."""
+        return self._current_bounds() is not None
+
+    @property
     def writes(self) -> bool:
         """Whether it writes to gradients."""
-        return self.accumulates or self._current_bounds() is not None
+        return self.accumulates or self.clips
 
     def may_write(self, header: PushHeader) -> bool:
         """Whether the gradient of a push of its own may have to be written to."""
@@ -73,7 +80,7 @@ class Conditioning:
         """Clips a gradient in place, off the event loop."""
         bounds = self._current_bounds()
         if bounds is None:
-            return Clipped(0.0, changed=False)
+            return UNCLIPPED
         return clip(list(self._pieces(gradient)), bounds, offload.threads)
 
     def note(self, clipped: Clipped) -> None:

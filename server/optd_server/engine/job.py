@@ -64,6 +64,7 @@ class Job:
             groups=self.model.groups.infos(),
             version=self.model.version,
             options=self.model.conditioning.options,
+            averages=self.model.averages.infos(),
         )
 
     def summary(self) -> JobSummary:

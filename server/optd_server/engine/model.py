@@ -6,6 +6,7 @@ from functools import partial
 from itertools import count
 
 from optd_server.engine import plan
+from optd_server.engine.averages import Averages, averages_of
 from optd_server.engine.fields import state_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
@@ -38,6 +39,7 @@ class Model:
         self.rule = rule_of(spec.policy)
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
         self.conditioning = Conditioning(self.groups, initial(spec.options))
+        self.averages = Averages(self.conditioning.options.options)
         self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
@@ -139,9 +141,10 @@ class Model:
         """
         options = plan_update(self.conditioning.options, update, self.version.version)
         if options is not self.conditioning.options:
-            if gradients_kept(options.options) != gradients_kept(self.conditioning.options.options):
+            if self._kept_beside(options) != self._kept_beside(self.conditioning.options):
                 self._memory.reserve(self.plan, self._bytes(self.groups.options, job_options=options))
             self.conditioning.options = options
+            self.averages.configure(options.options)
             self.release_accumulation()
             self.publish_revision()
 
@@ -172,7 +175,7 @@ class Model:
             [*self.groups.layouts, layout],
             [*self._states(self.groups.options), state_bytes(self.groups.algorithm.fields(resolved), layout)],
             self._memory.message_bytes,
-            gradients=self._gradients_kept(self.conditioning.options),
+            **self._kept_beside(self.conditioning.options),
         )
 
     def check_rows(self, size: int) -> None:
@@ -195,12 +198,13 @@ class Model:
         job_options: JobOptions | None = None,
     ) -> int:
         states = self._states(options, fields)
-        kept = self._gradients_kept(job_options or self.conditioning.options)
-        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes, gradients=kept)
+        kept = self._kept_beside(job_options or self.conditioning.options)
+        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes, **kept)
 
-    def _gradients_kept(self, options: JobOptions) -> int:
-        """Gradients that options need, or that are there still."""
-        return max(gradients_kept(options.options), int(self.conditioning.accumulation.count > 0))
+    def _kept_beside(self, options: JobOptions) -> dict[str, int]:
+        """How many gradients and averages options need; gradients that are there still count, too."""
+        gradients = max(gradients_kept(options.options), int(self.conditioning.accumulation.count > 0))
+        return {"gradients": gradients, "averages": len(averages_of(options.options))}
 
     def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
         """By group, the bytes of the states that it has, that `options` need, and that are in `fields`.

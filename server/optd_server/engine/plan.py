@@ -25,15 +25,17 @@ def job_bytes(
     message_bytes: int = MESSAGE_BYTES,
     *,
     gradients: int = 0,
+    averages: int = 0,
 ) -> int:
     """Bytes of the weights' snapshots, the gradients that are kept, and the state.
 
     `states` tells how many bytes of state each group has. Each push of a round that waits for others has one message
-    here; the rest of it stays with its sender. `gradients` are kept besides those that are on their way.
+    here; the rest of it stays with its sender. `gradients` are kept besides those that are on their way, and
+    `averages` of the weights.
     """
     gradient = computed_bytes_of(layouts)
     waiting = 0 if rule.most == 1 else rule.most * min(gradient, message_bytes)
-    return bytes_of(layouts) * SNAPSHOTS + gradient * (rule.slots + gradients) + waiting + sum(states)
+    return bytes_of(layouts) * (SNAPSHOTS + averages) + gradient * (rule.slots + gradients) + waiting + sum(states)
 
 
 class Plan:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
+from optd_server.engine.gradients import UNCLIPPED
 from optd_server.engine.intake import check_header
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
@@ -362,9 +363,15 @@ class Pushes:
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
         cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
-        clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
+        clipped = UNCLIPPED
+        if conditioning.clips:
+            clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
         step = Step(model.groups, version, model.snapshots, gradient, weights)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
+        due = model.averages.due(version + 1)
+        if due:
+            elements, threads = model.elements, self._offload.threads
+            await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
         conditioning.note(clipped)
         if round_.slot is None:
             model.slots.forget()
@@ -382,16 +389,16 @@ class Pushes:
 
     def _check_room(self, round_: Round) -> None:
         """Raises `RoundBroken` where what is to be done to the gradient of a round cannot be done."""
-        conditioning = self._model.conditioning
-        if round_.slot is None:
-            if conditioning.writes:
-                # Options have changed since it began: with the gradient in a slot it begins anew.
-                raise RoundBroken(job=self._model.name, why="options of the job have changed")
-        elif conditioning.accumulates:
-            try:
-                conditioning.accumulation.fit(round_.slot, self._model.groups.extents)
-            except OSError as problem:
-                raise self._no_memory("what is added up", problem) from None
+        conditioning, extents = self._model.conditioning, self._model.groups.extents
+        if round_.slot is None and conditioning.writes:
+            # Options have changed since it began: with the gradient in a slot it begins anew.
+            raise RoundBroken(job=self._model.name, why="options of the job have changed")
+        try:
+            if round_.slot is not None and conditioning.accumulates:
+                conditioning.accumulation.fit(round_.slot, extents)
+            self._model.averages.fit(extents)
+        except OSError as problem:
+            raise self._no_memory("what is added up and averaged", problem) from None
 
     async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
         """Adds a round to those before it: the mean of all if it is the last one, else answers its pushes."""

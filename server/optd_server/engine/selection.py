@@ -1,6 +1,6 @@
 """Names of groups and parameters to the flat ranges, or the rows, that they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optd_server.engine.groups import Groups
@@ -51,7 +51,11 @@ class Table:
 
     def of(self, snapshot: Snapshot) -> Array:
         """All rows of the parameter at one version, an array row of elements each; valid while that is held."""
-        segment = snapshot.arrays(self.group)[self.segment]
+        return self.among(snapshot.arrays(self.group))
+
+    def among(self, segments: Sequence[Array]) -> Array:
+        """All rows of the parameter in the segments of its group."""
+        segment = segments[self.segment]
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 

@@ -8,6 +8,9 @@ CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
 NONFINITE = "nonfinite"
 ACCUMULATE = "accumulate"
+EMA_DECAY = "ema_decay"
+SWA_START = "swa_start"
+SWA_EVERY = "swa_every"
 REJECT, SKIP, ZERO = "reject", "skip", "zero"
 
 _POSITIVE = Range(0, None, low_open=True)
@@ -48,6 +51,24 @@ class JobDeclaration:
             Range(1, None),
             doc="how many pushes, or rounds of them, make one step: of the mean of all",
         ),
+        Option(
+            EMA_DECAY,
+            "float",
+            None,
+            Range(0, 1),
+            nullable=True,
+            doc="what an exponential moving average of the weights keeps of itself at each step; None: there is none",
+        ),
+        Option(
+            SWA_START,
+            "int",
+            None,
+            Range(0, None),
+            nullable=True,
+            doc="the first version, of those that steps lead to, that enters an equal average of the weights; None: no "
+            "such average",
+        ),
+        Option(SWA_EVERY, "int", 1, Range(1, None), doc="how many versions lie between two that enter the average"),
     )
     rules: Sequence[Rule] = ()
 

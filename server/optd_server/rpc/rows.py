@@ -35,12 +35,18 @@ class RowMessages:
         self._patience = patience_seconds
 
     async def answer(
-        self, model: Model, snapshot: Snapshot, table: Table, encoding: Encoding | None
+        self,
+        model: Model,
+        snapshot: Snapshot,
+        table: Table,
+        encoding: Encoding | None,
+        gathered: Array | None = None,
     ) -> AsyncIterator[bytes]:
         """The messages of an answer, the version in the first one; `encoding` is a lossy one, or None.
 
-        The snapshot must be held meanwhile. Raises `TooSlow` for a reader that takes its time while others wait for
-        the memory, or `EncodingOverflow`.
+        Rows that have been `gathered` already, of an average, are sent in the place of those of the snapshot, which
+        must be held meanwhile otherwise. Raises `TooSlow` for a reader that takes its time while others wait for the
+        memory, or `EncodingOverflow`.
         """
         began = time.monotonic()
         rows = table.of(snapshot)
@@ -52,7 +58,8 @@ class RowMessages:
                 raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
             ids = table.ids[start : start + step]
             head = first if start == 0 else PullRowsResponse()
-            work = partial(_encoded, head, table, rows, ids, chosen)
+            taken = None if gathered is None else gathered[start : start + step]
+            work = partial(_encoded, head, table, rows, ids, taken, chosen)
             yield await self._offload.copy(ids.size * table.columns, work)
 
     async def changes(
@@ -92,6 +99,8 @@ def _changed(snapshot: Snapshot, rows: ChangedRows, ids: RowNumbers, encoding: E
     return b"".join(written_row_frame(frame))
 
 
-def _encoded(head: PullRowsResponse, table: Table, rows: Array, ids: Ids, encoding: Encoding) -> bytes:
-    payload = encoding.encode(rows[ids].reshape(-1))
+def _encoded(
+    head: PullRowsResponse, table: Table, rows: Array, ids: Ids, gathered: Array | None, encoding: Encoding
+) -> bytes:
+    payload = encoding.encode((rows[ids] if gathered is None else gathered).reshape(-1))
     return encode_rows(head, [RowFrame(table.group, table.parameter, ids.size, encoding, ids, payload)])

@@ -46,6 +46,7 @@ class _Piece:
     encoding: str
     ranges: Ranges
     index: int
+    average: str
 
     def bytes_with(self, body: bytes) -> int:
         """How many bytes it takes to keep it."""
@@ -71,11 +72,13 @@ class WeightMessages:
         ranges: Ranges,
         first: Message,
         last: Message | None = None,
+        average: str = "",
     ) -> AsyncIterator[bytes]:
         """The messages of an answer: `first` with the first frames, then frames alone, and `last` with the last ones.
 
-        `encoding` is a lossy one, or None for the exact one. The snapshot must be held meanwhile. A reader that takes
-        its time may do so while nobody waits for the memory; then it gets `TooSlow`.
+        `encoding` is a lossy one, or None for the exact one; `average` tells of which average a
+        snapshot has a copy in the place of weights. The snapshot must be held meanwhile. A reader that takes its time
+        may do so while nobody waits for the memory; then it gets `TooSlow`.
         """
         began = time.monotonic()
         head = first.SerializeToString()
@@ -85,7 +88,7 @@ class WeightMessages:
         for index, frames in enumerate(cut(_frames(snapshot, ranges), encoding=encoding)):
             if model.snapshots.wanted and time.monotonic() - began > self._patience:
                 raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
-            piece = _Piece(model.serial, version.version, version.revision, name, ranges, index)
+            piece = _Piece(model.serial, version.version, version.revision, name, ranges, index, average)
             body = await self._encoded(piece, frames)
             # The bytes of two messages, one after the other, are those of both merged.
             if len(head) + len(body) <= ONE_MESSAGE_BYTES:

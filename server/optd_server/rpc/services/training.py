@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optd_server.engine.average_reading import copy_average, copy_rows, room_for_copy
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.changed import changed_since
 from optd_server.engine.job import Job
@@ -12,7 +13,7 @@ from optd_server.engine.selection import ranges_of, table_of
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.rows import RowMessages
 from optd_server.rpc.uploads import receive, skip
-from optd_server.rpc.weights import WeightMessages
+from optd_server.rpc.weights import Ranges, WeightMessages
 from optd_server.store.snapshots import Snapshot
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.base import Encoding
@@ -44,6 +45,10 @@ class TrainingService:
         if request.worker:
             job.workers.check(request.worker, request.epoch, time.monotonic())
         ranges = ranges_of(job.model.groups, job.name, request.groups, request.parameters)
+        if request.weights:
+            async for encoded in self._pull_average(job, request, ranges):
+                yield encoded
+            return
         current = job.model.snapshots.current
         if _has(current, request):
             yield pb.PullResponse(result=to_message(_result(current, request, not_modified=True))).SerializeToString()
@@ -65,14 +70,32 @@ class TrainingService:
         finally:
             job.model.snapshots.release(snapshot)
 
+    async def _pull_average(self, job: Job, request: pb.PullRequest, ranges: Ranges) -> AsyncIterator[bytes]:
+        """Sends an average of the weights, or a part of it, from a copy."""
+        with room_for_copy(job, request.weights, self._catalog.memory):
+            snapshot = await copy_average(job, request.weights)
+            async for encoded in self._messages.answer(
+                job.model,
+                snapshot,
+                encoding=_encoding(request.delivery.encoding),
+                ranges=ranges,
+                first=pb.PullResponse(result=to_message(_result(snapshot, request))),
+                average=request.weights,
+            ):
+                yield encoded
+
     async def pull_rows(self, request: pb.PullRowsRequest) -> AsyncIterator[bytes]:
         """Sends some rows of a parameter."""
-        if request.weights:
-            raise InvalidRequest(problem=f"rows can be pulled of the weights themselves, not of {request.weights!r}")
         job = self._catalog.find(request.job)
         groups = job.model.groups
         table = table_of(groups, job.name, request.group, request.parameter, ids_of(request.ids))
         encoding = _encoding(request.encoding)
+        if request.weights:
+            job.model.averages.find_filled(request.weights, job.name)
+            current, gathered = await copy_rows(job, request.weights, table)
+            async for encoded in self._rows.answer(job.model, current, table, encoding, gathered):
+                yield encoded
+            return
         snapshot = job.model.snapshots.hold()
         try:
             async for encoded in self._rows.answer(job.model, snapshot, table, encoding):

@@ -1,0 +1,56 @@
+"""Averages as their readers see them: copies of one version, made between two steps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from optd_server.engine.job import Job
+from optd_server.engine.plan import Memory
+from optd_server.engine.selection import Table
+from optd_server.store.flat import Array, FlatBuffers, bytes_of
+from optd_server.store.snapshots import Snapshot, WeightSet
+
+
+@contextmanager
+def room_for_copy(job: Job, name: str, memory: Memory) -> Iterator[None]:
+    """Plans memory for a copy of an average while the block runs; raises `UnknownAverage` or `MemoryExceeded`."""
+    job.model.averages.find_filled(name, job.name)
+    with memory.lend(f"a copy of average {name!r} of job {job.name!r}", bytes_of(job.model.groups.layouts)):
+        yield
+
+
+async def copy_average(job: Job, name: str) -> Snapshot:
+    """The job's snapshot with a copy of an average in the place of its weights."""
+    model = job.model
+
+    def work() -> Snapshot:
+        current = model.snapshots.current
+        copied = WeightSet(current.weights.buffers.extents)
+        copy_into(copied.buffers, name, job)
+        return replace(current, weights=copied)
+
+    return await job.between_steps(model.elements, work)
+
+
+def copy_into(into: FlatBuffers, name: str, job: Job) -> None:
+    """Copies an average; a group that nothing has entered for yet has the weights that it has now."""
+    average = job.model.averages.find_filled(name, job.name)
+    current = job.model.snapshots.current.weights.buffers
+    for number, targets in enumerate(into.slabs):
+        sources = average.buffers.slabs[number] if number < average.filled else current.slabs[number]
+        for target, source in zip(targets, sources, strict=True):
+            target[:] = source
+
+
+async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
+    """The job's snapshot, and a copy of rows of an average, in the order in which they were asked for."""
+    model = job.model
+
+    def work() -> tuple[Snapshot, Array]:
+        average = model.averages.find_filled(name, job.name)
+        current = model.snapshots.current
+        extent, _ = model.groups.place(table.group, table.segment)
+        held = average.buffers if extent < average.filled else current.weights.buffers
+        return current, table.among(held.arrays[table.group])[table.ids]
+
+    return await job.between_steps(table.ids.size * table.columns, work)
