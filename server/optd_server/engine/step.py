@@ -107,9 +107,11 @@ class Step:
         whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
         if not rows and (present.all() or (whole and present.any())):
             return None
+        elements = int(np.dot(present, slab.sizes)) + sum(each.values.size for each in rows)
+        if elements * FRACTION > slab.count:
+            return None
         ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
-        change = Change(ranges, tuple((each.place, each.ids) for each in rows))
-        return change if change.elements * FRACTION <= slab.count else None
+        return Change(ranges, tuple((each.place, each.ids) for each in rows))
 
     @property
     def elements(self) -> int:
