@@ -96,6 +96,32 @@ def test_a_push_whose_answer_is_lost_is_applied_once(proxy: Proxy, plain: Plain,
     assert plain.summary(name).rejections == 0
 
 
+def test_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(proxy: Proxy, server: LocalServer, name: str):
+    """The answer that arrives in the end has what has changed since the weights that the worker has."""
+    expected = np.zeros((20_000, 3), "f4")
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(optd.connect(address, job=name, worker=worker, lane="grpc", timeout=SECONDS))
+            for worker, address in (("w0", proxy.address), ("w1", server.address))
+        ]
+        tables = [expected.copy() for _ in sessions]
+        mine, other = (
+            optd.SGD([table], lr=0.5, session=session) for table, session in zip(tables, sessions, strict=True)
+        )
+        for step, losses in enumerate([1, 0, 2]):
+            ids = np.array([step, 100 + step, step])
+            rows = gradient(0, step, 9).reshape(3, 3)
+            other.push([(ids[1:2], rows[:1])])
+            proxy.lose_answers(losses)
+            result = mine.step([(ids, rows)])
+            assert (result.repeat, result.applied_version) == (losses > 0, 2 * step + 2)
+            expected[ids[1]] -= np.float32(0.5) * rows[0]
+            for number, row in zip(ids, rows, strict=True):
+                expected[number] -= np.float32(0.5) * row
+            assert tables[0].tobytes() == expected.tobytes()
+        assert not tables[1].any()
+
+
 @pytest.mark.parametrize(
     ("act", "lossy"), [("step", 0), ("push", 1)], ids=["the first loses a step", "the last loses a push"]
 )
