@@ -1,7 +1,8 @@
 """Averages of the weights that the server keeps, pulled by name through both faces, against torch."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import optd
 import optd.torch
 from optd import errors
 from optd.local import LocalServer
-from optd_wire.values import AverageInfo
+from optd.transport.base import Sink
+from optd_wire.frames import Frame
+from optd_wire.values import AverageInfo, ReadStateResult, WriteStateHeader
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}
 
@@ -139,7 +142,73 @@ def test_a_group_that_comes_later(server: LocalServer, name: str) -> None:
         optimizer.step([[np.ones(2)], [np.ones(2)]])
         found = session.pull(weights="swa")
         assert found["w"].tolist() == [-2, -2]
-        np.testing.assert_allclose(found["v"], 6 + (5 - 6) / 3)
+        # As if the group had been there from the beginning.
+        np.testing.assert_allclose(found["v"], (7 + 6 + 5) / 3)
+
+
+def read(session: optd.Session, *fields: str) -> tuple[ReadStateResult, list[Frame]]:
+    """What a checkpoint of these fields has."""
+    frames: list[Frame] = []
+
+    def begin(result: ReadStateResult) -> Sink:
+        frames.clear()
+        return take
+
+    def take(received: Sequence[Frame]) -> None:
+        for each in received:
+            numbers = np.empty(each.count)
+            each.decode_into(numbers)
+            frames.append(Frame.of(each.group, each.offset, numbers, each.field))
+
+    return session.read_state(fields, into=begin), frames
+
+
+def write(session: optd.Session, result: ReadStateResult, frames: list[Frame]) -> None:
+    header = WriteStateHeader(session.job, session.worker, session.epoch, result.groups, result.averages)
+    session.write_state(header, lambda: iter([frames]))
+
+
+def test_a_checkpoint_has_them(server: LocalServer, name: str) -> None:
+    kept = [optd.EMA(0.5), optd.SWA(2)]
+    gradients = [np.array([1.0, 2.0, 4.0]) * step for step in range(1, 7)]
+
+    def attach(job: str) -> tuple[optd.Session, optd.Optimizer]:
+        session = optd.connect(server.address, job=job, averages=kept)
+        params = [{"params": {"w": np.zeros(2), "b": np.zeros(1)}}]
+        return session, optd.SGD(params, lr=0.1, momentum=0.9, session=session)
+
+    def train(optimizer: optd.Optimizer, part: slice) -> None:
+        for gradient in gradients[part]:
+            optimizer.step({"w": gradient[:2], "b": gradient[2:]})
+
+    first, straight = attach(name)
+    second, resumed = attach(name + ".resumed")
+    with first, second:
+        train(straight, slice(0, 3))
+        result, frames = read(first, "weights", "momentum_buffer", "ema", "swa")
+        assert result.averages == (AverageInfo("ema", 3), AverageInfo("swa", 2))
+        second.set_options(swa_start=0)  # versions begin anew, averages do not
+        write(second, result, frames)
+        assert second.info().averages == result.averages
+        train(straight, slice(3, None))
+        train(resumed, slice(3, None))
+        for average in ("", "ema", "swa"):
+            expected, found = first.pull(weights=average), second.pull(weights=average)
+            for parameter, array in expected.items():
+                np.testing.assert_array_equal(found[parameter], array)
+        incomplete = [frame for frame in frames if (frame.field, frame.group) != ("ema", 0)]
+        before = second.pull(weights="swa")
+        with pytest.raises(errors.IncompleteParameter, match="ema"):
+            write(second, result, incomplete)
+        assert (second.pull(weights="swa")["w"] == before["w"]).all()
+        second.set_options(swa_start=None)
+        with pytest.raises(errors.UnknownAverage, match="keeps no average 'swa'.*it keeps ema"):
+            write(second, result, frames)
+        with pytest.raises(errors.UnknownField, match="swa"):
+            read(second, "swa")
+        write(second, replace(result, averages=(AverageInfo("ema", 0),)), [])
+        with pytest.raises(errors.EmptyAverage):
+            second.pull(weights="ema")
 
 
 def test_what_is_pulled_is_of_one_version(server: LocalServer, name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from optd_server.engine.job import Job
 from optd_server.engine.plan import Memory
 from optd_server.engine.selection import Table
-from optd_server.store.flat import Array, FlatBuffers, bytes_of
+from optd_server.store.flat import Array, bytes_of
 from optd_server.store.snapshots import Snapshot, WeightSet
 
 
@@ -25,21 +25,13 @@ async def copy_average(job: Job, name: str) -> Snapshot:
 
     def work() -> Snapshot:
         current = model.snapshots.current
-        copied = WeightSet(current.weights.buffers.extents)
-        copy_into(copied.buffers, name, job)
+        average = model.averages.find_filled(name, job.name)
+        copied = WeightSet(average.buffers.extents)
+        for target, source in zip(copied.buffers.all_slabs(), average.buffers.all_slabs(), strict=True):
+            target[:] = source
         return replace(current, weights=copied)
 
     return await job.between_steps(model.elements, work)
-
-
-def copy_into(into: FlatBuffers, name: str, job: Job) -> None:
-    """Copies an average; a group that nothing has entered for yet has the weights that it has now."""
-    average = job.model.averages.find_filled(name, job.name)
-    current = job.model.snapshots.current.weights.buffers
-    for number, targets in enumerate(into.slabs):
-        sources = average.buffers.slabs[number] if number < average.filled else current.slabs[number]
-        for target, source in zip(targets, sources, strict=True):
-            target[:] = source
 
 
 async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
@@ -48,9 +40,6 @@ async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]
 
     def work() -> tuple[Snapshot, Array]:
         average = model.averages.find_filled(name, job.name)
-        current = model.snapshots.current
-        extent, _ = model.groups.place(table.group, table.segment)
-        held = average.buffers if extent < average.filled else current.weights.buffers
-        return current, table.among(held.arrays[table.group])[table.ids]
+        return model.snapshots.current, table.among(average.buffers.arrays[table.group])[table.ids]
 
     return await job.between_steps(table.ids.size * table.columns, work)

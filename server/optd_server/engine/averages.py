@@ -28,17 +28,21 @@ class Average:
     updates: int = 0
     """How many versions of the weights have entered it."""
     buffers: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
-    """What nothing has entered yet means nothing."""
-    filled: int = 0
-    """How many extents have something in them; groups that were added later have none until the next update."""
+    """What is in them means nothing before the first update."""
 
     def enter(self, weights: FlatBuffers, share: float, threads: int) -> None:
-        """Moves towards weights. What has nothing in it yet becomes what they are."""
-        for number, (averages, currents) in enumerate(zip(self.buffers.slabs, weights.slabs, strict=True)):
-            for average, current in zip(averages, currents, strict=True):
-                move(average, current, share if number < self.filled else 1.0, threads)
-        self.filled = len(self.buffers.slabs)
+        """Moves towards weights, and counts that."""
+        for average, current in zip(self.buffers.all_slabs(), weights.all_slabs(), strict=True):
+            move(average, current, share, threads)
         self.updates += 1
+
+    def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:
+        """Becomes what was written of it. Of groups that this knows nothing of, it is what the weights are."""
+        self.updates = updates
+        for number, targets in enumerate(self.buffers.slabs):
+            source = averages if number < len(averages.slabs) else weights
+            for target, numbers in zip(targets, source.slabs[number], strict=True):
+                target[:] = numbers
 
 
 class Averages:
@@ -86,6 +90,23 @@ class Averages:
         if not average.updates:
             return 1.0
         return 1 - option.number(self._options, EMA_DECAY) if name == EMA else 1 / (average.updates + 1)
+
+    def copies(self, weights: FlatBuffers) -> list[FlatBuffers]:
+        """What averages have of groups that are to be added with these weights; raises OSError.
+
+        Each average is then as if these groups had been there from its beginning.
+        """
+        copied = [FlatBuffers(weights.extents) for _ in self._kept]
+        for each in copied:
+            for target, source in zip(each.all_slabs(), weights.all_slabs(), strict=True):
+                target[:] = source
+        return copied
+
+    def adopt(self, copies: Sequence[FlatBuffers]) -> None:
+        """Takes these over, where there is something to join; the others make room when they need it."""
+        for average, copied in zip(self._kept.values(), copies, strict=True):
+            if average.updates:
+                average.buffers.adopt(copied)
 
     def fit(self, extents: Sequence[Extent]) -> None:
         """Makes room for all of `extents`; raises OSError."""

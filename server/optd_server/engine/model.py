@@ -158,10 +158,12 @@ class Model:
         before = self.plan.bytes
         self._memory.reserve(self.plan, self.bytes_with(spec))
         try:
+            copies = self.averages.copies(weights)
             self.snapshots.add(weights)
         except OSError:
             self._memory.reserve(self.plan, before)
             raise
+        self.averages.adopt(copies)
         self.groups.add([spec], self.version.version)
         self.publish_revision()
         return self.groups.info(len(self.groups) - 1)

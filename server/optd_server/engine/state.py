@@ -61,7 +61,7 @@ def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selec
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
     groups = job.model.groups
     states = [field.name for field in groups.algorithm.all_state]
-    known = [WEIGHTS, GRADIENT, *states]
+    known = [WEIGHTS, GRADIENT, *states, *(info.name for info in job.model.averages.infos())]
     for field in fields:
         if field not in known:
             raise UnknownField(job=job.name, field=field[:200], fields=", ".join(known))
@@ -82,7 +82,7 @@ def _read(model: Model, selection: Selection) -> StateReading:
     indices = range(len(model.groups)) if selection.group is None else [selection.group]
     frames = [frame for group in indices for frame in _frames(model, group, selection)]
     groups = tuple(_group_state(model, index, with_gradient=GRADIENT in selection.fields) for index in indices)
-    return StateReading(ReadStateResult(model.version, groups), frames)
+    return StateReading(ReadStateResult(model.version, groups, model.averages.infos()), frames)
 
 
 def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
@@ -104,6 +104,9 @@ def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str,
     gradient = model.gradient(group, index)
     if gradient is not None:
         yield GRADIENT, gradient
+    for info in model.averages.infos():
+        if info.updates:
+            yield info.name, model.averages.find(info.name, model.name).buffers.arrays[group][index]
     state = model.groups.state(group, index).state
     yield from ((field.name, state[field.name]) for field in model.groups.algorithm.all_state if _has(state, field))
 
@@ -203,6 +206,8 @@ class StateUpload:
         self._worker, self._epoch = header.worker, header.epoch
         self._fields = {field.name: field for field in model.groups.algorithm.all_state}
         self._known = [WEIGHTS, *self._fields]
+        self._averages = {info.name: info.updates for info in header.averages}
+        self._check_averages()
         self._extents = list(model.groups.extents)
         self._sinks: dict[str, FrameSink] = {}
         self._shapes = {
@@ -213,10 +218,17 @@ class StateUpload:
         }
         _check_groups(job, header.groups, self._known)
 
+    def _check_averages(self) -> None:
+        """Raises `UnknownAverage` for one that the job does not keep."""
+        for name in self._averages:
+            self._job.model.averages.find(name, self._job.name)
+
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
-        needed = bytes_of(layouts) + sum(state_bytes(self._fields.values(), layout) for layout in layouts)
+        needed = bytes_of(layouts) * (1 + len(self._averages)) + sum(
+            state_bytes(self._fields.values(), layout) for layout in layouts
+        )
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
@@ -225,7 +237,7 @@ class StateUpload:
             self._sink(frame.field or WEIGHTS).write_all((frame,))
 
     def _sink(self, field: str) -> FrameSink:
-        if field not in self._known:
+        if field not in self._known and field not in self._averages:
             raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join(self._known))
         if field not in self._sinks:
             names = self._job.model.groups.names
@@ -242,7 +254,7 @@ class StateUpload:
         return layout_of(self._shapes.get((group, field)) or shapes_of(self._fields[field], layout), layout)
 
     def _extents_of(self, field: str) -> Sequence[Extent]:
-        if field == WEIGHTS:
+        if field == WEIGHTS or field in self._averages:
             return self._extents
         if not self._own_buffer(field):
             return computed(self._extents)
@@ -257,16 +269,22 @@ class StateUpload:
     async def apply(self, clock: Callable[[], float]) -> JobVersion:
         """Replaces what was written, all or nothing.
 
-        Raises `IncompleteParameter`, or `StaleEpoch` where the worker has been fenced meanwhile.
+        An average must be written whole, unless nothing has entered it. Raises `IncompleteParameter`,
+        `UnknownAverage`, or `StaleEpoch` where the worker has been fenced meanwhile.
         """
         for sink in self._sinks.values():
             sink.ledger.presence()
+        for name, updates in self._averages.items():
+            if updates:
+                self._sink(name).ledger.require_all()
         entries = {entry.field for group in self._groups for entry in group.entries}
-        self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS})
+        self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS, *self._averages})
         model = self._job.model
 
         def check() -> None:
             self._job.workers.check(self._worker, self._epoch, clock())
+            self._check_averages()
+            model.averages.fit(model.groups.extents)
 
         return await self._job.replace_weights(model.elements, self._replace, check)
 
@@ -276,7 +294,12 @@ class StateUpload:
             _put_group_state(groups, given)
         for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
             target[:] = source
+        for name, updates in self._averages.items():
+            averages = self._job.model.averages
+            averages.find(name, self._job.name).restore(updates, self._sink(name).buffers, following)
         for name, sink in self._sinks.items():
+            if name in self._averages:
+                continue
             if self._own_buffer(name):
                 self._put(name, sink)
                 continue
