@@ -62,13 +62,15 @@ def connect(
         MissingToken, WrongToken: The server wants a token, or another one.
         InvalidName: A job's or worker's name is not one.
         UnknownEncoding: There is no such encoding.
-        InvalidRequest: There is no such lane, it carries no such encoding, or a fraction is not in (0, 1].
+        InvalidRequest: There is no such lane, it carries no such encoding, a fraction is not in (0, 1], or `gradients`
+            or `averages` are none.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
     wire = Wire.of(encoding)
     if lane == "shm" and not wire.exact:
         raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
+    options = options_of(gradients, averages)
     address = environment.server(address)
     job = check_name("job", environment.job(job))
     worker = check_name("worker", environment.worker(worker))
@@ -88,7 +90,7 @@ def connect(
         worker=worker,
         timeout=timeout,
         policy=policy or Async(),
-        options=options_of(gradients, averages),
+        options=options,
         max_message_bytes=status.limits.max_message_bytes,
         lane=lane,
         wire=wire,

@@ -5,9 +5,9 @@ The server declares the options; what is wrong with one it says when the job is 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import Literal
 
+from optd_wire.errors import InvalidRequest
 from optd_wire.values import OptionValue
 
 
@@ -73,7 +73,14 @@ Averages = EMA | SWA | Iterable[EMA | SWA]
 
 
 def options_of(gradients: Gradients | None, averages: Averages | None) -> dict[str, OptionValue]:
-    """The options of a job as a whole, from what `connect` is given."""
+    """The options of a job as a whole, from what `connect` is given; raises `InvalidRequest` for anything else."""
     kept = (averages,) if isinstance(averages, EMA | SWA) else tuple(averages or ())
-    given = ([] if gradients is None else [gradients], kept)
-    return {name: value for each in chain(*given) for name, value in each.options().items()}
+    if not isinstance(gradients, Gradients | None):
+        raise InvalidRequest(problem=f"gradients must be optd.Gradients(...), got {gradients!r}")
+    for each in kept:
+        if not isinstance(each, EMA | SWA):
+            raise InvalidRequest(
+                problem=f"averages must be optd.EMA(...), optd.SWA(...) or a list of them, got {each!r}"
+            )
+    given = (*kept, *([] if gradients is None else [gradients]))
+    return {name: value for each in given for name, value in each.options().items()}

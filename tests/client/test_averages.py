@@ -131,6 +131,19 @@ def test_an_average_begins_and_ends_in_mid_training(server: LocalServer, name: s
             session.set_options(ema_decay=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"averages": "ema"}, r"averages must be optd.EMA\(...\), optd.SWA\(...\) or a list of them, got 'e'"),
+        ({"averages": [0.9]}, "averages must be .* got 0.9"),
+        ({"gradients": {"clip_norm": 1.0}}, r"gradients must be optd.Gradients\(...\), got \{'clip_norm': 1.0\}"),
+    ],
+)
+def test_what_is_no_average_is_refused_before_anything_is_asked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=message):
+        optd.connect("127.0.0.1:1", **given)
+
+
 def test_a_group_that_comes_later(server: LocalServer, name: str) -> None:
     with optd.connect(server.address, job=name, averages=optd.SWA(1)) as session:
         optimizer = optd.SGD([{"params": {"w": np.zeros(2)}}], lr=1.0, session=session)

@@ -796,3 +796,27 @@ def test_a_parameter_of_no_dimension_has_no_rows(plain: Plain, name: str):
     request = training_service_pb2.PullRowsRequest(job=name, parameter="scale", ids=ids_bytes(0))
     with refused("INVALID_REQUEST", "'scale'", "()"):
         list(plain.training.PullRows(request, timeout=SECONDS))
+
+
+def test_a_push_has_terms_and_averages_are_pulled(plain: Plain, name: str) -> None:
+    spec = job_spec(name, [group("body", BODY), group("head", HEAD)], lr=1.0)
+    spec.options["ema_decay"].number = 0.5
+    spec.options["accumulate"].integer = 2
+    plain.create(spec, INITIAL)
+    epoch = plain.join(name)
+    first = plain.push(header(name, "w0", epoch, 1, weight=3.0, loss_scale=4.0), GRADIENT)
+    assert (first.accumulated, first.applied_version, first.version.version) == (1, 1, 0)
+    second = plain.push(header(name, "w0", epoch, 2), GRADIENT)
+    assert (second.accumulated, second.version.version) == (0, 1)
+    found = plain.weights(name)
+    assert found["b"].tolist() == (B - (3 / 4 + 1) / 4).tolist()
+    plain.push(header(name, "w0", epoch, 3), GRADIENT)
+    plain.push(header(name, "w0", epoch, 4), GRADIENT)
+    request = training_service_pb2.PullRequest(job=name, weights="ema", parameters=["b"])
+    answers = list(plain.training.Pull(request, timeout=SECONDS))
+    average = arrays(plain.info(name), [sent for answer in answers for sent in answer.frames])["b"]
+    assert average.tolist() == (found["b"] - 0.5).tolist()
+    assert [(each.name, each.updates) for each in plain.info(name).averages] == [("ema", 2)]
+    request.weights = "swa"
+    with refused("UNKNOWN_AVERAGE", name, "swa", "ema"):
+        list(plain.training.Pull(request, timeout=SECONDS))

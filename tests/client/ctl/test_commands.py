@@ -195,6 +195,7 @@ def test_set_for_the_whole_job(optctl, train: Callable):
         f"{job.name}: clip_norm none -> 1e-06, since version {version}",
         f"{job.name}: clip_norm_type is 2 already",
     ]
+    assert optctl("set", job.name, "ema_decay=0.5").code == 0
     job.step()
     document = optctl("set", job.name, "clip_norm=none", "-o", "json").document
     assert (document["previous"]["options"]["clip_norm"], document["options"]["options"]["clip_norm"]) == (1e-06, None)
@@ -203,6 +204,8 @@ def test_set_for_the_whole_job(optctl, train: Callable):
     assert any(line.startswith("gradients") and "clipped 1" in line for line in shown.lines)
     assert document["options"] == optctl("set", job.name, "clip_norm=none", "-o", "json").document["options"]
     assert document["job"]["gradients"]["clipped_steps"] == 1
+    assert any(line.split() == ["averages", "ema", "of", "1"] for line in shown.lines)
+    assert document["averages"] == [{"name": "ema", "updates": 1}]
 
 
 def test_delete(optctl, train: Callable):

@@ -8,25 +8,27 @@ from optd.ctl.invocation import Invocation
 from optd.ctl.tables import facts
 from optd.transport.base import Transport
 from optd_wire.errors import UnknownJob
-from optd_wire.values import JobOptions, JobSummary
+from optd_wire.values import AverageInfo, JobOptions, JobSummary
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job at a glance, and its options as a whole."""
+    """A job at a glance, its options as a whole, and the averages of its weights."""
 
     job: JobSummary
     options: JobOptions
+    averages: tuple[AverageInfo, ...]
 
 
 def job(invocation: Invocation, job: Job) -> None:
-    """Show a job: its options as a whole, and what has become of its gradients."""
+    """Show a job: its options as a whole, what has become of its gradients, and the averages that it keeps."""
 
     def attempt(server: Transport, left: float) -> JobView:
         summary = next((found for found in server.list_jobs(left) if found.name == job), None)
         if summary is None:
             raise UnknownJob(job=job)
-        return JobView(summary, server.get_job(job, left).options)
+        info = server.get_job(job, left)
+        return JobView(summary, info.options, info.averages)
 
     view = invocation.server.ask(attempt)
     invocation.answer(view, facts(_facts(view)))
@@ -41,4 +43,5 @@ def _facts(view: JobView) -> list[tuple[str, str]]:
         ("size", f"{text.count(summary.groups)} groups, {text.count(summary.elements)} elements"),
         ("options", f"{text.options(options.options, options.options)}  ({since})"),
         ("gradients", text.gradients(summary.gradients) or text.NONE),
+        ("averages", ", ".join(f"{each.name} of {text.count(each.updates)}" for each in view.averages) or text.NONE),
     ]
