@@ -2,25 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
-from optd_server.engine.gradients import UNCLIPPED
 from optd_server.engine.intake import check_header
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push, Upload
 from optd_server.engine.round import Refused, Round
-from optd_server.engine.row_rules import check_gradients
-from optd_server.engine.step import Step
+from optd_server.engine.stepping import Outcome, Stepping, no_memory
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Gradient, Slot
-from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
 from optd_wire.frames import Received
-from optd_wire.values import GroupOptions, PushHeader, PushResult
+from optd_wire.values import PushHeader, PushResult
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +36,7 @@ class Pushes:
         self._workers = workers
         self._writer = writer
         self._offload = offload
+        self._stepping = Stepping(model, offload)
         self._under_way: dict[str, Push] = {}
         self._rounds: dict[Push, Round] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +123,7 @@ class Pushes:
         header = push.header
         check_header(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
-        self._plan_options([*self._rule.waiting, push])
+        self._stepping.plan_options([*self._rule.waiting, push])
         self._under_way[header.worker] = push
         due = self._rule.offer(push)
         if due:
@@ -216,7 +214,7 @@ class Pushes:
             except OSError as problem:
                 self._model.slots.give_back(slot)
                 for push in due:
-                    self._let_go(push, self._no_memory("its gradient", problem))
+                    self._let_go(push, no_memory(self._model.name, "its gradient", problem))
                 return
         nonfinite, check_room = self._model.conditioning.nonfinite, self._model.check_rows
         round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room)
@@ -280,10 +278,6 @@ class Pushes:
             self._let_go(push, error if push is culprit else others)
         round_.break_off(lambda: None if slot is None else self._model.slots.give_back(slot))
 
-    def _no_memory(self, what: str, problem: OSError) -> RoundBroken:
-        why = f"the server gets no memory for {what}: {problem.strerror or problem}"
-        return RoundBroken(job=self._model.name, why=why)
-
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
         """Ends the account of a push."""
         if self._under_way.get(push.header.worker) is push:
@@ -319,7 +313,7 @@ class Pushes:
         self._check_not_failed()
         try:
             before = round_.pushes[: round_.pushes.index(push)]
-            self._plan_options([*before, push])
+            self._stepping.plan_options([*before, push])
         except OptdError as error:
             raise Refused(push, error) from None
 
@@ -328,116 +322,13 @@ class Pushes:
             # A new one each time: an error that is raised again and again drags along all tracebacks.
             raise copy(self._failed)
 
-    def _plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
-        """The options that the groups have after what rides along with these pushes, one after the other."""
-        updates = [update for push in pushes for update in push.header.updates]
-        if not updates:
-            return []
-        return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
-
     async def _step(self, round_: Round) -> None:
-        model, conditioning = self._model, self._model.conditioning
-        version = model.version.version
-        weights = None if conditioning.waits_for_more else await self._spare()
-        if self._rounds.get(round_.pushes[0]) is not round_:
-            return  # broken off while it waited for readers
-        changes = self._plan_options(round_.pushes)
-        self._check_gradients(round_, dict(changes))
-        self._check_room(round_)
-        round_.stepping = True
-        gradient: Gradient | None = await self._offload.run(model.cost(round_.elements), round_.gradient)
-        assert gradient is not None
-        model.change_options(changes)
-        conditioning.note_nonfinite(round_, version)
-        if round_.skipped:
-            self._skip(round_, version)
-            return
-        gradient.cover(model.groups.extents)
-        if conditioning.accumulates:
-            gradient = await self._accumulate(round_, gradient, last=weights is not None)
-        if gradient is not None and weights is not None:
-            await self._step_with(gradient, round_, weights)
+        outcome = await self._stepping.take(round_, lambda: self._rounds.get(round_.pushes[0]) is round_)
+        if outcome is not None:
+            for push in round_.pushes:
+                self._answer(push, outcome)
 
-    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> None:
-        """Steps into a spare set of weights, publishes it, and answers the pushes of the round."""
-        model, conditioning = self._model, self._model.conditioning
-        version = model.version.version
-        cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
-        clipped = UNCLIPPED
-        if conditioning.clips:
-            clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
-        step = Step(model.groups, version, model.snapshots, gradient, weights)
-        await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
-        due = model.averages.due(version + 1)
-        if due:
-            elements, threads = model.elements, self._offload.threads
-            await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
-        conditioning.note(clipped)
-        if round_.slot is None:
-            model.slots.forget()
-        else:
-            model.slots.keep(round_.slot, gradient)
-        model.publish_step(weights, step.changes)
-        for push in round_.pushes:
-            self._answer(push, version)
-
-    async def _spare(self) -> WeightSet:
-        try:
-            return await self._model.snapshots.spare()
-        except OSError as problem:
-            raise self._no_memory("the weights after it", problem) from None
-
-    def _check_room(self, round_: Round) -> None:
-        """Raises `RoundBroken` where what is to be done to the gradient of a round cannot be done."""
-        conditioning, extents = self._model.conditioning, self._model.groups.extents
-        if round_.slot is None and conditioning.writes:
-            # Options have changed since it began: with the gradient in a slot it begins anew.
-            raise RoundBroken(job=self._model.name, why="options of the job have changed")
-        try:
-            if round_.slot is not None and conditioning.accumulates:
-                conditioning.accumulation.fit(round_.slot, extents)
-            self._model.averages.fit(extents)
-        except OSError as problem:
-            raise self._no_memory("what is added up and averaged", problem) from None
-
-    async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
-        """Adds a round to those before it: the mean of all if it is the last one, else answers its pushes."""
-        model, sums = self._model, self._model.conditioning.accumulation
-        assert round_.slot is not None, "what is added up lies in a slot"
-        slot, extents = round_.slot, model.groups.extents
-        cost = model.cost(round_.elements)
-        await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
-        if last:
-            cost = model.cost(model.elements)
-            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload))
-            model.release_accumulation()
-            return finished
-        model.slots.give_back(slot)
-        for push in round_.pushes:
-            self._answer(push, model.version.version, accumulated=sums.count)
-        model.notify()
-        return None
-
-    def _skip(self, round_: Round, version: int) -> None:
-        """Answers pushes that no step is made of; the job is where it was."""
-        model = self._model
-        model.conditioning.note_skip()
-        if round_.slot is not None:
-            model.slots.give_back(round_.slot)
-        for push in round_.pushes:
-            self._answer(push, version, skipped=True)
-        model.notify()
-
-    def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
-        """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""
-        options = {index: changed.options for index, changed in changes.items()}
-        for push in round_.pushes:
-            try:
-                check_gradients(self._model.groups, options, *round_.has(push))
-            except OptdError as error:
-                raise Refused(push, error) from None
-
-    def _answer(self, push: Push, stepped_from: int, *, accumulated: int = 0, skipped: bool = False) -> None:
+    def _answer(self, push: Push, outcome: Outcome) -> None:
         """Marks a push as dealt with and answers its callers.
 
         One that has been `accumulated` becomes part of the version that comes next.
@@ -447,15 +338,15 @@ class Pushes:
         moved_on = header.known_revision != version.revision
         result = PushResult(
             version=version,
-            applied_version=version.version + bool(accumulated),
-            staleness=max(0, stepped_from - header.base_version),
+            applied_version=version.version + bool(outcome.accumulated),
+            staleness=max(0, outcome.stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
-            accumulated=accumulated,
-            skipped=skipped,
+            accumulated=outcome.accumulated,
+            skipped=outcome.skipped,
         )
         self._workers.mark(header.worker, header.epoch, header.sequence, result)
-        self.applied += not skipped
+        self.applied += not outcome.skipped
         self._let_go(push)
         push.succeed(result)
 

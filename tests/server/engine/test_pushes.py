@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.server.engine.conftest import settle, weights
 
-from optd_server.engine import pushes as pushes_module
+from optd_server.engine import stepping
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.values import Async, GroupUpdate, PushHeader, Sync
@@ -202,7 +202,7 @@ def test_a_step_that_breaks_off_ends_the_job_and_says_so(play, monkeypatch):
         def breaks(*arguments):
             raise MemoryError("no room")
 
-        monkeypatch.setattr(pushes_module.Step, "take", breaks)
+        monkeypatch.setattr(stepping.Step, "take", breaks)
         with pytest.raises(errors.JobFailed, match=r"failed in the step after version 0: MemoryError\('no room'\)"):
             await engine.push(job, "a", 1)
         monkeypatch.undo()

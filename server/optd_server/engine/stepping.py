@@ -1,0 +1,153 @@
+"""The step of a round whose gradients are there: what is done to them, with them, and where it ends.
+
+Actions of the job's writer: one at a time. Who is to be answered, and how, is no business of this module.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optd_server.engine.gradients import UNCLIPPED
+from optd_server.engine.model import Model
+from optd_server.engine.offload import Offload
+from optd_server.engine.push import Push
+from optd_server.engine.round import Refused, Round
+from optd_server.engine.row_rules import check_gradients
+from optd_server.engine.step import Step
+from optd_server.store.gradients import Gradient
+from optd_server.store.snapshots import WeightSet
+from optd_wire.errors import OptdError, RoundBroken
+from optd_wire.values import GroupOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What has become of a round, and the version that it found."""
+
+    stepped_from: int
+    accumulated: int = 0
+    """How many rounds are added up for a step that is still to come; 0 where there was one."""
+    skipped: bool = False
+    """Whether there was none, and is to be none."""
+
+
+def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
+    """The error of a push that the system has no memory for."""
+    why = f"the server gets no memory for {what}: {problem.strerror or problem}"
+    return RoundBroken(job=job, why=why)
+
+
+class Stepping:
+    """Takes the steps of one job."""
+
+    def __init__(self, model: Model, offload: Offload) -> None:
+        self._model = model
+        self._offload = offload
+
+    def plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
+        """The options that the groups have after what rides along with these pushes, one after the other."""
+        updates = [update for push in pushes for update in push.header.updates]
+        if not updates:
+            return []
+        return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
+
+    async def take(self, round_: Round, is_whole: Callable[[], bool]) -> Outcome | None:
+        """Makes a round a step, or adds it up for one; returns None where it is no longer whole, as `is_whole` tells.
+
+        Raises `Refused` for a push that cannot be part of any step, or `RoundBroken`; nothing has changed then.
+        """
+        model, conditioning = self._model, self._model.conditioning
+        version = model.version.version
+        weights = None if conditioning.waits_for_more else await self._spare()
+        if not is_whole():
+            return None  # broken off while it waited for readers
+        changes = self.plan_options(round_.pushes)
+        self._check_gradients(round_, dict(changes))
+        self._check_room(round_)
+        round_.stepping = True
+        gradient: Gradient | None = await self._offload.run(model.cost(round_.elements), round_.gradient)
+        assert gradient is not None
+        model.change_options(changes)
+        conditioning.note_nonfinite(round_, version)
+        if round_.skipped:
+            self._skip(round_)
+            return Outcome(version, skipped=True)
+        gradient.cover(model.groups.extents)
+        if conditioning.accumulates:
+            gradient = await self._accumulate(round_, gradient, last=weights is not None)
+        if gradient is None or weights is None:
+            return Outcome(version, accumulated=conditioning.accumulation.count)
+        await self._step_with(gradient, round_, weights)
+        return Outcome(version)
+
+    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> None:
+        """Steps into a spare set of weights, and publishes it."""
+        model, conditioning = self._model, self._model.conditioning
+        version = model.version.version
+        cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
+        clipped = UNCLIPPED
+        if conditioning.clips:
+            clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
+        step = Step(model.groups, version, model.snapshots, gradient, weights)
+        await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
+        due = model.averages.due(version + 1)
+        if due:
+            elements, threads = model.elements, self._offload.threads
+            await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
+        conditioning.note(clipped)
+        if round_.slot is None:
+            model.slots.forget()
+        else:
+            model.slots.keep(round_.slot, gradient)
+        model.publish_step(weights, step.changes)
+
+    async def _spare(self) -> WeightSet:
+        try:
+            return await self._model.snapshots.spare()
+        except OSError as problem:
+            raise no_memory(self._model.name, "the weights after it", problem) from None
+
+    def _check_room(self, round_: Round) -> None:
+        """Raises `RoundBroken` where what is to be done to the gradient of a round cannot be done."""
+        conditioning, extents = self._model.conditioning, self._model.groups.extents
+        if round_.slot is None and conditioning.writes:
+            # Options have changed since it began: with the gradient in a slot it begins anew.
+            raise RoundBroken(job=self._model.name, why="options of the job have changed")
+        try:
+            if round_.slot is not None and conditioning.accumulates:
+                conditioning.accumulation.fit(round_.slot, extents)
+            self._model.averages.fit(extents)
+        except OSError as problem:
+            raise no_memory(self._model.name, "what is added up and averaged", problem) from None
+
+    async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
+        """Adds a round to those before it; returns the mean of all if it is the last one."""
+        model, sums = self._model, self._model.conditioning.accumulation
+        assert round_.slot is not None, "what is added up lies in a slot"
+        slot, extents = round_.slot, model.groups.extents
+        cost = model.cost(round_.elements)
+        await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
+        if last:
+            cost = model.cost(model.elements)
+            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload))
+            model.release_accumulation()
+            return finished
+        model.slots.give_back(slot)
+        model.notify()
+        return None
+
+    def _skip(self, round_: Round) -> None:
+        """Notes that no step is made of a round; the job is where it was."""
+        model = self._model
+        model.conditioning.note_skip()
+        if round_.slot is not None:
+            model.slots.give_back(round_.slot)
+        model.notify()
+
+    def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
+        """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""
+        options = {index: changed.options for index, changed in changes.items()}
+        for push in round_.pushes:
+            try:
+                check_gradients(self._model.groups, options, *round_.has(push))
+            except OptdError as error:
+                raise Refused(push, error) from None
