@@ -83,7 +83,8 @@ class ErrorFeedback:
         frame = Frame(gathered.group, gathered.offset, gathered.count, self.encoding, payload, gathered.field)
         sent = np.empty_like(rest)
         frame.decode_into(sent)
-        # A push with numbers that are not finite is refused, and none of this is kept.
-        with np.errstate(invalid="ignore"):
-            rest -= sent
+        # Where such a push is not refused, what was not finite is gone, and what travelled with it comes next time.
+        sent[~np.isfinite(sent)] = 0
+        rest -= sent
+        rest[~np.isfinite(rest)] = 0
         return frame, rest

@@ -126,6 +126,22 @@ def test_a_bound_of_a_group_that_comes_with_a_push_clips_that_push(server: Local
         assert (gradient == 1).all()
 
 
+def test_bounds_of_all_groups_are_arguments_of_both_faces(server: LocalServer, name: str) -> None:
+    weights, tensor = np.zeros(2), torch.nn.Parameter(torch.zeros(2))
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, clip_value=0.5, clip_norm=0.5, session=session)
+        optimizer.step({"w": np.array([3.0, 4.0])})
+        np.testing.assert_allclose(weights, [-(0.125**0.5)] * 2, rtol=2e-6)
+        assert optimizer.param_groups[0]["clip_value"] == 0.5
+    with optd.torch.SGD([tensor], lr=1.0, clip_value=0.5, server=server.address, job=name + ".torch") as other:
+        tensor.grad = torch.tensor([3.0, -4.0])
+        other.step()
+        assert tensor.tolist() == [-0.5, 0.5]
+        assert set(other.state_dict()["param_groups"][0]) - {"clip_value", "name"} == set(
+            torch.optim.SGD([tensor], lr=1.0).state_dict()["param_groups"][0]
+        )
+
+
 # Weights and scales of pushes
 
 
@@ -266,3 +282,16 @@ def test_entries_of_one_worker_count_as_zeros_in_the_mean(server: LocalServer, n
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(train, ("a", "b"), ([1.0, math.nan, 4.0], [1.0, 2.0, -math.inf])))
     assert found == [[-1.0, -1.0, -2.0]] * 2
+
+
+@pytest.mark.parametrize("encoding", ["topk:0.5", "int8"])
+def test_what_a_short_encoding_keeps_of_a_gradient_is_finite(server: LocalServer, name: str, encoding: str) -> None:
+    weights = np.zeros(4)
+    how = {"encoding": encoding, "gradients": optd.Gradients(nonfinite="zero")}
+    with optd.connect(server.address, job=name, **how) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        optimizer.step({"w": np.array([np.nan, 4.0, 2.0, 1.0])})
+        for _ in range(6):
+            optimizer.step({"w": np.zeros(4)})
+        # All that was finite has arrived in the end.
+        np.testing.assert_allclose(session.pull()["w"], [0, -4, -2, -1], rtol=1e-2)
