@@ -5,6 +5,7 @@ gradient arrives in the end (Karimireddy et al., "Error Feedback Fixes SignSGD",
 encoding: `topk` needs it, `int8` gains by it, for one more pass over the gradient.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ class ErrorFeedback:
         self.encoding = encoding
         # By group and offset of the segment, whose elements they are.
         self._residuals: dict[tuple[int, int], Array] = {}
+        self._scale = 1.0
         self._pending: list[tuple[Array, Array]] | None = None
 
     @property
@@ -34,14 +36,16 @@ class ErrorFeedback:
         """Whether a push waits to be settled."""
         return self._pending is not None
 
-    def begin(self, view: FlatView, gradients: Sequence[Sequence[Array | None]]) -> Source:
+    def begin(self, view: FlatView, gradients: Sequence[Sequence[Array | None]], scale: float = 1.0) -> Source:
         """What to push: the gradients and what is left of earlier ones, encoded, the same in each attempt.
 
-        Parameters without a gradient keep their residuals. `gradients` are not needed any more afterwards. Raises
-        `EncodingOverflow`, and has changed nothing then.
+        Parameters without a gradient keep their residuals. `scale` is what the gradients are divided by where they
+        arrive: what is left of those with another one is brought to it. `gradients` are not needed any more
+        afterwards. Raises `EncodingOverflow`, and has changed nothing then.
         """
         if self.pending:
             raise RuntimeError("the push before has not been settled")
+        self._bring_to(scale)
         batches: list[list[Outgoing]] = []
         pending: list[tuple[Array, Array]] = []
         for batch in view.batches(gradients, encoding=self.encoding):
@@ -55,6 +59,12 @@ class ErrorFeedback:
         self._pending = pending
 
         return lambda: iter(batches)
+
+    def _bring_to(self, scale: float) -> None:
+        if 0 < scale < math.inf and scale != self._scale:  # the server refuses what is none
+            for residual in self._residuals.values():
+                np.multiply(residual, scale / self._scale, out=residual)
+            self._scale = scale
 
     def settle(self, *, applied: bool) -> None:
         """Ends a push: where it was `applied` what it left out is the new residual, else all is as it was before.

@@ -201,7 +201,9 @@ class Registration:
             raise InvalidRequest(problem=problem)
         return wire
 
-    def _source(self, gradients: Gradients, wire: Wire, *, has_weights: bool = False) -> tuple[Source, Settle]:
+    def _source(
+        self, gradients: Gradients, wire: Wire, terms: Terms, *, has_weights: bool = False
+    ) -> tuple[Source, Settle]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
         What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
@@ -210,16 +212,18 @@ class Registration:
         shared = None if with_rows else self.shared_gradients()
         if shared is not None:
             return self._shared_source(whole, shared), _forget
-        source, settle = self._whole_source(whole, wire.gradients, wire.name)
+        source, settle = self._whole_source(whole, wire.gradients, wire.name, terms.loss_scale or 1.0)
         if with_rows:
             source = WithRows(source, gradients, wire.gradients, self.session.batch_bytes, has_weights)
         return source, settle
 
-    def _whole_source(self, gradients: Rows, encoding: Encoding | None, name: str) -> tuple[Source, Settle]:
+    def _whole_source(
+        self, gradients: Rows, encoding: Encoding | None, name: str, loss_scale: float
+    ) -> tuple[Source, Settle]:
         if encoding is None or not encoding.leaves_out:
             return self._view.source(gradients, encoding=encoding), _forget
         feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
-        return feedback.begin(self._view, gradients), lambda applied: feedback.settle(applied=applied)
+        return feedback.begin(self._view, gradients, loss_scale), lambda applied: feedback.settle(applied=applied)
 
     def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
         memory = self.session.shared_memory
@@ -314,7 +318,7 @@ class Registration:
             updates = self._mirror.changes(self._dicts)
             wire = self._wire(encoding)
             source, settle = self._source(
-                gradients, wire, has_weights=has_weights and self.in_arrays and not self._has_average
+                gradients, wire, terms, has_weights=has_weights and self.in_arrays and not self._has_average
             )
             pushed, pulled = self.session.step(
                 source, updates, self._base, settle, self._write, self._in_place, wire.weights, terms
@@ -329,7 +333,7 @@ class Registration:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
-            source, settle = self._source(gradients, self._wire(encoding))
+            source, settle = self._source(gradients, self._wire(encoding), terms)
             pushed = self.session.push(source, updates, self._base, settle, terms)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)

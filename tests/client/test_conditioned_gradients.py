@@ -295,3 +295,13 @@ def test_what_a_short_encoding_keeps_of_a_gradient_is_finite(server: LocalServer
             optimizer.step({"w": np.zeros(4)})
         # All that was finite has arrived in the end.
         np.testing.assert_allclose(session.pull()["w"], [0, -4, -2, -1], rtol=1e-2)
+
+
+def test_what_is_kept_of_a_scaled_gradient_counts_with_its_own_scale(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name, encoding="topk:0.5") as session:
+        optimizer = optd.SGD({"w": np.zeros(4)}, lr=1.0, session=session)
+        optimizer.step({"w": np.array([4.0, 3.0, 2.0, 1.0]) * 1024}, loss_scale=1024)
+        optimizer.step({"w": np.zeros(4)}, loss_scale=0.25)
+        for _ in range(3):
+            optimizer.step({"w": np.zeros(4)})
+        assert session.pull()["w"].tolist() == [-4, -3, -2, -1]
