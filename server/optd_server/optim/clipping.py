@@ -67,9 +67,10 @@ def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
         return Clipped(0.0, changed)
     norms = group_norms(pieces, len(bounds.norms), bounds.p, threads)
     factors = _factor(norms, bounds.norms)
-    factors = factors * _factor(norm_of(norms * factors, bounds.p), bounds.norm)
+    with np.errstate(invalid="ignore"):
+        factors = factors * _factor(norm_of(norms * factors, bounds.p), bounds.norm)
     for piece in pieces:
-        if factors[piece.group] < 1:
+        if factors[piece.group] != 1:  # a NaN, of a sum that has overflowed, spreads as in torch
             changed = True
             _scale(piece.elements, float(factors[piece.group]), threads)
     return Clipped(norm_of(norms, bounds.p), changed)
@@ -77,7 +78,7 @@ def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
 
 def _factor(norm: Any, bound: Any) -> Any:
     with np.errstate(all="ignore"):
-        return np.minimum(1.0, np.divide(bound, np.add(norm, EPSILON)))
+        return np.where(np.isinf(bound), 1.0, np.minimum(1.0, np.divide(bound, np.add(norm, EPSILON))))
 
 
 def group_norms(pieces: Sequence[Piece], groups: int, p: float, threads: int = 1) -> Floats:
@@ -124,7 +125,8 @@ def _block_norm(block: npt.NDArray[np.floating[Any]], p: float) -> float:
 
 def clip_values(elements: Vector, bound: float, threads: int = 1) -> bool:
     """Set elements beyond -bound … bound to the nearer of these, in place; return whether there was one."""
-    limit = elements.dtype.type(bound)
+    with np.errstate(over="ignore"):
+        limit = elements.dtype.type(bound)
 
     def work(first: int, last: int) -> bool:
         changed = False
@@ -141,6 +143,7 @@ def _scale(elements: Vector, factor: float, threads: int) -> None:
     rounded = elements.dtype.type(factor)
 
     def work(first: int, last: int) -> None:
-        np.multiply(elements[first:last], rounded, out=elements[first:last])
+        with np.errstate(all="ignore"):
+            np.multiply(elements[first:last], rounded, out=elements[first:last])
 
     share(work, len(elements), threads)

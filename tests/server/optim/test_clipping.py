@@ -61,7 +61,7 @@ def test_the_same_as_torch(shapes, p, norm, norms, values, seed):
     found = [array.copy() for _, array in arrays]
     result = clip([Piece(group, array) for (group, _), array in zip(arrays, found, strict=True)], limits)
     # torch works out a norm of float32 in float32, and a factor from it for all.
-    tolerance = max(TOLERANCE[array.dtype] for array in found)
+    tolerance = max((TOLERANCE[array.dtype] for array in found), default=0.0)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=1e-30)
     if total is not None and not norms:
@@ -98,3 +98,15 @@ def test_values_are_clipped_whatever_their_number():
     assert clip_values(elements, 0.5, threads=2)
     assert (elements == expected).all()
     assert not clip_values(elements, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("values", "norms"), [({}, {}), ({}, {0: 0.5}), ({0: 1e10}, {}), ({0: 2.0}, {1: 0.5})])
+def test_a_sum_that_has_overflowed_is_clipped_as_by_torch(values, norms):
+    arrays = [(0, np.array([1.0, np.inf, -3.0], "f4")), (1, np.array([4.0, 0.0], "f4"))]
+    limits = bounds(2, values=values, norms=norms, norm=1.0)
+    expected, _ = by_torch(arrays, limits)
+    found = [array.copy() for _, array in arrays]
+    clip([Piece(group, array) for (group, _), array in zip(arrays, found, strict=True)], limits)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
