@@ -53,6 +53,7 @@ def test_asynchronous_workers_share_one_and_a_later_one_goes_on_with_it(server: 
 def optctl(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "optd.ctl", *arguments]
     environment = {**os.environ, "OPTD_SERVER": server.address}
+    environment.pop("COLUMNS", None)  # which parallel tests have: lines would be folded
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
