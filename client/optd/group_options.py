@@ -2,6 +2,7 @@
 
 from typing import TypedDict
 
+from optd.rules import Rules
 from optd.schedules import Schedule
 from optd_wire.values import OptionValue
 
@@ -11,6 +12,7 @@ GROUP_OPTIONS: dict[str, OptionValue] = {
     "clip_norm": None,
     "clip_value": None,
     "master_weights": False,
+    "rules": None,
 }
 """Their names, with the values that count where a group does not have them."""
 
@@ -23,3 +25,4 @@ class GroupOptionArguments(TypedDict, total=False):
     clip_norm: float | None
     clip_value: float | None
     master_weights: bool
+    rules: Rules | str | None

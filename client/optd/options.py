@@ -6,6 +6,7 @@ from typing import Any
 
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
+from optd.rules import are_rules
 from optd.schedules import Schedule
 from optd_wire.values import GroupOptions, GroupUpdate, OptionValue
 
@@ -30,7 +31,7 @@ class OptionMirror:
         """Takes a group over as the server resolved it."""
         self._known.append(options)
         for name, value in _all(options).items():
-            if isinstance(group.get(name), Schedule) or not _same(group, name, value):
+            if isinstance(group.get(name), Schedule) or are_rules(group.get(name)) or not _same(group, name, value):
                 group[name] = value
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 from optd import trees
 from optd.arrays import Array
 from optd.leaves import Renew, as_array, read_parameter
+from optd.rules import are_rules, rules_text
 from optd.schedules import Schedule
 from optd_wire.errors import (
     DuplicateParameter,
@@ -155,6 +156,8 @@ def plain_option(value: Any) -> OptionValue:
         return value
     if isinstance(value, Schedule):
         return str(value)
+    if are_rules(value):
+        return rules_text(value, plain_option)
     plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else _number(value)
     # What is no option at all is told as text, for the check to name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]

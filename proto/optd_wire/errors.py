@@ -164,6 +164,20 @@ class UnservedShape(InvalidArgument):
     template = "{algorithm}: parameter {parameter!r} must {problem}, got shape {shape}"
 
 
+class InvalidRule(InvalidArgument):
+    """A rule for names that sets what it cannot."""
+
+    reason = "INVALID_RULE"
+    template = "the rule for {match!r}: {problem}"
+
+
+class RuleMatchesNothing(InvalidArgument):
+    """A rule for names that no parameter of the groups that have it bears."""
+
+    reason = "RULE_MATCHES_NOTHING"
+    template = "no parameter matches the rule for {match!r}; there are such as {names}"
+
+
 class InvalidPolicy(InvalidArgument):
     """A policy with a value out of range."""
 

@@ -444,6 +444,7 @@ class ParameterReport:
     parameter: ParameterInfo
     steps: int
     fields: tuple[FieldStatistics, ...] = ()
+    overrides: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

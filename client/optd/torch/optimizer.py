@@ -38,6 +38,7 @@ class Served(torch.optim.Optimizer):
         worker: The worker's name for a session opened here.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
+        rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `optd.rules`.
         clip_norm: The largest norm of each group's gradient, as the server clips it; groups may have their own.
         clip_value: The largest magnitude of its elements; groups may have their own.
         master_weights: Keep float32 weights of float16 and bfloat16 parameters as state. Changes nothing for others.

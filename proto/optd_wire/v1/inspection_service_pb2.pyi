@@ -161,14 +161,23 @@ class FieldStatistics(_message.Message):
     def __init__(self, field: _Optional[str] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
 
 class ParameterReport(_message.Message):
-    __slots__ = ("parameter", "steps", "fields")
+    __slots__ = ("parameter", "steps", "fields", "overrides")
+    class OverridesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _option_pb2.OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ...) -> None: ...
     PARAMETER_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDES_FIELD_NUMBER: _ClassVar[int]
     parameter: _job_pb2.ParameterInfo
     steps: int
     fields: _containers.RepeatedCompositeFieldContainer[FieldStatistics]
-    def __init__(self, parameter: _Optional[_Union[_job_pb2.ParameterInfo, _Mapping]] = ..., steps: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[FieldStatistics, _Mapping]]] = ...) -> None: ...
+    overrides: _containers.MessageMap[str, _option_pb2.OptionValue]
+    def __init__(self, parameter: _Optional[_Union[_job_pb2.ParameterInfo, _Mapping]] = ..., steps: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[FieldStatistics, _Mapping]]] = ..., overrides: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
 
 class InspectGroupResponse(_message.Message):
     __slots__ = ("group", "version", "parameters")

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from optd_server.optim.algorithm import StateField
+from optd_server.engine.dealing import fields
+from optd_server.engine.options import resolve_options
+from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.layout import GroupLayout, lay_out
-from optd_wire.values import ParameterInfo, ParameterSpec, StateShape
+from optd_wire.values import GroupSpec, Options, ParameterInfo, ParameterSpec, StateShape
 
 NOTHING = (0,)
 """The shape of a state that a parameter does not have."""
@@ -26,6 +28,12 @@ def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
             for parameter, shape in zip(group.parameters, shapes, strict=True)
         ]
     )
+
+
+def group_fields(algorithm: Algorithm, defaults: Options, group: GroupSpec) -> set[StateField]:
+    """The states that some parameter of a checked group needs."""
+    resolved = resolve_options(algorithm, defaults, group.options)
+    return fields(algorithm, resolved, [parameter.name for parameter in group.parameters])
 
 
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:

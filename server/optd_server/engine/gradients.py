@@ -15,7 +15,6 @@ from optd_server.engine.groups import Groups
 from optd_server.engine.offload import Offload
 from optd_server.engine.reduction import present_ranges
 from optd_server.engine.round import Round
-from optd_server.engine.row_rules import group_of
 from optd_server.optim import group_options, job_options, option
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip
 from optd_server.store.gradients import Gradient
@@ -138,7 +137,7 @@ class Conditioning:
                     for low, high in present_ranges(present[here], slab.starts[here], slab.sizes[here]):
                         yield Piece(group, elements[low:high])
         for rows in gradient.rows:
-            yield Piece(group_of(self._groups, rows.place), rows.values.reshape(-1))
+            yield Piece(rows.place.group, rows.values.reshape(-1))
 
 
 def _bound(value: object) -> float:

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from optd_server.engine.dealing import check_matches, deal, fields
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.group_options import effective
+from optd_server.optim.rules import RULES
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
+from optd_server.store.rows import RowPlace
 from optd_server.store.snapshots import StepRanges
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
@@ -42,7 +45,12 @@ class Groups:
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
-        self._effective: dict[int, tuple[Options, Options]] = {}
+        self._now_version = -1
+        self._in_force: dict[int, tuple[Options, Options]] = {}
+        """What schedules make of options at that version."""
+        self._before: dict[int, tuple[Options, Options]] = {}
+        """And at the one before it."""
+        self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
         """The list of options, and what is in force until it changes, where nothing is scheduled."""
 
@@ -100,6 +108,9 @@ class Groups:
             resolved = resolve_options(self.algorithm, current.options, update.options)
             if resolved == current.options:
                 continue
+            names = [parameter.name for parameter in self.layouts[index].parameters]
+            deal(self.algorithm, resolved, names)
+            check_matches([(resolved, names)])
             if update.expected_revision not in (None, current.revision):
                 raise _conflict(current, resolved)
             resolved = _one_of_equal(equal, resolved)
@@ -114,19 +125,70 @@ class Groups:
         """
         if self._lasting is not None and self._lasting[0] is self.options and len(self._lasting[1]) == len(self):
             return self._lasting[1]
-        known: dict[int, tuple[Options, Options]] = {}
-        for group in self.options:
-            options = group.options
-            if id(options) not in known:
-                found, before = effective(options, version), self._effective.get(id(options))
-                # A schedule that stands still gives the same object, too.
-                same = before is not None and before[0] is options and before[1] == found
-                known[id(options)] = before if same and before is not None else (options, found)
-        self._effective = known
-        found_by_group = [known[id(group.options)][1] for group in self.options]
-        unscheduled = all(options is found for options, found in known.values())
-        self._lasting = (self.options, found_by_group) if unscheduled else None
-        return found_by_group
+        found = [self._now(group.options, version) for group in self.options]
+        unscheduled = all(group.options is now for group, now in zip(self.options, found, strict=True))
+        self._lasting = (self.options, found) if unscheduled else None
+        return found
+
+    def _now(self, options: Options, version: int) -> Options:
+        """What schedules make of options at a version; these very ones where there are none."""
+        if self._now_version != version:
+            self._before, self._in_force, self._now_version = self._in_force, {}, version
+        known = self._in_force.get(id(options))
+        if known is None:
+            found, before = effective(options, version), self._before.get(id(options))
+            # A schedule that stands still gives the same object, too.
+            same = before is not None and before[0] is options and before[1] == found
+            known = self._in_force[id(options)] = before if same and before is not None else (options, found)
+        return known[1]
+
+    def dealt(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
+        """The options of a slab's parameters in the step from `version`, and of how many in a row each is.
+
+        None: of as many as the slab's groups have there.
+        """
+        groups = self.effective(version)
+        if all(self.by_name(group) is None for group in slab.groups):
+            return [groups[group] for group in slab.groups], None
+        options: list[Options] = []
+        counts: list[int] = []
+        for group, part in zip(slab.groups, slab.parts.tolist(), strict=True):
+            by_name = self.by_name(group)
+            if by_name is None:
+                options.append(groups[group])
+                counts.append(part)
+                continue
+            segment = next(segment for segment in self.layouts[group].segments if segment.dtype == slab.dtype)
+            for member in segment.members:
+                now = self._now(by_name[member], version)
+                if counts and options[-1] is now:
+                    counts[-1] += 1
+                else:
+                    options.append(now)
+                    counts.append(1)
+        return options, counts
+
+    def options_of(self, version: int, place: RowPlace) -> Options:
+        """The options of one parameter in the step from `version` to the next."""
+        by_name = self.by_name(place.group)
+        return self.effective(version)[place.group] if by_name is None else self._now(by_name[place.member], version)
+
+    def by_name(self, group: int) -> list[Options] | None:
+        """The options of a group's parameters in the order of its list; None where it has no rules for names."""
+        options = self.options[group].options
+        if RULES not in options:
+            return None
+        known = self._by_name.get(group)
+        if known is None or known[0] is not options:
+            names = [parameter.name for parameter in self.layouts[group].parameters]
+            known = self._by_name[group] = (options, deal(self.algorithm, options, names) or [])
+        return known[1]
+
+    def fields(self, group: int, options: Options) -> set[StateField]:
+        """The states that a group's parameters need under some options of the group."""
+        if RULES not in options:
+            return set(self.algorithm.fields(options))
+        return fields(self.algorithm, options, [parameter.name for parameter in self.layouts[group].parameters])
 
     def info(self, index: int) -> GroupInfo:
         """A group with its parameters."""

@@ -6,7 +6,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.model import Model
 from optd_server.engine.state import numbers_of
 from optd_server.optim import statistics
-from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, ParameterReport, Statistics
+from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, Options, ParameterReport, Statistics
 
 MAX_BINS = 1024
 
@@ -47,8 +47,16 @@ def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list
             info = layout.parameters[member]
             if parameter in ("", info.name):
                 fields = () if bins is None else _statistics(model, group, index, place, bins)
-                reports[member] = ParameterReport(info, int(state.steps[place]), fields)
+                overrides = _overrides(model, group, member)
+                reports[member] = ParameterReport(info, int(state.steps[place]), fields, overrides)
     return [reports[member] for member in sorted(reports)]
+
+
+def _overrides(model: Model, group: int, member: int) -> Options:
+    """Options in which a parameter differs from its group."""
+    by_name, common = model.groups.by_name(group), model.groups.options[group].options
+    own = common if by_name is None else by_name[member]
+    return {name: value for name, value in own.items() if name not in common or common[name] != value}
 
 
 def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:

@@ -7,11 +7,11 @@ from itertools import count
 
 from optd_server.engine import plan
 from optd_server.engine.averages import Averages, averages_of
-from optd_server.engine.fields import state_bytes
+from optd_server.engine.fields import group_fields, state_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
-from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.options import find_algorithm
 from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Slots
@@ -127,7 +127,7 @@ class Model:
         options = list(self.groups.options)
         more_state = False
         for index, changed in changes:
-            more_state |= self._fields(changed) != self._fields(options[index])
+            more_state |= self._fields(index, changed) != self._fields(index, options[index])
             options[index] = changed
         if more_state:
             self._memory.reserve(self.plan, self._bytes(options))
@@ -170,12 +170,11 @@ class Model:
 
     def bytes_with(self, spec: GroupSpec) -> int:
         """The bytes that the job would be planned with if it had this group too."""
-        resolved = resolve_options(self.groups.algorithm, self.groups.defaults, spec.options)
-        layout = lay_out(spec.parameters)
+        fields, layout = group_fields(self.groups.algorithm, self.groups.defaults, spec), lay_out(spec.parameters)
         return plan.job_bytes(
             self.rule,
             [*self.groups.layouts, layout],
-            [*self._states(self.groups.options), state_bytes(self.groups.algorithm.fields(resolved), layout)],
+            [*self._states(self.groups.options), state_bytes(fields, layout)],
             self._memory.message_bytes,
             **self._kept_beside(self.conditioning.options),
         )
@@ -215,14 +214,16 @@ class Model:
         """
         states = []
         for index, (group, layout) in enumerate(zip(options, self.groups.layouts, strict=False)):
-            names = self._fields(group).union(fields, *map(partial(self._kept, index), range(len(layout.segments))))
+            names = self._fields(index, group).union(
+                fields, *map(partial(self._kept, index), range(len(layout.segments)))
+            )
             states.append(
                 state_bytes((field for field in self.groups.algorithm.all_state if field.name in names), layout)
             )
         return states
 
-    def _fields(self, group: GroupOptions) -> set[str]:
-        return {field.name for field in self.groups.algorithm.fields(group.options)}
+    def _fields(self, index: int, group: GroupOptions) -> set[str]:
+        return {field.name for field in self.groups.fields(index, group.options)}
 
     def _kept(self, group: int, segment: int) -> set[str]:
         started = self.groups.state(group, segment).started

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from optd_server.engine.dealing import check_matches, deal
 from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.optim.algorithm import Algorithm
 from optd_wire.dtypes import check_dtype
@@ -40,7 +41,13 @@ def check_job(spec: JobSpec) -> None:
             raise DuplicateName(kind="group", name=group.name, job=spec.name)
         names.add(group.name)
         check_group(group, spec.name, algorithm, holders)
-        resolve_options(algorithm, spec.defaults, group.options)
+    ruled = [
+        (resolve_options(algorithm, spec.defaults, group.options), [each.name for each in group.parameters])
+        for group in spec.groups
+    ]
+    for options, own in ruled:
+        deal(algorithm, options, own)
+    check_matches(ruled)
 
 
 def check_policy(policy: Policy) -> None:

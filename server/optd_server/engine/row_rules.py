@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from optd_server.engine.dealing import deal
 from optd_server.engine.groups import Groups
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.store.ledger import Presence
@@ -26,8 +27,9 @@ def check_gradients(
         if rule is None:
             takers = ", ".join(each.name for each in ALGORITHMS.values() if each.rows is not None)
             raise RowsNotTaken(algorithm=algorithm.name, parameter=table.name, takers=takers)
-        group = group_of(groups, table)
-        given = options.get(group, groups.options[group].options)
+        given = options.get(table.group, groups.options[table.group].options)
+        by_name = deal(algorithm, given, [table.name])
+        given = given if by_name is None else by_name[0]
         for option in rule.zero:
             if given[option] != 0:
                 raise RowsNeedZero(algorithm=algorithm.name, option=option, parameter=table.name, value=given[option])
@@ -37,9 +39,3 @@ def check_gradients(
                 if present.any():
                     name = extent.parameters(slab)[int(np.argmax(present))].name
                     raise RowsOnly(algorithm=algorithm.name, parameter=name)
-
-
-def group_of(groups: Groups, table: RowPlace) -> int:
-    """The index of the group that a parameter is in."""
-    slab = groups.extents[table.extent].slabs[table.slab]
-    return slab.groups[int(np.searchsorted(np.cumsum(slab.parts), table.parameter, side="right"))]

@@ -11,7 +11,6 @@ import numpy as np
 from optd_server.engine.groups import Groups
 from optd_server.engine.offload import INLINE_ELEMENTS, Offload
 from optd_server.engine.reduction import present_ranges
-from optd_server.engine.row_rules import group_of
 from optd_server.optim.algorithm import Elementwise
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
@@ -32,6 +31,8 @@ class _Part:
 
     slab: Slab
     options: list[Options]
+    counts: list[int] | None
+    """Of how many parameters in a row each of the options is; None: of a group's."""
     state: SegmentState
     current: Array
     following: Array
@@ -63,7 +64,7 @@ class Step:
     def __init__(self, groups: Groups, version: int, snapshots: Snapshots, gradient: Gradient, into: WeightSet) -> None:
         self._groups = groups
         self._gradient = gradient
-        self._options = groups.effective(version)
+        self._version = version
         # Rows that move with others: theirs is the step of a whole gradient.
         self._whole = [rows for rows in gradient.rows if self._moves_all(rows)]
         gradient.rows = tuple(rows for rows in gradient.rows if not self._moves_all(rows))
@@ -77,7 +78,7 @@ class Step:
 
     def _moves_all(self, rows: Rows) -> bool:
         rule = self._groups.algorithm.rows
-        return rule is None or rule.whole(self._options[group_of(self._groups, rows.place)])
+        return rule is None or rule.whole(self._groups.options_of(self._version, rows.place))
 
     def _part(self, snapshots: Snapshots, into: WeightSet, number: int, index: int) -> _Part:
         slab = self._groups.extents[number].slabs[index]
@@ -91,7 +92,7 @@ class Step:
             lacks = None
         return _Part(
             slab,
-            [self._options[group] for group in slab.groups],
+            *self._groups.dealt(self._version, slab),
             state,
             current,
             into.buffers.slabs[number][index],
@@ -143,6 +144,7 @@ class Step:
             gradient=part.gradient,
             out=part.following,
             present=part.present,
+            counts=part.counts,
             threads=offload.threads,
             backend=offload.kernels,
         )
@@ -165,6 +167,7 @@ class Step:
             out=part.following,
             present=part.present,
             rows=[RowGradient(rows.place.parameter, rows.ids, rows.values) for rows in part.rows],
+            counts=part.counts,
             threads=offload.threads,
             backend=offload.kernels,
         )

@@ -18,12 +18,19 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 class Assignment:
     """The options of a segment's groups, equal ones taken together, and what follows from them for its parameters."""
 
-    def __init__(self, algorithm: Algorithm, options: Sequence[Options], segment: SegmentState) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        options: Sequence[Options],
+        segment: SegmentState,
+        counts: Sequence[int] | None = None,
+    ) -> None:
         self._algorithm = algorithm
         self._options = tuple(options)
+        self._counts = None if counts is None else tuple(counts)
         self.distinct, of_group = _distinct(options)
         """The options that differ."""
-        self.which: Indices = np.repeat(of_group, segment.groups)
+        self.which: Indices = np.repeat(of_group, segment.groups if counts is None else counts)
         """Which of the distinct options each parameter has, shape (P,)."""
         self.needs: dict[StateField, Mask] = {
             field: needs
@@ -38,10 +45,11 @@ class Assignment:
             needs &= np.array([field.shape(shape) is not None for shape in segment.shapes], np.bool_)
         return needs
 
-    def fits(self, algorithm: Algorithm, options: Sequence[Options]) -> bool:
-        """Whether it was made for this algorithm and these very objects."""
+    def fits(self, algorithm: Algorithm, options: Sequence[Options], counts: Sequence[int] | None = None) -> bool:
+        """Whether it was made for this algorithm and these very objects, each of as many parameters."""
         return (
             algorithm is self._algorithm
+            and (self._counts is None if counts is None else self._counts == tuple(counts))
             and len(options) == len(self._options)
             and all(map(lambda ours, theirs: ours is theirs, self._options, options))
         )

@@ -136,8 +136,14 @@ def _names(coefficients: Coefficients) -> Sequence[str]:
 class Plan(Assignment):
     """How the parameters of one segment sort under the options of its groups. Kept until these change."""
 
-    def __init__(self, algorithm: Elementwise, options: Sequence[Options], segment: SegmentState) -> None:
-        super().__init__(algorithm, options, segment)
+    def __init__(
+        self,
+        algorithm: Elementwise,
+        options: Sequence[Options],
+        segment: SegmentState,
+        counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(algorithm, options, segment, counts)
         self.algorithm = algorithm
         arrays = [field for field in (*algorithm.arrays, MASTER_WEIGHTS) if segment.has(field)]
         self._fields = [tuple(field.name for field in arrays if field.when(each)) for each in self.distinct]

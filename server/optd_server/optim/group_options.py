@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS
 from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
+from optd_server.optim.rules import RULES_OPTION
 from optd_server.optim.schedules.text import parse, schedule_option
 
 LR_SCHEDULE = "lr_schedule"
@@ -38,7 +39,10 @@ GROUP_OPTIONS: tuple[Option, ...] = (
         False,
         doc="keep float32 weights of float16 and bfloat16 parameters as state; changes nothing for others",
     ),
+    RULES_OPTION,
 )
+OF_PARAMETERS = frozenset({LR_SCHEDULE, MOMENTUM_SCHEDULE, MASTER_WEIGHTS.name})
+"""Those of them that a rule may set for some parameters of a group."""
 
 
 def group_rules(options: tuple[Option, ...]) -> tuple[Rule, ...]:

@@ -32,6 +32,7 @@ def apply(
     gradient: Vector,
     out: Vector,
     present: npt.NDArray[np.bool_] | None = None,
+    counts: Sequence[int] | None = None,
     threads: int = 1,
     backend: Backend = BLOCKED,
 ) -> None:
@@ -56,6 +57,7 @@ def apply(
         present: Which parameters have a gradient, shape (P,); None is all. The others keep weights, state and
             step count, as those whose `grad` is None do in torch. An empty parameter that is present counts a
             step.
+        counts: Of how many parameters in a row each of `options` is, where these are not those of groups.
         threads: How many threads share the work, this one included.
         backend: Who does the arithmetic of an elementwise algorithm.
 
@@ -63,13 +65,15 @@ def apply(
         ValueError: A buffer has another shape or dtype than the segment says, `out` shares memory, or there
             is no thread to work.
     """
-    check(segment, options, weights=weights, gradient=gradient, out=out, present=present, threads=threads)
+    check(
+        segment, options, weights=weights, gradient=gradient, out=out, present=present, counts=counts, threads=threads
+    )
     if len(segment.sizes) == 0:
         return
     if present is not None and present.all():
         present = None
     weights, gradient = _read_only(weights), _read_only(gradient)
-    assignment = begin(algorithm, options, segment, weights, present)
+    assignment = begin(algorithm, options, segment, weights, present, counts)
     if isinstance(assignment, Plan):
         work = Work(
             algorithm=assignment.algorithm,
@@ -94,15 +98,16 @@ def begin(
     segment: SegmentState,
     weights: Vector,
     present: npt.NDArray[np.bool_] | None,
+    counts: Sequence[int] | None = None,
 ) -> Assignment:
     """Make a segment ready for a step of the parameters in `present`, or of all, and return how its options are dealt.
 
     `finish` of what is returned ends the step.
     """
     assignment = segment.assignment
-    if assignment is None or not assignment.fits(algorithm, options):
-        made = Plan(algorithm, options, segment) if isinstance(algorithm, Elementwise) else None
-        assignment = segment.assignment = made or Assignment(algorithm, options, segment)
+    if assignment is None or not assignment.fits(algorithm, options, counts):
+        made = Plan(algorithm, options, segment, counts) if isinstance(algorithm, Elementwise) else None
+        assignment = segment.assignment = made or Assignment(algorithm, options, segment, counts)
     for field in assignment.needs:
         segment.allocate(field)
     assignment.begin(segment, weights, present)
@@ -123,11 +128,14 @@ def check(
     gradient: Vector,
     out: Vector,
     present: npt.NDArray[np.bool_] | None,
+    counts: Sequence[int] | None = None,
     threads: int,
 ) -> None:
     """Raise ValueError for arguments of `apply` that are not what it says."""
-    if len(options) != len(segment.groups):
+    if counts is None and len(options) != len(segment.groups):
         raise ValueError(f"options must be those of {len(segment.groups)} groups, got {len(options)}")
+    if counts is not None and (len(counts) != len(options) or sum(counts) != len(segment.sizes)):
+        raise ValueError(f"counts must be of {len(options)} options for {len(segment.sizes)} parameters, got {counts}")
     held, computed = segment.weights_dtype, segment.dtype
     for name, array, dtype in (("weights", weights, held), ("gradient", gradient, computed), ("out", out, held)):
         if array.shape != (segment.count,) or array.dtype != dtype:

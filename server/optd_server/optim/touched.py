@@ -45,6 +45,7 @@ def apply_touched(
     out: Vector,
     present: Mask,
     rows: Sequence[RowGradient] = (),
+    counts: Sequence[int] | None = None,
     threads: int = 1,
     backend: Backend = BLOCKED,
 ) -> None:
@@ -53,10 +54,12 @@ def apply_touched(
     A parameter of `rows` counts a step, even without any row. Nothing that has no gradient is read or written: `out`
     must hold there what `weights` does. Raises ValueError as `step.apply`.
     """
-    check(segment, options, weights=weights, gradient=gradient, out=out, present=present, threads=threads)
+    check(
+        segment, options, weights=weights, gradient=gradient, out=out, present=present, counts=counts, threads=threads
+    )
     touched = present.copy()
     touched[[each.parameter for each in rows]] = True
-    plan = begin(algorithm, options, segment, weights, touched)
+    plan = begin(algorithm, options, segment, weights, touched, counts)
     assert isinstance(plan, Plan)
     kinds = _kinds(plan.sort(segment, touched), segment)
     step = _Step(algorithm, plan, segment, weights, out, backend, threads)

@@ -72,11 +72,13 @@ def _parameters(reports: Sequence[ParameterReport]) -> FittingTable:
     """A line for each; dtype and steps only where they are not the same for all, as the head tells them then."""
     dtypes = len({report.parameter.dtype for report in reports}) > 1
     steps = len({report.steps for report in reports}) > 1
+    ruled = any(report.overrides for report in reports)
     columns = [
         Column("parameter"),
         Column("shape"),
         *([Column("dtype")] if dtypes else []),
         *([Column("steps", number=True)] if steps else []),
+        *([Column("by rules")] if ruled else []),
         Column("weights\nnorm", number=True),
         Column("weights\nmin .. max", number=True, spare=True),
         Column("gradient\nnorm", number=True),
@@ -91,6 +93,7 @@ def _parameters(reports: Sequence[ParameterReport]) -> FittingTable:
                 text.shape(report.parameter.shape),
                 *([report.parameter.dtype] if dtypes else []),
                 *([text.count(report.steps)] if steps else []),
+                *([_overrides(report) or text.NONE] if ruled else []),
                 *_norm_and_span(found.get(WEIGHTS)),
                 *_norm_and_span(found.get(GRADIENT)),
             ]
@@ -103,6 +106,10 @@ def _norm_and_span(found: Statistics | None) -> list[str]:
         return [text.NONE, text.NONE]
     strange = f" ({text.count(found.nonfinite)} not finite)" if found.nonfinite else ""
     return [text.number(found.norm), text.span(found.min, found.max) + strange]
+
+
+def _overrides(report: ParameterReport) -> str:
+    return text.options(report.overrides, text.in_order(report.overrides))
 
 
 def _one(report: ParameterReport) -> list[RenderableType]:
@@ -121,7 +128,8 @@ def _one(report: ParameterReport) -> list[RenderableType]:
         ["max", *[text.number(field.max) for field in fields]],
         ["min to max", *[text.histogram(field.histogram_counts) for field in fields]],
     ]
-    return [about, table(columns, rows)]
+    ruled = [f"by rules: {_overrides(report)}"] if report.overrides else []
+    return [about, *ruled, table(columns, rows)]
 
 
 def _numbers(reading: Reading | None) -> list[RenderableType]:

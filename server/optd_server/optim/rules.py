@@ -1,0 +1,84 @@
+"""Rules: options of those parameters of a group whose names match a pattern, as people write them.
+
+    [{"match": "*.bias", "weight_decay": 0}, {"match": "norm.*", "lr": 0.01, "weight_decay": 0}]
+
+Patterns are those of file names, and each is for whole names. Of several rules that match, all count, and where two set
+the same option the later one does.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import cast
+
+from optd_server.optim.option import Option, Options, OptionValue
+
+RULES = "rules"
+MATCH = "match"
+LONGEST = 20_000
+MOST = 100
+_FORM = 'a list of rules such as [{"match": "*.bias", "weight_decay": 0}]'
+
+
+@dataclass(frozen=True)
+class NameRule:
+    """A pattern, and the options that parameters have whose names it matches."""
+
+    match: str
+    options: tuple[tuple[str, OptionValue], ...]
+
+    def matches(self, name: str) -> bool:
+        """Whether it is for the parameter of this name."""
+        return fnmatchcase(name, self.match)
+
+
+@lru_cache(maxsize=256)
+def parse(written: str) -> tuple[NameRule, ...]:
+    """Return the rules that a text stands for. Raises ValueError, which says what it must be."""
+    if len(written) > LONGEST:
+        raise ValueError(f"rules of at most {LONGEST} characters")
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        raise ValueError(_FORM) from None
+    if not isinstance(found, list) or not found or not all(isinstance(rule, dict) for rule in found):
+        raise ValueError(_FORM)
+    if len(found) > MOST:
+        raise ValueError(f"at most {MOST} rules")
+    return tuple(_rule(rule) for rule in cast(Sequence[Mapping[str, object]], found))
+
+
+def _rule(given: Mapping[str, object]) -> NameRule:
+    match = given.get(MATCH)
+    if not isinstance(match, str) or not match:
+        raise ValueError(f'rules that each have a pattern, as {{"{MATCH}": "*.bias"}}')
+    options = tuple((name, _value(match, name, value)) for name, value in given.items() if name != MATCH)
+    if not options:
+        raise ValueError(f"rules that each set an option, unlike the one for {match!r}")
+    return NameRule(match, options)
+
+
+def _value(match: str, name: str, value: object) -> OptionValue:
+    if isinstance(value, list):
+        value = tuple(value)
+    entries = value if isinstance(value, tuple) else (value,)
+    if not all(entry is None or isinstance(entry, bool | int | float | str) for entry in entries):
+        raise ValueError(f"rules with plain values, unlike {name} of the one for {match!r}")
+    return cast(OptionValue, value)
+
+
+def overrides(rules: Sequence[NameRule], name: str) -> Options:
+    """Return the options that rules set for the parameter of a name."""
+    return {option: value for rule in rules if rule.matches(name) for option, value in rule.options}
+
+
+RULES_OPTION = Option(
+    RULES,
+    "text",
+    None,
+    nullable=True,
+    parse=parse,
+    doc="options of parameters whose names match a pattern, in JSON; of two rules the later one counts",
+)
