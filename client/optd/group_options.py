@@ -12,6 +12,8 @@ GROUP_OPTIONS: dict[str, OptionValue] = {
     "clip_norm": None,
     "clip_value": None,
     "master_weights": False,
+    "lookahead_steps": None,
+    "lookahead_alpha": 0.5,
     "rules": None,
 }
 """Their names, with the values that count where a group does not have them."""
@@ -25,4 +27,6 @@ class GroupOptionArguments(TypedDict, total=False):
     clip_norm: float | None
     clip_value: float | None
     master_weights: bool
+    lookahead_steps: int | None
+    lookahead_alpha: float
     rules: Rules | str | None

@@ -42,6 +42,8 @@ class Served(torch.optim.Optimizer):
         clip_norm: The largest norm of each group's gradient, as the server clips it; groups may have their own.
         clip_value: The largest magnitude of its elements; groups may have their own.
         master_weights: Keep float32 weights of float16 and bfloat16 parameters as state. Changes nothing for others.
+        lookahead_steps: After how many steps weights return to slow weights, which go `lookahead_alpha` of the way to
+            them each time; None: never.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
 

@@ -12,6 +12,7 @@ from optd_server.engine.groups import Groups
 from optd_server.engine.offload import INLINE_ELEMENTS, Offload
 from optd_server.engine.reduction import present_ranges
 from optd_server.optim.algorithm import Elementwise
+from optd_server.optim.lookahead import returns
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 from optd_server.optim.step import apply
@@ -86,13 +87,20 @@ class Step:
         state = self._groups.slab_state(number, index)
         present = self._gradient.presence[number][index]
         rows = tuple(r for r in self._gradient.rows if (r.place.extent, r.place.slab) == (number, index))
+        options, counts = self._groups.dealt(self._version, slab)
         change = self._change(slab, present, rows)
+        if change is not None:
+            touched = present.copy()
+            touched[[each.place.parameter for each in rows]] = True
+            if (touched & returns(options, slab.parts if counts is None else counts, state.steps + 1)).any():
+                change = None
         lacks = snapshots.lacks(into, number, index) if rows or change is not None else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:
             lacks = None
         return _Part(
             slab,
-            *self._groups.dealt(self._version, slab),
+            options,
+            counts,
             state,
             current,
             into.buffers.slabs[number][index],

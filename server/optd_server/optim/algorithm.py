@@ -56,6 +56,8 @@ class StateField:
     """What every element is before a parameter's first step; None is 0."""
     seeded: bool = False
     """Whether the first update of a parameter sets the field by itself, not from zeros: `Block.fresh`."""
+    of_weights: bool = False
+    """Whether it begins as what the weights are before a parameter's first step with it, and follows them."""
     narrow_only: bool = False
     """Whether only parameters have it whose dtype is narrower than that of the arithmetic on them."""
 
@@ -65,8 +67,13 @@ class StateField:
         return self.shape is own and self.dtype is None
 
 
-MASTER_WEIGHTS = StateField("master_weights", lambda options: bool(options.get("master_weights")), narrow_only=True)
+MASTER_WEIGHTS = StateField(
+    "master_weights", lambda options: bool(options.get("master_weights")), of_weights=True, narrow_only=True
+)
 """What every algorithm remembers where a group asks for it: see `masters`."""
+
+SLOW_WEIGHTS = StateField("slow_weights", lambda options: options.get("lookahead_steps") is not None, of_weights=True)
+"""What every algorithm remembers where a group looks ahead: see `lookahead`."""
 
 
 def scalar_field(name: str, initial: Callable[[Options], float]) -> StateField:
@@ -135,7 +142,7 @@ class Algorithm:
     @property
     def all_state(self) -> tuple[StateField, ...]:
         """The fields that it declares, and those that every algorithm has."""
-        return (*self.state, MASTER_WEIGHTS)
+        return (*self.state, MASTER_WEIGHTS, SLOW_WEIGHTS)
 
     def fields(self, options: Options) -> tuple[StateField, ...]:
         """Return the state fields that resolved options need."""

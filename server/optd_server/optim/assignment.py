@@ -1,13 +1,14 @@
 """Which options each parameter of a segment has, and which state these need. Kept until the options change."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim import masters
-from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, StateField, Vector, own
+from optd_server.optim import runs
+from optd_server.optim.algorithm import MASTER_WEIGHTS, SLOW_WEIGHTS, Algorithm, StateField, Vector, own
+from optd_server.optim.lookahead import catch_up, looks_ahead, period, share_of_way
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 
@@ -60,29 +61,62 @@ class Assignment:
 
     def begin(self, segment: SegmentState, weights: Vector, present: Mask | None) -> None:
         """Give the state of parameters whose first step this is what it begins with, where that is not zero."""
-        if MASTER_WEIGHTS in self.needs:
-            starting = self.waiting(MASTER_WEIGHTS, segment)
-            masters.begin(segment, weights, starting if present is None else starting & present)
         for field in self.needs:
-            if field.initial is None:
+            if field.initial is None and not field.of_weights:
                 continue
             waiting = self.waiting(field, segment)
             if present is not None:
                 waiting &= present
-            for number in np.flatnonzero(waiting).tolist():
-                value = field.initial(self.distinct[int(self.which[number])])
+            if field.of_weights:
+                self._copy_weights(segment, field, weights, waiting)
+                continue
+            assert field.initial is not None
+            for place in np.flatnonzero(waiting).tolist():
+                value = field.initial(self.distinct[int(self.which[place])])
                 if value != 0:
-                    segment.state[field.name][segment.layout(field).elements(number, number + 1)] = value
+                    segment.state[field.name][segment.layout(field).elements(place, place + 1)] = value
 
-    def finish(self, segment: SegmentState, present: Mask | None) -> None:
-        """Count a step of the parameters in `present`, or of all, which have the state that they need from now on."""
+    def finish(self, segment: SegmentState, out: Vector, present: Mask | None, threads: int = 1) -> None:
+        """End a step of the parameters in `present`, or of all: `out` has what it has made of their weights.
+
+        The step is counted, they have the state that they need from now on, and those whose slow weights are to catch
+        up with them return to these.
+        """
         segment.steps += 1 if present is None else present
         for field, needs in self.needs.items():
             segment.started[field.name] |= needs if present is None else needs & present
-        if MASTER_WEIGHTS.name in segment.started:
-            # A step without them leaves them behind the weights.
-            moved = np.ones(len(self.which), np.bool_) if present is None else present
-            segment.started[MASTER_WEIGHTS.name] &= ~moved | self.needs.get(MASTER_WEIGHTS, False)
+        for field in (MASTER_WEIGHTS, SLOW_WEIGHTS):
+            if field.name in segment.started:
+                # A step without them leaves them behind the weights.
+                moved = np.ones(len(self.which), np.bool_) if present is None else present
+                segment.started[field.name] &= ~moved | self.needs.get(field, False)
+        if SLOW_WEIGHTS in self.needs:
+            self._look_ahead(segment, out, present, threads)
+
+    def _look_ahead(self, segment: SegmentState, out: Vector, present: Mask | None, threads: int) -> None:
+        slow = segment.state[SLOW_WEIGHTS.name]
+        for which, options in enumerate(self.distinct):
+            if not looks_ahead(options):
+                continue
+            due = (self.which == which) & (segment.steps % period(options) == 0)
+            for here, exact in self._exact(segment, due if present is None else due & present, out):
+                catch_up(slow[here], exact, share_of_way(options), threads)
+                np.copyto(out[here], exact, casting="same_kind")
+
+    def _copy_weights(self, segment: SegmentState, field: StateField, weights: Vector, starting: Mask) -> None:
+        for here, exact in self._exact(segment, starting, weights):
+            np.copyto(segment.state[field.name][here], exact)
+
+    def _exact(self, segment: SegmentState, chosen: Mask, weights: Vector) -> Iterator[tuple[slice, Vector]]:
+        """Where the elements of chosen parameters lie, and their weights: master weights where they have such."""
+        kinds = chosen.astype(np.int64)
+        if MASTER_WEIGHTS in self.needs:
+            kinds[chosen & self.needs[MASTER_WEIGHTS] & segment.started[MASTER_WEIGHTS.name]] = 2
+        found = runs.merge(segment.sizes, segment.offsets, kinds)
+        for start, stop, kind in zip(found.starts.tolist(), found.starts[1:].tolist(), found.kinds, strict=False):
+            if kind:
+                here = slice(start, stop)
+                yield here, segment.state[MASTER_WEIGHTS.name][here] if kind == 2 else weights[here]
 
 
 def _distinct(options: Sequence[Options]) -> tuple[list[Options], Indices]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS
+from optd_server.optim.lookahead import LOOKAHEAD_OPTIONS
 from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
 from optd_server.optim.rules import RULES_OPTION
 from optd_server.optim.schedules.text import parse, schedule_option
@@ -39,9 +40,12 @@ GROUP_OPTIONS: tuple[Option, ...] = (
         False,
         doc="keep float32 weights of float16 and bfloat16 parameters as state; changes nothing for others",
     ),
+    *LOOKAHEAD_OPTIONS,
     RULES_OPTION,
 )
-OF_PARAMETERS = frozenset({LR_SCHEDULE, MOMENTUM_SCHEDULE, MASTER_WEIGHTS.name})
+OF_PARAMETERS = frozenset(
+    {LR_SCHEDULE, MOMENTUM_SCHEDULE, MASTER_WEIGHTS.name, *(option.name for option in LOOKAHEAD_OPTIONS)}
+)
 """Those of them that a rule may set for some parameters of a group."""
 
 

@@ -6,20 +6,9 @@ weight does not round to its weight has been written since; it goes on from the 
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from optd_server.optim import runs
-from optd_server.optim.algorithm import MASTER_WEIGHTS, Vector
-from optd_server.optim.segment import SegmentState
-
-
-def begin(segment: SegmentState, weights: Vector, starting: npt.NDArray[np.bool_]) -> None:
-    """Give the parameters of `starting`, shape (P,), the master weights that they begin with: their weights."""
-    masters = segment.state[MASTER_WEIGHTS.name]
-    found = runs.merge(segment.sizes, segment.offsets, starting.astype(np.int64))
-    for start, stop, chosen in zip(found.starts, found.starts[1:], found.kinds, strict=False):
-        if chosen:
-            np.copyto(masters[start:stop], weights[start:stop])
+from optd_server.optim.algorithm import Vector
 
 
 def settle(masters: Vector, weights: Vector) -> None:

@@ -31,10 +31,9 @@ def step(
             np.copyto(out[here], weights[here])
             return
         shape = segment.shapes[number]
-        state = {
-            field.name: segment.of(field.name, number) for field, needs in assignment.needs.items() if needs[number]
-        }
-        master = state.pop(MASTER_WEIGHTS.name, None)
+        needed = [field for field, needs in assignment.needs.items() if needs[number]]
+        state = {field.name: segment.of(field.name, number) for field in needed if not field.of_weights}
+        master = segment.of(MASTER_WEIGHTS.name, number) if MASTER_WEIGHTS in needed else None
         current = weights[here].astype(segment.dtype, copy=False).reshape(shape) if master is None else master
         new = np.empty(shape, segment.dtype) if segment.narrow else out[here].reshape(shape)
         algorithm.update(

@@ -89,7 +89,7 @@ def apply(
     else:
         assert isinstance(algorithm, Parameterwise)
         parameterwise.step(algorithm, assignment, segment, weights, gradient, out, present, threads)
-    assignment.finish(segment, present)
+    assignment.finish(segment, out, present, threads)
 
 
 def begin(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim import runs
-from optd_server.optim.algorithm import Array, Elementwise, Vector
+from optd_server.optim.algorithm import SLOW_WEIGHTS, Array, Elementwise, StateField, Vector
 from optd_server.optim.assignment import Indices, Mask
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
@@ -51,8 +51,8 @@ def apply_touched(
 ) -> None:
     """Apply one step as `step.apply` does, to parameters in `present` and to `rows` of others.
 
-    A parameter of `rows` counts a step, even without any row. Nothing that has no gradient is read or written: `out`
-    must hold there what `weights` does. Raises ValueError as `step.apply`.
+    A parameter of `rows` counts a step, even without any row. Nothing that has no gradient is read or written, but of a
+    parameter whose slow weights catch up: `out` must hold there what `weights` does. Raises ValueError as `step.apply`.
     """
     check(
         segment, options, weights=weights, gradient=gradient, out=out, present=present, counts=counts, threads=threads
@@ -74,7 +74,7 @@ def apply_touched(
     for each in rows:
         if each.values.size:
             step.rows(each, int(kinds[each.parameter]))
-    plan.finish(segment, touched)
+    plan.finish(segment, out, touched, threads)
 
 
 def _kinds(found: runs.Runs, segment: SegmentState) -> Indices:
@@ -105,10 +105,14 @@ class _Step(NamedTuple):
             weights=_read_only(take(self.weights)),
             gradient=_read_only(gradient),
             out=out,
-            state={f.name: take(self.segment.state[f.name]) for f in self.plan.needs if f.elementwise},
+            state={f.name: take(self.segment.state[f.name]) for f in self.plan.needs if self._is_stepped(f)},
         )
         self.backend.step(work, self.threads)
         return work
+
+    @staticmethod
+    def _is_stepped(field: StateField) -> bool:
+        return field.elementwise and field is not SLOW_WEIGHTS
 
     def in_place(self, here: slice, gradient: Vector, kind: int) -> None:
         """Update a range of elements of one kind where it lies."""

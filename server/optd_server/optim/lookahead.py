@@ -1,0 +1,87 @@
+"""Lookahead on top of any algorithm: slow weights, towards which the weights return every few steps.
+
+Zhang, Lucas, Hinton and Ba, 2019, "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1: after each k steps
+of the algorithm, ``slow += alpha * (weights - slow)`` and ``weights = slow``. The steps are those of each parameter, so
+that one which misses a gradient waits with its slow weights, too. State of the algorithm goes on as it is.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.optim.algorithm import Vector
+from optd_server.optim.option import Option, Options, Range, integer, number
+from optd_server.optim.runs import BLOCK
+from optd_server.optim.threads import share
+
+LOOKAHEAD_STEPS = "lookahead_steps"
+LOOKAHEAD_ALPHA = "lookahead_alpha"
+ALPHA = 0.5
+
+LOOKAHEAD_OPTIONS: tuple[Option, ...] = (
+    Option(
+        LOOKAHEAD_STEPS,
+        "int",
+        None,
+        Range(1, None),
+        nullable=True,
+        doc="after how many steps a parameter's slow weights catch up, and it returns to them; None: never",
+    ),
+    Option(
+        LOOKAHEAD_ALPHA,
+        "float",
+        ALPHA,
+        Range(0, 1, low_open=True),
+        doc="how far, of the way to the weights, slow weights go when they catch up",
+    ),
+)
+
+
+def looks_ahead(options: Options) -> bool:
+    """Whether parameters with these options have slow weights."""
+    return options.get(LOOKAHEAD_STEPS) is not None
+
+
+def period(options: Options) -> int:
+    """Return after how many steps slow weights catch up, of options that look ahead."""
+    return integer(options, LOOKAHEAD_STEPS)
+
+
+def share_of_way(options: Options) -> float:
+    """Return how far slow weights go when they catch up, as a share of the way."""
+    return number({LOOKAHEAD_ALPHA: ALPHA, **options}, LOOKAHEAD_ALPHA)
+
+
+def returns(
+    options: Sequence[Options], counts: Sequence[int] | npt.NDArray[np.int64], steps: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which parameters, shape (P,), go back to their slow weights where they have had so many steps.
+
+    `counts` is of how many parameters in a row each of `options` is.
+    """
+    periods = np.repeat([period(each) if looks_ahead(each) else 0 for each in options], counts)
+    due: npt.NDArray[np.bool_] = (periods > 0) & (steps % np.maximum(periods, 1) == 0)
+    return due
+
+
+def catch_up(slow: Vector, weights: Vector, alpha: float, threads: int = 1) -> None:
+    """Move slow weights towards weights, and these to where that leads; both in place.
+
+    Args:
+        slow: Shape (N,), of the dtype of the arithmetic.
+        weights: Shape (N,). Those of 16 bits get what the slow weights round to.
+        alpha: In (0, 1].
+        threads: How many threads share the work, this one included.
+    """
+
+    def work(first: int, last: int) -> None:
+        with np.errstate(all="ignore"):
+            for start in range(first, last, BLOCK):
+                here = slice(start, min(start + BLOCK, last))
+                way = weights[here].astype(slow.dtype) - slow[here]
+                np.multiply(way, slow.dtype.type(alpha), out=way)
+                np.add(slow[here], way, out=slow[here])
+                np.copyto(weights[here], slow[here], casting="same_kind")
+
+    share(work, len(slow), threads)
