@@ -25,6 +25,7 @@ from optd_wire.values import (
     JobInfo,
     JobOptions,
     JobUpdate,
+    OptionChange,
     ParameterInfo,
     ParameterReport,
     ReadStateResult,
@@ -67,6 +68,13 @@ class Inquiry:
     def rejections(self) -> tuple[dict[str, int], tuple[Rejection, ...]]:
         """What the job has refused: counts by reason, and the last ones."""
         return self._ask(lambda left: self._transport.list_rejections(self.job, left))
+
+    def option_changes(self, group: str = "") -> tuple[OptionChange, ...]:
+        """Which options of a group, or of the job, have changed since it was created, and at which versions.
+
+        Oldest first: the last 256, and of each option the last one. Raises `UnknownGroup`.
+        """
+        return self._ask(lambda left: self._transport.list_option_changes(self.job, group, left))
 
     def parameters(
         self, group: str, parameter: str = "", *, statistics: bool = True, bins: int = 16

@@ -459,6 +459,22 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
+class OptionChange:
+    """One option of a group, or of the job as a whole where `group` is empty, from `version` on.
+
+    `worker` is the one whose push brought it; empty where it came by a call of its own.
+    """
+
+    unix_ms: int
+    version: int
+    group: str
+    option: str
+    before: OptionValue
+    after: OptionValue
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a server promises to keep within."""
 

@@ -454,6 +454,25 @@ def list_rejections(plain: Plain, name: str) -> None:
     assert plain.summary(name).rejections == 2
 
 
+def list_option_changes(plain: Plain, name: str) -> None:
+    create(plain, name)
+    before = plain.update_group(name, "body", lr=0.125).options.since_version
+    update = option_pb2.GroupUpdate(group="head", options={"lr": option_pb2.OptionValue(number=0.0625)})
+    plain.push(header(name, "w0", plain.join(name), 1, updates=[update]), GRADIENT)
+    request = inspection_service_pb2.ListOptionChangesRequest(job=name)
+    answer = plain.inspection.ListOptionChanges(request, timeout=SECONDS)
+    body, head = answer.changes
+    assert (body.group, body.option, body.after.number, body.version, body.worker) == ("body", "lr", 0.125, before, "")
+    assert (head.group, head.option, head.after.number, head.version, head.worker) == ("head", "lr", 0.0625, 0, "w0")
+    assert body.before.number != 0.125
+    assert answer.version.version == 1
+    request.group = "head"
+    assert list(plain.inspection.ListOptionChanges(request, timeout=SECONDS).changes) == [head]
+    request.group = "nope"
+    with refused("UNKNOWN_GROUP", "nope"):
+        plain.inspection.ListOptionChanges(request, timeout=SECONDS)
+
+
 def watch_job(plain: Plain, name: str) -> None:
     create(plain, name)
     epoch = plain.join(name)
@@ -515,6 +534,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     list_groups,
     inspect_group,
     list_rejections,
+    list_option_changes,
     watch_job,
     check,
     watch,

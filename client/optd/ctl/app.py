@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "watch": watch.watch,
     "bench": bench.bench,
     "set": changes.set_options,
+    "changes": changes.changes,
     "delete": jobs.delete,
 }
 

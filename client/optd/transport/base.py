@@ -26,6 +26,7 @@ from optd_wire.values import (
     JobUpdate,
     JobVersion,
     Membership,
+    OptionChange,
     ParameterReport,
     PullResult,
     PushHeader,
@@ -266,6 +267,10 @@ class Transport(ABC):
     @abstractmethod
     def list_rejections(self, job: str, timeout: float) -> tuple[dict[str, int], tuple[Rejection, ...]]:
         """Tells what a job has refused: counts by reason, and the last ones."""
+
+    @abstractmethod
+    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+        """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
 
     @abstractmethod
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:

@@ -64,6 +64,7 @@ from optd_wire.values import (
     JobUpdate,
     JobVersion,
     Membership,
+    OptionChange,
     ParameterReport,
     PullResult,
     PushHeader,
@@ -371,6 +372,13 @@ class GrpcTransport(Transport):
         response = self._send("InspectionService/ListRejections", request, answer, timeout)
         recent = tuple(from_message(rejection, Rejection) for rejection in response.recent)
         return dict(response.counts), recent
+
+    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+        """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
+        request = inspection_pb.ListOptionChangesRequest(job=job, group=group)
+        answer = inspection_pb.ListOptionChangesResponse
+        response = self._send("InspectionService/ListOptionChanges", request, answer, timeout)
+        return tuple(from_message(change, OptionChange) for change in response.changes)
 
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
         """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""

@@ -224,6 +224,40 @@ class ListRejectionsResponse(_message.Message):
     recent: _containers.RepeatedCompositeFieldContainer[Rejection]
     def __init__(self, counts: _Optional[_Mapping[str, int]] = ..., recent: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ...) -> None: ...
 
+class ListOptionChangesRequest(_message.Message):
+    __slots__ = ("job", "group")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    group: str
+    def __init__(self, job: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
+
+class OptionChange(_message.Message):
+    __slots__ = ("unix_ms", "version", "group", "option", "before", "after", "worker")
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OPTION_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    unix_ms: int
+    version: int
+    group: str
+    option: str
+    before: _option_pb2.OptionValue
+    after: _option_pb2.OptionValue
+    worker: str
+    def __init__(self, unix_ms: _Optional[int] = ..., version: _Optional[int] = ..., group: _Optional[str] = ..., option: _Optional[str] = ..., before: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ..., after: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ..., worker: _Optional[str] = ...) -> None: ...
+
+class ListOptionChangesResponse(_message.Message):
+    __slots__ = ("changes", "version")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[OptionChange]
+    version: _job_pb2.JobVersion
+    def __init__(self, changes: _Optional[_Iterable[_Union[OptionChange, _Mapping]]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+
 class WatchJobRequest(_message.Message):
     __slots__ = ("job", "interval_ms")
     JOB_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class InspectionServiceStub(object):
                 request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRejectionsRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRejectionsResponse.FromString,
                 _registered_method=True)
+        self.ListOptionChanges = channel.unary_unary(
+                '/optd.v1.InspectionService/ListOptionChanges',
+                request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/optd.v1.InspectionService/WatchJob',
                 request_serializer=optd_dot_v1_dot_inspection__service__pb2.WatchJobRequest.SerializeToString,
@@ -103,6 +108,13 @@ class InspectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOptionChanges(self, request, context):
+        """Tells which options of a job have changed since it was created: the last changes, and of each option its last one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Reports a job at once, and again whenever it has moved on, at most every interval_ms, until the caller ends it.
         """
@@ -137,6 +149,11 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     servicer.ListRejections,
                     request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRejectionsRequest.FromString,
                     response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRejectionsResponse.SerializeToString,
+            ),
+            'ListOptionChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOptionChanges,
+                    request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -279,6 +296,33 @@ class InspectionService(object):
             '/optd.v1.InspectionService/ListRejections',
             optd_dot_v1_dot_inspection__service__pb2.ListRejectionsRequest.SerializeToString,
             optd_dot_v1_dot_inspection__service__pb2.ListRejectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOptionChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.InspectionService/ListOptionChanges',
+            optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.SerializeToString,
+            optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

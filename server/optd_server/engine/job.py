@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
+from optd_server.engine.option_changes import Origin
 from optd_server.engine.plan import Memory
 from optd_server.engine.pushes import Pushes
 from optd_server.engine.registration import check_group, check_same, check_same_group
@@ -161,21 +162,22 @@ class Job:
 
     # Changes that are no steps
 
-    async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
-        """Changes options of a group, from the next step on."""
+    async def update_group(self, update: GroupUpdate, wall: float = 0.0) -> tuple[GroupOptions, JobVersion]:
+        """Changes options of a group, from the next step on; `wall` is the time, in seconds of the epoch."""
 
         async def action() -> tuple[GroupOptions, JobVersion]:
             groups = self.model.groups
-            self.model.change_options(groups.plan_updates((update,), self.name, self.model.version.version))
+            changes = groups.plan_updates((update,), self.name, self.model.version.version)
+            self.model.change_options(changes, [(update, Origin(wall))])
             return groups.options[groups.index(update.group, self.name)], self.model.version
 
         return await self._writer.run(action)
 
-    async def update(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
-        """Changes options of the job as a whole, from the next step on."""
+    async def update(self, update: JobUpdate, wall: float = 0.0) -> tuple[JobOptions, JobVersion]:
+        """Changes options of the job as a whole, from the next step on; `wall` is as in `update_group`."""
 
         async def action() -> tuple[JobOptions, JobVersion]:
-            self.model.update(update)
+            self.model.update(update, Origin(wall))
             return self.model.conditioning.options, self.model.version
 
         return await self._writer.run(action)

@@ -11,6 +11,7 @@ from optd_server.engine.fields import group_fields, state_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
+from optd_server.engine.option_changes import OptionChanges, Origin, origins
 from optd_server.engine.options import find_algorithm
 from optd_server.engine.policies.registry import rule_of
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
@@ -18,7 +19,7 @@ from optd_server.store.gradients import Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobOptions, JobSpec, JobUpdate, JobVersion
+from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, JobOptions, JobSpec, JobUpdate, JobVersion
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
 PARAMETER_COST = 64
@@ -40,6 +41,7 @@ class Model:
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
         self.conditioning = Conditioning(self.groups, initial(spec.options))
         self.averages = Averages(self.conditioning.options.options)
+        self.changes = OptionChanges()
         self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
@@ -120,8 +122,13 @@ class Model:
         )
         self.notify()
 
-    def change_options(self, changes: Sequence[tuple[int, GroupOptions]]) -> None:
-        """Puts planned options in force; raises `MemoryExceeded` where they need state that does not fit."""
+    def change_options(
+        self, changes: Sequence[tuple[int, GroupOptions]], updates: Sequence[tuple[GroupUpdate, Origin]]
+    ) -> None:
+        """Puts options in force that were planned for these updates.
+
+        Raises `MemoryExceeded` where they need state that does not fit.
+        """
         if not changes:
             return
         options = list(self.groups.options)
@@ -131,10 +138,12 @@ class Model:
             options[index] = changed
         if more_state:
             self._memory.reserve(self.plan, self._bytes(options))
+        for index, changed in changes:
+            self.changes.note_group(self.groups.options[index], changed, origins(updates, changed.group))
         self.groups.options = options
         self.publish_revision()
 
-    def update(self, update: JobUpdate) -> None:
+    def update(self, update: JobUpdate, origin: Origin) -> None:
         """Changes options of the job as a whole, from the next step on.
 
         Raises what `plan_update` raises, or `MemoryExceeded`.
@@ -143,6 +152,7 @@ class Model:
         if options is not self.conditioning.options:
             if self._kept_beside(options) != self._kept_beside(self.conditioning.options):
                 self._memory.reserve(self.plan, self._bytes(self.groups.options, job_options=options))
+            self.changes.note_job(self.conditioning.options, options, origin)
             self.conditioning.options = options
             self.averages.configure(options.options)
             self.release_accumulation()

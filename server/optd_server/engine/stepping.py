@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from optd_server.engine.gradients import UNCLIPPED
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
+from optd_server.engine.option_changes import Origin
 from optd_server.engine.push import Push
 from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
@@ -16,7 +17,7 @@ from optd_server.engine.step import Step
 from optd_server.store.gradients import Gradient
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import OptdError, RoundBroken
-from optd_wire.values import GroupOptions
+from optd_wire.values import GroupOptions, GroupUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
     return RoundBroken(job=job, why=why)
 
 
+def _updates(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
+    return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
+
+
 class Stepping:
     """Takes the steps of one job."""
 
@@ -45,7 +50,7 @@ class Stepping:
 
     def plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
         """The options that the groups have after what rides along with these pushes, one after the other."""
-        updates = [update for push in pushes for update in push.header.updates]
+        updates = [update for update, _ in _updates(pushes)]
         if not updates:
             return []
         return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
@@ -66,7 +71,7 @@ class Stepping:
         round_.stepping = True
         gradient: Gradient | None = await self._offload.run(model.cost(round_.elements), round_.gradient)
         assert gradient is not None
-        model.change_options(changes)
+        model.change_options(changes, _updates(round_.pushes))
         conditioning.note_nonfinite(round_, version)
         if round_.skipped:
             self._skip(round_)

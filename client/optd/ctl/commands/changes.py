@@ -1,7 +1,7 @@
-"""Changes of options of a group, or of a job as a whole: `set`."""
+"""Changes of options of a group, or of a job as a whole: `set` makes one, `changes` lists them."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,9 +13,10 @@ from optd.ctl.commands.arguments import Job
 from optd.ctl.connection import Connection
 from optd.ctl.exits import BadUsage
 from optd.ctl.invocation import Invocation
+from optd.ctl.tables import Column, FittingTable, table
 from optd.group_options import GROUP_OPTIONS
 from optd_wire.errors import JobOptionConflict, OptionConflict, UnknownGroup
-from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, JobUpdate, JobVersion, Options
+from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, JobUpdate, JobVersion, OptionChange, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,41 @@ def set_options(
     else:
         change = _change(invocation.server, job, group, wanted)
         invocation.answer(change, *_lines(job, change, wanted))
+
+
+def changes(
+    invocation: Invocation,
+    job: Job,
+    group: Annotated[str, typer.Argument(metavar="[GROUP]", help="Only those of this group.")] = "",
+) -> None:
+    """List which options have changed since the job was created: from which version on, from what, to what, by whom."""
+    found = invocation.server.ask(lambda server, left: server.list_option_changes(job, group, left))
+    invocation.answer(found, _table(found) if found else "no option has changed since the job was created")
+
+
+def _table(found: Sequence[OptionChange]) -> FittingTable:
+    columns = [
+        Column("time"),
+        Column("version", number=True),
+        Column("group"),
+        Column("option"),
+        Column("before", number=True),
+        Column("after", number=True),
+        Column("with a push of", spare=True),
+    ]
+    rows = [
+        [
+            text.moment(one.unix_ms),
+            text.count(one.version),
+            one.group or "(job)",
+            one.option,
+            text.option(one.before),
+            text.option(one.after),
+            one.worker or text.NONE,
+        ]
+        for one in found
+    ]
+    return table(columns, rows)
 
 
 def _change_job(server: Connection, job: str, wanted: Options) -> JobChange:

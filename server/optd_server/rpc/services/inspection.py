@@ -77,6 +77,14 @@ class InspectionService:
             counts=rejections.counts, recent=[to_message(rejection) for rejection in rejections.recent]
         )
 
+    async def list_option_changes(self, request: pb.ListOptionChangesRequest) -> Any:
+        """Tells which options of a job have changed."""
+        job = self._catalog.find(request.job)
+        if request.group:
+            job.model.groups.index(request.group, job.name)
+        changes = job.model.changes.of(request.group or None)
+        return pb.ListOptionChangesResponse(changes=map(to_message, changes), version=to_message(job.model.version))
+
     async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
         """Reports a job whenever it has moved on."""
         job = self._catalog.find(request.job)

@@ -67,14 +67,14 @@ class JobService:
         """Changes options of a group."""
         job = self._catalog.find(request.job)
         with job.noting_rejections("", time.time):
-            options, version = await job.update_group(from_message(request.update, GroupUpdate))
+            options, version = await job.update_group(from_message(request.update, GroupUpdate), time.time())
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
 
     async def update_job(self, request: pb.UpdateJobRequest) -> Any:
         """Changes options of a job as a whole."""
         job = self._catalog.find(request.job)
         with job.noting_rejections("", time.time):
-            options, version = await job.update(from_message(request, JobUpdate))
+            options, version = await job.update(from_message(request, JobUpdate), time.time())
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(version))
 
     async def _receive_group(
