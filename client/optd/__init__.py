@@ -12,6 +12,7 @@ from importlib.metadata import version as _version
 from optd import errors, schedules
 from optd.algorithms import (
     ASGD,
+    LBFGS,
     SGD,
     Adadelta,
     Adafactor,
@@ -41,6 +42,7 @@ __version__ = _version("optd")
 __all__ = [
     "ASGD",
     "EMA",
+    "LBFGS",
     "SGD",
     "SWA",
     "TLS",

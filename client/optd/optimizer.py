@@ -3,7 +3,7 @@
 For torch's parameters there is `optd.torch`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
@@ -20,7 +20,7 @@ from optd.registration import Registration, open_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
-from optd.states import STEP
+from optd.states import STEP, ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
 from optd_wire.dtypes import computed_dtype
@@ -202,8 +202,8 @@ class Optimizer:
             gradients: Arrays in the structure of the params; None in it, or an entry left out of a dict, means no
                 gradient. `(ids, rows)` in the place of an array are the gradients of some rows of it: n integers, and
                 an array of shape (n, *shape[1:]). What is given for a row several times is added up. Or a dict of them
-                by name. Or a closure that returns (loss, gradients). Left out: `gradients` of this optimizer, and no
-                gradient for any parameter after `zero_grad()`.
+                by name. Or a closure that returns (loss, gradients), which `optd.LBFGS` calls several times. Left out:
+                `gradients` of this optimizer, and no gradient for any parameter after `zero_grad()`.
             encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by; left out, 1. It multiplies by the reciprocal in float32,
@@ -230,10 +230,19 @@ class Optimizer:
             EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
             Unreachable, DeadlineExceeded: No answer in time.
         """
-        loss, gradients = self._called(gradients)
+        if not callable(gradients):
+            return self._step(gradients, encoding, Terms.of(weight, loss_scale))
+        loss, found = gradients()
+        told = loss if self._registration.needs_closure else None
+        result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
+        while result.unfinished:
+            told, found = gradients()
+            result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
+        return loss
+
+    def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
         with self._sending(), self._receiving() as registration:
-            result = registration.step(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
-        return result if loss is None else loss[0]
+            return registration.step(self._rows(gradients), encoding, terms)
 
     def push(
         self,
@@ -244,7 +253,8 @@ class Optimizer:
         loss_scale: float | None = None,
     ) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
-        _, gradients = self._called(gradients)
+        if callable(gradients):
+            _, gradients = gradients()
         with self._sending():
             return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
 
@@ -305,12 +315,6 @@ class Optimizer:
         encoding = self.session.wire.weights
         return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=encoding, weights=weights)
 
-    def _called(self, gradients: Any) -> tuple[tuple[Any] | None, Any]:
-        if not callable(gradients):
-            return None, gradients
-        loss, gradients = gradients()
-        return (loss,), gradients
-
     def _rows(self, gradients: Any) -> Gradients:
         if gradients is None:
             gradients = self._gradients or {}
@@ -342,7 +346,7 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
-        states = [state for row in self._registration.read_state() for state in row]
+        states = self._gathered(self._registration.read_state())
         packed = []
         start = 0
         for group in self.param_groups:
@@ -355,6 +359,21 @@ class Optimizer:
             "param_groups": packed,
         }
 
+    def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
+        """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
+        return [state for row in rows for state in row]
+
+    def _spread(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[ParameterState]]:
+        """The way back: what the server is to have; raises what does not fit."""
+        shaped = self._registration.shaped_fields()
+        return [
+            [
+                _checked_state(name, array, dict(state), shaped)
+                for name, array, state in zip(group.names, group.arrays, row, strict=True)
+            ]
+            for group, row in zip(self._registration.groups, rows, strict=True)
+        ]
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
 
@@ -365,14 +384,7 @@ class Optimizer:
         theirs = [len(group[PARAMS]) for group in groups]
         if ours != theirs:
             raise StructureMismatch(what="state_dict", expected=f"groups of {ours} parameters", got=theirs)
-        shaped = self._registration.shaped_fields()
-        rows = [
-            [
-                _checked_state(name, array, dict(state_dict["state"].get(index, {})), shaped)
-                for index, name, array in zip(given[PARAMS], group.names, group.arrays, strict=True)
-            ]
-            for given, group in zip(groups, self._registration.groups, strict=True)
-        ]
+        rows = self._spread([[state_dict["state"].get(index, {}) for index in given[PARAMS]] for given in groups])
         before = [dict(entry) for entry in self.param_groups]
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})

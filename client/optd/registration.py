@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import MutableMapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from optd import environment
@@ -382,6 +383,11 @@ class Registration:
             reader = StateReader([group.spec().parameters for group in self.groups])
             self.session.read_state(into=reader.begin)
             return reader.states()
+
+    @cached_property
+    def needs_closure(self) -> bool:
+        """Whether a step of the algorithm asks for loss and gradients several times."""
+        return self.session.algorithm(self._algorithm).needs_closure
 
     def shaped_fields(self) -> frozenset[str]:
         """The states that have shapes or dtypes of their own: what fits there the server alone knows."""

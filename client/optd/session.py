@@ -329,6 +329,7 @@ class Session(Inquiry):
                     known_revision=base.revision,
                     weight=terms.weight,
                     loss_scale=terms.loss_scale,
+                    loss=terms.loss,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

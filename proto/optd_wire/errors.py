@@ -164,6 +164,20 @@ class UnservedShape(InvalidArgument):
     template = "{algorithm}: parameter {parameter!r} must {problem}, got shape {shape}"
 
 
+class UnservedGroups(InvalidArgument):
+    """Groups that an algorithm does not take which looks at all parameters as one vector."""
+
+    reason = "UNSERVED_GROUPS"
+    template = "{algorithm} takes one group, of parameters of one dtype; got {got}"
+
+
+class LossMissing(InvalidArgument):
+    """A push without a loss, to an algorithm that needs it."""
+
+    reason = "LOSS_MISSING"
+    template = "{algorithm} needs the loss with its gradients, as often as it asks for them: call step(closure)"
+
+
 class InvalidRule(InvalidArgument):
     """A rule for names that sets what it cannot."""
 
@@ -469,6 +483,17 @@ class JobOptionConflict(Conflict):
     template = (
         "job {job!r}: {option} was to become {ours}, but it has been changed to {theirs} at version {since} "
         "by another caller; read the options again and decide"
+    )
+
+
+class StaleEvaluation(Conflict):
+    """Loss and gradients of other weights than those that a step asks about."""
+
+    code = Code.ABORTED
+    reason = "STALE_EVALUATION"
+    template = (
+        "{algorithm} asks about the weights of version {version} of job {job!r}, and worker {worker!r} has evaluated "
+        "those of version {base}; pull() and step again (several workers share a step under policy sync)"
     )
 
 

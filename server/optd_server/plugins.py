@@ -8,8 +8,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 import numpy as np
 
-from optd_server.optim.algorithm import Algorithm, Elementwise, Parameterwise
+from optd_server.optim.algorithm import Algorithm, Elementwise, Iterative, Parameterwise
 from optd_server.optim.algorithms import registry
+from optd_server.optim.iterative import Searches
 from optd_server.optim.option import resolve
 from optd_server.optim.segment import SegmentState
 from optd_server.optim.step import apply
@@ -45,8 +46,9 @@ def load(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
 
 def _algorithm_of(point: EntryPoint) -> Algorithm:
     algorithm = point.load()
-    if not isinstance(algorithm, Elementwise | Parameterwise):
-        raise TypeError(f"{point.value} must be an Elementwise or a Parameterwise algorithm, got {type(algorithm)}")
+    if not isinstance(algorithm, Elementwise | Parameterwise | Iterative):
+        kinds = "an Elementwise, Parameterwise or Iterative algorithm"
+        raise TypeError(f"{point.value} must be {kinds}, got {type(algorithm)}")
     if algorithm.name != point.name:
         raise ValueError(f"{point.value} must have the entry point's name, got {algorithm.name!r}")
     return algorithm
@@ -57,11 +59,24 @@ def _try_out(algorithm: Algorithm) -> None:
     shapes = [shape for shape in TRIED if algorithm.shape_problem is None or algorithm.shape_problem(shape) is None]
     sizes = [int(np.prod(shape)) for shape in shapes]
     segment = SegmentState(sizes, np.float32, shapes=shapes)
-    options = [resolve(algorithm.options, {})]
+    options = resolve(algorithm.options, {})
     weights = np.linspace(-1, 1, segment.count, dtype=np.float32)
+    searches, everywhere = Searches(), np.ones(len(shapes), np.bool_)
     for _ in range(2):
         out = np.full_like(weights, np.nan)
-        apply(algorithm, options, segment, weights=weights, gradient=weights, out=out)
+        if isinstance(algorithm, Iterative):
+            searches.move(
+                algorithm,
+                options,
+                segment,
+                weights=weights,
+                gradient=weights,
+                out=out,
+                present=everywhere,
+                loss=float(np.dot(weights, weights)) / 2,
+            )
+        else:
+            apply(algorithm, [options], segment, weights=weights, gradient=weights, out=out)
         if not np.isfinite(out).all():
             raise ValueError(f"a step with its defaults gives weights that are not finite: {out.tolist()}")
         weights = out

@@ -159,7 +159,7 @@ def test_rows_that_are_wrong_change_nothing(plain: Plain, name: str, reason: str
             "ROWS_NOT_TAKEN",
             "adam takes no sparse gradients, and got rows of parameter 'table'",
         ),
-        ("adam", {}, [rows([])], "ROWS_NOT_TAKEN", "sgd, sparse_adam, adagrad take them"),
+        ("adam", {}, [rows([])], "ROWS_NOT_TAKEN", "sgd, sparse_adam, adagrad, lbfgs take them"),
         ("sgd", {"weight_decay": 0.5}, [rows([1])], "ROWS_NEED_ZERO", "sgd: weight_decay must be 0"),
         ("adagrad", {"weight_decay": 0.5}, [rows([1])], "ROWS_NEED_ZERO", "of parameter 'table' with 0.5"),
         ("sparse_adam", {}, [frame(np.ones(3, "f4"))], "ROWS_ONLY", "sparse_adam takes no dense gradients"),

@@ -17,6 +17,7 @@ from optd_server import plugins
 from optd_server.extending import StateField
 from optd_server.optim.algorithms import registry
 from optd_server.optim.algorithms.adam import ADAM
+from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.muon import MUON
 
 MINE = dataclasses.replace(ADAM, name="mine")
@@ -40,7 +41,11 @@ def point(algorithm: Any, name: str = "mine") -> EntryPoint:
     return EntryPoint(name=name, value="somebody:THEIRS", group=plugins.GROUP)
 
 
-@pytest.mark.parametrize("algorithm", [MINE, dataclasses.replace(MUON, name="mine")], ids=["elementwise", "whole"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [MINE, dataclasses.replace(MUON, name="mine"), dataclasses.replace(LBFGS, name="mine")],
+    ids=["elementwise", "parameterwise", "iterative"],
+)
 def test_an_algorithm_is_registered_with_its_package(algorithm: Any) -> None:
     assert plugins.load([point(algorithm)]) == ("mine",)
     assert registry.find("mine") is algorithm
@@ -57,7 +62,7 @@ def gives_nan(_: Any, block: Any) -> None:
 
 
 BAD = {
-    "no algorithm": ("adam", "must be an Elementwise or a Parameterwise algorithm, got <class 'str'>"),
+    "no algorithm": ("adam", "must be an Elementwise, Parameterwise or Iterative algorithm, got <class 'str'>"),
     "another name": (ADAM, "somebody:THEIRS must have the entry point's name, got 'adam'"),
     "a step that fails": (dataclasses.replace(MINE, update=fails), "RuntimeError: out of ideas"),
     "a step that gives NaN": (dataclasses.replace(MINE, update=gives_nan), "weights that are not finite: [nan"),

@@ -28,10 +28,12 @@ from optd.torch.algorithms import (
     Rprop,
     SparseAdam,
 )
+from optd.torch.lbfgs import LBFGS
 from optd.torch.named import Optimizer
 
 __all__ = [
     "ASGD",
+    "LBFGS",
     "SGD",
     "Adadelta",
     "Adafactor",

@@ -5,7 +5,8 @@ step, the state and the weights are the server's.
 """
 
 import inspect
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self, overload
 
@@ -16,6 +17,7 @@ from optd.params import plain_option
 from optd.registration import open_session
 from optd.row_gradients import has_rows
 from optd.session import Session
+from optd.states import ParameterState
 from optd.terms import Terms
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
@@ -183,7 +185,7 @@ class Served(torch.optim.Optimizer):
         """Pushes the gradients, steps on the server and pulls: the tensors then hold the new weights.
 
         Args:
-            closure: Computes the gradients anew, and returns the loss.
+            closure: Computes the gradients anew, and returns the loss. `LBFGS` calls it several times.
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by, as a GradScaler would; left out, 1.
 
@@ -191,7 +193,7 @@ class Served(torch.optim.Optimizer):
         lost is repeated and counts once. Gradients stay as they are.
 
         Returns:
-            The closure's loss.
+            The closure's loss, of its first call.
 
         Raises:
             NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed. (Unless the job skips
@@ -203,16 +205,20 @@ class Served(torch.optim.Optimizer):
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             Unreachable, DeadlineExceeded: No answer in time.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._push_and_pull(Terms.of(weight, loss_scale))
+        if closure is None:
+            self._push_and_pull(Terms.of(weight, loss_scale))
+            return None
+        enabled = torch.enable_grad()(closure)
+        loss = enabled()
+        told = _number(loss) if self._exchange.registration.needs_closure else None
+        pushed = self._push_and_pull(Terms.of(weight, loss_scale, told))
+        while pushed.unfinished:
+            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled())))
         return loss
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _push_and_pull(self, terms: Terms) -> None:
+    def _push_and_pull(self, terms: Terms) -> PushResult:
         exchange = self._exchange
         with exchange.lock:
             self._check_options()
@@ -221,7 +227,7 @@ class Served(torch.optim.Optimizer):
             # Where nothing was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
             with exchange.receiving(some=some), exchange.sending() as registration:
-                registration.step(gradients, terms=terms, has_weights=some)
+                return registration.step(gradients, terms=terms, has_weights=some)
 
     def push(
         self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
@@ -304,18 +310,28 @@ class Served(torch.optim.Optimizer):
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
             registration = self._exchange.registration
-            self.state = rows_to_torch(
-                registration.read_state(),
-                self.param_groups,
-                self._initial_state,
-                registration.shaped_fields(),
-                keeps_step=self._keeps_step,
-                counts_in_int=self._counts_in_int,
-            )
+            self.state = self._to_torch(registration.read_state(), registration.shaped_fields())
             try:
                 return super().state_dict()
             finally:
                 self.state = StateOnServer()
+
+    def _to_torch(
+        self, rows: Sequence[Sequence[ParameterState]], shaped: Collection[str]
+    ) -> defaultdict[torch.Tensor, Any]:
+        """State as torch's class has it, from what the server has by group and place."""
+        return rows_to_torch(
+            rows,
+            self.param_groups,
+            self._initial_state,
+            shaped,
+            keeps_step=self._keeps_step,
+            counts_in_int=self._counts_in_int,
+        )
+
+    def _from_torch(self, shaped: Collection[str]) -> list[list[ParameterState]]:
+        """The way back, of `state`: what the server is to have; raises what does not fit."""
+        return rows_from_torch(self.state, self._exchange.groups, shaped)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
@@ -349,11 +365,15 @@ class Served(torch.optim.Optimizer):
     def _upload(self) -> None:
         self._check_options()
         registration = self._exchange.registration
-        rows = rows_from_torch(self.state, self._exchange.groups, registration.shaped_fields())
+        rows = self._from_torch(registration.shaped_fields())
         registration.send_options()
         registration.write_state(rows)
         if self._exchange.changed():
             self._exchange.push_weights()
+
+
+def _number(loss: Any) -> Any:
+    return loss.detach() if isinstance(loss, torch.Tensor) else loss
 
 
 def _replace(groups: list[dict[str, Any]], contents: list[dict[str, Any]]) -> None:

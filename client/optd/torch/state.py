@@ -68,10 +68,17 @@ def undo_rounding(
     for tensor, key in zip(tensors, keys, strict=True):
         for name, value in saved["state"].get(key, {}).items() if tensor.itemsize == 2 else ():
             loaded = states.get(tensor, {}).get(name)
-            if isinstance(loaded, torch.Tensor) and isinstance(value, torch.Tensor):
-                rounded = value.to(device=loaded.device, dtype=loaded.dtype)
-                if torch.equal(loaded, rounded):
-                    states[tensor][name] = value
+            if _is_rounded(loaded, value):
+                states[tensor][name] = value
+
+
+def _is_rounded(loaded: Any, saved: Any) -> bool:
+    """Whether what was loaded is what was saved, or that rounded; of lists, such as those of LBFGS, each of them."""
+    if isinstance(loaded, list) and isinstance(saved, list) and len(loaded) == len(saved):
+        return all(each is None or _is_rounded(own, each) for own, each in zip(loaded, saved, strict=True))
+    if isinstance(loaded, torch.Tensor) and isinstance(saved, torch.Tensor):
+        return torch.equal(loaded, saved.to(device=loaded.device, dtype=loaded.dtype))
+    return False
 
 
 def rows_from_torch(

@@ -14,7 +14,7 @@ from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.rows import RowPlace
 from optd_server.store.snapshots import StepRanges
-from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
+from optd_wire.errors import InvalidOption, OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
     FlatRange,
@@ -42,6 +42,8 @@ class Groups:
         """How many elements all groups have."""
         self.parameters = 0
         """How many parameters all groups have."""
+        self.state_fields: dict[str, StateField] = {}
+        """All states that a parameter may have, by name. Where that depends on options, these never change."""
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
@@ -77,6 +79,8 @@ class Groups:
             self.parameters += len(layout.parameters)
             self.options.append(GroupOptions(spec.name, resolved, revision=0, since_version=version))
             self._extent_of.append(len(self.extents))
+        if not self.state_fields:
+            self.state_fields = {field.name: field for field in self.algorithm.state_of(self.options[0].options)}
         self.extents = (*self.extents, extent)
         self.names = tuple(self._index_of)
         self._states.append([_empty_state(extent, slab) for slab in extent.slabs])
@@ -108,6 +112,7 @@ class Groups:
             resolved = resolve_options(self.algorithm, current.options, update.options)
             if resolved == current.options:
                 continue
+            _check_fixed(self.algorithm, current.options, resolved)
             names = [parameter.name for parameter in self.layouts[index].parameters]
             deal(self.algorithm, resolved, names)
             check_matches([(resolved, names)])
@@ -225,10 +230,6 @@ class Groups:
         """The state of a slab."""
         return self._states[extent][slab]
 
-    def field(self, name: str) -> StateField:
-        """The state field of this name, which the algorithm has."""
-        return next(field for field in self.algorithm.all_state if field.name == name)
-
     def place(self, group: int, segment: int) -> tuple[int, Place]:
         """The extent of a group, and where one of its segments lies there."""
         number = self._extent_of[group]
@@ -248,6 +249,14 @@ class Groups:
                 if layout.parameters[member].name == parameter:
                     return index, place
         raise UnknownParameter(where=f"group {self.options[group].group!r}", parameter=parameter[:200])
+
+
+def _check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None:
+    """Raises `InvalidOption` for an option that would change and must not."""
+    for option in algorithm.options:
+        if option.fixed and wanted[option.name] != current[option.name]:
+            bound = f"{current[option.name]}, which it was at first and stays"
+            raise InvalidOption(algorithm=algorithm.name, option=option.name, bound=bound, value=wanted[option.name])
 
 
 def _one_of_equal(known: dict[object, Options], options: Options) -> Options:

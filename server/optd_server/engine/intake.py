@@ -4,7 +4,7 @@ What nothing is said of goes by untouched, and costs nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,12 @@ def check_header(header: PushHeader) -> None:
 def weight_of(header: PushHeader) -> float:
     """What the gradients of a push count for in a mean."""
     return 1.0 if header.weight is None else header.weight
+
+
+def mean_loss(headers: Sequence[PushHeader]) -> float:
+    """The mean of the losses that pushes come with, by what these count for, and unscaled; 0 where they have none."""
+    shares = [(weight_of(header), (header.loss or 0.0) / (header.loss_scale or 1.0)) for header in headers]
+    return shares[0][1] if len(shares) == 1 else sum(w * loss for w, loss in shares) / sum(w for w, _ in shares)
 
 
 class Intake:

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from optd_server.engine.options import resolve_job_options
 from optd_server.optim import option
-from optd_server.optim.job_options import ACCUMULATE
-from optd_wire.errors import JobOptionConflict
+from optd_server.optim.algorithm import Algorithm, Iterative
+from optd_server.optim.job_options import ACCUMULATE, JOB
+from optd_wire.errors import InvalidOption, JobOptionConflict
 from optd_wire.values import JobOptions, JobUpdate, Options
 
 
@@ -14,26 +15,35 @@ def initial(options: Options) -> JobOptions:
     return JobOptions(resolve_job_options(options))
 
 
+def check_job_options(algorithm: Algorithm, options: Options) -> None:
+    """Raises `InvalidOption` for what a job of an algorithm cannot have."""
+    if isinstance(algorithm, Iterative) and gradients_kept(options):
+        bound = f"1, as {algorithm.name} asks for each loss and gradient by itself"
+        value = option.integer(options, ACCUMULATE)
+        raise InvalidOption(algorithm=JOB.name, option=ACCUMULATE, bound=bound, value=value)
+
+
 def gradients_kept(options: Options) -> int:
     """How many gradients of the whole job are kept besides those that are on their way."""
     return int(option.integer(options, ACCUMULATE) > 1)
 
 
-def plan_update(current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
+def plan_update(algorithm: Algorithm, current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
     """What a job's options become with an update at `version`: these very ones where nothing changes.
 
     Raises `JobOptionConflict`, or what is wrong with a value.
     """
     resolved = resolve_job_options(current.options, update.options)
+    check_job_options(algorithm, resolved)
     if resolved == current.options:
         return current
     if update.expected_revision not in (None, current.revision):
-        option = next(name for name in resolved if resolved[name] != current.options[name])
+        changed = next(name for name in resolved if resolved[name] != current.options[name])
         raise JobOptionConflict(
             job=update.job,
-            option=option,
-            ours=resolved[option],
-            theirs=current.options[option],
+            option=changed,
+            ours=resolved[changed],
+            theirs=current.options[changed],
             since=current.since_version,
         )
     return replace(current, options=resolved, revision=current.revision + 1, since_version=version)

@@ -14,6 +14,7 @@ from optd_server.engine.job_options import gradients_kept, initial, plan_update
 from optd_server.engine.option_changes import OptionChanges, Origin, origins
 from optd_server.engine.options import find_algorithm
 from optd_server.engine.policies.registry import rule_of
+from optd_server.optim.iterative import Searches
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Slots
 from optd_server.store.journal import Changes
@@ -42,6 +43,7 @@ class Model:
         self.conditioning = Conditioning(self.groups, initial(spec.options))
         self.averages = Averages(self.conditioning.options.options)
         self.changes = OptionChanges()
+        self.searches = Searches()
         self.slots = Slots(most=self.rule.slots)
         self.snapshots = Snapshots(
             Snapshot(
@@ -148,7 +150,7 @@ class Model:
 
         Raises what `plan_update` raises, or `MemoryExceeded`.
         """
-        options = plan_update(self.conditioning.options, update, self.version.version)
+        options = plan_update(self.groups.algorithm, self.conditioning.options, update, self.version.version)
         if options is not self.conditioning.options:
             if self._kept_beside(options) != self._kept_beside(self.conditioning.options):
                 self._memory.reserve(self.plan, self._bytes(self.groups.options, job_options=options))
@@ -228,7 +230,7 @@ class Model:
                 fields, *map(partial(self._kept, index), range(len(layout.segments)))
             )
             states.append(
-                state_bytes((field for field in self.groups.algorithm.all_state if field.name in names), layout)
+                state_bytes((field for name, field in self.groups.state_fields.items() if name in names), layout)
             )
         return states
 

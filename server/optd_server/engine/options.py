@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from optd_server.optim import option
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.algorithms import registry
 from optd_server.optim.group_options import GROUP_OPTIONS, group_rules
 from optd_server.optim.job_options import JOB
@@ -39,7 +39,7 @@ def schema_of(algorithm: Algorithm) -> Schema:
     return Schema(
         algorithm.name,
         (*algorithm.options, *GROUP_OPTIONS),
-        (*algorithm.rules, *group_rules(algorithm.options)),
+        (*algorithm.rules, *group_rules(algorithm)),
     )
 
 
@@ -114,5 +114,6 @@ def _describe(algorithm: Algorithm) -> AlgorithmInfo:
         rules=tuple(f"{rule.option} must be {rule.text}" for rule in algorithm.rules),
         doc=algorithm.doc,
         package=registry.package_of(algorithm.name),
+        needs_closure=isinstance(algorithm, Iterative),
         shaped_state=tuple(field.name for field in algorithm.state if not field.elementwise),
     )

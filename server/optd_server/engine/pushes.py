@@ -122,6 +122,7 @@ class Pushes:
         """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
         header = push.header
         check_header(header)
+        self._stepping.check_evaluation(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
         self._stepping.plan_options([*self._rule.waiting, push])
         self._under_way[header.worker] = push
@@ -344,6 +345,7 @@ class Pushes:
             options=tuple(self._model.groups.options) if moved_on else (),
             accumulated=outcome.accumulated,
             skipped=outcome.skipped,
+            unfinished=outcome.unfinished,
         )
         self._workers.mark(header.worker, header.epoch, header.sequence, result)
         self.applied += not outcome.skipped

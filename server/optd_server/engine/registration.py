@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from optd_server.engine.dealing import check_matches, deal
+from optd_server.engine.job_options import check_job_options
 from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
-from optd_server.optim.algorithm import Algorithm
+from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DuplicateName,
@@ -13,6 +14,7 @@ from optd_wire.errors import (
     InvalidShape,
     JobMismatch,
     ParameterInTwoGroups,
+    UnservedGroups,
     UnservedShape,
 )
 from optd_wire.names import check_name
@@ -30,7 +32,7 @@ def check_job(spec: JobSpec) -> None:
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
     resolve_options(algorithm, spec.defaults)
-    resolve_job_options(spec.options)
+    check_job_options(algorithm, resolve_job_options(spec.options))
     check_policy(spec.policy)
     if not spec.groups:
         raise EmptyGroup(what=f"job {spec.name!r}")
@@ -48,6 +50,7 @@ def check_job(spec: JobSpec) -> None:
     for options, own in ruled:
         deal(algorithm, options, own)
     check_matches(ruled)
+    check_one_vector(algorithm, spec.groups)
 
 
 def check_policy(policy: Policy) -> None:
@@ -72,6 +75,23 @@ def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[
         seen: set[str] = set()
         twice = next(p.name for p in group.parameters if p.name in seen or seen.add(p.name))  # type: ignore[func-returns-value]
         raise DuplicateName(kind="parameter", name=twice, job=job)
+
+
+def check_added(algorithm: Algorithm, groups: Sequence[str]) -> None:
+    """Raises `UnservedGroups` where a job of an algorithm cannot have all of these groups."""
+    if isinstance(algorithm, Iterative) and len(groups) > 1:
+        raise UnservedGroups(algorithm=algorithm.name, got=f"{len(groups)} groups, {_listed(groups)}")
+
+
+def check_one_vector(algorithm: Algorithm, groups: Sequence[GroupSpec]) -> None:
+    """Raises `UnservedGroups` where an algorithm takes all parameters as one vector, and these are none."""
+    if not isinstance(algorithm, Iterative):
+        return
+    check_added(algorithm, [group.name for group in groups])
+    by_dtype = {parameter.dtype: parameter.name for group in groups for parameter in group.parameters}
+    if len(by_dtype) > 1:
+        got = " and ".join(f"{dtype} ({name!r})" for dtype, name in by_dtype.items())
+        raise UnservedGroups(algorithm=algorithm.name, got=got)
 
 
 def _check_parameter(parameter: ParameterSpec) -> None:

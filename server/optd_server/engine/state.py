@@ -60,7 +60,7 @@ class StateReading:
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
     groups = job.model.groups
-    states = [field.name for field in groups.algorithm.all_state]
+    states = list(groups.state_fields)
     known = [WEIGHTS, GRADIENT, *states, *(info.name for info in job.model.averages.infos())]
     for field in fields:
         if field not in known:
@@ -93,7 +93,7 @@ def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
             for field, array in _beside_weights(model, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
-    for shaped in model.groups.algorithm.all_state:
+    for shaped in model.groups.state_fields.values():
         if not shaped.elementwise and shaped.name in selection.fields:
             yield from _shaped_frames(model.groups, group, shaped, selection.parameter)
 
@@ -108,7 +108,7 @@ def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str,
         if info.updates:
             yield info.name, model.averages.find(info.name, model.name).buffers.arrays[group][index]
     state = model.groups.state(group, index).state
-    yield from ((field.name, state[field.name]) for field in model.groups.algorithm.all_state if _has(state, field))
+    yield from ((name, state[name]) for name, field in model.groups.state_fields.items() if _has(state, field))
 
 
 def _has(state: Mapping[str, Array], field: StateField) -> bool:
@@ -167,9 +167,9 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
     layout = groups.layouts[group]
     steps = [0] * len(layout.parameters)
     entries = {
-        field.name: [False] * len(layout.parameters)
-        for field in groups.algorithm.all_state
-        if any(field.name in groups.state(group, index).state for index in range(len(layout.segments)))
+        name: [False] * len(layout.parameters)
+        for name in groups.state_fields
+        if any(name in groups.state(group, index).state for index in range(len(layout.segments)))
     }
     if with_gradient:
         entries[GRADIENT] = [False] * len(layout.parameters)
@@ -181,7 +181,11 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
             steps[member] = int(state.steps[place])
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
-    shapes = {field.name: shapes_of(field, layout) for field in groups.algorithm.all_state if not field.elementwise}
+    shapes = {
+        name: shapes_of(groups.state_fields[name], layout)
+        for name in entries
+        if name != GRADIENT and not groups.state_fields[name].elementwise
+    }
     return GroupState(
         group,
         tuple(steps),
@@ -193,7 +197,9 @@ def selected_bytes(job: Job, selection: Selection) -> int:
     """How much a copy of the selection takes; a single parameter is counted as its group."""
     layouts = job.model.groups.layouts
     chosen = layouts if selection.group is None else [layouts[selection.group]]
-    return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in selection.fields)
+    kept = {name for _, _, _, state in job.model.groups.slabs() for name in state.state}
+    fields = [field for field in selection.fields if field in kept or field not in job.model.groups.state_fields]
+    return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in fields)
 
 
 class StateUpload:
@@ -204,7 +210,8 @@ class StateUpload:
         self._job = job
         self._groups = header.groups
         self._worker, self._epoch = header.worker, header.epoch
-        self._fields = {field.name: field for field in model.groups.algorithm.all_state}
+        self._fields = model.groups.state_fields
+        self._always = {field.name for field in model.groups.algorithm.all_state}
         self._known = [WEIGHTS, *self._fields]
         self._averages = {info.name: info.updates for info in header.averages}
         self._check_averages()
@@ -226,9 +233,9 @@ class StateUpload:
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
-        needed = bytes_of(layouts) * (1 + len(self._averages)) + sum(
-            state_bytes(self._fields.values(), layout) for layout in layouts
-        )
+        named = {entry.field for group in self._groups for entry in group.entries}
+        fields = [field for name, field in self._fields.items() if name in named or name in self._always]
+        needed = bytes_of(layouts) * (1 + len(self._averages)) + sum(state_bytes(fields, layout) for layout in layouts)
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
@@ -239,6 +246,10 @@ class StateUpload:
     def _sink(self, field: str) -> FrameSink:
         if field not in self._known and field not in self._averages:
             raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join(self._known))
+        if field in self._fields and field not in self._always:
+            named = any(entry.field == field for group in self._groups for entry in group.entries)
+            if not named:
+                raise InvalidRequest(problem=f"frames of {field} come without an entry that says who has it")
         if field not in self._sinks:
             names = self._job.model.groups.names
             self._sinks[field] = FrameSink(FlatBuffers(self._extents_of(field)), field, names)
@@ -290,6 +301,7 @@ class StateUpload:
 
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
         groups = self._job.model.groups
+        self._job.model.searches.abandon()
         for given in self._groups:
             _put_group_state(groups, given)
         for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
@@ -359,7 +371,7 @@ def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
     """Raises `InvalidRequest` for state that a parameter of such a dtype never has."""
     groups = job.model.groups
     for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
-        if present and not has(groups.field(entry.field), parameter.dtype):
+        if present and not has(groups.state_fields[entry.field], parameter.dtype):
             problem = f"parameter {parameter.name!r} of {parameter.dtype} has no {entry.field}"
             raise InvalidRequest(problem=problem)
 
@@ -373,7 +385,7 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
     if len(entry.shapes) != len(layout.parameters):
         what, count = f"shapes of {entry.field} in group {group}", f"{len(layout.parameters)} of them"
         raise StructureMismatch(what=what, expected=count, got=len(entry.shapes))
-    ours = shapes_of(groups.field(entry.field), layout)
+    ours = shapes_of(groups.state_fields[entry.field], layout)
     for parameter, present, theirs, expected in zip(layout.parameters, entry.present, entry.shapes, ours, strict=True):
         if not present and theirs.sizes == NOTHING:
             continue
@@ -382,7 +394,7 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
                 what=entry.field, parameter=parameter.name, expected=expected.sizes, got=theirs.sizes[:MAX_DIMS]
             )
         # torch turns all state into the dtype of the parameter when it loads, numbers of float32 too.
-        if theirs.dtype != expected.dtype and groups.field(entry.field).dtype is None:
+        if theirs.dtype != expected.dtype and groups.state_fields[entry.field].dtype is None:
             raise DtypeMismatch(what=entry.field, parameter=parameter.name, expected=expected.dtype, got=theirs.dtype)
 
 
@@ -393,8 +405,8 @@ def _put_group_state(groups: Groups, given: GroupState) -> None:
         whole = groups.slab_state(extent, place.slab)
         present = {entry.field: entry.present for entry in given.entries}
         for name in present:
-            if whole.has(groups.field(name)):
-                whole.allocate(groups.field(name))
+            if whole.has(groups.state_fields[name]):
+                whole.allocate(groups.state_fields[name])
         state = whole.part(place.rank)
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]

@@ -11,7 +11,8 @@ import numpy as np
 from optd_server.engine.groups import Groups
 from optd_server.engine.offload import INLINE_ELEMENTS, Offload
 from optd_server.engine.reduction import present_ranges
-from optd_server.optim.algorithm import Elementwise
+from optd_server.optim.algorithm import Elementwise, Iterative
+from optd_server.optim.iterative import Searches
 from optd_server.optim.lookahead import returns
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
@@ -60,10 +61,25 @@ class _Part:
 
 
 class Step:
-    """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing."""
+    """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing.
 
-    def __init__(self, groups: Groups, version: int, snapshots: Snapshots, gradient: Gradient, into: WeightSet) -> None:
+    Of an iterative algorithm it is one evaluation, with its `loss`, that moves one of `searches` on.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        version: int,
+        snapshots: Snapshots,
+        gradient: Gradient,
+        into: WeightSet,
+        searches: Searches,
+        loss: float,
+    ) -> None:
+        self.is_done = True
+        """Whether the algorithm's step is at its end, once it has been taken."""
         self._groups = groups
+        self._searches, self._loss = searches, loss
         self._gradient = gradient
         self._version = version
         # Rows that move with others: theirs is the step of a whole gradient.
@@ -113,6 +129,8 @@ class Step:
 
     def _change(self, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
         """What a step changes in a slab; None for most of it, and where a whole step costs no more."""
+        if isinstance(self._groups.algorithm, Iterative):
+            return None
         whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
         if not rows and (present.all() or (whole and present.any())):
             return None
@@ -138,10 +156,24 @@ class Step:
         densify(self._whole, self._gradient.slabs)
         for row in self._parts:
             for part in row:
-                if part.is_small:
+                if isinstance(self._groups.algorithm, Iterative):
+                    self._move(self._groups.algorithm, part)
+                elif part.is_small:
                     self._take_small(part, offload)
                 else:
                     self._take_whole(part, offload)
+
+    def _move(self, algorithm: Iterative, part: _Part) -> None:
+        self.is_done = self._searches.move(
+            algorithm,
+            part.options[0],
+            part.state,
+            weights=part.current,
+            gradient=part.gradient,
+            out=part.following,
+            present=part.present,
+            loss=self._loss,
+        )
 
     def _take_whole(self, part: _Part, offload: Offload) -> None:
         apply(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optd_server.engine.gradients import UNCLIPPED
+from optd_server.engine.intake import mean_loss
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
@@ -14,10 +15,11 @@ from optd_server.engine.push import Push
 from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
+from optd_server.optim.algorithm import Iterative
 from optd_server.store.gradients import Gradient
 from optd_server.store.snapshots import WeightSet
-from optd_wire.errors import OptdError, RoundBroken
-from optd_wire.values import GroupOptions, GroupUpdate
+from optd_wire.errors import InvalidRequest, LossMissing, OptdError, RoundBroken, StaleEvaluation
+from optd_wire.values import GroupOptions, GroupUpdate, PushHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Outcome:
     """How many rounds are added up for a step that is still to come; 0 where there was one."""
     skipped: bool = False
     """Whether there was none, and is to be none."""
+    unfinished: bool = False
+    """Whether the algorithm asks about the new weights, before its step is at its end."""
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
@@ -66,6 +70,7 @@ class Stepping:
         if not is_whole():
             return None  # broken off while it waited for readers
         changes = self.plan_options(round_.pushes)
+        self._check_evaluations(round_)
         self._check_gradients(round_, dict(changes))
         self._check_room(round_)
         round_.stepping = True
@@ -81,20 +86,21 @@ class Stepping:
             gradient = await self._accumulate(round_, gradient, last=weights is not None)
         if gradient is None or weights is None:
             return Outcome(version, accumulated=conditioning.accumulation.count)
-        await self._step_with(gradient, round_, weights)
-        return Outcome(version)
+        is_done = await self._step_with(gradient, round_, weights)
+        return Outcome(version, unfinished=not is_done)
 
-    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> None:
-        """Steps into a spare set of weights, and publishes it."""
+    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> bool:
+        """Steps into a spare set of weights, and publishes it; returns whether the algorithm's step is at its end."""
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
         cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
         clipped = UNCLIPPED
         if conditioning.clips:
             clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
-        step = Step(model.groups, version, model.snapshots, gradient, weights)
+        loss = mean_loss([push.header for push in round_.pushes])
+        step = Step(model.groups, version, model.snapshots, gradient, weights, model.searches, loss)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
-        due = model.averages.due(version + 1)
+        due = model.averages.due(version + 1) if step.is_done else []
         if due:
             elements, threads = model.elements, self._offload.threads
             await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
@@ -104,6 +110,7 @@ class Stepping:
         else:
             model.slots.keep(round_.slot, gradient)
         model.publish_step(weights, step.changes)
+        return step.is_done
 
     async def _spare(self) -> WeightSet:
         try:
@@ -147,6 +154,31 @@ class Stepping:
         if round_.slot is not None:
             model.slots.give_back(round_.slot)
         model.notify()
+
+    def check_evaluation(self, header: PushHeader) -> None:
+        """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
+        model, algorithm = self._model, self._model.groups.algorithm
+        if not isinstance(algorithm, Iterative):
+            if header.loss is not None:
+                raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")
+            return
+        if header.loss is None:
+            raise LossMissing(algorithm=algorithm.name)
+        if header.base_version != model.version.version:
+            raise StaleEvaluation(
+                algorithm=algorithm.name,
+                job=model.name,
+                version=model.version.version,
+                worker=header.worker,
+                base=header.base_version,
+            )
+
+    def _check_evaluations(self, round_: Round) -> None:
+        for push in round_.pushes:
+            try:
+                self.check_evaluation(push.header)
+            except OptdError as error:
+                raise Refused(push, error) from None
 
     def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
         """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""

@@ -1,12 +1,14 @@
 """What an algorithm declares, and what its functions are given.
 
-An algorithm is a plain value: options, state fields, and pure functions. There are two kinds. Most are `Elementwise`:
+An algorithm is a plain value: options, state fields, and pure functions. There are three kinds. Most are `Elementwise`:
 each new weight follows from what belongs to that same element, so `step.apply` and the backends may cut a segment into
-blocks as they like. `Parameterwise` ones look at a parameter as a whole, in its shape. Neither knows groups or layouts.
+blocks as they like. `Parameterwise` ones look at a parameter as a whole, in its shape. `Iterative` ones look at all
+parameters as one vector, and ask for the gradient at several places before their step is done. None knows groups or
+layouts.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,6 +62,15 @@ class StateField:
     """Whether it begins as what the weights are before a parameter's first step with it, and follows them."""
     narrow_only: bool = False
     """Whether only parameters have it whose dtype is narrower than that of the arithmetic on them."""
+    series: Callable[[Options], int] | None = None
+    """At most how many of it there are, called ``name.0``, ``name.1``, …; None: it is one, and called by its name."""
+
+    def members(self, options: Options) -> tuple["StateField", ...]:
+        """Return the fields that it stands for: itself, or those of its series."""
+        if self.series is None:
+            return (self,)
+        count = self.series(options)
+        return tuple(replace(self, name=f"{self.name}.{number}", series=None) for number in range(count))
 
     @property
     def elementwise(self) -> bool:
@@ -123,7 +134,7 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """An optimizer: what it is called, what it can be told and what it remembers. One of the two kinds below."""
+    """An optimizer: what it is called, what it can be told and what it remembers. One of the three kinds below."""
 
     name: str
     """As it is asked for: ``adam``."""
@@ -144,9 +155,13 @@ class Algorithm:
         """The fields that it declares, and those that every algorithm has."""
         return (*self.state, MASTER_WEIGHTS, SLOW_WEIGHTS)
 
+    def state_of(self, options: Options) -> tuple[StateField, ...]:
+        """Return all state fields, series as what they consist of under these resolved options."""
+        return tuple(member for field in self.all_state for member in field.members(options))
+
     def fields(self, options: Options) -> tuple[StateField, ...]:
         """Return the state fields that resolved options need."""
-        return tuple(field for field in self.all_state if field.when(options))
+        return tuple(field for field in self.state_of(options) if field.when(options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,3 +238,40 @@ class Parameterwise(Algorithm):
 
     update: Callable[[Options, Parameter], None]
     """Apply one step to one parameter that has elements, under resolved options. Called from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a client has found at the weights that it was asked about."""
+
+    loss: float
+    gradient: Vector
+    """Of all parameters, one after the other, shape (N,); zeros where one has none. Whoever gets it may keep it."""
+
+
+Memory: TypeAlias = MutableMapping[str, Any]
+"""What an `Iterative` algorithm remembers from one step to the next, by the names of its state fields: a vector of
+shape (N,), a float, or of a series a list of them. What it has never put there is absent."""
+
+Search: TypeAlias = Generator[Vector, Evaluation, Vector]
+"""A step that is under way: yields weights, shape (N,), is sent what a client finds there, and returns the new ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterative(Algorithm):
+    """An algorithm that takes all parameters as one vector, and may ask about several weights for one step.
+
+    Its job has one group, of parameters of one dtype. Each evaluation is a push, and a version of the job. Fields are
+    elementwise, series of such, or scalars; of these only the first parameter has some, as in torch.
+    """
+
+    search: Callable[[Options, Memory, Vector, Evaluation], Search]
+    """Begin a step, under resolved options, at weights of shape (N,), which are its own, and with what is known there.
+
+    It changes the memory before it returns, or not at all, and keeps none of the vectors that it yields or returns.
+    """
+
+    def __post_init__(self) -> None:
+        for field in self.state:
+            if not field.elementwise and (field.shape is not scalar or field.series is not None):
+                raise ValueError(f"{self.name}.{field.name} must be elementwise or a scalar")

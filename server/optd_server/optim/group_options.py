@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from optd_server.optim.algorithm import MASTER_WEIGHTS
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
 from optd_server.optim.lookahead import LOOKAHEAD_OPTIONS
 from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
-from optd_server.optim.rules import RULES_OPTION
+from optd_server.optim.rules import RULES, RULES_OPTION
 from optd_server.optim.schedules.text import parse, schedule_option
 
 LR_SCHEDULE = "lr_schedule"
@@ -49,16 +49,25 @@ OF_PARAMETERS = frozenset(
 """Those of them that a rule may set for some parameters of a group."""
 
 
-def group_rules(options: tuple[Option, ...]) -> tuple[Rule, ...]:
-    """Return the conditions that group options put on an algorithm with these options."""
-    names = {option.name for option in options}
+def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
+    """Return the conditions that group options put on an algorithm."""
+    names = {option.name for option in algorithm.options}
     rules = []
+    if isinstance(algorithm, Iterative):
+        for option in GROUP_OPTIONS:
+            if option.name in OF_PARAMETERS | {RULES} and option.name != LR_SCHEDULE:
+                text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
+                rules.append(Rule(text_, _differs(option), option.name))
     if "lr" not in names:
         rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
     if not names & {"momentum", "betas"}:
         text_ = "None, as there is neither momentum nor betas"
         rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
     return tuple(rules)
+
+
+def _differs(option: Option) -> Callable[[Options], bool]:
+    return lambda options: options[option.name] != option.default
 
 
 def _is_set(name: str) -> Callable[[Options], bool]:

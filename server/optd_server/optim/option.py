@@ -90,6 +90,8 @@ class Option:
     """The texts that a "text" option may be; empty: any."""
     parse: Callable[[str], object] | None = None
     """Of a "text" option: raises ValueError, with what it must be as its text, for one that is not well formed."""
+    fixed: bool = False
+    """Whether a group keeps the value that it begins with."""
     doc: str = ""
 
     @property

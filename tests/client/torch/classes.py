@@ -120,11 +120,27 @@ def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert list(ours["state"]) == list(theirs["state"])
     for index, expected in theirs["state"].items():
         found = ours["state"][index]
-        assert list(found) == list(expected)
-        assert list(map(type, found.values())) == list(map(type, expected.values()))
+        # LBFGS puts "al" where its first step has needed it, or behind the rest.
+        names = [[name for name in state if name != "al"] for state in (found, expected)]
+        assert names[0] == names[1]
+        assert ("al" in found) == ("al" in expected)
+        # SparseAdam counts its steps in an int, and LBFGS may have nothing but numbers.
+        dtypes = [each.dtype for each in expected.values() if isinstance(each, torch.Tensor)]
+        tolerance = max((TOLERANCE[dtype] for dtype in dtypes), default=0.0)
         for name, value in expected.items():
-            # SparseAdam counts its steps in an int.
-            tolerance = max(TOLERANCE[each.dtype] for each in expected.values() if isinstance(each, torch.Tensor))
-            strides = isinstance(value, torch.Tensor)
-            torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, check_stride=strides)
-            assert not isinstance(value, torch.Tensor) or found[name].requires_grad == value.requires_grad
+            assert_same_value(found[name], value, tolerance)
+
+
+def assert_same_value(found: Any, expected: Any, tolerance: float) -> None:
+    """Of a state: a tensor, a number, or a list of such and of None."""
+    # A learning rate of 1 makes LBFGS keep an int, where a server has floats.
+    assert type(found) is type(expected) or found == expected
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            assert_same_value(*pair, tolerance)
+    elif expected is not None:
+        strides = isinstance(expected, torch.Tensor)
+        how = {"check_stride": strides, "check_dtype": strides}
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, **how)
+        assert not strides or found.requires_grad == expected.requires_grad

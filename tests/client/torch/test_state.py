@@ -60,7 +60,8 @@ class Bench:
     def _groups(self, weights: Optimizer | None) -> list[dict[str, Any]]:
         first, *others = self.case.groups()
         made = first["params"]
-        made[0] = nn.Parameter(made[0].detach().t().contiguous().t())  # with strides of its own
+        if not self.case.needs_closure:  # torch's LBFGS takes no others
+            made[0] = nn.Parameter(made[0].detach().t().contiguous().t())  # with strides of its own
         groups = [first, *({**group, **self._second} for group in others)]
         source = iter(flat(weights) if weights else [])
         with torch.no_grad():

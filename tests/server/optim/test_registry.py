@@ -54,7 +54,7 @@ def test_a_default_outside_its_range_is_refused() -> None:
 @pytest.mark.parametrize(
     ("base", "rule", "problem"),
     [
-        ("muon", RowRule(), "muon takes rows, which only elementwise algorithms can"),
+        ("muon", RowRule(), "muon takes rows, which parameterwise algorithms cannot"),
         ("sgd", RowRule(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
         ("sgd", RowRule(), "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows"),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from optd_server.optim import option, spelling
-from optd_server.optim.algorithm import Algorithm, Elementwise
+from optd_server.optim.algorithm import Algorithm, Elementwise, Iterative
 from optd_server.optim.algorithms.adadelta import ADADELTA
 from optd_server.optim.algorithms.adafactor import ADAFACTOR
 from optd_server.optim.algorithms.adagrad import ADAGRAD
@@ -13,6 +13,7 @@ from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
 from optd_server.optim.algorithms.asgd import ASGD
+from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.lion import LION
 from optd_server.optim.algorithms.muon import MUON
 from optd_server.optim.algorithms.nadam import NADAM
@@ -38,6 +39,7 @@ BUILT_IN: tuple[Algorithm, ...] = (
     ASGD,
     ADAFACTOR,
     MUON,
+    LBFGS,
     LION,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -78,7 +80,9 @@ def _check_rows(algorithm: Algorithm) -> None:
     if rule is None:
         return
     if not isinstance(algorithm, Elementwise):
-        raise ValueError(f"{algorithm.name} takes rows, which only elementwise algorithms can")
+        if isinstance(algorithm, Iterative):
+            return  # which sees them as part of a whole gradient
+        raise ValueError(f"{algorithm.name} takes rows, which parameterwise algorithms cannot")
     missing = set(rule.zero) - {each.name for each in algorithm.options}
     if missing:
         raise ValueError(f"{algorithm.name} takes rows where {min(missing)!r} is 0, which is no option of it")

@@ -1,0 +1,88 @@
+"""An algorithm that asks for loss and gradients several times in a step, as plain stubs answer it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from contract.plain import SECONDS, Plain, ending, frame, group, header, job_spec, refused
+
+from optd_wire.v1 import state_service_pb2
+
+W = {"w": ((2,), "float64")}
+START = np.array([3.0, 1.0])
+
+
+def create(plain: Plain, name: str, workers: int = 0, **options: Any) -> int:
+    spec = job_spec(name, [group("g", W)], algorithm="lbfgs", workers=workers, **options)
+    plain.create(spec, [frame(START)])
+    return plain.join(name)
+
+
+def evaluate(plain: Plain, name: str, epoch: int, sequence: int, **more: Any) -> Any:
+    """Pushes what half the sum of squares and its gradient are at the job's weights."""
+    weights = plain.weights(name)["w"]
+    given = {"base": sequence - 1, "loss": float((weights**2).sum() / 2), **more}
+    return plain.push(header(name, "w0", epoch, sequence, **given), [frame(weights * (more.get("loss_scale") or 1))])
+
+
+def test_a_step_is_at_its_end_when_the_answer_says_so(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, max_iter=3, lr=0.25)
+    seen = []
+    for sequence in range(1, 4):
+        result = evaluate(plain, name, epoch, sequence)
+        seen.append((result.unfinished, result.version.version))
+        again = plain.push(header(name, "w0", epoch, sequence, base=sequence - 1, loss=9.0), [frame(START)])
+        assert (again.unfinished, again.repeat) == (result.unfinished, True)
+    assert seen == [(True, 1), (True, 2), (False, 3)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_loss_and_gradients_are_divided_by_the_loss_scale(plain: Plain, name: str, scale: float) -> None:
+    epoch = create(plain, name, line_search_fn="strong_wolfe")
+    loss = scale * float((START**2).sum() / 2)
+    assert evaluate(plain, name, epoch, 1, loss=loss, loss_scale=scale).unfinished
+    np.testing.assert_array_equal(plain.weights(name)["w"], START - START / 4)
+
+
+def test_what_was_not_asked_for_is_refused(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, lr=0.1)
+    with refused("LOSS_MISSING", "lbfgs"):
+        plain.push(header(name, "w0", epoch, 1), [frame(START)])
+    assert evaluate(plain, name, epoch, 1).unfinished
+    with refused("STALE_EVALUATION", "version 1"):
+        evaluate(plain, name, epoch, 2, base=0)
+    with refused("NONFINITE_GRADIENT", "'w'"):
+        plain.push(header(name, "w0", epoch, 2, base=1, loss=1.0), [frame([np.nan, 1.0])])
+    assert evaluate(plain, name, epoch, 2).version.version == 2
+
+
+def test_a_loss_that_nobody_asks_for_is_refused(plain: Plain, name: str) -> None:
+    plain.create(job_spec(name, [group("g", W)], algorithm="sgd"), [frame(START)])
+    with refused("INVALID_REQUEST", "sgd takes gradients alone"):
+        plain.push(header(name, "w0", plain.join(name), 1, loss=1.0), [frame(START)])
+
+
+def test_an_infinite_loss_is_one_to_come_back_from(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, line_search_fn="strong_wolfe", lr=1.0)
+    assert evaluate(plain, name, epoch, 1).unfinished
+    tried = plain.weights(name)["w"]
+    assert evaluate(plain, name, epoch, 2, loss=float("inf")).unfinished
+    nearer = plain.weights(name)["w"]
+    assert np.linalg.norm(nearer - START) < np.linalg.norm(tried - START)
+
+
+def test_state_that_is_written_ends_what_was_under_way(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, max_iter=3, lr=0.25)
+    assert evaluate(plain, name, epoch, 1).unfinished
+    head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=epoch)
+    requests = [
+        state_service_pb2.WriteStateRequest(header=head),
+        state_service_pb2.WriteStateRequest(frames=[frame(START, field="weights")]),
+    ]
+    plain.state.WriteState(ending(requests), timeout=SECONDS)
+    np.testing.assert_array_equal(plain.weights(name)["w"], START)
+    finished = [evaluate(plain, name, epoch, sequence).unfinished for sequence in (2, 3, 4)]
+    assert finished == [True, True, False]
+    result, _ = plain.read_state(name)
+    entries = {entry.field: list(entry.present) for entry in result.groups[0].entries}
+    assert entries["func_evals"] == entries["d"] == [True]
