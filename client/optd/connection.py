@@ -5,8 +5,9 @@ from typing import get_args
 from optd import environment
 from optd.encoding import Wire
 from optd.job_options import Averages, Gradients, options_of
+from optd.lanes import LaneName
 from optd.retry import with_retries
-from optd.session import CALL_SECONDS, LaneName, Session
+from optd.session import CALL_SECONDS, Session
 from optd.tls import TLS
 from optd.transport.grpc import GrpcTransport
 from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable

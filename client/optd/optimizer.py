@@ -3,7 +3,7 @@
 For torch's parameters there is `optd.torch`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
@@ -20,11 +20,10 @@ from optd.registration import Registration, open_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
-from optd.states import STEP, ParameterState
+from optd.state_dicts import checked_state, pack, unpack
+from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
-from optd_wire.dtypes import computed_dtype
-from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 from optd_wire.values import PushResult
 
 Closure = Callable[[], tuple[Any, Any]]
@@ -346,18 +345,7 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
-        states = self._gathered(self._registration.read_state())
-        packed = []
-        start = 0
-        for group in self.param_groups:
-            count = len(group[PARAMS])
-            entry = {name: value for name, value in group.items() if name != PARAMS}
-            packed.append({**entry, PARAMS: list(range(start, start + count))})
-            start += count
-        return {
-            "state": {index: state for index, state in enumerate(states) if state},
-            "param_groups": packed,
-        }
+        return pack(self._gathered(self._registration.read_state()), self.param_groups)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
         """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
@@ -368,7 +356,7 @@ class Optimizer:
         shaped = self._registration.shaped_fields()
         return [
             [
-                _checked_state(name, array, dict(state), shaped)
+                checked_state(name, array, state, shaped)
                 for name, array, state in zip(group.names, group.arrays, row, strict=True)
             ]
             for group, row in zip(self._registration.groups, rows, strict=True)
@@ -380,11 +368,7 @@ class Optimizer:
         Raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or parameters.
         """
         groups = state_dict["param_groups"]
-        ours = [len(group[PARAMS]) for group in self.param_groups]
-        theirs = [len(group[PARAMS]) for group in groups]
-        if ours != theirs:
-            raise StructureMismatch(what="state_dict", expected=f"groups of {ours} parameters", got=theirs)
-        rows = self._spread([[state_dict["state"].get(index, {}) for index in given[PARAMS]] for given in groups])
+        rows = self._spread(unpack(state_dict, self.param_groups))
         before = [dict(entry) for entry in self.param_groups]
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
@@ -410,22 +394,3 @@ def _leaf(renew: Renew | None, own: Array, array: Array) -> Any:
 
 def _group_dict(group: ParamGroup) -> dict[str, Any]:
     return {PARAMS: group.arrays, NAME: group.name, **group.options}
-
-
-def _checked_state(name: str, array: Array, state: dict[str, Any], shaped: Collection[str]) -> dict[str, Any]:
-    """The state of one parameter with numpy arrays that fit it; entries that are None are as good as absent."""
-    checked = {}
-    for field, value in state.items():
-        if value is None:
-            continue
-        found = np.asarray(value)
-        own = field == STEP or field in shaped
-        if not own and found.shape != array.shape:
-            raise ShapeMismatch(what=field, parameter=name, expected=array.shape, got=found.shape)
-        expected = computed_dtype(array.dtype)
-        if not own and found.dtype not in (array.dtype, expected):
-            raise DtypeMismatch(what=field, parameter=name, expected=expected.name, got=found.dtype.name)
-        if not own:
-            found = found.astype(expected, copy=False)
-        checked[field] = found
-    return checked

@@ -10,12 +10,13 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from optd.arrays import BATCH_BYTES
 from optd.encoding import Wire
 from optd.heartbeat import Heartbeat
 from optd.inquiry import Inquiry
+from optd.lanes import LaneName, Who, share_memory, wants_shared_memory
 from optd.leaving import Departure, leave_later, open_sessions
 from optd.retry import with_retries
 from optd.terms import AS_THEY_ARE, Terms
@@ -29,14 +30,12 @@ from optd_wire.errors import (
     InvalidArgument,
     JobExists,
     NotFound,
-    OptdError,
     SharedMemoryUnavailable,
     Unauthenticated,
     Unavailable,
     UnknownJob,
     UnknownWorker,
 )
-from optd_wire.layout import lay_out
 from optd_wire.values import (
     GroupInfo,
     GroupSpec,
@@ -56,15 +55,12 @@ from optd_wire.values import (
 T = TypeVar("T")
 logger = logging.getLogger("optd")
 
-LaneName = Literal["auto", "grpc", "shm"]
 Settle = Callable[[bool], None]
 """Is told whether a push was applied."""
 
 CALL_SECONDS = 300.0
 # How long one call waits for a job that another worker is creating, before it asks again.
 JOIN_WAIT_SECONDS = 5.0
-# A message carries fewer elements as fast as shared memory does.
-SHARED_ELEMENTS = 1 << 16
 
 
 class Session(Inquiry):
@@ -225,27 +221,12 @@ class Session(Inquiry):
         """Shares memory with the server, where that is wanted and can be; raises where it must be and cannot."""
         self._lane.close()
         self._departure.lane = self._lane = GrpcLane(self._transport)
+        who = Who(self.job, self.worker, membership.epoch)
         groups = membership.job.groups
-        elements = sum(parameter.size for group in groups for parameter in group.parameters)
-        wanted = self._wanted_lane == "shm" or (
-            self._wanted_lane == "auto" and self.wire.exact and elements >= SHARED_ELEMENTS
-        )
-        if not wanted:
-            return
-        try:
-            self._departure.lane = self._lane = SharedMemoryLane(
-                self._transport,
-                job=self.job,
-                worker=self.worker,
-                epoch=membership.epoch,
-                layouts=[lay_out(group.parameters) for group in groups],
-                timeout=self.timeout,
-            )
-        except OptdError as error:
-            # Whatever it is: messages may get through where this does not, and say what is wrong where they do not.
-            if self._wanted_lane == "shm":
-                raise _with_advice(error) from None
-            logger.debug("job %s: no shared memory, numbers travel in messages: %s", self.job, error)
+        if wants_shared_memory(self._wanted_lane, self.wire, groups):
+            required = self._wanted_lane == "shm"
+            shared = share_memory(self._transport, who, groups, self.timeout, required=required)
+            self._departure.lane = self._lane = shared or self._lane
 
     def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
         """Adds a group to the job, or finds that another worker has added it."""
@@ -432,10 +413,3 @@ class Session(Inquiry):
         """A step of a sync job waits for all its workers."""
         waits = self._membership is not None and isinstance(self._membership.job.policy, Sync)
         return "; a step of a sync job waits for all its workers" if waits else ""
-
-
-def _with_advice(error: OptdError) -> OptdError:
-    """Why there is no shared memory, with what to do; any other error as it is."""
-    if not isinstance(error, SharedMemoryUnavailable):
-        return error
-    return SharedMemoryUnavailable(why=f"{error.values['why']}; lane='auto' does without")

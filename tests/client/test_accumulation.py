@@ -10,13 +10,14 @@ from tests.client.test_conditioned_gradients import summary
 import optd
 import optd.torch
 from optd import errors
+from optd.lanes import LaneName
 from optd.local import LocalServer
 
 SIZES = (70_000, 30)
 
 
 @pytest.mark.parametrize("lane", ["grpc", "shm"])
-def test_as_a_loop_of_torch_that_adds_up_losses(server: LocalServer, name: str, lane: optd.session.LaneName) -> None:
+def test_as_a_loop_of_torch_that_adds_up_losses(server: LocalServer, name: str, lane: LaneName) -> None:
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(size, dtype=torch.float64)) for size in SIZES]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]

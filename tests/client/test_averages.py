@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 import optd
 import optd.torch
 from optd import errors
+from optd.lanes import LaneName
 from optd.local import LocalServer
 from optd.transport.base import Sink
 from optd_wire.frames import Frame
@@ -39,7 +40,7 @@ def close(found: Any, expected: Any, dtype: torch.dtype) -> None:
 def test_as_an_averaged_model_of_torch(
     server: LocalServer,
     name: str,
-    lane: optd.session.LaneName,
+    lane: LaneName,
     dtype: torch.dtype,
     kept: optd.EMA | optd.SWA,
     name_of: str,

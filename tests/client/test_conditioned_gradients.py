@@ -12,6 +12,7 @@ import torch
 import optd
 import optd.torch
 from optd import errors
+from optd.lanes import LaneName
 from optd.local import LocalServer
 from optd_wire.values import GradientSummary
 
@@ -148,7 +149,7 @@ def test_bounds_of_all_groups_are_arguments_of_both_faces(server: LocalServer, n
 @pytest.mark.parametrize("lanes", [("grpc", "grpc", "grpc"), ("shm", "grpc", "shm"), ("shm", "shm", "shm")])
 @pytest.mark.parametrize("weights", [(1, 1, 1), (2, 2, 2), (3, 1, 2.5)])
 def test_a_round_is_the_mean_by_weight_of_those_that_have_a_parameter(
-    server: LocalServer, name: str, lanes: tuple[optd.session.LaneName, ...], weights: tuple[float, ...]
+    server: LocalServer, name: str, lanes: tuple[LaneName, ...], weights: tuple[float, ...]
 ) -> None:
     numbers = np.random.default_rng(0)
     shapes = {"all": (60_000,), "some": (10_000,), "rows": (6, 2)}

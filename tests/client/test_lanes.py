@@ -9,8 +9,8 @@ import pytest
 
 import optd
 from optd import errors
+from optd.lanes import SHARED_ELEMENTS
 from optd.local import LocalServer, local
-from optd.session import SHARED_ELEMENTS
 from optd.transport.shm import SharedMemoryLane
 from optd_wire.values import GroupUpdate
 
@@ -245,7 +245,7 @@ def test_memory_that_is_not_taken_leaves_no_descriptors(wrong, server, name, mon
         else:
             monkeypatch.setattr(SharedMemoryLane, "_descriptors", others)
         session._wanted_lane = "auto"
-        monkeypatch.setattr("optd.session.SHARED_ELEMENTS", 1)
+        monkeypatch.setattr("optd.lanes.SHARED_ELEMENTS", 1)
         before = descriptors()
         gc.disable()  # it would hide what is not closed
         try:

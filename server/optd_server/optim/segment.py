@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Algorithm, Array, Shape, StateField, Vector
-from optd_server.optim.option import Options
+from optd_server.optim.algorithm import Array, Shape, StateField, Vector
 
 if TYPE_CHECKING:
     from optd_server.optim.assignment import Assignment
@@ -113,19 +112,10 @@ class SegmentState:
         """Whether parameters of this dtype have such a field at all."""
         return self.narrow or not field.narrow_only
 
-    def ensure(self, algorithm: Algorithm, options: Sequence[Options]) -> None:
-        """Allocate the state that the resolved options of groups that have parameters need, where it is missing.
-
-        State that they do not need is kept: momentum that is turned off and on again goes on where it was.
-        """
-        for each, parameters in zip(options, self.groups, strict=True):
-            for field in algorithm.fields(each) if parameters else ():
-                if self.has(field):
-                    self.allocate(field)
-
     def allocate(self, field: StateField) -> Vector:
         """Return a state array, of zeros that nobody has started where it was missing.
 
+        State that options do not need any more is kept: momentum that is turned off and on again goes on where it was.
         It is as long as the segment even where one group alone needs it: the system gives memory only to those pages
         that are touched.
         """

@@ -237,7 +237,6 @@ def test_parameters_of_float32_and_float64_have_none() -> None:
         segment, out = SegmentState([2], dtype), np.empty(2, dtype)
         options = [{**option.resolve(sgd.options, {"lr": 0.5}), MASTERS: True}]
         apply(sgd, options, segment, weights=np.ones(2, dtype), gradient=np.ones(2, dtype), out=out)
-        segment.ensure(sgd, options)
         assert out.tolist() == [0.5, 0.5]
         assert segment.state == {}
 

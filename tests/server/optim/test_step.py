@@ -16,7 +16,7 @@ from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.backends.compiled import backend as compiled
-from optd_server.optim.step import SegmentState, apply
+from optd_server.optim.step import SegmentState, apply, begin
 
 # A backend, and thresholds under which a few hundred elements take every path.
 PATHS: dict[str, tuple[Backend, Any, dict[str, int]]] = {
@@ -125,7 +125,10 @@ def run_naively(training: Training) -> tuple[np.ndarray, SegmentState]:
     weights = training.weights()
     for options, present, gradient in zip(training.options, training.present, training.gradients(), strict=True):
         by_group = resolve(training.algorithm, options)
-        segment.ensure(training.algorithm, by_group)
+        for each, count in zip(by_group, training.groups, strict=True):
+            for needed in training.algorithm.fields(each) if count else ():
+                if segment.has(needed):
+                    segment.allocate(needed)
         of_parameter = [each for each, count in zip(by_group, training.groups, strict=True) for _ in range(count)]
         for i in np.flatnonzero(present):
             resolved = of_parameter[i]
@@ -359,7 +362,7 @@ def test_state_is_allocated_only_where_options_need_it() -> None:
     def names(algorithm: str, **options: Any) -> list[str]:
         segment = SegmentState([2, 3], np.float64)
         declared = ALGORITHMS[algorithm]
-        segment.ensure(declared, [option.resolve(declared.options, options)])
+        begin(declared, [option.resolve(declared.options, options)], segment, np.ones(5), None)
         assert all(a.shape == (5,) and a.dtype == np.float64 for a in segment.state.values())
         assert all(s.shape == (2,) and not s.any() for s in segment.started.values())
         return sorted(segment.state)

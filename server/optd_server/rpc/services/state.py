@@ -6,7 +6,8 @@ from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
-from optd_server.engine.state import StateUpload, read_state, select, selected_bytes
+from optd_server.engine.state_reading import read_state, select, selected_bytes
+from optd_server.engine.state_writing import StateUpload
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
 from optd_server.rpc.uploads import offloaded, receive

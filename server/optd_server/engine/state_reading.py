@@ -1,0 +1,183 @@
+"""The numbers of a job as fields, read as copies: weights, last gradient, optimizer state, averages.
+
+For inspection and checkpoints. All that one reading has is of one version: it happens between two steps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optd_server.engine.fields import layout_of, shapes_of
+from optd_server.engine.groups import Groups
+from optd_server.engine.job import Job
+from optd_server.engine.model import Model
+from optd_server.optim.algorithm import StateField
+from optd_server.store.flat import Array, bytes_of, computed_bytes_of
+from optd_wire.dtypes import DTYPES
+from optd_wire.errors import InvalidRequest, UnknownField
+from optd_wire.frames import Frame
+from optd_wire.layout import Segment
+from optd_wire.values import GRADIENT, WEIGHTS, GroupState, ReadStateResult, StateEntries
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is read: fields, and of which group and parameter (None: all)."""
+
+    fields: tuple[str, ...]
+    group: int | None = None
+    parameter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StateReading:
+    """What was read: steps and entries of the groups, and the numbers as frames of any length."""
+
+    result: ReadStateResult
+    frames: list[Frame]
+
+
+def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
+    """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
+    groups = job.model.groups
+    states = list(groups.state_fields)
+    known = [WEIGHTS, GRADIENT, *states, *(info.name for info in job.model.averages.infos())]
+    for field in fields:
+        if field not in known:
+            raise UnknownField(job=job.name, field=field[:200], fields=", ".join(known))
+    index = groups.index(group, job.name) if group else None
+    if parameter:
+        if index is None:
+            raise InvalidRequest(problem="a parameter is selected without its group")
+        groups.locate(index, parameter)
+    return Selection(tuple(fields) or tuple(states), index, parameter)
+
+
+async def read_state(job: Job, selection: Selection) -> StateReading:
+    """Copies the selected numbers of one version."""
+    return await job.between_steps(job.model.elements, lambda: _read(job.model, selection))
+
+
+def _read(model: Model, selection: Selection) -> StateReading:
+    indices = range(len(model.groups)) if selection.group is None else [selection.group]
+    frames = [frame for group in indices for frame in _frames(model, group, selection)]
+    groups = tuple(_group_state(model, index, with_gradient=GRADIENT in selection.fields) for index in indices)
+    return StateReading(ReadStateResult(model.version, groups, model.averages.infos()), frames)
+
+
+def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
+    """The selected numbers of one group."""
+    layout = model.groups.layouts[group]
+    for index, segment in enumerate(layout.segments):
+        for start, stop in _elements(model.groups, group, segment, index, selection.parameter):
+            for field, array in _beside_weights(model, group, index):
+                if field in selection.fields:
+                    yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
+    for shaped in model.groups.state_fields.values():
+        if not shaped.elementwise and shaped.name in selection.fields:
+            yield from _shaped_frames(model.groups, group, shaped, selection.parameter)
+
+
+def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str, Array]]:
+    """The fields of a segment that have a number for each weight."""
+    yield WEIGHTS, model.snapshots.current.arrays(group)[index]
+    gradient = model.gradient(group, index)
+    if gradient is not None:
+        yield GRADIENT, gradient
+    for info in model.averages.infos():
+        if info.updates:
+            yield info.name, model.averages.find(info.name, model.name).buffers.arrays[group][index]
+    state = model.groups.state(group, index).state
+    yield from ((name, state[name]) for name, field in model.groups.state_fields.items() if _has(state, field))
+
+
+def _has(state: Mapping[str, Array], field: StateField) -> bool:
+    return field.elementwise and field.name in state
+
+
+def _shaped_frames(groups: Groups, group: int, field: StateField, parameter: str) -> Iterator[Frame]:
+    """A field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
+    layout = layout_of(shapes_of(field, groups.layouts[group]), groups.layouts[group])
+    arrays = dict(_shaped_arrays(groups, group, field))
+    for segment in layout.segments if arrays else ():
+        chosen = [layout.parameters[member] for member in segment.members]
+        chosen = [each for each in chosen if parameter in ("", each.name)]
+        if chosen:
+            # Where no step has needed the field yet, it is not allocated.
+            parts = [arrays.get(each.name, np.zeros(each.size, DTYPES[each.dtype])) for each in chosen]
+            yield Frame.of(group, chosen[0].offset, np.concatenate(parts), field.name)
+
+
+def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tuple[str, Array]]:
+    """The states of a group's parameters, flat, by name, where the field is allocated."""
+    layout = groups.layouts[group]
+    for index, segment in enumerate(layout.segments):
+        state = groups.state(group, index)
+        if field.name in state.state:
+            for place, member in enumerate(segment.members):
+                yield layout.parameters[member].name, state.of(field.name, place).reshape(-1)
+
+
+def numbers_of(model: Model, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
+    """The fields that a parameter of a segment has numbers of its own in; of others, what lies there means nothing."""
+    state = model.groups.state(group, index)
+    start = int(state.offsets[place])
+    stop = start + int(state.sizes[place])
+    yield WEIGHTS, model.snapshots.current.arrays(group)[index][start:stop]
+    gradient = model.gradient(group, index)
+    if gradient is not None and model.has_gradient(group, index, place):
+        yield GRADIENT, gradient[start:stop]
+    yield from ((name, state.of(name, place)) for name, started in state.started.items() if started[place])
+
+
+def _elements(groups: Groups, group: int, segment: Segment, index: int, parameter: str) -> list[tuple[int, int]]:
+    if not parameter:
+        return [(0, segment.count)]
+    holder, place = groups.locate(group, parameter)
+    if holder != index:
+        return []
+    state = groups.state(group, index)
+    start = int(state.offsets[place])
+    return [(start, start + int(state.sizes[place]))]
+
+
+def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState:
+    """Steps and entries in the order of the group's list, put together from its segments."""
+    groups = model.groups
+    layout = groups.layouts[group]
+    steps = [0] * len(layout.parameters)
+    entries = {
+        name: [False] * len(layout.parameters)
+        for name in groups.state_fields
+        if any(name in groups.state(group, index).state for index in range(len(layout.segments)))
+    }
+    if with_gradient:
+        entries[GRADIENT] = [False] * len(layout.parameters)
+    for index, segment in enumerate(layout.segments):
+        state = groups.state(group, index)
+        for place, member in enumerate(segment.members):
+            if with_gradient:
+                entries[GRADIENT][member] = model.has_gradient(group, index, place)
+            steps[member] = int(state.steps[place])
+            for name, started in state.started.items():
+                entries[name][member] = bool(started[place])
+    shapes = {
+        name: shapes_of(groups.state_fields[name], layout)
+        for name in entries
+        if name != GRADIENT and not groups.state_fields[name].elementwise
+    }
+    return GroupState(
+        group,
+        tuple(steps),
+        tuple(StateEntries(name, tuple(flags), shapes.get(name, ())) for name, flags in entries.items()),
+    )
+
+
+def selected_bytes(job: Job, selection: Selection) -> int:
+    """How much a copy of the selection takes; a single parameter is counted as its group."""
+    layouts = job.model.groups.layouts
+    chosen = layouts if selection.group is None else [layouts[selection.group]]
+    kept = {name for _, _, _, state in job.model.groups.slabs() for name in state.state}
+    fields = [field for field in selection.fields if field in kept or field not in job.model.groups.state_fields]
+    return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in fields)
