@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import optd
 import optd.torch
+from optd.ctl.app import app
 from optd.local import LocalServer
 from optd_wire import errors
 
@@ -323,3 +325,15 @@ def test_its_numbers_are_seen(server: LocalServer, name: str) -> None:
         info = session.algorithm("lbfgs")
         assert info.needs_closure
         assert not session.algorithm("adam").needs_closure
+
+
+def test_the_program_shows_many_fields_below_each_other(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name) as session:
+        arrays = {"w": np.ones(3)}
+        optimizer = optd.LBFGS(arrays, lr=0.1, max_iter=4, session=session)
+        optimizer.step(lambda: (float((arrays["w"] ** 4).sum()), {"w": 4 * arrays["w"] ** 3}))
+        environment = {"NO_COLOR": "1", "COLUMNS": "80", "OPTD_SERVER": server.address}
+        shown = CliRunner().invoke(app, ["group", name, "group0", "-p", "w"], env=environment).output.splitlines()
+        heads = [line.split() for line in shown[shown.index("w: 3 float64, 1 steps") + 1 :: 11]]
+        assert heads[0] == ["weights", "gradient", "func_evals", "n_iter"]
+        assert [field for head in heads for field in head][-2:] == ["prev_flat_grad", "prev_loss"]

@@ -19,6 +19,8 @@ class Column:
     title: str
     number: bool = False
     """Whether it is set flush right, and never broken."""
+    whole: bool = False
+    """Whether it is never broken."""
     spare: bool = False
     """Whether it may be left out; the last one goes first."""
 
@@ -46,7 +48,7 @@ class FittingTable:
             table.add_column(
                 column.title,
                 justify="right" if column.number else "left",
-                no_wrap=column.number,
+                no_wrap=column.number or column.whole,
                 overflow="fold",
             )
         for row in self.rows:

@@ -74,12 +74,12 @@ def changes(
 
 def _table(found: Sequence[OptionChange]) -> FittingTable:
     columns = [
-        Column("time"),
+        Column("time", whole=True),
         Column("version", number=True),
         Column("group"),
-        Column("option"),
-        Column("before", number=True),
-        Column("after", number=True),
+        Column("option", whole=True),
+        Column("before"),
+        Column("after"),
         Column("with a push of", spare=True),
     ]
     rows = [

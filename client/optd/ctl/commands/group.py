@@ -11,9 +11,11 @@ from optd.ctl.commands.arguments import Group, Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.reading import Reading, read
 from optd.ctl.tables import Column, FittingTable, facts, table
-from optd_wire.values import GRADIENT, WEIGHTS, GroupOptions, GroupSummary, ParameterReport, Statistics
+from optd_wire.values import GRADIENT, WEIGHTS, FieldStatistics, GroupOptions, GroupSummary, ParameterReport, Statistics
 
 BINS = 12
+# So many fields of a parameter fit beside each other.
+SIDE_BY_SIDE = 4
 
 
 def group(
@@ -113,10 +115,19 @@ def _overrides(report: ParameterReport) -> str:
 
 
 def _one(report: ParameterReport) -> list[RenderableType]:
-    """One parameter: a column for each field."""
-    parameter, fields = report.parameter, [field.statistics for field in report.fields]
+    """One parameter: a column for each field, some side by side."""
+    parameter, fields = report.parameter, report.fields
     about = f"{parameter.name}: {text.shape(parameter.shape)} {parameter.dtype}, {text.count(report.steps)} steps"
-    columns = [Column(""), *[Column(field.field, number=True) for field in report.fields]]
+    ruled = [f"by rules: {_overrides(report)}"] if report.overrides else []
+    shown: list[RenderableType] = [about, *ruled]
+    for start in range(0, len(fields), SIDE_BY_SIDE):
+        shown += [*([""] if start else []), _fields(fields[start : start + SIDE_BY_SIDE])]
+    return shown
+
+
+def _fields(reports: Sequence[FieldStatistics]) -> FittingTable:
+    columns = [Column("", whole=True), *[Column(report.field, number=True) for report in reports]]
+    fields = [report.statistics for report in reports]
     rows = [
         ["elements", *[text.count(field.count) for field in fields]],
         ["zeros", *[text.count(field.zeros) for field in fields]],
@@ -128,8 +139,7 @@ def _one(report: ParameterReport) -> list[RenderableType]:
         ["max", *[text.number(field.max) for field in fields]],
         ["min to max", *[text.histogram(field.histogram_counts) for field in fields]],
     ]
-    ruled = [f"by rules: {_overrides(report)}"] if report.overrides else []
-    return [about, *ruled, table(columns, rows)]
+    return table(columns, rows)
 
 
 def _numbers(reading: Reading | None) -> list[RenderableType]:

@@ -58,7 +58,7 @@ def _rejections(counts: Mapping[str, int], recent: Sequence[Rejection]) -> list[
         return []
     often = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     last = table(
-        [Column("time"), Column("version", number=True), Column("worker"), Column("message")],
+        [Column("time", whole=True), Column("version", number=True), Column("worker"), Column("message")],
         [[text.moment(one.unix_ms), text.count(one.version), one.worker or text.NONE, one.message] for one in recent],
     )
     return [
