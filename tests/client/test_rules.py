@@ -176,3 +176,13 @@ def test_a_rule_for_all_groups_need_match_in_one_only(server: LocalServer, name:
         optimizer = optd.SGD(groups, lr=1.0, rules=[{"match": "b", "lr": 0.5}], session=session)
         optimizer.step([[np.ones(1)], [np.ones(1)]])
         assert [group["params"][0][0] for group in optimizer.param_groups] == [-1, -0.5]
+
+
+def test_a_schedule_that_only_a_rule_sets_goes_on_with_the_versions(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name) as session:
+        arrays = {"w": np.zeros(1), "b": np.zeros(1)}
+        rules = [{"match": "b", "lr_schedule": schedules.Exponential(gamma=0.5)}]
+        optimizer = optd.SGD(arrays, lr=1.0, rules=rules, session=session)
+        for _ in range(3):
+            optimizer.step({"w": np.ones(1), "b": np.ones(1)})
+        assert (arrays["w"][0], arrays["b"][0]) == (-3, -1.75)

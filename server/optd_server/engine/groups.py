@@ -52,6 +52,8 @@ class Groups:
         """What schedules make of options at that version."""
         self._before: dict[int, tuple[Options, Options]] = {}
         """And at the one before it."""
+        self._dealt: dict[int, tuple[Slab, list[Options], list[Options]]] = {}
+        """By a slab's identity what `dealt` gave of it, without rules, and the list of options that it is from."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
         """The list of options, and what is in force until it changes, where nothing is scheduled."""
@@ -153,8 +155,12 @@ class Groups:
         None: of as many as the slab's groups have there.
         """
         groups = self.effective(version)
+        known = self._dealt.get(id(slab))
+        if known is not None and known[0] is slab and known[1] is groups:
+            return known[2], None
         if all(self.by_name(group) is None for group in slab.groups):
-            return [groups[group] for group in slab.groups], None
+            self._dealt[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
+            return self._dealt[id(slab)][2], None
         options: list[Options] = []
         counts: list[int] = []
         for group, part in zip(slab.groups, slab.parts.tolist(), strict=True):

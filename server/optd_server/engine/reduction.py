@@ -120,7 +120,7 @@ class Reduction:
         """How many elements the parameters have that are present."""
         extents = zip(self._extents, presence, strict=False)
         return sum(
-            int(np.dot(present, slab.sizes))
+            slab.count if present.all() else int(np.dot(present, slab.sizes))
             for extent, flags in extents
             for slab, present in zip(extent.slabs, flags, strict=True)
         )

@@ -84,7 +84,8 @@ class Step:
         self._version = version
         # Rows that move with others: theirs is the step of a whole gradient.
         self._whole = [rows for rows in gradient.rows if self._moves_all(rows)]
-        gradient.rows = tuple(rows for rows in gradient.rows if not self._moves_all(rows))
+        if self._whole:
+            gradient.rows = tuple(rows for rows in gradient.rows if not self._moves_all(rows))
         for rows in self._whole:
             gradient.presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
         self._parts = [

@@ -54,7 +54,7 @@ class Stepping:
 
     def plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
         """The options that the groups have after what rides along with these pushes, one after the other."""
-        updates = [update for update, _ in _updates(pushes)]
+        updates = [update for push in pushes for update in push.header.updates]
         if not updates:
             return []
         return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
@@ -74,29 +74,34 @@ class Stepping:
         self._check_gradients(round_, dict(changes))
         self._check_room(round_)
         round_.stepping = True
-        gradient: Gradient | None = await self._offload.run(model.cost(round_.elements), round_.gradient)
+        elements = round_.elements
+        gradient: Gradient | None = await self._offload.run(model.cost(elements), round_.gradient)
         assert gradient is not None
-        model.change_options(changes, _updates(round_.pushes))
+        if changes:
+            model.change_options(changes, _updates(round_.pushes))
         conditioning.note_nonfinite(round_, version)
         if round_.skipped:
             self._skip(round_)
             return Outcome(version, skipped=True)
         gradient.cover(model.groups.extents)
-        if conditioning.accumulates:
+        sums_up = conditioning.accumulates
+        if sums_up:
             gradient = await self._accumulate(round_, gradient, last=weights is not None)
         if gradient is None or weights is None:
             return Outcome(version, accumulated=conditioning.accumulation.count)
-        is_done = await self._step_with(gradient, round_, weights)
+        is_done = await self._step_with(gradient, round_, weights, model.elements if sums_up else elements)
         return Outcome(version, unfinished=not is_done)
 
-    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet) -> bool:
-        """Steps into a spare set of weights, and publishes it; returns whether the algorithm's step is at its end."""
+    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet, elements: int) -> bool:
+        """Steps into a spare set of weights, and publishes it; returns whether the algorithm's step is at its end.
+
+        The gradient has so many elements.
+        """
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
-        cost = model.cost(model.elements if conditioning.accumulates else round_.elements)
         clipped = UNCLIPPED
         if conditioning.clips:
-            clipped = await self._offload.run(cost, lambda: conditioning.apply(gradient, self._offload))
+            clipped = await self._offload.run(model.cost(elements), lambda: conditioning.apply(gradient, self._offload))
         loss = mean_loss([push.header for push in round_.pushes])
         step = Step(model.groups, version, model.snapshots, gradient, weights, model.searches, loss)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))

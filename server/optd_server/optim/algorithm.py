@@ -9,6 +9,7 @@ layouts.
 
 from collections.abc import Callable, Generator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -150,7 +151,7 @@ class Algorithm:
     rows: RowRule | None = None
     """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
 
-    @property
+    @cached_property
     def all_state(self) -> tuple[StateField, ...]:
         """The fields that it declares, and those that every algorithm has."""
         return (*self.state, MASTER_WEIGHTS, SLOW_WEIGHTS)
@@ -208,12 +209,12 @@ class Elementwise(Algorithm):
         if strange:
             raise ValueError(f"{self.name}.{strange[0]} must be elementwise or a scalar")
 
-    @property
+    @cached_property
     def arrays(self) -> tuple[StateField, ...]:
         """The fields that have a number for each weight."""
         return tuple(field for field in self.state if field.shape is not scalar)
 
-    @property
+    @cached_property
     def scalars(self) -> tuple[StateField, ...]:
         """The fields that are one number a parameter."""
         return tuple(field for field in self.state if field.shape is scalar)
