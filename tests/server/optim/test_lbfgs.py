@@ -248,7 +248,7 @@ def test_every_combination_of_options_steps_as_in_torch_in_float32() -> None:
     errors = [error for replay in replays for error in replay.errors()]
     assert np.median(errors) < 1e-6
     assert np.percentile(errors, 90) < 1e-5
-    assert sum(replay.asked_as_often for replay in replays) > 0.75 * len(replays)
+    assert sum(replay.asked_as_often for replay in replays) > 0.6 * len(replays)
 
 
 @pytest.mark.parametrize("search", [None, STRONG_WOLFE])
