@@ -197,6 +197,27 @@ def test_by_its_name_it_steps_through_a_closure_too(server: LocalServer, name: s
         close(arrays, twin.arrays())
 
 
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+def test_a_search_turns_round_where_there_are_no_numbers(server: LocalServer, name: str, lane: str) -> None:
+    arrays = {"w": np.array([3.0, -1.0, 0.5])}
+
+    def walled() -> Any:
+        inside = bool((np.abs(arrays["w"]) < 3.5).all())
+        gradient = 4 * (arrays["w"] - 1) ** 3
+        return (float(((arrays["w"] - 1) ** 4).sum()) if inside else np.nan), {
+            "w": gradient if inside else gradient * np.nan
+        }
+
+    options: dict[str, Any] = {"line_search_fn": "strong_wolfe", "lr": 50.0}
+    with optd.connect(server.address, job=name, lane=lane) as session:
+        optimizer = optd.LBFGS(arrays, session=session, **options)
+        for _ in range(5):
+            optimizer.step(walled)
+        np.testing.assert_allclose(arrays["w"], 1, atol=0.1)
+        (summary,) = [job for job in session._transport.list_jobs(5.0) if job.name == name]
+        assert summary.gradients.nonfinite > 0
+
+
 def test_rows_are_part_of_the_gradient(server: LocalServer, name: str) -> None:
     table = {"t": np.ones((4, 2))}
     with optd.connect(server.address, job=name) as session:

@@ -51,8 +51,6 @@ def test_what_was_not_asked_for_is_refused(plain: Plain, name: str) -> None:
     assert evaluate(plain, name, epoch, 1).unfinished
     with refused("STALE_EVALUATION", "version 1"):
         evaluate(plain, name, epoch, 2, base=0)
-    with refused("NONFINITE_GRADIENT", "'w'"):
-        plain.push(header(name, "w0", epoch, 2, base=1, loss=1.0), [frame([np.nan, 1.0])])
     assert evaluate(plain, name, epoch, 2).version.version == 2
 
 
@@ -69,6 +67,57 @@ def test_an_infinite_loss_is_one_to_come_back_from(plain: Plain, name: str) -> N
     assert evaluate(plain, name, epoch, 2, loss=float("inf")).unfinished
     nearer = plain.weights(name)["w"]
     assert np.linalg.norm(nearer - START) < np.linalg.norm(tried - START)
+
+
+def test_a_gradient_that_is_no_number_begins_no_step(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, lr=0.1)
+    with refused("NONFINITE_GRADIENT", "'w'"):
+        plain.push(header(name, "w0", epoch, 1, loss=1.0), [frame([np.nan, 1.0])])
+    assert evaluate(plain, name, epoch, 1).unfinished
+
+
+def beyond(plain: Plain, name: str, epoch: int, sequence: int) -> Any:
+    head = header(name, "w0", epoch, sequence, base=sequence - 1, loss=float("nan"))
+    return plain.push(head, [frame([np.nan, 1.0])])
+
+
+def test_a_search_turns_round_where_the_gradient_is_no_number(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, line_search_fn="strong_wolfe", lr=1.0)
+    assert evaluate(plain, name, epoch, 1).unfinished
+    tried = plain.weights(name)["w"]
+    assert beyond(plain, name, epoch, 2).unfinished
+    nearer = plain.weights(name)["w"]
+    assert np.linalg.norm(nearer - START) < np.linalg.norm(tried - START)
+    sequence = 3
+    while evaluate(plain, name, epoch, sequence).unfinished:
+        sequence += 1
+    np.testing.assert_allclose(plain.weights(name)["w"], 0, atol=1e-6)
+    gradients = plain.summary(name).gradients
+    assert (gradients.nonfinite, gradients.nonfinite_parameter, gradients.nonfinite_version) == (1, "w", 1)
+
+
+def test_a_step_without_search_goes_back_from_there(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, lr=0.25)
+    assert evaluate(plain, name, epoch, 1).unfinished
+    there = plain.weights(name)["w"]
+    assert evaluate(plain, name, epoch, 2).unfinished
+    assert not beyond(plain, name, epoch, 3).unfinished
+    np.testing.assert_array_equal(plain.weights(name)["w"], there)
+    assert evaluate(plain, name, epoch, 4).unfinished
+
+
+def test_where_entries_that_are_no_numbers_count_as_zeros_they_do(plain: Plain, name: str) -> None:
+    ends = []
+    for number, policy in ((np.nan, "zero"), (0.0, "reject")):
+        job = f"{name}-{policy}"
+        spec = job_spec(job, [group("g", W)], algorithm="lbfgs", lr=0.5)
+        spec.options["nonfinite"].text = policy
+        plain.create(spec, [frame(START)])
+        epoch = plain.join(job)
+        plain.push(header(job, "w0", epoch, 1, loss=1.0), [frame([1.0, 0.0])])
+        assert plain.push(header(job, "w0", epoch, 2, base=1, loss=0.9), [frame([number, 1.0])]).unfinished
+        ends.append(plain.weights(job)["w"].tolist())
+    assert ends[0] == ends[1]
 
 
 def test_state_that_is_written_ends_what_was_under_way(plain: Plain, name: str) -> None:

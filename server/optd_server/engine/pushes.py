@@ -14,6 +14,7 @@ from optd_server.engine.round import Refused, Round
 from optd_server.engine.stepping import Outcome, Stepping, no_memory
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
+from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient, Slot
 from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
 from optd_wire.frames import Received
@@ -194,7 +195,8 @@ class Pushes:
     def _begin(self, due: Sequence[Push]) -> None:
         """Begins a round, when there is room for its gradient."""
         shared = len(due) == 1 and due[0].shared is not None
-        if shared and not self._model.conditioning.may_write(due[0].header):
+        may_write = self._model.searches.is_under_way or self._model.conditioning.may_write(due[0].header)
+        if shared and not may_write:
             self._start(due, None)
         else:
             self._model.slots.take(lambda slot: self._start(due, slot))
@@ -217,7 +219,9 @@ class Pushes:
                 for push in due:
                     self._let_go(push, no_memory(self._model.name, "its gradient", problem))
                 return
-        nonfinite, check_room = self._model.conditioning.nonfinite, self._model.check_rows
+        # What a search tries may be beyond all numbers: it is told so, and turns round.
+        nonfinite = ZERO if self._model.searches.is_under_way else self._model.conditioning.nonfinite
+        check_room = self._model.check_rows
         round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room)
         for push in due:
             self._rounds[push] = round_

@@ -4,6 +4,7 @@ Where a gradient has most of a slab's elements every new weight is written. Wher
 writes to is brought up to date first, by what it lacks of the current weights; then only what changes is written.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,8 @@ class _Part:
 class Step:
     """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing.
 
-    Of an iterative algorithm it is one evaluation, with its `loss`, that moves one of `searches` on.
+    Of an iterative algorithm it is one evaluation, with its `loss`, that moves one of `searches` on; None: the gradient
+    was not finite.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Step:
         gradient: Gradient,
         into: WeightSet,
         searches: Searches,
-        loss: float,
+        loss: float | None,
     ) -> None:
         self.is_done = True
         """Whether the algorithm's step is at its end, once it has been taken."""
@@ -173,7 +175,8 @@ class Step:
             gradient=part.gradient,
             out=part.following,
             present=part.present,
-            loss=self._loss,
+            loss=math.inf if self._loss is None else self._loss,
+            is_finite=self._loss is not None,
         )
 
     def _take_whole(self, part: _Part, offload: Offload) -> None:

@@ -16,6 +16,7 @@ from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
 from optd_server.optim.algorithm import Iterative
+from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import InvalidRequest, LossMissing, OptdError, RoundBroken, StaleEvaluation
@@ -102,7 +103,8 @@ class Stepping:
         clipped = UNCLIPPED
         if conditioning.clips:
             clipped = await self._offload.run(model.cost(elements), lambda: conditioning.apply(gradient, self._offload))
-        loss = mean_loss([push.header for push in round_.pushes])
+        beyond = model.searches.is_under_way and conditioning.nonfinite != ZERO and bool(round_.nonfinite)
+        loss = None if beyond else mean_loss([push.header for push in round_.pushes])
         step = Step(model.groups, version, model.snapshots, gradient, weights, model.searches, loss)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
         due = model.averages.due(version + 1) if step.is_done else []

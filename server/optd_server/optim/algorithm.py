@@ -248,6 +248,8 @@ class Evaluation:
     loss: float
     gradient: Vector
     """Of all parameters, one after the other, shape (N,); zeros where one has none. Whoever gets it may keep it."""
+    is_finite: bool = True
+    """Whether the gradient is. If not, entries that are no numbers are zeros, and the loss is infinite."""
 
 
 Memory: TypeAlias = MutableMapping[str, Any]

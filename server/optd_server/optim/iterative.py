@@ -4,6 +4,7 @@ A step lives here between two evaluations. What the algorithm remembers beyond i
 the state of any other algorithm.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,6 +42,7 @@ class Searches:
         out: Vector,
         present: npt.NDArray[np.bool_],
         loss: float,
+        is_finite: bool = True,
     ) -> bool:
         """Move a step on by what was found at `weights`, or begin one; returns whether it is at its end.
 
@@ -53,13 +55,14 @@ class Searches:
             out: Shape (N,), as `weights`. Gets the weights to ask about next, or those at the step's end.
             present: Which parameters have a gradient, shape (P,); that of others counts as zeros.
             loss: The loss.
+            is_finite: Whether the gradient is; see `Evaluation`.
         """
         if segment.count == 0:
             return True
         own = gradient.copy()
         if not present.all():
             own[np.repeat(~present, segment.sizes)] = 0
-        evaluation = Evaluation(loss, own)
+        evaluation = Evaluation(loss if is_finite else math.inf, own, is_finite)
         is_done = False
         # What overflows here overflows in torch, too, and silently. The setting does not survive in a generator.
         with np.errstate(all="ignore"):

@@ -66,10 +66,13 @@ def search(options: Options, memory: Memory, weights: Vector, first: Evaluation)
             start = _Point(0, before.loss, before.gradient, slope)
             found, asked = yield from _strong_wolfe(line, start, history.distance, most - evaluations)
             here, history.distance = Evaluation(found.loss, found.gradient), found.distance
-        weights = line.at(history.distance)
+        before_it, weights = weights, line.at(history.distance)
         if text(options, "line_search_fn") is None and not is_last:
             here, asked = (yield weights), 1
         evaluations += asked
+        if not here.is_finite:
+            weights = before_it  # where torch would go on with NaN
+            break
         going = not (
             is_last
             or evaluations >= most
