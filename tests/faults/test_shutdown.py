@@ -241,8 +241,9 @@ def test_nothing_is_taken_after_the_signal(program: Program, stubs: Plain, name:
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     with Plain(program.address) as late, pytest.raises(grpc.RpcError) as caught:
         late.info(name)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    # gRPC cancels what had reached the server, but no handler, when it stopped to listen.
+    assert caught.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     with pytest.raises(grpc.RpcError) as caught:
         stubs.info(name)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert exit_of(program) == 0

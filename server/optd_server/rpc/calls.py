@@ -61,7 +61,7 @@ class Calls:
     """Calls that wait for their sender for as long as it likes."""
 
     def stop(self) -> None:
-        """Ends the calls that only wait; the others come to their end by themselves."""
+        """Lets no call begin any more and ends those that only wait; the others come to their end by themselves."""
         self.stopping.set()
         for task in tuple(self.patient):
             task.cancel()
@@ -130,6 +130,8 @@ class _Guarded:
         self._context = context
 
     async def __aenter__(self) -> None:
+        if self._calls.stopping.is_set():
+            await abort(self._context, ShuttingDown())
         if self._calls.running >= self._calls.max_requests:
             await abort(self._context, TooManyRequests(limit=self._calls.max_requests))
         self._calls.running += 1

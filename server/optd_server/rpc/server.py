@@ -100,8 +100,9 @@ class Server:
 
     async def stop(self, grace_seconds: float) -> None:
         """Takes no new calls, lets the running ones end for up to `grace_seconds`, then cancels them."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # First, so that no call begins once anybody has been told that none does.
         self._calls.stop()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
         # What still waits for others after a moment waits in vain: no call is taken any more.
         await asyncio.wait([stopping], timeout=min(0.5, grace_seconds * 0.8))
