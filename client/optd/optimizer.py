@@ -365,7 +365,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
 
-        Raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or parameters.
+        All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or
+        parameters, or what the server finds wrong.
         """
         groups = state_dict["param_groups"]
         rows = self._spread(unpack(state_dict, self.param_groups))
@@ -373,12 +374,11 @@ class Optimizer:
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
         try:
-            self._registration.send_options()
+            self._registration.write_state(rows)
         except BaseException:
             for entry, old in zip(self.param_groups, before, strict=True):
                 entry.update(old)
             raise
-        self._registration.write_state(rows)
 
 
 def _leaf(renew: Renew | None, own: Array, array: Array) -> Any:

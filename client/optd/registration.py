@@ -1,8 +1,9 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from optd import environment
@@ -24,11 +25,12 @@ from optd.transport.base import Known, Names, Sink, Source
 from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
-from optd_wire.frames import Frame, Received
+from optd_wire.frames import Frame, Outgoing, Received
 from optd_wire.values import (
     WEIGHTS,
     GroupInfo,
     GroupState,
+    GroupUpdate,
     JobOptions,
     JobSpec,
     JobVersion,
@@ -369,12 +371,6 @@ class Registration:
                 self._base, self._has_average = pulled.version, False
             return True
 
-    def send_options(self) -> None:
-        """Sends what has been changed in the dicts now, not with the next push."""
-        with self._lock:
-            for update in self._mirror.changes(self._dicts):
-                self._mirror.absorb_one(self.session.update_group(update), self._dicts)
-
     # State
 
     def read_state(self) -> list[list[ParameterState]]:
@@ -393,20 +389,31 @@ class Registration:
         """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
         return frozenset(self.session.algorithm(self._algorithm).shaped_state)
 
-    def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
-        """Replaces the state of all parameters: "step" and arrays, as `read_state` gives them."""
-        writer = StateWriter([group.names for group in self.groups], states)
-        self._replace(writer.groups, writer.frames)
+    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: bool = False) -> None:
+        """Replaces the state of all parameters ("step" and arrays, as `read_state` gives them) and options, at once.
+
+        Options are what has been changed in the dicts; with `weights`, the arrays' weights go with them.
+        """
+        with self._lock:
+            writer = StateWriter([group.names for group in self.groups], states)
+            numbers = [writer.frames, self._own_weights] if weights else [writer.frames]
+            self._replace(writer.groups, self._mirror.changes(self._dicts), numbers)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""
-        arrays = self._arrays()
-        self._replace((), lambda: self._view.batches(arrays, WEIGHTS))
-
-    def _replace(self, groups: tuple[GroupState, ...], numbers: Source) -> None:
         with self._lock:
-            session = self.session
-            session.write_state(WriteStateHeader(session.job, session.worker, session.epoch, groups), numbers)
+            self._replace((), (), [self._own_weights])
+
+    def _own_weights(self) -> Iterator[Sequence[Outgoing]]:
+        return self._view.batches(self._arrays(), WEIGHTS)
+
+    def _replace(
+        self, groups: tuple[GroupState, ...], updates: tuple[GroupUpdate, ...], numbers: Sequence[Source]
+    ) -> None:
+        session = self.session
+        header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
+        options, _ = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
+        self._mirror.absorb(options, self._dicts)
 
 
 def _forget(_: bool) -> None:

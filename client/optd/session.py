@@ -38,6 +38,7 @@ from optd_wire.errors import (
 )
 from optd_wire.values import (
     GroupInfo,
+    GroupOptions,
     GroupSpec,
     GroupUpdate,
     JobSpec,
@@ -403,8 +404,11 @@ class Session(Inquiry):
             self._version = result.version
         return result
 
-    def write_state(self, header: WriteStateHeader, numbers: Source) -> JobVersion:
-        """Replaces state or weights of the job. Not retried: somebody may have stepped in between."""
+    def write_state(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Replaces state, weights and options of the job, all or nothing; returns the options of all groups.
+
+        Those are empty where none were to change. Not retried: somebody may have stepped in between.
+        """
         with self._lock:
             self._check_usable()
             return self._transport.write_state(header, numbers, self.timeout)

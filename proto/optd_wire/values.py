@@ -362,13 +362,14 @@ class ReadStateResult:
 
 @dataclass(frozen=True, slots=True)
 class WriteStateHeader:
-    """Who writes state, and the steps and entries that go with the numbers."""
+    """Who writes state, and the steps and entries that go with the numbers; `updates` take effect with them."""
 
     job: str
     worker: str
     epoch: int
     groups: tuple[GroupState, ...]
     averages: tuple[AverageInfo, ...] = ()
+    updates: tuple[GroupUpdate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,6 +367,7 @@ def write_state(plain: Plain, name: str) -> None:
     head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=plain.join(name))
     state = head.groups.add(group=0, steps=[5, 6])
     state.entries.add(field="momentum_buffer", present=[True, True])
+    head.updates.add(group="head").options["lr"].number = 0.125
     requests = [
         state_service_pb2.WriteStateRequest(header=head),
         state_service_pb2.WriteStateRequest(frames=[frame(np.full(9, 4, "f4"), field="momentum_buffer")]),
@@ -374,6 +375,7 @@ def write_state(plain: Plain, name: str) -> None:
     ]
     answer = plain.state.WriteState(ending(requests), timeout=SECONDS)
     assert (answer.version.version, answer.version.revision) == (0, 1)
+    assert [(group.group, group.options["lr"].number) for group in answer.options] == [("body", 0.5), ("head", 0.125)]
     result, frames = plain.read_state(name)
     assert [list(g.steps) for g in result.groups] == [[5, 6], [0, 0]]
     found = plain.weights(name)

@@ -337,8 +337,7 @@ class Served(torch.optim.Optimizer):
         """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
 
         Weights that have been changed here since the last exchange, as `model.load_state_dict()` does, are sent with
-        them. Raises torch's own errors, `ShapeMismatch`, or what the server finds wrong; nothing has changed here
-        then.
+        them. All or nothing: raises torch's own errors, `ShapeMismatch`, or what the server finds wrong.
         """
         with self._exchange.lock:
             groups, defaults = self.param_groups, dict(self.defaults)
@@ -364,12 +363,8 @@ class Served(torch.optim.Optimizer):
 
     def _upload(self) -> None:
         self._check_options()
-        registration = self._exchange.registration
-        rows = self._from_torch(registration.shaped_fields())
-        registration.send_options()
-        registration.write_state(rows)
-        if self._exchange.changed():
-            self._exchange.push_weights()
+        rows = self._from_torch(self._exchange.registration.shaped_fields())
+        self._exchange.write_state(rows)
 
 
 def _number(loss: Any) -> Any:

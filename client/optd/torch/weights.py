@@ -12,6 +12,7 @@ from optd.lock import OwnedLock
 from optd.registration import Registration
 from optd.row_gradients import Gradients
 from optd.session import Session
+from optd.states import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
@@ -143,6 +144,14 @@ class Exchange:
         for group in self.groups:
             group.read()
         self.registration.write_weights()
+
+    def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
+        """Replaces the job's state and options, and its weights where the tensors' have been changed here."""
+        changed = bool(self.changed())
+        if changed:
+            for group in self.groups:
+                group.read()
+        self.registration.write_state(states, weights=changed)
 
     def _take(self, *, complete: bool) -> None:
         for index, group in enumerate(self.groups):

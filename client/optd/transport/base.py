@@ -234,8 +234,10 @@ class Transport(ABC):
         """Reads fields of one version: `into` is called with the result, and returns what takes the frames."""
 
     @abstractmethod
-    def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
-        """Replaces fields."""
+    def write_state(
+        self, header: WriteStateHeader, numbers: Source, timeout: float
+    ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Replaces fields and options; tells the options of all groups, where some were to change."""
 
     # Inspection
 

@@ -314,12 +314,15 @@ class GrpcTransport(Transport):
             raise UnexpectedStatus(rpc="ReadState", address=self.address, status="OK", problem="it sent nothing")
         return result
 
-    def write_state(self, header: WriteStateHeader, numbers: Source, timeout: float) -> JobVersion:
-        """Replaces fields."""
+    def write_state(
+        self, header: WriteStateHeader, numbers: Source, timeout: float
+    ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Replaces fields and options."""
         first = state_pb.WriteStateRequest(header=to_message(header))
         messages = _messages(first, numbers())
         response = self._send_stream("StateService/WriteState", messages, state_pb.WriteStateResponse, timeout)
-        return from_message(response.version, JobVersion)
+        options = tuple(from_message(group, GroupOptions) for group in response.options)
+        return options, from_message(response.version, JobVersion)
 
     # Inspection
 

@@ -1,4 +1,5 @@
 from optd_wire.v1 import job_pb2 as _job_pb2
+from optd_wire.v1 import option_pb2 as _option_pb2
 from optd_wire.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -67,18 +68,20 @@ class ReadStateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ReadStateResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "groups", "averages")
+    __slots__ = ("job", "worker", "epoch", "groups", "averages", "updates")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
     groups: _containers.RepeatedCompositeFieldContainer[GroupState]
     averages: _containers.RepeatedCompositeFieldContainer[_job_pb2.AverageInfo]
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ...) -> None: ...
+    updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ...) -> None: ...
 
 class WriteStateRequest(_message.Message):
     __slots__ = ("header", "last", "frames")
@@ -91,7 +94,9 @@ class WriteStateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[WriteStateHeader, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateResponse(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "options")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+    options: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupOptions]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ...) -> None: ...

@@ -57,7 +57,7 @@ class StateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WriteState(self, request_iterator, context):
-        """Replaces fields of the job, all or nothing; takes effect between two steps. The first message holds the header,
+        """Replaces fields and options of the job, all or nothing; takes effect between two steps. The first message holds the header,
         the following ones frames that cover whole parameters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

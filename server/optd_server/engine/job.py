@@ -1,7 +1,7 @@
 """One job: its numbers, its workers, its pushes, and the changes that are no steps."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -224,23 +224,29 @@ class Job:
         return await self._writer.run(action)
 
     async def replace_weights(
-        self, elements: int, work: Callable[[FlatBuffers, FlatBuffers], None], check: Callable[[], None]
-    ) -> JobVersion:
-        """Runs `work(current weights, next weights)` while no step runs, and publishes the next weights.
+        self,
+        elements: int,
+        work: Callable[[FlatBuffers, FlatBuffers], None],
+        check: Callable[[Sequence[tuple[int, GroupOptions]]], None],
+        updates: Sequence[tuple[GroupUpdate, Origin]] = (),
+    ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Runs `work(current weights, next weights)` while no step runs; publishes the next weights, and `updates`.
 
-        `work` writes all of the next weights and may change state; it must not fail half-way. `check` raises where
-        it has become wrong to do so since it was asked for.
+        `work` writes all of the next weights and may change state; it must not fail half-way. `check` is told what
+        the updates change, and raises where it has become wrong to do all this since it was asked for, or does not
+        fit. Returns the options of all groups.
         """
 
-        async def action() -> JobVersion:
-            check()
-            snapshots = self.model.snapshots
+        async def action() -> tuple[tuple[GroupOptions, ...], JobVersion]:
+            model, snapshots = self.model, self.model.snapshots
             weights = await snapshots.spare()
+            changes = model.groups.plan_updates([update for update, _ in updates], self.name, model.version.version)
+            check(changes)
             weights.numbers.clear()
             current = snapshots.current.weights.buffers
-            await self._offload.run(self.model.cost(elements), lambda: work(current, weights.buffers))
-            self.model.publish_revision(weights)
-            return self.model.version
+            await self._offload.run(model.cost(elements), lambda: work(current, weights.buffers))
+            model.change_options(changes, updates, weights)
+            return tuple(model.groups.options), model.version
 
         return await self._writer.run(action)
 

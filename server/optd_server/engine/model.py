@@ -125,13 +125,16 @@ class Model:
         self.notify()
 
     def change_options(
-        self, changes: Sequence[tuple[int, GroupOptions]], updates: Sequence[tuple[GroupUpdate, Origin]]
+        self,
+        changes: Sequence[tuple[int, GroupOptions]],
+        updates: Sequence[tuple[GroupUpdate, Origin]],
+        weights: WeightSet | None = None,
     ) -> None:
-        """Puts options in force that were planned for these updates.
+        """Puts options in force that were planned for these updates, and with them `weights`, where there are any.
 
-        Raises `MemoryExceeded` where they need state that does not fit.
+        Raises `MemoryExceeded` where options need state that does not fit, unless that was reserved before.
         """
-        if not changes:
+        if not changes and weights is None:
             return
         options = list(self.groups.options)
         more_state = False
@@ -143,7 +146,7 @@ class Model:
         for index, changed in changes:
             self.changes.note_group(self.groups.options[index], changed, origins(updates, changed.group))
         self.groups.options = options
-        self.publish_revision()
+        self.publish_revision(weights)
 
     def update(self, update: JobUpdate, origin: Origin) -> None:
         """Changes options of the job as a whole, from the next step on.
@@ -200,9 +203,15 @@ class Model:
         if more > 0:
             self._memory.check(self.plan, self.plan.bytes + more)
 
-    def reserve_states(self, fields: Collection[str]) -> None:
-        """Plans memory for states that are written, whether the options need them or not; raises `MemoryExceeded`."""
-        self._memory.reserve(self.plan, self._bytes(self.groups.options, fields))
+    def reserve_states(self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]) -> None:
+        """Plans memory for states that are written, whether the options need them or not, and for changed options.
+
+        Raises `MemoryExceeded`.
+        """
+        options = list(self.groups.options)
+        for index, changed in changes:
+            options[index] = changed
+        self._memory.reserve(self.plan, self._bytes(options, fields))
 
     def _bytes(
         self,

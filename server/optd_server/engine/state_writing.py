@@ -1,6 +1,6 @@
 """The numbers of a job as fields, replaced whole: to restore what `state_reading` gave, or to put other weights there.
 
-All or nothing, and between two steps.
+All or nothing, and between two steps; so are the options that come along.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from optd_server.engine.fields import NOTHING, has, layout_of, shapes_of, state_bytes
 from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
+from optd_server.engine.option_changes import Origin
 from optd_server.engine.plan import Memory
 from optd_server.engine.registration import MAX_DIMS
 from optd_server.optim import masters
@@ -26,16 +27,20 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
-from optd_wire.values import WEIGHTS, GroupState, JobVersion, StateEntries, WriteStateHeader
+from optd_wire.values import WEIGHTS, GroupOptions, GroupState, JobVersion, StateEntries, WriteStateHeader
 
 
 class StateUpload:
-    """Fields that are on their way to replace those of a job. Nothing changes until `apply`."""
+    """Fields that are on their way to replace those of a job. Nothing changes until `apply`.
 
-    def __init__(self, job: Job, header: WriteStateHeader) -> None:
+    `wall` is the time, in seconds of the epoch.
+    """
+
+    def __init__(self, job: Job, header: WriteStateHeader, wall: float = 0.0) -> None:
         model = job.model
         self._job = job
         self._groups = header.groups
+        self._updates = [(update, Origin(wall, header.worker)) for update in header.updates]
         self._worker, self._epoch = header.worker, header.epoch
         self._fields = model.groups.state_fields
         self._always = {field.name for field in model.groups.algorithm.all_state}
@@ -104,11 +109,11 @@ class StateUpload:
             for each in self._extents
         ]
 
-    async def apply(self, clock: Callable[[], float]) -> JobVersion:
-        """Replaces what was written, all or nothing.
+    async def apply(self, clock: Callable[[], float]) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Replaces what was written, all or nothing; returns the options of all groups.
 
         An average must be written whole, unless nothing has entered it. Raises `IncompleteParameter`,
-        `UnknownAverage`, or `StaleEpoch` where the worker has been fenced meanwhile.
+        `UnknownAverage`, what is wrong with the options, or `StaleEpoch` where the worker has been fenced meanwhile.
         """
         for sink in self._sinks.values():
             sink.ledger.presence()
@@ -116,15 +121,16 @@ class StateUpload:
             if updates:
                 self._sink(name).ledger.require_all()
         entries = {entry.field for group in self._groups for entry in group.entries}
-        self._job.model.reserve_states((entries | self._sinks.keys()) - {WEIGHTS, *self._averages})
+        fields = (entries | self._sinks.keys()) - {WEIGHTS, *self._averages}
         model = self._job.model
 
-        def check() -> None:
+        def check(changes: Sequence[tuple[int, GroupOptions]]) -> None:
             self._job.workers.check(self._worker, self._epoch, clock())
             self._check_averages()
             model.averages.fit(model.groups.extents)
+            model.reserve_states(fields, changes)
 
-        return await self._job.replace_weights(model.elements, self._replace, check)
+        return await self._job.replace_weights(model.elements, self._replace, check, self._updates)
 
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
         groups = self._job.model.groups

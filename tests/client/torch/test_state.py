@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.client.torch.classes import CASES, Case, Optimizer, assert_same_state, assert_same_weights, flat
@@ -14,8 +15,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import optd.torch
-from optd.errors import InvalidOption, OptionOutOfRange, ShapeMismatch, UnknownField
+from optd.errors import InvalidOption, OptionConflict, OptionOutOfRange, ShapeMismatch, UnknownField
 from optd.torch.optimizer import Served
+from optd_wire.values import GroupUpdate
 
 # A second group with other state than the first: momentum or amsgrad in one of them only.
 TABLE = [
@@ -266,6 +268,66 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(bench: Bench, name: str,
     assert_same_state(ours.state_dict(), before)
     train([ours], 1)
     assert {group.options.options["lr"] for group in ours.session.groups()} == {0.1}
+
+
+def on_server(optimizer: Served) -> tuple[list[Any], ...]:
+    """Weights, state and options of a job, as its server has them."""
+    weights = [(name, array.tolist()) for name, array in optimizer.session.pull().items()]
+    momenta = [(key, state["momentum_buffer"].tolist()) for key, state in optimizer.state_dict()["state"].items()]
+    return weights, momenta, [group.options for group in optimizer.session.groups()]
+
+
+def trained(serve: Callable) -> tuple[Served, dict[str, Any]]:
+    """An optimizer after two steps whose first weights are zeroed here, and a state dict that has another lr."""
+    ours = serve(optd.torch.SGD, parameters(), lr=0.1, momentum=0.9)
+    train([ours], 1)
+    saved = ours.state_dict()
+    saved["param_groups"][0]["lr"] = 0.5
+    train([ours], 1)
+    with torch.no_grad():
+        flat(ours)[0].zero_()
+    return ours, saved
+
+
+def test_loading_replaces_weights_state_and_options_at_once(serve: Callable) -> None:
+    ours, saved = trained(serve)
+    revision = ours.session.info().version.revision
+    ours.load_state_dict(saved)
+    assert ours.session.info().version.revision == revision + 1
+    weights, momenta, options = on_server(ours)
+    assert not np.any(weights[0][1])
+    assert momenta == [(key, state["momentum_buffer"].tolist()) for key, state in saved["state"].items()]
+    assert options[0].options["lr"] == 0.5
+
+
+def of_adam(saved: dict[str, Any]) -> None:
+    saved["state"][0]["exp_avg"] = torch.zeros_like(saved["state"][0]["momentum_buffer"])
+
+
+def out_of_range(saved: dict[str, Any]) -> None:
+    saved["param_groups"][0]["momentum"] = -1.0
+
+
+@pytest.mark.parametrize(("spoil", "error"), [(of_adam, UnknownField), (out_of_range, OptionOutOfRange)])
+def test_a_load_that_the_server_refuses_changes_nothing_there(serve: Callable, spoil: Callable, error: type) -> None:
+    ours, saved = trained(serve)
+    before = on_server(ours)
+    spoil(saved)
+    with pytest.raises(error):
+        ours.load_state_dict(saved)
+    assert on_server(ours) == before
+
+
+def test_a_load_conflicts_with_a_change_that_it_does_not_know_of(serve: Callable) -> None:
+    ours, saved = trained(serve)
+    ours.session.update_group(GroupUpdate("group0", {"lr": 0.3}))
+    before = on_server(ours)
+    with pytest.raises(OptionConflict, match=r"lr"):
+        ours.load_state_dict(saved)
+    assert on_server(ours) == before
+    ours.pull()
+    ours.load_state_dict(saved)
+    assert on_server(ours)[2][0].options["lr"] == 0.5
 
 
 # Hooks

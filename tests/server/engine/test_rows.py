@@ -116,7 +116,7 @@ class Play:
             for group in range(self.groups):
                 following.arrays[group][0][:] = self.flat(group)
 
-        await self.job.replace_weights(1, work, lambda: None)
+        await self.job.replace_weights(1, work, lambda _: None)
 
     async def add_group(self):
         """The last group comes."""

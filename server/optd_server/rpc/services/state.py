@@ -15,7 +15,7 @@ from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
 from optd_wire.v1 import state_service_pb2 as pb
-from optd_wire.values import JobVersion, WriteStateHeader
+from optd_wire.values import GroupOptions, JobVersion, WriteStateHeader
 
 
 class StateService:
@@ -35,21 +35,22 @@ class StateService:
                 yield encode(pb.ReadStateResponse(), frames)
 
     async def write_state(self, requests: Requests) -> Any:
-        """Receives fields and puts them in force at once."""
+        """Receives fields and options, and puts them in force at once."""
         message, frames = await requests.first()
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message must have the header")
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
-            version = await self._receive(requests, message, frames, job, header)
-        return pb.WriteStateResponse(version=to_message(version))
+            options, version = await self._receive(requests, message, frames, job, header)
+        told = options if header.updates else ()
+        return pb.WriteStateResponse(version=to_message(version), options=map(to_message, told))
 
     async def _receive(
         self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
-    ) -> JobVersion:
+    ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         job.workers.check(header.worker, header.epoch, time.monotonic())
-        upload = StateUpload(job, header)
+        upload = StateUpload(job, header, time.time())
         with upload.room(self._catalog.memory):
             await receive(requests, message, frames, offloaded(upload.write, self._catalog.offload))
             return await upload.apply(time.monotonic)
