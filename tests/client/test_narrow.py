@@ -169,6 +169,39 @@ def test_they_are_clipped_in_float32(server: LocalServer, lane: str) -> None:
         np.testing.assert_allclose(state[1]["master_weights"], [0, -brain / norm], rtol=1e-6)
 
 
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+@pytest.mark.parametrize("master_weights", [False, True])
+def test_gradients_that_are_accumulated_add_up_in_float32(server: LocalServer, lane: str, master_weights: bool) -> None:
+    params = {"w": np.zeros(3, "f2"), "b": np.zeros((), BFLOAT16), "table": np.zeros((9, 2), BFLOAT16)}
+    pushes = [
+        {"w": [65504, 1, 0], "b": 256, "table": ([4, 1], np.full((2, 2), 256.0))},
+        {"w": [65504, 2**-11, 0], "b": 1, "table": ([4], np.ones((1, 2)))},
+        # Half as many examples; "b" has no gradient.
+        {"w": [65504, 0, 2**-24], "table": ([4], np.ones((1, 2)))},
+    ]
+    with session(
+        server, f"accumulated-{lane}-{master_weights}", lane=lane, gradients=optd.Gradients(accumulate=3)
+    ) as opened:
+        optimizer = optd.SGD(params, lr=1.0, master_weights=master_weights, session=opened)
+        for push, weight in zip(pushes, [1, 1, 0.5], strict=True):
+            given = {name: np.asarray(push[name], params[name].dtype) for name in push if name != "table"}
+            ids, rows = push["table"]
+            optimizer.step({**given, "table": (ids, rows.astype(BFLOAT16))}, weight=weight)
+        assert optimizer.version == 1
+        state = optimizer.state_dict()["state"]
+    # No sum of these is a number of 16 bits; but for float32 the first would be infinite and the others rounded.
+    expected = {
+        "w": [-65504, -(1 + 2**-11) / 2.5, -(2**-25) / 2.5],
+        "b": -257 / 2,
+        "table": [[0, 0], [-256 / 2.5] * 2, [0, 0], [0, 0], [-257.5 / 2.5] * 2, *[[0, 0]] * 4],
+    }
+    for index, (name, array) in enumerate(params.items()):
+        exact = np.asarray(expected[name])
+        assert array.tolist() == exact.astype("f4").astype(array.dtype).tolist()
+        if master_weights:
+            np.testing.assert_allclose(state[index]["master_weights"], exact, rtol=3e-7)
+
+
 def test_arrays_that_cannot_be_changed_are_renewed(server: LocalServer) -> None:
     """As those of JAX: of its bfloat16, which is the same."""
     with session(server, "frozen") as opened:
