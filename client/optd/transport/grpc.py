@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-# gRPC's own lines on stderr repeat what is raised here, and it reads this when it is first imported.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
-from grpc_status import rpc_status
 
 from optd.tls import TLS
 from optd.transport.base import (
-    HEADER_BYTES,
     Delivery,
     PullRequest,
     RowsRequest,
@@ -29,20 +21,13 @@ from optd.transport.base import (
     StepSink,
     Transport,
 )
+from optd.transport.channel import Channel, messages_of
 from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
-from optd_wire.errors import (
-    ConnectionLost,
-    DeadlineExceeded,
-    MessageTooLarge,
-    OptdError,
-    TooManyRequests,
-    UnexpectedStatus,
-)
-from optd_wire.frames import Outgoing, Received, decode, decode_received, encode
+from optd_wire.errors import ConnectionLost, UnexpectedStatus
+from optd_wire.frames import Received, decode_received
 from optd_wire.rows import RowFrame, decode_rows
-from optd_wire.status import from_status
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
 from optd_wire.v1 import state_service_pb2 as state_pb
@@ -79,34 +64,15 @@ from optd_wire.values import (
 
 M = TypeVar("M", bound=Message)
 
-# Slower than the server's own bound on pings, so that it never takes us for a flood.
-_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # The session retries, because only it knows what is safe to send twice.
-    ("grpc.enable_retries", 0),
-    # A server that comes back is found within seconds.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-]
-
 
 class GrpcTransport(Transport):
     """See `Transport`."""
 
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = Channel(address, token=token, tls=tls)
         self._step_lock = threading.Lock()
         self._steps: StepStream | None = None
-        if tls is None:
-            self._channel = grpc.insecure_channel(address, _OPTIONS)
-        else:
-            authority, certificate, key = tls.read()
-            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-            self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
 
     def close(self) -> None:
         """Ends the connection; calls under way fail."""
@@ -119,45 +85,42 @@ class GrpcTransport(Transport):
     def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
         """Creates a job with its weights."""
         first = job_pb.CreateJobRequest(spec=to_message(spec))
-        response = self._send_stream(
-            "JobService/CreateJob", _messages(first, weights()), job_pb.CreateJobResponse, timeout
-        )
+        response = self._channel.upload("JobService/CreateJob", first, weights(), job_pb.CreateJobResponse, timeout)
         return from_message(response.job, JobInfo)
 
     def get_job(self, job: str, timeout: float) -> JobInfo:
         """Describes a job."""
         request = job_pb.GetJobRequest(job=job)
-        response = self._send("JobService/GetJob", request, job_pb.GetJobResponse, timeout)
+        response = self._channel.ask("JobService/GetJob", request, job_pb.GetJobResponse, timeout)
         return from_message(response.job, JobInfo)
 
     def list_jobs(self, timeout: float) -> tuple[JobSummary, ...]:
         """Lists all jobs."""
         request = job_pb.ListJobsRequest()
-        response = self._send("JobService/ListJobs", request, job_pb.ListJobsResponse, timeout)
+        response = self._channel.ask("JobService/ListJobs", request, job_pb.ListJobsResponse, timeout)
         return tuple(from_message(job, JobSummary) for job in response.jobs)
 
     def delete_job(self, job: str, timeout: float) -> JobSummary:
         """Deletes a job; tells what it was."""
         request = job_pb.DeleteJobRequest(job=job)
-        response = self._send("JobService/DeleteJob", request, job_pb.DeleteJobResponse, timeout)
+        response = self._channel.ask("JobService/DeleteJob", request, job_pb.DeleteJobResponse, timeout)
         return from_message(response.job, JobSummary)
 
     def add_group(self, job: str, group: GroupSpec, weights: Source, timeout: float) -> GroupInfo:
         """Adds a group, or finds that the job has it."""
         first = job_pb.AddGroupRequest(job=job, group=to_message(group))
-        messages = _messages(first, weights())
-        response = self._send_stream("JobService/AddGroup", messages, job_pb.AddGroupResponse, timeout)
+        response = self._channel.upload("JobService/AddGroup", first, weights(), job_pb.AddGroupResponse, timeout)
         return from_message(response.group, GroupInfo)
 
     def update_group(self, job: str, update: GroupUpdate, timeout: float) -> tuple[GroupOptions, JobVersion]:
         """Changes options of a group."""
         request = job_pb.UpdateGroupRequest(job=job, update=to_message(update))
-        response = self._send("JobService/UpdateGroup", request, job_pb.UpdateGroupResponse, timeout)
+        response = self._channel.ask("JobService/UpdateGroup", request, job_pb.UpdateGroupResponse, timeout)
         return from_message(response.options, GroupOptions), from_message(response.version, JobVersion)
 
     def update_job(self, update: JobUpdate, timeout: float) -> tuple[JobOptions, JobVersion]:
         """Changes options of a job as a whole."""
-        response = self._send("JobService/UpdateJob", to_message(update), job_pb.UpdateJobResponse, timeout)
+        response = self._channel.ask("JobService/UpdateJob", to_message(update), job_pb.UpdateJobResponse, timeout)
         return from_message(response.options, JobOptions), from_message(response.version, JobVersion)
 
     # Workers
@@ -167,24 +130,24 @@ class GrpcTransport(Transport):
         request = worker_pb.JoinRequest(job=job, worker=worker, wait_ms=int(wait_seconds * 1000))
         if spec is not None:
             request.spec.CopyFrom(to_message(spec))
-        response = self._send("WorkerService/Join", request, worker_pb.JoinResponse, timeout)
+        response = self._channel.ask("WorkerService/Join", request, worker_pb.JoinResponse, timeout)
         return from_message(response, Membership)
 
     def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:
         """Keeps a lease."""
         request = worker_pb.RenewLeaseRequest(job=job, worker=worker, epoch=epoch)
-        self._send("WorkerService/RenewLease", request, worker_pb.RenewLeaseResponse, timeout)
+        self._channel.ask("WorkerService/RenewLease", request, worker_pb.RenewLeaseResponse, timeout)
 
     def leave(self, job: str, worker: str, epoch: int, timeout: float) -> None:
         """Gives a lease up."""
         request = worker_pb.LeaveRequest(job=job, worker=worker, epoch=epoch)
-        self._send("WorkerService/Leave", request, worker_pb.LeaveResponse, timeout)
+        self._channel.ask("WorkerService/Leave", request, worker_pb.LeaveResponse, timeout)
 
     def open_shared_memory(self, job: str, worker: str, epoch: int, timeout: float) -> SharedMemory:
         """Asks for memory to share with the server."""
         request = worker_pb.OpenSharedMemoryRequest(job=job, worker=worker, epoch=epoch)
         answer = worker_pb.OpenSharedMemoryResponse
-        return from_message(self._send("WorkerService/OpenSharedMemory", request, answer, timeout), SharedMemory)
+        return from_message(self._channel.ask("WorkerService/OpenSharedMemory", request, answer, timeout), SharedMemory)
 
     def confirm_shared_memory(
         self, job: str, worker: str, epoch: int, timeout: float, *, token: bytes = b"", problem: str = ""
@@ -193,12 +156,12 @@ class GrpcTransport(Transport):
         request = worker_pb.ConfirmSharedMemoryRequest(
             job=job, worker=worker, epoch=epoch, token=token, problem=problem
         )
-        self._send("WorkerService/ConfirmSharedMemory", request, worker_pb.ConfirmSharedMemoryResponse, timeout)
+        self._channel.ask("WorkerService/ConfirmSharedMemory", request, worker_pb.ConfirmSharedMemoryResponse, timeout)
 
     def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
         """Lists the workers of a job."""
         request = worker_pb.ListWorkersRequest(job=job)
-        response = self._send("WorkerService/ListWorkers", request, worker_pb.ListWorkersResponse, timeout)
+        response = self._channel.ask("WorkerService/ListWorkers", request, worker_pb.ListWorkersResponse, timeout)
         return tuple(from_message(worker, WorkerInfo) for worker in response.workers)
 
     # Training
@@ -206,8 +169,7 @@ class GrpcTransport(Transport):
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
         """Pushes gradients; waits until they are part of a step."""
         first = training_pb.PushRequest(header=to_message(header))
-        messages = _messages(first, gradients())
-        response = self._send_stream("TrainingService/Push", messages, training_pb.PushResponse, timeout)
+        response = self._channel.upload("TrainingService/Push", first, gradients(), training_pb.PushResponse, timeout)
         return from_message(response.result, PushResult)
 
     def pull(self, request: PullRequest, weights: Sink, timeout: float) -> PullResult:
@@ -224,7 +186,7 @@ class GrpcTransport(Transport):
         if request.known is not None:
             message.known_version = request.known.version
             message.known_revision = request.known.revision
-        responses = self._receive("TrainingService/Pull", message, training_pb.PullResponse, timeout)
+        responses = self._channel.receive("TrainingService/Pull", message, training_pb.PullResponse, timeout)
         return from_message(_first_then_frames(responses, weights).result, PullResult)
 
     def pull_rows(self, request: RowsRequest, rows: Callable[[list[RowFrame]], None], timeout: float) -> JobVersion:
@@ -237,7 +199,9 @@ class GrpcTransport(Transport):
             weights=request.weights,
         )
         first: training_pb.PullRowsResponse | None = None
-        answers = self._receive("TrainingService/PullRows", message, training_pb.PullRowsResponse, timeout, decode_rows)
+        answers = self._channel.receive(
+            "TrainingService/PullRows", message, training_pb.PullRowsResponse, timeout, decode_rows
+        )
         for answer, frames in answers:
             first = first or answer
             rows(frames)
@@ -253,7 +217,7 @@ class GrpcTransport(Transport):
         with self._step_lock:
             stream = self._stream()
             try:
-                stream.send(_messages(first, gradients()))
+                stream.send(messages_of(first, gradients()))
                 response = _first_then_frames(self._step_answers(stream, timeout), weights)
             except BaseException:
                 # What is left of its answer must not be taken for that of the next step.
@@ -269,8 +233,7 @@ class GrpcTransport(Transport):
 
     def _stream(self) -> StepStream:
         if self._steps is None or not self._steps.open:
-            call: Any = self._channel.stream_stream(_path("TrainingService/Step"))
-            self._steps = StepStream(lambda requests: call(requests, metadata=self._metadata))
+            self._steps = self._channel.open_steps("TrainingService/Step")
         return self._steps
 
     def _step_answers(
@@ -280,7 +243,7 @@ class GrpcTransport(Transport):
         deadline = time.monotonic() + timeout
         last = False
         while not last:
-            with self._errors("TrainingService/Step", timeout, stream):
+            with self._channel.errors("TrainingService/Step", timeout, stream):
                 data = stream.receive(deadline - time.monotonic())
             if data is None:
                 raise ConnectionLost(address=self.address, rpc="Step", problem="the server has ended the stream")
@@ -302,7 +265,7 @@ class GrpcTransport(Transport):
     ) -> ReadStateResult:
         """Reads fields of one version: `into` is called with the result, and returns what takes the frames."""
         request = state_pb.ReadStateRequest(job=job, fields=fields, group=group, parameter=parameter)
-        responses = self._receive("StateService/ReadState", request, state_pb.ReadStateResponse, timeout)
+        responses = self._channel.receive("StateService/ReadState", request, state_pb.ReadStateResponse, timeout)
         result: ReadStateResult | None = None
         for message, frames in responses:
             if result is None:
@@ -319,8 +282,9 @@ class GrpcTransport(Transport):
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         """Replaces fields and options."""
         first = state_pb.WriteStateRequest(header=to_message(header))
-        messages = _messages(first, numbers())
-        response = self._send_stream("StateService/WriteState", messages, state_pb.WriteStateResponse, timeout)
+        response = self._channel.upload(
+            "StateService/WriteState", first, numbers(), state_pb.WriteStateResponse, timeout
+        )
         options = tuple(from_message(group, GroupOptions) for group in response.options)
         return options, from_message(response.version, JobVersion)
 
@@ -330,20 +294,22 @@ class GrpcTransport(Transport):
         """Describes the server."""
         request = inspection_pb.GetServerStatusRequest()
         answer = inspection_pb.GetServerStatusResponse
-        return from_message(self._send("InspectionService/GetServerStatus", request, answer, timeout), ServerStatus)
+        return from_message(
+            self._channel.ask("InspectionService/GetServerStatus", request, answer, timeout), ServerStatus
+        )
 
     def list_algorithms(self, timeout: float) -> tuple[AlgorithmInfo, ...]:
         """Describes every algorithm."""
         request = inspection_pb.ListAlgorithmsRequest()
         answer = inspection_pb.ListAlgorithmsResponse
-        response = self._send("InspectionService/ListAlgorithms", request, answer, timeout)
+        response = self._channel.ask("InspectionService/ListAlgorithms", request, answer, timeout)
         return tuple(from_message(algorithm, AlgorithmInfo) for algorithm in response.algorithms)
 
     def list_groups(self, job: str, timeout: float) -> tuple[GroupSummary, ...]:
         """Lists the groups of a job."""
         request = inspection_pb.ListGroupsRequest(job=job)
         answer = inspection_pb.ListGroupsResponse
-        response = self._send("InspectionService/ListGroups", request, answer, timeout)
+        response = self._channel.ask("InspectionService/ListGroups", request, answer, timeout)
         return tuple(from_message(group, GroupSummary) for group in response.groups)
 
     def inspect_group(
@@ -362,7 +328,7 @@ class GrpcTransport(Transport):
         )
         answer = inspection_pb.InspectGroupResponse
         responses = [
-            message for message, _ in self._receive("InspectionService/InspectGroup", request, answer, timeout)
+            message for message, _ in self._channel.receive("InspectionService/InspectGroup", request, answer, timeout)
         ]
         reports = [report for response in responses for report in response.parameters]
         summary = from_message(responses[0].group, GroupSummary)
@@ -372,7 +338,7 @@ class GrpcTransport(Transport):
         """Tells what a job has refused: counts by reason, and the last ones."""
         request = inspection_pb.ListRejectionsRequest(job=job)
         answer = inspection_pb.ListRejectionsResponse
-        response = self._send("InspectionService/ListRejections", request, answer, timeout)
+        response = self._channel.ask("InspectionService/ListRejections", request, answer, timeout)
         recent = tuple(from_message(rejection, Rejection) for rejection in response.recent)
         return dict(response.counts), recent
 
@@ -380,85 +346,25 @@ class GrpcTransport(Transport):
         """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
         request = inspection_pb.ListOptionChangesRequest(job=job, group=group)
         answer = inspection_pb.ListOptionChangesResponse
-        response = self._send("InspectionService/ListOptionChanges", request, answer, timeout)
+        response = self._channel.ask("InspectionService/ListOptionChanges", request, answer, timeout)
         return tuple(from_message(change, OptionChange) for change in response.changes)
 
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
         """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""
         request = inspection_pb.WatchJobRequest(job=job, interval_ms=int(interval_seconds * 1000))
         answer = inspection_pb.WatchJobResponse
-        for message, _ in self._receive("InspectionService/WatchJob", request, answer, None):
+        for message, _ in self._channel.receive("InspectionService/WatchJob", request, answer, None):
             yield from_message(message, JobReport)
 
     def health(self, timeout: float) -> bool:
         """Whether the server says of itself that it serves."""
-        response = self._send(
+        response = self._channel.ask(
             "/grpc.health.v1.Health/Check",
             health_pb2.HealthCheckRequest(),
             health_pb2.HealthCheckResponse,
             timeout,
         )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-    # The kinds of call. Messages pass gRPC as bytes: frames have an encoding of their own.
-
-    def _send(self, rpc: str, request: Message, answer: type[M], timeout: float) -> M:
-        call: Any = self._channel.unary_unary(_path(rpc))
-        with self._errors(rpc, timeout):
-            data = call(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
-        return answer.FromString(data)
-
-    def _send_stream(self, rpc: str, messages: Iterator[bytes], answer: type[M], timeout: float) -> M:
-        call: Any = self._channel.stream_unary(_path(rpc))
-        with self._errors(rpc, timeout):
-            data = call(messages, timeout=timeout, metadata=self._metadata)
-        return answer.FromString(data)
-
-    def _receive(
-        self,
-        rpc: str,
-        request: Message,
-        answer: type[M],
-        timeout: float | None,
-        read: Callable[[type[M], bytes], tuple[M, list[Any]]] = decode,
-    ) -> Iterator[tuple[M, list[Any]]]:
-        stream: Any = self._channel.unary_stream(_path(rpc))
-        call = stream(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
-        try:
-            with self._errors(rpc, timeout):
-                for data in call:
-                    yield read(answer, data)
-        finally:
-            call.cancel()
-
-    @contextmanager
-    def _errors(self, rpc: str, timeout: float | None, stream: StepStream | None = None) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            if stream is not None and stream.late:
-                name = rpc.rpartition("/")[2]
-                raise DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="") from None
-            raise self._translate(rpc, error, timeout) from None
-
-    def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:
-        """What a failed call means: the server's own error, or one of the connection."""
-        known = _own_error(error)
-        if known is not None:
-            return known
-        name, problem = rpc.rpartition("/")[2], error.details() or "no details"
-        match error.code():
-            # A server that goes down cancels what it has not finished.
-            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-                return ConnectionLost(address=self.address, rpc=name, problem=problem)
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="")
-            case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in problem:
-                return MessageTooLarge(problem=problem)
-            case grpc.StatusCode.RESOURCE_EXHAUSTED if "oncurrent RPC" in problem:
-                return TooManyRequests(limit="as many as it may")
-            case code:
-                return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
 
 
 def _delivery(delivery: Delivery) -> training_pb.Delivery:
@@ -474,33 +380,6 @@ def _delivery(delivery: Delivery) -> training_pb.Delivery:
 def _enum_name(encoding: str) -> str | None:
     """The name in the contract of an encoding by its name here, None where there is none."""
     return Encoding.Name(encoding_named(encoding).number) if encoding else None
-
-
-def _own_error(error: Any) -> OptdError | None:
-    """The error of optd that a failed call carries, if it carries one."""
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # what is in the trailers contradicts the call's own status, as a cut-off reply does
-        return None
-    return None if status is None else from_status(status)
-
-
-def _path(rpc: str) -> str:
-    return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
-
-
-def _messages(first: Message, batches: Iterable[Sequence[Outgoing]]) -> Iterator[bytes]:
-    """The messages of an upload: `first` with the first frames, then messages of frames alone; the last one says so."""
-    message: Any = first
-    # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
-    waiting: Sequence[Outgoing] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
-    for batch in batches:
-        if waiting is not None:
-            yield encode(message, waiting)
-            message = type(first)()
-        waiting = batch
-    message.last = True
-    yield encode(message, waiting or [])
 
 
 def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Callable[[list[Any]], None]) -> M:
