@@ -1,33 +1,28 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
 import logging
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 from optd import environment
-from optd.arrays import Array, FlatView
+from optd.arrays import Array
 from optd.connection import connect
-from optd.copying import copy_all
-from optd.encoding import Wire
-from optd.feedback import ErrorFeedback
+from optd.group_arrays import GroupArrays
 from optd.group_options import GROUP_OPTIONS
+from optd.incoming import Incoming
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
+from optd.outgoing import Outgoing
 from optd.params import ParamGroup
-from optd.row_gradients import Gradients, WithRows, has_rows, whole_ones
-from optd.rows import whole_frames, write_rows
-from optd.session import Session, Settle
+from optd.row_gradients import Gradients
+from optd.session import Session
 from optd.states import ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
-from optd.transport.base import Known, Names, Sink, Source
-from optd.transport.shm import InMemory, Mapped, SharedMemoryLane
-from optd_wire.encodings.base import Encoding
-from optd_wire.errors import DuplicateName, InvalidRequest, JobMismatch
-from optd_wire.frames import Frame, Outgoing, Received
+from optd.transport.base import Known, Names, Source
+from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.values import (
-    WEIGHTS,
     GroupInfo,
     GroupState,
     GroupUpdate,
@@ -40,9 +35,6 @@ from optd_wire.values import (
 )
 
 logger = logging.getLogger("optd")
-
-Rows = Sequence[Sequence[Array | None]]
-"""Whole gradients by group and place."""
 
 
 def open_session(
@@ -76,20 +68,15 @@ class Registration:
         self.session = session
         self.zero_copy = zero_copy
         self._algorithm = algorithm
-        self._writable = writable
-        self.groups = list(groups)
+        self._own = GroupArrays(groups, session.batch_bytes)
+        self._incoming = Incoming(session, self._own, zero_copy=zero_copy, writable=writable)
+        self._outgoing = Outgoing(session, self._own)
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror()
         self._lock = OwnedLock()
-        self._feedback: dict[str, ErrorFeedback] = {}
-        self._shared: tuple[SharedMemoryLane, list[list[Array]]] | None = None
-        self._lane: SharedMemoryLane | None = None
-        self._rows: dict[int, tuple[Mapped, list[list[Array]]]] = {}
-        self._weights: list[list[Array]] | None = None
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
-        self._view = self._new_view(self.groups)
         spec = JobSpec(
             name=session.job,
             algorithm=algorithm,
@@ -98,7 +85,7 @@ class Registration:
             policy=session.policy,
             options=session.options,
         )
-        membership, created = session.register(spec, self._view.source(self._arrays()))
+        membership, created = session.register(spec, self._own.view.source(self._own.arrays))
         self._base = membership.job.version
         if not created:
             self._warn_of_options(membership.job.groups)
@@ -110,140 +97,24 @@ class Registration:
         if self.attached:
             self.pull()
 
-    def _new_view(self, groups: Sequence[ParamGroup], first_group: int = 0) -> FlatView:
-        specs = [group.spec().parameters for group in groups]
-        return FlatView(specs, first_group=first_group, batch_bytes=self.session.batch_bytes)
-
-    def _arrays(self) -> list[list[Array]]:
-        return [group.arrays for group in self.groups]
-
-    def _write(self, received: Sequence[Received]) -> None:
-        """Copies weights into the arrays."""
-        frames = received if isinstance(received, Mapped) else whole_frames(received)
-        if isinstance(frames, Mapped):
-            self._copy(self._rows_of(frames))
-        else:
-            if self._weights is not None:
-                # These may be weights of some parameters only: the others stay what they are.
-                self._copy(self._weights)
-            self._view.write(frames, self._arrays())
-            write_rows(received, self.groups)
-        self._weights = None
-
-    def _copy(self, rows: Sequence[Sequence[Array]]) -> None:
-        copy_all(
-            [
-                pair
-                for group, row in zip(self.groups, rows, strict=False)
-                for pair in zip(group.arrays, row, strict=True)
-            ]
-        )
-
-    def _place(self, frames: Sequence[Frame]) -> None:
-        """Takes weights that stay where they are."""
-        assert isinstance(frames, Mapped)
-        self._weights = self._rows_of(frames)
-
-    def _rows_of(self, frames: Mapped) -> list[list[Array]]:
-        """Mapped weights by group and place, of the groups that are ours."""
-        if self.session.shared_memory is not self._lane:
-            self._rows.clear()  # which would hold memory that the server has given up
-            self._lane = self.session.shared_memory
-        known = self._rows.get(id(frames))
-        # Of an object that is gone another one may have the number.
-        if known is None or known[0] is not frames or len(known[1]) != len(self.groups):
-            known = self._rows[id(frames)] = (frames, self._view.rows(frames))
-        return known[1]
-
     @property
-    def _in_place(self) -> Sink | None:
-        if not self.zero_copy:
-            return None
-        memory = self.session.shared_memory
-        if memory is not None:
-            memory.writable = self._writable
-        return self._place
+    def groups(self) -> list[ParamGroup]:
+        """The groups, in the order of the job's."""
+        return self._own.groups
 
     @property
     def weights(self) -> Sequence[Sequence[Array]]:
         """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
-        return self._arrays() if self._weights is None else self._weights
+        return self._incoming.weights
 
     @property
     def in_arrays(self) -> bool:
         """Whether the weights are in the groups' arrays, and not in shared memory."""
-        return self._weights is None
+        return self._incoming.in_arrays
 
     def shared_gradients(self) -> list[list[Array]] | None:
-        """Where the server reads gradients from, by group and place; the same list as long as that is the same place.
-
-        None where it shares no memory with us, and while it may still read a push whose fate nobody knows.
-        """
-        memory = self.session.shared_memory
-        # Groups that another worker has added have room there, and nothing of ours.
-        if memory is None or self.session.in_doubt or len(memory.gradients) < len(self.groups):
-            return None
-        if self._shared is None or self._shared[0] is not memory or len(self._shared[1]) != len(self.groups):
-            segments = [
-                Frame.of(group, segment.offset, values)
-                for group, (layout, arrays) in enumerate(zip(self._view.layouts, memory.gradients, strict=False))
-                for segment, values in zip(layout.segments, arrays, strict=True)
-            ]
-            self._shared = (memory, self._view.rows(segments))
-        return self._shared[1]
-
-    def _wire(self, encoding: str | None) -> Wire:
-        """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
-        wire = self.session.wire if encoding is None else Wire.of(encoding)
-        if not wire.exact and self.session.in_doubt:
-            # Which may end on another lane, so that it comes before anything is encoded for this one; and where it
-            # fails, there is no encoded push yet that nobody would settle.
-            self.session.find_out()
-        if not wire.exact and self.session.shared_memory is not None:
-            problem = f"lane 'shm' carries numbers unchanged; encoding {wire.name!r} is for lane 'grpc'"
-            raise InvalidRequest(problem=problem)
-        return wire
-
-    def _source(
-        self, gradients: Gradients, wire: Wire, terms: Terms, *, has_weights: bool = False
-    ) -> tuple[Source, Settle]:
-        """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
-
-        What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
-        """
-        whole, with_rows = whole_ones(gradients), has_rows(gradients)
-        shared = None if with_rows else self.shared_gradients()
-        if shared is not None:
-            return self._shared_source(whole, shared), _forget
-        source, settle = self._whole_source(whole, wire.gradients, wire.name, terms.loss_scale or 1.0)
-        if with_rows:
-            source = WithRows(source, gradients, wire.gradients, self.session.batch_bytes, has_weights)
-        return source, settle
-
-    def _whole_source(
-        self, gradients: Rows, encoding: Encoding | None, name: str, loss_scale: float
-    ) -> tuple[Source, Settle]:
-        if encoding is None or not encoding.leaves_out:
-            return self._view.source(gradients, encoding=encoding), _forget
-        feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
-        return feedback.begin(self._view, gradients, loss_scale), lambda applied: feedback.settle(applied=applied)
-
-    def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
-        memory = self.session.shared_memory
-        assert memory is not None
-        pairs = [
-            (target, given)
-            for row, given_row in zip(shared, gradients, strict=True)
-            for target, given in zip(row, given_row, strict=True)
-            if given is not None
-        ]
-        whole = len(pairs) == sum(map(len, shared))
-        moved = [pair for pair in pairs if pair[0] is not pair[1]]
-        # What lies in another parameter's place must not be written over before it is read.
-        copy_all([(target, given.copy() if memory.holds(given) else given) for target, given in moved])
-        everything = whole and len(memory.gradients) == len(self.groups)
-        ranges = None if everything else tuple(self._view.ranges(gradients))
-        return InMemory(memory, ranges, self._view.source(gradients))
+        """See `Outgoing.shared_gradients`."""
+        return self._outgoing.shared_gradients()
 
     @property
     def base(self) -> JobVersion:
@@ -285,20 +156,17 @@ class Registration:
         with self._lock:
             if group.name in [known.name for known in self.groups]:
                 raise DuplicateName(kind="group", name=group.name, job=self.session.job)
-            view = self._new_view([group], first_group=len(self.groups))
-            info = self.session.add_group(group.spec(), view.source([group.arrays]))
+            info = self.session.add_group(group.spec(), self._own.source_of(group))
             if info.index != len(self.groups):
                 # Others have added groups that these lack: everything is addressed by place.
                 aspect = f"group {group.name!r} at place"
                 raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
-            self.groups.append(group)
-            self._view = self._new_view(self.groups)
+            self._own.append(group)
             try:
-                pulled = self.session.pull_into(self._write, None, in_place=self._in_place)
+                pulled = self.session.pull_into(self._incoming.write, None, in_place=self._incoming.in_place)
             except BaseException:
                 # The job keeps the group; adding it again finds it there.
-                self.groups.pop()
-                self._view = self._new_view(self.groups)
+                self._own.pop()
                 raise
             self._dicts.append(options)
             self._mirror.add(info.options, options)
@@ -317,14 +185,15 @@ class Registration:
 
         Those that have not changed since `base` may be left out, unless the arrays may hold others (`has_weights`).
         """
+        incoming = self._incoming
         with self._lock:
             updates = self._mirror.changes(self._dicts)
-            wire = self._wire(encoding)
-            source, settle = self._source(
-                gradients, wire, terms, has_weights=has_weights and self.in_arrays and not self._has_average
+            wire = self._outgoing.wire(encoding)
+            source, settle = self._outgoing.source(
+                gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
             )
             pushed, pulled = self.session.step(
-                source, updates, self._base, settle, self._write, self._in_place, wire.weights, terms
+                source, updates, self._base, settle, incoming.write, incoming.in_place, wire.weights, terms
             )
             self._mirror.absorb(pushed.options, self._dicts)
             # The options in force were told as of the step; what has changed since comes with the next reply.
@@ -336,7 +205,7 @@ class Registration:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             updates = self._mirror.changes(self._dicts)
-            source, settle = self._source(gradients, self._wire(encoding), terms)
+            source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
             pushed = self.session.push(source, updates, self._base, settle, terms)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
@@ -357,9 +226,9 @@ class Registration:
             some = bool(groups or parameters or weights)
             self._has_average |= bool(weights)
             pulled = self.session.pull_into(
-                self._write,
+                self._incoming.write,
                 known,
-                in_place=None if some else self._in_place,
+                in_place=None if some else self._incoming.in_place,
                 groups=groups,
                 parameters=parameters,
                 weights_of=weights,
@@ -396,16 +265,13 @@ class Registration:
         """
         with self._lock:
             writer = StateWriter([group.names for group in self.groups], states)
-            numbers = [writer.frames, self._own_weights] if weights else [writer.frames]
+            numbers = [writer.frames, self._own.weights] if weights else [writer.frames]
             self._replace(writer.groups, self._mirror.changes(self._dicts), numbers)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""
         with self._lock:
-            self._replace((), (), [self._own_weights])
-
-    def _own_weights(self) -> Iterator[Sequence[Outgoing]]:
-        return self._view.batches(self._arrays(), WEIGHTS)
+            self._replace((), (), [self._own.weights])
 
     def _replace(
         self, groups: tuple[GroupState, ...], updates: tuple[GroupUpdate, ...], numbers: Sequence[Source]
@@ -414,7 +280,3 @@ class Registration:
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, _ = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
-
-
-def _forget(_: bool) -> None:
-    """For pushes that leave nothing behind."""

@@ -105,8 +105,8 @@ def whole_numbers(server, name):
 
 def account(session, optimizer):
     """What has arrived and what is kept, by parameter: all that has been given."""
-    (feedback,) = optimizer._registration._feedback.values()
-    view = optimizer._registration._view
+    (feedback,) = optimizer._registration._outgoing._feedback.values()
+    view = optimizer._registration._own.view
     held = session.pull()
     return {
         parameter.name: feedback.residual(view, 0, parameter.offset, parameter.size) - held[parameter.name]
@@ -234,6 +234,6 @@ def test_topk_goes_on_after_nobody_could_find_out_about_another_push(before, who
         for key in total:
             total[key] += given[key]
     if before != "topk:0.1":
-        optimizer._registration._feedback.pop(before, None)
+        optimizer._registration._outgoing._feedback.pop(before, None)
     for key, kept in account(session, optimizer).items():
         np.testing.assert_array_equal(kept, total[key])
