@@ -3,9 +3,7 @@
 Everything that is sent more than once is safe to send more than once; sessions are the only ones that retry.
 """
 
-import logging
 import os
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +14,9 @@ from optd.arrays import BATCH_BYTES
 from optd.encoding import Wire
 from optd.heartbeat import Heartbeat
 from optd.inquiry import Inquiry
+from optd.joining import attach_or_create, join
 from optd.lanes import LaneName, Who, share_memory, wants_shared_memory
 from optd.leaving import Departure, leave_later, open_sessions
-from optd.retry import with_retries
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, StepSink, Transport, names_of
 from optd.transport.lane import GrpcLane, Lane
@@ -26,14 +24,10 @@ from optd.transport.shm import SharedMemoryLane
 from optd_wire.errors import (
     AlreadyRegistered,
     Conflict,
-    DeadlineExceeded,
     InvalidArgument,
-    JobExists,
     NotFound,
     SharedMemoryUnavailable,
     Unauthenticated,
-    Unavailable,
-    UnknownJob,
     UnknownWorker,
 )
 from optd_wire.values import (
@@ -54,14 +48,11 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
-logger = logging.getLogger("optd")
 
 Settle = Callable[[bool], None]
 """Is told whether a push was applied."""
 
 CALL_SECONDS = 300.0
-# How long one call waits for a job that another worker is creating, before it asks again.
-JOIN_WAIT_SECONDS = 5.0
 
 
 class Session(Inquiry):
@@ -168,42 +159,13 @@ class Session(Inquiry):
             self._check_usable()
             if self._membership is not None:
                 raise AlreadyRegistered(job=self.job)
-            membership, created = self._attach_or_create(spec, weights)
+            membership, created = attach_or_create(self._transport, spec, weights, self.worker, self.timeout)
             try:
                 self._enter(membership)
             except BaseException:
                 self._membership = None  # there is no optimizer, and there may be another attempt
                 raise
             return membership, created
-
-    def _attach_or_create(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
-        deadline = time.monotonic() + self.timeout
-        created = False
-        while time.monotonic() < deadline:
-            try:
-                return self._join(spec, deadline), created
-            except UnknownJob:
-                try:
-                    left = deadline - time.monotonic()
-                    self._transport.create_job(spec, weights, left)
-                    created = True
-                except (JobExists, Unavailable):
-                    # Somebody else was first, or the answer was lost: joining tells which.
-                    time.sleep(0.01)
-        raise DeadlineExceeded(
-            rpc="Join",
-            address=self.address,
-            seconds=f"{self.timeout:g}",
-            hint="; the job is still being created",
-        )
-
-    def _join(self, spec: JobSpec | None, deadline: float) -> Membership:
-        def attempt(left: float) -> Membership:
-            wait = min(JOIN_WAIT_SECONDS, left / 2)
-            return self._transport.join(self.job, self.worker, spec, wait, left)
-
-        left = max(deadline - time.monotonic(), 0.001)
-        return with_retries(attempt, address=self.address, timeout=left)
 
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
@@ -363,7 +325,7 @@ class Session(Inquiry):
         sequence, settle = self._sequence + 1, self._in_doubt
         # The server lets go of what the old epoch holds.
         self._lane.keep()
-        joined = self._join(None, time.monotonic() + self.timeout)
+        joined = join(self._transport, self.job, self.worker, None, self.timeout)
         settle((joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence))
         self._in_doubt = None
         self._enter(joined)
