@@ -15,6 +15,7 @@ import optd.torch
 from optd import schedules
 from optd.local import LocalServer
 from optd_wire import errors
+from optd_wire.values import GroupUpdate
 
 RULES: list[dict[str, Any]] = [
     {"match": "*.bias", "weight_decay": 0.0},
@@ -171,11 +172,33 @@ def test_what_is_wrong_with_one_is_said_at_once(
 
 
 def test_a_rule_for_all_groups_need_match_in_one_only(server: LocalServer, name: str) -> None:
+    ones = {"body": np.ones(1), "bias": np.ones(1)}
     with optd.connect(server.address, job=name) as session:
-        groups: list[dict[str, Any]] = [{"params": {"w": np.zeros(1)}}, {"params": {"b": np.zeros(1)}}]
-        optimizer = optd.SGD(groups, lr=1.0, rules=[{"match": "b", "lr": 0.5}], session=session)
-        optimizer.step([[np.ones(1)], [np.ones(1)]])
-        assert [group["params"][0][0] for group in optimizer.param_groups] == [-1, -0.5]
+        groups = [{"params": {"body": np.zeros(1)}}, {"params": {"bias": np.zeros(1)}}]
+        optimizer = optd.SGD(groups, lr=1.0, rules=[{"match": "bias", "lr": 0.5}], session=session)
+        optimizer.step(ones)
+        assert [group["params"][0].tolist() for group in optimizer.param_groups] == [[-1], [-0.5]]
+        # The rules stay as they are, and so do their matches.
+        optimizer.param_groups[0]["lr"] = 2.0
+        optimizer.step(ones)
+        for group in optimizer.param_groups:
+            group["rules"] = [{"match": "b?dy", "lr": 0.25}]
+        optimizer.step(ones)
+        assert [group["params"][0].tolist() for group in optimizer.param_groups] == [[-3.25], [-2]]
+        with pytest.raises(errors.RuleMatchesNothing, match=r"'b\?s'; there are such as bias"):
+            session.update_group(GroupUpdate("group1", {"rules": '[{"match": "b?s", "lr": 1}]'}))
+
+
+def test_a_rule_of_an_added_group_matches_there_or_where_it_is_already(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name) as session:
+        shared = [{"match": "bias", "lr": 0.5}]
+        optimizer = optd.SGD({"bias": np.zeros(1)}, lr=1.0, rules=shared, session=session)
+        optimizer.add_param_group({"params": {"head": np.zeros(1)}})
+        with pytest.raises(errors.RuleMatchesNothing, match=r"'tale'; there are such as tail"):
+            optimizer.add_param_group({"params": {"tail": np.zeros(1)}, "rules": [{"match": "tale", "lr": 2}]})
+        optimizer.add_param_group({"params": {"tail": np.zeros(1)}, "rules": [{"match": "tail", "lr": 2}]})
+        optimizer.step({name: np.ones(1) for name in ("bias", "head", "tail")})
+        assert [group["params"][0].tolist() for group in optimizer.param_groups] == [[-0.5], [-1], [-2]]
 
 
 def test_a_schedule_that_only_a_rule_sets_goes_on_with_the_versions(server: LocalServer, name: str) -> None:

@@ -2,67 +2,74 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.group_options import GROUP_OPTIONS, OF_PARAMETERS
-from optd_server.optim.rules import RULES, NameRule, overrides, parse
+from optd_server.optim.rules import RULES, Matches, parse
 from optd_wire.errors import InvalidRule, RuleMatchesNothing
 from optd_wire.values import Options
 
 _OF_GROUPS = {option.name for option in GROUP_OPTIONS} - OF_PARAMETERS
 
 
-def rules_of(options: Options) -> tuple[NameRule, ...]:
-    """The rules of a group with these resolved options."""
+def match(options: Options, names: Sequence[str]) -> Matches | None:
+    """Which rules of a group are for which of its parameters; None where it has none. Takes rules times names."""
     written = options.get(RULES)
-    return () if written is None else parse(str(written))
+    return None if written is None else _matches(str(written), tuple(names))
 
 
-def deal(algorithm: Algorithm, options: Options, names: Iterable[str]) -> list[Options] | None:
-    """For each parameter of a group by its name its resolved options, equal ones as one object; None: the group's.
+@lru_cache(maxsize=16)
+def _matches(written: str, names: tuple[str, ...]) -> Matches:
+    """A registration asks several times, of the same names, before there is a group that remembers."""
+    return Matches(written, names)
 
-    Raises `InvalidRule` for an option that is of whole groups only, or what `resolve_options` raises.
-    """
-    rules = rules_of(options)
-    if not rules:
-        return None
-    for rule in rules:
+
+def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None) -> None:
+    """Raises what is wrong with a group's rules, or with what comes of them beside its options."""
+    if matches is None:
+        return
+    for rule in parse(matches.written):
         for name, _ in rule.options:
             if name in _OF_GROUPS:
                 raise InvalidRule(match=rule.match, problem=f"{name} is of a whole group, not of some parameters")
         resolve_options(algorithm, options, dict(rule.options))
-    known: dict[object, Options] = {(): options}
-    return [_of(algorithm, options, overrides(rules, name), known) for name in names]
+    distinct(algorithm, options, matches)
 
 
-def _of(algorithm: Algorithm, options: Options, changed: Options, known: dict[object, Options]) -> Options:
-    key = tuple(sorted(changed.items()))
-    if key not in known:
-        known[key] = resolve_options(algorithm, options, changed)
-    return known[key]
+def distinct(algorithm: Algorithm, options: Options, matches: Matches | None) -> list[Options]:
+    """The resolved options that parameters of a group have, in the order of `overrides`; without rules the group's."""
+    if matches is None:
+        return [options]
+    return [resolve_options(algorithm, options, changed) if changed else options for changed in matches.overrides]
 
 
-def fields(algorithm: Algorithm, options: Options, names: Iterable[str]) -> set[StateField]:
+def deal(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
+    """The resolved options of each parameter of a group, equal ones as one object."""
+    found = distinct(algorithm, options, matches)
+    return [found[place] for place in matches.which]
+
+
+def fields(algorithm: Algorithm, options: Options, matches: Matches | None) -> set[StateField]:
     """The state fields that some parameter of a group needs."""
-    distinct = {id(each): each for each in deal(algorithm, options, names) or [options]}
-    return {field for each in distinct.values() for field in algorithm.fields(each)}
+    return {field for each in distinct(algorithm, options, matches) for field in algorithm.fields(each)}
 
 
-def check_matches(groups: Sequence[tuple[Options, Sequence[str]]]) -> None:
-    """Raises `RuleMatchesNothing` for a rule that matches no parameter of any group that has it.
+def check_matches(changed: Iterable[Matches | None], others: Iterable[Matches | None] = ()) -> None:
+    """Raises `RuleMatchesNothing` for a rule of the `changed` groups that matches no parameter of any group.
 
-    `groups` are resolved options with the names of parameters.
+    Those in `others` have kept theirs.
     """
     unmatched: dict[str, list[str]] = {}
     matched: set[str] = set()
-    for options, names in groups:
-        for rule in rules_of(options):
-            if any(map(rule.matches, names)):
-                matched.add(rule.match)
-            else:
-                unmatched.setdefault(rule.match, []).extend(names)
-    for match, names in unmatched.items():
-        if match not in matched:
-            near = get_close_matches(match, names, n=3, cutoff=0.3) or names[:3]
-            raise RuleMatchesNothing(match=match, names=", ".join(near))
+    for each in filter(None, changed):
+        matched |= each.matched
+        for pattern in each.unmatched:
+            unmatched.setdefault(pattern, []).extend(each.names)
+    for each in filter(None, others):
+        matched |= each.matched
+    for pattern in sorted(unmatched.keys() - matched):
+        names = unmatched[pattern]
+        near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+        raise RuleMatchesNothing(match=pattern, names=", ".join(near))

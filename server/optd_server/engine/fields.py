@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from optd_server.engine.dealing import fields
+from optd_server.engine.dealing import fields, match
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.store.flat import computed_bytes_of
@@ -33,7 +33,7 @@ def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
 def group_fields(algorithm: Algorithm, defaults: Options, group: GroupSpec) -> set[StateField]:
     """The states that some parameter of a checked group needs."""
     resolved = resolve_options(algorithm, defaults, group.options)
-    return fields(algorithm, resolved, [parameter.name for parameter in group.parameters])
+    return fields(algorithm, resolved, match(resolved, [parameter.name for parameter in group.parameters]))
 
 
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:

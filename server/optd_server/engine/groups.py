@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from optd_server.engine.dealing import check_matches, deal, fields
+from optd_server.engine.dealing import check_matches, check_rules, deal, fields, match
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.group_options import effective
-from optd_server.optim.rules import RULES
+from optd_server.optim.rules import RULES, Matches
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.rows import RowPlace
@@ -25,6 +25,9 @@ from optd_wire.values import (
     JobSpec,
     Options,
 )
+
+MOST_IN_FORCE = 64
+"""How many options are remembered with what schedules make of them, beside four for each parameter."""
 
 
 class Groups:
@@ -55,6 +58,8 @@ class Groups:
         self._dealt: dict[int, tuple[Slab, list[Options], list[Options]]] = {}
         """By a slab's identity what `dealt` gave of it, without rules, and the list of options that it is from."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
+        self._matches: dict[int, Matches] = {}
+        """By group, which of the rules that it had last are for which of its parameters."""
         self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
         """The list of options, and what is in force until it changes, where nothing is scheduled."""
 
@@ -107,6 +112,7 @@ class Groups:
         Changes nothing. Raises `UnknownGroup`, `OptionConflict`, or what is wrong with a value.
         """
         planned: dict[int, GroupOptions] = {}
+        ruled: set[int] = set()
         equal: dict[object, Options] = {}
         for update in updates:
             index = self.index(update.group, job)
@@ -115,14 +121,32 @@ class Groups:
             if resolved == current.options:
                 continue
             _check_fixed(self.algorithm, current.options, resolved)
-            names = [parameter.name for parameter in self.layouts[index].parameters]
-            deal(self.algorithm, resolved, names)
-            check_matches([(resolved, names)])
+            if resolved.get(RULES) != current.options.get(RULES):
+                ruled.add(index)
+            check_rules(self.algorithm, resolved, self._matching(index, resolved))
             if update.expected_revision not in (None, current.revision):
                 raise _conflict(current, resolved)
             resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
+        if ruled:
+            now = [self._matching(i, planned.get(i, known).options) for i, known in enumerate(self.options)]
+            check_matches([now[index] for index in sorted(ruled)], now)
         return list(planned.items())
+
+    def matches(self) -> list[Matches | None]:
+        """By group, which of its rules are for which of its parameters; None where it has none."""
+        return [self._matching(index, group.options) for index, group in enumerate(self.options)]
+
+    def _matching(self, index: int, options: Options) -> Matches | None:
+        """As `matches` of one group, under some options. Worked out once: there may be many names."""
+        if RULES not in options:
+            return None
+        known = self._matches.get(index)
+        if known is None or known.written != options[RULES]:
+            known = match(options, [parameter.name for parameter in self.layouts[index].parameters])
+            assert known is not None
+            self._matches[index] = known
+        return known
 
     def effective(self, version: int) -> list[Options]:
         """By group, the options that the step from `version` to the next is made with.
@@ -146,6 +170,8 @@ class Groups:
             found, before = effective(options, version), self._before.get(id(options))
             # A schedule that stands still gives the same object, too.
             same = before is not None and before[0] is options and before[1] == found
+            if len(self._in_force) > MOST_IN_FORCE + 4 * self.parameters:
+                self._in_force = {}  # of options that have been changed many times, and no step between
             known = self._in_force[id(options)] = before if same and before is not None else (options, found)
         return known[1]
 
@@ -191,15 +217,14 @@ class Groups:
             return None
         known = self._by_name.get(group)
         if known is None or known[0] is not options:
-            names = [parameter.name for parameter in self.layouts[group].parameters]
-            known = self._by_name[group] = (options, deal(self.algorithm, options, names) or [])
+            matches = self._matching(group, options)
+            assert matches is not None
+            known = self._by_name[group] = (options, deal(self.algorithm, options, matches))
         return known[1]
 
     def fields(self, group: int, options: Options) -> set[StateField]:
         """The states that a group's parameters need under some options of the group."""
-        if RULES not in options:
-            return set(self.algorithm.fields(options))
-        return fields(self.algorithm, options, [parameter.name for parameter in self.layouts[group].parameters])
+        return fields(self.algorithm, options, self._matching(group, options))
 
     def info(self, index: int) -> GroupInfo:
         """A group with its parameters."""

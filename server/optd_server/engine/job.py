@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from optd_server.engine.dealing import check_matches
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
 from optd_server.engine.plan import Memory
 from optd_server.engine.pushes import Pushes
-from optd_server.engine.registration import check_added, check_group, check_same, check_same_group
+from optd_server.engine.registration import check_added, check_group, check_options, check_same, check_same_group
 from optd_server.engine.rejections import Rejections
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.workers import Worker, Workers
@@ -193,7 +194,9 @@ class Job:
     def check_new_group(self, spec: GroupSpec) -> None:
         """Raises what is wrong with a group that is to be added."""
         check_added(self.model.groups.algorithm, [*self.model.groups.names, spec.name])
-        check_group(spec, self.name, self.model.groups.algorithm, self.model.groups.holders())
+        groups = self.model.groups
+        check_group(spec, self.name, groups.algorithm, groups.holders())
+        check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.matches())
         self._memory.check(self.model.plan, self.model.bytes_with(spec))
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:

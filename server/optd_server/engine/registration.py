@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from optd_server.engine.dealing import check_matches, deal
+from optd_server.engine.dealing import check_matches, check_rules, match
 from optd_server.engine.job_options import check_job_options
 from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative
+from optd_server.optim.rules import Matches
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DuplicateName,
@@ -18,7 +19,7 @@ from optd_wire.errors import (
     UnservedShape,
 )
 from optd_wire.names import check_name
-from optd_wire.values import GroupInfo, GroupSpec, JobSpec, ParameterInfo, ParameterSpec, Policy, Sync
+from optd_wire.values import GroupInfo, GroupSpec, JobSpec, Options, ParameterInfo, ParameterSpec, Policy, Sync
 
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
@@ -43,13 +44,7 @@ def check_job(spec: JobSpec) -> None:
             raise DuplicateName(kind="group", name=group.name, job=spec.name)
         names.add(group.name)
         check_group(group, spec.name, algorithm, holders)
-    ruled = [
-        (resolve_options(algorithm, spec.defaults, group.options), [each.name for each in group.parameters])
-        for group in spec.groups
-    ]
-    for options, own in ruled:
-        deal(algorithm, options, own)
-    check_matches(ruled)
+    check_matches([check_options(group, algorithm, spec.defaults) for group in spec.groups])
     check_one_vector(algorithm, spec.groups)
 
 
@@ -75,6 +70,14 @@ def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[
         seen: set[str] = set()
         twice = next(p.name for p in group.parameters if p.name in seen or seen.add(p.name))  # type: ignore[func-returns-value]
         raise DuplicateName(kind="parameter", name=twice, job=job)
+
+
+def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Matches | None:
+    """Which of a group's rules are for which parameters; raises what is wrong with its options, or these."""
+    options = resolve_options(algorithm, defaults, group.options)
+    matches = match(options, [parameter.name for parameter in group.parameters])
+    check_rules(algorithm, options, matches)
+    return matches
 
 
 def check_added(algorithm: Algorithm, groups: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from optd_server.engine.dealing import deal
+from optd_server.engine.dealing import distinct, match
 from optd_server.engine.groups import Groups
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.store.ledger import Presence
@@ -28,8 +28,7 @@ def check_gradients(
             takers = ", ".join(each.name for each in ALGORITHMS.values() if each.rows is not None)
             raise RowsNotTaken(algorithm=algorithm.name, parameter=table.name, takers=takers)
         given = options.get(table.group, groups.options[table.group].options)
-        by_name = deal(algorithm, given, [table.name])
-        given = given if by_name is None else by_name[0]
+        (given,) = distinct(algorithm, given, match(given, [table.name]))
         for option in rule.zero:
             if given[option] != 0:
                 raise RowsNeedZero(algorithm=algorithm.name, option=option, parameter=table.name, value=given[option])

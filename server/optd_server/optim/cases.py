@@ -2,9 +2,8 @@
 
 A parameter's coefficients follow from its group's options, its own step count and its scalars, where it has some.
 Groups of equal options share them, parameters that always came together do, and all do where the algorithm does not use
-the step count. What
-depends on layout and options alone is worked out once, in a `Plan`; a step then costs a few operations on arrays
-of P, and Python only for combinations of options and step count that are new.
+the step count. What depends on layout and options alone is worked out once, in a `Plan`; a step then costs a few
+operations on arrays of P, and Python only for combinations of options and step count that are new.
 
 A *kind* is a number for what the elements of a parameter have in common: 0 where it is absent and stays as it is,
 else ``1 + 2 * row + fresh``, with `row` in the `Table`.
@@ -29,6 +28,9 @@ _History: TypeAlias = tuple[int, tuple[float, ...]]
 """How many steps a parameter has had with this one, and its scalars before it."""
 _Row: TypeAlias = tuple[int, tuple[float, ...]]
 """A row of the table, and the scalars after the step."""
+
+MOST_REMEMBERED = 1024
+"""How many steps a plan remembers the rows of, beside four for each parameter."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,15 @@ class Plan(Assignment):
         self.table = Table(dtype)
         self._rows: list[dict[_History, _Row]] = [{} for _ in self.distinct]
         """For each of the distinct options, what its steps were."""
+        self._remembered = 0
+        """How many these are; not fewer than the table's rows, which many of them may share."""
 
     def sort(self, segment: SegmentState, present: Mask | None) -> runs.Runs:
         """Return the segment's runs in a step that the parameters of `present`, shape (P,) or all, take part in.
 
         Moves their scalars on to what they are after it.
         """
-        if len(self.table) > 1024 + 4 * len(self.which):
+        if self._remembered > MOST_REMEMBERED + 4 * len(self.which):
             self._forget(segment.dtype)
         fresh = self._fresh(segment)
         low, high = int(segment.steps.min()), int(segment.steps.max())
@@ -236,4 +240,5 @@ class Plan(Assignment):
             # the C library's, which torch uses, and a formula may well branch on the count.
             exact, scalars = self.algorithm.numbers(self.distinct[which], *history)
             row = known[history] = self.table.add(exact, self._fields[which]), scalars
+            self._remembered += 1
         return row

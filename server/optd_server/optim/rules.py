@@ -7,10 +7,11 @@ the same option the later one does.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import lru_cache
+from fnmatch import translate
+from functools import cached_property, lru_cache
 from typing import cast
 
 from optd_server.optim.option import Option, Options, OptionValue
@@ -31,7 +32,11 @@ class NameRule:
 
     def matches(self, name: str) -> bool:
         """Whether it is for the parameter of this name."""
-        return fnmatchcase(name, self.match)
+        return self._pattern.match(name) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile(translate(self.match))
 
 
 @lru_cache(maxsize=256)
@@ -69,9 +74,33 @@ def _value(match: str, name: str, value: object) -> OptionValue:
     return cast(OptionValue, value)
 
 
-def overrides(rules: Sequence[NameRule], name: str) -> Options:
-    """Return the options that rules set for the parameter of a name."""
-    return {option: value for rule in rules if rule.matches(name) for option, value in rule.options}
+class Matches:
+    """Which of the rules that a text stands for are for which of some names, and what they set."""
+
+    def __init__(self, written: str, names: Sequence[str]) -> None:
+        self.written = written
+        self.names = names
+        self.overrides: list[Options] = []
+        """What rules set for some name, each once."""
+        self.which: list[int] = []
+        """By name, the place of what they set for it in `overrides`."""
+        rules = parse(written)
+        known: dict[tuple[bool, ...], int] = {}
+        for name in names:
+            matching = tuple([rule.matches(name) for rule in rules])
+            if matching not in known:
+                known[matching] = len(self.overrides)
+                chosen = [rule for rule, matches in zip(rules, matching, strict=True) if matches]
+                self.overrides.append({option: value for rule in chosen for option, value in rule.options})
+            self.which.append(known[matching])
+        used = [any(column) for column in zip(*known, strict=True)] or [False] * len(rules)
+        self.matched = {rule.match for rule, use in zip(rules, used, strict=True) if use}
+        """The patterns of rules that are for some name."""
+        self.unmatched = {rule.match for rule in rules} - self.matched
+
+    def of(self, name: str) -> Options:
+        """What the rules set for a name."""
+        return self.overrides[self.which[self.names.index(name)]]
 
 
 RULES_OPTION = Option(

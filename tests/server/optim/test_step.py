@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.optim.backends import BACKENDS, COMPILED, ELEMENTWISE
 
-from optd_server.optim import option, runs
+from optd_server.optim import cases, option, runs
 from optd_server.optim.algorithm import Algorithm, Block, StateField
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
@@ -404,6 +404,21 @@ def test_a_part_is_a_group_as_if_it_were_alone() -> None:
     assert segment.state["exp_avg_sq"].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1]
     empty = segment.part(1)
     assert (empty.count, empty.steps.size, empty.state["exp_avg"].size) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sgd", 0), ("adam", 40_000)])
+def test_what_a_plan_remembers_of_steps_is_bounded(name: str, steps: int) -> None:
+    """The coefficients stay the same, or have come to rest, so that the table of these does not grow."""
+    segment = SegmentState([1], np.float32)
+    segment.steps[:] = steps
+    weights, gradient, out = np.ones((3, 1), np.float32)
+    options = [option.resolve(ALGORITHMS[name].options, {})]
+    most = 0
+    for _ in range(2 * cases.MOST_REMEMBERED + 100):
+        apply(ALGORITHMS[name], options, segment, weights=weights, gradient=gradient, out=out)
+        assert isinstance(segment.assignment, cases.Plan)
+        most = max(most, sum(map(len, segment.assignment._rows)))
+    assert cases.MOST_REMEMBERED < most < cases.MOST_REMEMBERED + 10
 
 
 def test_groups_tell_their_fewest_and_most_steps() -> None:
