@@ -158,7 +158,11 @@ def plain_option(value: Any) -> OptionValue:
         return str(value)
     if are_rules(value):
         return rules_text(value, plain_option)
-    plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else _number(value)
+    if hasattr(value, "tolist"):  # arrays and tensors, 0-d ones among them
+        value = value.tolist()
+        while isinstance(value, list) and len(value) == 1:
+            (value,) = value
+    plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else value
     # What is no option at all is told as text, for the check to name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]
 

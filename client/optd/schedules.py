@@ -13,7 +13,7 @@ The server checks the arguments, and raises `InvalidOption` with what they must 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Schedule:
@@ -21,10 +21,20 @@ class Schedule:
 
     name: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, each.name, _plain(getattr(self, each.name)))
+
     def __str__(self) -> str:
         given = [(each.name, each.default, getattr(self, each.name)) for each in fields(self)]  # type: ignore[arg-type]
         arguments = ", ".join(f"{name}={_text(value)}" for name, default, value in given if value != default)
         return f"{self.name}({arguments})"
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy, tensors
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _text(value: object) -> str:
@@ -68,7 +78,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Times `gamma` after every `size` versions; a warm-up before, as in `Constant`."""
+    """Times `gamma`, of [0, 1], after every `size` versions; a warm-up before, as in `Constant`."""
 
     name = "step"
     size: int

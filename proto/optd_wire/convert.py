@@ -6,6 +6,7 @@ of a class are converted is worked out once, too: see `optd_wire.conversion`.
 """
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -99,6 +100,10 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
             message.flag = value
         case None:
             pass
+        case int() if not -(1 << 63) <= value < 1 << 63:
+            # It fits no option; as a float it gets to where that is said.
+            infinite = math.inf if value > 0 else -math.inf
+            message.number = float(value) if abs(value) < 1 << 1023 else infinite
         case int():
             message.integer = value
         case str():

@@ -2,9 +2,10 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
+import torch
 
 from optd import errors
-from optd.params import read_group, read_groups
+from optd.params import plain_option, read_group, read_groups
 
 State = namedtuple("State", "model scale")
 
@@ -89,3 +90,20 @@ def test_what_is_wrong_with_params_is_named(params, error, says):
     with pytest.raises(error) as caught:
         read_groups(params)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.array(3), 3),
+        (np.array([[0.5]]), 0.5),
+        (torch.tensor(0.25), 0.25),
+        (np.array([0.5, 0.25]), (0.5, 0.25)),
+        (torch.tensor([0.5, 0.25]), (0.5, 0.25)),
+        ((torch.tensor(0.5), np.float64(0.25), None), (0.5, 0.25, None)),
+    ],
+)
+def test_options_may_be_numbers_arrays_and_tensors(value: object, plain: object) -> None:
+    found = plain_option(value)
+    assert (found, type(found)) == (plain, type(plain))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,25 @@ WRONG: dict[str, tuple[Callable[..., optd.Optimizer], str, str, str]] = {
         "adagrad: momentum_schedule must be None, as there is neither momentum nor betas, got 'linear(3)'",
     ),
     "a number": (optd.SGD, "lr_schedule", "0.5", ""),
+    "betas that reach 1": (
+        optd.Adam,
+        "momentum_schedule",
+        "constant(warmup=10, warmup_start=2)",
+        "adam: momentum_schedule must be one under which betas[0] stays in [0, 1), "
+        "got 'constant(warmup=10, warmup_start=2)'",
+    ),
+    "an infinite lr": (
+        optd.SGD,
+        "lr_schedule",
+        "linear(3, start=1e308, end=1e308, warmup_start=1e312)",
+        "must be linear with warmup_start in [0, inf)",
+    ),
+    "a product that is infinite": (
+        partial(optd.SGD, lr=1e10),
+        "lr_schedule",
+        "linear(3, end=1e300)",
+        "sgd: lr_schedule must be one under which lr stays in [0, inf), got 'linear(3, end=1e300)'",
+    ),
 }
 
 

@@ -51,19 +51,41 @@ OF_PARAMETERS = frozenset(
 
 def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
     """Return the conditions that group options put on an algorithm."""
-    names = {option.name for option in algorithm.options}
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name != LR_SCHEDULE:
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
-    if "lr" not in names:
+    scheduled = scheduled_options(algorithm)
+    rules += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]
+    if LR_SCHEDULE not in scheduled:
         rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
-    if not names & {"momentum", "betas"}:
+    if MOMENTUM_SCHEDULE not in scheduled:
         text_ = "None, as there is neither momentum nor betas"
         rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
     return tuple(rules)
+
+
+def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
+    """Return by the name of a schedule which option it changes: of `betas` the first number."""
+    declared = {option.name: option for option in algorithm.options}
+    found = {LR_SCHEDULE: declared.get("lr"), MOMENTUM_SCHEDULE: declared.get("momentum", declared.get("betas"))}
+    return {schedule: option for schedule, option in found.items() if option is not None}
+
+
+def _stays_in_range(schedule: str, option: Option) -> Rule:
+    """Return the condition that an option is in its range whatever the version."""
+    name, bounds = (f"{option.name}[0]", option.entries[0]) if option.entries else (option.name, option.range)
+
+    def broken(options: Options) -> bool:
+        written = text(options, schedule)
+        if written is None:
+            return False
+        value = floats(options, option.name)[0] if option.entries else number(options, option.name)
+        return not all(bounds.holds(value * factor) for factor in parse(written).bounds)
+
+    return Rule(f"one under which {name} stays in {bounds}", broken, schedule)
 
 
 def _differs(option: Option) -> Callable[[Options], bool]:

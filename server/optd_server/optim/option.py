@@ -38,6 +38,8 @@ _SYNONYMS = {
     "mu": "momentum",
     "decoupled": "decoupled_weight_decay",
 }
+MOST = (1 << 63) - 1
+"""The largest whole number that an option may be: what 64 bits hold, on the wire and in step counts."""
 _LONGEST_SHOWN = 64  # characters of a rejected value that an error repeats
 
 
@@ -255,8 +257,10 @@ def _violation(option: Option, value: OptionValue) -> Violation | None:
             return None if isinstance(value, bool) else Violation(option.name, "true or false", _value_text(value))
         case "text":
             return _violation_of_text(option, value)
-        case "int" if not isinstance(value, int) or isinstance(value, bool):
-            return Violation(option.name, "a whole number", _value_text(value))
+        case "int" if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST:
+            too_large = isinstance(value, int) and abs(value) > MOST
+            bound = f"a whole number of at most {MOST}" if too_large else "a whole number"
+            return Violation(option.name, bound, _value_text(value))
         case "float" | "int":
             return _violation_of_number(option.range, option.name, value)
         case "floats":
@@ -307,6 +311,8 @@ def _value_text(value: object) -> str:
         text = _number_text(value)
     elif isinstance(value, tuple):
         text = "(" + ", ".join(_value_text(element) for element in value[:_LONGEST_SHOWN]) + ")"
+    elif isinstance(value, int) and abs(value) > MOST:
+        text = f"{_float(value):g}"  # Python refuses to write the longest ones
     else:
         text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"

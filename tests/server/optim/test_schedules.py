@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -99,8 +100,33 @@ def test_a_curve_that_has_ended_stays_there(written: str, factor: float) -> None
     assert parse(written).factor(10**15) == parse(written).factor(10)
 
 
-def test_a_factor_past_all_numbers_is_infinite() -> None:
-    assert parse("step(size=1, gamma=10)").factor(10**6) == float("inf")
+BOUNDS = {
+    "constant": (1, 1),
+    "constant(warmup=5, warmup_start=3)": (1, 3),
+    "linear(9, start=0.5, end=2)": (0.5, 2),
+    "linear(9, start=0.5, end=2, warmup=3)": (0, 2),
+    "cosine(9, end=0.25)": (0.25, 1),
+    "cosine(9, end=4)": (1, 4),
+    "polynomial(9, power=0.5, end=0.25)": (0.25, 1),
+    "step(1, gamma=0)": (0, 1),
+    "exponential(0.0)": (0, 1),
+    "one_cycle(20, div_factor=5, final_div_factor=2)": (0.1, 1),
+    "one_cycle(20, anneal='linear', three_phase=True, div_factor=5, final_div_factor=2)": (0.1, 1),
+    "momentum_cycle(20, pct_start=0.25, low=0.5)": (0.5, 1),
+    "piecewise(at=(3, 5), factors=(7, 0.5))": (0.5, 7),
+}
+
+
+@pytest.mark.parametrize(("written", "bounds"), BOUNDS.items())
+def test_factors_go_to_their_bounds_and_no_further(written: str, bounds: tuple[float, float]) -> None:
+    curve = parse(written)
+    assert curve.bounds == pytest.approx(bounds, rel=1e-15)
+    factors = [curve.factor(version) for version in range(60)]
+    assert (min(factors), max(factors)) == pytest.approx(bounds, rel=1e-12)
+    given = dict(curve.arguments)
+    own = [curve.schedule.factor(given, version) for version in range(60)]  # type: ignore[arg-type]
+    assert min(own) >= bounds[0] - 1e-12
+    assert max(own) <= bounds[1] + 1e-12
 
 
 def given_to(cls: type[schedules.Schedule]) -> dict[str, Any]:
@@ -140,6 +166,13 @@ def test_a_schedule_survives_its_text(schedule: schedules.Cosine, version: int) 
     assert curve.factor(version) >= 0
 
 
+def test_a_schedule_takes_numbers_and_arrays_of_numpy_and_torch() -> None:
+    assert str(schedules.Cosine(np.int64(9), end=np.float64(0.25))) == "cosine(steps=9, end=0.25)"
+    assert str(schedules.Cosine(9, end=torch.tensor(0.25))) == "cosine(steps=9, end=0.25)"  # type: ignore[arg-type]
+    written = "piecewise(at=(3, 5), factors=(1.5, 0.5))"
+    assert str(schedules.Piecewise(np.array([3, 5]), [np.float32(1.5), 0.5])) == written  # type: ignore[arg-type]
+
+
 def test_texts_that_mean_the_same_are_the_same() -> None:
     assert parse("constant") == parse(" constant( ) ") == parse("constant(warmup=0)")
     assert parse("cosine(10)") == parse("cosine(steps=10, end=0)")
@@ -162,6 +195,8 @@ BAD = {
     "cosine(1, 2, 3, 4, 5)": "cosine with at most 4 arguments",
     "cosine(steps=__import__('os'))": "cosine with a plain value as steps",
     "exponential(gamma=1.5)": "exponential with gamma in [0, 1]",
+    "step(3, gamma=1.5)": "step with gamma in [0, 1]",
+    "cosine(steps=1" + "0" * 400 + ")": "cosine with steps being a whole number of at most 9223372036854775807",
     "piecewise(at=(3, 2), factors=(1, 1))": "piecewise with at being whole numbers, one larger than the other",
     "piecewise(at=(2, 3), factors=(1,))": "piecewise with factors being as many as `at` has",
     "one_cycle(steps=3)": "one_cycle with steps being so large that each phase has a step, with this pct_start",

@@ -12,6 +12,7 @@ from optd_server.optim.schedules.schedule import Schedule
 
 _COUNT = Range(low=1)
 _FACTOR = Range(low=0)
+_SHRINKING = Range(low=0, high=1)
 _FRACTION = Range(low=0, high=1, low_open=True, high_open=True)
 
 WARMUP = (
@@ -28,11 +29,9 @@ def _share(options: Options, count: int) -> float:
     return min(count, steps) / steps
 
 
-def _power(base: float, exponent: float) -> float:
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return math.inf
+def _from_one(options: Options) -> tuple[float, float]:
+    """Return the factors between which a curve stays that goes from 1 to `end`."""
+    return 1.0, number(options, "end")
 
 
 def _linear(options: Options, count: int) -> float:
@@ -46,16 +45,16 @@ def _cosine(options: Options, count: int) -> float:
 
 
 def _step(options: Options, count: int) -> float:
-    return _power(number(options, "gamma"), count // integer(options, "size"))
+    return math.pow(number(options, "gamma"), count // integer(options, "size"))
 
 
 def _exponential(options: Options, count: int) -> float:
-    return _power(number(options, "gamma"), count)
+    return math.pow(number(options, "gamma"), count)
 
 
 def _polynomial(options: Options, count: int) -> float:
     end = number(options, "end")
-    return end + (1 - end) * _power(1 - _share(options, count), number(options, "power"))
+    return end + (1 - end) * math.pow(1 - _share(options, count), number(options, "power"))
 
 
 def _piecewise(options: Options, count: int) -> float:
@@ -85,7 +84,11 @@ def _between(options: Options, count: int, places: list[float], factors: list[fl
 
 def _one_cycle(options: Options, count: int) -> float:
     low = 1 / number(options, "div_factor")
-    return _between(options, count, *_phases(options, low, 1.0, low / number(options, "final_div_factor")))
+    return _between(options, count, *_phases(options, low, 1.0, _one_cycle_end(options)))
+
+
+def _one_cycle_end(options: Options) -> float:
+    return 1 / number(options, "div_factor") / number(options, "final_div_factor")
 
 
 def _momentum_cycle(options: Options, count: int) -> float:
@@ -112,35 +115,45 @@ def _not_ascending(options: Options) -> bool:
 
 
 CURVES: tuple[Schedule, ...] = (
-    Schedule("constant", "the value as it is, after a warm-up if there is one", WARMUP, lambda _options, _count: 1.0),
+    Schedule(
+        "constant",
+        "the value as it is, after a warm-up if there is one",
+        WARMUP,
+        lambda _options, _count: 1.0,
+        lambda _: (1.0,),
+    ),
     Schedule(
         "linear",
         "a line from `start` to `end`, and `end` after it (LinearLR)",
         (STEPS, Option("start", "float", 1.0, _FACTOR, doc="the factor that it begins with"), END, *WARMUP),
         _linear,
+        lambda o: (number(o, "start"), number(o, "end")),
     ),
-    Schedule("cosine", "half a cosine from 1 to `end`, and `end` after it", (STEPS, END, *WARMUP), _cosine),
+    Schedule("cosine", "half a cosine from 1 to `end`, and `end` after it", (STEPS, END, *WARMUP), _cosine, _from_one),
     Schedule(
         "step",
         "times `gamma` after every `size` versions (StepLR)",
         (
             Option("size", "int", None, _COUNT, doc="versions between two changes"),
-            Option("gamma", "float", 0.1, _FACTOR, doc="what each change multiplies by"),
+            Option("gamma", "float", 0.1, _SHRINKING, doc="what each change multiplies by"),
             *WARMUP,
         ),
         _step,
+        lambda _: (0.0, 1.0),
     ),
     Schedule(
         "exponential",
         "times `gamma` after every version (ExponentialLR)",
-        (Option("gamma", "float", None, Range(low=0, high=1), doc="what each version multiplies by"), *WARMUP),
+        (Option("gamma", "float", None, _SHRINKING, doc="what each version multiplies by"), *WARMUP),
         _exponential,
+        lambda _: (0.0, 1.0),
     ),
     Schedule(
         "polynomial",
         "what is left of `steps`, to a power, from 1 to `end` (PolynomialLR)",
         (STEPS, Option("power", "float", 1.0, Range(low=0), doc="of what is left"), END, *WARMUP),
         _polynomial,
+        _from_one,
     ),
     Schedule(
         "one_cycle",
@@ -151,6 +164,7 @@ CURVES: tuple[Schedule, ...] = (
             Option("final_div_factor", "float", 1e4, Range(low=1), doc="how much smaller still is the end"),
         ),
         _one_cycle,
+        lambda o: (1.0, _one_cycle_end(o)),
         (_LONG_ENOUGH,),
     ),
     Schedule(
@@ -158,6 +172,7 @@ CURVES: tuple[Schedule, ...] = (
         "down from 1 to `low` while one_cycle rises, and up again (OneCycleLR's momentum)",
         (*_CYCLE, Option("low", "float", 0.85 / 0.95, Range(low=0, high=1), doc="the factor at its lowest")),
         _momentum_cycle,
+        lambda o: (1.0, number(o, "low")),
         (_LONG_ENOUGH,),
     ),
     Schedule(
@@ -169,6 +184,7 @@ CURVES: tuple[Schedule, ...] = (
             *WARMUP,
         ),
         _piecewise,
+        lambda o: (1.0, *floats(o, "factors")),
         (
             Rule("whole numbers, one larger than the other", _not_ascending, "at"),
             Rule("as many as `at` has", lambda o: len(floats(o, "at")) != len(floats(o, "factors")), "factors"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from optd_server.optim.option import Option, Options, Rule, integer, number
 
@@ -16,6 +17,8 @@ class Schedule:
     """Its arguments, which may be given in this order without their names."""
     factor: Callable[[Options, int], float]
     """The factor of the step that follows `count` versions, of resolved arguments."""
+    ends: Callable[[Options], Sequence[float]]
+    """Factors between the lowest and the highest of which all are."""
     rules: Sequence[Rule] = ()
 
 
@@ -27,10 +30,24 @@ class Curve:
     arguments: tuple[tuple[str, object], ...]
 
     def factor(self, version: int) -> float:
-        """Return what the option is multiplied by in the step from `version` to the next."""
+        """Return what the option is multiplied by in the step from `version` to the next: within `bounds`."""
         given: Options = dict(self.arguments)  # type: ignore[arg-type]
-        warmup = integer(given, "warmup") if "warmup" in given else 0
+        warmup = _warmup(given)
         if version < warmup:
             start = number(given, "warmup_start")
-            return start + (1 - start) * (version / warmup)
-        return self.schedule.factor(given, version - warmup)
+            factor = start + (1 - start) * (version / warmup)
+        else:
+            factor = self.schedule.factor(given, version - warmup)
+        lowest, highest = self.bounds
+        return min(max(factor, lowest), highest)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest factor that there may be."""
+        given: Options = dict(self.arguments)  # type: ignore[arg-type]
+        factors = [*self.schedule.ends(given), *([1.0, number(given, "warmup_start")] if _warmup(given) else [])]
+        return min(factors), max(factors)
+
+
+def _warmup(given: Options) -> int:
+    return integer(given, "warmup") if "warmup" in given else 0
