@@ -66,7 +66,7 @@ class ErrorFeedback:
                 np.multiply(residual, scale / self._scale, out=residual)
             self._scale = scale
 
-    def settle(self, *, applied: bool) -> None:
+    def settle(self, applied: bool) -> None:
         """Ends a push: where it was `applied` what it left out is the new residual, else all is as it was before.
 
         Whoever does not know must find out first: either answer, where it is wrong, loses a part of the gradient or

@@ -47,9 +47,28 @@ class OptionMirror:
         for news in options:
             self.absorb_one(news, groups)
 
+    def absorb_own(self, updates: Sequence[GroupUpdate], options: Sequence[GroupOptions], groups: ParamGroups) -> None:
+        """Takes over what is in force after a push that brought `updates`, which was learnt later.
+
+        A group in which somebody else has changed what was changed here stays as it was: that is a conflict, which the
+        next push finds.
+        """
+        sent = {update.group: update.options for update in updates}
+        for news in options:
+            index = self._index(news.group)
+            if index is None:
+                continue
+            known, group, own = _all(self._known[index]), groups[index], sent.get(news.group, {})
+            theirs = {name for name, value in _all(news).items() if value != own.get(name, known[name])}
+            if not any(name in theirs and not _same(group, name, known[name]) for name in known):
+                self.absorb_one(news, groups)
+
+    def _index(self, group: str) -> int | None:
+        return next((i for i, known in enumerate(self._known) if known.group == group), None)
+
     def absorb_one(self, news: GroupOptions, groups: ParamGroups) -> None:
         """Takes over what the server says of one group; a group that only others have is none of ours."""
-        index = next((i for i, known in enumerate(self._known) if known.group == news.group), None)
+        index = self._index(news.group)
         if index is None or news.revision <= self._known[index].revision:
             return
         known, group = self._known[index], groups[index]

@@ -1,6 +1,6 @@
 """What a push sends of gradients: frames in some encoding, or what has been written to where the server reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from optd.arrays import Array
 from optd.copying import copy_all
@@ -8,7 +8,7 @@ from optd.encoding import Wire
 from optd.feedback import ErrorFeedback
 from optd.group_arrays import GroupArrays
 from optd.row_gradients import Gradients, WithRows, has_rows, whole_ones
-from optd.session import Session, Settle
+from optd.session import Session
 from optd.terms import Terms
 from optd.transport.base import Source
 from optd.transport.shm import InMemory, SharedMemoryLane
@@ -50,10 +50,6 @@ class Outgoing:
     def wire(self, encoding: str | None) -> Wire:
         """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
         wire = self._session.wire if encoding is None else Wire.of(encoding)
-        if not wire.exact and self._session.in_doubt:
-            # Which may end on another lane, so that it comes before anything is encoded for this one; and where it
-            # fails, there is no encoded push yet that nobody would settle.
-            self._session.find_out()
         if not wire.exact and self._session.shared_memory is not None:
             problem = f"lane 'shm' carries numbers unchanged; encoding {wire.name!r} is for lane 'grpc'"
             raise InvalidRequest(problem=problem)
@@ -61,7 +57,7 @@ class Outgoing:
 
     def source(
         self, gradients: Gradients, wire: Wire, terms: Terms, *, has_weights: bool = False
-    ) -> tuple[Source, Settle]:
+    ) -> tuple[Source, Callable[[bool], None]]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
         What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
@@ -77,11 +73,11 @@ class Outgoing:
 
     def _whole_source(
         self, gradients: Rows, encoding: Encoding | None, name: str, loss_scale: float
-    ) -> tuple[Source, Settle]:
+    ) -> tuple[Source, Callable[[bool], None]]:
         if encoding is None or not encoding.leaves_out:
             return self._own.view.source(gradients, encoding=encoding), _forget
         feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
-        return feedback.begin(self._own.view, gradients, loss_scale), lambda applied: feedback.settle(applied=applied)
+        return feedback.begin(self._own.view, gradients, loss_scale), feedback.settle
 
     def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
         memory = self._session.shared_memory

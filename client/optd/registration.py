@@ -1,7 +1,7 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -17,13 +17,14 @@ from optd.options import OptionMirror
 from optd.outgoing import Outgoing
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients
-from optd.session import Session
+from optd.session import Session, Settle
 from optd.states import ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.values import (
     GroupInfo,
+    GroupOptions,
     GroupState,
     GroupUpdate,
     JobOptions,
@@ -187,13 +188,20 @@ class Registration:
         """
         incoming = self._incoming
         with self._lock:
-            updates = self._mirror.changes(self._dicts)
+            updates = self._updates()
             wire = self._outgoing.wire(encoding)
             source, settle = self._outgoing.source(
                 gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
             )
             pushed, pulled = self.session.step(
-                source, updates, self._base, settle, incoming.write, incoming.in_place, wire.weights, terms
+                source,
+                updates,
+                self._base,
+                self._settling(settle, updates),
+                incoming.write,
+                incoming.in_place,
+                wire.weights,
+                terms,
             )
             self._mirror.absorb(pushed.options, self._dicts)
             # The options in force were told as of the step; what has changed since comes with the next reply.
@@ -204,12 +212,30 @@ class Registration:
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
-            updates = self._mirror.changes(self._dicts)
+            updates = self._updates()
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
-            pushed = self.session.push(source, updates, self._base, settle, terms)
+            pushed = self.session.push(source, updates, self._base, self._settling(settle, updates), terms)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
             return pushed
+
+    def _updates(self) -> tuple[GroupUpdate, ...]:
+        """What has been changed in the dicts, and nobody has been told.
+
+        Where nobody knows what became of the last push, this finds out first: its changes may be in force. And the
+        session may end on another lane, so that nothing is encoded before.
+        """
+        if self.session.in_doubt:
+            self.session.find_out()
+        return self._mirror.changes(self._dicts)
+
+    def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
+        def settled(applied: bool, options: Sequence[GroupOptions]) -> None:
+            settle(applied)
+            if applied:
+                self._mirror.absorb_own(updates, options, self._dicts)
+
+        return settled
 
     def pull(
         self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
@@ -266,7 +292,7 @@ class Registration:
         with self._lock:
             writer = StateWriter([group.names for group in self.groups], states)
             numbers = [writer.frames, self._own.weights] if weights else [writer.frames]
-            self._replace(writer.groups, self._mirror.changes(self._dicts), numbers)
+            self._replace(writer.groups, self._updates(), numbers)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""

@@ -5,7 +5,7 @@ Everything that is sent more than once is safe to send more than once; sessions 
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
@@ -49,8 +49,8 @@ from optd_wire.values import (
 
 T = TypeVar("T")
 
-Settle = Callable[[bool], None]
-"""Is told whether a push was applied."""
+Settle = Callable[[bool, Sequence[GroupOptions]], None]
+"""Is told whether a push was applied; and where that was unknown until the worker joined again, the options then."""
 
 CALL_SECONDS = 300.0
 
@@ -285,11 +285,11 @@ class Session(Inquiry):
             except (InvalidArgument, Unauthenticated, NotFound, Conflict):
                 if attempts == 1:
                     self._in_doubt = None
-                    settle(False)
+                    settle(False, ())
                 raise
             self._sequence += 1
             self._in_doubt = None
-            settle(True)
+            settle(True, ())
             return result
 
     def _on_lane(self, send: Callable[[Lane], T]) -> T:
@@ -326,7 +326,8 @@ class Session(Inquiry):
         # The server lets go of what the old epoch holds.
         self._lane.keep()
         joined = join(self._transport, self.job, self.worker, None, self.timeout)
-        settle((joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence))
+        applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
+        settle(applied, [group.options for group in joined.job.groups])
         self._in_doubt = None
         self._enter(joined)
         return joined.epoch

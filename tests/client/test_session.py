@@ -68,7 +68,7 @@ def session(*script):
 
 
 def push(opened, settle=lambda applied: None):
-    return opened.push(lambda: iter(()), (), JobVersion(), settle)
+    return opened.push(lambda: iter(()), (), JobVersion(), lambda applied, _: settle(applied))
 
 
 def test_sequences_count_up_and_a_lost_answer_is_asked_for_under_the_same_number():

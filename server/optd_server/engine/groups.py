@@ -1,7 +1,8 @@
 """The groups of a job: their layouts, options and optimizer state."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,13 @@ MOST_IN_FORCE = 64
 """How many options are remembered with what schedules make of them, beside four for each parameter."""
 
 
+class Change(NamedTuple):
+    """When an option was changed: the revision of its group that this made, and the job's version."""
+
+    revision: int
+    version: int
+
+
 class Groups:
     """An ordered list of groups that only grows. Changed by the job's writer alone."""
 
@@ -38,6 +46,9 @@ class Groups:
         self.defaults = defaults
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
+        """Another list with each change."""
+        self._changed: list[dict[str, Change]] = []
+        """By group, when each option that has ever been changed was so last."""
         self.extents: tuple[Extent, ...] = ()
         self.names: tuple[str, ...] = ()
         """The groups' names in order."""
@@ -85,6 +96,7 @@ class Groups:
             self.elements += layout.count
             self.parameters += len(layout.parameters)
             self.options.append(GroupOptions(spec.name, resolved, revision=0, since_version=version))
+            self._changed.append({})
             self._extent_of.append(len(self.extents))
         if not self.state_fields:
             self.state_fields = {field.name: field for field in self.algorithm.state_of(self.options[0].options)}
@@ -124,14 +136,42 @@ class Groups:
             if resolved.get(RULES) != current.options.get(RULES):
                 ruled.add(index)
             check_rules(self.algorithm, resolved, self._matching(index, resolved))
-            if update.expected_revision not in (None, current.revision):
-                raise _conflict(current, resolved)
+            self._check_concurrent(index, update, current, resolved)
             resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
         if ruled:
             now = [self._matching(i, planned.get(i, known).options) for i, known in enumerate(self.options)]
             check_matches([now[index] for index in sorted(ruled)], now)
         return list(planned.items())
+
+    def _check_concurrent(self, index: int, update: GroupUpdate, current: GroupOptions, wanted: Options) -> None:
+        """Raises `OptionConflict` for an option that has changed since the revision that an update was made on.
+
+        `current` is what updates planned before this one have made of the group.
+        """
+        expected, committed = update.expected_revision, self.options[index].options
+        if expected is None or expected == current.revision:
+            return
+        for name in {**current.options, **wanted}:
+            value, theirs = wanted.get(name), current.options.get(name)
+            if value == theirs:
+                continue
+            since = self._changed[index].get(name, Change(0, 0))
+            if theirs != committed.get(name):  # by an update that is planned before this one
+                since = Change(current.revision, current.since_version)
+            if since.revision > expected or expected > current.revision:
+                raise OptionConflict(group=current.group, option=name, ours=value, theirs=theirs, since=since.version)
+
+    def change_options(self, changes: Iterable[tuple[int, GroupOptions]]) -> None:
+        """Puts options in force that `plan_updates` gave."""
+        options = list(self.options)
+        for index, changed in changes:
+            before = options[index].options
+            for name in {**before, **changed.options}:
+                if before.get(name) != changed.options.get(name):
+                    self._changed[index][name] = Change(changed.revision, changed.since_version)
+            options[index] = changed
+        self.options = options
 
     def matches(self) -> list[Matches | None]:
         """By group, which of its rules are for which of its parameters; None where it has none."""
@@ -297,15 +337,3 @@ def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
 
 def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
     return SegmentState(slab.sizes, slab.numbers, shapes=extent.shapes(slab), groups=slab.parts)
-
-
-def _conflict(current: GroupOptions, wanted: Options) -> OptionConflict:
-    names = [*wanted, *current.options]
-    option = next(name for name in names if wanted.get(name) != current.options.get(name))
-    return OptionConflict(
-        group=current.group,
-        option=option,
-        ours=wanted.get(option),
-        theirs=current.options.get(option),
-        since=current.since_version,
-    )

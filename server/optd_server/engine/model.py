@@ -145,7 +145,7 @@ class Model:
             self._memory.reserve(self.plan, self._bytes(options))
         for index, changed in changes:
             self.changes.note_group(self.groups.options[index], changed, origins(updates, changed.group))
-        self.groups.options = options
+        self.groups.change_options(changes)
         self.publish_revision(weights)
 
     def update(self, update: JobUpdate, origin: Origin) -> None:

@@ -56,7 +56,9 @@ class Workers:
             self._forget_one()
             self._by_name[name] = Worker(name, epoch=self._forgotten_epoch)
         worker = self._by_name[name]
-        worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
+        if worker.sequence:
+            # Else it has joined since, maybe in a call whose answer was lost, and asks what became of pushes before.
+            worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
         worker.epoch += 1
         worker.active = True
         worker.fenced_by = ""

@@ -9,7 +9,8 @@ from tests.client.torch.classes import CASES, EACH, Case, assert_same_state, ass
 from torch import nn
 
 import optd.torch
-from optd.errors import InvalidOption, OptionConflict, OptionOutOfRange, UnknownOption
+from optd.errors import DeadlineExceeded, InvalidOption, OptionConflict, OptionOutOfRange, UnknownOption
+from optd_wire.values import GroupUpdate
 
 
 def weight() -> nn.Parameter:
@@ -201,6 +202,71 @@ def test_two_workers_that_change_one_option(where: dict[str, str]) -> None:
         two.step()
         one.step()
         assert one.param_groups[0]["lr"] == two.param_groups[0]["lr"] == 0.3
+
+
+def test_changes_of_different_options_do_not_conflict(where: dict[str, str]) -> None:
+    with (
+        optd.torch.SGD([weight()], lr=0.1, momentum=0.9, **where) as one,
+        optd.torch.SGD([weight()], **{**where, "worker": "w1"}) as two,
+    ):
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(one, 0.5)
+        for decay in (0.1, 0.2):
+            one.step()
+            scheduler.step()
+            two.param_groups[0]["weight_decay"] = decay
+            two.step()
+            two.session.update_group(GroupUpdate("group0", {"dampening": decay}, None))
+        one.step()
+        (group,) = one.session.groups()
+        found = {name: group.options.options[name] for name in ("lr", "weight_decay", "dampening")}
+        assert found == {"lr": 0.025, "weight_decay": 0.2, "dampening": 0.2}
+        assert one.session.rejections() == ({}, ())
+        # But of one that was changed long ago, too, an older copy does not win.
+        two.param_groups[0]["lr"] = 0.7
+        one.param_groups[0]["lr"] = 0.6
+        one.step()
+        one.param_groups[0]["dampening"] = 0.0
+        one.step()
+        with pytest.raises(
+            OptionConflict, match=r"lr was to become 0\.7, but it has been changed to 0\.6 at version 5"
+        ):
+            two.step()
+
+
+def test_a_change_whose_answer_was_lost_is_the_workers_own(
+    where: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is applied, the worker does not hear of it, and its scheduler goes on."""
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+
+    with optd.torch.SGD([weight()], lr=1.0, **where) as optimizer:
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        optimizer.step()
+        scheduler.step()
+        lane = optimizer.session._lane
+        real = lane.step
+        monkeypatch.setattr(lane, "step", lambda *args, **kwargs: lost(real(*args, **kwargs)))
+        with pytest.raises(DeadlineExceeded):
+            optimizer.step()
+        monkeypatch.undo()
+        scheduler.step()
+        optimizer.step()
+        assert optimizer.session.groups()[0].options.options["lr"] == 0.25
+        assert optimizer.version == 3
+        # What somebody else changes meanwhile is a conflict all the same.
+        scheduler.step()
+        lane = optimizer.session._lane
+        real = lane.step
+        monkeypatch.setattr(lane, "step", lambda *args, **kwargs: lost(real(*args, **kwargs)))
+        with pytest.raises(DeadlineExceeded):
+            optimizer.step()
+        monkeypatch.undo()
+        optimizer.session.update_group(GroupUpdate("group0", {"lr": 9.0}, None))
+        scheduler.step()
+        with pytest.raises(OptionConflict, match=r"lr was to become 0\.0625, but it has been changed to 9"):
+            optimizer.step()
 
 
 def test_a_groups_own_beginning_of_adagrads_sum_is_ignored_as_in_torch_but_told(serve: Callable) -> None:

@@ -33,9 +33,10 @@ class Trainer:
         worker = self.rounds.job.workers.find(self.name)
         if not worker.active or self._strikes():
             # A process that has taken over learns how far the one before it has come.
-            before = worker.epoch, worker.sequence
+            sequence = worker.sequence
+            before = (worker.epoch, sequence) if sequence else (worker.previous_epoch, worker.previous_sequence)
             await self.rounds.join(self.name)
-            self.done += before[1]
+            self.done += sequence
             assert (worker.previous_epoch, worker.previous_sequence) == before
             if self.done == number:
                 return True

@@ -34,6 +34,19 @@ def test_joining_again_fences_the_old_epoch_and_forgets_its_mark():
         workers.check("w", 1, now=1)
 
 
+def test_what_became_of_a_push_is_told_to_each_join_until_there_is_another_one():
+    """The answer to a join may be lost, and the worker joins again."""
+    workers = Workers("job", lease_seconds=10)
+    workers.join("w", now=0)
+    workers.mark("w", 1, 7, REPLY)
+    for _ in range(2):
+        worker = workers.join("w", now=1)
+        assert (worker.previous_epoch, worker.previous_sequence) == (1, 7)
+    workers.mark("w", 3, 1, REPLY)
+    worker = workers.join("w", now=2)
+    assert (worker.previous_epoch, worker.previous_sequence) == (3, 1)
+
+
 def test_epochs_never_repeat_even_after_leaving():
     workers = Workers("job", lease_seconds=10)
     worker = workers.join("w", now=0)
