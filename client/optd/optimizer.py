@@ -232,8 +232,8 @@ class Optimizer:
         if not callable(gradients):
             return self._step(gradients, encoding, Terms.of(weight, loss_scale))
         loss, found = gradients()
-        told = loss if self._registration.needs_closure else None
-        result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
+        asks = self._registration.needs_closure
+        result = self._step(found, encoding, Terms.of(weight, loss_scale, loss if asks else None, begins=asks))
         while result.unfinished:
             told, found = gradients()
             result = self._step(found, encoding, Terms.of(weight, loss_scale, told))

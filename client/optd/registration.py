@@ -304,5 +304,7 @@ class Registration:
     ) -> None:
         session = self.session
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
-        options, _ = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
+        options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
+        if self._own.weights in numbers:
+            self._base, self._has_average = version, False

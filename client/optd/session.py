@@ -274,6 +274,7 @@ class Session(Inquiry):
                     weight=terms.weight,
                     loss_scale=terms.loss_scale,
                     loss=terms.loss,
+                    begins=terms.begins,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 
@@ -370,7 +371,7 @@ class Session(Inquiry):
     def write_state(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         """Replaces state, weights and options of the job, all or nothing; returns the options of all groups.
 
-        Those are empty where none were to change. Not retried: somebody may have stepped in between.
+        Not retried: somebody may have stepped in between.
         """
         with self._lock:
             self._check_usable()

@@ -493,7 +493,7 @@ class StaleEvaluation(Conflict):
     reason = "STALE_EVALUATION"
     template = (
         "{algorithm} asks about the weights of version {version} of job {job!r}, and worker {worker!r} has evaluated "
-        "those of version {base}; pull() and step again (several workers share a step under policy sync)"
+        "those {evaluated}; pull() and step again (several workers share a step under policy sync)"
     )
 
 

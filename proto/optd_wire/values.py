@@ -287,6 +287,7 @@ class PushHeader:
     weight: float | None = None
     loss_scale: float | None = None
     loss: float | None = None
+    begins: bool = False
 
 
 @dataclass(frozen=True, slots=True)

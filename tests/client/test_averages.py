@@ -244,3 +244,12 @@ def test_what_is_pulled_is_of_one_version(server: LocalServer, name: str) -> Non
         stop.set()
         thread.join()
     assert all(len(values) == 1 for values in found)
+
+
+def test_a_count_of_updates_that_cannot_go_on_is_refused(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name, averages=optd.EMA(0.5)) as session:
+        optd.SGD({"w": np.ones(2)}, session=session)
+        too_many = (AverageInfo("ema", 1 << 62),)
+        with pytest.raises(errors.InvalidRequest, match=r"updates of average 'ema' must be in \[0, 2\*\*62\), got 46"):
+            write(session, ReadStateResult(session.info().version, (), too_many), [])
+        assert session.info().averages == (AverageInfo("ema", 0),)

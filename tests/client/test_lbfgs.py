@@ -14,6 +14,7 @@ import optd.torch
 from optd.ctl.app import app
 from optd.local import LocalServer
 from optd_wire import errors
+from optd_wire.values import GroupState, StateEntries, WriteStateHeader
 
 SEARCH = pytest.mark.parametrize("search", [None, "strong_wolfe"])
 
@@ -143,29 +144,96 @@ def test_two_workers_share_a_step_of_the_mean_of_their_losses(server: LocalServe
                 close(half.arrays(), whole.arrays(), 1e-7)
 
 
-def test_a_worker_that_comes_back_goes_on_with_the_step_of_one_that_has_gone(server: LocalServer, name: str) -> None:
+class Gone(Exception):
+    """What ends an evaluation half-way."""
+
+
+def breaks_off(evaluate: Callable[[], Any], at: int) -> Callable[[], Any]:
+    """A closure that raises at the call of some number."""
+    calls = iter(range(1, 1000))
+
+    def closure() -> Any:
+        if next(calls) == at:
+            raise Gone
+        return evaluate()
+
+    return closure
+
+
+def test_a_step_that_was_broken_off_is_over_and_the_next_one_begins_where_it_was(
+    server: LocalServer, name: str
+) -> None:
     fit = Fit()
     arrays = fit.arrays()
-    calls = 0
-
-    def dies() -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return fit.numpys(arrays)()
-
-    with optd.connect(server.address, job=name) as session, pytest.raises(KeyboardInterrupt):
-        optd.LBFGS(arrays, max_iter=6, lr=0.1, session=session).step(dies)
+    with optd.connect(server.address, job=name) as session, pytest.raises(Gone):
+        optd.LBFGS(arrays, max_iter=6, lr=0.1, session=session).step(breaks_off(fit.numpys(arrays), 4))
     with optd.connect(server.address, job=name) as session:
         optimizer = optd.LBFGS(arrays, max_iter=6, lr=0.1, session=session)
         assert optimizer.version == 3
+        optimizer.param_groups[0]["lr"] = 0.05
+        alone = {key: array.copy() for key, array in arrays.items()}
         optimizer.step(fit.numpys(arrays))
-        assert optimizer.version == 6
-        whole = Fit().arrays()
-        with optd.connect(server.address, job=f"{name}-whole") as other:
-            optd.LBFGS(whole, max_iter=6, lr=0.1, session=other).step(Fit().numpys(whole))
-        close(arrays, whole, 1e-12)
+        assert optimizer.version == 9
+    with optd.connect(server.address, job=f"{name}-alone") as other:
+        optd.LBFGS(alone, max_iter=6, lr=0.05, session=other).step(fit.numpys(alone))
+        close(arrays, alone, 1e-12)
+
+
+def test_an_evaluation_of_weights_that_were_replaced_meanwhile_is_stale(server: LocalServer, name: str) -> None:
+    fit = Fit()
+    arrays = fit.arrays()
+    with (
+        optd.connect(server.address, job=name, worker="w0") as session,
+        optd.connect(server.address, job=name, worker="w1") as writer,
+    ):
+        optimizer = optd.LBFGS(arrays, max_iter=6, lr=0.1, session=session)
+        tensors = {key: torch.tensor(array) for key, array in arrays.items()}
+        other = optd.torch.LBFGS(list(tensors.items()), max_iter=6, lr=0.1, session=writer)
+        calls = iter(range(1, 100))
+
+        def replaced() -> Any:
+            if next(calls) == 3:
+                other.push_weights()
+            return fit.numpys(arrays)()
+
+        with pytest.raises(errors.StaleEvaluation, match=r"'w0' has evaluated those before they were written anew"):
+            optimizer.step(replaced)
+        optimizer.pull()
+        optimizer.step(fit.numpys(arrays))
+
+
+def test_state_that_is_not_whole_is_refused(server: LocalServer, name: str) -> None:
+    fit = Fit()
+    arrays = fit.arrays()
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.LBFGS(arrays, max_iter=6, lr=0.1, session=session)
+        optimizer.step(fit.numpys(arrays))
+        saved = optimizer.state_dict()
+        state = saved["state"][0]
+        uneven = {**saved, "state": {0: {**state, "old_stps": state["old_stps"][1:]}}}
+        with pytest.raises(errors.InvalidRequest, match=r"^state of lbfgs must have as many old_dirs as old_stps, got"):
+            optimizer.load_state_dict(uneven)
+        entries = StateEntries("prev_flat_grad", (True,) * len(arrays))
+        groups = (GroupState(0, (1,) * len(arrays), (entries,)),)
+        with pytest.raises(errors.InvalidRequest, match=r"^state of lbfgs must have d with the rest$"):
+            session.write_state(WriteStateHeader(name, session.worker, session.epoch, groups), lambda: iter([]))
+        optimizer.step(fit.numpys(arrays))
+
+
+def test_what_a_step_holds_beside_its_state_is_planned(server: LocalServer, name: str) -> None:
+    count = 1000
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.LBFGS({"w": np.ones(count)}, history_size=3, max_iter=2, session=session)
+
+        def planned() -> int:
+            return next(job.planned_bytes for job in session._transport.list_jobs(10) if job.name == name)
+
+        before = planned()
+        optimizer.param_groups[0]["max_iter"] = 3
+        optimizer.step(lambda: (1.0, {"w": np.ones(count)}))
+        # A pair more that may come in one step.
+        assert planned() - before == 2 * 8 * count
+    assert before > (2 * 3 + 2 + 2 * 2) * 8 * count
 
 
 def test_an_average_takes_in_the_ends_of_steps_only(server: LocalServer, name: str) -> None:

@@ -4,15 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 import optd
 from optd.local import LocalServer
+from optd.transport.base import Source
 from optd.transport.grpc import GrpcTransport
 from optd_wire import errors
+from optd_wire.frames import Outgoing
+from optd_wire.values import WriteStateHeader
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -158,3 +161,33 @@ def test_memory_is_planned_for_its_shapes(server: LocalServer, name: str) -> Non
 
     assert planned(optd.Adafactor) - planned(optd.SGD) == 4 * (100 + 50)
     assert planned(optd.NAdam) - planned(optd.Adam) == 4
+
+
+def test_a_group_that_is_added_while_state_is_written_is_none_of_its_business(
+    server: LocalServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        optd.connect(server.address, job=name, worker="w0") as session,
+        optd.connect(server.address, job=name, worker="w1") as other,
+    ):
+        optimizer = optd.NAdam({"w": np.ones(3)}, lr=0.1, session=session)
+        second = optd.NAdam({"w": np.ones(3)}, lr=0.1, session=other)
+        optimizer.step({"w": np.ones(3)})
+        saved = optimizer.state_dict()
+        optimizer.step({"w": np.ones(3)})
+        write = session.write_state
+
+        def write_slowly(header: WriteStateHeader, numbers: Source) -> object:
+            def with_a_group() -> Iterator[Sequence[Outgoing]]:
+                yield from numbers()
+                second.add_param_group({"params": {"head": np.ones(2)}})
+
+            return write(header, with_a_group)
+
+        monkeypatch.setattr(session, "write_state", write_slowly)
+        optimizer.load_state_dict(saved)
+        state = second.state_dict()["state"]
+        assert state.keys() == {0}
+        for field, numbers in saved["state"][0].items():
+            np.testing.assert_array_equal(state[0][field], numbers)
+        second.step({"w": np.ones(3), "head": np.ones(2)})

@@ -210,8 +210,8 @@ class Served(torch.optim.Optimizer):
             return None
         enabled = torch.enable_grad()(closure)
         loss = enabled()
-        told = _number(loss) if self._exchange.registration.needs_closure else None
-        pushed = self._push_and_pull(Terms.of(weight, loss_scale, told))
+        asks = self._exchange.registration.needs_closure
+        pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(loss) if asks else None, begins=asks))
         while pushed.unfinished:
             pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled())))
         return loss

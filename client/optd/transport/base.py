@@ -237,7 +237,7 @@ class Transport(ABC):
     def write_state(
         self, header: WriteStateHeader, numbers: Source, timeout: float
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-        """Replaces fields and options; tells the options of all groups, where some were to change."""
+        """Replaces fields and options; tells the options of all groups."""
 
     # Inspection
 

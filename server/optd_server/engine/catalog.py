@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from optd_server.engine import plan
 from optd_server.engine.averages import averages_of
-from optd_server.engine.fields import group_fields, state_bytes
+from optd_server.engine.fields import group_fields, state_bytes, working_bytes
 from optd_server.engine.job import Job
 from optd_server.engine.job_options import gradients_kept
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.options import find_algorithm, resolve_job_options
+from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.engine.policies.registry import rule_of
 from optd_server.engine.registration import check_job
 from optd_server.store.extents import extent_of
@@ -137,6 +137,7 @@ def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
     layouts = [lay_out(group.parameters) for group in spec.groups]
     states = [
         state_bytes(group_fields(algorithm, spec.defaults, group), layout)
+        + working_bytes(algorithm, resolve_options(algorithm, spec.defaults, group.options), layout)
         for group, layout in zip(spec.groups, layouts, strict=True)
     ]
     options = resolve_job_options(spec.options)

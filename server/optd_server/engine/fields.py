@@ -5,7 +5,7 @@ from math import prod
 
 from optd_server.engine.dealing import fields, match
 from optd_server.engine.options import resolve_options
-from optd_server.optim.algorithm import Algorithm, StateField
+from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.layout import GroupLayout, lay_out
@@ -39,6 +39,13 @@ def group_fields(algorithm: Algorithm, defaults: Options, group: GroupSpec) -> s
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:
     """How much memory a group's states take."""
     return sum(_bytes_of(field, group) for field in fields)
+
+
+def working_bytes(algorithm: Algorithm, options: Options, group: GroupLayout) -> int:
+    """How much memory a step that is under way takes beside its state, where it may last for several pushes."""
+    if not isinstance(algorithm, Iterative):
+        return 0
+    return algorithm.working_vectors(options) * computed_bytes_of([group])
 
 
 def _bytes_of(field: StateField, group: GroupLayout) -> int:

@@ -7,7 +7,7 @@ from itertools import count
 
 from optd_server.engine import plan
 from optd_server.engine.averages import Averages, averages_of
-from optd_server.engine.fields import group_fields, state_bytes
+from optd_server.engine.fields import group_fields, state_bytes, working_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
@@ -57,6 +57,8 @@ class Model:
             most=plan.SNAPSHOTS,
         )
         self.plan = planned
+        self.written_revision = 0
+        """The revision at which weights were written last by others than steps."""
         self._memory = memory
         self._watchers: set[Callable[[], None]] = set()
 
@@ -140,6 +142,7 @@ class Model:
         more_state = False
         for index, changed in changes:
             more_state |= self._fields(index, changed) != self._fields(index, options[index])
+            more_state |= self._working(index, changed) != self._working(index, options[index])
             options[index] = changed
         if more_state:
             self._memory.reserve(self.plan, self._bytes(options))
@@ -238,13 +241,15 @@ class Model:
             names = self._fields(index, group).union(
                 fields, *map(partial(self._kept, index), range(len(layout.segments)))
             )
-            states.append(
-                state_bytes((field for name, field in self.groups.state_fields.items() if name in names), layout)
-            )
+            known = (field for name, field in self.groups.state_fields.items() if name in names)
+            states.append(state_bytes(known, layout) + self._working(index, group))
         return states
 
     def _fields(self, index: int, group: GroupOptions) -> set[str]:
         return {field.name for field in self.groups.fields(index, group.options)}
+
+    def _working(self, index: int, group: GroupOptions) -> int:
+        return working_bytes(self.groups.algorithm, group.options, self.groups.layouts[index])
 
     def _kept(self, group: int, segment: int) -> set[str]:
         started = self.groups.state(group, segment).started

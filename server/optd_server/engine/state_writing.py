@@ -15,7 +15,7 @@ from optd_server.engine.option_changes import Origin
 from optd_server.engine.plan import Memory
 from optd_server.engine.registration import MAX_DIMS
 from optd_server.optim import masters
-from optd_server.optim.algorithm import MASTER_WEIGHTS
+from optd_server.optim.algorithm import MASTER_WEIGHTS, Iterative
 from optd_server.store.extents import Extent, computed, extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
@@ -28,6 +28,8 @@ from optd_wire.errors import (
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
 from optd_wire.values import WEIGHTS, GroupOptions, GroupState, JobVersion, StateEntries, WriteStateHeader
+
+MOST_STEPS = 1 << 62
 
 
 class StateUpload:
@@ -55,12 +57,16 @@ class StateUpload:
             for entry in group.entries
             if entry.shapes
         }
+        self._layouts = list(model.groups.layouts)
+        """Those of the groups that there are now: whoever writes knows of no others."""
         _check_groups(job, header.groups, self._known)
 
     def _check_averages(self) -> None:
-        """Raises `UnknownAverage` for one that the job does not keep."""
-        for name in self._averages:
+        """Raises `UnknownAverage` for one that the job does not keep, `InvalidRequest` for a count that is none."""
+        for name, updates in self._averages.items():
             self._job.model.averages.find(name, self._job.name)
+            if updates >= MOST_STEPS:
+                raise InvalidRequest(problem=f"updates of average {name!r} must be in [0, 2**62), got {updates}")
 
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
@@ -121,6 +127,7 @@ class StateUpload:
             if updates:
                 self._sink(name).ledger.require_all()
         entries = {entry.field for group in self._groups for entry in group.entries}
+        self._check_complete()
         fields = (entries | self._sinks.keys()) - {WEIGHTS, *self._averages}
         model = self._job.model
 
@@ -132,16 +139,34 @@ class StateUpload:
 
         return await self._job.replace_weights(model.elements, self._replace, check, self._updates)
 
+    def _check_complete(self) -> None:
+        """Raises `InvalidRequest` for state that an algorithm cannot go on with."""
+        algorithm = self._job.model.groups.algorithm
+        if isinstance(algorithm, Iterative):
+            for group in self._groups:
+                problem = algorithm.incomplete({entry.field for entry in group.entries if any(entry.present)})
+                if problem is not None:
+                    raise InvalidRequest(problem=f"state of {algorithm.name} must {problem}")
+
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
-        groups = self._job.model.groups
-        self._job.model.searches.abandon()
+        model = self._job.model
+        groups = model.groups
+        model.searches.abandon()
+        if WEIGHTS in self._sinks:
+            model.written_revision = model.version.revision + 1
         for given in self._groups:
             _put_group_state(groups, given)
         for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
             target[:] = source
         for name, updates in self._averages.items():
-            averages = self._job.model.averages
-            averages.find(name, self._job.name).restore(updates, self._sink(name).buffers, following)
+            model.averages.find(name, self._job.name).restore(updates, self._sink(name).buffers, following)
+        self._put_fields(groups, following)
+        for extent, slab, _, state in groups.slabs():
+            if MASTER_WEIGHTS.name in state.state:
+                # Weights and master weights are written one without the other; what the weights are counts.
+                masters.settle(state.state[MASTER_WEIGHTS.name], following.slabs[extent][slab])
+
+    def _put_fields(self, groups: Groups, following: FlatBuffers) -> None:
         for name, sink in self._sinks.items():
             if name in self._averages:
                 continue
@@ -157,16 +182,12 @@ class StateUpload:
                 else:
                     continue
                 target[start:stop] = sink.buffers.slabs[extent][slab][start:stop]
-        for extent, slab, _, state in groups.slabs():
-            if MASTER_WEIGHTS.name in state.state:
-                # Weights and master weights are written one without the other; what the weights are counts.
-                masters.settle(state.state[MASTER_WEIGHTS.name], following.slabs[extent][slab])
 
     def _put(self, field: str, sink: FrameSink) -> None:
         """Takes over the states that were written of a field that has other flat buffers than the weights."""
         groups = self._job.model.groups
         written = sink.ledger.parameters()
-        for group, layout in enumerate(groups.layouts):
+        for group, layout in enumerate(self._layouts):
             given = self._layout(field, group, layout)
             numbers = {
                 member: array[given.parameters[member].offset - segment.offset :][: given.parameters[member].size]
@@ -196,7 +217,7 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
                 raise UnknownField(job=job.name, field=entry.field[:200], fields=", ".join(known[1:]))
             _check_holders(job, given.group, entry)
             _check_shapes(job, given.group, entry)
-        if any(steps >= 1 << 62 for steps in given.steps):
+        if any(steps >= MOST_STEPS for steps in given.steps):
             raise InvalidRequest(problem=f"steps of group {given.group} must be in [0, 2**62)")
 
 

@@ -100,6 +100,8 @@ class Stepping:
         """
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
+        if all(push.header.begins for push in round_.pushes):
+            model.searches.abandon()
         clipped = UNCLIPPED
         if conditioning.clips:
             clipped = await self._offload.run(model.cost(elements), lambda: conditioning.apply(gradient, self._offload))
@@ -171,14 +173,16 @@ class Stepping:
             return
         if header.loss is None:
             raise LossMissing(algorithm=algorithm.name)
-        if header.base_version != model.version.version:
-            raise StaleEvaluation(
-                algorithm=algorithm.name,
-                job=model.name,
-                version=model.version.version,
-                worker=header.worker,
-                base=header.base_version,
-            )
+        version = model.version.version
+        if header.base_version != version:
+            evaluated = f"of version {header.base_version}"
+        elif header.known_revision < model.written_revision:
+            evaluated = "before they were written anew"
+        else:
+            return
+        raise StaleEvaluation(
+            algorithm=algorithm.name, job=model.name, version=version, worker=header.worker, evaluated=evaluated
+        )
 
     def _check_evaluations(self, round_: Round) -> None:
         for push in round_.pushes:

@@ -7,7 +7,7 @@ parameters as one vector, and ask for the gradient at several places before thei
 layouts.
 """
 
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Generator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -268,6 +268,10 @@ class Iterative(Algorithm):
     elementwise, series of such, or scalars; of these only the first parameter has some, as in torch.
     """
 
+    incomplete: Callable[[Collection[str]], str | None] = lambda _: None
+    """What is wrong with the state fields that someone restores, by their names, as the end of "state must …"."""
+    working_vectors: Callable[[Options], int]
+    """How many vectors of shape (N,) a step that is under way may hold, beside its state."""
     search: Callable[[Options, Memory, Vector, Evaluation], Search]
     """Begin a step, under resolved options, at weights of shape (N,), which are its own, and with what is known there.
 

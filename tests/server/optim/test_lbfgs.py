@@ -353,7 +353,7 @@ def test_names_and_defaults_are_torchs() -> None:
     ("options", "message"),
     [
         ({"lr": -0.1}, "lr must be in [0, inf), got -0.1"),
-        ({"history_size": 0}, "history_size must be in [1, inf), got 0"),
+        ({"history_size": 0}, "history_size must be in [1, 10000], got 0"),
         ({"line_search_fn": "armijo"}, "line_search_fn must be one of 'strong_wolfe', got 'armijo'"),
         (
             {"line_search_fn": STRONG_WOLFE, "max_eval": 0},

@@ -1,50 +1,26 @@
 """L-BFGS, as `torch.optim.LBFGS`: a direction from the last changes of weights and gradient, and a step along it.
 
-Nocedal and Wright, 2006, "Numerical Optimization", algorithms 7.4 (the direction) and 3.5 and 3.6 (the search for a
-step that meets the strong Wolfe conditions), in the form that Schmidt's minFunc gave them and torch has taken over.
-
-Where torch has a tensor of one element there is a numpy scalar of the vectors' dtype, and where it has a Python number
-there is one: so they mix with the same rounding.
+Nocedal and Wright, 2006, "Numerical Optimization", algorithm 7.4, in the form that Schmidt's minFunc gave it and torch
+has taken over. Numbers mix as they do there: see `line_search`, which finds how far to go.
 """
 
-import math
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from optd_server.optim.algorithm import Evaluation, Iterative, Memory, Search, StateField, Vector, scalar
 from optd_server.optim.algorithms.options import learning_rate
-from optd_server.optim.arithmetic import quotient
+from optd_server.optim.line_search import Line, Point, Scalar, largest, strong_wolfe
 from optd_server.optim.option import Option, Options, Range, Rule, integer, number, text
 from optd_server.optim.row_rule import RowRule
 
 STRONG_WOLFE = "strong_wolfe"
-DECREASE, CURVATURE = 1e-4, 0.9
-"""How much of the decrease that the slope promises is enough, and how much of the slope may be left."""
-NARROWEST = 1e-9
-"""A search ends where no weight would change by more. In torch, too, it is not `tolerance_change`."""
+MOST_PAIRS = 10_000
+"""Each is two states, which are named and planned for one by one."""
+_TOGETHER = ("d", "t", "prev_flat_grad", "prev_loss")
 LEAST_CURVATURE = 1e-10
 """A pair of changes whose product is not above it is not remembered."""
-
-Scalar: TypeAlias = Any
-"""A Python number, or a numpy scalar of the vectors' dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """What is known at some distance along a direction; the slope is that of the loss by the distance."""
-
-    distance: Scalar
-    loss: float
-    gradient: Vector
-    slope: Scalar
-
-
-_Asking: TypeAlias = Generator[Vector, Evaluation, _Point]
-_Searching: TypeAlias = Generator[Vector, Evaluation, tuple[_Point, int]]
-"""A search along a line: ends with the point to go to, and how many it has asked about."""
 
 
 def search(options: Options, memory: Memory, weights: Vector, first: Evaluation) -> Search:
@@ -60,11 +36,11 @@ def search(options: Options, memory: Memory, weights: Vector, first: Evaluation)
         direction, slope = history.direction, np.dot(before.gradient, history.direction)
         if slope > -tolerance:
             break
-        line = _Line(weights, direction)
+        line = Line(weights, direction)
         is_last, asked = iterations == integer(options, "max_iter"), 0
         if text(options, "line_search_fn") == STRONG_WOLFE:
-            start = _Point(0, before.loss, before.gradient, slope)
-            found, asked = yield from _strong_wolfe(line, start, history.distance, most - evaluations)
+            start = Point(0, before.loss, before.gradient, slope)
+            found, asked = yield from strong_wolfe(line, start, history.distance, most - evaluations)
             here, history.distance = Evaluation(found.loss, found.gradient), found.distance
         before_it, weights = weights, line.at(history.distance)
         if text(options, "line_search_fn") is None and not is_last:
@@ -77,11 +53,27 @@ def search(options: Options, memory: Memory, weights: Vector, first: Evaluation)
             is_last
             or evaluations >= most
             or _is_flat(here.gradient, options)
-            or _largest(np.multiply(direction, history.distance)) <= tolerance
+            or largest(np.multiply(direction, history.distance)) <= tolerance
             or abs(here.loss - before.loss) < tolerance
         )
     history.keep(memory, evaluations, iterations)
     return weights
+
+
+def incomplete(names: Collection[str]) -> str | None:
+    """What of a memory is missing, where some of it is there."""
+    counts = [sum(name.startswith(f"{series}.") for name in names) for series in ("old_dirs", "old_stps")]
+    if counts[0] != counts[1]:
+        return f"have as many old_dirs as old_stps, got {counts[0]} and {counts[1]}"
+    gaps = [f"{series}.{i}" for series in ("old_dirs", "old_stps") for i in range(counts[0])]
+    begun = any(name in names for name in _TOGETHER) or counts[0] > 0
+    missing = [name for name in (*(_TOGETHER if begun else ()), *gaps) if name not in names]
+    return f"have {missing[0]} with the rest" if missing else None
+
+
+def working_vectors(options: Options) -> int:
+    """Pairs that come in one step while those before are kept; points, directions, gradients and copies of them."""
+    return 2 * max(0, min(integer(options, "max_iter"), integer(options, "history_size"))) + 12
 
 
 def _most_evaluations(options: Options) -> int:
@@ -89,12 +81,7 @@ def _most_evaluations(options: Options) -> int:
 
 
 def _is_flat(gradient: Vector, options: Options) -> bool:
-    return bool(_largest(gradient) <= number(options, "tolerance_grad"))
-
-
-def _largest(vector: Vector) -> np.floating[Any]:
-    largest: np.floating[Any] = np.abs(vector).max()
-    return largest
+    return bool(largest(gradient) <= number(options, "tolerance_grad"))
 
 
 class _History:
@@ -164,115 +151,6 @@ class _History:
         memory["old_dirs"], memory["old_stps"] = self._of_gradient, self._of_weights
 
 
-class _Line:
-    """The weights that lie in a direction."""
-
-    def __init__(self, start: Vector, direction: Vector) -> None:
-        self._start, self._direction = start, direction
-        self.largest = _largest(direction)
-
-    def at(self, distance: Scalar) -> Vector:
-        """The weights at a distance."""
-        way = np.multiply(self._direction, distance)
-        return np.add(self._start, way, out=way)
-
-    def ask(self, distance: Scalar) -> _Asking:
-        """Ask about the weights at a distance."""
-        found = yield self.at(distance)
-        # No number is as bad as none is: torch's searches go astray there, and end in weights that are no numbers.
-        loss = math.inf if math.isnan(found.loss) else found.loss
-        return _Point(distance, loss, found.gradient, np.dot(found.gradient, self._direction))
-
-
-def _strong_wolfe(line: _Line, start: _Point, distance: Scalar, most: int) -> _Searching:
-    """Find a point that meets the strong Wolfe conditions, with `most` questions after the first one.
-
-    Goes on until such a point is found, or two that have one between them, which `_zoom` closes in on.
-    """
-    before, now, tries = start, (yield from line.ask(distance)), 0
-    while tries < most:
-        if _rises(start, now) or (tries > 1 and now.loss >= before.loss):
-            return (yield from _zoom(line, start, [before, now], tries, most))
-        if _is_level(start, now):
-            return now, tries + 1
-        if now.slope >= 0:
-            return (yield from _zoom(line, start, [before, now], tries, most))
-        nearest = now.distance + 0.01 * (now.distance - before.distance)
-        distance = _lowest(before, now, nearest, now.distance * 10)
-        before, now, tries = now, (yield from line.ask(distance)), tries + 1
-    return (start if start.loss <= now.loss else now), tries + 1
-
-
-def _zoom(line: _Line, start: _Point, bracket: list[_Point], tries: int, most: int) -> _Searching:
-    """Close in on a point that meets the strong Wolfe conditions, between the two of `bracket`."""
-    is_slow = False
-    low, high = _in_order(bracket)
-    while tries < most:
-        least, greatest = sorted(point.distance for point in bracket)
-        if (greatest - least) * line.largest < NARROWEST:
-            break
-        distance, is_slow = _between(_lowest(bracket[0], bracket[1], least, greatest), least, greatest, is_slow=is_slow)
-        now, tries = (yield from line.ask(distance)), tries + 1
-        if _rises(start, now) or now.loss >= bracket[low].loss:
-            bracket[high] = now
-            low, high = _in_order(bracket)
-            continue
-        if not _is_level(start, now) and now.slope * (bracket[high].distance - bracket[low].distance) >= 0:
-            bracket[high] = bracket[low]
-        bracket[low] = now
-        if _is_level(start, now):
-            break
-    return bracket[low], tries + 1
-
-
-def _in_order(bracket: list[_Point]) -> tuple[int, int]:
-    return (0, 1) if bracket[0].loss <= bracket[1].loss else (1, 0)
-
-
-def _rises(start: _Point, now: _Point) -> bool:
-    """Whether the loss has not fallen enough (Armijo's condition)."""
-    return bool(now.loss > start.loss + DECREASE * now.distance * start.slope)
-
-
-def _is_level(start: _Point, now: _Point) -> bool:
-    """Whether the slope has become small enough."""
-    return bool(abs(now.slope) <= -CURVATURE * start.slope)
-
-
-def _between(distance: Scalar, least: Scalar, greatest: Scalar, *, is_slow: bool) -> tuple[Scalar, bool]:
-    """Where to ask instead, if a distance is too near to an end of the bracket, for the second time or beyond it.
-
-    Returns whether it is too near for the first time, too.
-    """
-    margin = 0.1 * (greatest - least)
-    if not min(greatest - distance, distance - least) < margin:
-        return distance, False
-    if not (is_slow or distance >= greatest or distance <= least):
-        return distance, True
-    if abs(distance - greatest) < abs(distance - least):
-        return greatest - margin, False
-    return least + margin, False
-
-
-def _lowest(one: _Point, other: _Point, least: Scalar, greatest: Scalar) -> Scalar:
-    """Where between two bounds the cubic has its minimum that has the losses and slopes of two points.
-
-    Nocedal and Wright, equation 3.59; the middle of the bounds where it has none. So it is beside an infinite loss,
-    where torch goes on with NaN.
-    """
-    width = one.distance - other.distance
-    drop = 3 * (one.loss - other.loss)
-    d1 = one.slope + other.slope - (drop / width if isinstance(width, np.floating) else quotient(drop, width))
-    square = d1**2 - one.slope * other.slope
-    if not square >= 0:
-        return (least + greatest) / 2.0
-    d2 = np.sqrt(square)
-    near, far = (one, other) if one.distance <= other.distance else (other, one)
-    share = (far.slope + d2 - d1) / (far.slope - near.slope + 2 * d2)
-    lowest = far.distance - (far.distance - near.distance) * share
-    return (least + greatest) / 2.0 if np.isnan(lowest) else min(max(lowest, least), greatest)
-
-
 LBFGS = Iterative(
     name="lbfgs",
     title="LBFGS",
@@ -283,7 +161,9 @@ LBFGS = Iterative(
         Option("max_eval", "int", None, nullable=True, doc="evaluations of one step, at most; None: max_iter * 5 // 4"),
         Option("tolerance_grad", "float", 1e-7, doc="a step ends where no element of the gradient is larger"),
         Option("tolerance_change", "float", 1e-9, doc="a step ends where loss or weights change by no more"),
-        Option("history_size", "int", 100, Range(1, None), fixed=True, doc="pairs of changes that are remembered"),
+        Option(
+            "history_size", "int", 100, Range(1, MOST_PAIRS), fixed=True, doc="pairs of changes that are remembered"
+        ),
         Option(
             "line_search_fn",
             "text",
@@ -311,6 +191,8 @@ LBFGS = Iterative(
         StateField("prev_flat_grad"),
         StateField("prev_loss", shape=scalar, dtype="float64"),
     ),
+    incomplete=incomplete,
+    working_vectors=working_vectors,
     search=search,
     rows=RowRule(whole=lambda _: True),
 )

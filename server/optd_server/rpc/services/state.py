@@ -43,8 +43,7 @@ class StateService:
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker, time.time):
             options, version = await self._receive(requests, message, frames, job, header)
-        told = options if header.updates else ()
-        return pb.WriteStateResponse(version=to_message(version), options=map(to_message, told))
+        return pb.WriteStateResponse(version=to_message(version), options=map(to_message, options))
 
     async def _receive(
         self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
