@@ -12,7 +12,7 @@ from optd.tls import TLS
 from optd.transport.grpc import GrpcTransport
 from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable
 from optd_wire.names import check_name
-from optd_wire.values import Async, Policy
+from optd_wire.values import Async, Policy, Sync
 
 CONNECT_SECONDS = 10.0
 
@@ -63,14 +63,19 @@ def connect(
         MissingToken, WrongToken: The server wants a token, or another one.
         InvalidName: A job's or worker's name is not one.
         UnknownEncoding: There is no such encoding.
-        InvalidRequest: There is no such lane, it carries no such encoding, a fraction is not in (0, 1], or `gradients`
-            or `averages` are none.
+        InvalidRequest: There is no such lane, it carries no such encoding, a fraction is not in (0, 1], a time is not
+            above 0, or `policy`, `gradients` or `averages` are none.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
     wire = Wire.of(encoding)
     if lane == "shm" and not wire.exact:
         raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
+    if not isinstance(policy, Async | Sync | None):
+        raise InvalidRequest(problem=f"policy must be optd.Sync(...) or optd.Async(), got {policy!r}")
+    for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
     options = options_of(gradients, averages)
     address = environment.server(address)
     job = check_name("job", environment.job(job))

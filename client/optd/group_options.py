@@ -9,6 +9,7 @@ from optd_wire.values import OptionValue
 GROUP_OPTIONS: dict[str, OptionValue] = {
     "lr_schedule": None,
     "momentum_schedule": None,
+    "schedule_start": 0,
     "clip_norm": None,
     "clip_value": None,
     "master_weights": False,
@@ -24,6 +25,7 @@ class GroupOptionArguments(TypedDict, total=False):
 
     lr_schedule: Schedule | str | None
     momentum_schedule: Schedule | str | None
+    schedule_start: int
     clip_norm: float | None
     clip_value: float | None
     master_weights: bool

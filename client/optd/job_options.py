@@ -5,7 +5,7 @@ The server declares the options; what is wrong with one it says when the job is 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.values import OptionValue
@@ -74,7 +74,8 @@ Averages = EMA | SWA | Iterable[EMA | SWA]
 
 def options_of(gradients: Gradients | None, averages: Averages | None) -> dict[str, OptionValue]:
     """The options of a job as a whole, from what `connect` is given; raises `InvalidRequest` for anything else."""
-    kept = (averages,) if isinstance(averages, EMA | SWA) else tuple(averages or ())
+    listed = averages if isinstance(averages, Iterable) and not isinstance(averages, str) else [averages]
+    kept: list[Any] = [] if averages is None else list(listed)
     if not isinstance(gradients, Gradients | None):
         raise InvalidRequest(problem=f"gradients must be optd.Gradients(...), got {gradients!r}")
     for each in kept:
@@ -82,5 +83,7 @@ def options_of(gradients: Gradients | None, averages: Averages | None) -> dict[s
             raise InvalidRequest(
                 problem=f"averages must be optd.EMA(...), optd.SWA(...) or a list of them, got {each!r}"
             )
+        if len([other for other in kept if type(other) is type(each)]) > 1:
+            raise InvalidRequest(problem=f"averages must be one of a kind, got several optd.{type(each).__name__}")
     given = (*kept, *([] if gradients is None else [gradients]))
     return {name: value for each in given for name, value in each.options().items()}

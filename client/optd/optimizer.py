@@ -20,7 +20,7 @@ from optd.registration import Registration, open_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
-from optd.state_dicts import checked_state, pack, unpack
+from optd.state_dicts import checked_state, pack, start_at, unpack
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
@@ -345,7 +345,8 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
-        return pack(self._gathered(self._registration.read_state()), self.param_groups)
+        rows, version = self._registration.read_state()
+        return pack(self._gathered(rows), self.param_groups, version)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
         """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
@@ -371,8 +372,10 @@ class Optimizer:
         groups = state_dict["param_groups"]
         rows = self._spread(unpack(state_dict, self.param_groups))
         before = [dict(entry) for entry in self.param_groups]
+        version = self.session.info().version.version
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
+            entry.update(start_at(given, version))
         try:
             self._registration.write_state(rows)
         except BaseException:

@@ -268,12 +268,15 @@ class Registration:
 
     # State
 
-    def read_state(self) -> list[list[ParameterState]]:
-        """The state of each parameter by group and place: "step" and arrays; empty before its first step."""
+    def read_state(self) -> tuple[list[list[ParameterState]], int]:
+        """The state of each parameter by group and place, and the version that it is of.
+
+        It is "step" and arrays; empty before a parameter's first step.
+        """
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self.groups])
             self.session.read_state(into=reader.begin)
-            return reader.states()
+            return reader.states(), reader.version
 
     @cached_property
     def needs_closure(self) -> bool:

@@ -8,20 +8,35 @@ import numpy as np
 from optd.arrays import Array
 from optd.params import PARAMS
 from optd.states import STEP, ParameterState
-from optd_wire.dtypes import computed_dtype
+from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 
+_SCHEDULES = ("lr_schedule", "momentum_schedule", "rules")
+_START = "schedule_start"
 
-def pack(states: Sequence[ParameterState], param_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+
+def pack(states: Sequence[ParameterState], param_groups: Sequence[Mapping[str, Any]], version: int) -> dict[str, Any]:
     """A state dict: parameters are indexed in the order of the groups, and those without a state are left out."""
     packed = []
     start = 0
     for group in param_groups:
         count = len(group[PARAMS])
-        entry = {name: value for name, value in group.items() if name != PARAMS}
+        entry = {name: value for name, value in group.items() if name != PARAMS} | start_from(group, version)
         packed.append({**entry, PARAMS: list(range(start, start + count))})
         start += count
     return {"state": {index: state for index, state in enumerate(states) if state}, "param_groups": packed}
+
+
+def start_from(group: Mapping[str, Any], version: int) -> dict[str, int]:
+    """Where the schedules of a group start, counted from a version, for a state dict of it; nothing without any."""
+    if all(group.get(name) is None for name in _SCHEDULES):
+        return {}
+    return {_START: group.get(_START, 0) - version}
+
+
+def start_at(saved: Mapping[str, Any], version: int) -> dict[str, int]:
+    """The way back: where schedules start that are to go on at a version as in a state dict."""
+    return {_START: saved[_START] + version} if _START in saved else {}
 
 
 def unpack(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -52,5 +67,8 @@ def checked_state(name: str, array: Array, state: Mapping[str, Any], shaped: Col
             raise DtypeMismatch(what=field, parameter=name, expected=expected.name, got=found.dtype.name)
         if not own:
             found = found.astype(expected, copy=False)
+        elif found.dtype.name in COMPUTED:
+            # torch rounds such state to the parameters' 16 bits, too; here it is computed with.
+            found = found.astype(COMPUTED[found.dtype.name], copy=False)
         checked[field] = found
     return checked

@@ -31,6 +31,8 @@ class StateReader:
         """Makes room for what is to come; the sink takes it."""
         # A group that another worker has added is none of these.
         self._result = result.groups[: len(self._groups)]
+        self.version = result.version.version
+        """The version that the state is of."""
         self._fields.clear()
         for field in dict.fromkeys(entry.field for group in self._result for entry in group.entries):
             specs = [

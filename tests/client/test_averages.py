@@ -135,7 +135,7 @@ def test_an_average_begins_and_ends_in_mid_training(server: LocalServer, name: s
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"averages": "ema"}, r"averages must be optd.EMA\(...\), optd.SWA\(...\) or a list of them, got 'e'"),
+        ({"averages": "ema"}, r"averages must be optd.EMA\(...\), optd.SWA\(...\) or a list of them, got 'ema'"),
         ({"averages": [0.9]}, "averages must be .* got 0.9"),
         ({"gradients": {"clip_norm": 1.0}}, r"gradients must be optd.Gradients\(...\), got \{'clip_norm': 1.0\}"),
     ],

@@ -134,3 +134,22 @@ def test_what_is_wrong_is_said(server: LocalServer, name: str, given: dict[str, 
     with optd.connect(server.address, job=name) as session, pytest.raises(errors.InvalidArgument) as caught:
         optd.SGD({"w": np.ones(1)}, **given, session=session)
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize("cls", ["SGD", "Lion", "Adam"])
+def test_a_loaded_state_says_when_they_return(server: LocalServer, name: str, cls: str) -> None:
+    """Also for classes of torch that keep no count."""
+    runs = []
+    for load_at in (None, 6):
+        tensor = torch.nn.Parameter(torch.zeros(2))
+        tensor.grad = torch.ones(2)
+        with optd.connect(server.address, job=f"{name}-{load_at}") as session:
+            optimizer = getattr(optd.torch, cls)([tensor], lr=1.0, lookahead_steps=4, session=session)
+            run = []
+            for count in range(10):
+                if count == load_at:
+                    optimizer.load_state_dict(optimizer.state_dict())
+                optimizer.step()
+                run.append(tensor.tolist())
+        runs.append(run)
+    assert runs[0] == runs[1]

@@ -187,3 +187,42 @@ def test_worker_that_attaches_takes_the_jobs_schedule(server: LocalServer, name:
             assert "lr_schedule" not in attached.param_groups[0]
             attached.step([np.ones(2)])
             assert session.groups()[0].effective == {}
+
+
+@pytest.mark.parametrize("face", ["torch", "numpy"])
+def test_they_go_on_where_they_stood_in_a_job_that_loads_the_state(server: LocalServer, name: str, face: str) -> None:
+    """The job of the checkpoint is gone; and the same job, that is set back to it."""
+
+    def job(number: int) -> tuple[Any, Callable[[], float]]:
+        session = optd.connect(server.address, job=f"{name}.{number}")
+        options: dict[str, Any] = {"lr": 1.0, "lr_schedule": schedules.Linear(10), "session": session}
+        weights = torch.zeros(1, dtype=torch.float64)
+        if face == "numpy":
+            ours: Any = optd.SGD({"w": weights.numpy()}, **options)
+        else:
+            parameter = torch.nn.Parameter(weights)
+            parameter.grad = torch.ones(1, dtype=torch.float64)
+            ours = optd.torch.SGD([("w", parameter)], **options)
+
+        def step() -> float:
+            before = weights.item()
+            ours.step({"w": np.ones(1)}) if face == "numpy" else ours.step()
+            return before - weights.item()
+
+        return ours, step
+
+    first, step = job(1)
+    assert [step() for _ in range(4)] == pytest.approx([1, 0.9, 0.8, 0.7])
+    saved = first.state_dict()
+    assert saved["param_groups"][0]["schedule_start"] == -4
+    assert [step() for _ in range(2)] == pytest.approx([0.6, 0.5])
+    first.load_state_dict(saved)
+    assert [step() for _ in range(2)] == pytest.approx([0.6, 0.5])
+    second, step = job(2)
+    second.load_state_dict(saved)
+    assert [step() for _ in range(2)] == pytest.approx([0.6, 0.5])
+    third, step = job(3)
+    third.load_state_dict(second.state_dict())
+    assert [step() for _ in range(2)] == pytest.approx([0.4, 0.3])
+    for each in (first, second, third):
+        each.session.close()

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from optd import errors
+from optd import EMA, Sync, connect, errors
 from optd.session import Session
 from optd_wire.values import Async, JobInfo, JobSpec, JobVersion, Membership, PullResult, PushResult
 
@@ -182,3 +182,21 @@ def test_where_nobody_can_know_the_next_join_tells(script, applied):
     assert told == [applied, True]
     assert transport.calls[-2:] == [("join", False), (2, 1)]
     opened.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"policy": "sync"}, "policy must be optd.Sync(...) or optd.Async(), got 'sync'"),
+        ({"policy": Sync}, "policy must be optd.Sync(...) or optd.Async(), got <class 'optd_wire.values.Sync'>"),
+        ({"timeout": -1}, "timeout must be more than 0 seconds, got -1"),
+        ({"timeout": "a"}, "timeout must be more than 0 seconds, got 'a'"),
+        ({"connect_timeout": float("nan")}, "connect_timeout must be more than 0 seconds, got nan"),
+        ({"averages": 3}, "averages must be optd.EMA(...), optd.SWA(...) or a list of them, got 3"),
+        ({"averages": [EMA(0.9), EMA(0.5)]}, "averages must be one of a kind, got several optd.EMA"),
+    ],
+)
+def test_what_is_wrong_with_an_argument_is_said_before_anybody_is_asked(given, says):
+    with pytest.raises(errors.InvalidRequest) as caught:
+        connect("127.0.0.1:1", **given)
+    assert str(caught.value) == says

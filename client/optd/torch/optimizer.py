@@ -17,6 +17,7 @@ from optd.params import plain_option
 from optd.registration import open_session
 from optd.row_gradients import has_rows
 from optd.session import Session
+from optd.state_dicts import start_at, start_from
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.torch.options import UNSERVED, Fixed, OptionRules
@@ -40,6 +41,8 @@ class Served(torch.optim.Optimizer):
         worker: The worker's name for a session opened here.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
+        schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
+            that schedules go on where they stood in whichever job loads it.
         rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `optd.rules`.
         clip_norm: The largest norm of each group's gradient, as the server clips it; groups may have their own.
         clip_value: The largest magnitude of its elements; groups may have their own.
@@ -310,11 +313,15 @@ class Served(torch.optim.Optimizer):
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
             registration = self._exchange.registration
-            self.state = self._to_torch(registration.read_state(), registration.shaped_fields())
+            rows, version = registration.read_state()
+            self.state = self._to_torch(rows, registration.shaped_fields())
             try:
-                return super().state_dict()
+                saved = super().state_dict()
             finally:
                 self.state = StateOnServer()
+            for group, entry in zip(self.param_groups, saved["param_groups"], strict=True):
+                entry.update(start_from(group, version))
+            return saved
 
     def _to_torch(
         self, rows: Sequence[Sequence[ParameterState]], shaped: Collection[str]
@@ -348,6 +355,11 @@ class Served(torch.optim.Optimizer):
             try:
                 super().load_state_dict(state_dict)
                 undo_rounding(self.state, self.param_groups, saved[0])
+                version = self.session.info().version.version
+                for group, loaded in zip(before, self.param_groups, strict=True):
+                    loaded.update(start_at(loaded, version))
+                    # What torch's classes do not have stays, where it is not told.
+                    loaded.update({name: group[name] for name in GROUP_OPTIONS.keys() & group.keys() - loaded.keys()})
                 self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
                 _replace(groups, self.param_groups)
                 self._upload()

@@ -12,8 +12,10 @@ from optd.params import PARAMS
 from optd.states import STEP, ParameterState
 from optd.torch.arrays import as_array, as_tensor, dtype_of
 from optd.torch.tensors import TensorGroup, shares_memory
-from optd_wire.dtypes import computed_dtype
+from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import ShapeMismatch
+
+SLOW_WEIGHTS = "slow_weights"
 
 
 class StateOnServer(defaultdict[torch.Tensor, Any]):
@@ -121,7 +123,7 @@ def to_torch(
             made[name] = torch.from_numpy(value).to(tensor.device)
         elif name != STEP:
             made[name] = _beside(tensor, value)
-        elif keeps_step:
+        elif keeps_step or SLOW_WEIGHTS in state:  # which return to them by the count
             made[name] = _step(value, tensor, fused)
     return made
 
@@ -155,7 +157,8 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
         if field == STEP:
             read[field] = int(array)
         elif field in shaped:
-            read[field] = array
+            # torch has rounded it to the parameters' 16 bits, if they have no more; here it is computed with.
+            read[field] = array.astype(COMPUTED.get(array.dtype.name, array.dtype), copy=False)
         elif array.shape != tuple(tensor.shape):
             raise ShapeMismatch(what=field, parameter=name, expected=tuple(tensor.shape), got=array.shape)
         else:

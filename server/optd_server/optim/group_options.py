@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
 from optd_server.optim.lookahead import LOOKAHEAD_OPTIONS
-from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, number, text
+from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, integer, number, text
 from optd_server.optim.rules import RULES, RULES_OPTION
 from optd_server.optim.schedules.text import parse, schedule_option
 
 LR_SCHEDULE = "lr_schedule"
 MOMENTUM_SCHEDULE = "momentum_schedule"
+SCHEDULE_START = "schedule_start"
 CLIP_NORM = "clip_norm"
 CLIP_VALUE = "clip_value"
 
@@ -18,6 +19,9 @@ _POSITIVE = Range(0, None, low_open=True)
 GROUP_OPTIONS: tuple[Option, ...] = (
     schedule_option(LR_SCHEDULE, "a function of the job's version that lr is multiplied by"),
     schedule_option(MOMENTUM_SCHEDULE, "a function of the job's version that momentum, or betas[0], is multiplied by"),
+    Option(
+        SCHEDULE_START, "int", 0, doc="the version that schedules count from; below 0 where they began in another job"
+    ),
     Option(
         CLIP_NORM,
         "float",
@@ -44,7 +48,13 @@ GROUP_OPTIONS: tuple[Option, ...] = (
     RULES_OPTION,
 )
 OF_PARAMETERS = frozenset(
-    {LR_SCHEDULE, MOMENTUM_SCHEDULE, MASTER_WEIGHTS.name, *(option.name for option in LOOKAHEAD_OPTIONS)}
+    {
+        LR_SCHEDULE,
+        MOMENTUM_SCHEDULE,
+        SCHEDULE_START,
+        MASTER_WEIGHTS.name,
+        *(option.name for option in LOOKAHEAD_OPTIONS),
+    }
 )
 """Those of them that a rule may set for some parameters of a group."""
 
@@ -54,7 +64,7 @@ def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
-            if option.name in OF_PARAMETERS | {RULES} and option.name != LR_SCHEDULE:
+            if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULE_START):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
     scheduled = scheduled_options(algorithm)
@@ -99,6 +109,7 @@ def _is_set(name: str) -> Callable[[Options], bool]:
 def effective(options: Options, version: int) -> Options:
     """Return the options that the step from `version` to the next is made with: these very ones without a schedule."""
     changed: dict[str, OptionValue] = {}
+    version = max(0, version - integer(options, SCHEDULE_START)) if SCHEDULE_START in options else version
     lr_schedule = text(options, LR_SCHEDULE) if LR_SCHEDULE in options else None
     if lr_schedule is not None:
         changed["lr"] = number(options, "lr") * parse(lr_schedule).factor(version)

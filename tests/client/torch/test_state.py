@@ -330,6 +330,34 @@ def test_a_load_conflicts_with_a_change_that_it_does_not_know_of(serve: Callable
     assert on_server(ours)[2][0].options["lr"] == 0.5
 
 
+def test_options_that_torch_does_not_have_stay_where_its_state_is_loaded(serve: Callable) -> None:
+    extras = {"lookahead_steps": 2, "clip_norm": 0.5, "lr_schedule": "linear(steps=10)"}
+    ours = serve(optd.torch.SGD, parameters(), lr=0.1, momentum=0.9, **extras)
+    ours.load_state_dict(torch.optim.SGD(parameters(), lr=0.2, momentum=0.9).state_dict())
+    for options in (
+        ours.param_groups[0],
+        ours.session.groups()[0].options.options,
+        ours.state_dict()["param_groups"][0],
+    ):
+        assert {name: options[name] for name in extras} == extras
+        assert options["lr"] == 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_state_of_other_shapes_that_torch_has_rounded_is_loaded(serve: Callable, dtype: torch.dtype) -> None:
+    theirs = torch.nn.Parameter(torch.randn(4, 3).to(dtype))
+    reference = torch.optim.Adafactor([theirs])
+    theirs.grad = torch.randn(4, 3).to(dtype)
+    reference.step()
+    ours = serve(optd.torch.Adafactor, [torch.nn.Parameter(theirs.detach().clone())])
+    ours.load_state_dict(reference.state_dict())
+    state, expected = ours.state_dict()["state"][0], reference.state_dict()["state"][0]
+    for field in ("row_var", "col_var"):
+        assert torch.equal(state[field], expected[field].float())
+    reference.load_state_dict(ours.state_dict())
+    ours.load_state_dict(reference.state_dict())
+
+
 # Hooks
 
 
