@@ -318,7 +318,7 @@ class Optimizer:
         if gradients is None:
             gradients = self._gradients or {}
             made = [array for row in self._gradient_rows for array in row]
-            if len(gradients) == len(made) and all(map(is_, gradients.values(), made)):
+            if made and len(gradients) == len(made) and all(map(is_, gradients.values(), made)):
                 return self._gradient_rows  # which were made to fit
         return read_gradients(gradients, self._registration.groups, in_groups=self._in_groups)
 

@@ -56,14 +56,14 @@ def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:
     if params is None or isinstance(params, str | bytes | Set) or trees.children(params) is None:
         wanted = "a list, dict or other tree of arrays, or a list of group dicts"
         raise NotAnArray(what="params", wanted=wanted, got=type(params).__name__)
-    if _is_plain_sequence(params) and not params:
-        raise EmptyGroup(what="params")
     in_groups = _is_plain_sequence(params) and any(map(_is_group, params))
     groups: list[ParamGroup] = []
     count = 0
     for index, group in enumerate(params if in_groups else [{PARAMS: params}]):
         groups.append(read_group(group, index, count))
         count += len(groups[-1].arrays)
+    if not count:
+        raise EmptyGroup(what="params")
     check_distinct(groups)
     return groups, in_groups
 
@@ -98,8 +98,6 @@ def read_group(group: Any, index: int, first_parameter: int) -> ParamGroup:
         read.names.append(name)
         read.arrays.append(array)
         read.renewals.append(renew)
-    if not read.arrays:
-        raise EmptyGroup(what=f"group {read.name!r}")
     return read
 
 

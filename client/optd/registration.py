@@ -104,6 +104,15 @@ class Registration:
         return self._own.groups
 
     @property
+    def dicts(self) -> Sequence[MutableMapping[str, Any]]:
+        """The groups' option dicts, which may be replaced by others for the same groups."""
+        return self._dicts
+
+    @dicts.setter
+    def dicts(self, dicts: Sequence[MutableMapping[str, Any]]) -> None:
+        self._dicts = list(dicts)
+
+    @property
     def weights(self) -> Sequence[Sequence[Array]]:
         """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
         return self._incoming.weights

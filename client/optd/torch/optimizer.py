@@ -224,6 +224,8 @@ class Served(torch.optim.Optimizer):
     def _push_and_pull(self, terms: Terms) -> PushResult:
         exchange = self._exchange
         with exchange.lock:
+            self._follow_groups()
+            self._follow_state()
             self._check_options()
             gradients = exchange.gradients()
             exchange.warn_of_changes(stacklevel=5)
@@ -241,6 +243,8 @@ class Served(torch.optim.Optimizer):
         `loss_scale` are those of `step`.
         """
         with self._exchange.lock:
+            self._follow_groups()
+            self._follow_state()
             self._check_options()
             with self._exchange.sending() as registration:
                 pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
@@ -261,6 +265,7 @@ class Served(torch.optim.Optimizer):
                 themselves, which the next step, or `pull()`, brings back.
         """
         with self._exchange.lock:
+            self._follow_groups()
             return self._exchange.pull(
                 only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
             )
@@ -281,6 +286,19 @@ class Served(torch.optim.Optimizer):
             self._exchange.push_weights()
 
     # Groups and options
+
+    def _follow_groups(self) -> None:
+        """Goes on with the dicts that `param_groups` has now; raises `StructureMismatch` for other groups."""
+        self._exchange.follow(self.param_groups)
+
+    def _follow_state(self) -> None:
+        """Drops the state that a script has dropped, by `state.clear()` or an empty dict in its place."""
+        if isinstance(self.state, StateOnServer) and not self.state.is_cleared:
+            return
+        if self.state:
+            raise TypeError(StateOnServer.WHERE)
+        self._exchange.drop_state()
+        self.state, self._initial_state = StateOnServer(), {}
 
     def _check_options(self) -> None:
         for options in self.param_groups:
@@ -312,6 +330,7 @@ class Served(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
+            self._follow_groups()
             registration = self._exchange.registration
             rows, version = registration.read_state()
             self.state = self._to_torch(rows, registration.shaped_fields())
@@ -347,6 +366,7 @@ class Served(torch.optim.Optimizer):
         them. All or nothing: raises torch's own errors, `ShapeMismatch`, or what the server finds wrong.
         """
         with self._exchange.lock:
+            self._follow_groups()
             groups, defaults = self.param_groups, dict(self.defaults)
             before = [dict(group) for group in groups]
             # As those hooks leave it that were there before.

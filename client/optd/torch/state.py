@@ -19,15 +19,26 @@ SLOW_WEIGHTS = "slow_weights"
 
 
 class StateOnServer(defaultdict[torch.Tensor, Any]):
-    """What `optimizer.state` is: empty, and not to be filled, which would change nothing on the server."""
+    """What `optimizer.state` is: empty, and not to be filled, which would change nothing on the server.
 
-    _WHERE = "the server holds the state: state_dict() reads it, load_state_dict() replaces it"
+    It can be cleared, as a whole: the next step begins without a state then.
+    """
+
+    WHERE = "the server holds the state: state_dict() reads it, load_state_dict() replaces it, state.clear() drops it"
+    is_cleared = False
 
     def __missing__(self, tensor: torch.Tensor) -> NoReturn:
-        raise KeyError(self._WHERE)
+        raise KeyError(self.WHERE)
 
     def __setitem__(self, tensor: torch.Tensor, state: Any) -> NoReturn:
-        raise TypeError(self._WHERE)
+        raise TypeError(self.WHERE)
+
+    def __delitem__(self, tensor: torch.Tensor) -> NoReturn:
+        raise TypeError(self.WHERE)
+
+    def clear(self) -> None:
+        """Has the next step begin without a state."""
+        self.is_cleared = True
 
 
 def rows_to_torch(

@@ -15,7 +15,6 @@ from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DtypeMismatch,
     DuplicateParameter,
-    EmptyGroup,
     NotAnArray,
     ShapeMismatch,
     StructureMismatch,
@@ -63,7 +62,7 @@ class TensorGroup(ParamGroup):
         """A group as torch resolved it; `options` are those of its entries that the server's algorithm has.
 
         Parameters without a name are `param{first}` and so on, a group without one is `group{index}`. Raises
-        `EmptyGroup`, `DuplicateParameter`, `UnsupportedDtype` or `NotAnArray`.
+        `DuplicateParameter`, `UnsupportedDtype` or `NotAnArray`.
         """
         tensors = group[PARAMS]
         names = group.get(PARAM_NAMES) or [f"param{number}" for number in range(first, first + len(tensors))]
@@ -83,8 +82,6 @@ class TensorGroup(ParamGroup):
         return made
 
     def _check(self) -> None:
-        if not self.tensors:
-            raise EmptyGroup(what=f"group {self.name!r}")
         places: dict[int, int] = {}
         for place, (name, tensor) in enumerate(zip(self.names, self.tensors, strict=True)):
             earlier = places.setdefault(id(tensor), place)

@@ -3,12 +3,14 @@
 import warnings
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 
 from optd.gradients import check_gradients
 from optd.lock import OwnedLock
+from optd.params import PARAMS
 from optd.registration import Registration
 from optd.row_gradients import Gradients
 from optd.session import Session
@@ -16,7 +18,7 @@ from optd.states import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
-from optd_wire.errors import UnknownParameter
+from optd_wire.errors import StructureMismatch, UnknownParameter
 from optd_wire.values import Options
 
 
@@ -145,6 +147,24 @@ class Exchange:
             group.read()
         self.registration.write_weights()
 
+    def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
+        """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
+        if _are_same(param_groups, self.registration.dicts) and all(
+            group[PARAMS] is own.tensors for group, own in zip(param_groups, self.groups, strict=True)
+        ):
+            return
+        own = [group.tensors for group in self.groups]
+        given = [list(group[PARAMS]) for group in param_groups]
+        if len(own) != len(given) or not all(map(_are_same, own, given)):
+            what = "param_groups (add_param_group() adds one, and none can be taken away)"
+            expected = f"the groups that are registered, of {list(map(len, own))} parameters"
+            raise StructureMismatch(what=what, expected=expected, got=f"{list(map(len, given))}")
+        self.registration.dicts = param_groups
+
+    def drop_state(self) -> None:
+        """Has the next step begin without a state."""
+        self.registration.write_state([[{} for _ in group.names] for group in self.groups])
+
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the job's state and options, and its weights where the tensors' have been changed here."""
         changed = bool(self.changed())
@@ -176,3 +196,8 @@ class Exchange:
                 "replace the change: call push_weights() to send it, or pull() to drop it",
                 stacklevel=stacklevel + 1,  # this method is one more
             )
+
+
+def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two sequences have the very same entries."""
+    return len(one) == len(other) and all(map(is_, one, other))

@@ -276,7 +276,7 @@ class Groups:
 
     def step_ranges(self) -> StepRanges:
         """By group, the fewest and the most steps that a parameter of it has had."""
-        if len(self.extents) == 1 and len(self._states[0]) == 1:
+        if len(self.extents) == 1 and len(self._states[0]) == 1 and len(self.extents[0].slabs[0].groups) == len(self):
             return self._states[0][0].step_ranges()
         fewest = np.full(len(self), np.iinfo(np.int64).max)
         most = np.zeros(len(self), np.int64)
@@ -285,7 +285,7 @@ class Groups:
             lows, highs = state.step_ranges()
             fewest[members] = np.minimum(fewest[members], lows)
             most[members] = np.maximum(most[members], highs)
-        return fewest, most
+        return np.minimum(fewest, most), most  # 0 of a group without parameters
 
     def ranges(self) -> tuple[FlatRange, ...]:
         """The flat ranges of all groups."""

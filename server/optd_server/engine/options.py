@@ -39,8 +39,15 @@ def schema_of(algorithm: Algorithm) -> Schema:
     return Schema(
         algorithm.name,
         (*algorithm.options, *GROUP_OPTIONS),
-        (*algorithm.rules, *group_rules(algorithm)),
+        (*(rule for rule in algorithm.rules if not rule.of_defaults), *group_rules(algorithm)),
     )
+
+
+def check_defaults(algorithm: Algorithm, defaults: Options) -> None:
+    """Raises as `resolve_options`, also for what the defaults of a job must not be, but those of a group may."""
+    resolve_options(algorithm, defaults)
+    own = {name: value for name, value in defaults.items() if any(name == each.name for each in algorithm.options)}
+    _resolve(algorithm, [own])
 
 
 def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:

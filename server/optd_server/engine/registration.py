@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from optd_server.engine.dealing import check_matches, check_rules, match
 from optd_server.engine.job_options import check_job_options
-from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.options import check_defaults, find_algorithm, resolve_job_options, resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.rules import Matches
 from optd_wire.dtypes import check_dtype
@@ -32,10 +32,10 @@ def check_job(spec: JobSpec) -> None:
     """Raises the first thing that is wrong with a registration."""
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
-    resolve_options(algorithm, spec.defaults)
+    check_defaults(algorithm, spec.defaults)
     check_job_options(algorithm, resolve_job_options(spec.options))
     check_policy(spec.policy)
-    if not spec.groups:
+    if not any(group.parameters for group in spec.groups):
         raise EmptyGroup(what=f"job {spec.name!r}")
     holders: dict[str, str] = {}
     names: set[str] = set()
@@ -57,8 +57,6 @@ def check_policy(policy: Policy) -> None:
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
     """Raises what is wrong with a group; `holders` maps parameters to the groups they are in, and is added to."""
     check_name("group", group.name)
-    if not group.parameters:
-        raise EmptyGroup(what=f"group {group.name!r}")
     for parameter in group.parameters:
         check_name("parameter", parameter.name)
         holder = holders.setdefault(parameter.name, group.name)

@@ -69,7 +69,7 @@ class Sharing:
             raise
         try:
             extents = computed(self._model.groups.extents)
-            buffers = FlatBuffers(extents, lambda size: received(max(size, TOKEN_BYTES)))
+            buffers = FlatBuffers(extents, received)
         except OSError as error:
             self._memory.release(plan)
             raise self.unavailable(worker, error) from None
@@ -202,4 +202,4 @@ def _described(extent: Extent) -> SharedExtent:
         for index, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True))
         for segment, place in zip(layout.segments, places, strict=True)
     ]
-    return SharedExtent(max(extent.bytes, TOKEN_BYTES), tuple(segments))
+    return SharedExtent(max(extent.bytes, SharedRegion.LEAST), tuple(segments))

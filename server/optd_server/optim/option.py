@@ -123,6 +123,8 @@ class Rule:
     broken: Callable[[Options], bool]
     option: str
     """The option that an error names."""
+    of_defaults: bool = False
+    """Whether it is for the defaults of a job alone, as torch checks some things in its constructor only."""
 
 
 @dataclass(frozen=True)

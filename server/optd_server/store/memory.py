@@ -50,11 +50,14 @@ class SharedRegion(Region):
     With `writers=False` this process is the only one that can write to it, now and later.
     """
 
+    LEAST = ALIGNMENT
+    """Bytes that it has at least: nobody can map nothing, and there is room for a token."""
+
     def __init__(self, size: int, *, writers: bool) -> None:
         self.number = next(_numbers)
         """Tells the shared regions of this process apart."""
         self._writers = writers
-        super().__init__(size)
+        super().__init__(max(size, self.LEAST))
 
     def _map(self, size: int) -> mmap.mmap:
         self.descriptor = os.memfd_create("optd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

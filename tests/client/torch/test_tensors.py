@@ -11,7 +11,6 @@ import optd.torch
 from optd.errors import (
     DtypeMismatch,
     DuplicateParameter,
-    EmptyGroup,
     NonfiniteGradient,
     NotAnArray,
     SessionClosed,
@@ -255,5 +254,3 @@ def test_tensors_without_numbers_are_refused() -> None:
     sparse = nn.Parameter(torch.eye(2).to_sparse())
     with pytest.raises(NotAnArray, match=r"'param0' must be a dense tensor, got one of layout torch.sparse_coo"):
         SGD([sparse], server="nowhere")
-    with pytest.raises(EmptyGroup, match="group 'group1' has no parameters"):
-        SGD([{"params": [nn.Parameter(torch.ones(1))]}, {"params": []}], server="nowhere")

@@ -44,7 +44,7 @@ BAD = [
     (replace(SPEC, defaults={"lr": "high"}), errors.InvalidOption, "sgd: lr must be a number, got 'high'"),
     (replace(SPEC, defaults={"nesterov": True}), errors.InvalidOption, "sgd: nesterov must be"),
     (groups(), errors.EmptyGroup, "job 'job' has no parameters"),
-    (groups(GroupSpec("g", {}, ())), errors.EmptyGroup, "group 'g' has no parameters"),
+    (groups(GroupSpec("g", {}, ())), errors.EmptyGroup, "job 'job' has no parameters"),
     (groups(group("g"), group("g", B)), errors.DuplicateName, "group name 'g' is used twice in job 'job'"),
     (groups(group("g", W, W)), errors.DuplicateName, "parameter name 'w' is used twice"),
     (groups(group("g", W), group("h", W)), errors.ParameterInTwoGroups, "'w' is in group 'g' and in group 'h'"),

@@ -111,11 +111,12 @@ SGD = Elementwise(
         MAXIMIZE,
     ),
     rules=(
-        # torch: "Nesterov momentum requires a momentum and zero dampening"
+        # torch, in its constructor: "Nesterov momentum requires a momentum and zero dampening"
         Rule(
             "false unless momentum > 0 and dampening = 0",
             lambda o: flag(o, "nesterov") and (number(o, "momentum") <= 0 or number(o, "dampening") != 0),
             option="nesterov",
+            of_defaults=True,
         ),
     ),
     state=(StateField("momentum_buffer", _has_momentum, seeded=True),),

@@ -10,7 +10,6 @@ from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import EmptyGroup
 from optd_wire.layout import lay_out
 from optd_wire.v1 import job_service_pb2 as pb
 from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec, JobUpdate
@@ -50,8 +49,6 @@ class JobService:
         first, frames = await requests.first()
         job = self._catalog.find(first.job)
         spec = from_message(first.group, GroupSpec)
-        if not spec.parameters:
-            raise EmptyGroup(what=f"group {spec.name!r}")
         with job.noting_rejections("", time.time):
             info = job.existing_group(spec)
             created = False
