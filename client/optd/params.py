@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
 from optd import trees
 from optd.arrays import Array
 from optd.leaves import Renew, as_array, read_parameter
@@ -14,12 +17,15 @@ from optd_wire.errors import (
     EmptyGroup,
     NotAnArray,
     ParameterInTwoGroups,
+    SharedParameters,
     StructureMismatch,
 )
 from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec
 
 PARAMS = "params"
 NAME = "name"
+# How long to look for memory that views with strides have in common.
+SHARING_WORK = 1000
 
 
 @dataclass(slots=True)
@@ -146,6 +152,29 @@ def check_distinct(groups: Sequence[ParamGroup], earlier: Sequence[ParamGroup] =
                 raise ParameterInTwoGroups(parameter=name, first=held[0], second=group.name)
             if held[1] != name:
                 raise DuplicateParameter(group=group.name, first=held[1], second=name)
+    check_apart([pair for group in (*earlier, *groups) for pair in zip(group.names, group.arrays, strict=True)])
+
+
+def check_apart(arrays: Sequence[tuple[str, Array]]) -> None:
+    """Raises `SharedParameters` where two of some named arrays have memory in common."""
+    spans = sorted(
+        (*byte_bounds(array), place) for place, (_, array) in enumerate(arrays) if array.size and array.flags.writeable
+    )
+    near: list[tuple[int, int]] = []
+    for low, high, place in spans:
+        near = [(end, other) for end, other in near if end > low]
+        for _, other in near:
+            if _share(arrays[other][1], arrays[place][1]):
+                first, second = sorted((other, place))
+                raise SharedParameters(first=arrays[first][0], second=arrays[second][0])
+        near.append((high, place))
+
+
+def _share(one: Array, other: Array) -> bool:
+    try:
+        return np.shares_memory(one, other, max_work=SHARING_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return False
 
 
 def plain_option(value: Any) -> OptionValue:

@@ -7,7 +7,7 @@ import numpy as np
 
 from optd.arrays import Array
 from optd.params import PARAMS
-from optd.states import STEP, ParameterState
+from optd.states import STEP, ParameterState, step_count
 from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 
@@ -54,12 +54,15 @@ def checked_state(name: str, array: Array, state: Mapping[str, Any], shaped: Col
 
     Those in `shaped` have shapes of their own. Raises `ShapeMismatch` or `DtypeMismatch`.
     """
-    checked = {}
+    checked: ParameterState = {}
     for field, value in state.items():
         if value is None:
             continue
+        if field == STEP:
+            checked[field] = step_count(name, value)
+            continue
         found = np.asarray(value)
-        own = field == STEP or field in shaped
+        own = field in shaped
         if not own and found.shape != array.shape:
             raise ShapeMismatch(what=field, parameter=name, expected=array.shape, got=found.shape)
         expected = computed_dtype(array.dtype)

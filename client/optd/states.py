@@ -8,12 +8,14 @@ import numpy as np
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.transport.base import Sink
 from optd_wire.dtypes import COMPUTED, DTYPES
+from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.values import GroupState, ParameterSpec, ReadStateResult, StateEntries, StateShape
 
 ParameterState = dict[str, Any]
 """Arrays by torch's names, and "step", a count; empty before a parameter's first step."""
 STEP = "step"
+MOST_STEPS = 1 << 62
 _NOTHING = (0,)
 _COMPUTED = {name: DTYPES[computed] for name, computed in COMPUTED.items()}
 
@@ -98,6 +100,14 @@ class StateWriter:
         """The frames, in lists that suit one message each."""
         for field, rows in self._rows.items():
             yield from FlatView(self._specs[field]).batches(rows, field)
+
+
+def step_count(name: str, value: Any) -> int:
+    """How many steps the parameter `name` has had, from an entry "step"; raises `InvalidRequest` where it says not."""
+    number = float(np.asarray(value))
+    if not (0 <= number < MOST_STEPS and number.is_integer()):
+        raise InvalidRequest(problem=f"step of parameter {name!r} must be a whole number in [0, 2**62), got {number:g}")
+    return int(np.asarray(value))
 
 
 def _entries(group: GroupState, field: str) -> StateEntries | None:

@@ -134,6 +134,16 @@ class DuplicateParameter(InvalidArgument):
     template = "group {group!r} has one array twice, as {first!r} and as {second!r}"
 
 
+class SharedParameters(InvalidArgument):
+    """Two parameters lie in one memory: the weights of one would be written over by those of the other."""
+
+    reason = "SHARED_PARAMETERS"
+    template = (
+        "parameters {first!r} and {second!r} lie in the same memory, where each would overwrite the other's weights; "
+        "give one of them (for tied weights, let the modules have one parameter)"
+    )
+
+
 class ParameterInTwoGroups(InvalidArgument):
     """A parameter belongs to one group."""
 

@@ -92,6 +92,27 @@ def test_what_is_wrong_with_params_is_named(params, error, says):
     assert says in str(caught.value)
 
 
+OVERLAPPING = {
+    "halves": lambda y: {"a": y[:4], "b": y[3:]},
+    "a whole and a part": lambda y: {"a": y, "b": y[2:3]},
+    "in two groups": lambda y: [{"params": {"a": y[:4]}}, {"params": {"b": y[3:]}}],
+    "strides": lambda y: {"a": y[::2], "b": y[4:]},
+}
+
+
+@pytest.mark.parametrize("params", OVERLAPPING.values(), ids=OVERLAPPING)
+def test_parameters_that_lie_in_one_memory_are_refused(params):
+    with pytest.raises(errors.SharedParameters) as caught:
+        read_groups(params(np.zeros(6)))
+    assert str(caught.value).startswith("parameters 'a' and 'b' lie in the same memory, where each would overwrite")
+
+
+def test_views_that_lie_apart_are_parameters():
+    y, matrix = np.zeros(6), np.zeros((4, 4))
+    params = {"a": y[:3], "b": y[3:], "c": matrix[:, :2], "d": matrix[:, 2:], "e": np.zeros(0), "f": y[6:]}
+    assert read_groups(params)[0][0].names == list("abcdef")
+
+
 @pytest.mark.parametrize(
     ("value", "plain"),
     [

@@ -237,3 +237,16 @@ def test_topk_goes_on_after_nobody_could_find_out_about_another_push(before, who
         optimizer._registration._outgoing._feedback.pop(before, None)
     for key, kept in account(session, optimizer).items():
         np.testing.assert_array_equal(kept, total[key])
+
+
+def test_a_step_without_gradients_is_one_of_none(server, name):
+    with optd.connect(server.address, job=name) as session:
+        weights = np.ones(2)
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        optimizer.step()
+        optimizer.gradients["w"] += 1
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.step()
+        optimizer.push()
+        assert (optimizer.session.groups()[0].max_steps, weights.tolist()) == (1, [0, 0])

@@ -8,19 +8,27 @@ import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from tests.server.optim.backends import BACKENDS
 
 from optd_server import plugins
-from optd_server.extending import StateField
+from optd_server.extending import Elementwise, StateField
 from optd_server.optim.algorithms import registry
 from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.muon import MUON
+from optd_server.optim.step import SegmentState, apply
 
 MINE = dataclasses.replace(ADAM, name="mine")
+
+
+class Nothing(NamedTuple):
+    """Coefficients of an algorithm that has none."""
+
+    nothing: float
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +82,18 @@ BAD = {
         dataclasses.replace(MINE, state=(*MINE.state, StateField("exp_avg"))),
         "the state 'exp_avg' twice",
     ),
+    "a state that is not its own": (
+        dataclasses.replace(MINE, state=(*MINE.state, StateField("weights"))),
+        "mine: the state 'weights' has the name of one that every group has",
+    ),
+    "an option that is not its own": (
+        dataclasses.replace(MINE, options=(*MINE.options, dataclasses.replace(ADAM.options[0], name="clip_norm"))),
+        "mine: the option 'clip_norm' has the name of one that every group has",
+    ),
+    "a state with a strange name": (
+        dataclasses.replace(MINE, state=(*MINE.state, StateField("old.0"))),
+        "mine: the state must be 1 to 64 letters, digits and _, got 'old.0'",
+    ),
 }
 
 
@@ -84,6 +104,44 @@ def test_what_does_not_work_is_named_with_its_package(algorithm: Any, says: str)
     assert str(caught.value).startswith("optimizer 'mine' of package somebody: ")
     assert says in str(caught.value)
     assert registry.find("mine") is None
+
+
+def test_what_a_compiler_cannot_take_is_refused_where_it_is_declared() -> None:
+    more = tuple(StateField(f"more{i}") for i in range(5))
+    with pytest.raises(ValueError, match=r"mine must have at most 6 fields that are not scalars, got 8, or no fused"):
+        dataclasses.replace(MINE, state=(*MINE.state, *more), fused=ADAM.fused)
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_a_kernel_may_have_as_many_fields_as_it_says(count: int) -> None:
+    """Which numba compiles, and gives the numbers of numpy."""
+    fields = "".join(f"\n        state[{field}][i] = gradient[i]" for field in range(count))
+    body = f"    for i in range(out.size):{fields}\n        out[i] = weights[i] - gradient[i]"
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(f"def fused(c, fresh, weights, gradient, out, state):\n{body}", namespace)
+
+    def update(_: Any, block: Any) -> None:
+        for field in block.state.values():
+            field[:] = block.gradient
+        np.subtract(block.weights, block.gradient, out=block.out)
+
+    names = [f"field{i}" for i in range(count)]
+    algorithm = Elementwise(
+        name=f"fields{count}",
+        title="Fields",
+        doc="A field for each number.",
+        options=(),
+        state=tuple(map(StateField, names)),
+        coefficients=lambda _options, _step: Nothing(0.0),
+        update=update,
+        fused=namespace["fused"],
+    )
+    gradient = np.arange(5, dtype=np.float32)
+    for backend in BACKENDS.values():
+        segment, out = SegmentState([5], np.float32), np.empty(5, np.float32)
+        apply(algorithm, [{}], segment, weights=np.ones(5, np.float32), gradient=gradient, out=out, backend=backend)
+        assert out.tolist() == (1 - gradient).tolist()
+        assert all(segment.state[name].tolist() == gradient.tolist() for name in names)
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

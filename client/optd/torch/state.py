@@ -9,7 +9,7 @@ import torch
 
 from optd.arrays import Array
 from optd.params import PARAMS
-from optd.states import STEP, ParameterState
+from optd.states import STEP, ParameterState, step_count
 from optd.torch.arrays import as_array, as_tensor, dtype_of
 from optd.torch.tensors import TensorGroup, shares_memory
 from optd_wire.dtypes import COMPUTED, computed_dtype
@@ -166,7 +166,7 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
             continue
         array = as_array(value) if isinstance(value, torch.Tensor) else np.asarray(value)
         if field == STEP:
-            read[field] = int(array)
+            read[field] = step_count(name, array)
         elif field in shaped:
             # torch has rounded it to the parameters' 16 bits, if they have no more; here it is computed with.
             read[field] = array.astype(COMPUTED.get(array.dtype.name, array.dtype), copy=False)

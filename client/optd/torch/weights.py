@@ -10,7 +10,7 @@ import torch
 
 from optd.gradients import check_gradients
 from optd.lock import OwnedLock
-from optd.params import PARAMS
+from optd.params import PARAMS, check_apart
 from optd.registration import Registration
 from optd.row_gradients import Gradients
 from optd.session import Session
@@ -45,6 +45,7 @@ class Exchange:
         zero_copy: bool,
     ) -> None:
         """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
+        check_apart([pair for group in self.groups for pair in zip(group.names, group.arrays, strict=True)])
         registration = Registration(
             session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True
         )
@@ -76,6 +77,7 @@ class Exchange:
         if self._registration is None:
             self.groups.append(group)
             return
+        check_apart([pair for each in (*self.groups, group) for pair in zip(each.names, each.arrays, strict=True)])
         with self.receiving() as registration:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)

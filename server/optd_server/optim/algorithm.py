@@ -165,6 +165,10 @@ class Algorithm:
         return tuple(field for field in self.state_of(options) if field.when(options))
 
 
+MOST_FUSED = 6
+"""How many fields that are not scalars an algorithm with a `fused` may have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Elementwise(Algorithm):
     """An algorithm that needs of a parameter nothing but its elements, one by one, and its step count.
@@ -196,10 +200,10 @@ class Elementwise(Algorithm):
     Called as ``fused(c, fresh, weights, gradient, out, state)``. `c` is a record with the names and numbers of
     the coefficients, its floats in the dtype of the data. `state` holds an array for each declared field that is not a
     scalar, in declared order; one that the options do not need may be empty, so a bool among the coefficients has to
-    say whether to touch it. All else is as in `Block`. It must give the bits of `update`: the same operations in the
-    same order, and no constant that lifts float32 to float64 (``out.dtype.type(1) - x``, not ``1.0 - x``). Loops
-    that run over ``range(out.size)`` with nothing but elementwise work become vector code; several short ones do
-    no harm, a tile stays in the fastest cache.
+    say whether to touch it; there are `MOST_FUSED` at most. All else is as in `Block`. It must give the bits of
+    `update`: the same operations in the same order, and no constant that lifts float32 to float64
+    (``out.dtype.type(1) - x``, not ``1.0 - x``). Loops that run over ``range(out.size)`` with nothing but elementwise
+    work become vector code; several short ones do no harm, a tile stays in the fastest cache.
     """
 
     def __post_init__(self) -> None:
@@ -208,6 +212,9 @@ class Elementwise(Algorithm):
         strange = [field.name for field in self.state if not field.elementwise and field.shape is not scalar]
         if strange:
             raise ValueError(f"{self.name}.{strange[0]} must be elementwise or a scalar")
+        if self.fused is not None and len(self.arrays) > MOST_FUSED:
+            bound = f"at most {MOST_FUSED} fields that are not scalars, got {len(self.arrays)}"
+            raise ValueError(f"{self.name} must have {bound}, or no fused")
 
     @cached_property
     def arrays(self) -> tuple[StateField, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import optd.torch
-from optd.errors import InvalidOption, OptionConflict, OptionOutOfRange, ShapeMismatch, UnknownField
+from optd.errors import InvalidOption, InvalidRequest, OptionConflict, OptionOutOfRange, ShapeMismatch, UnknownField
 from optd.torch.optimizer import Served
 from optd_wire.values import GroupUpdate
 
@@ -341,6 +341,17 @@ def test_options_that_torch_does_not_have_stay_where_its_state_is_loaded(serve: 
     ):
         assert {name: options[name] for name in extras} == extras
         assert options["lr"] == 0.2
+
+
+@pytest.mark.parametrize("count", [-1.0, float("nan"), 2.5, float("inf")])
+def test_a_step_count_that_is_none_is_refused(serve: Callable, count: float) -> None:
+    ours = serve(optd.torch.Adam, parameters())
+    train([ours], 1)
+    saved = ours.state_dict()
+    saved["state"][0]["step"] = torch.tensor(count)
+    says = r"step of parameter 'param0' must be a whole number in \[0, 2\*\*62\), got "
+    with pytest.raises(InvalidRequest, match=says):
+        ours.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,6 +16,7 @@ from optd.errors import (
     NoAddress,
     ParameterInTwoGroups,
     SessionClosed,
+    SharedParameters,
     Unreachable,
 )
 from optd.torch import SGD, Adam, AdamW
@@ -335,3 +336,13 @@ def test_a_server_is_never_asked_where_torch_refuses() -> None:
         SGD([{"params": [weight]}, {"params": [weight]}], server="nowhere")
     with pytest.raises(ValueError, match="empty parameter list"):
         SGD([], server="nowhere")
+
+
+def test_parameters_that_lie_in_one_memory_are_refused(where: dict[str, str]) -> None:
+    """As old scripts tie weights; one parameter under one name is what torch and we count once."""
+    embedding, output = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+    output.weight.data = embedding.weight.data
+    with pytest.raises(SharedParameters, match=r"'param0' and 'param1' lie in the same memory"):
+        SGD([*embedding.parameters(), *output.parameters()], **where)
+    with SGD(embedding.parameters(), **where) as optimizer, pytest.raises(SharedParameters, match="'param1'"):
+        optimizer.add_param_group({"params": output.parameters()})

@@ -22,6 +22,7 @@ from optd_server.optim.algorithms.rmsprop import RMSPROP
 from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
 from optd_server.optim.algorithms.sparse_adam import SPARSE_ADAM
+from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_server.optim.row_rule import never
 
 BUILT_IN: tuple[Algorithm, ...] = (
@@ -43,6 +44,12 @@ BUILT_IN: tuple[Algorithm, ...] = (
     LION,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
+_TAKEN = {
+    "option": {"params", "name", *(each.name for each in GROUP_OPTIONS)},
+    "state": {"step", "weights", "gradient", "ema", "swa"},
+}
+"""Names of what is beside an algorithm's own options and state, where clients see both."""
 _known: dict[str, Algorithm] = {}
 _packages: dict[str, str] = {}
 
@@ -66,6 +73,11 @@ def register(algorithm: Algorithm, package: str = "") -> None:
     ):
         if len(set(names)) < len(names):
             raise ValueError(f"{name} declares the {what} {max(names, key=names.count)!r} twice")
+        for each in names:
+            if not _WORD.fullmatch(each):
+                raise ValueError(f"{name}: the {what} must be 1 to 64 letters, digits and _, got {each!r}")
+            if each in _TAKEN[what]:
+                raise ValueError(f"{name}: the {what} {each!r} has the name of one that every group has")
     _check_rows(algorithm)
     violation = option.check(algorithm, {})
     if violation is not None:

@@ -57,12 +57,33 @@ def _cut(state: Any, start: int, stop: int) -> Any:
 
 @overload(_cut, inline="always", strict=False)
 def _cut_of(state: Any, start: Any, stop: Any) -> Any:
-    # numba knows no comprehension over a tuple: one line for each length.
+    # numba knows no comprehension over a tuple: one line for each length, up to `MOST_FUSED`.
     return {
         0: lambda state, start, stop: (),
         1: lambda state, start, stop: (state[0][start:stop],),
         2: lambda state, start, stop: (state[0][start:stop], state[1][start:stop]),
         3: lambda state, start, stop: (state[0][start:stop], state[1][start:stop], state[2][start:stop]),
+        4: lambda state, start, stop: (
+            state[0][start:stop],
+            state[1][start:stop],
+            state[2][start:stop],
+            state[3][start:stop],
+        ),
+        5: lambda state, start, stop: (
+            state[0][start:stop],
+            state[1][start:stop],
+            state[2][start:stop],
+            state[3][start:stop],
+            state[4][start:stop],
+        ),
+        6: lambda state, start, stop: (
+            state[0][start:stop],
+            state[1][start:stop],
+            state[2][start:stop],
+            state[3][start:stop],
+            state[4][start:stop],
+            state[5][start:stop],
+        ),
     }[len(state)]
 
 
