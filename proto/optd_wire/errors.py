@@ -117,7 +117,7 @@ class InvalidName(InvalidArgument):
     """A name is empty, too long, or has characters that names may not have."""
 
     reason = "INVALID_NAME"
-    template = "{kind} name {name} must be 1 to 200 of the characters A-Z a-z 0-9 . _ / - and must not contain '..'"
+    template = "{kind} name {name} must be {rule}"
 
 
 class DuplicateName(InvalidArgument):

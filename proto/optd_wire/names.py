@@ -1,15 +1,35 @@
-"""Which names a job, group, parameter or worker may have."""
+"""Which names a job, worker, group or parameter may have."""
 
 import re
 
 from optd_wire.errors import InvalidName
 
-NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}")
+LONGEST = 200
+NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{LONGEST}}}")
+_NAME_IS = f"1 to {LONGEST} of the characters A-Z a-z 0-9 . _ / - and must not contain '..'"
+_LABEL_IS = f"1 to {LONGEST} characters that can be printed, with no space at either end"
 
 
 def check_name(kind: str, name: str) -> str:
-    """Returns `name`; raises `InvalidName` unless it is 1 to 200 of `A-Z a-z 0-9 . _ / -`, without `..`."""
+    """Returns the name of a job or worker, which may become part of a path.
+
+    Raises `InvalidName` unless it is 1 to 200 of `A-Z a-z 0-9 . _ / -`, without `..`.
+    """
     if NAME.fullmatch(name) is None or ".." in name:
-        # The name itself may be anything, megabytes included: quote only its beginning.
-        raise InvalidName(kind=kind, name=ascii(name[:60]) + ("..." if len(name) > 60 else ""))
+        raise _invalid(kind, name, _NAME_IS)
     return name
+
+
+def check_label(kind: str, name: str) -> str:
+    """Returns the name of a group or parameter, as models have them: `blocks.my layer.weight`.
+
+    Raises `InvalidName` unless it is 1 to 200 characters that can be printed, without a space at either end.
+    """
+    if not 1 <= len(name) <= LONGEST or not name.isprintable() or name != name.strip():
+        raise _invalid(kind, name, _LABEL_IS)
+    return name
+
+
+def _invalid(kind: str, name: str, rule: str) -> InvalidName:
+    # The name itself may be anything, megabytes included: quote only its beginning.
+    return InvalidName(kind=kind, name=ascii(name[:60]) + ("..." if len(name) > 60 else ""), rule=rule)

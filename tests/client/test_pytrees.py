@@ -140,8 +140,7 @@ def test_a_closure_returns_gradients_of_the_tree(server, name) -> None:
     ("params", "error", "says"),
     [
         ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, errors.DuplicateName, "parameter name 'a.b' is used twice"),
-        ({"a": {"b c": np.ones(1)}}, errors.InvalidName, "'a.b c'"),
-        ({"a": {"": {"b": np.ones(1)}}}, errors.InvalidName, "'a..b'"),
+        ({"a": {"b\t": np.ones(1)}}, errors.InvalidName, r"'a.b\\t'"),
         ({"a": {"lr": 0.1}}, errors.NotAnArray, "parameter 'a.lr' must be an array, got float"),
     ],
 )

@@ -18,7 +18,7 @@ from optd_wire.errors import (
     UnservedGroups,
     UnservedShape,
 )
-from optd_wire.names import check_name
+from optd_wire.names import check_label, check_name
 from optd_wire.values import GroupInfo, GroupSpec, JobSpec, Options, ParameterInfo, ParameterSpec, Policy, Sync
 
 MAX_DIMS = 64  # numpy's own bound
@@ -56,9 +56,9 @@ def check_policy(policy: Policy) -> None:
 
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
     """Raises what is wrong with a group; `holders` maps parameters to the groups they are in, and is added to."""
-    check_name("group", group.name)
+    check_label("group", group.name)
     for parameter in group.parameters:
-        check_name("parameter", parameter.name)
+        check_label("parameter", parameter.name)
         holder = holders.setdefault(parameter.name, group.name)
         if holder != group.name:
             raise ParameterInTwoGroups(parameter=parameter.name, first=holder, second=group.name)

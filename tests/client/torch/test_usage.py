@@ -261,8 +261,8 @@ def test_attaching_with_another_model_shows_both_sides(where: dict[str, str]) ->
 
 
 def test_a_registration_that_is_refused_leaves_nothing(where: dict[str, str]) -> None:
-    with pytest.raises(InvalidName, match="name 'a b' must be"):
-        SGD([{"params": Model().parameters(), "name": "a b"}], **where)
+    with pytest.raises(InvalidName, match="name ' a' must be"):
+        SGD([{"params": Model().parameters(), "name": " a"}], **where)
     with pytest.raises(ParameterInTwoGroups, match="parameter 'w' is in group 'group0' and in group 'group1'"):
         twice = [{"params": [("w", nn.Parameter(torch.ones(1)))]} for _ in range(2)]
         SGD(twice, **where)

@@ -31,7 +31,7 @@ BAD = [
     (replace(SPEC, name="x" * 201), errors.InvalidName, "..."),
     (replace(SPEC, name="tab\t"), errors.InvalidName, r"'tab\t'"),
     (groups(group("g\0")), errors.InvalidName, "group name"),
-    (groups(group("g", replace(W, name="ü"))), errors.InvalidName, r"parameter name '\xfc'"),
+    (groups(group("g", replace(W, name="ü\n"))), errors.InvalidName, r"parameter name '\xfc\n' must be 1 to 200 char"),
     (replace(SPEC, algorithm="adm"), errors.UnknownAlgorithm, "no algorithm 'adm'; the nearest is 'adam'"),
     (replace(SPEC, defaults={"momentun": 0.9}), errors.UnknownOption, "did you mean 'momentum'?"),
     (groups(group(learning_rate=1)), errors.UnknownOption, "sgd: no option 'learning_rate'; did you mean 'lr'?"),
