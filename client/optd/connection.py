@@ -1,5 +1,6 @@
 """`optd.connect()`: from arguments and environment to a session with a server that answers."""
 
+from numbers import Real
 from typing import get_args
 
 from optd import environment
@@ -74,7 +75,7 @@ def connect(
     if not isinstance(policy, Async | Sync | None):
         raise InvalidRequest(problem=f"policy must be optd.Sync(...) or optd.Async(), got {policy!r}")
     for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
             raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
     options = options_of(gradients, averages)
     address = environment.server(address)

@@ -12,7 +12,7 @@ import numpy as np
 
 from optd.arrays import Array
 from optd.states import STEP, ParameterState
-from optd_wire.errors import ShapeMismatch
+from optd_wire.errors import InvalidRequest, ShapeMismatch
 
 VECTORS = ("d", "prev_flat_grad")
 SERIES = ("old_dirs", "old_stps")
@@ -56,11 +56,16 @@ def spread(
     """What each parameter of the one group has of what `gather` gave: the way back.
 
     Entries that are None are as good as absent, and what follows from the rest is not looked at. Raises
-    `ShapeMismatch`.
+    `ShapeMismatch`, or `InvalidRequest` where something is missing.
     """
     given = {name: value for name, value in state.items() if value is not None}
-    if "func_evals" not in given:
+    if not given:
         return [{} for _ in shapes]
+    begun = any(name in given for name in ("d", "t", *VECTORS, *SERIES))
+    needed = ("func_evals", "n_iter", *(("t", "prev_loss", *VECTORS, *SERIES) if begun else ()))
+    for name in needed:
+        if name not in given:
+            raise InvalidRequest(problem=f"state of lbfgs must have {name} with the rest")
     numbers = {"func_evals": given["func_evals"], "n_iter": given["n_iter"]}
     vectors: dict[str, Any] = {}
     if "d" in given:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -24,9 +24,8 @@ from optd.state_dicts import checked_state, pack, start_at, unpack
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
+from optd_wire.errors import StructureMismatch
 from optd_wire.values import PushResult
-
-Closure = Callable[[], tuple[Any, Any]]
 
 
 class Optimizer:
@@ -94,6 +93,12 @@ class Optimizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} can be neither pickled nor copied: it belongs to a session with a server; "
+            "save state_dict(), or construct another one that attaches to the job"
+        )
 
     def close(self) -> None:
         """Closes the session, if it was opened here."""
@@ -231,11 +236,11 @@ class Optimizer:
         """
         if not callable(gradients):
             return self._step(gradients, encoding, Terms.of(weight, loss_scale))
-        loss, found = gradients()
+        loss, found = _evaluated(gradients)
         asks = self._registration.needs_closure
         result = self._step(found, encoding, Terms.of(weight, loss_scale, loss if asks else None, begins=asks))
         while result.unfinished:
-            told, found = gradients()
+            told, found = _evaluated(gradients)
             result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
         return loss
 
@@ -253,7 +258,7 @@ class Optimizer:
     ) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
-            _, gradients = gradients()
+            _, gradients = _evaluated(gradients)
         with self._sending():
             return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
 
@@ -380,8 +385,18 @@ class Optimizer:
             self._registration.write_state(rows)
         except BaseException:
             for entry, old in zip(self.param_groups, before, strict=True):
+                entry.clear()
                 entry.update(old)
             raise
+
+
+def _evaluated(closure: Callable[[], Any]) -> tuple[Any, Any]:
+    """Loss and gradients, of a closure; raises `StructureMismatch` where it returns something else."""
+    result = closure()
+    if type(result) is not tuple or len(result) != 2:
+        raise StructureMismatch(what="a closure's result", expected="(loss, gradients)", got=type(result).__name__)
+    loss, gradients = result
+    return loss, gradients
 
 
 def _leaf(renew: Renew | None, own: Array, array: Array) -> Any:

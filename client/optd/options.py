@@ -1,6 +1,7 @@
 """`param_groups`: the options as the worker sees and changes them, kept level with those that the server holds."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -42,6 +43,17 @@ class OptionMirror:
             if not _is_unchanged(known, group) and (changed := _changed(known, group))
         )
 
+    def everything(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
+        """All options of the groups, for those that replace whatever is in force; made on what was seen, too."""
+        return tuple(
+            GroupUpdate(
+                known.group,
+                {name: plain_option(group[name]) for name in _all(known) if name in group},
+                known.revision,
+            )
+            for known, group in zip(self._known, groups, strict=False)
+        )
+
     def absorb(self, options: Sequence[GroupOptions], groups: ParamGroups) -> None:
         """Takes over what a reply told; empty where nothing has changed."""
         for news in options:
@@ -58,9 +70,12 @@ class OptionMirror:
             index = self._index(news.group)
             if index is None:
                 continue
-            known, group, own = _all(self._known[index]), groups[index], sent.get(news.group, {})
-            theirs = {name for name, value in _all(news).items() if value != own.get(name, known[name])}
-            if not any(name in theirs and not _same(group, name, known[name]) for name in known):
+            known = self._known[index]
+            now_ours = replace(known, options={**known.options, **sent.get(news.group, {})})
+            expected, group = _all(now_ours), groups[index]
+            theirs = {name for name, value in _all(news).items() if value != expected[name]}
+            if not any(name in theirs and not _same(group, name, expected[name]) for name in expected):
+                self._known[index] = now_ours
                 self.absorb_one(news, groups)
 
     def _index(self, group: str) -> int | None:

@@ -9,18 +9,18 @@ from typing import Any
 from optd import environment
 from optd.arrays import Array
 from optd.connection import connect
+from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.group_options import GROUP_OPTIONS
-from optd.incoming import Incoming
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
-from optd.outgoing import Outgoing
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients
 from optd.session import Session, Settle
 from optd.states import ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
+from optd.weights_in import WeightsIn
 from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.values import (
     GroupInfo,
@@ -70,8 +70,8 @@ class Registration:
         self.zero_copy = zero_copy
         self._algorithm = algorithm
         self._own = GroupArrays(groups, session.batch_bytes)
-        self._incoming = Incoming(session, self._own, zero_copy=zero_copy, writable=writable)
-        self._outgoing = Outgoing(session, self._own)
+        self._incoming = WeightsIn(session, self._own, zero_copy=zero_copy, writable=writable)
+        self._outgoing = GradientsOut(session, self._own)
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror()
@@ -123,7 +123,7 @@ class Registration:
         return self._incoming.in_arrays
 
     def shared_gradients(self) -> list[list[Array]] | None:
-        """See `Outgoing.shared_gradients`."""
+        """See `GradientsOut.shared_gradients`."""
         return self._outgoing.shared_gradients()
 
     @property
@@ -197,7 +197,8 @@ class Registration:
         """
         incoming = self._incoming
         with self._lock:
-            updates = self._updates()
+            self._find_out()
+            updates = self._mirror.changes(self._dicts)
             wire = self._outgoing.wire(encoding)
             source, settle = self._outgoing.source(
                 gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
@@ -221,22 +222,21 @@ class Registration:
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
-            updates = self._updates()
+            self._find_out()
+            updates = self._mirror.changes(self._dicts)
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
             pushed = self.session.push(source, updates, self._base, self._settling(settle, updates), terms)
             self._mirror.absorb(pushed.options, self._dicts)
             self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
             return pushed
 
-    def _updates(self) -> tuple[GroupUpdate, ...]:
-        """What has been changed in the dicts, and nobody has been told.
+    def _find_out(self) -> None:
+        """Finds out what became of the last push, where nobody knows: the changes that went with it may be in force.
 
-        Where nobody knows what became of the last push, this finds out first: its changes may be in force. And the
-        session may end on another lane, so that nothing is encoded before.
+        The session may end on another lane, so that nothing is to be encoded before.
         """
         if self.session.in_doubt:
             self.session.find_out()
-        return self._mirror.changes(self._dicts)
 
     def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
         def settled(applied: bool, options: Sequence[GroupOptions]) -> None:
@@ -299,24 +299,39 @@ class Registration:
     def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: bool = False) -> None:
         """Replaces the state of all parameters ("step" and arrays, as `read_state` gives them) and options, at once.
 
-        Options are what has been changed in the dicts; with `weights`, the arrays' weights go with them.
+        Options are those of the dicts, whether they have been changed here or by somebody else; with `weights`, the
+        arrays' weights go with them.
         """
         with self._lock:
+            self._find_out()
             writer = StateWriter([group.names for group in self.groups], states)
-            numbers = [writer.frames, self._own.weights] if weights else [writer.frames]
-            self._replace(writer.groups, self._updates(), numbers)
+            self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights=weights)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""
         with self._lock:
-            self._replace((), (), [self._own.weights])
+            self._find_out()
+            self._write((), (), [], weights=True)
 
-    def _replace(
-        self, groups: tuple[GroupState, ...], updates: tuple[GroupUpdate, ...], numbers: Sequence[Source]
+    def drop_state(self) -> None:
+        """Has the next step begin without a state."""
+        with self._lock:
+            self._find_out()
+            writer = StateWriter([group.names for group in self.groups], [[{} for _ in g.names] for g in self.groups])
+            self._write(writer.groups, (), [], weights=False)
+
+    def _write(
+        self,
+        groups: tuple[GroupState, ...],
+        updates: tuple[GroupUpdate, ...],
+        numbers: Sequence[Source],
+        *,
+        weights: bool,
     ) -> None:
         session = self.session
+        numbers = [*numbers, self._own.weights] if weights else numbers
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
-        if self._own.weights in numbers:
+        if weights:
             self._base, self._has_average = version, False

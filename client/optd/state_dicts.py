@@ -11,7 +11,8 @@ from optd.states import STEP, ParameterState, step_count
 from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 
-_SCHEDULES = ("lr_schedule", "momentum_schedule", "rules")
+# Rules may set schedules for some parameters.
+_WITH_SCHEDULES = ("lr_schedule", "momentum_schedule", "rules")
 _START = "schedule_start"
 
 
@@ -28,8 +29,11 @@ def pack(states: Sequence[ParameterState], param_groups: Sequence[Mapping[str, A
 
 
 def start_from(group: Mapping[str, Any], version: int) -> dict[str, int]:
-    """Where the schedules of a group start, counted from a version, for a state dict of it; nothing without any."""
-    if all(group.get(name) is None for name in _SCHEDULES):
+    """Where the schedules of a group start, counted from a version, for a state dict of it.
+
+    Nothing where it has neither schedules nor rules, and says of no start either.
+    """
+    if _START not in group and all(group.get(name) is None for name in _WITH_SCHEDULES):
         return {}
     return {_START: group.get(_START, 0) - version}
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from optd_wire.errors import InvalidRequest
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -18,13 +20,15 @@ class Terms:
 
     @classmethod
     def of(cls, weight: Any, loss_scale: Any, loss: Any = None, *, begins: bool = False) -> "Terms":
-        """From what a caller gave: numbers, or arrays and tensors of one element."""
-        return cls(
-            None if weight is None else float(weight),
-            None if loss_scale is None else float(loss_scale),
-            None if loss is None else float(loss),
-            begins,
-        )
+        """From what a caller gave: numbers, or arrays and tensors of one element; raises `InvalidRequest`."""
+        return cls(_number("weight", weight), _number("loss_scale", loss_scale), _number("loss", loss), begins)
+
+
+def _number(name: str, value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several elements
+        raise InvalidRequest(problem=f"{name} must be a number, got {str(value)[:60]!r}") from None
 
 
 AS_THEY_ARE = Terms()

@@ -102,8 +102,7 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
             pass
         case int() if not -(1 << 63) <= value < 1 << 63:
             # It fits no option; as a float it gets to where that is said.
-            infinite = math.inf if value > 0 else -math.inf
-            message.number = float(value) if abs(value) < 1 << 1023 else infinite
+            message.number = _float(value)
         case int():
             message.integer = value
         case str():
@@ -111,13 +110,20 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
         case tuple():
             numbers = [entry for entry in value if entry is not None]
             if len(numbers) == len(value):
-                message.numbers.numbers.extend(numbers)
+                message.numbers.numbers.extend(map(_float, numbers))
                 message.numbers.SetInParent()
             else:
                 for entry in value:
                     _fill_option(message.values.values.add(), entry)
         case _:
             raise TypeError(f"no option can be {value!r}")
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # of a whole number past all floats
+        return math.inf if number > 0 else -math.inf
 
 
 def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:

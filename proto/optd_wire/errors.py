@@ -199,7 +199,7 @@ class RuleMatchesNothing(InvalidArgument):
     """A rule for names that no parameter of the groups that have it bears."""
 
     reason = "RULE_MATCHES_NOTHING"
-    template = "no parameter matches the rule for {match!r}; there are such as {names}"
+    template = "no parameter matches the rule for {match!r}; {advice}"
 
 
 class InvalidPolicy(InvalidArgument):

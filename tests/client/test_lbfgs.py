@@ -213,10 +213,19 @@ def test_state_that_is_not_whole_is_refused(server: LocalServer, name: str) -> N
         uneven = {**saved, "state": {0: {**state, "old_stps": state["old_stps"][1:]}}}
         with pytest.raises(errors.InvalidRequest, match=r"^state of lbfgs must have as many old_dirs as old_stps, got"):
             optimizer.load_state_dict(uneven)
-        entries = StateEntries("prev_flat_grad", (True,) * len(arrays))
-        groups = (GroupState(0, (1,) * len(arrays), (entries,)),)
-        with pytest.raises(errors.InvalidRequest, match=r"^state of lbfgs must have d with the rest$"):
-            session.write_state(WriteStateHeader(name, session.worker, session.epoch, groups), lambda: iter([]))
+        for missing in ("t", "prev_loss", "prev_flat_grad", "old_dirs", "n_iter", "func_evals", "d"):
+            without = {field: value for field, value in state.items() if field != missing}
+            with pytest.raises(errors.InvalidRequest, match=rf"^state of lbfgs must have {missing} with the rest$"):
+                optimizer.load_state_dict({**saved, "state": {0: without}})
+        some = tuple(place > 0 for place in range(len(arrays)))
+        for present, says in (
+            ((True,) * len(arrays), "d with the rest"),
+            (some, "prev_flat_grad of all par"),
+        ):
+            entries = StateEntries("prev_flat_grad", present)
+            groups = (GroupState(0, (1,) * len(arrays), (entries,)),)
+            with pytest.raises(errors.InvalidRequest, match=rf"^state of lbfgs must have {says}"):
+                session.write_state(WriteStateHeader(name, session.worker, session.epoch, groups), lambda: iter([]))
         optimizer.step(fit.numpys(arrays))
 
 

@@ -1,6 +1,7 @@
 """Rules for names through a server: as if each parameter had a group of its own, in both faces, changed and shown."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,3 +210,27 @@ def test_a_schedule_that_only_a_rule_sets_goes_on_with_the_versions(server: Loca
         for _ in range(3):
             optimizer.step({"w": np.ones(1), "b": np.ones(1)})
         assert (arrays["w"][0], arrays["b"][0]) == (-3, -1.75)
+
+
+@pytest.mark.parametrize(
+    ("params", "match", "says"),
+    [
+        (
+            {"layers[0].bias": np.ones(1)},
+            "layers[0].bias",
+            "[[] for a bracket",
+        ),
+        (
+            [{"params": {"w": np.ones(1)}}, {"params": [], "rules": [{"match": "b", "lr": 1}]}],
+            None,
+            "there are no para",
+        ),
+    ],
+)
+def test_advice_that_fits_is_given(server: LocalServer, name: str, params: Any, match: str | None, says: str) -> None:
+    rules = {} if match is None else {"rules": [{"match": match, "lr": 1}]}
+    with (
+        optd.connect(server.address, job=name) as session,
+        pytest.raises(errors.RuleMatchesNothing, match=re.escape(says)),
+    ):
+        optd.SGD(params, session=session, **rules)

@@ -226,3 +226,17 @@ def test_they_go_on_where_they_stood_in_a_job_that_loads_the_state(server: Local
     assert [step() for _ in range(2)] == pytest.approx([0.4, 0.3])
     for each in (first, second, third):
         each.session.close()
+
+
+def test_a_start_without_a_schedule_stays_where_it_is(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.SGD({"w": np.ones(1)}, lr=0.1, schedule_start=100, session=session)
+        for _ in range(3):
+            optimizer.step({"w": np.ones(1)})
+            optimizer.load_state_dict(optimizer.state_dict())
+            assert session.groups()[0].options.options["schedule_start"] == 100
+
+
+def test_a_start_is_of_a_whole_group(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name) as session, pytest.raises(errors.InvalidRule, match="of a whole group"):
+        optd.SGD({"w": np.ones(1)}, rules=[{"match": "w", "schedule_start": 3}], session=session)

@@ -1,5 +1,7 @@
 """Training in every encoding: how far a step may be off, that nothing is lost or doubled, and where it gets to."""
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -250,3 +252,58 @@ def test_a_step_without_gradients_is_one_of_none(server, name):
         optimizer.step()
         optimizer.push()
         assert (optimizer.session.groups()[0].max_steps, weights.tolist()) == (1, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (
+            lambda o: o.step(lambda: 1.0),
+            errors.StructureMismatch,
+            r"a closure's result must have \(loss, gradients\), got float",
+        ),
+        (
+            lambda o: o.step({"w": np.ones(2)}, weight="a"),
+            errors.InvalidRequest,
+            "weight must be a number, got 'a'",
+        ),
+        (
+            lambda o: o.step({"w": np.ones(2)}, loss_scale=np.ones(2)),
+            errors.InvalidRequest,
+            r"loss_scale must be a number, got '\[1. 1.\]'",
+        ),
+        (
+            lambda o: o.step({"w": np.ones(2)}, loss_scale=1e60),
+            errors.InvalidRequest,
+            r"loss_scale of a push must be in \[2\*\*-126, 2\*\*126\], got 1e\+60",
+        ),
+        (copy.deepcopy, TypeError, "SGD can be neither pickled nor copied: it belongs to a session"),
+        (pickle.dumps, TypeError, "SGD can be neither pickled nor copied: it belongs to a session"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(call, error, says, server, name):
+    with optd.connect(server.address, job=name) as session:
+        weights = np.ones(2)
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        with pytest.raises(error, match=says):
+            call(optimizer)
+        assert (optimizer.version, weights.tolist()) == (0, [1, 1])
+
+
+def test_options_are_as_they_were_after_a_load_that_was_refused(server, name):
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.SGD({"w": np.ones(2)}, lr=1.0, session=session)
+        before = [dict(group) for group in optimizer.param_groups]
+        saved = optimizer.state_dict()
+        saved["param_groups"][0].update(lr=-1.0, clip_norm=0.5)
+        with pytest.raises(errors.OptionOutOfRange):
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups == before
+
+
+def test_whole_numbers_past_all_floats_are_refused_as_others_are(server, name):
+    with optd.connect(server.address, job=name) as session:
+        with pytest.raises(errors.OptionOutOfRange, match=r"adam: betas\[0\] must be in \[0, 1\), got inf"):
+            optd.Adam({"w": np.ones(2)}, betas=(10**400, 0.9), session=session)
+        with pytest.raises(errors.InvalidOption, match=r"lookahead_steps must be a whole number, got inf"):
+            optd.Adam({"w": np.ones(2)}, lookahead_steps=10**400, session=session)

@@ -534,7 +534,8 @@ BAD_LABELS = [
     "\u2028",
     "\x1b[31m",
 ]
-GOOD_LABELS = ["my layer.weight", "user:id", "größe", "no decay", "a..b", "[red]x[/]", "{0}", "表", "%s"]
+GOOD_LABELS = ["my layer.weight", "a=b", "lr=0.1", "clip_norm=1", "user:id", "größe", "no decay", "a..b", "表", "%s"]
+GOOD_LABELS += ["[red]x[/]", "{0}"]
 GOOD_NAMES = ["a", "x" * 200, "A-Z_0.9/deep/path", "/absolute", "./.", "-", "...".replace("...", "._.")]
 
 

@@ -84,11 +84,11 @@ BAD = {
     ),
     "a state that is not its own": (
         dataclasses.replace(MINE, state=(*MINE.state, StateField("weights"))),
-        "mine: the state 'weights' has the name of one that every group has",
+        "mine: the state 'weights' is taken: it means something to every group",
     ),
     "an option that is not its own": (
         dataclasses.replace(MINE, options=(*MINE.options, dataclasses.replace(ADAM.options[0], name="clip_norm"))),
-        "mine: the option 'clip_norm' has the name of one that every group has",
+        "mine: the option 'clip_norm' is taken: it means something to every group",
     ),
     "a state with a strange name": (
         dataclasses.replace(MINE, state=(*MINE.state, StateField("old.0"))),

@@ -15,6 +15,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, what: str) -> str:
+    """1 group, 1,234 groups."""
+    return f"{count(number)} {what}" + ("" if number == 1 else "s")
+
+
 def number(value: float) -> str:
     """Four significant digits; `-` where there is no number."""
     return NONE if math.isnan(value) else f"{value:.4g}"

@@ -62,7 +62,8 @@ class Served(torch.optim.Optimizer):
 
     A step writes the new weights into the tensors. What is changed in them here is replaced by that, with a warning
     where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
-    `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server.
+    `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server, and
+    `state.clear()` drops it there with the next step.
 
     Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and only those weights come
     back that have changed. SGD, SparseAdam and Adagrad take them, as in torch.
@@ -311,6 +312,8 @@ class Served(torch.optim.Optimizer):
         name.
         """
         with self._exchange.lock:
+            if self._exchange.is_registered:
+                self._follow_groups()
             super().add_param_group(param_group)
             try:
                 self._exchange.add(self._read_group(param_group), param_group)
@@ -331,16 +334,18 @@ class Served(torch.optim.Optimizer):
         """As torch's, read from the server, all of one version."""
         with self._exchange.lock:
             self._follow_groups()
-            registration = self._exchange.registration
+            self._follow_state()
+            registration, groups = self._exchange.registration, self.param_groups
             rows, version = registration.read_state()
             self.state = self._to_torch(rows, registration.shaped_fields())
+            starts = [start_from(group, version) for group in groups]
+            if any(starts):
+                # What torch packs, and hands to hooks, has to have them.
+                self.param_groups = [{**group, **start} for group, start in zip(groups, starts, strict=True)]
             try:
-                saved = super().state_dict()
+                return super().state_dict()
             finally:
-                self.state = StateOnServer()
-            for group, entry in zip(self.param_groups, saved["param_groups"], strict=True):
-                entry.update(start_from(group, version))
-            return saved
+                self.param_groups, self.state = groups, StateOnServer()
 
     def _to_torch(
         self, rows: Sequence[Sequence[ParameterState]], shaped: Collection[str]
@@ -367,6 +372,7 @@ class Served(torch.optim.Optimizer):
         """
         with self._exchange.lock:
             self._follow_groups()
+            self._follow_state()
             groups, defaults = self.param_groups, dict(self.defaults)
             before = [dict(group) for group in groups]
             # As those hooks leave it that were there before.

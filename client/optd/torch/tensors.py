@@ -50,6 +50,8 @@ class TensorGroup(ParamGroup):
 
     tensors: list[torch.Tensor] = field(default_factory=list)
     """The list in torch's own group."""
+    originals: tuple[torch.Tensor, ...] = ()
+    """The tensors that were registered."""
     _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _lent: dict[int, int] = field(default_factory=dict)
@@ -77,8 +79,10 @@ class TensorGroup(ParamGroup):
             tensors=tensors,
         )
         made._check()
+        made.originals = tuple(tensors)
         made._registered.extend((tensor.shape, tensor.dtype) for tensor in tensors)
         made._read()
+        made.note()
         return made
 
     def _check(self) -> None:
@@ -90,6 +94,10 @@ class TensorGroup(ParamGroup):
             _check_dense(f"parameter {name!r}", tensor)
             check_dtype(name, dtype_name(tensor.dtype))
 
+    def places(self) -> list[tuple[str, Array]]:
+        """The tensors' memory by their names, with its strides."""
+        return [(name, as_array(tensor)) for name, tensor in zip(self.names, self.tensors, strict=True)]
+
     def read(self) -> None:
         """Makes `arrays` hold the tensors' numbers."""
         self._check_still_fits()
@@ -97,7 +105,6 @@ class TensorGroup(ParamGroup):
 
     def _read(self) -> None:
         self.arrays[:] = [np.asarray(as_array(tensor), order="C") for tensor in self.tensors]
-        self._note()
 
     def open(self) -> None:
         """Makes `arrays` ready to be written to; what stands in for a tensor's memory has no numbers yet."""
@@ -146,14 +153,15 @@ class TensorGroup(ParamGroup):
                     torch.autograd.graph.increment_version(tensor)
                 elif complete:
                     tensor.copy_(as_tensor(array))
-        self._note()
+        self.note()
 
     def changed(self) -> list[str]:
         """The parameters that torch has changed in place since the last exchange."""
         seen = zip(self.names, self.tensors, self._versions, strict=True)
         return [name for name, tensor, version in seen if tensor._version != version]
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Notes that the job has what the tensors hold: what torch changes from now on is `changed`."""
         self._versions[:] = [tensor._version for tensor in self.tensors]
 
     def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:

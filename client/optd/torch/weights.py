@@ -45,7 +45,7 @@ class Exchange:
         zero_copy: bool,
     ) -> None:
         """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
-        check_apart([pair for group in self.groups for pair in zip(group.names, group.arrays, strict=True)])
+        check_apart([pair for group in self.groups for pair in group.places()])
         registration = Registration(
             session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True
         )
@@ -77,7 +77,7 @@ class Exchange:
         if self._registration is None:
             self.groups.append(group)
             return
-        check_apart([pair for each in (*self.groups, group) for pair in zip(each.names, each.arrays, strict=True)])
+        check_apart([pair for each in (*self.groups, group) for pair in each.places()])
         with self.receiving() as registration:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)
@@ -145,35 +145,42 @@ class Exchange:
 
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold."""
+        self._read()
+        self.registration.write_weights()
+        self._note()
+
+    def _read(self) -> None:
         for group in self.groups:
             group.read()
-        self.registration.write_weights()
+
+    def _note(self) -> None:
+        """Notes that the job has what the tensors hold."""
+        for group in self.groups:
+            group.note()
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
-        if _are_same(param_groups, self.registration.dicts) and all(
-            group[PARAMS] is own.tensors for group, own in zip(param_groups, self.groups, strict=True)
-        ):
-            return
-        own = [group.tensors for group in self.groups]
-        given = [list(group[PARAMS]) for group in param_groups]
+        own = [group.originals for group in self.groups]
+        given = [group[PARAMS] for group in param_groups]
         if len(own) != len(given) or not all(map(_are_same, own, given)):
             what = "param_groups (add_param_group() adds one, and none can be taken away)"
             expected = f"the groups that are registered, of {list(map(len, own))} parameters"
             raise StructureMismatch(what=what, expected=expected, got=f"{list(map(len, given))}")
-        self.registration.dicts = param_groups
+        if not _are_same(param_groups, self.registration.dicts):
+            self.registration.dicts = param_groups
 
     def drop_state(self) -> None:
         """Has the next step begin without a state."""
-        self.registration.write_state([[{} for _ in group.names] for group in self.groups])
+        self.registration.drop_state()
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the job's state and options, and its weights where the tensors' have been changed here."""
         changed = bool(self.changed())
         if changed:
-            for group in self.groups:
-                group.read()
+            self._read()
         self.registration.write_state(states, weights=changed)
+        if changed:
+            self._note()
 
     def _take(self, *, complete: bool) -> None:
         for index, group in enumerate(self.groups):

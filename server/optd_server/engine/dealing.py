@@ -71,5 +71,11 @@ def check_matches(changed: Iterable[Matches | None], others: Iterable[Matches | 
         matched |= each.matched
     for pattern in sorted(unmatched.keys() - matched):
         names = unmatched[pattern]
-        near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-        raise RuleMatchesNothing(match=pattern, names=", ".join(near))
+        raise RuleMatchesNothing(match=pattern, advice=_advice(pattern, names))
+
+
+def _advice(pattern: str, names: Sequence[str]) -> str:
+    if pattern in names:
+        return "[...] stands for one of some characters, and [[] for a bracket"
+    near = get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    return f"there are such as {', '.join(near)}" if near else "there are no parameters"

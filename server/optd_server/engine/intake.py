@@ -18,6 +18,9 @@ from optd_wire.values import PushHeader
 Locate = Callable[[int], tuple[str, int]]
 """The parameter that one of the numbers belongs to, and which of its elements it is."""
 
+LARGEST_SCALE = 2.0**126
+"""Gradients are multiplied by its reciprocal, which float32 has with all its digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Nonfinite:
@@ -29,9 +32,11 @@ class Nonfinite:
 
 def check_header(header: PushHeader) -> None:
     """Raises `InvalidRequest` where a push has a weight or a loss scale that is none."""
-    for name, value in (("weight", header.weight), ("loss_scale", header.loss_scale)):
-        if value is not None and not 0 < value < math.inf:
-            raise InvalidRequest(problem=f"{name} of a push must be in (0, inf), got {value:g}")
+    if header.weight is not None and not 0 < header.weight < math.inf:
+        raise InvalidRequest(problem=f"weight of a push must be in (0, inf), got {header.weight:g}")
+    scale = header.loss_scale
+    if scale is not None and not 1 / LARGEST_SCALE <= scale <= LARGEST_SCALE:
+        raise InvalidRequest(problem=f"loss_scale of a push must be in [2**-126, 2**126], got {scale:g}")
 
 
 def weight_of(header: PushHeader) -> float:

@@ -21,7 +21,7 @@ class Origin:
     wall: float
     """Seconds of the epoch."""
     worker: str = ""
-    """Whose push they come with; empty for a call of its own."""
+    """Whose push or state they come with; empty for a call of its own."""
 
 
 class OptionChanges:

@@ -144,9 +144,14 @@ class StateUpload:
         algorithm = self._job.model.groups.algorithm
         if isinstance(algorithm, Iterative):
             for group in self._groups:
-                problem = algorithm.incomplete({entry.field for entry in group.entries if any(entry.present)})
-                if problem is not None:
-                    raise InvalidRequest(problem=f"state of {algorithm.name} must {problem}")
+                for entry in group.entries:
+                    if self._fields[entry.field].elementwise and any(entry.present) and not all(entry.present):
+                        problem = f"have {entry.field} of all parameters or of none"
+                        raise InvalidRequest(problem=f"state of {algorithm.name} must {problem}")
+                # Of the others the first parameter has all, as in torch.
+                lacks = algorithm.incomplete({entry.field for entry in group.entries if entry.present[0]})
+                if lacks is not None:
+                    raise InvalidRequest(problem=f"state of {algorithm.name} must {lacks}")
 
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
         model = self._job.model

@@ -51,7 +51,6 @@ OF_PARAMETERS = frozenset(
     {
         LR_SCHEDULE,
         MOMENTUM_SCHEDULE,
-        SCHEDULE_START,
         MASTER_WEIGHTS.name,
         *(option.name for option in LOOKAHEAD_OPTIONS),
     }
@@ -64,7 +63,7 @@ def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
-            if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULE_START):
+            if option.name in OF_PARAMETERS | {RULES} and option.name != LR_SCHEDULE:
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
     scheduled = scheduled_options(algorithm)

@@ -312,7 +312,8 @@ def _value_text(value: object) -> str:
     elif isinstance(value, float):
         text = _number_text(value)
     elif isinstance(value, tuple):
-        text = "(" + ", ".join(_value_text(element) for element in value[:_LONGEST_SHOWN]) + ")"
+        entries = [_value_text(element) for element in value[:_LONGEST_SHOWN]]
+        text = f"({entries[0]},)" if len(entries) == 1 else f"({', '.join(entries)})"
     elif isinstance(value, int) and abs(value) > MOST:
         text = f"{_float(value):g}"  # Python refuses to write the longest ones
     else:

@@ -98,10 +98,6 @@ class Matches:
         """The patterns of rules that are for some name."""
         self.unmatched = {rule.match for rule in rules} - self.matched
 
-    def of(self, name: str) -> Options:
-        """What the rules set for a name."""
-        return self.overrides[self.which[self.names.index(name)]]
-
 
 RULES_OPTION = Option(
     RULES,

@@ -44,10 +44,10 @@ class Optctl:
             inherited.pop(name, None)
         self.environment = inherited | {"OPTD_SERVER": address, "PYTHONIOENCODING": "utf-8"} | dict(environment or {})
 
-    def start(self, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **how: Any) -> "Running":
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
         command = [sys.executable, "-m", "optd.ctl", *arguments]
-        return subprocess.Popen(command, env=self.environment, text=True, encoding="utf-8", **streams)
+        return Running(command, env=self.environment, text=True, encoding="utf-8", **streams)
 
     def __call__(self, *arguments: str) -> Ended:
         return finish(self.start(*arguments))
@@ -58,6 +58,15 @@ class Optctl:
         shown, told = finish(people), finish(programs)
         assert (shown.code, shown.err) == (told.code, told.err) == (0, "")
         return shown, told.document
+
+
+class Running(subprocess.Popen[str]):
+    """A program that does not outlive a test that fails, whatever it waits for."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
 
 
 def finish(process: "subprocess.Popen[str]") -> Ended:

@@ -242,7 +242,9 @@ def test_set_for_a_job_tries_again_where_somebody_else_is_faster(called, told):
         return JobInfo("j", "sgd", {}, Async(), (), JobVersion(), options)
 
     conflict = errors.JobOptionConflict(job="j", option="clip_norm", ours="1", theirs="2", since="7")
-    told(get_job=[info(1.0, 1), info(2.0, 2)], update_job=[conflict, (info(5.0, 3).options, JobVersion(3))])
+    told(
+        get_job=[info(1.0, 1), info(1.0, 1), info(2.0, 2)], update_job=[conflict, (info(5.0, 3).options, JobVersion(3))]
+    )
     assert called("set", "j", "clip_norm=5").out == "j: clip_norm 2 -> 5, since version 3\n"
 
 

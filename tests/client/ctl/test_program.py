@@ -89,7 +89,7 @@ def test_delete_asks_on_a_terminal(optctl: Optctl, train: Callable, answer: byte
     ours, theirs = pty.openpty()
     with optctl.start("-o", "json", "delete", job.name, stdin=theirs) as process:
         os.close(theirs)
-        question = f"Delete {job.name} at version 0 (3 elements, 1 workers)? [y/N] "
+        question = f"Delete {job.name} at version 0 (3 elements, 1 worker)? [y/N] "
         assert process.stderr.read(len(question)) == question
         os.write(ours, answer)
         out, err = process.communicate(timeout=60)

@@ -121,6 +121,17 @@ def test_state_can_be_dropped(serve: Callable, cls: str, options: dict[str, Any]
         stepped([ours, theirs], seed)
         assert_equal(ours, theirs)
     assert len(ours.state_dict()["state"]) == 1
+    # Whatever comes before the next step.
+    for optimizer in (ours, theirs):
+        clear(optimizer)
+    assert ours.state_dict()["state"] == theirs.state_dict()["state"] == {}
+    stepped([ours, theirs], 4)
+    for optimizer in (ours, theirs):
+        clear(optimizer)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        ours.load_state_dict({"state": {}, "param_groups": []})
+    stepped([ours, theirs], 5)
+    assert_equal(ours, theirs)
 
 
 def test_state_cannot_be_put_in_or_taken_out(serve: Callable) -> None:
@@ -167,6 +178,7 @@ OTHERS: dict[str, Callable[[Any], None]] = {
     "fewer": lambda o: o.param_groups.pop(),
     "others": lambda o: o.param_groups[1].update(params=[tensor(2)]),
     "in another order": lambda o: o.param_groups.reverse(),
+    "another one in its place": lambda o: o.param_groups[1]["params"].__setitem__(0, tensor(2)),
 }
 
 
@@ -178,3 +190,18 @@ def test_other_groups_are_refused(serve: Callable, change: Callable[[Any], None]
     for call in (ours.step, ours.push, ours.pull, ours.state_dict):
         with pytest.raises(StructureMismatch, match=says):
             call()
+
+
+def test_options_that_a_new_group_brings_along_reach_dicts_that_were_replaced(server: LocalServer, name: str) -> None:
+    with (
+        optd.connect(server.address, job=name, worker="w0") as one,
+        optd.connect(server.address, job=name, worker="w1") as two,
+    ):
+        first, second = (optd.torch.SGD([tensor(3)], lr=0.1, session=each) for each in (one, two))
+        first.param_groups = [dict(group) for group in first.param_groups]
+        second.param_groups[0]["lr"] = 0.5
+        stepped([second], 1)
+        first.add_param_group({"params": [tensor(2)]})
+        assert first.param_groups[0]["lr"] == 0.5
+        stepped([first], 2)
+        assert one.groups()[0].options.options["lr"] == 0.5

@@ -343,6 +343,38 @@ def test_options_that_torch_does_not_have_stay_where_its_state_is_loaded(serve: 
         assert options["lr"] == 0.2
 
 
+def test_weights_that_a_refused_load_was_to_send_go_with_the_next_one(serve: Callable) -> None:
+    ours, saved = trained(serve)
+    bad = copy.deepcopy(saved)
+    out_of_range(bad)
+    with pytest.raises(OptionOutOfRange):
+        ours.load_state_dict(bad)
+    ours.load_state_dict(saved)
+    assert not np.any(on_server(ours)[0][0][1])
+
+
+def test_a_load_puts_an_option_back_or_conflicts_though_it_is_what_was_here(serve: Callable) -> None:
+    """Somebody else has changed it, which this worker does not know."""
+    ours, _ = trained(serve)
+    saved = ours.state_dict()
+    ours.session.update_group(GroupUpdate("group0", {"lr": 0.3}))
+    with pytest.raises(OptionConflict, match=r"lr was to become 0.1, but it has been changed to 0.3"):
+        ours.load_state_dict(saved)
+    ours.pull()
+    ours.load_state_dict(saved)
+    assert on_server(ours)[2][0].options["lr"] == 0.1
+
+
+def test_a_hook_may_make_anything_of_a_state_dict(serve: Callable) -> None:
+    ours = serve(optd.torch.SGD, parameters(), lr=0.1, lr_schedule="linear(steps=10)")
+    train([ours], 3)
+    seen: list[Any] = []
+    ours.register_state_dict_post_hook(lambda _, saved: seen.append(saved) or {"optimizer": saved, "format": 2})
+    assert ours.state_dict() == {"optimizer": seen[0], "format": 2}
+    assert seen[0]["param_groups"][0]["schedule_start"] == -3
+    assert "schedule_start" not in ours.param_groups[0]
+
+
 @pytest.mark.parametrize("count", [-1.0, float("nan"), 2.5, float("inf")])
 def test_a_step_count_that_is_none_is_refused(serve: Callable, count: float) -> None:
     ours = serve(optd.torch.Adam, parameters())

@@ -55,7 +55,7 @@ def invalid_entries(option: Option) -> Iterator[tuple[object, str]]:
         for value in outside(bounds):
             given = (*default[:i], value, *default[i + 1 :])
             yield given, f"{option.name}[{i}] must be in {bounds}, got {shown(value)}"
-    yield default[:1], f"{option.name} must be {len(default)} numbers, got ({shown(default[0])})"
+    yield default[:1], f"{option.name} must be {len(default)} numbers, got ({shown(default[0])},)"
     yield 0.5, f"{option.name} must be {len(default)} numbers, got 0.5"
 
 

@@ -35,16 +35,14 @@ def test_a_pattern_is_for_whole_names(pattern: str, name: str, matches: bool) ->
 def test_all_rules_that_match_count_and_the_later_one_wins() -> None:
     rules = '[{"match": "*", "lr": 1, "eps": 2}, {"match": "a*", "lr": 3}, {"match": "b", "lr": 4}]'
     matches = Matches(rules, ["ab", "b", "ac", "c"])
-    assert matches.of("ab") == {"lr": 3, "eps": 2}
-    assert matches.of("b") == {"lr": 4, "eps": 2}
-    assert matches.of("c") == {"lr": 1, "eps": 2}
+    assert matches.overrides == [{"lr": 3, "eps": 2}, {"lr": 4, "eps": 2}, {"lr": 1, "eps": 2}]
     assert matches.which == [0, 1, 0, 2]
     assert matches.unmatched == set()
 
 
 def test_what_no_rule_is_for_has_no_options_and_a_rule_that_is_for_nothing_is_told() -> None:
     matches = Matches('[{"match": "a", "lr": 1}, {"match": "b", "lr": 2}]', ["c", "b"])
-    assert [matches.of(name) for name in ("c", "b")] == [{}, {"lr": 2}]
+    assert [matches.overrides[place] for place in matches.which] == [{}, {"lr": 2}]
     assert (matches.matched, matches.unmatched) == ({"b"}, {"a"})
     assert Matches('[{"match": "a", "lr": 1}]', []).unmatched == {"a"}
 

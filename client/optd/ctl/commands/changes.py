@@ -50,7 +50,7 @@ def set_options(
     ],
 ) -> None:
     """Change options of a group, or of the job as a whole, from the next step on; the server checks the values."""
-    group = None if "=" in options[0] else options[0]
+    group = options[0] if _is_group(invocation.server, job, options[0]) else None
     wanted = parse(options if group is None else options[1:])
     if not wanted:
         raise BadUsage("nothing to set: NAME=VALUE is missing, such as lr=0.001")
@@ -60,6 +60,14 @@ def set_options(
     else:
         change = _change(invocation.server, job, group, wanted)
         invocation.answer(change, *_lines(job, change, wanted))
+
+
+def _is_group(server: Connection, job: str, word: str) -> bool:
+    """Whether the first word is a group: what sets no option, or is the name of one all the same."""
+    if "=" not in word:
+        return True
+    info = server.ask(lambda connected, left: connected.get_job(job, left))
+    return any(group.options.group == word for group in info.groups)
 
 
 def changes(

@@ -49,7 +49,7 @@ def _head(job: str, summary: GroupSummary) -> RenderableType:
     return facts(
         [
             ("group", f"{options.group} of {job}, index {summary.index}"),
-            ("parameters", f"{text.count(summary.parameters)} with {text.count(summary.elements)} elements"),
+            ("parameters", f"{text.count(summary.parameters)} with {text.counted(summary.elements, 'element')}"),
             ("dtype", ", ".join(summary.dtypes)),
             ("steps", text.steps(summary.min_steps, summary.max_steps)),
             ("options", text.options(options.options, text.in_order(options.options))),
@@ -67,7 +67,7 @@ def _now(summary: GroupSummary) -> str:
 def _changes(options: GroupOptions) -> str:
     if not options.revision:
         return "never"
-    return f"{text.count(options.revision)} times, the last at version {text.count(options.since_version)}"
+    return f"{text.counted(options.revision, 'time')}, the last at version {text.count(options.since_version)}"
 
 
 def _parameters(reports: Sequence[ParameterReport]) -> FittingTable:

@@ -40,7 +40,7 @@ def _facts(view: JobView) -> list[tuple[str, str]]:
     return [
         ("job", f"{summary.name}  {summary.algorithm}  {text.policy(summary.policy)}"),
         ("version", text.count(summary.version.version) + (" failed" if summary.failure else "")),
-        ("size", f"{text.count(summary.groups)} groups, {text.count(summary.elements)} elements"),
+        ("size", f"{text.counted(summary.groups, 'group')}, {text.counted(summary.elements, 'element')}"),
         ("options", f"{text.options(options.options, options.options)}  ({since})"),
         ("gradients", text.gradients(summary.gradients) or text.NONE),
         ("averages", ", ".join(f"{each.name} of {text.count(each.updates)}" for each in view.averages) or text.NONE),

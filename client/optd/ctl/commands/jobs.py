@@ -42,7 +42,7 @@ def delete(
 def _confirm(job: JobSummary) -> None:
     if not sys.stdin.isatty():
         raise BadUsage("there is no terminal to ask on: pass --yes to delete")
-    size = f"{text.count(job.elements)} elements, {text.count(job.workers)} workers"
+    size = f"{text.counted(job.elements, 'element')}, {text.counted(job.workers, 'worker')}"
     sys.stderr.write(f"Delete {job.name} at version {text.count(job.version.version)} ({size})? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

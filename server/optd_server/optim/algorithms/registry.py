@@ -46,7 +46,10 @@ BUILT_IN: tuple[Algorithm, ...] = (
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
 _TAKEN = {
-    "option": {"params", "name", *(each.name for each in GROUP_OPTIONS)},
+    "option": {
+        *("algorithm", "params", "name", "session", "server", "job", "worker", "zero_copy"),
+        *(each.name for each in GROUP_OPTIONS),
+    },
     "state": {"step", "weights", "gradient", "ema", "swa"},
 }
 """Names of what is beside an algorithm's own options and state, where clients see both."""
@@ -77,7 +80,7 @@ def register(algorithm: Algorithm, package: str = "") -> None:
             if not _WORD.fullmatch(each):
                 raise ValueError(f"{name}: the {what} must be 1 to 64 letters, digits and _, got {each!r}")
             if each in _TAKEN[what]:
-                raise ValueError(f"{name}: the {what} {each!r} has the name of one that every group has")
+                raise ValueError(f"{name}: the {what} {each!r} is taken: it means something to every group")
     _check_rows(algorithm)
     violation = option.check(algorithm, {})
     if violation is not None:

@@ -12,7 +12,7 @@ from optd.transport.shm import Mapped, SharedMemoryLane
 from optd_wire.frames import Frame, Received
 
 
-class Incoming:
+class WeightsIn:
     """The weights of a registration. `zero_copy` and `writable` are those of `Registration`."""
 
     def __init__(self, session: Session, own: GroupArrays, *, zero_copy: bool, writable: bool) -> None:

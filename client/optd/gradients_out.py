@@ -20,7 +20,7 @@ Rows = Sequence[Sequence[Array | None]]
 """Whole gradients by group and place."""
 
 
-class Outgoing:
+class GradientsOut:
     """The gradients of a registration, push after push."""
 
     def __init__(self, session: Session, own: GroupArrays) -> None:
