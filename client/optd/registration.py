@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -88,6 +89,8 @@ class Registration:
         )
         membership, created = session.register(spec, self._own.view.source(self._own.arrays))
         self._base = membership.job.version
+        self._told = 0
+        """The revision whose options the last push has told, where it is past that of `base`."""
         if not created:
             self._warn_of_options(membership.job.groups)
             self._warn_of_job_options(membership.job.options)
@@ -225,9 +228,12 @@ class Registration:
             self._find_out()
             updates = self._mirror.changes(self._dicts)
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
-            pushed = self.session.push(source, updates, self._base, self._settling(settle, updates), terms)
+            base = replace(self._base, revision=max(self._base.revision, self._told))
+            pushed = self.session.push(source, updates, base, self._settling(settle, updates), terms)
             self._mirror.absorb(pushed.options, self._dicts)
-            self._base = JobVersion(self._base.version, pushed.version.durable_version, pushed.version.revision)
+            # The options of that revision are known; weights may have been written since those that are here.
+            self._told = pushed.version.revision
+            self._base = replace(self._base, durable_version=pushed.version.durable_version)
             return pushed
 
     def _find_out(self) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from faults.proxy import Proxy
 
 import optd
+import optd.torch
 from optd import errors
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -307,3 +309,18 @@ def test_whole_numbers_past_all_floats_are_refused_as_others_are(server, name):
             optd.Adam({"w": np.ones(2)}, betas=(10**400, 0.9), session=session)
         with pytest.raises(errors.InvalidOption, match=r"lookahead_steps must be a whole number, got inf"):
             optd.Adam({"w": np.ones(2)}, lookahead_steps=10**400, session=session)
+
+
+def test_weights_that_others_have_written_are_newer_whatever_was_pushed_since(server, name):
+    with (
+        optd.connect(server.address, job=name, worker="w0", gradients=optd.Gradients(accumulate=2)) as one,
+        optd.connect(server.address, job=name, worker="w1", gradients=optd.Gradients(accumulate=2)) as two,
+    ):
+        weights, tensor = np.ones(2), torch.ones(2, dtype=torch.float64)
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=one)
+        other = optd.torch.SGD([("w", tensor)], lr=1.0, session=two)
+        tensor.fill_(9)
+        other.push_weights()
+        optimizer.push({"w": np.ones(2)})
+        assert optimizer.pull(only_if_newer=True) is not None
+        assert weights.tolist() == [9, 9]

@@ -346,3 +346,11 @@ def test_parameters_that_lie_in_one_memory_are_refused(where: dict[str, str]) ->
         SGD([*embedding.parameters(), *output.parameters()], **where)
     with SGD(embedding.parameters(), **where) as optimizer, pytest.raises(SharedParameters, match="'param1'"):
         optimizer.add_param_group({"params": output.parameters()})
+
+
+def test_a_view_of_a_parameter_is_none_of_its_own(where: dict[str, str]) -> None:
+    """As an autoencoder's decoder that is tied by a transposition."""
+    encoder, decoder = nn.Linear(3, 2, bias=False), nn.Linear(2, 3, bias=False)
+    decoder.weight = nn.Parameter(encoder.weight.data.t())
+    with pytest.raises(SharedParameters):
+        SGD([*encoder.parameters(), *decoder.parameters()], **where)
