@@ -233,36 +233,35 @@ def test_changes_of_different_options_do_not_conflict(where: dict[str, str]) -> 
             two.step()
 
 
+def step_whose_answer_is_lost(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is applied, and the worker does not hear of it."""
+
+    def lost(*_: Any) -> None:
+        raise DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
+
+    lane = optimizer.session._lane
+    real = lane.step
+    with monkeypatch.context() as patched:
+        patched.setattr(lane, "step", lambda *args, **kwargs: lost(real(*args, **kwargs)))
+        with pytest.raises(DeadlineExceeded):
+            optimizer.step()
+
+
 def test_a_change_whose_answer_was_lost_is_the_workers_own(
     where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is applied, the worker does not hear of it, and its scheduler goes on."""
-
-    def lost(*_: Any, **__: Any) -> None:
-        raise DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
-
+    """Its scheduler goes on meanwhile; but what somebody else changes is a conflict all the same."""
     with optd.torch.SGD([weight()], lr=1.0, **where) as optimizer:
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         optimizer.step()
         scheduler.step()
-        lane = optimizer.session._lane
-        real = lane.step
-        monkeypatch.setattr(lane, "step", lambda *args, **kwargs: lost(real(*args, **kwargs)))
-        with pytest.raises(DeadlineExceeded):
-            optimizer.step()
-        monkeypatch.undo()
+        step_whose_answer_is_lost(optimizer, monkeypatch)
         scheduler.step()
         optimizer.step()
         assert optimizer.session.groups()[0].options.options["lr"] == 0.25
         assert optimizer.version == 3
-        # What somebody else changes meanwhile is a conflict all the same.
         scheduler.step()
-        lane = optimizer.session._lane
-        real = lane.step
-        monkeypatch.setattr(lane, "step", lambda *args, **kwargs: lost(real(*args, **kwargs)))
-        with pytest.raises(DeadlineExceeded):
-            optimizer.step()
-        monkeypatch.undo()
+        step_whose_answer_is_lost(optimizer, monkeypatch)
         optimizer.session.update_group(GroupUpdate("group0", {"lr": 9.0}, None))
         scheduler.step()
         with pytest.raises(OptionConflict, match=r"lr was to become 0\.0625, but it has been changed to 9"):
