@@ -8,7 +8,9 @@ import torch
 
 import optd
 import optd.torch
+from optd.group_options import GROUP_OPTIONS, GroupOptionArguments
 from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.optim.group_options import GROUP_OPTIONS as OF_EVERY_GROUP
 
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 HERE = {"self", "params", "where"}
@@ -47,3 +49,8 @@ def test_positional_arguments_come_in_torchs_order(name):
 @EACH
 def test_there_is_a_class_for_torchs_parameters(name):
     assert ALGORITHMS[name].title in optd.torch.__all__
+
+
+def test_every_group_has_the_options_here_that_it_has_on_the_server():
+    assert list(GROUP_OPTIONS.items()) == [(option.name, option.default) for option in OF_EVERY_GROUP]
+    assert list(GroupOptionArguments.__annotations__) == list(GROUP_OPTIONS)
