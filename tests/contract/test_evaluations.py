@@ -44,6 +44,13 @@ def test_loss_and_gradients_are_divided_by_the_loss_scale(plain: Plain, name: st
     np.testing.assert_array_equal(plain.weights(name)["w"], START - START / 4)
 
 
+def test_a_step_that_begins_ends_the_one_before_it_where_it_is(plain: Plain, name: str) -> None:
+    epoch = create(plain, name, max_iter=3, lr=0.25)
+    assert [evaluate(plain, name, epoch, sequence).unfinished for sequence in (1, 2)] == [True, True]
+    finished = [evaluate(plain, name, epoch, sequence, begins=sequence == 3).unfinished for sequence in (3, 4, 5)]
+    assert finished == [True, True, False]
+
+
 def test_what_was_not_asked_for_is_refused(plain: Plain, name: str) -> None:
     epoch = create(plain, name, lr=0.1)
     with refused("LOSS_MISSING", "lbfgs"):
@@ -128,9 +135,12 @@ def test_state_that_is_written_ends_what_was_under_way(plain: Plain, name: str) 
         state_service_pb2.WriteStateRequest(header=head),
         state_service_pb2.WriteStateRequest(frames=[frame(START, field="weights")]),
     ]
-    plain.state.WriteState(ending(requests), timeout=SECONDS)
+    written = plain.state.WriteState(ending(requests), timeout=SECONDS).version
     np.testing.assert_array_equal(plain.weights(name)["w"], START)
-    finished = [evaluate(plain, name, epoch, sequence).unfinished for sequence in (2, 3, 4)]
+    with refused("STALE_EVALUATION", "before they were written anew"):
+        evaluate(plain, name, epoch, 2)  # of the weights that the search had asked about
+    known = {"known_revision": written.revision}
+    finished = [evaluate(plain, name, epoch, sequence, **known).unfinished for sequence in (2, 3, 4)]
     assert finished == [True, True, False]
     result, _ = plain.read_state(name)
     entries = {entry.field: list(entry.present) for entry in result.groups[0].entries}
