@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from optd.tls import TLS
+from optd.transport import beside
 from optd.transport.base import HEADER_BYTES
 from optd.transport.steps import StepStream
 from optd_wire.errors import (
@@ -69,19 +70,37 @@ class Channel:
 
     def ask(self, rpc: str, request: Message, answer: type[M], timeout: float) -> M:
         """One message, and the answer to it."""
-        call: Any = self._channel.unary_unary(_path(rpc))
+
+        def call() -> bytes:
+            made: Any = self._channel.unary_unary(_path(rpc))
+            data: bytes = made(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+            return data
+
         with self.errors(rpc, timeout):
-            data = call(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
-        return answer.FromString(data)
+            return answer.FromString(beside.run(call))
 
     def upload(
         self, rpc: str, first: Message, batches: Iterable[Sequence[Outgoing]], answer: type[M], timeout: float
     ) -> M:
         """The message `first` and batches of frames, and the answer to all of them."""
-        call: Any = self._channel.stream_unary(_path(rpc))
-        with self.errors(rpc, timeout):
-            data = call(messages_of(first, batches), timeout=timeout, metadata=self._metadata)
-        return answer.FromString(data)
+        is_given_up = False
+
+        def messages() -> Iterator[bytes]:
+            for message in messages_of(first, batches):
+                if is_given_up:  # what is left belongs to the caller again
+                    raise InterruptedError
+                yield message
+
+        def call() -> bytes:
+            made: Any = self._channel.stream_unary(_path(rpc))
+            data: bytes = made(messages(), timeout=timeout, metadata=self._metadata)
+            return data
+
+        try:
+            with self.errors(rpc, timeout):
+                return answer.FromString(beside.run(call))
+        finally:
+            is_given_up = True
 
     def receive(
         self,
@@ -92,14 +111,19 @@ class Channel:
         read: Callable[[type[M], bytes], tuple[M, list[Any]]] = decode,
     ) -> Iterator[tuple[M, list[Any]]]:
         """One message, and a stream of answers with their frames, as `read` finds them; ends with the iterator."""
-        stream: Any = self._channel.unary_stream(_path(rpc))
-        call = stream(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+        calls: list[Any] = []
+
+        def begin() -> None:
+            made: Any = self._channel.unary_stream(_path(rpc))
+            calls.append(made(request.SerializeToString(), timeout=timeout, metadata=self._metadata))
+
         try:
             with self.errors(rpc, timeout):
-                for data in call:
+                beside.run(begin)
+                while (data := beside.run(lambda: next(calls[0], None))) is not None:
                     yield read(answer, data)
         finally:
-            call.cancel()
+            beside.begin(lambda: [call.cancel() for call in calls])
 
     def open_steps(self, rpc: str) -> StepStream:
         """Begins a stream that one step after another is sent on."""
@@ -107,14 +131,11 @@ class Channel:
         return StepStream(lambda requests: call(requests, metadata=self._metadata))
 
     @contextmanager
-    def errors(self, rpc: str, timeout: float | None, stream: StepStream | None = None) -> Iterator[None]:
-        """Turns what gRPC raises in the block into an error of optd; where a `stream` is late, that is the error."""
+    def errors(self, rpc: str, timeout: float | None) -> Iterator[None]:
+        """Turns what gRPC raises in the block into an error of optd."""
         try:
             yield
         except grpc.RpcError as error:
-            if stream is not None and stream.late:
-                name = rpc.rpartition("/")[2]
-                raise DeadlineExceeded(rpc=name, address=self.address, seconds=f"{timeout or 0:g}", hint="") from None
             raise self._translate(rpc, error, timeout) from None
 
     def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:

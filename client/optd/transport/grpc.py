@@ -25,7 +25,7 @@ from optd.transport.channel import Channel, messages_of
 from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
-from optd_wire.errors import ConnectionLost, UnexpectedStatus
+from optd_wire.errors import ConnectionLost, DeadlineExceeded, UnexpectedStatus
 from optd_wire.frames import Received, decode_received
 from optd_wire.rows import RowFrame, decode_rows
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
@@ -243,8 +243,10 @@ class GrpcTransport(Transport):
         deadline = time.monotonic() + timeout
         last = False
         while not last:
-            with self._channel.errors("TrainingService/Step", timeout, stream):
+            with self._channel.errors("TrainingService/Step", timeout):
                 data = stream.receive(deadline - time.monotonic())
+            if stream.late:
+                raise DeadlineExceeded(rpc="Step", address=self.address, seconds=f"{timeout:g}", hint="")
             if data is None:
                 raise ConnectionLost(address=self.address, rpc="Step", problem="the server has ended the stream")
             message, frames = decode_received(training_pb.StepResponse, data)
