@@ -27,15 +27,19 @@ class Heartbeat:
         self._stopped.set()
 
     def _beat(self) -> None:
+        told = False
         while not self._stopped.wait(self._pause):
             renew = self._renew()
             if renew is None:
                 return
             try:
                 renew()
+                told = False
             except (StaleEpoch, NotFound) as error:
                 # The next call raises it where somebody sees it; an epoch may also have been renewed meanwhile.
                 logger.debug("lease not renewed: %s", error)
             except OptdError as error:
-                logger.warning("lease not renewed, trying again: %s", error)
+                # Once for each time that the server is away.
+                logger.log(logging.DEBUG if told else logging.WARNING, "lease not renewed, trying again: %s", error)
+                told = True
             del renew

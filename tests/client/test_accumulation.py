@@ -92,7 +92,8 @@ def test_a_gradient_that_is_skipped_is_not_added_up(server: LocalServer, name: s
     with optd.connect(server.address, job=name, gradients=gradients) as session:
         optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
         optimizer.push({"w": np.full(2, 1.0)})
-        assert optimizer.push({"w": np.array([np.nan, 1.0])}).skipped
+        skipped = optimizer.push({"w": np.array([np.nan, 1.0])})
+        assert (skipped.skipped, skipped.accumulated, skipped.applied_version) == (True, 1, 0)
         assert summary(session).accumulated == 1
         optimizer.step({"w": np.full(2, 3.0)})
     assert weights.tolist() == [-2, -2]

@@ -31,6 +31,8 @@ class FittingTable:
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
+    narrow: "FittingTable | None" = None
+    """What is shown where this has no room."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         shown = list(range(len(self.columns)))
@@ -39,7 +41,10 @@ class FittingTable:
         while spare and _width(table, console, options) > options.max_width:
             shown.remove(spare.pop())
             table = self._built(shown)
-        yield table
+        if self.narrow is not None and _width(table, console, options) > options.max_width:
+            yield self.narrow
+        else:
+            yield table
 
     def _built(self, shown: Sequence[int]) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -56,9 +61,9 @@ class FittingTable:
         return table
 
 
-def table(columns: Iterable[Column], rows: Iterable[Sequence[str]]) -> FittingTable:
-    """A table of texts."""
-    return FittingTable(tuple(columns), tuple(rows))
+def table(columns: Iterable[Column], rows: Iterable[Sequence[str]], narrow: FittingTable | None = None) -> FittingTable:
+    """A table of texts; `narrow` is shown where it has no room."""
+    return FittingTable(tuple(columns), tuple(rows), narrow)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:

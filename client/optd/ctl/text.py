@@ -73,6 +73,17 @@ def option(value: OptionValue) -> str:
             return str(value)
 
 
+def shortened(value: OptionValue) -> str:
+    """As `option`, with six significant digits of a number, for tables."""
+    match value:
+        case tuple():
+            return ",".join(shortened(element) for element in value)
+        case float():
+            return f"{value:.6g}"
+        case _:
+            return option(value)
+
+
 def options(given: Options, names: Iterable[str]) -> str:
     """`lr=0.001 betas=0.9,0.999` for the named ones."""
     return " ".join(f"{name}={option(given[name])}" for name in names)

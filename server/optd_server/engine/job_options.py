@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from optd_server.engine.options import resolve_job_options
+from optd_server.engine.options import resolve_job_options, schema_of
 from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.job_options import ACCUMULATE, JOB
-from optd_wire.errors import InvalidOption, JobOptionConflict
+from optd_wire.errors import InvalidOption, JobOptionConflict, UnknownOption
 from optd_wire.values import JobOptions, JobUpdate, Options
 
 
@@ -28,11 +28,23 @@ def gradients_kept(options: Options) -> int:
     return int(option.integer(options, ACCUMULATE) > 1)
 
 
+def _check_places(algorithm: Algorithm, update: JobUpdate) -> None:
+    """Raises `UnknownOption` for an option of groups, with that said."""
+    of_groups = {option.name for option in schema_of(algorithm).options} - {option.name for option in JOB.options}
+    for name in update.options:
+        if name in of_groups:
+            advice = "a group has it, which is to be named; the job's own"
+            raise UnknownOption(
+                algorithm="job", option=name, advice=advice, options=", ".join(each.name for each in JOB.options)
+            )
+
+
 def plan_update(algorithm: Algorithm, current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
     """What a job's options become with an update at `version`: these very ones where nothing changes.
 
     Raises `JobOptionConflict`, or what is wrong with a value.
     """
+    _check_places(algorithm, update)
     resolved = resolve_job_options(current.options, update.options)
     check_job_options(algorithm, resolved)
     if resolved == current.options:

@@ -343,7 +343,7 @@ class Pushes:
         moved_on = header.known_revision != version.revision
         result = PushResult(
             version=version,
-            applied_version=version.version + bool(outcome.accumulated),
+            applied_version=version.version + bool(outcome.accumulated and not outcome.skipped),
             staleness=max(0, outcome.stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),

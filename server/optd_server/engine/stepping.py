@@ -83,7 +83,7 @@ class Stepping:
         conditioning.note_nonfinite(round_, version)
         if round_.skipped:
             self._skip(round_)
-            return Outcome(version, skipped=True)
+            return Outcome(version, accumulated=conditioning.accumulation.count, skipped=True)
         gradient.cover(model.groups.extents)
         sums_up = conditioning.accumulates
         if sums_up:

@@ -1,11 +1,13 @@
 """Every command as a real process, with tables and with JSON."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
+import optd
 from optd.transport.grpc import GrpcTransport
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire.errors import UnknownJob
@@ -20,6 +22,8 @@ from optd_wire.values import (
     Statistics,
     WorkerInfo,
 )
+
+from .conftest import Optctl
 
 pytestmark = pytest.mark.usefixtures("digits")
 
@@ -221,3 +225,25 @@ def test_delete_in_json(optctl, train: Callable):
     document = optctl("delete", job.name, "-y", "-o", "json").document
     assert list(document) == names(JobSummary)
     assert document["name"] == job.name
+
+
+def test_groups_of_many_options_keep_names_and_numbers_whole(optctl, server):
+    """Options that differ have one column where there is no room for a column each."""
+    groups = [
+        {"params": {"a": np.zeros(3072)}, "name": "hidden", "lookahead_alpha": 0.8, "clip_norm": 1.0},
+        {"params": {"b": np.zeros(480)}, "name": "output", "lookahead_steps": 2, "lr": 0.009221639627510077},
+    ]
+    with optd.connect(server.address, job="options") as session:
+        optd.SGD(groups, lr=0.05, lr_schedule="cosine(steps=1000)", session=session)
+        wide = Optctl(server.address, {"COLUMNS": "160"})("groups", "options").out
+        small = Optctl(server.address, {"COLUMNS": "80"})("groups", "options").out
+    assert re.search(r"^1  output +1 +480 +float64 +0 +0\.00922164 +none +0\.5 +2$", wide, re.M), wide
+    assert re.search(r"^0  hidden +1 +0 +0\.05 +clip_norm=1 lookahead_alpha=0\.8$", small, re.M), small
+    assert re.search(r"^1  output +1 +0 +0\.00922164 +lookahead_steps=2$", small, re.M), small
+    assert all("lr_schedule=cosine(steps=1000)" in shown for shown in (wide, small))
+
+
+def test_an_option_of_groups_is_said_to_be_one(optctl, train):
+    job = train()
+    refused = optctl("set", job.name, "lr=0.1")
+    assert "job: no option 'lr'; a group has it, which is to be named; the job's own options are" in refused.err

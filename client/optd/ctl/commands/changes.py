@@ -82,13 +82,13 @@ def changes(
 
 def _table(found: Sequence[OptionChange]) -> FittingTable:
     columns = [
-        Column("time", whole=True),
+        Column("time", whole=True, spare=True),
         Column("version", number=True),
         Column("group"),
         Column("option", whole=True),
         Column("before"),
         Column("after"),
-        Column("with a push of", spare=True),
+        Column("with a push of"),
     ]
     rows = [
         [
@@ -96,8 +96,8 @@ def _table(found: Sequence[OptionChange]) -> FittingTable:
             text.count(one.version),
             one.group or "(job)",
             one.option,
-            text.option(one.before),
-            text.option(one.after),
+            text.shortened(one.before),
+            text.shortened(one.after),
             one.worker or text.NONE,
         ]
         for one in found

@@ -1,6 +1,7 @@
 """The groups of a job: `groups`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import RenderableType
 
@@ -8,7 +9,11 @@ from optd.ctl import text
 from optd.ctl.commands.arguments import Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, table
-from optd_wire.values import GroupSummary
+from optd.group_options import GROUP_OPTIONS
+from optd_wire.values import GroupSummary, Options
+
+SPARED = ("parameters", "elements", "dtype")
+"""What gives way to options where there is little room."""
 
 
 def groups(invocation: Invocation, job: Job) -> None:
@@ -18,10 +23,13 @@ def groups(invocation: Invocation, job: Job) -> None:
 
 
 def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
-    """The groups with `lr` and all options that differ between them; below, the options that do not."""
+    """The groups with `lr` and all options that differ between them; below, the options that do not.
+
+    Where there is no room for a column for each of these, one column has them by name.
+    """
     names = text.in_order(dict.fromkeys(name for group in found for name in group.options.options))
-    apart = [name for name in names if name == "lr" or _differs(found, name)]
-    same = [name for name in names if name not in apart]
+    apart = [name for name in names if name != "lr" and _differs(found, name)]
+    same = [name for name in names if name not in apart and name != "lr"]
     columns = [
         Column("#", number=True),
         Column("group"),
@@ -29,8 +37,9 @@ def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
         Column("elements", number=True),
         Column("dtype", spare=True),
         Column("steps", number=True),
-        *[Column(name, number=True) for name in apart],
     ]
+    if "lr" in names:
+        columns.append(Column("lr", number=True))
     rows = [
         [
             str(group.index),
@@ -39,19 +48,36 @@ def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
             text.count(group.elements),
             ",".join(group.dtypes),
             text.steps(group.min_steps, group.max_steps),
-            *[_value(group, name) for name in apart],
+            *([_value(group, "lr")] if "lr" in names else []),
         ]
         for group in found
     ]
+    wide = [[*row, *[_value(group, name) for name in apart]] for row, group in zip(rows, found, strict=True)]
+    narrow = [
+        [*row, " ".join(f"{name}={_value(group, name)}" for name in apart if _is_set(group, name))]
+        for row, group in zip(rows, found, strict=True)
+    ]
+    sparing = [replace(column, spare=column.title in SPARED) for column in columns]
+    by_name = table([*sparing, Column("options that differ")], narrow) if apart else None
+    shown = table([*columns, *[Column(name, number=True) for name in apart]], wide, narrow=by_name)
     below = "in all groups: " if len(found) > 1 else "also: "
-    return [table(columns, rows), *([below + text.options(found[0].options.options, same)] if same else [])]
+    return [shown, *([below + text.options(_options(found[0]), same)] if same else [])]
+
+
+def _is_set(group: GroupSummary, name: str) -> bool:
+    return name in group.options.options
+
+
+def _options(group: GroupSummary) -> Options:
+    """With those that every group has and that are told where they are not at their default."""
+    return {**GROUP_OPTIONS, **group.options.options}
 
 
 def _differs(found: Sequence[GroupSummary], name: str) -> bool:
-    return any(group.options.options.get(name) != found[0].options.options.get(name) for group in found)
+    return any(_options(group).get(name) != _options(found[0]).get(name) for group in found)
 
 
 def _value(group: GroupSummary, name: str) -> str:
-    """An option, with what a schedule makes of it now."""
-    value = text.option(group.options.options.get(name))
-    return f"{value} now {text.option(group.effective[name])}" if name in group.effective else value
+    """An option in six digits, with what a schedule makes of it now."""
+    value = text.shortened(_options(group).get(name))
+    return f"{value} now {text.shortened(group.effective[name])}" if name in group.effective else value
