@@ -125,7 +125,7 @@ def test_they_are_changed_in_mid_training_and_shown(server: LocalServer, name: s
         assert "by rules" in shown
         assert "lr=0.25" in shown
         assert "by rules: lr=0.25" in optctl(server, "group", name, "group0", "-p", "b").stdout
-        optimizer.param_groups[0]["rules"] = None
+        optimizer.param_groups[0]["rules"] = []
         optimizer.step({"w": np.ones(1), "b": np.ones(1)})
         assert (arrays["w"][0], arrays["b"][0]) == (-3, -2.25)
 

@@ -229,6 +229,8 @@ def _coerced(kind: Kind, value: object) -> OptionValue:
         return _float(value)
     if kind == "int" and _is_number(value) and _float(value).is_integer():
         return int(cast(float, value))
+    if kind == "text" and _is_sequence(value) and not len(cast(Sequence[object], value)):
+        return None  # no rules
     if kind == "floats" and _is_sequence(value):
         # Elements of a wrong kind stay, so that the report names the one that is wrong.
         elements = cast(Sequence[object], value)
