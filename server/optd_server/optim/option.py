@@ -223,8 +223,8 @@ def floats(options: Options, name: str) -> tuple[float, ...]:
 
 
 def _coerced(kind: Kind, value: object) -> OptionValue:
-    if kind == "bool" and isinstance(value, np.bool_):
-        return bool(value)
+    if kind == "bool" and (isinstance(value, np.bool_) or (isinstance(value, int) and value in (0, 1))):
+        return bool(value)  # torch takes any of them
     if kind == "float" and _is_number(value):
         return _float(value)
     if kind == "int" and _is_number(value) and _float(value).is_integer():

@@ -35,7 +35,7 @@ def invalid(option: Option) -> Iterator[tuple[object, str]]:
     """Values, and the message's words after "must be"."""
     match option.kind:
         case "bool":
-            yield from ((1, "true or false, got 1"), ("yes", "true or false, got 'yes'"))
+            yield from ((2, "true or false, got 2"), ("yes", "true or false, got 'yes'"))
         case "float" | "int":
             for value in outside(option.range):
                 if option.kind == "float" or float(value).is_integer():
@@ -113,5 +113,5 @@ def test_the_table_has_what_people_get_wrong() -> None:
         "rprop: etas[0] must be in (0, 1), got 0",
         "rprop: etas[1] must be in (1, inf), got 1",
         "rprop: step_sizes[1] must be in [-inf, inf], got nan",
-        "sgd: nesterov must be true or false, got 1",
+        "sgd: nesterov must be true or false, got 2",
     } <= messages

@@ -26,7 +26,7 @@ INVALID = [
     ("sgd", {"momentum": -0.5}, Violation("momentum", NOT_NEGATIVE, "-0.5")),
     ("sgd", {"dampening": math.inf}, Violation("dampening", "(-inf, inf)", "inf")),
     ("sgd", {"weight_decay": np.float32(-1)}, Violation("weight_decay", NOT_NEGATIVE, "-1")),
-    ("sgd", {"maximize": 1}, Violation("maximize", "true or false", "1")),
+    ("sgd", {"maximize": 2}, Violation("maximize", "true or false", "2")),
     ("sgd", {"maximize": "yes"}, Violation("maximize", "true or false", "'yes'")),
     ("sgd", {"nesterov": True}, Violation("nesterov", NESTEROV, "true")),
     ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, Violation("nesterov", NESTEROV, "true")),
@@ -57,6 +57,7 @@ VALID = [
     ("adam", {"betas": [0.9, math.nextafter(1, 0)]}),
     ("adam", {"betas": np.array([0.5, 0.9], np.float32)}),
     ("adamw", {"weight_decay": 5, "amsgrad": True, "maximize": True}),
+    ("adamw", {"amsgrad": 1, "maximize": 0}),
 ]
 
 
