@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
+import optd
 from optd.local import local
 from optd_wire.values import JobReport
 
@@ -94,3 +96,10 @@ def test_a_server_that_stops_ends_it_with_3(train: Callable, number: int, words:
             assert code == 3
             assert err.startswith(f"optctl: {words}")
             assert err.count("\n") == 1
+
+
+def test_a_line_has_the_lr_that_a_schedule_makes(optctl: Optctl, server):
+    with optd.connect(server.address, job="watched") as session:
+        optimizer = optd.SGD({"w": np.zeros(2)}, lr=1.0, lr_schedule="linear(steps=4)", session=session)
+        optimizer.step({"w": np.ones(2)})
+        assert optctl("watch", "watched", "--count", "1").out.endswith("  lr group0=0.75\n")

@@ -96,10 +96,12 @@ class _View:
         """One line about the last report, for a log."""
         report = self._report
         assert report is not None
-        rates = " ".join(f"{one.options.group}={text.option(one.options.options['lr'])}" for one in report.groups)
+        # As schedules have it now; an algorithm of another package may have no lr.
+        in_force = {one.options.group: {**one.options.options, **one.effective} for one in report.groups}
+        rates = [f"{name}={text.shortened(options['lr'])}" for name, options in in_force.items() if "lr" in options]
         waiting = [worker.name for worker in report.workers if worker.waiting]
-        return f"{text.moment(report.unix_ms)}  {report.job.name}  {self._state(report)}  lr {rates}" + (
-            f"  waiting {' '.join(waiting)}" if waiting else ""
+        return f"{text.moment(report.unix_ms)}  {report.job.name}  {self._state(report)}" + (
+            (f"  lr {' '.join(rates)}" if rates else "") + (f"  waiting {' '.join(waiting)}" if waiting else "")
         )
 
     def _state(self, report: JobReport) -> str:
