@@ -23,7 +23,8 @@ def run(work: Callable[[], T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return work()
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-    _hand_over((work, answers))
+    if not _hand_over((work, answers)):
+        return work()
     done, value = answers.get()
     if not done:
         raise value
@@ -33,16 +34,22 @@ def run(work: Callable[[], T]) -> T:
 
 def begin(work: Callable[[], object]) -> None:
     """Has another thread do `work`, whatever becomes of it."""
-    _hand_over((work, queue.SimpleQueue()))
+    if not _hand_over((work, queue.SimpleQueue())):
+        work()
 
 
-def _hand_over(work: Work) -> None:
+def _hand_over(work: Work) -> bool:
+    """Gives work to a thread; returns False where there is none, and none to be had, as when the program ends."""
     try:
         inbox = _idle.pop()
     except IndexError:
         inbox = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(inbox,), name="optd-calls", daemon=True).start()
+        try:
+            threading.Thread(target=_serve, args=(inbox,), name="optd-calls", daemon=True).start()
+        except RuntimeError:
+            return False
     inbox.put(work)
+    return True
 
 
 def _serve(inbox: "queue.SimpleQueue[Work]") -> None:

@@ -43,3 +43,17 @@ def test_work_that_nobody_waits_for_is_done():
     done = threading.Event()
     beside.begin(done.set)
     assert done.wait(10)
+
+
+def test_where_no_thread_can_be_started_the_main_thread_works_for_itself(monkeypatch):
+    """As at the end of a program, from Python 3.12 on."""
+
+    def refuses(_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(beside, "_idle", [])
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    assert beside.run(threading.current_thread) is threading.main_thread()
+    done = []
+    beside.begin(lambda: done.append(True))
+    assert done
