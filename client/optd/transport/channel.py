@@ -112,6 +112,7 @@ class Channel:
     ) -> Iterator[tuple[M, list[Any]]]:
         """One message, and a stream of answers with their frames, as `read` finds them; ends with the iterator."""
         calls: list[Any] = []
+        is_over = False
 
         def begin() -> None:
             made: Any = self._channel.unary_stream(_path(rpc))
@@ -122,8 +123,10 @@ class Channel:
                 beside.run(begin)
                 while (data := beside.run(lambda: next(calls[0], None))) is not None:
                     yield read(answer, data)
+                is_over = True
         finally:
-            beside.begin(lambda: [call.cancel() for call in calls])
+            if not is_over:
+                beside.begin(lambda: [call.cancel() for call in calls])
 
     def open_steps(self, rpc: str) -> StepStream:
         """Begins a stream that one step after another is sent on."""

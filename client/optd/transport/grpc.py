@@ -77,7 +77,7 @@ class GrpcTransport(Transport):
     def close(self) -> None:
         """Ends the connection; calls under way fail."""
         if self._steps is not None:
-            self._steps.cancel()
+            self._steps.close()
         self._channel.close()
 
     # Jobs

@@ -8,6 +8,7 @@ from typing import Any
 from optd.transport import beside
 
 Messages = Iterator[bytes]
+CLOSING_SECONDS = 2.0
 
 
 class StepStream:
@@ -27,7 +28,8 @@ class StepStream:
         self._is_over = False
         self.late = False
         """Whether the time of a step was up, which has ended the stream."""
-        threading.Thread(target=self._read, args=(begin,), name="optd-steps", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(begin,), name="optd-steps", daemon=True)
+        self._reader.start()
 
     @property
     def open(self) -> bool:
@@ -61,10 +63,19 @@ class StepStream:
 
     def cancel(self) -> None:
         """Ends the call at once."""
+        self._end()
+        beside.begin(self._cancel_call)
+
+    def close(self) -> None:
+        """As `cancel`, and waits until no thread is at it: what one has of gRPC a program that ends would wait for."""
+        self._end()
+        beside.run(self._cancel_call)
+        self._reader.join(CLOSING_SECONDS)
+
+    def _end(self) -> None:
         self._is_over = True
         self._outbox.put(None)
         self._taken.put(None)
-        beside.begin(self._cancel_call)
 
     def _cancel_call(self) -> None:
         if self._call is not None:
