@@ -75,12 +75,11 @@ def test_a_signal_under_load_ends_the_server_with_0(program: Program, stubs: Pla
     assert not program.log_file.with_name("address").exists()
 
 
-def test_an_idle_server_stops_at_once(program: Program, stubs: Plain):
-    assert stubs.healthy()
-    began = time.monotonic()
-    program.process.send_signal(signal.SIGTERM)
-    assert exit_of(program) == 0
-    assert time.monotonic() - began < GRACE
+def test_an_idle_server_does_not_wait_for_its_grace(tmp_path: Path):
+    with running(tmp_path, "--grace-seconds", "600") as program, Plain(program.address) as stubs:
+        assert stubs.healthy()
+        program.process.send_signal(signal.SIGTERM)
+        assert exit_of(program, SECONDS) == 0
 
 
 def test_more_signals_do_no_harm(program: Program, stubs: Plain):
