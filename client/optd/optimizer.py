@@ -16,7 +16,7 @@ from optd.arrays import Array
 from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
-from optd.registration import Registration, open_session
+from optd.registration import Registration, belongs_to_a_session, open_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
@@ -95,10 +95,7 @@ class Optimizer:
         self.close()
 
     def __getstate__(self) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} can be neither pickled nor copied: it belongs to a session with a server; "
-            "save state_dict(), or construct another one that attaches to the job"
-        )
+        raise belongs_to_a_session(self)
 
     def close(self) -> None:
         """Closes the session, if it was opened here."""

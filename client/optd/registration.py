@@ -48,6 +48,14 @@ def open_session(
     return connect(environment.server(server), job=job, worker=worker), True
 
 
+def belongs_to_a_session(optimizer: object) -> TypeError:
+    """The error of an optimizer that is to be pickled or copied."""
+    return TypeError(
+        f"{type(optimizer).__name__} can be neither pickled nor copied: it belongs to a session with a server; "
+        "save state_dict(), or construct another one that attaches to the job"
+    )
+
+
 class Registration:
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 

@@ -14,7 +14,7 @@ import torch
 
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
-from optd.registration import open_session
+from optd.registration import belongs_to_a_session, open_session
 from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.state_dicts import start_at, start_from
@@ -159,10 +159,7 @@ class Served(torch.optim.Optimizer):
             self.session.close()
 
     def __getstate__(self) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} can be neither pickled nor copied: it belongs to a session with a server; "
-            "save state_dict(), or construct another one that attaches to the job"
-        )
+        raise belongs_to_a_session(self)
 
     @property
     def version(self) -> int:
