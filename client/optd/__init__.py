@@ -30,6 +30,7 @@ from optd.algorithms import (
 )
 from optd.connection import connect
 from optd.job_options import EMA, SWA, Gradients
+from optd.jobs import delete_job, jobs
 from optd.local import local
 from optd.optimizer import Optimizer
 from optd.session import Session
@@ -66,7 +67,9 @@ __all__ = [
     "SparseAdam",
     "Sync",
     "connect",
+    "delete_job",
     "errors",
+    "jobs",
     "local",
     "schedules",
 ]

@@ -5,7 +5,9 @@ from typing import get_args
 
 from optd import environment
 from optd.encoding import Wire
+from optd.job_names import JobName, job_name
 from optd.job_options import Averages, Gradients, options_of
+from optd.joining import IfExists
 from optd.lanes import LaneName
 from optd.retry import with_retries
 from optd.session import CALL_SECONDS, Session
@@ -21,7 +23,7 @@ CONNECT_SECONDS = 10.0
 def connect(
     address: str | None = None,
     *,
-    job: str | None = None,
+    job: str | JobName | None = None,
     worker: str | None = None,
     token: str | None = None,
     tls: TLS | bool | None = None,
@@ -32,12 +34,15 @@ def connect(
     policy: Policy | None = None,
     gradients: Gradients | None = None,
     averages: Averages | None = None,
+    if_exists: IfExists | None = None,
 ) -> Session:
     """Opens a session with a server, and makes sure that the server answers.
 
     Args:
         address: HOST:PORT; left out, OPTD_SERVER.
-        job: The job's name; left out, OPTD_JOB, or "default".
+        job: The job's name, which makes it one that others can share; left out, OPTD_JOB. Without either the job is
+            this session's own: it is called after the program and ends with the session. The ranks of one launch of
+            torchrun share a job: the n-th session without a name of each.
         worker: This worker's name; left out, OPTD_WORKER, or host and process id. A name is held by one session at a
             time: a second one fences the first.
         token: What the server's --token-file accepts; left out, OPTD_TOKEN or OPTD_TOKEN_FILE.
@@ -53,11 +58,15 @@ def connect(
             half the bytes, rounded, but parameters of 16 bits unchanged; "int8" in a quarter; "topk" or "topk:0.01"
             only that fraction of each gradient. What the last two leave out of a gradient is kept here and added to the
             next one. Weights come in the same encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
-        policy: When pushes become a step; counts for whoever creates the job. Left out, `Async()`.
+        policy: When pushes become a step. Left out, that of the job; `Async()` where this session creates it.
         gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
             taken as they come.
         averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
             whoever creates the job. Left out, there is none.
+
+        if_exists: What to do where a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
+            "replace" deletes it and creates it anew, unless another worker takes part in it (`JobInUse`). Left out,
+            OPTD_IF_EXISTS, or "attach". It counts when an optimizer registers.
 
     Raises:
         Unreachable: Nothing answers there.
@@ -65,7 +74,7 @@ def connect(
         InvalidName: A job's or worker's name is not one.
         UnknownEncoding: There is no such encoding.
         InvalidRequest: There is no such lane, it carries no such encoding, a fraction is not in (0, 1], a time is not
-            above 0, or `policy`, `gradients` or `averages` are none.
+            above 0, or `policy`, `gradients`, `averages` or `if_exists` are none.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
@@ -78,8 +87,10 @@ def connect(
         if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
             raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
     options = options_of(gradients, averages)
+    what_if = environment.if_exists(if_exists)
     address = environment.server(address)
-    job = check_name("job", environment.job(job))
+    named = job if isinstance(job, JobName) else job_name(job)
+    check_name("job", named.name)
     worker = check_name("worker", environment.worker(worker))
     transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
     try:
@@ -93,12 +104,15 @@ def connect(
         raise
     return Session(
         transport,
-        job=job,
+        job=named.name,
         worker=worker,
         timeout=timeout,
-        policy=policy or Async(),
+        policy=policy,
         options=options,
         max_message_bytes=status.limits.max_message_bytes,
         lane=lane,
         wire=wire,
+        if_exists=what_if,
+        ephemeral=named.unnamed,
+        shared=named.shared,
     )

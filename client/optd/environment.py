@@ -3,11 +3,12 @@
 import os
 import socket
 from pathlib import Path
+from typing import cast, get_args
 
+from optd.job_names import ranks_of_launch
+from optd.joining import IfExists
 from optd.tls import TLS
 from optd_wire.errors import InvalidRequest, NoAddress
-
-DEFAULT_JOB = "default"
 
 
 def server(given: str | None, default: str | None = None) -> str:
@@ -24,14 +25,29 @@ def server(given: str | None, default: str | None = None) -> str:
     return address
 
 
-def job(given: str | None) -> str:
-    """The job's name from the argument, OPTD_JOB, or `default`."""
-    return given or os.environ.get("OPTD_JOB") or DEFAULT_JOB
-
-
 def worker(given: str | None) -> str:
-    """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced."""
-    return given or os.environ.get("OPTD_WORKER") or f"{socket.gethostname()[:150]}-{os.getpid()}"
+    """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
+
+    That of a rank begins with its number, so that rounds are added up in the order of the ranks.
+    """
+    named = given or os.environ.get("OPTD_WORKER")
+    if named:
+        return named
+    launched = ranks_of_launch()
+    rank = "" if launched is None else f"rank{launched[0]:0{len(str(launched[1] - 1))}}-"
+    return f"{rank}{socket.gethostname()[:150]}-{os.getpid()}"
+
+
+def if_exists(given: str | None) -> IfExists:
+    """What to do about a job that exists, from the argument, OPTD_IF_EXISTS, or "attach"."""
+    setting, wanted = (
+        ("if_exists", given) if given is not None else ("OPTD_IF_EXISTS", os.environ.get("OPTD_IF_EXISTS"))
+    )
+    if not wanted and given is None:
+        return "attach"
+    if wanted in get_args(IfExists):
+        return cast(IfExists, wanted)
+    raise InvalidRequest(problem=f"{setting} must be 'attach', 'fail' or 'replace', got {wanted!r}")
 
 
 def token(given: str | None) -> str | None:

@@ -1,31 +1,62 @@
-"""How a worker comes to take part in a job: it attaches to the one that is there, or is the first and creates it."""
+"""How a worker comes to take part in a job: it attaches to the one that is there, or creates it."""
 
+import secrets
 import time
+from typing import Literal
 
 from optd.retry import with_retries
 from optd.transport.base import Source, Transport
 from optd_wire.errors import DeadlineExceeded, JobExists, Unavailable, UnknownJob
 from optd_wire.values import JobSpec, Membership
 
+IfExists = Literal["attach", "fail", "replace"]
+"""What to do where a job of the name exists: take part in it, raise `JobExists`, or delete it and create it anew."""
+
 # How long one call waits for a job that another worker is creating, before it asks again.
 WAIT_SECONDS = 5.0
 
 
-def attach_or_create(
+def take_part(
+    transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float, if_exists: IfExists
+) -> tuple[Membership, bool]:
+    """Joins the job of `spec`, which is created with `weights` if need be; says whether it was created here.
+
+    Raises `JobExists` or `JobInUse` where `if_exists` says that a job must be a new one and it cannot be.
+    """
+    if if_exists == "attach":
+        return _attach_or_create(transport, spec, weights, worker, timeout)
+    began = time.monotonic()
+    _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
+    return join(transport, spec.name, worker, spec, timeout - (time.monotonic() - began)), True
+
+
+def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> None:
+    """Creates a job, once, however often the call has to be repeated."""
+    creation_id = secrets.token_hex(16)
+
+    def attempt(left: float) -> None:
+        transport.create_job(spec, weights, left, creation_id=creation_id, replace_for=replace_for)
+
+    try:
+        with_retries(attempt, address=transport.address, timeout=timeout)
+    except JobExists as error:
+        advice = "if_exists='attach' takes part in it, if_exists='replace' deletes it first"
+        raise JobExists(job=spec.name, how=f"{error.values['how']}; {advice}") from None
+
+
+def _attach_or_create(
     transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float
 ) -> tuple[Membership, bool]:
-    """Joins the job of `spec`, which is created with `weights` where there is none; says whether it was.
-
-    Where another worker is creating it, waits until it is whole; should that worker die, this one creates it.
-    """
+    """Where another worker is creating the job, waits until it is whole; should that worker die, creates it."""
     deadline = time.monotonic() + timeout
+    creation_id = secrets.token_hex(16)
     created = False
     while time.monotonic() < deadline:
         try:
             return join(transport, spec.name, worker, spec, deadline - time.monotonic()), created
         except UnknownJob:
             try:
-                transport.create_job(spec, weights, deadline - time.monotonic())
+                transport.create_job(spec, weights, deadline - time.monotonic(), creation_id=creation_id)
                 created = True
             except (JobExists, Unavailable):
                 # Somebody else was first, or the answer was lost: joining tells which.

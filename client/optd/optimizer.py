@@ -14,9 +14,13 @@ import numpy as np
 from optd import trees
 from optd.arrays import Array
 from optd.gradients import read_gradients
+from optd.job_options import Averages
+from optd.job_options import Gradients as GradientTreatment
+from optd.joining import IfExists
 from optd.leaves import Renew
+from optd.opening import Opening
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
-from optd.registration import Registration, belongs_to_a_session, open_session
+from optd.registration import Registration, belongs_to_a_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
@@ -25,7 +29,7 @@ from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
 from optd_wire.errors import StructureMismatch
-from optd_wire.values import PushResult
+from optd_wire.values import Policy, PushResult
 
 
 class Optimizer:
@@ -40,8 +44,8 @@ class Optimizer:
             with each pull: take them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
-        job: The job's name for a session opened here.
-        worker: The worker's name for a session opened here.
+        job, worker, if_exists, policy, gradients, averages: As `optd.connect` takes them, for a session opened here.
+            Without a name of a job, in the environment either, the job is this optimizer's own and ends with it.
         zero_copy: Where the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
@@ -65,12 +69,24 @@ class Optimizer:
         server: str | None = None,
         job: str | None = None,
         worker: str | None = None,
+        if_exists: IfExists | None = None,
+        policy: Policy | None = None,
+        gradients: GradientTreatment | None = None,
+        averages: Averages | None = None,
         zero_copy: bool = False,
         **options: Any,
     ) -> None:
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
-        self.session, self._owns_session = open_session(session, server, job, worker)
+        self.session, self._owns_session = Opening(
+            server=server,
+            job=job,
+            worker=worker,
+            if_exists=if_exists,
+            policy=policy,
+            gradients=gradients,
+            averages=averages,
+        ).session(session)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server
@@ -368,6 +384,10 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
 
+        An optimizer that has attached to a job and not used it yet takes the weights back that its arrays had before,
+        and sends them along: they are the ones that go with the state. Where the job has the very same state, its own
+        weights stay.
+
         All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or
         parameters, or what the server finds wrong.
         """
@@ -378,8 +398,12 @@ class Optimizer:
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
             entry.update(start_at(given, version))
+        weights = self._registration.weights_before(rows)
         try:
-            self._registration.write_state(rows)
+            with self._receiving() as registration:
+                registration.write_state(rows, weights=weights)
+                if weights is not None:
+                    registration.put_back(weights)
         except BaseException:
             for entry, old in zip(self.param_groups, before, strict=True):
                 entry.clear()

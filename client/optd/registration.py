@@ -1,18 +1,24 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
-import logging
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from optd import environment
 from optd.arrays import Array
-from optd.connection import connect
+from optd.attaching import (
+    Attachment,
+    Rows,
+    check_alone,
+    differing_job_options,
+    differing_options,
+    replaced,
+    same_states,
+    same_weights,
+)
 from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
-from optd.group_options import GROUP_OPTIONS
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
 from optd.params import ParamGroup
@@ -24,28 +30,18 @@ from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
 from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.values import (
-    GroupInfo,
+    WEIGHTS,
     GroupOptions,
     GroupState,
     GroupUpdate,
-    JobOptions,
     JobSpec,
     JobVersion,
+    Membership,
     Options,
+    Policy,
     PushResult,
     WriteStateHeader,
 )
-
-logger = logging.getLogger("optd")
-
-
-def open_session(
-    session: Session | None, server: str | None, job: str | None, worker: str | None
-) -> tuple[Session, bool]:
-    """The session to use, and whether it was opened here and has to be closed here."""
-    if session is not None:
-        return session, False
-    return connect(environment.server(server), job=job, worker=worker), True
 
 
 def belongs_to_a_session(optimizer: object) -> TypeError:
@@ -74,7 +70,9 @@ class Registration:
         *,
         zero_copy: bool = False,
         writable: bool = False,
+        default_policy: Policy | None = None,
     ) -> None:
+        check_alone(session)
         self.session = session
         self.zero_copy = zero_copy
         self._algorithm = algorithm
@@ -92,22 +90,21 @@ class Registration:
             algorithm=algorithm,
             defaults=defaults,
             groups=tuple(group.spec() for group in groups),
-            policy=session.policy,
+            policy=session.policy or (default_policy if session.shared else None),
             options=session.options,
+            ephemeral=session.ephemeral,
         )
         membership, created = session.register(spec, self._own.view.source(self._own.arrays))
         self._base = membership.job.version
         self._told = 0
         """The revision whose options the last push has told, where it is past that of `base`."""
-        if not created:
-            self._warn_of_options(membership.job.groups)
-            self._warn_of_job_options(membership.job.options)
         for info, group in zip(membership.job.groups, self._dicts, strict=False):
             self._mirror.add(info.options, group)
         self.attached = not created or self._base.version > 0
         """Whether the job was there before, so that its weights are now in the arrays."""
+        self._attachment: Attachment | None = None
         if self.attached:
-            self.pull()
+            self._attach(membership)
 
     @property
     def groups(self) -> list[ParamGroup]:
@@ -142,32 +139,36 @@ class Registration:
         """The version and revision of the weights that the arrays hold."""
         return self._base
 
-    def _warn_of_options(self, infos: Sequence[GroupInfo]) -> None:
-        """Attaching takes the job's options; somebody who asked for others should know."""
-        for info, group in zip(infos, self.groups, strict=False):
-            asked = {**self._defaults, **group.options}
-            for name, value in {**GROUP_OPTIONS, **info.options.options}.items():
-                if name in asked and asked[name] != value:
-                    logger.warning(
-                        "job %s exists already: group %s goes on with %s=%s, not %s; change it in param_groups, or "
-                        "delete the job to start afresh",
-                        self.session.job,
-                        group.name,
-                        name,
-                        value,
-                        asked[name],
-                    )
+    def _attach(self, membership: Membership) -> None:
+        """Takes the job's weights, and keeps what was here until the job is used."""
+        own = [[array.copy() for array in row] for row in self._own.arrays]
+        self.pull()
+        attachment = Attachment(
+            differing=[
+                *differing_options(self.session, self._defaults, self.groups, membership.job.groups),
+                *differing_job_options(self.session, membership.job.options.options),
+            ]
+        )
+        if not same_weights(own, self.weights):
+            attachment.own, attachment.warning = own, replaced(self.session, membership)
+        self._attachment = attachment
 
-    def _warn_of_job_options(self, found: JobOptions) -> None:
-        for name, asked in self.session.options.items():
-            if found.options.get(name) != asked:
-                logger.warning(
-                    "job %s exists already: it goes on with %s=%s, not %s; change it with session.set_options()",
-                    self.session.job,
-                    name,
-                    found.options.get(name),
-                    asked,
-                )
+    def _use(self) -> None:
+        """Goes on with the job's weights for good, and says what differs from what was asked for."""
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None:
+            attachment.tell()
+
+    def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
+        """The weights that were here before the job's came, where they are to go with `states` that are loaded.
+
+        None where they were the same, where the job has been used since, and where it has these very states: then its
+        own weights go with them.
+        """
+        attachment = self._attachment
+        if attachment is None or attachment.own is None or same_states(self.read_state()[0], states):
+            return None
+        return attachment.own
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.
@@ -208,6 +209,7 @@ class Registration:
         """
         incoming = self._incoming
         with self._lock:
+            self._use()
             self._find_out()
             updates = self._mirror.changes(self._dicts)
             wire = self._outgoing.wire(encoding)
@@ -233,6 +235,7 @@ class Registration:
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
+            self._use()
             self._find_out()
             updates = self._mirror.changes(self._dicts)
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
@@ -270,6 +273,7 @@ class Registration:
         stays what it was.
         """
         with self._lock:
+            self._use()
             only_if_newer = only_if_newer and not self._has_average
             known = Known(self._base.version, self._base.revision) if only_if_newer else None
             some = bool(groups or parameters or weights)
@@ -310,42 +314,48 @@ class Registration:
         """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
         return frozenset(self.session.algorithm(self._algorithm).shaped_state)
 
-    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: bool = False) -> None:
+    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: Rows | None = None) -> None:
         """Replaces the state of all parameters ("step" and arrays, as `read_state` gives them) and options, at once.
 
-        Options are those of the dicts, whether they have been changed here or by somebody else; with `weights`, the
-        arrays' weights go with them.
+        Options are those of the dicts, whether they have been changed here or by somebody else; `weights`, by group and
+        place, go with them.
         """
         with self._lock:
             self._find_out()
             writer = StateWriter([group.names for group in self.groups], states)
-            self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights=weights)
+            self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights)
+            self._attachment = None  # a checkpoint says what weights, state and options are to be
+
+    def put_back(self, weights: Rows) -> None:
+        """Puts weights into the arrays that the job has got from here."""
+        self._incoming.put(weights)
 
     def write_weights(self) -> None:
         """Replaces the job's weights by what the arrays hold now."""
         with self._lock:
             self._find_out()
-            self._write((), (), [], weights=True)
+            self._write((), (), [], self._own.arrays)
+            self._attachment = None
 
     def drop_state(self) -> None:
         """Has the next step begin without a state."""
         with self._lock:
             self._find_out()
             writer = StateWriter([group.names for group in self.groups], [[{} for _ in g.names] for g in self.groups])
-            self._write(writer.groups, (), [], weights=False)
+            self._write(writer.groups, (), [], None)
 
     def _write(
         self,
         groups: tuple[GroupState, ...],
         updates: tuple[GroupUpdate, ...],
         numbers: Sequence[Source],
-        *,
-        weights: bool,
+        weights: Rows | None,
     ) -> None:
         session = self.session
-        numbers = [*numbers, self._own.weights] if weights else numbers
+        if weights is not None:
+            numbers = [*numbers, lambda: self._own.view.batches(weights, WEIGHTS)]
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
-        if weights:
+        if weights is not None:
             self._base, self._has_average = version, False

@@ -14,7 +14,7 @@ from optd.arrays import BATCH_BYTES
 from optd.encoding import Wire
 from optd.heartbeat import Heartbeat
 from optd.inquiry import Inquiry
-from optd.joining import attach_or_create, join
+from optd.joining import IfExists, join, take_part
 from optd.lanes import LaneName, Who, share_memory, wants_shared_memory
 from optd.leaving import Departure, leave_later, open_sessions
 from optd.terms import AS_THEY_ARE, Terms
@@ -69,15 +69,24 @@ class Session(Inquiry):
         job: str,
         worker: str,
         timeout: float,
-        policy: Policy,
+        policy: Policy | None = None,
         options: Options | None = None,
         max_message_bytes: int = 1 << 24,
         lane: LaneName = "grpc",
         wire: Wire | None = None,
+        if_exists: IfExists = "attach",
+        ephemeral: bool = False,
+        shared: bool = True,
     ) -> None:
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
         self.policy = policy
+        """The policy that the job is to have; None: whatever it has, `Async()` should it be created by this session."""
+        self.if_exists: IfExists = if_exists
+        self.ephemeral = ephemeral
+        """Whether the job ends with its workers, should it be created by this session."""
+        self.shared = shared
+        """Whether workers of other processes may take part in the job: somebody has named it, or a launcher."""
         self.options: Options = options or {}
         """The options of the job as a whole, should it be created by this session."""
         self.wire = wire or Wire.of("float32")
@@ -137,6 +146,11 @@ class Session(Inquiry):
         """The epoch that this session pushes under; 0 before it has registered."""
         return 0 if self._membership is None else self._membership.epoch
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor of another process."""
+        return not self._closed and os.getpid() == self._process
+
     def close(self) -> None:
         """Leaves the job and ends the connection. Safe to call twice, and in a forked child, where it does nothing."""
         if self._closed or os.getpid() != self._process:
@@ -152,14 +166,15 @@ class Session(Inquiry):
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
         """Attaches to the job, or creates it with `weights`; returns what it is, and whether it was created.
 
-        Where another worker is creating it, waits until it is whole; should that worker die, this one creates it.
-        Raises `JobMismatch` where the job is another one, or what is wrong with the spec.
+        `if_exists` says what to do where the job exists. Where another worker is creating it, waits until it is whole;
+        should that worker die, this one creates it. Raises `JobMismatch` where the job is another one, `JobExists` or
+        `JobInUse` where there must be none and is one, or what is wrong with the spec.
         """
         with self._lock:
             self._check_usable()
             if self._membership is not None:
                 raise AlreadyRegistered(job=self.job)
-            membership, created = attach_or_create(self._transport, spec, weights, self.worker, self.timeout)
+            membership, created = take_part(self._transport, spec, weights, self.worker, self.timeout, self.if_exists)
             try:
                 self._enter(membership)
             except BaseException:

@@ -57,6 +57,11 @@ class WeightsIn:
             write_rows(received, self._own.groups)
         self._placed = None
 
+    def put(self, rows: Sequence[Sequence[Array]]) -> None:
+        """Copies weights into the arrays that do not come from the server."""
+        self._copy(rows)
+        self._placed = None
+
     def _copy(self, rows: Sequence[Sequence[Array]]) -> None:
         copy_all(
             [

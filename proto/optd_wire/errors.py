@@ -443,6 +443,16 @@ class JobExists(Conflict):
     template = "job {job!r} {how}"
 
 
+class JobInUse(Conflict):
+    """A job is to be replaced while other workers take part in it."""
+
+    reason = "JOB_IN_USE"
+    template = (
+        "job {job!r} cannot be replaced: other workers hold a lease there ({workers}); stop them, or wait {seconds} s "
+        "if they have crashed, or delete the job with optd.delete_job() or optctl delete"
+    )
+
+
 class JobMismatch(Conflict):
     """Attaching with another registration than the job's."""
 
@@ -541,6 +551,16 @@ class SessionClosed(Conflict):
 
     reason = "SESSION_CLOSED"
     template = "the session of job {job!r} is closed"
+
+
+class WorkerInUse(Conflict):
+    """The process has an optimizer under the same job and worker already, which a second one would fence."""
+
+    reason = "WORKER_IN_USE"
+    template = (
+        "this process has an open optimizer in job {job!r} as worker {worker!r} already: close() that one first, or "
+        "pass another job= or worker= here"
+    )
 
 
 class AlreadyRegistered(Conflict):

@@ -64,14 +64,18 @@ Policy = Async | Sync
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """A job as its creator declares it."""
+    """A job as its creator declares it; without a policy, `Async()` or that of the job which is there.
+
+    An `ephemeral` job ends with its workers.
+    """
 
     name: str
     algorithm: str
     defaults: Options
     groups: tuple[GroupSpec, ...]
-    policy: Policy = field(default_factory=Async)
+    policy: Policy | None = None
     options: Options = field(default_factory=dict)
+    ephemeral: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,8 @@ class JobInfo:
     version: JobVersion
     options: JobOptions = field(default_factory=JobOptions)
     averages: tuple[AverageInfo, ...] = ()
+    ephemeral: bool = False
+    stepped_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +205,8 @@ class JobSummary:
     created_unix_ms: int
     failure: str = ""
     gradients: GradientSummary = field(default_factory=GradientSummary)
+    ephemeral: bool = False
+    stepped_unix_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +228,7 @@ class Membership:
     max_message_bytes: int
     previous_epoch: int = 0
     previous_sequence: int = 0
+    other_workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ async def run(config: Config) -> None:
         memory=Memory(config.max_memory_bytes, config.max_message_bytes),
         offload=offload,
         lease_seconds=config.lease_seconds,
+        ephemeral_seconds=config.ephemeral_seconds,
     )
     handover = _handover(config, catalog)
     server = Server(catalog, config, security, handover)

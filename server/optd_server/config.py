@@ -92,6 +92,12 @@ class Config(BaseSettings):
     lease_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long a worker counts as alive after its last sign of life"
     )
+    ephemeral_seconds: float = Field(
+        600.0,
+        ge=0,
+        le=30 * 86400,
+        description="how long a job that nobody has named is kept after its worker's lease ran out",
+    )
     idle_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long an upload may stand still before it is given up"
     )

@@ -94,7 +94,7 @@ def test_what_is_not_set_becomes_the_default():
         message_class = MESSAGES[name.rpartition(".")[2]]
         assert isinstance(from_message(message_class(), value_class), value_class)
     spec = from_message(job_pb2.JobSpec(name="j"), values.JobSpec)
-    assert spec == values.JobSpec("j", "", {}, (), values.Async())
+    assert spec == values.JobSpec("j", "", {}, (), policy=None)
     update = from_message(option_pb2.GroupUpdate(group="g"), values.GroupUpdate)
     assert update.expected_revision is None
     assert from_message(option_pb2.GroupUpdate(expected_revision=0), values.GroupUpdate).expected_revision == 0

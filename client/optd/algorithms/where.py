@@ -1,7 +1,10 @@
 """Arguments that every class of this folder has besides those of its algorithm."""
 
 from optd.group_options import GroupOptionArguments
+from optd.job_options import Averages, Gradients
+from optd.joining import IfExists
 from optd.session import Session
+from optd_wire.values import Policy
 
 
 class Where(GroupOptionArguments, total=False):
@@ -14,4 +17,8 @@ class Where(GroupOptionArguments, total=False):
     server: str
     job: str
     worker: str
+    if_exists: IfExists
+    policy: Policy
+    gradients: Gradients
+    averages: Averages
     zero_copy: bool

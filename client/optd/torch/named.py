@@ -5,11 +5,15 @@ from typing import Any
 import torch
 
 from optd.group_options import GROUP_OPTIONS
-from optd.registration import open_session
+from optd.job_options import Averages, Gradients
+from optd.joining import IfExists
+from optd.opening import Opening
 from optd.session import Session
+from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
 from optd.torch.weights import Exchange
+from optd_wire.values import Policy
 
 
 class Optimizer(Served):
@@ -34,6 +38,10 @@ class Optimizer(Served):
         server: str | None = None,
         job: str | None = None,
         worker: str | None = None,
+        if_exists: IfExists | None = None,
+        policy: Policy | None = None,
+        gradients: Gradients | None = None,
+        averages: Averages | None = None,
         zero_copy: bool = False,
         **options: Any,
     ) -> None:
@@ -41,7 +49,16 @@ class Optimizer(Served):
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opened, owned = open_session(session, server, job, worker)
+        opening = Opening(
+            server=server,
+            job=job,
+            worker=worker,
+            if_exists=if_exists,
+            policy=policy,
+            gradients=gradients,
+            averages=averages,
+        )
+        opened, owned = opening.session(session, unnamed=shared_by_ranks)
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options

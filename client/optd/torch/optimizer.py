@@ -13,19 +13,23 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 import torch
 
 from optd.group_options import GROUP_OPTIONS
+from optd.job_options import Averages, Gradients
+from optd.joining import IfExists
+from optd.opening import Opening
 from optd.params import plain_option
-from optd.registration import belongs_to_a_session, open_session
+from optd.registration import belongs_to_a_session
 from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.state_dicts import start_at, start_from
 from optd.states import ParameterState
 from optd.terms import Terms
+from optd.torch.distributed import shared_by_ranks
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
 from optd.transport.base import Names
-from optd_wire.values import PushResult
+from optd_wire.values import Policy, PushResult
 
 
 class Served(torch.optim.Optimizer):
@@ -37,8 +41,10 @@ class Served(torch.optim.Optimizer):
             "name" of their dict, else `group0`, ….
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
-        job: The job's name for a session opened here.
-        worker: The worker's name for a session opened here.
+        job, worker, if_exists, policy, gradients, averages: As `optd.connect` takes them, for a session opened here.
+            Without a name of a job, in the environment either, the job is this optimizer's own and ends with it. Where
+            torch.distributed runs with several ranks, the n-th optimizer of each is one job, and its policy, unless one
+            is named, `optd.Sync(workers=WORLD_SIZE)`.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
         schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
@@ -120,13 +126,26 @@ class Served(torch.optim.Optimizer):
         server: str | None = None,
         job: str | None = None,
         worker: str | None = None,
+        if_exists: IfExists | None = None,
+        policy: Policy | None = None,
+        gradients: Gradients | None = None,
+        averages: Averages | None = None,
         zero_copy: bool = False,
         **options: Any,
     ) -> None:
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
-        opened, owned = open_session(session, server, job, worker)
+        opening = Opening(
+            server=server,
+            job=job,
+            worker=worker,
+            if_exists=if_exists,
+            policy=policy,
+            gradients=gradients,
+            averages=averages,
+        )
+        opened, owned = opening.session(session, unnamed=shared_by_ranks)
         self._serve(opened, owned, zero_copy)
 
     def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:

@@ -1,13 +1,15 @@
 """What goes between the tensors of an optimizer and the job that they are registered in: gradients out, weights in."""
 
 import warnings
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
 
 import torch
 
+from optd.arrays import Array
+from optd.attaching import Rows
 from optd.gradients import check_gradients
 from optd.lock import OwnedLock
 from optd.params import PARAMS, check_apart
@@ -16,6 +18,7 @@ from optd.row_gradients import Gradients
 from optd.session import Session
 from optd.states import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of
+from optd.torch.distributed import policy_of_ranks
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
 from optd_wire.errors import StructureMismatch, UnknownParameter
@@ -47,7 +50,14 @@ class Exchange:
         """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
         check_apart([pair for group in self.groups for pair in group.places()])
         registration = Registration(
-            session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True
+            session,
+            algorithm,
+            defaults,
+            self.groups,
+            dicts,
+            zero_copy=zero_copy,
+            writable=True,
+            default_policy=policy_of_ranks(),
         )
         self._registration = registration
         if zero_copy:
@@ -174,13 +184,41 @@ class Exchange:
         self.registration.drop_state()
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
-        """Replaces the job's state and options, and its weights where the tensors' have been changed here."""
-        changed = bool(self.changed())
-        if changed:
-            self._read()
-        self.registration.write_state(states, weights=changed)
-        if changed:
-            self._note()
+        """Replaces the job's state and options, and its weights where the tensors' have been changed here.
+
+        Tensors that have not been changed since they got the weights of a job that was there before, and that has not
+        been used, get those back that they had: these go with the state.
+        """
+        changed = set(self.changed())
+        before = self.registration.weights_before(states)
+        if not changed and before is None:
+            self.registration.write_state(states)
+            return
+        self._read()
+        weights = self._with(before, changed)
+        self.registration.write_state(states, weights=weights)
+        if before is not None:
+            self._put(weights)
+        self._note()
+
+    def _with(self, before: Rows | None, changed: Collection[str]) -> list[list[Array]]:
+        """The weights `before`, but for parameters that have been `changed`; without any, what the arrays hold."""
+        return [
+            [
+                array if before is None or name in changed else before[index][place]
+                for place, (name, array) in enumerate(zip(group.names, group.arrays, strict=True))
+            ]
+            for index, group in enumerate(self.groups)
+        ]
+
+    def _put(self, weights: Rows) -> None:
+        """Puts weights into the tensors."""
+        copies = [[array.copy() for array in row] for row in weights]  # some are the tensors' own memory
+        for group in self.groups:
+            group.open()
+        self.registration.put_back(copies)
+        for group in self.groups:
+            group.take(complete=True)
 
     def _take(self, *, complete: bool) -> None:
         for index, group in enumerate(self.groups):

@@ -139,8 +139,19 @@ class Transport(ABC):
     # Jobs
 
     @abstractmethod
-    def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
-        """Creates a job with its weights."""
+    def create_job(
+        self,
+        spec: JobSpec,
+        weights: Source,
+        timeout: float,
+        *,
+        creation_id: str = "",
+        replace_for: str | None = None,
+    ) -> JobInfo:
+        """Creates a job with its weights; a repeat with the same `creation_id` finds it there.
+
+        `replace_for` names the worker for which a job of the same name is deleted first.
+        """
 
     @abstractmethod
     def get_job(self, job: str, timeout: float) -> JobInfo:

@@ -82,9 +82,17 @@ class GrpcTransport(Transport):
 
     # Jobs
 
-    def create_job(self, spec: JobSpec, weights: Source, timeout: float) -> JobInfo:
+    def create_job(
+        self,
+        spec: JobSpec,
+        weights: Source,
+        timeout: float,
+        *,
+        creation_id: str = "",
+        replace_for: str | None = None,
+    ) -> JobInfo:
         """Creates a job with its weights."""
-        first = job_pb.CreateJobRequest(spec=to_message(spec))
+        first = job_pb.CreateJobRequest(spec=to_message(spec), creation_id=creation_id, replace_for=replace_for)
         response = self._channel.upload("JobService/CreateJob", first, weights(), job_pb.CreateJobResponse, timeout)
         return from_message(response.job, JobInfo)
 

@@ -53,7 +53,7 @@ class Policy(_message.Message):
     def __init__(self, sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., **kwargs) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "algorithm", "defaults", "groups", "policy", "options")
+    __slots__ = ("name", "algorithm", "defaults", "groups", "policy", "options", "ephemeral")
     class DefaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -74,13 +74,15 @@ class JobSpec(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     defaults: _containers.MessageMap[str, _option_pb2.OptionValue]
     groups: _containers.RepeatedCompositeFieldContainer[GroupSpec]
     policy: Policy
     options: _containers.MessageMap[str, _option_pb2.OptionValue]
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
+    ephemeral: bool
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[GroupSpec, _Mapping]]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., ephemeral: bool = ...) -> None: ...
 
 class JobVersion(_message.Message):
     __slots__ = ("version", "durable_version", "revision")
@@ -123,7 +125,7 @@ class AverageInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., updates: _Optional[int] = ...) -> None: ...
 
 class JobInfo(_message.Message):
-    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version", "options", "averages")
+    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version", "options", "averages", "ephemeral", "stepped_unix_ms")
     class DefaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +141,8 @@ class JobInfo(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    STEPPED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     defaults: _containers.MessageMap[str, _option_pb2.OptionValue]
@@ -147,4 +151,6 @@ class JobInfo(_message.Message):
     version: JobVersion
     options: _option_pb2.JobOptions
     averages: _containers.RepeatedCompositeFieldContainer[AverageInfo]
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[AverageInfo, _Mapping]]] = ...) -> None: ...
+    ephemeral: bool
+    stepped_unix_ms: int
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[AverageInfo, _Mapping]]] = ..., ephemeral: bool = ..., stepped_unix_ms: _Optional[int] = ...) -> None: ...

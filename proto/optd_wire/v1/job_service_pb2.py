@@ -27,7 +27,7 @@ from optd_wire.v1 import option_pb2 as optd_dot_v1_dot_option__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19optd/v1/job_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"`\n\x10\x43reateJobRequest\x12\x1e\n\x04spec\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobInfo\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobInfo\"\x11\n\x0fListJobsRequest\"\xe2\x01\n\x0fGradientSummary\x12\x11\n\tnonfinite\x18\x01 \x01(\x04\x12\x19\n\x11nonfinite_unix_ms\x18\x02 \x01(\x03\x12\x19\n\x11nonfinite_version\x18\x03 \x01(\x04\x12\x18\n\x10nonfinite_worker\x18\x04 \x01(\t\x12\x1b\n\x13nonfinite_parameter\x18\x05 \x01(\t\x12\x15\n\rskipped_steps\x18\x06 \x01(\x04\x12\x15\n\rclipped_steps\x18\x07 \x01(\x04\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x13\n\x0b\x61\x63\x63umulated\x18\t \x01(\r\"\xcd\x02\n\nJobSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x1f\n\x06policy\x18\x03 \x01(\x0b\x32\x0f.optd.v1.Policy\x12$\n\x07version\x18\x04 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x0e\n\x06groups\x18\x05 \x01(\r\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\x10\n\x08\x65lements\x18\x07 \x01(\x04\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x0e\n\x06pushes\x18\t \x01(\x04\x12\x12\n\nrejections\x18\n \x01(\x04\x12\x15\n\rplanned_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x0c \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12+\n\tgradients\x18\x0e \x01(\x0b\x32\x18.optd.v1.GradientSummary\"5\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.optd.v1.JobSummary\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"5\n\x11\x44\x65leteJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobSummary\"o\n\x0f\x41\x64\x64GroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12!\n\x05group\x18\x02 \x01(\x0b\x32\x12.optd.v1.GroupSpec\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"l\n\x10\x41\x64\x64GroupResponse\x12!\n\x05group\x18\x01 \x01(\x0b\x32\x12.optd.v1.GroupInfo\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12$\n\x07version\x18\x03 \x01(\x0b\x32\x13.optd.v1.JobVersion\"G\n\x12UpdateGroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12$\n\x06update\x18\x02 \x01(\x0b\x32\x14.optd.v1.GroupUpdate\"c\n\x13UpdateGroupResponse\x12&\n\x07options\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"\xd4\x01\n\x10UpdateJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x37\n\x07options\x18\x02 \x03(\x0b\x32&.optd.v1.UpdateJobRequest.OptionsEntry\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x42\x14\n\x12_expected_revision\"_\n\x11UpdateJobResponse\x12$\n\x07options\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion2\xe3\x03\n\nJobService\x12\x44\n\tCreateJob\x12\x19.optd.v1.CreateJobRequest\x1a\x1a.optd.v1.CreateJobResponse(\x01\x12\x39\n\x06GetJob\x12\x16.optd.v1.GetJobRequest\x1a\x17.optd.v1.GetJobResponse\x12?\n\x08ListJobs\x12\x18.optd.v1.ListJobsRequest\x1a\x19.optd.v1.ListJobsResponse\x12\x42\n\tDeleteJob\x12\x19.optd.v1.DeleteJobRequest\x1a\x1a.optd.v1.DeleteJobResponse\x12\x41\n\x08\x41\x64\x64Group\x12\x18.optd.v1.AddGroupRequest\x1a\x19.optd.v1.AddGroupResponse(\x01\x12H\n\x0bUpdateGroup\x12\x1b.optd.v1.UpdateGroupRequest\x1a\x1c.optd.v1.UpdateGroupResponse\x12\x42\n\tUpdateJob\x12\x19.optd.v1.UpdateJobRequest\x1a\x1a.optd.v1.UpdateJobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19optd/v1/job_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"\x9f\x01\n\x10\x43reateJobRequest\x12\x1e\n\x04spec\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x13\n\x0b\x63reation_id\x18\x03 \x01(\t\x12\x18\n\x0breplace_for\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.FrameB\x0e\n\x0c_replace_for\"2\n\x11\x43reateJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobInfo\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobInfo\"\x11\n\x0fListJobsRequest\"\xe2\x01\n\x0fGradientSummary\x12\x11\n\tnonfinite\x18\x01 \x01(\x04\x12\x19\n\x11nonfinite_unix_ms\x18\x02 \x01(\x03\x12\x19\n\x11nonfinite_version\x18\x03 \x01(\x04\x12\x18\n\x10nonfinite_worker\x18\x04 \x01(\t\x12\x1b\n\x13nonfinite_parameter\x18\x05 \x01(\t\x12\x15\n\rskipped_steps\x18\x06 \x01(\x04\x12\x15\n\rclipped_steps\x18\x07 \x01(\x04\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x13\n\x0b\x61\x63\x63umulated\x18\t \x01(\r\"\xf9\x02\n\nJobSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x1f\n\x06policy\x18\x03 \x01(\x0b\x32\x0f.optd.v1.Policy\x12$\n\x07version\x18\x04 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x0e\n\x06groups\x18\x05 \x01(\r\x12\x12\n\nparameters\x18\x06 \x01(\x04\x12\x10\n\x08\x65lements\x18\x07 \x01(\x04\x12\x0f\n\x07workers\x18\x08 \x01(\r\x12\x0e\n\x06pushes\x18\t \x01(\x04\x12\x12\n\nrejections\x18\n \x01(\x04\x12\x15\n\rplanned_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x0c \x01(\x03\x12\x0f\n\x07\x66\x61ilure\x18\r \x01(\t\x12+\n\tgradients\x18\x0e \x01(\x0b\x32\x18.optd.v1.GradientSummary\x12\x11\n\tephemeral\x18\x0f \x01(\x08\x12\x17\n\x0fstepped_unix_ms\x18\x10 \x01(\x03\"5\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.optd.v1.JobSummary\"\x1f\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"5\n\x11\x44\x65leteJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobSummary\"o\n\x0f\x41\x64\x64GroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12!\n\x05group\x18\x02 \x01(\x0b\x32\x12.optd.v1.GroupSpec\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"l\n\x10\x41\x64\x64GroupResponse\x12!\n\x05group\x18\x01 \x01(\x0b\x32\x12.optd.v1.GroupInfo\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12$\n\x07version\x18\x03 \x01(\x0b\x32\x13.optd.v1.JobVersion\"G\n\x12UpdateGroupRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12$\n\x06update\x18\x02 \x01(\x0b\x32\x14.optd.v1.GroupUpdate\"c\n\x13UpdateGroupResponse\x12&\n\x07options\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"\xd4\x01\n\x10UpdateJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x37\n\x07options\x18\x02 \x03(\x0b\x32&.optd.v1.UpdateJobRequest.OptionsEntry\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x42\x14\n\x12_expected_revision\"_\n\x11UpdateJobResponse\x12$\n\x07options\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion2\xe3\x03\n\nJobService\x12\x44\n\tCreateJob\x12\x19.optd.v1.CreateJobRequest\x1a\x1a.optd.v1.CreateJobResponse(\x01\x12\x39\n\x06GetJob\x12\x16.optd.v1.GetJobRequest\x1a\x17.optd.v1.GetJobResponse\x12?\n\x08ListJobs\x12\x18.optd.v1.ListJobsRequest\x1a\x19.optd.v1.ListJobsResponse\x12\x42\n\tDeleteJob\x12\x19.optd.v1.DeleteJobRequest\x1a\x1a.optd.v1.DeleteJobResponse\x12\x41\n\x08\x41\x64\x64Group\x12\x18.optd.v1.AddGroupRequest\x1a\x19.optd.v1.AddGroupResponse(\x01\x12H\n\x0bUpdateGroup\x12\x1b.optd.v1.UpdateGroupRequest\x1a\x1c.optd.v1.UpdateGroupResponse\x12\x42\n\tUpdateJob\x12\x19.optd.v1.UpdateJobRequest\x1a\x1a.optd.v1.UpdateJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +36,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._loaded_options = None
   _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._serialized_options = b'8\001'
-  _globals['_CREATEJOBREQUEST']._serialized_start=101
-  _globals['_CREATEJOBREQUEST']._serialized_end=197
-  _globals['_CREATEJOBRESPONSE']._serialized_start=199
-  _globals['_CREATEJOBRESPONSE']._serialized_end=249
-  _globals['_GETJOBREQUEST']._serialized_start=251
-  _globals['_GETJOBREQUEST']._serialized_end=279
-  _globals['_GETJOBRESPONSE']._serialized_start=281
-  _globals['_GETJOBRESPONSE']._serialized_end=328
-  _globals['_LISTJOBSREQUEST']._serialized_start=330
-  _globals['_LISTJOBSREQUEST']._serialized_end=347
-  _globals['_GRADIENTSUMMARY']._serialized_start=350
-  _globals['_GRADIENTSUMMARY']._serialized_end=576
-  _globals['_JOBSUMMARY']._serialized_start=579
-  _globals['_JOBSUMMARY']._serialized_end=912
-  _globals['_LISTJOBSRESPONSE']._serialized_start=914
-  _globals['_LISTJOBSRESPONSE']._serialized_end=967
-  _globals['_DELETEJOBREQUEST']._serialized_start=969
-  _globals['_DELETEJOBREQUEST']._serialized_end=1000
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1002
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1055
-  _globals['_ADDGROUPREQUEST']._serialized_start=1057
-  _globals['_ADDGROUPREQUEST']._serialized_end=1168
-  _globals['_ADDGROUPRESPONSE']._serialized_start=1170
-  _globals['_ADDGROUPRESPONSE']._serialized_end=1278
-  _globals['_UPDATEGROUPREQUEST']._serialized_start=1280
-  _globals['_UPDATEGROUPREQUEST']._serialized_end=1351
-  _globals['_UPDATEGROUPRESPONSE']._serialized_start=1353
-  _globals['_UPDATEGROUPRESPONSE']._serialized_end=1452
-  _globals['_UPDATEJOBREQUEST']._serialized_start=1455
-  _globals['_UPDATEJOBREQUEST']._serialized_end=1667
-  _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._serialized_start=1577
-  _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._serialized_end=1645
-  _globals['_UPDATEJOBRESPONSE']._serialized_start=1669
-  _globals['_UPDATEJOBRESPONSE']._serialized_end=1764
-  _globals['_JOBSERVICE']._serialized_start=1767
-  _globals['_JOBSERVICE']._serialized_end=2250
+  _globals['_CREATEJOBREQUEST']._serialized_start=102
+  _globals['_CREATEJOBREQUEST']._serialized_end=261
+  _globals['_CREATEJOBRESPONSE']._serialized_start=263
+  _globals['_CREATEJOBRESPONSE']._serialized_end=313
+  _globals['_GETJOBREQUEST']._serialized_start=315
+  _globals['_GETJOBREQUEST']._serialized_end=343
+  _globals['_GETJOBRESPONSE']._serialized_start=345
+  _globals['_GETJOBRESPONSE']._serialized_end=392
+  _globals['_LISTJOBSREQUEST']._serialized_start=394
+  _globals['_LISTJOBSREQUEST']._serialized_end=411
+  _globals['_GRADIENTSUMMARY']._serialized_start=414
+  _globals['_GRADIENTSUMMARY']._serialized_end=640
+  _globals['_JOBSUMMARY']._serialized_start=643
+  _globals['_JOBSUMMARY']._serialized_end=1020
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1022
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1075
+  _globals['_DELETEJOBREQUEST']._serialized_start=1077
+  _globals['_DELETEJOBREQUEST']._serialized_end=1108
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1110
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1163
+  _globals['_ADDGROUPREQUEST']._serialized_start=1165
+  _globals['_ADDGROUPREQUEST']._serialized_end=1276
+  _globals['_ADDGROUPRESPONSE']._serialized_start=1278
+  _globals['_ADDGROUPRESPONSE']._serialized_end=1386
+  _globals['_UPDATEGROUPREQUEST']._serialized_start=1388
+  _globals['_UPDATEGROUPREQUEST']._serialized_end=1459
+  _globals['_UPDATEGROUPRESPONSE']._serialized_start=1461
+  _globals['_UPDATEGROUPRESPONSE']._serialized_end=1560
+  _globals['_UPDATEJOBREQUEST']._serialized_start=1563
+  _globals['_UPDATEJOBREQUEST']._serialized_end=1775
+  _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._serialized_start=1685
+  _globals['_UPDATEJOBREQUEST_OPTIONSENTRY']._serialized_end=1753
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=1777
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=1872
+  _globals['_JOBSERVICE']._serialized_start=1875
+  _globals['_JOBSERVICE']._serialized_end=2358
 # @@protoc_insertion_point(module_scope)

@@ -10,14 +10,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateJobRequest(_message.Message):
-    __slots__ = ("spec", "last", "frames")
+    __slots__ = ("spec", "last", "creation_id", "replace_for", "frames")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    CREATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FOR_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     spec: _job_pb2.JobSpec
     last: bool
+    creation_id: str
+    replace_for: str
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., last: bool = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., last: bool = ..., creation_id: _Optional[str] = ..., replace_for: _Optional[str] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class CreateJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -64,7 +68,7 @@ class GradientSummary(_message.Message):
     def __init__(self, nonfinite: _Optional[int] = ..., nonfinite_unix_ms: _Optional[int] = ..., nonfinite_version: _Optional[int] = ..., nonfinite_worker: _Optional[str] = ..., nonfinite_parameter: _Optional[str] = ..., skipped_steps: _Optional[int] = ..., clipped_steps: _Optional[int] = ..., norm: _Optional[float] = ..., accumulated: _Optional[int] = ...) -> None: ...
 
 class JobSummary(_message.Message):
-    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms", "failure", "gradients")
+    __slots__ = ("name", "algorithm", "policy", "version", "groups", "parameters", "elements", "workers", "pushes", "rejections", "planned_bytes", "created_unix_ms", "failure", "gradients", "ephemeral", "stepped_unix_ms")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +83,8 @@ class JobSummary(_message.Message):
     CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    STEPPED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     policy: _job_pb2.Policy
@@ -93,7 +99,9 @@ class JobSummary(_message.Message):
     created_unix_ms: int
     failure: str
     gradients: GradientSummary
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., failure: _Optional[str] = ..., gradients: _Optional[_Union[GradientSummary, _Mapping]] = ...) -> None: ...
+    ephemeral: bool
+    stepped_unix_ms: int
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., groups: _Optional[int] = ..., parameters: _Optional[int] = ..., elements: _Optional[int] = ..., workers: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., created_unix_ms: _Optional[int] = ..., failure: _Optional[str] = ..., gradients: _Optional[_Union[GradientSummary, _Mapping]] = ..., ephemeral: bool = ..., stepped_unix_ms: _Optional[int] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs",)

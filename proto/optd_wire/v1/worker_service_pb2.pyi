@@ -29,7 +29,7 @@ class Shard(_message.Message):
     def __init__(self, address: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[_tensor_pb2.FlatRange, _Mapping]]] = ...) -> None: ...
 
 class JoinResponse(_message.Message):
-    __slots__ = ("epoch", "lease_ms", "job", "shards", "max_message_bytes", "previous_epoch", "previous_sequence")
+    __slots__ = ("epoch", "lease_ms", "job", "shards", "max_message_bytes", "previous_epoch", "previous_sequence", "other_workers")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class JoinResponse(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_EPOCH_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_WORKERS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     lease_ms: int
     job: _job_pb2.JobInfo
@@ -44,7 +45,8 @@ class JoinResponse(_message.Message):
     max_message_bytes: int
     previous_epoch: int
     previous_sequence: int
-    def __init__(self, epoch: _Optional[int] = ..., lease_ms: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobInfo, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., max_message_bytes: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ...) -> None: ...
+    other_workers: int
+    def __init__(self, epoch: _Optional[int] = ..., lease_ms: _Optional[int] = ..., job: _Optional[_Union[_job_pb2.JobInfo, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., max_message_bytes: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., other_workers: _Optional[int] = ...) -> None: ...
 
 class RenewLeaseRequest(_message.Message):
     __slots__ = ("job", "worker", "epoch")

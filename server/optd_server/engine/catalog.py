@@ -12,7 +12,7 @@ from optd_server.engine.job_options import gradients_kept
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
-from optd_server.engine.policies.registry import rule_of
+from optd_server.engine.policies.registry import policy_of, rule_of
 from optd_server.engine.registration import check_job
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
@@ -25,8 +25,9 @@ from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 class Upload:
     """A job whose weights are on their way. Nobody sees it until it is finished."""
 
-    def __init__(self, spec: JobSpec, planned: plan.Plan) -> None:
+    def __init__(self, spec: JobSpec, planned: plan.Plan, creation_id: str) -> None:
         self.spec = spec
+        self.creation_id = creation_id
         self.planned = planned
         self.weights = WeightSet([extent_of([lay_out(group.parameters) for group in spec.groups])])
         self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
@@ -37,10 +38,14 @@ class Upload:
 class Catalog:
     """All jobs of a server."""
 
-    def __init__(self, *, memory: plan.Memory, offload: Offload, lease_seconds: float) -> None:
+    def __init__(
+        self, *, memory: plan.Memory, offload: Offload, lease_seconds: float, ephemeral_seconds: float = 600.0
+    ) -> None:
         self.memory = memory
         self.offload = offload
         self.lease_seconds = lease_seconds
+        self.ephemeral_seconds = ephemeral_seconds
+        """How long an ephemeral job is kept while no worker holds a lease, unless the last one has left."""
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, Upload] = {}
 
@@ -65,8 +70,27 @@ class Catalog:
             await upload.settled.wait()
         return self.find(name)
 
+    async def find_created(self, name: str, creation_id: str) -> Job | None:
+        """The job that an earlier call with the same `creation_id` has created, or is creating, if there is one."""
+        upload = self._uploads.get(name)
+        if creation_id and upload is not None and upload.creation_id == creation_id:
+            await upload.settled.wait()
+        job = self._jobs.get(name)
+        return job if job is not None and creation_id and job.creation_id == creation_id else None
+
+    async def make_way(self, spec: JobSpec, worker: str, now: float) -> None:
+        """Deletes the job that `spec` is to replace, if there is one; raises what is wrong with the spec.
+
+        Raises `JobInUse` where workers other than `worker` hold a lease.
+        """
+        check_job(spec)
+        job = self._jobs.get(spec.name)
+        if job is not None:
+            job.check_free_for(worker, now)
+            await self._end(job)
+
     @contextmanager
-    def upload(self, spec: JobSpec) -> Iterator[Upload]:
+    def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[Upload]:
         """Reserves a job's name and memory while its weights arrive.
 
         Where the block ends without `finish`, for whatever reason, nothing of the job is left and its name is free.
@@ -81,7 +105,7 @@ class Catalog:
         self.memory.reserve(planned, _planned_bytes(spec, self.memory.message_bytes))
         upload = None
         try:
-            upload = self._uploads[spec.name] = Upload(spec, planned)
+            upload = self._uploads[spec.name] = Upload(spec, planned, creation_id)
             yield upload
         finally:
             if upload is None or upload.job is None:
@@ -105,6 +129,7 @@ class Catalog:
             offload=self.offload,
             lease_seconds=self.lease_seconds,
             wall=wall,
+            creation_id=upload.creation_id,
         )
         self._jobs[upload.spec.name] = upload.job
         return upload.job
@@ -112,14 +137,28 @@ class Catalog:
     async def delete(self, name: str) -> Job:
         """Ends a job; its name is free at once. Raises `UnknownJob`."""
         job = self.find(name)
-        del self._jobs[name]
-        await job.close()
+        await self._end(job)
         return job
 
-    def expire(self, now: float) -> None:
-        """Ends all leases that have run out."""
-        for job in self._jobs.values():
+    async def leave(self, name: str, worker: str, epoch: int, now: float) -> Job:
+        """Ends a worker's lease, and an ephemeral job with its last one. Raises `UnknownJob` or `StaleEpoch`."""
+        job = self.find(name)
+        job.leave(worker, epoch, now)
+        if job.model.ephemeral and not job.workers.active:
+            await self._end(job)
+        return job
+
+    async def expire(self, now: float) -> None:
+        """Ends all leases that have run out, and the ephemeral jobs whose workers have been gone for too long."""
+        for job in tuple(self._jobs.values()):
             job.expire(now)
+            if job.model.ephemeral and job.idle_seconds(now) >= self.ephemeral_seconds:
+                await self._end(job)
+
+    async def _end(self, job: Job) -> None:
+        if self._jobs.get(job.name) is job:  # else somebody has deleted it meanwhile
+            del self._jobs[job.name]
+            await job.close()
 
     def refuse_waiting(self, error: OptdError) -> None:
         """Answers every push that waits for others with `error`."""
@@ -142,7 +181,7 @@ def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
     ]
     options = resolve_job_options(spec.options)
     return plan.job_bytes(
-        rule_of(spec.policy),
+        rule_of(policy_of(spec)),
         layouts,
         states,
         message_bytes,

@@ -11,13 +11,20 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
 from optd_server.engine.plan import Memory
 from optd_server.engine.pushes import Pushes
-from optd_server.engine.registration import check_added, check_group, check_options, check_same, check_same_group
+from optd_server.engine.registration import (
+    LISTED,
+    check_added,
+    check_group,
+    check_options,
+    check_same,
+    check_same_group,
+)
 from optd_server.engine.rejections import Rejections
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
-from optd_wire.errors import JobMismatch, NonfiniteGradient, OptdError, UnknownJob
+from optd_wire.errors import JobInUse, JobMismatch, NonfiniteGradient, OptdError, UnknownJob
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
@@ -38,7 +45,16 @@ T = TypeVar("T")
 class Job:
     """A job that is whole: it was created with all of its weights."""
 
-    def __init__(self, model: Model, *, memory: Memory, offload: Offload, lease_seconds: float, wall: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        memory: Memory,
+        offload: Offload,
+        lease_seconds: float,
+        wall: float,
+        creation_id: str = "",
+    ) -> None:
         self.model = model
         self.workers = Workers(model.name, lease_seconds)
         self.rejections = Rejections()
@@ -48,7 +64,9 @@ class Job:
         self.sharing = Sharing(model, self.workers, memory)
         self._memory = memory
         self._offload = offload
+        self.creation_id = creation_id
         self._created = wall
+        self._idle_since: float | None = None
         self._created_with = len(model.groups)
 
     @property
@@ -67,6 +85,8 @@ class Job:
             version=self.model.version,
             options=self.model.conditioning.options,
             averages=self.model.averages.infos(),
+            ephemeral=self.model.ephemeral,
+            stepped_unix_ms=int(self.model.stepped_wall * 1000),
         )
 
     def summary(self) -> JobSummary:
@@ -87,6 +107,8 @@ class Job:
             created_unix_ms=int(self._created * 1000),
             failure=self.pushes.failure,
             gradients=self.model.conditioning.summary(),
+            ephemeral=self.model.ephemeral,
+            stepped_unix_ms=int(self.model.stepped_wall * 1000),
         )
 
     def worker_infos(self, now: float) -> tuple[WorkerInfo, ...]:
@@ -120,15 +142,23 @@ class Job:
 
         async def action() -> Worker:
             if spec is not None:
-                groups = self.model.groups
-                check_same(spec, self.name, groups.algorithm.name, groups.infos(), self._created_with)
+                check_same(spec, self.info(), self._created_with)
             self.pushes.withdraw(name, "its worker joined again")
             self.sharing.close(name)
             worker = self.workers.join(name, now)
+            self._idle_since = None
             self.model.notify()
             return worker
 
         return await self._writer.run(action)
+
+    def check_free_for(self, worker: str, now: float) -> None:
+        """Raises `JobInUse` while workers other than `worker` hold a lease."""
+        others = [other for other in self.workers if other.active and other.name != worker]
+        if others:
+            left = max(other.lease_until for other in others) - now
+            names = ", ".join(sorted(other.name for other in others)[:LISTED])
+            raise JobInUse(job=self.name, workers=names, seconds=f"{max(left, 0):.0f}")
 
     def leave(self, name: str, epoch: int, now: float) -> None:
         """Ends a worker's lease."""
@@ -144,6 +174,14 @@ class Job:
             self.pushes.withdraw(worker.name, "its worker's lease ran out")
             self.sharing.close(worker.name)
             self.model.notify()
+        if self.workers.active:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+
+    def idle_seconds(self, now: float) -> float:
+        """For how long no worker has held a lease, as far as `expire` has seen."""
+        return 0.0 if self._idle_since is None else now - self._idle_since
 
     async def open_shared_memory(self, name: str, epoch: int, now: float) -> Share:
         """Gives a worker memory to share, and lays the weights where it can see them; raises what `open` raises."""

@@ -13,7 +13,7 @@ from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
 from optd_server.engine.option_changes import OptionChanges, Origin, origins
 from optd_server.engine.options import find_algorithm
-from optd_server.engine.policies.registry import rule_of
+from optd_server.engine.policies.registry import policy_of, rule_of
 from optd_server.optim.iterative import Searches
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Slots
@@ -37,8 +37,9 @@ class Model:
         self.name = spec.name
         self.serial = next(self._serials)
         """Tells jobs apart that have had one name, one after the other."""
-        self.policy = spec.policy
-        self.rule = rule_of(spec.policy)
+        self.policy = policy_of(spec)
+        self.ephemeral = spec.ephemeral
+        self.rule = rule_of(self.policy)
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
         self.conditioning = Conditioning(self.groups, initial(spec.options))
         self.averages = Averages(self.conditioning.options.options)
@@ -57,6 +58,8 @@ class Model:
             most=plan.SNAPSHOTS,
         )
         self.plan = planned
+        self.stepped_wall = 0.0
+        """When the last step was made, in seconds of the epoch; 0 before the first one."""
         self.written_revision = 0
         """The revision at which weights were written last by others than steps."""
         self._memory = memory
@@ -102,8 +105,12 @@ class Model:
         for watcher in tuple(self._watchers):
             watcher()
 
-    def publish_step(self, weights: WeightSet, changes: Changes) -> None:
-        """Publishes the weights after a step as the next version; `changes` is what the step has changed."""
+    def publish_step(self, weights: WeightSet, changes: Changes, wall: float) -> None:
+        """Publishes the weights after a step as the next version; `changes` is what the step has changed.
+
+        `wall` is the time of the step's last push, in seconds of the epoch.
+        """
+        self.stepped_wall = wall
         now = self.snapshots.current
         version = replace(now.version, version=now.version.version + 1)
         steps, options = self.groups.step_ranges(), tuple(self.groups.effective(version.version))

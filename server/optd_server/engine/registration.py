@@ -19,7 +19,7 @@ from optd_wire.errors import (
     UnservedShape,
 )
 from optd_wire.names import check_label, check_name
-from optd_wire.values import GroupInfo, GroupSpec, JobSpec, Options, ParameterInfo, ParameterSpec, Policy, Sync
+from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, ParameterInfo, ParameterSpec, Policy, Sync
 
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
@@ -48,7 +48,7 @@ def check_job(spec: JobSpec) -> None:
     check_one_vector(algorithm, spec.groups)
 
 
-def check_policy(policy: Policy) -> None:
+def check_policy(policy: Policy | None) -> None:
     """Raises `InvalidPolicy` where a policy's values are out of range."""
     if isinstance(policy, Sync) and not 1 <= policy.workers <= MAX_WORKERS:
         raise InvalidPolicy(workers=policy.workers, most=MAX_WORKERS)
@@ -115,19 +115,23 @@ def _check_served(parameter: ParameterSpec, algorithm: Algorithm) -> None:
         )
 
 
-def check_same(spec: JobSpec, job: str, algorithm: str, groups: Sequence[GroupInfo], created_with: int) -> None:
+def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
     """Raises `JobMismatch`, with both sides, unless `spec` registers what the job has.
 
-    Options and policy are not compared: they belong to the job, and may have changed since it was created. Of the
-    groups, those that the job was `created_with` must be there, and those that were added later may be.
+    Options are not compared: they belong to the job, and may have changed since it was created. The policy is, where
+    the spec names one. Of the groups, those that the job was `created_with` must be there, and those that were added
+    later may be.
     """
+    job, algorithm, groups = found.name, found.algorithm, found.groups
     if spec.algorithm != algorithm:
         raise JobMismatch(job=job, aspect="algorithm", theirs=repr(algorithm), ours=repr(spec.algorithm))
+    if spec.policy is not None and spec.policy != found.policy:
+        raise JobMismatch(job=job, aspect="policy", theirs=found.policy, ours=spec.policy)
     if not created_with <= len(spec.groups) <= len(groups):
         theirs, ours = [group.options.group for group in groups], [group.name for group in spec.groups]
         raise JobMismatch(job=job, aspect=f"{len(theirs)} groups", theirs=_listed(theirs), ours=_listed(ours))
-    for given, found in zip(spec.groups, groups, strict=False):
-        check_same_group(given, job, found)
+    for given, group in zip(spec.groups, groups, strict=False):
+        check_same_group(given, job, group)
 
 
 def check_same_group(spec: GroupSpec, job: str, group: GroupInfo) -> None:

@@ -118,7 +118,7 @@ class Stepping:
             model.slots.forget()
         else:
             model.slots.keep(round_.slot, gradient)
-        model.publish_step(weights, step.changes)
+        model.publish_step(weights, step.changes, max(push.wall for push in round_.pushes))
         return step.is_done
 
     async def _spare(self) -> WeightSet:

@@ -151,10 +151,10 @@ def _check_free(host: str, port: int) -> None:
 
 
 async def expire_leases(catalog: Catalog, lease_seconds: float) -> None:
-    """Ends leases that have run out, for as long as the server runs."""
+    """Ends leases that have run out, and what ends with them, for as long as the server runs."""
     while True:
         await asyncio.sleep(min(1.0, lease_seconds / 4))
-        catalog.expire(time.monotonic())
+        await catalog.expire(time.monotonic())
 
 
 def _options(config: Config) -> list[tuple[str, int]]:

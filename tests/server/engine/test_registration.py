@@ -5,7 +5,17 @@ import pytest
 from optd_server.engine.registration import check_job, check_same
 from optd_wire import errors
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, JobSpec, ParameterSpec, Sync
+from optd_wire.values import (
+    Async,
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    JobInfo,
+    JobSpec,
+    JobVersion,
+    ParameterSpec,
+    Sync,
+)
 
 W = ParameterSpec("w", (2, 3), "float32")
 B = ParameterSpec("b", (3,), "float32")
@@ -67,12 +77,17 @@ def test_what_is_wrong_with_a_spec_is_named(spec, error, says):
     assert says in str(caught.value)
 
 
-def infos(spec):
-    return [GroupInfo(i, GroupOptions(g.name, {}), lay_out(g.parameters).parameters) for i, g in enumerate(spec.groups)]
+def found(spec, policy=Async()):  # noqa: B008 - a frozen value
+    """The job that `spec` has created."""
+    groups = [
+        GroupInfo(i, GroupOptions(g.name, {}), lay_out(g.parameters).parameters) for i, g in enumerate(spec.groups)
+    ]
+    return JobInfo(spec.name, spec.algorithm, spec.defaults, policy, tuple(groups), JobVersion())
 
 
 DIFFERENT = [
     (replace(SPEC, algorithm="adam"), "job 'job' has algorithm 'sgd', this registration has 'adam'"),
+    (replace(SPEC, policy=Sync(3)), "job 'job' has policy Async(), this registration has Sync(workers=3)"),
     (groups(group("g")), "has 2 groups (g, h), this registration has (g); register the same, or take another job"),
     (groups(group("x"), group("h", B)), "has group 0 named 'g', this registration has 'x'"),
     (groups(group("g", W, B), group("h", B)), "in group 'g' 1 parameters (w), this registration has 2, (w, b)"),
@@ -85,12 +100,19 @@ DIFFERENT = [
 @pytest.mark.parametrize(("spec", "says"), DIFFERENT)
 def test_attaching_with_something_else_shows_both_sides(spec, says):
     with pytest.raises(errors.JobMismatch) as caught:
-        check_same(spec, "job", "sgd", infos(SPEC), created_with=2)
+        check_same(spec, found(SPEC), created_with=2)
     assert says in str(caught.value)
 
 
 def test_groups_that_were_added_later_may_be_registered_or_not():
     more = replace(SPEC, groups=(*SPEC.groups, group("i", ParameterSpec("c", (1,), "float64"))))
-    check_same(SPEC, "job", "sgd", infos(more), created_with=2)
-    check_same(more, "job", "sgd", infos(more), created_with=2)
-    check_same(replace(SPEC, defaults={"lr": 9}), "job", "sgd", infos(SPEC), created_with=2)
+    check_same(SPEC, found(more), created_with=2)
+    check_same(more, found(more), created_with=2)
+    check_same(replace(SPEC, defaults={"lr": 9}), found(SPEC), created_with=2)
+
+
+def test_who_names_no_policy_takes_the_jobs():
+    check_same(SPEC, found(SPEC, Sync(2)), created_with=2)
+    check_same(replace(SPEC, policy=Sync(2)), found(SPEC, Sync(2)), created_with=2)
+    with pytest.raises(errors.JobMismatch, match=r"policy Sync\(workers=2\), this registration has Async\(\)"):
+        check_same(replace(SPEC, policy=Async()), found(SPEC, Sync(2)), created_with=2)

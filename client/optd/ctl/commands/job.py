@@ -40,6 +40,8 @@ def _facts(view: JobView) -> list[tuple[str, str]]:
     return [
         ("job", f"{summary.name}  {summary.algorithm}  {text.policy(summary.policy)}"),
         ("version", text.count(summary.version.version) + (" failed" if summary.failure else "")),
+        ("last step", text.moment(summary.stepped_unix_ms) if summary.stepped_unix_ms else text.NONE),
+        ("ends", "with its workers" if summary.ephemeral else "when it is deleted"),
         ("size", f"{text.counted(summary.groups, 'group')}, {text.counted(summary.elements, 'element')}"),
         ("options", f"{text.options(options.options, options.options)}  ({since})"),
         ("gradients", text.gradients(summary.gradients) or text.NONE),

@@ -65,6 +65,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
             Column("memory", number=True, spare=True),
             Column("pushes", number=True, spare=True),
             Column("parameters", number=True, spare=True),
+            Column("ends", spare=True),
             Column("gradients", spare=True),
         ],
         [
@@ -81,6 +82,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
                 text.size(job.planned_bytes),
                 text.count(job.pushes),
                 text.count(job.parameters),
+                "with its workers" if job.ephemeral else text.NONE,
                 text.gradients(job.gradients) or text.NONE,
             ]
             for job in found

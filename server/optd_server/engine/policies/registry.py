@@ -3,7 +3,12 @@
 from optd_server.engine.policies.asynchronous import AsyncRule
 from optd_server.engine.policies.base import PolicyRule
 from optd_server.engine.policies.sync import SyncRule
-from optd_wire.values import Policy, Sync
+from optd_wire.values import Async, JobSpec, Policy, Sync
+
+
+def policy_of(spec: JobSpec) -> Policy:
+    """The policy of a job that is created with `spec`."""
+    return Async() if spec.policy is None else spec.policy
 
 
 def rule_of(policy: Policy) -> PolicyRule:

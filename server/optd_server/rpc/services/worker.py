@@ -36,6 +36,7 @@ class WorkerService:
             max_message_bytes=self._max_message_bytes,
             previous_epoch=worker.previous_epoch,
             previous_sequence=worker.previous_sequence,
+            other_workers=job.workers.active - 1,
         )
         return to_message(membership)
 
@@ -47,8 +48,7 @@ class WorkerService:
 
     async def leave(self, request: pb.LeaveRequest) -> Any:
         """Ends a lease."""
-        job = self._catalog.find(request.job)
-        job.leave(request.worker, request.epoch, time.monotonic())
+        job = await self._catalog.leave(request.job, request.worker, request.epoch, time.monotonic())
         return pb.LeaveResponse(version=to_message(job.model.version))
 
     async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest) -> Any:

@@ -1,0 +1,146 @@
+"""What a worker finds in a job that it attaches to: other weights than its own, other options than it asked for.
+
+The job's weights count from then on, but a script that loads a checkpoint next means its own. So the worker's weights
+are kept, and the differences told, until its first step, push or pull.
+"""
+
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from optd.arrays import Array
+from optd.group_options import GROUP_OPTIONS
+from optd.leaving import open_sessions
+from optd.params import ParamGroup
+from optd.session import Session
+from optd.states import STEP, ParameterState
+from optd_wire.errors import WorkerInUse
+from optd_wire.values import GroupInfo, Membership, Options
+
+logger = logging.getLogger("optd")
+
+Rows = Sequence[Sequence[Array]]
+"""Arrays by group and place."""
+
+
+@dataclass(slots=True)
+class Attachment:
+    """A job that was there before its worker, until the worker uses it."""
+
+    own: list[list[Array]] | None = None
+    """The weights that the worker had, in copies; None where the job has the same ones."""
+    warning: str = ""
+    """That these have been replaced, where the worker has to be told."""
+    differing: list[str] = field(default_factory=list)
+    """The options that are others than the worker asked for."""
+
+    def tell(self) -> None:
+        """Says what differs, to whoever uses the job."""
+        for notice in self.differing:
+            logger.warning("%s", notice)
+        if self.warning:
+            warnings.warn(self.warning, stacklevel=_depth_of_caller())
+
+
+def replaced(session: Session, membership: Membership) -> str:
+    """The warning that a job's weights have replaced the worker's; empty where that is no surprise.
+
+    It is none in a job that has made no step, and in one that other workers are training.
+    """
+    job = membership.job
+    if not job.version.version or membership.other_workers:
+        return ""
+    stepped = datetime.fromtimestamp(job.stepped_unix_ms / 1000, UTC).astimezone()
+    return (
+        f"job {job.name!r} at {session.address} exists, and this optimizer goes on with it: the weights here have been "
+        f"replaced by its weights of version {job.version.version}, last stepped at {stepped:%Y-%m-%d %H:%M:%S}. To "
+        "start afresh, pass if_exists='replace' or another job=; to go on from a checkpoint, call load_state_dict() "
+        "before the first step; if_exists='fail' raises an error instead"
+    )
+
+
+def differing_options(
+    session: Session, defaults: Options, groups: Sequence[ParamGroup], infos: Sequence[GroupInfo]
+) -> list[str]:
+    """Which options the groups of a job have, and were asked for otherwise; a text for each."""
+    advice = "change it in param_groups"
+    return [
+        f"job {session.job} exists already: group {group.name} goes on with {name}={value}, not {asked[name]}; {advice}"
+        for info, group in zip(infos, groups, strict=False)
+        for asked in [{**defaults, **group.options}]
+        for name, value in {**GROUP_OPTIONS, **info.options.options}.items()
+        if name in asked and asked[name] != value
+    ]
+
+
+def differing_job_options(session: Session, found: Options) -> list[str]:
+    """The same of the options of the job as a whole."""
+    return [
+        f"job {session.job} exists already: it goes on with {name}={found.get(name)}, not {asked}; change it with "
+        "session.set_options()"
+        for name, asked in session.options.items()
+        if found.get(name) != asked
+    ]
+
+
+def same_weights(one: Rows, other: Rows) -> bool:
+    """Whether two lists of arrays have the same bits."""
+    return all(
+        _same_bits(mine, theirs)
+        for mine_row, theirs_row in zip(one, other, strict=True)
+        for mine, theirs in zip(mine_row, theirs_row, strict=True)
+    )
+
+
+def same_states(one: Sequence[Sequence[ParameterState]], other: Sequence[Sequence[ParameterState]]) -> bool:
+    """Whether two states of the same parameters are equal, bit by bit and step by step."""
+    return all(
+        mine.keys() == theirs.keys()
+        and all(
+            value == theirs[name] if name == STEP else _same_bits(np.asarray(value), np.asarray(theirs[name]))
+            for name, value in mine.items()
+        )
+        for mine_row, theirs_row in zip(one, other, strict=True)
+        for mine, theirs in zip(mine_row, theirs_row, strict=True)
+    )
+
+
+def _same_bits(one: Array, other: Array) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    bits = f"u{one.dtype.itemsize}"
+    return bool(np.array_equal(np.ascontiguousarray(one).view(bits), np.ascontiguousarray(other).view(bits)))
+
+
+def check_alone(session: Session) -> None:
+    """Raises `WorkerInUse` where this process has an open session with an optimizer for the same job and worker."""
+    if _rival_of(session):
+        gc.collect()  # an optimizer that nobody holds any more may be part of a reference cycle
+        if _rival_of(session):
+            raise WorkerInUse(job=session.job, worker=session.worker)
+
+
+def _rival_of(session: Session) -> bool:
+    place = (session.address, session.job, session.worker)
+    return any(
+        other is not session and other.is_open and other.epoch and (other.address, other.job, other.worker) == place
+        for other in list(open_sessions)
+    )
+
+
+def _depth_of_caller() -> int:
+    """The stacklevel, for a warning that the caller gives, of the first frame outside this package and torch."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "optd",
+        "torch",
+        "contextlib",
+    ):
+        depth, frame = depth + 1, frame.f_back
+    return depth

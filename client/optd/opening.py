@@ -1,0 +1,56 @@
+"""What an optimizer says of the session that it opens for itself, where it is given none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from optd.connection import connect
+from optd.job_names import JobName, job_name
+from optd.job_options import Averages, Gradients
+from optd.joining import IfExists
+from optd.session import Session
+from optd_wire.errors import InvalidRequest
+from optd_wire.values import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """Arguments of `optd.connect` that optimizers take, too."""
+
+    server: str | None = None
+    job: str | None = None
+    worker: str | None = None
+    if_exists: IfExists | None = None
+    policy: Policy | None = None
+    gradients: Gradients | None = None
+    averages: Averages | None = None
+
+    def session(
+        self, given: Session | None, unnamed: Callable[[], JobName | None] = lambda: None
+    ) -> tuple[Session, bool]:
+        """The session to use, and whether it was opened here and has to be closed here.
+
+        `unnamed` may have a name for a job that nobody has named. Raises `InvalidRequest` where there is a session
+        already, so that these arguments come too late, or what `optd.connect` raises.
+        """
+        if given is None:
+            name = job_name(self.job)
+            named = unnamed() if name.unnamed else None
+            return (
+                connect(
+                    self.server,
+                    job=named or name,
+                    worker=self.worker,
+                    if_exists=self.if_exists,
+                    policy=self.policy,
+                    gradients=self.gradients,
+                    averages=self.averages,
+                ),
+                True,
+            )
+        late = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if late:
+            problem = (
+                f"{', '.join(f'{name}=' for name in late)} must be given to optd.connect(), which opened the session"
+            )
+            raise InvalidRequest(problem=problem)
+        return given, False
