@@ -50,7 +50,7 @@ class Report(NamedTuple):
 def main() -> None:
     options = parse()
     signal.signal(signal.SIGTERM, stop)
-    policy = optd.Sync(workers=options.shard[1]) if options.sync else optd.Async()
+    policy = optd.Sync(workers=options.shard[1]) if options.sync else None
     try:
         with optd.connect(options.server, job=options.job, worker=options.worker, policy=policy) as session:
             show = show_json if options.json else show_bar if sys.stdout.isatty() else show_lines

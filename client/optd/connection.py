@@ -73,7 +73,7 @@ def connect(
         MissingToken, WrongToken: The server wants a token, or another one.
         InvalidName: A job's or worker's name is not one.
         UnknownEncoding: There is no such encoding.
-        InvalidRequest: There is no such lane, it carries no such encoding, a fraction is not in (0, 1], a time is not
+        InvalidRequest: A job without a name is to wait for several workers; there is no such lane, it carries no such encoding, a fraction is not in (0, 1], a time is not
             above 0, or `policy`, `gradients`, `averages` or `if_exists` are none.
     """
     if lane not in get_args(LaneName):
@@ -91,6 +91,11 @@ def connect(
     address = environment.server(address)
     named = job if isinstance(job, JobName) else job_name(job)
     check_name("job", named.name)
+    if isinstance(policy, Sync) and policy.workers > 1 and not named.shared:
+        problem = (
+            f"a step of policy {policy} waits for {policy.workers} workers, and no other one finds a job without a name"
+        )
+        raise InvalidRequest(problem=f"{problem}: pass job= or set OPTD_JOB")
     worker = check_name("worker", environment.worker(worker))
     transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
     try:

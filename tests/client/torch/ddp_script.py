@@ -1,6 +1,6 @@
 """A training script as people write them for torchrun; it names neither job nor policy. Run by test_ranks.py.
 
-Each rank trains two models, as a GAN has them, with our optimizers and beside them with torch's, and prints what it saw.
+Each rank trains two models, as a GAN has them, with our optimizers and with torch's, and prints what it saw.
 """
 
 import copy
