@@ -35,6 +35,8 @@ class Attachment:
 
     own: list[list[Array]] | None = None
     """The weights that the worker had, in copies; None where the job has the same ones."""
+    is_confirmed: bool = False
+    """Whether the state that was loaded last was the job's own."""
     warning: str = ""
     """That these have been replaced, where the worker has to be told."""
     differing: list[str] = field(default_factory=list)

@@ -73,8 +73,9 @@ def connect(
         MissingToken, WrongToken: The server wants a token, or another one.
         InvalidName: A job's or worker's name is not one.
         UnknownEncoding: There is no such encoding.
-        InvalidRequest: A job without a name is to wait for several workers; there is no such lane, it carries no such encoding, a fraction is not in (0, 1], a time is not
-            above 0, or `policy`, `gradients`, `averages` or `if_exists` are none.
+        InvalidRequest: A job without a name is to wait for several workers; there is no such lane, or it carries no
+            such encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
+            `if_exists` are none.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")

@@ -163,12 +163,13 @@ class Registration:
         """The weights that were here before the job's came, where they are to go with `states` that are loaded.
 
         None where they were the same, where the job has been used since, and where it has these very states: then its
-        own weights go with them.
+        own weights go with them. (accelerate loads what it has just read, to put it on a device.)
         """
         attachment = self._attachment
-        if attachment is None or attachment.own is None or same_states(self.read_state()[0], states):
+        if attachment is None or attachment.own is None:
             return None
-        return attachment.own
+        attachment.is_confirmed = same_states(self.read_state()[0], states)
+        return None if attachment.is_confirmed else attachment.own
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.
@@ -324,7 +325,8 @@ class Registration:
             self._find_out()
             writer = StateWriter([group.names for group in self.groups], states)
             self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights)
-            self._attachment = None  # a checkpoint says what weights, state and options are to be
+            if self._attachment is not None and not self._attachment.is_confirmed:
+                self._attachment = None  # a checkpoint says what weights, state and options are to be
 
     def put_back(self, weights: Rows) -> None:
         """Puts weights into the arrays that the job has got from here."""
