@@ -19,9 +19,12 @@ from optd.local import LocalServer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytorch_lightning as lightning
 from accelerate import Accelerator
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 LR = 0.01
@@ -113,7 +116,41 @@ def with_ignite(make: Make, folder: Path, resume: bool) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("train", [with_trainer, with_accelerate, with_ignite], ids=lambda train: train.__name__)
+def with_lightning(make: Make, folder: Path, resume: bool) -> nn.Module:
+    """PyTorch Lightning, which makes the optimizer before it loads either of them."""
+    model, batches = network()
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            return self.model(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return make(self.model.parameters(), lr=LR)
+
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVED, save_top_k=-1)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        callbacks=[saver],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        max_steps=STEPS,
+    )
+    trainer.fit(
+        Module(), DataLoader(batches, batch_size=None), ckpt_path=folder / f"step={SAVED}.ckpt" if resume else None
+    )
+    return model
+
+
+LOOPS = [with_trainer, with_accelerate, with_ignite, with_lightning]
+
+
+@pytest.mark.parametrize("train", LOOPS, ids=lambda train: train.__name__)
 def test_a_crashed_run_is_resumed_with_the_numbers_of_torch(
     train: Train, server: LocalServer, job_names: Iterator[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
