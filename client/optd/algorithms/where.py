@@ -5,8 +5,9 @@ from optd.session import Session
 
 
 class Where(GroupOptionArguments, total=False):
-    """Which job an optimizer belongs to: an open session, or what is needed to open one; and how it shares memory.
+    """Which job an optimizer belongs to: an open session, or what is needed to open one.
 
+    How it shares memory, and what is done about weights that a script changes: see `optd.Optimizer`.
     And the options that every group may have, whatever its algorithm: see `optd.group_options`.
     """
 
@@ -15,3 +16,4 @@ class Where(GroupOptionArguments, total=False):
     job: str
     worker: str
     zero_copy: bool
+    local_changes: str

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 import torch
 
 from optd.group_options import GROUP_OPTIONS
+from optd.local_changes import SEND, check_local_changes
 from optd.params import plain_option
 from optd.registration import belongs_to_a_session, open_session
 from optd.row_gradients import has_rows
@@ -121,9 +122,10 @@ class Served(torch.optim.Optimizer):
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        local_changes: str = SEND,
         **options: Any,
     ) -> None:
-        self._exchange = Exchange()
+        self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
         opened, owned = open_session(session, server, job, worker)
@@ -226,9 +228,9 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             self._check_options()
             gradients = exchange.gradients()
-            exchange.warn_of_changes(stacklevel=5)
-            # Where nothing was changed here, the weights that rows do not change are here.
-            some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
+            are_here = exchange.changes.settle(stacklevel=5)
+            # Where the job has what was changed here, the weights that rows do not change are here.
+            some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
                 return registration.step(gradients, terms=terms, has_weights=some)
 
@@ -244,8 +246,10 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
+            gradients = self._exchange.gradients()
+            self._exchange.changes.settle(stacklevel=2)
             with self._exchange.sending() as registration:
-                pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
+                pushed = registration.push(gradients, encoding, Terms.of(weight, loss_scale))
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
@@ -313,7 +317,7 @@ class Served(torch.optim.Optimizer):
                 self._follow_groups()
             super().add_param_group(param_group)
             try:
-                self._exchange.add(self._read_group(param_group), param_group)
+                self._exchange.add(self._read_group(param_group), param_group, stacklevel=2)
             except BaseException:
                 self.param_groups.pop()
                 raise

@@ -1,7 +1,6 @@
 """What goes between the tensors of an optimizer and the job that they are registered in: gradients out, weights in."""
 
-import warnings
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from optd.gradients import check_gradients
+from optd.local_changes import IGNORE, SEND, LocalChanges
 from optd.lock import OwnedLock
 from optd.params import PARAMS, check_apart
 from optd.registration import Registration
@@ -18,6 +18,7 @@ from optd.states import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
+from optd.torch.watched import CountedTensors, WatchedTensors
 from optd_wire.errors import StructureMismatch, UnknownParameter
 from optd_wire.values import Options
 
@@ -25,15 +26,17 @@ from optd_wire.values import Options
 class Exchange:
     """Groups of tensors, and from `register` on the job that holds their weights.
 
-    Whoever uses several of its methods in a row holds `lock`.
+    Whoever uses several of its methods in a row holds `lock`. `local_changes` is that of `Served`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, local_changes: str = SEND) -> None:
+        self._mode = local_changes
         self.lock = OwnedLock()
         self.groups: list[TensorGroup] = []
         self.shared_gradients: SharedGradients | None = None
         self._shared_weights: SharedWeights | None = None
         self._registration: Registration | None = None
+        self._changes: LocalChanges | None = None
 
     def register(
         self,
@@ -53,8 +56,20 @@ class Exchange:
         if zero_copy:
             self._shared_weights = SharedWeights(registration)
             self.shared_gradients = SharedGradients(registration, self.groups)
+        self._changes = LocalChanges(self._mode, registration, self._watched())
         if registration.attached:
             self._take(complete=True)
+        else:
+            self._note()
+
+    def _watched(self) -> WatchedTensors | CountedTensors:
+        return CountedTensors(self.groups) if self._mode == IGNORE else WatchedTensors(self.groups)
+
+    @property
+    def changes(self) -> LocalChanges:
+        """What is done about changes that are made here, once there is a job."""
+        assert self._changes is not None
+        return self._changes
 
     @property
     def is_registered(self) -> bool:
@@ -72,16 +87,19 @@ class Exchange:
         if self.shared_gradients is not None:
             self.shared_gradients.close()
 
-    def add(self, group: TensorGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group, to the job if there is one."""
+    def add(self, group: TensorGroup, options: MutableMapping[str, Any], stacklevel: int) -> None:
+        """Adds a group, to the job if there is one; the weights of the others come with it."""
         if self._registration is None:
             self.groups.append(group)
             return
         check_apart([pair for each in (*self.groups, group) for pair in each.places()])
+        self.changes.settle(stacklevel + 1)
         with self.receiving() as registration:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)
         self.groups.append(group)
+        self.changes.watched = self._watched()
+        self._note()
         if self.shared_gradients is not None:
             self.shared_gradients.watch(len(self.groups) - 1)
 
@@ -119,17 +137,21 @@ class Exchange:
 
     def pull(self, **wanted: Any) -> bool:
         """As `Registration.pull`, into the tensors."""
+        changed = self.changes.watched.differences().all
+        left_alone = self.changes.beside(changed, wanted.get("groups", ()), wanted.get("parameters", ()))
         for group in self.groups:
             if wanted.get("groups") or wanted.get("parameters"):
                 group.read()
             else:
                 group.open()
-        complete = False
         try:
-            complete = self.registration.pull(**wanted)
-        finally:
-            self._take(complete=complete)
-        return complete
+            is_read = self.registration.pull(**wanted)
+        except BaseException:
+            self._take(complete=False, but=changed)
+            raise
+        if is_read:
+            self._take(complete=True, but=left_alone)
+        return is_read
 
     def pull_rows(self, parameter: str, ids: Any, weights: str = "") -> torch.Tensor:
         """As `Inquiry.pull_rows`, in a tensor on the parameter's device."""
@@ -155,8 +177,7 @@ class Exchange:
 
     def _note(self) -> None:
         """Notes that the job has what the tensors hold."""
-        for group in self.groups:
-            group.note()
+        self.changes.watched.note()
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
@@ -175,36 +196,21 @@ class Exchange:
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the job's state and options, and its weights where the tensors' have been changed here."""
-        changed = bool(self.changed())
+        changed = bool(self.changes.watched.differences())
         if changed:
             self._read()
         self.registration.write_state(states, weights=changed)
         if changed:
             self._note()
 
-    def _take(self, *, complete: bool) -> None:
+    def _take(self, *, complete: bool, but: Collection[int] = ()) -> None:
         for index, group in enumerate(self.groups):
             self._take_group(index, group, complete=complete)
+        self.changes.watched.note(but)
 
     def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
         shared = self._shared_weights
         group.take(complete=complete, places=None if shared is None else shared.places(index, group))
-
-    def changed(self) -> list[str]:
-        """The parameters that torch has changed in place since the last exchange."""
-        return [name for group in self.groups for name in group.changed()]
-
-    def warn_of_changes(self, stacklevel: int) -> None:
-        """Warns where the weights that come next replace what has been changed here."""
-        changed = self.changed()
-        if changed:
-            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            job = self.registration.session.job
-            warnings.warn(
-                f"parameter {changed[0]!r}{others} has been changed here; the weights of job {job!r} "
-                "replace the change: call push_weights() to send it, or pull() to drop it",
-                stacklevel=stacklevel + 1,  # this method is one more
-            )
 
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
