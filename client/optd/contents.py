@@ -21,8 +21,8 @@ SAMPLES = 1 << 16
 # How many elements are held whole in all. Reading them must not show beside a step, which also takes some time for
 # each array, however small.
 LEAST_HELD, MOST_HELD, HELD_FRACTION, HELD_EACH = 1 << 16, 1 << 19, 8, 128
-WATCHED_NOTES = 8
-"""For so many notes the fingerprint of a large array is kept after it was last asked for."""
+WATCHED_NOTES, FIRST_NOTES = 8, 3
+"""For so many notes fingerprints of a large array are taken after it was last written to, and at first."""
 
 
 def fingerprint(array: Array) -> int:
@@ -93,11 +93,9 @@ class _Bucket:
 class Contents:
     """Remembers what arrays hold, which are given by their number; shapes and dtypes stay what they were at first."""
 
-    def __init__(self, arrays: Sequence[tuple[int, np.dtype[Any]]]) -> None:
-        """Of each array: how many elements it has, and its dtype."""
+    def __init__(self, arrays: Sequence[tuple[int, np.dtype[Any]]], *, tells_writes: bool = False) -> None:
+        """Of each array: how many elements it has, and its dtype; and whether somebody tells which are written to."""
         self._sizes = [size for size, _ in arrays]
-        self._watched: dict[int, int] = {}
-        """Of large arrays that are told apart by their fingerprints: how often that was noted and not needed."""
         self._fingerprints: dict[int, int] = {}
         self.strides: dict[int, int] = {}
         """By number, for those that are not held whole."""
@@ -109,6 +107,9 @@ class Contents:
         held = min(held, sum(size <= MOST_WHOLE for size in self._sizes))
         most = min(SAMPLE, max(LEAST_SAMPLE, SAMPLES // max(1, len(order) - held)))
         self.strides.update({number: sample_stride(self._sizes[number], most) for number in order[held:]})
+        first = WATCHED_NOTES - FIRST_NOTES
+        self._watched = dict.fromkeys(self.strides, first) if tells_writes else {}
+        """Of large arrays whose fingerprints are taken: at how many notes since they were written to."""
         self._buckets: dict[np.dtype[Any], _Bucket] = {}
         for number in order:
             self._place(number, arrays[number][1])
@@ -152,7 +153,7 @@ class Contents:
     ) -> Differences:
         """Which arrays hold something else than when they were noted; `written` are those that may.
 
-        A large one that was written to is told by all of its content, from the second time on.
+        A large one that was written to is told by all of its content, where that was so at the start, or not long ago.
         """
         certain = [number for bucket in self._buckets.values() for number in self._differing(bucket, arrays)]
         unknown = []

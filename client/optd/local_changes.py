@@ -117,10 +117,9 @@ class LocalChanges:
         if not found:
             return True
         why, values = self._send(found.all)
-        # What may have changed is not warned of: nothing that was there is lost for sure.
-        if why and found.certain and self.mode != IGNORE and (why == WARN or why not in self._warned):
+        if why and self.mode != IGNORE and (why == WARN or why not in self._warned):
             self._warned.add(why)
-            warnings.warn(self._warning(found.certain, why, values), stacklevel=stacklevel + 1)
+            warnings.warn(self._warning(found, why, values), stacklevel=stacklevel + 1)
         return not why
 
     def _send(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
@@ -158,12 +157,13 @@ class LocalChanges:
         groups = self._registration.groups
         return [((i, place), name) for i, group in enumerate(groups) for place, name in enumerate(group.names)]
 
-    def _warning(self, numbers: list[int], why: str, values: dict[str, Any]) -> str:
-        parameters = self._all()
+    def _warning(self, found: Differences, why: str, values: dict[str, Any]) -> str:
+        numbers = found.certain or found.unknown
+        name = self._all()[numbers[0]][1]
         others = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        what = "has been changed here" if found.certain else "has been written to here, and may hold something else now"
         job = repr(self._registration.session.job)
-        what = f"parameter {parameters[numbers[0]][1]!r}{others} has been changed here; "
-        return what + _WHY[why].format(**{**values, "job": job})
+        return f"parameter {name!r}{others} {what}; " + _WHY[why].format(**{**values, "job": job})
 
     def beside(self, numbers: Collection[int], groups: Names, parameters: Names) -> list[int]:
         """Those of some parameters that a pull of some groups and parameters leaves alone."""

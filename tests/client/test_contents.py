@@ -6,7 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from optd.contents import MOST_WHOLE, WATCHED_NOTES, Contents, Differences, fingerprint, sample_stride, sampled
+from optd.contents import (
+    FIRST_NOTES,
+    MOST_WHOLE,
+    WATCHED_NOTES,
+    Contents,
+    Differences,
+    fingerprint,
+    sample_stride,
+    sampled,
+)
 
 LARGE = MOST_WHOLE + 5
 DTYPES = ["f4", "f8", "f2", ml_dtypes.bfloat16]
@@ -80,6 +89,26 @@ def test_a_large_array_that_is_written_to_again_is_told_by_all_of_its_content() 
         contents.note([array], lambda _: array)
     assert contents.differences([array], lambda _: pytest.fail("nobody has written to it"), ()) == Differences([], [])
     contents.note([array], lambda _: pytest.fail("nobody has written to it for long"))
+
+
+def test_where_writes_are_told_of_all_of_the_content_is_looked_at_from_the_start() -> None:
+    array, read = np.zeros(LARGE), []
+    contents = Contents([(array.size, array.dtype)], tells_writes=True)
+
+    def whole(_: int) -> np.ndarray:
+        read.append(1)
+        return array
+
+    contents.note([array], whole)
+    assert not contents.differences([array], whole, (0,))
+    array[3] = 1
+    assert contents.differences([array], whole, (0,)) == Differences([0], [])
+    unused = Contents([(array.size, array.dtype)], tells_writes=True)
+    read.clear()
+    for _ in range(20):
+        unused.note([array], whole)
+        assert not unused.differences([array], whole)
+    assert len(read) == FIRST_NOTES
 
 
 def test_what_is_not_noted_is_remembered_as_it_was() -> None:

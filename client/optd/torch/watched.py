@@ -21,7 +21,8 @@ class WatchedTensors:
     def __init__(self, groups: Sequence[TensorGroup]) -> None:
         self._groups = groups
         self._tensors = [tensor for group in groups for tensor in group.originals]
-        self._contents = Contents([(tensor.numel(), dtype_of(tensor)) for tensor in self._tensors])
+        sizes = [(tensor.numel(), dtype_of(tensor)) for tensor in self._tensors]
+        self._contents = Contents(sizes, tells_writes=True)
         self._large = sorted(self._contents.strides)
         self._arrays: list[Array] = [np.empty(0)] * len(self._tensors)
         """The memory of each tensor where numpy can have that, as long as it lies where `_pointers` says."""

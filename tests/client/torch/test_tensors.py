@@ -143,7 +143,7 @@ def test_weights_that_are_changed_here_are_replaced_with_a_warning_where_that_is
     model = nn.Linear(2, 2)
     optimizer = serve(SGD, model.named_parameters(), lr=1.0, local_changes="warn")
     held = model.weight.detach().clone()
-    for change in (lambda: nn.init.zeros_(model.weight), lambda: model.weight.data.zero_()):
+    for change in (lambda: nn.init.zeros_(model.weight), model.weight.data.zero_):
         change()
         with pytest.warns(UserWarning, match=r"'weight' has been changed here; .* call push_weights\(\)") as caught:
             optimizer.step()
