@@ -62,6 +62,35 @@ def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup])
     ]
 
 
+def read_weights(weights: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Array | None]]:
+    """Weights by group and place, given as gradients are, in the dtypes of the parameters; None where there are none.
+
+    Raises `StructureMismatch`, `UnknownParameter`, `NotAnArray`, `ShapeMismatch` or `DtypeMismatch`.
+    """
+    try:
+        rows = _rows(_by_name(weights, groups, in_groups), groups)
+    except StructureMismatch as error:
+        what = str(error.values["what"]).replace("gradients", "weights")
+        raise StructureMismatch(**{**error.values, "what": what}) from None
+    return [
+        [_check_weights(name, array, given) for name, array, given in zip(g.names, g.arrays, row, strict=True)]
+        for g, row in zip(groups, rows, strict=True)
+    ]
+
+
+def _check_weights(name: str, array: Array, given: Any) -> Array | None:
+    found = None if given is None else as_array(given)
+    if found is None:
+        if given is None:
+            return None
+        raise NotAnArray(what=f"weights of parameter {name!r}", wanted="an array or None", got=type(given).__name__)
+    if found.shape != array.shape:
+        raise ShapeMismatch(what="weights", parameter=name, expected=array.shape, got=found.shape)
+    if found.dtype != array.dtype:
+        raise DtypeMismatch(what="weights", parameter=name, expected=array.dtype.name, got=found.dtype.name)
+    return np.asarray(found)
+
+
 def _by_name(gradients: Any, groups: Sequence[ParamGroup], in_groups: bool) -> list[tuple[str, Any]]:
     if not isinstance(gradients, list | tuple) or trees.is_namedtuple(gradients):
         return list(trees.collect(gradients, trees.merge([group.inner for group in groups])))

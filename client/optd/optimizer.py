@@ -13,11 +13,12 @@ import numpy as np
 
 from optd import trees
 from optd.arrays import Array
-from optd.gradients import read_gradients
+from optd.gradients import read_gradients, read_weights
 from optd.job_options import Averages
 from optd.job_options import Gradients as GradientTreatment
 from optd.joining import IfExists
 from optd.leaves import Renew
+from optd.local_changes import IGNORE, SEND, LocalChanges, Unwatched, WatchedArrays, check_local_changes
 from optd.opening import Opening
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
 from optd.registration import Registration, belongs_to_a_session
@@ -28,7 +29,7 @@ from optd.state_dicts import checked_state, pack, start_at, unpack
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
-from optd_wire.errors import StructureMismatch
+from optd_wire.errors import InvalidRequest, StructureMismatch
 from optd_wire.values import Policy, PushResult
 
 
@@ -74,8 +75,10 @@ class Optimizer:
         gradients: GradientTreatment | None = None,
         averages: Averages | None = None,
         zero_copy: bool = False,
+        local_changes: str = SEND,
         **options: Any,
     ) -> None:
+        mode = check_local_changes(local_changes)
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
         self.session, self._owns_session = Opening(
@@ -101,6 +104,15 @@ class Optimizer:
         except BaseException:
             self.close()
             raise
+        registration = self._registration
+        self._changes = LocalChanges(mode, registration, Unwatched(), lambda: registration.in_arrays)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Begins to look for changes in the arrays of all groups, which are what the job has."""
+        if self._changes.mode != IGNORE:
+            self._changes.watched = WatchedArrays(self._registration.groups)
+            self._changes.watched.note()
 
     def __enter__(self) -> "Optimizer":
         return self
@@ -167,6 +179,7 @@ class Optimizer:
             yield self._registration
         finally:
             self._leaves = None
+            self._changes.watched.note()
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -258,8 +271,11 @@ class Optimizer:
         return loss
 
     def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
-        with self._sending(), self._receiving() as registration:
-            return registration.step(self._rows(gradients), encoding, terms)
+        rows = self._rows(gradients)
+        with self._registration.lock, self._sending():
+            are_here = self._changes.settle(stacklevel=3) or self._changes.mode == IGNORE
+            with self._receiving() as registration:
+                return registration.step(rows, encoding, terms, has_weights=are_here)
 
     def push(
         self,
@@ -272,8 +288,10 @@ class Optimizer:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
-        with self._sending():
-            return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
+        rows = self._rows(gradients)
+        with self._registration.lock, self._sending():
+            self._changes.settle(stacklevel=2)
+            return self._registration.push(rows, encoding, Terms.of(weight, loss_scale))
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
@@ -310,11 +328,23 @@ class Optimizer:
             UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
             UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
-        with self._receiving() as registration:
-            pulled = registration.pull(
-                only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
-            )
-        return self.params if pulled else None
+        watched = self._changes.watched
+        with self._registration.lock:
+            changed = watched.differences().all
+            left_alone = self._changes.beside(changed, groups, parameters)
+            try:
+                pulled = self._registration.pull(
+                    only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
+                )
+            except BaseException:
+                self._leaves = None
+                watched.note(but=changed)
+                raise
+            if not pulled:
+                return None
+            self._leaves = None
+            watched.note(but=left_alone)
+            return self.params
 
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, in a new array of shape (n, *shape[1:]); nothing else changes.
@@ -331,6 +361,37 @@ class Optimizer:
         array = find_array(self._registration.groups, parameter, self.session.job)
         encoding = self.session.wire.weights
         return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=encoding, weights=weights)
+
+    def push_weights(self, weights: Any = None) -> None:
+        """Replaces the job's weights by what the arrays of the params hold; the optimizer's state stays.
+
+        Args:
+            weights: What replaces them instead, in the structure of the params or by name, as `step` takes gradients,
+                in the dtypes of the params; None in it, or an entry left out of a dict, leaves that parameter as it is.
+                For arrays that cannot be written to, such as JAX's, and with `zero_copy`. The current weights are then
+                pulled.
+
+        Counts whoever else takes part in the job; where there is nobody else, the next step sends changes by itself
+        (see `local_changes`).
+
+        Raises:
+            ShapeMismatch, DtypeMismatch, StructureMismatch, UnknownParameter, NotAnArray: Weights do not fit the
+                params; nothing has changed.
+            InvalidRequest: With `zero_copy` the arrays do not hold the weights, and none are given.
+        """
+        with self._registration.lock:
+            registration = self._registration
+            if weights is None and not registration.in_arrays:
+                problem = (
+                    "with zero_copy the arrays of params do not hold the weights: give push_weights() those to send"
+                )
+                raise InvalidRequest(problem=problem)
+            rows = None if weights is None else read_weights(weights, registration.groups, in_groups=self._in_groups)
+            with self._receiving():
+                if rows is None:
+                    registration.write_weights()
+                else:
+                    registration.write_given(rows)
 
     def _rows(self, gradients: Any) -> Gradients:
         if gradients is None:
@@ -353,8 +414,11 @@ class Optimizer:
         added = read_group(param_group, len(known), count)
         check_distinct([added], known)
         entry = _group_dict(added)
-        with self._receiving() as registration:
-            registration.add_group(added, entry)
+        with self._registration.lock:
+            self._changes.settle(stacklevel=2)
+            with self._receiving() as registration:
+                registration.add_group(added, entry)
+            self._watch()
         self.param_groups.append(entry)
         self._gradients, self._in_groups = None, True
 
@@ -384,9 +448,9 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
 
-        An optimizer that has attached to a job and not used it yet takes the weights back that its arrays had before,
-        and sends them along: they are the ones that go with the state. Where the job has the very same state, its own
-        weights stay.
+        An optimizer that has attached to a job, and has not used it since, takes the weights back that its arrays had
+        before, and sends them along: they go with the state. Not where the arrays have been written to since, and not
+        where the job has the very same state, whose weights it has, too.
 
         All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or
         parameters, or what the server finds wrong.
@@ -398,17 +462,19 @@ class Optimizer:
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
             entry.update(start_at(given, version))
-        weights = self._registration.weights_before(rows)
+        # What a script has put into the arrays since it attached is what goes with the state.
+        has_loaded = bool(self._changes.watched.differences())
+        weights = None if has_loaded else self._registration.weights_before(rows)
         try:
-            with self._receiving() as registration:
-                registration.write_state(rows, weights=weights)
-                if weights is not None:
-                    registration.put_back(weights)
+            self._registration.write_state(rows, weights=weights)
         except BaseException:
             for entry, old in zip(self.param_groups, before, strict=True):
                 entry.clear()
                 entry.update(old)
             raise
+        if weights is not None:
+            with self._receiving() as registration:
+                registration.put_back(weights)
 
 
 def _evaluated(closure: Callable[[], Any]) -> tuple[Any, Any]:

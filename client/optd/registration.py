@@ -1,6 +1,6 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -121,6 +121,11 @@ class Registration:
         self._dicts = list(dicts)
 
     @property
+    def lock(self) -> OwnedLock:
+        """Held by each call; by a caller for several that belong together."""
+        return self._lock
+
+    @property
     def weights(self) -> Sequence[Sequence[Array]]:
         """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
         return self._incoming.weights
@@ -133,6 +138,11 @@ class Registration:
     def shared_gradients(self) -> list[list[Array]] | None:
         """See `GradientsOut.shared_gradients`."""
         return self._outgoing.shared_gradients()
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the arrays hold an average of the weights, or may."""
+        return self._has_average
 
     @property
     def base(self) -> JobVersion:
@@ -338,6 +348,30 @@ class Registration:
             self._find_out()
             self._write((), (), [], self._own.arrays)
             self._attachment = None
+
+    def write_given(self, rows: Sequence[Sequence[Array | None]]) -> None:
+        """Replaces the job's weights by others, by group and place, where they are not None; then pulls."""
+        with self._lock:
+            self._find_out()
+            self._write((), (), [self._own.view.source(rows, WEIGHTS)], None)
+            self.pull()
+
+    def write_changes(self, places: Collection[tuple[int, int]]) -> None:
+        """Replaces the weights of parameters, by group and place, by what their arrays hold.
+
+        Raises `OtherWorkers` or `WeightsMovedOn` where that would undo steps that are not in the arrays.
+        """
+        with self._lock:
+            self._find_out()
+            session = self.session
+            rows = [
+                [array if (index, place) in places else None for place, array in enumerate(row)]
+                for index, row in enumerate(self._own.arrays)
+            ]
+            header = WriteStateHeader(session.job, session.worker, session.epoch, (), if_alone_at=self._base)
+            options, version = session.write_if_alone(header, self._own.view.source(rows, WEIGHTS))
+            self._mirror.absorb(options, self._dicts)
+            self._base = version
 
     def drop_state(self) -> None:
         """Has the next step begin without a state."""

@@ -29,6 +29,7 @@ from optd_wire.errors import (
     SharedMemoryUnavailable,
     Unauthenticated,
     UnknownWorker,
+    WeightsMovedOn,
 )
 from optd_wire.values import (
     GroupInfo,
@@ -391,6 +392,34 @@ class Session(Inquiry):
         with self._lock:
             self._check_usable()
             return self._transport.write_state(header, numbers, self.timeout)
+
+    def write_if_alone(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """As `write_state`, for a header that says `if_alone_at`; a call whose answer is lost is repeated.
+
+        Raises `OtherWorkers` or `WeightsMovedOn`.
+        """
+        attempts = 0
+
+        def attempt(left: float) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+            nonlocal attempts
+            attempts += 1
+            return self._transport.write_state(header, numbers, left)
+
+        with self._lock:
+            self._check_usable()
+            try:
+                return self._ask(attempt)
+            except WeightsMovedOn:
+                job = self.info()
+                assert header.if_alone_at is not None
+                if attempts == 1 or job.version.version != header.if_alone_at.version:
+                    raise
+                # Without a step, and with nobody else there: it was an attempt before that has written them.
+                return tuple(group.options for group in job.groups), job.version
+
+    def other_workers(self) -> tuple[str, ...]:
+        """The names of the other workers that hold a lease now."""
+        return tuple(worker.name for worker in self.workers() if worker.active and worker.name != self.worker)
 
     def _why_late(self) -> str:
         """A step of a sync job waits for all its workers."""

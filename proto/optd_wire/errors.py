@@ -517,6 +517,26 @@ class StaleEvaluation(Conflict):
     )
 
 
+class OtherWorkers(Conflict):
+    """Weights were to be replaced by a worker that is the only one, and it is not."""
+
+    reason = "OTHER_WORKERS"
+    template = (
+        "worker {worker!r} would write weights of job {job!r} if it were alone, but workers {others} hold leases, and "
+        "their steps would be undone; write without if_alone_at to undo them"
+    )
+
+
+class WeightsMovedOn(Conflict):
+    """Weights were to be replaced by a worker that does not have the current ones."""
+
+    reason = "WEIGHTS_MOVED_ON"
+    template = (
+        "worker {worker!r} would write in the place of the weights of version {base} of job {job!r}, which are now "
+        "{now}; pull them first, or write without if_alone_at to undo what has happened since"
+    )
+
+
 class PushWithdrawn(Conflict):
     """A push that waited for its round was taken back: its worker left, joined again or lost its lease."""
 

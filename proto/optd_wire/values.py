@@ -380,6 +380,7 @@ class WriteStateHeader:
     groups: tuple[GroupState, ...]
     averages: tuple[AverageInfo, ...] = ()
     updates: tuple[GroupUpdate, ...] = ()
+    if_alone_at: JobVersion | None = None
 
 
 @dataclass(frozen=True, slots=True)

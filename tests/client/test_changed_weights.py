@@ -130,10 +130,10 @@ def test_tensors_hold_the_weights_however_they_lie(server, name, lane, transpose
             assert torch.equal(tensor.detach(), torch.from_numpy(session.pull()["t"]))
 
 
-def test_what_was_changed_in_a_tensor_is_replaced_as_ever(server, name):
+def test_what_was_changed_in_a_tensor_is_replaced_where_that_is_wanted(server, name):
     with optd.connect(server.address, job=name, lane="grpc") as session:
         tensor = torch.nn.Parameter(torch.zeros(SHAPE))
-        optimizer = optd.torch.SGD([("t", tensor)], lr=1.0, session=session)
+        optimizer = optd.torch.SGD([("t", tensor)], lr=1.0, session=session, local_changes="warn")
         with torch.no_grad():
             tensor[5] = 7
         tensor.grad = torch.sparse_coo_tensor([[3]], torch.ones(1, SHAPE[1]), SHAPE, check_invariants=True)

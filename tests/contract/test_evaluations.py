@@ -127,21 +127,47 @@ def test_where_entries_that_are_no_numbers_count_as_zeros_they_do(plain: Plain, 
     assert ends[0] == ends[1]
 
 
-def test_state_that_is_written_ends_what_was_under_way(plain: Plain, name: str) -> None:
+def write(plain: Plain, name: str, epoch: int, *numbers: Any, **more: Any) -> Any:
+    head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=epoch, **more)
+    frames = [state_service_pb2.WriteStateRequest(frames=[each]) for each in numbers]
+    requests = [state_service_pb2.WriteStateRequest(header=head), *frames]
+    return plain.state.WriteState(ending(requests), timeout=SECONDS).version
+
+
+def test_a_step_goes_on_from_weights_that_are_written_while_it_is_under_way(plain: Plain, name: str) -> None:
+    """As torch's does from what a closure writes; and it ends after as many evaluations as without."""
     epoch = create(plain, name, max_iter=3, lr=0.25)
     assert evaluate(plain, name, epoch, 1).unfinished
-    head = state_service_pb2.WriteStateHeader(job=name, worker="w0", epoch=epoch)
-    requests = [
-        state_service_pb2.WriteStateRequest(header=head),
-        state_service_pb2.WriteStateRequest(frames=[frame(START, field="weights")]),
-    ]
-    written = plain.state.WriteState(ending(requests), timeout=SECONDS).version
+    np.testing.assert_allclose(plain.weights(name)["w"], START * 15 / 16)  # a quarter of the sum of the gradient
+    written = write(plain, name, epoch, frame(START, field="weights"))
     np.testing.assert_array_equal(plain.weights(name)["w"], START)
     with refused("STALE_EVALUATION", "before they were written anew"):
         evaluate(plain, name, epoch, 2)  # of the weights that the search had asked about
-    known = {"known_revision": written.revision}
-    finished = [evaluate(plain, name, epoch, sequence, **known).unfinished for sequence in (2, 3, 4)]
-    assert finished == [True, True, False]
+    head = header(name, "w0", epoch, 2, base=1, known_revision=written.revision, loss=4.5)
+    assert plain.push(head, [frame(START)]).unfinished
+    # The gradient is what it was, so that there is no curvature: minus the gradient, and lr times that.
+    np.testing.assert_allclose(plain.weights(name)["w"], START * 3 / 4)
+    assert not evaluate(plain, name, epoch, 3, known_revision=written.revision).unfinished
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_state_that_is_written_ends_what_was_under_way(begins: bool, plain: Plain, name: str) -> None:
+    """With the next evaluation, unless that begins a step: who writes state in each closure is not asked for ever."""
+    epoch = create(plain, name, max_iter=3, lr=0.25)
+    assert evaluate(plain, name, epoch, 1).unfinished
+    forgotten = state_service_pb2.GroupState(group=0, steps=[0])
+    written = write(plain, name, epoch, groups=[forgotten])
+    there, known = plain.weights(name)["w"], {"known_revision": written.revision}
+    sequence = 2
+    if not begins:
+        assert not evaluate(plain, name, epoch, 2, **known).unfinished
+        np.testing.assert_array_equal(plain.weights(name)["w"], there)
+        result, _ = plain.read_state(name)
+        assert not result.groups[0].entries
+        sequence = 3
+    first = evaluate(plain, name, epoch, sequence, begins=begins, **known).unfinished
+    rest = [evaluate(plain, name, epoch, each, **known).unfinished for each in (sequence + 1, sequence + 2)]
+    assert [first, *rest] == [True, True, False]
     result, _ = plain.read_state(name)
     entries = {entry.field: list(entry.present) for entry in result.groups[0].entries}
     assert entries["func_evals"] == entries["d"] == [True]

@@ -8,8 +8,9 @@ from optd_wire.values import Policy
 
 
 class Where(GroupOptionArguments, total=False):
-    """Which job an optimizer belongs to: an open session, or what is needed to open one; and how it shares memory.
+    """Which job an optimizer belongs to: an open session, or what is needed to open one.
 
+    How it shares memory, and what is done about weights that a script changes: see `optd.Optimizer`.
     And the options that every group may have, whatever its algorithm: see `optd.group_options`.
     """
 
@@ -22,3 +23,4 @@ class Where(GroupOptionArguments, total=False):
     gradients: Gradients
     averages: Averages
     zero_copy: bool
+    local_changes: str

@@ -15,6 +15,7 @@ import torch
 from optd.group_options import GROUP_OPTIONS
 from optd.job_options import Averages, Gradients
 from optd.joining import IfExists
+from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.params import plain_option
 from optd.registration import belongs_to_a_session
@@ -131,9 +132,10 @@ class Served(torch.optim.Optimizer):
         gradients: Gradients | None = None,
         averages: Averages | None = None,
         zero_copy: bool = False,
+        local_changes: str = SEND,
         **options: Any,
     ) -> None:
-        self._exchange = Exchange()
+        self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
         opening = Opening(
@@ -245,9 +247,9 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             self._check_options()
             gradients = exchange.gradients()
-            exchange.warn_of_changes(stacklevel=5)
-            # Where nothing was changed here, the weights that rows do not change are here.
-            some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
+            are_here = exchange.changes.settle(stacklevel=5)
+            # Where the job has what was changed here, the weights that rows do not change are here.
+            some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
                 return registration.step(gradients, terms=terms, has_weights=some)
 
@@ -263,8 +265,10 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
+            gradients = self._exchange.gradients()
+            self._exchange.changes.settle(stacklevel=2)
             with self._exchange.sending() as registration:
-                pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
+                pushed = registration.push(gradients, encoding, Terms.of(weight, loss_scale))
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
@@ -332,7 +336,7 @@ class Served(torch.optim.Optimizer):
                 self._follow_groups()
             super().add_param_group(param_group)
             try:
-                self._exchange.add(self._read_group(param_group), param_group)
+                self._exchange.add(self._read_group(param_group), param_group, stacklevel=2)
             except BaseException:
                 self.param_groups.pop()
                 raise

@@ -1,6 +1,6 @@
 """Torch's tensors as numpy arrays, which is what a `Registration` reads and writes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,6 @@ class TensorGroup(ParamGroup):
     originals: tuple[torch.Tensor, ...] = ()
     """The tensors that were registered."""
     _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
-    _versions: list[int] = field(default_factory=list)
     _lent: dict[int, int] = field(default_factory=dict)
     """By number of a tensor, the address of the shared memory that it was last given."""
     _spare: dict[int, Array] = field(default_factory=dict)
@@ -82,7 +81,6 @@ class TensorGroup(ParamGroup):
         made.originals = tuple(tensors)
         made._registered.extend((tensor.shape, tensor.dtype) for tensor in tensors)
         made._read()
-        made.note()
         return made
 
     def _check(self) -> None:
@@ -102,6 +100,12 @@ class TensorGroup(ParamGroup):
         """Makes `arrays` hold the tensors' numbers."""
         self._check_still_fits()
         self._read()
+
+    def read_some(self, places: Iterable[int]) -> None:
+        """Makes some of `arrays` hold their tensors' numbers."""
+        self._check_still_fits()
+        for place in places:
+            self.arrays[place] = np.asarray(as_array(self.tensors[place]), order="C")
 
     def _read(self) -> None:
         self.arrays[:] = [np.asarray(as_array(tensor), order="C") for tensor in self.tensors]
@@ -143,6 +147,9 @@ class TensorGroup(ParamGroup):
         """
         if places is not None and complete:
             for number, (tensor, place) in enumerate(zip(self.tensors, places, strict=True)):
+                if not can_move(tensor) and self._lent.get(number) == tensor.data_ptr():
+                    # It was given its own memory the other way round, which the server takes back.
+                    tensor.data = torch.empty_like(tensor)
                 _move_to(tensor, place)
                 self._lent[number] = place.address
         else:
@@ -153,16 +160,6 @@ class TensorGroup(ParamGroup):
                     torch.autograd.graph.increment_version(tensor)
                 elif complete:
                     tensor.copy_(as_tensor(array))
-        self.note()
-
-    def changed(self) -> list[str]:
-        """The parameters that torch has changed in place since the last exchange."""
-        seen = zip(self.names, self.tensors, self._versions, strict=True)
-        return [name for name, tensor, version in seen if tensor._version != version]
-
-    def note(self) -> None:
-        """Notes that the job has what the tensors hold: what torch changes from now on is `changed`."""
-        self._versions[:] = [tensor._version for tensor in self.tensors]
 
     def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:
         """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.

@@ -1,6 +1,6 @@
 """What goes between the tensors of an optimizer and the job that they are registered in: gradients out, weights in."""
 
-import warnings
+import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import is_
@@ -11,6 +11,7 @@ import torch
 from optd.arrays import Array
 from optd.attaching import Rows
 from optd.gradients import check_gradients
+from optd.local_changes import IGNORE, SEND, LocalChanges
 from optd.lock import OwnedLock
 from optd.params import PARAMS, check_apart
 from optd.registration import Registration
@@ -21,6 +22,7 @@ from optd.torch.arrays import as_tensor, dtype_of
 from optd.torch.distributed import policy_of_ranks
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
+from optd.torch.watched import CountedTensors, WatchedTensors
 from optd_wire.errors import StructureMismatch, UnknownParameter
 from optd_wire.values import Options
 
@@ -28,15 +30,17 @@ from optd_wire.values import Options
 class Exchange:
     """Groups of tensors, and from `register` on the job that holds their weights.
 
-    Whoever uses several of its methods in a row holds `lock`.
+    Whoever uses several of its methods in a row holds `lock`. `local_changes` is that of `Served`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, local_changes: str = SEND) -> None:
+        self._mode = local_changes
         self.lock = OwnedLock()
         self.groups: list[TensorGroup] = []
         self.shared_gradients: SharedGradients | None = None
         self._shared_weights: SharedWeights | None = None
         self._registration: Registration | None = None
+        self._changes: LocalChanges | None = None
 
     def register(
         self,
@@ -63,8 +67,22 @@ class Exchange:
         if zero_copy:
             self._shared_weights = SharedWeights(registration)
             self.shared_gradients = SharedGradients(registration, self.groups)
+        self._changes = LocalChanges(self._mode, registration, self._watched())
+        self._attached = CountedTensors(self.groups)
         if registration.attached:
             self._take(complete=True)
+        else:
+            self._note()
+        self._attached.note()
+
+    def _watched(self) -> WatchedTensors | CountedTensors:
+        return CountedTensors(self.groups) if self._mode == IGNORE else WatchedTensors(self.groups)
+
+    @property
+    def changes(self) -> LocalChanges:
+        """What is done about changes that are made here, once there is a job."""
+        assert self._changes is not None
+        return self._changes
 
     @property
     def is_registered(self) -> bool:
@@ -82,16 +100,19 @@ class Exchange:
         if self.shared_gradients is not None:
             self.shared_gradients.close()
 
-    def add(self, group: TensorGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group, to the job if there is one."""
+    def add(self, group: TensorGroup, options: MutableMapping[str, Any], stacklevel: int) -> None:
+        """Adds a group, to the job if there is one; the weights of the others come with it."""
         if self._registration is None:
             self.groups.append(group)
             return
         check_apart([pair for each in (*self.groups, group) for pair in each.places()])
+        self.changes.settle(stacklevel + 1)
         with self.receiving() as registration:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)
         self.groups.append(group)
+        self.changes.watched = self._watched()
+        self._note()
         if self.shared_gradients is not None:
             self.shared_gradients.watch(len(self.groups) - 1)
 
@@ -129,17 +150,21 @@ class Exchange:
 
     def pull(self, **wanted: Any) -> bool:
         """As `Registration.pull`, into the tensors."""
+        changed = self.changes.watched.differences().all
+        left_alone = self.changes.beside(changed, wanted.get("groups", ()), wanted.get("parameters", ()))
         for group in self.groups:
             if wanted.get("groups") or wanted.get("parameters"):
                 group.read()
             else:
                 group.open()
-        complete = False
         try:
-            complete = self.registration.pull(**wanted)
-        finally:
-            self._take(complete=complete)
-        return complete
+            is_read = self.registration.pull(**wanted)
+        except BaseException:
+            self._take(complete=False, but=changed)
+            raise
+        if is_read:
+            self._take(complete=True, but=left_alone)
+        return is_read
 
     def pull_rows(self, parameter: str, ids: Any, weights: str = "") -> torch.Tensor:
         """As `Inquiry.pull_rows`, in a tensor on the parameter's device."""
@@ -165,8 +190,7 @@ class Exchange:
 
     def _note(self) -> None:
         """Notes that the job has what the tensors hold."""
-        for group in self.groups:
-            group.note()
+        self.changes.watched.note()
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
@@ -189,26 +213,27 @@ class Exchange:
         Tensors that have not been changed since they got the weights of a job that was there before, and that has not
         been used, get those back that they had: these go with the state.
         """
-        changed = set(self.changed())
+        changed = set(self.changes.watched.differences().all)
         before = self.registration.weights_before(states)
         if not changed and before is None:
             self.registration.write_state(states)
             return
         self._read()
-        weights = self._with(before, changed)
+        weights = [group.arrays for group in self.groups]
+        if before is not None:
+            # Who loads a model writes to all of its tensors, to some of them maybe what they held.
+            weights = self._but(before, changed.union(self._attached.differences().all))
         self.registration.write_state(states, weights=weights)
         if before is not None:
             self._put(weights)
         self._note()
 
-    def _with(self, before: Rows | None, changed: Collection[str]) -> list[list[Array]]:
-        """The weights `before`, but for parameters that have been `changed`; without any, what the arrays hold."""
+    def _but(self, before: Rows, numbers: Collection[int]) -> list[list[Array]]:
+        """The weights `before`, but for the tensors with these numbers, through all groups: what their arrays hold."""
+        number = itertools.count()
         return [
-            [
-                array if before is None or name in changed else before[index][place]
-                for place, (name, array) in enumerate(zip(group.names, group.arrays, strict=True))
-            ]
-            for index, group in enumerate(self.groups)
+            [array if next(number) in numbers else earlier for array, earlier in zip(group.arrays, row, strict=True)]
+            for group, row in zip(self.groups, before, strict=True)
         ]
 
     def _put(self, weights: Rows) -> None:
@@ -220,29 +245,14 @@ class Exchange:
         for group in self.groups:
             group.take(complete=True)
 
-    def _take(self, *, complete: bool) -> None:
+    def _take(self, *, complete: bool, but: Collection[int] = ()) -> None:
         for index, group in enumerate(self.groups):
             self._take_group(index, group, complete=complete)
+        self.changes.watched.note(but)
 
     def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
         shared = self._shared_weights
         group.take(complete=complete, places=None if shared is None else shared.places(index, group))
-
-    def changed(self) -> list[str]:
-        """The parameters that torch has changed in place since the last exchange."""
-        return [name for group in self.groups for name in group.changed()]
-
-    def warn_of_changes(self, stacklevel: int) -> None:
-        """Warns where the weights that come next replace what has been changed here."""
-        changed = self.changed()
-        if changed:
-            others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            job = self.registration.session.job
-            warnings.warn(
-                f"parameter {changed[0]!r}{others} has been changed here; the weights of job {job!r} "
-                "replace the change: call push_weights() to send it, or pull() to drop it",
-                stacklevel=stacklevel + 1,  # this method is one more
-            )
 
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -21,9 +21,11 @@ from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
     DtypeMismatch,
     InvalidRequest,
+    OtherWorkers,
     ShapeMismatch,
     StructureMismatch,
     UnknownField,
+    WeightsMovedOn,
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
@@ -44,6 +46,8 @@ class StateUpload:
         self._groups = header.groups
         self._updates = [(update, Origin(wall, header.worker)) for update in header.updates]
         self._worker, self._epoch = header.worker, header.epoch
+        self._base = header.if_alone_at
+        self._check_alone()
         self._fields = model.groups.state_fields
         self._always = {field.name for field in model.groups.algorithm.all_state}
         self._known = [WEIGHTS, *self._fields]
@@ -60,6 +64,23 @@ class StateUpload:
         self._layouts = list(model.groups.layouts)
         """Those of the groups that there are now: whoever writes knows of no others."""
         _check_groups(job, header.groups, self._known)
+
+    def _check_alone(self) -> None:
+        """Raises `OtherWorkers` or `WeightsMovedOn` for a write that would undo steps, if it is not to do so."""
+        if self._base is None:
+            return
+        job, model = self._job, self._job.model
+        others = sorted(worker.name for worker in job.workers if worker.active and worker.name != self._worker)
+        if others:
+            raise OtherWorkers(worker=self._worker, job=job.name, others=", ".join(map(repr, others)))
+        version = model.version.version
+        if self._base.version != version:
+            now = f"of version {version}"
+        elif self._base.revision < model.written_revision:
+            now = f"others, written at revision {model.written_revision}"
+        else:
+            return
+        raise WeightsMovedOn(worker=self._worker, job=job.name, base=self._base.version, now=now)
 
     def _check_averages(self) -> None:
         """Raises `UnknownAverage` for one that the job does not keep, `InvalidRequest` for a count that is none."""
@@ -119,7 +140,8 @@ class StateUpload:
         """Replaces what was written, all or nothing; returns the options of all groups.
 
         An average must be written whole, unless nothing has entered it. Raises `IncompleteParameter`,
-        `UnknownAverage`, what is wrong with the options, or `StaleEpoch` where the worker has been fenced meanwhile.
+        `UnknownAverage`, what is wrong with the options, `StaleEpoch` where the worker has been fenced meanwhile, or
+        `OtherWorkers` or `WeightsMovedOn`.
         """
         for sink in self._sinks.values():
             sink.ledger.presence()
@@ -133,6 +155,7 @@ class StateUpload:
 
         def check(changes: Sequence[tuple[int, GroupOptions]]) -> None:
             self._job.workers.check(self._worker, self._epoch, clock())
+            self._check_alone()
             self._check_averages()
             model.averages.fit(model.groups.extents)
             model.reserve_states(fields, changes)
@@ -156,8 +179,10 @@ class StateUpload:
     def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
         model = self._job.model
         groups = model.groups
-        model.searches.abandon()
+        if self._groups:
+            model.searches.end()
         if WEIGHTS in self._sinks:
+            model.searches.note_written_weights()
             model.written_revision = model.version.revision + 1
         for given in self._groups:
             _put_group_state(groups, given)

@@ -257,6 +257,8 @@ class Evaluation:
     """Of all parameters, one after the other, shape (N,); zeros where one has none. Whoever gets it may keep it."""
     is_finite: bool = True
     """Whether the gradient is. If not, entries that are no numbers are zeros, and the loss is infinite."""
+    weights: Vector | None = None
+    """The weights that they were found at, shape (N,), where somebody has written others than were asked about."""
 
 
 Memory: TypeAlias = MutableMapping[str, Any]

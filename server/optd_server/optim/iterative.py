@@ -21,6 +21,10 @@ class Searches:
     def __init__(self) -> None:
         self._search: Search | None = None
         self._memory: Memory = {}
+        self._has_ended = False
+        """Whether the step that the next evaluation belongs to has been ended before it came."""
+        self._are_written = False
+        """Whether the weights are others than the step has asked about."""
 
     @property
     def is_under_way(self) -> bool:
@@ -28,8 +32,21 @@ class Searches:
         return self._search is not None
 
     def abandon(self) -> None:
-        """Forget a step that is under way: weights or state are others now. The next evaluation begins one."""
+        """Forget a step that is under way, or has been ended. The next evaluation begins one."""
+        self._search, self._has_ended, self._are_written = None, False, False
+
+    def end(self) -> None:
+        """End a step that is under way where it is: its state is another one now.
+
+        The next evaluation is still one of that step. It must not begin another one: whoever writes state whenever an
+        evaluation is asked for would be asked for ever.
+        """
+        self._has_ended = self._has_ended or self.is_under_way
         self._search = None
+
+    def note_written_weights(self) -> None:
+        """Take note that the weights are others than were asked about: a step that is under way goes on from them."""
+        self._are_written = self.is_under_way
 
     def move(
         self,
@@ -59,11 +76,16 @@ class Searches:
         """
         if segment.count == 0:
             return True
+        if self._has_ended:
+            np.copyto(out, weights)
+            self.abandon()
+            return True
         own = gradient.copy()
         if not present.all():
             own[np.repeat(~present, segment.sizes)] = 0
-        evaluation = Evaluation(loss if is_finite else math.inf, own, is_finite)
-        is_done = False
+        found_at = weights.astype(segment.dtype) if self._are_written else None
+        evaluation = Evaluation(loss if is_finite else math.inf, own, is_finite, found_at)
+        self._are_written, is_done = False, False
         # What overflows here overflows in torch, too, and silently. The setting does not survive in a generator.
         with np.errstate(all="ignore"):
             try:

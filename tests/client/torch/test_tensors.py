@@ -138,15 +138,17 @@ def test_a_tensor_may_not_become_another_one(serve: Callable) -> None:
 # Changes that are made here
 
 
-def test_weights_that_are_changed_here_are_replaced_with_a_warning(serve: Callable) -> None:
+def test_weights_that_are_changed_here_are_replaced_with_a_warning_where_that_is_wanted(serve: Callable) -> None:
+    """What is done with them otherwise is in test_whose_weights and test_local_changes."""
     model = nn.Linear(2, 2)
-    optimizer = serve(SGD, model.named_parameters(), lr=1.0)
+    optimizer = serve(SGD, model.named_parameters(), lr=1.0, local_changes="warn")
     held = model.weight.detach().clone()
-    nn.init.zeros_(model.weight)
-    with pytest.warns(UserWarning, match=r"'weight' has been changed here; .* call push_weights\(\)") as caught:
-        optimizer.step()
-    assert caught[0].filename == __file__, "the warning points to the caller"
-    assert torch.equal(model.weight, held)
+    for change in (lambda: nn.init.zeros_(model.weight), model.weight.data.zero_):
+        change()
+        with pytest.warns(UserWarning, match=r"'weight' has been changed here; .* call push_weights\(\)") as caught:
+            optimizer.step()
+        assert [warning.filename for warning in caught] == [__file__], "the warning points to the caller"
+        assert torch.equal(model.weight, held)
     nn.init.ones_(model.weight)
     optimizer.push_weights()
     with warnings.catch_warnings():

@@ -45,6 +45,8 @@ def search(options: Options, memory: Memory, weights: Vector, first: Evaluation)
         before_it, weights = weights, line.at(history.distance)
         if text(options, "line_search_fn") is None and not is_last:
             here, asked = (yield weights), 1
+            # As in torch: what a closure writes stays, but for what it writes at the points that a line search tries.
+            weights = weights if here.weights is None else here.weights
         evaluations += asked
         if not here.is_finite:
             weights = before_it  # where torch would go on with NaN
@@ -73,7 +75,7 @@ def incomplete(names: Collection[str]) -> str | None:
 
 def working_vectors(options: Options) -> int:
     """Pairs that come in one step while those before are kept; points, directions, gradients and copies of them."""
-    return 2 * max(0, min(integer(options, "max_iter"), integer(options, "history_size"))) + 12
+    return 2 * max(0, min(integer(options, "max_iter"), integer(options, "history_size"))) + 13
 
 
 def _most_evaluations(options: Options) -> int:
