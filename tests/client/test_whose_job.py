@@ -167,13 +167,13 @@ def test_other_options_are_told_with_the_weights(server: LocalServer, name: str,
 def test_nobody_is_told_what_is_no_surprise(server: LocalServer, busy: optd.Session, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained(server, name)
+        _, state = trained(server, name)
         with optd.connect(server.address, job=name) as reader:
             known = reader.pull()["w"]
         with attach(server, name, known.copy()) as optimizer:  # the job's own weights
             optimizer.step({"w": np.ones(3)})
         with attach(server, name, np.zeros(3)) as optimizer:  # the state is loaded next
-            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.load_state_dict(state)
             optimizer.step({"w": np.ones(3)})
         # Another worker is training it.
         with optd.SGD({"w": np.full(3, 9.0)}, lr=1.0, server=server.address, job="busy", worker="w1") as optimizer:
@@ -188,6 +188,20 @@ def test_a_checkpoint_is_loaded_with_the_weights_that_were_there_before(server: 
         assert weights.tolist() == [-1] * 3
         optimizer.step({"w": np.ones(3)})
         assert weights.tolist() == expected.tolist()
+
+
+def test_state_that_is_only_put_on_a_device_is_no_checkpoint(server: LocalServer, name: str) -> None:
+    """accelerate reads the state and loads it again, before a script loads a checkpoint, or does not."""
+    weights, state = trained(server, name)
+    with attach(server, name, weights) as optimizer:
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.load_state_dict(state)
+        assert weights.tolist() == [-1] * 3
+        optimizer.step({"w": np.ones(3)})
+    with attach(server, name, np.full(3, 9.0)) as optimizer:
+        optimizer.load_state_dict(optimizer.state_dict())
+        with pytest.warns(UserWarning, match="goes on with it"):
+            optimizer.step({"w": np.ones(3)})
 
 
 def test_a_job_that_stands_at_the_checkpoint_keeps_its_weights(server: LocalServer, name: str) -> None:
