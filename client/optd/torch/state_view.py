@@ -1,6 +1,6 @@
 """What `optimizer.state` is: a live view of the state that the server holds."""
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any, TypeVar
 
@@ -91,7 +91,7 @@ class StateOnServer(_LikeADict[torch.Tensor], defaultdict[torch.Tensor, Any]):
     of it where torch has counted the change.
 
     It is a dict by its type only: whoever makes another one of its type, by `copy` or `pickle`, gets torch's
-    `defaultdict(dict)` with plain dicts.
+    `defaultdict(dict)`.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -218,7 +218,8 @@ class StateOfParameter(_LikeADict[str]):
         return dict(self.items())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (self.copy(),)
+        # Of all dicts, this is the one that torch.load(weights_only=True) lets a class be reduced to.
+        return OrderedDict, (), None, None, iter(self.copy().items())
 
     def __repr__(self) -> str:
         return repr(self.copy())
