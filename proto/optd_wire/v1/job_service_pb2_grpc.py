@@ -77,7 +77,8 @@ class JobServiceServicer(object):
     def CreateJob(self, request_iterator, context):
         """Creates a job. The first message holds the spec, the following ones the initial weights as frames that cover
         every element once. The job appears whole with the last message; a stream that breaks off leaves nothing behind.
-        Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on.
+        Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on: join it then. That may also be
+        the outcome of a repeat after a lost answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +99,8 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job with its weights and state. Pushes that wait for a step of it fail with UNKNOWN_JOB.
+        """Deletes a job with its weights and state. Pushes that wait for a step of it fail with UNKNOWN_JOB, and so does a
+        repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,7 +57,8 @@ class StateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WriteState(self, request_iterator, context):
-        """Replaces fields and options of the job, all or nothing; takes effect between two steps. The first message holds the header,
+        """Replaces fields and options of the job, all or nothing. Do not send it again after a lost answer: somebody may have
+        stepped in between, so read first. It takes effect between two steps. The first message holds the header,
         the following ones frames that cover whole parameters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
