@@ -60,6 +60,18 @@ function reasonOf(error) {
   return info?.reason ?? grpc.status[error.code];
 }
 
+// Calls that may be sent again are, after growing random pauses, for as long as the server is away: up to a minute.
+async function again(call) {
+  for (let wait = 50, until = Date.now() + 60_000; ; wait = Math.min(2 * wait, 2000)) {
+    try {
+      return await call();
+    } catch (error) {
+      if (error.code !== grpc.status.UNAVAILABLE || Date.now() > until) throw error;
+      await pause(Math.random() * wait);
+    }
+  }
+}
+
 // The worker -----------------------------------------------------------------------------------------------------------
 
 const parameter = (name) => ({ name, shape: [1], dtype: "DTYPE_FLOAT64" });
@@ -85,11 +97,11 @@ async function join() {
   }
 }
 
-async function pull(me) {
+// Reads the weights as anybody may, with or without a lease.
+async function pull() {
   const weights = [0, 0];
   let version = 0;
-  const request = { job: flags.job, worker: flags.worker, epoch: me.epoch };
-  for await (const reply of training.Pull(request, metadata, within(60))) {
+  for await (const reply of training.Pull({ job: flags.job }, metadata, within(60))) {
     if (reply.result) version = reply.result.version.version;
     for (const { offset, count, payload } of reply.frames)
       for (let i = 0; i < count; i++) weights[offset + i] = payload.readDoubleLE(8 * i);
@@ -106,32 +118,30 @@ function evaluate([slope, intercept]) {
 }
 
 async function train() {
-  let me = await join(), sequence = 0, wait = 50;
+  let me = await again(join), sequence = 0;
+  const identity = () => ({ job: flags.job, worker: flags.worker, epoch: me.epoch });
   // The lease is kept beside the training; what fences this worker shows in its next push.
-  const renew = () => ask(workers, "RenewLease", { job: flags.job, worker: flags.worker, epoch: me.epoch }).catch(() => {});
-  setInterval(renew, me.lease_ms / 3).unref();
-  let { weights, version } = await pull(me);
+  setInterval(() => ask(workers, "RenewLease", identity()).catch(() => {}), me.lease_ms / 3).unref();
+  let { weights, version } = await again(pull);
   for (let done = 0; done < Number(flags.steps); ) {
     const { loss, gradient } = evaluate(weights);
-    const header = { job: flags.job, worker: flags.worker, epoch: me.epoch, sequence: sequence + 1, base_version: version };
+    const header = { ...identity(), sequence: sequence + 1, base_version: version };
     try {
-      await upload(training, "Push", { header, frames: [frame(gradient)] });
-      sequence += 1, wait = 50;
+      // The same sequence each time: it counts once.
+      await again(() => upload(training, "Push", { header, frames: [frame(gradient)] }));
+      sequence += 1;
       if (done++ % 50 === 0) console.log(`version ${version}  loss ${loss.toFixed(3)}`);
     } catch (error) {
-      const reason = reasonOf(error);
-      if (reason === "STALE_EPOCH") {
-        me = await join(), sequence = 0; // the name was taken over, or the lease ran out
-        console.log(`${reason}: joined again with epoch ${me.epoch}`);
-      } else if (error.code === grpc.status.UNAVAILABLE) {
-        await pause(Math.random() * wait), wait = Math.min(2 * wait, 2000); // the same sequence again: it counts once
-        continue;
-      } else throw error;
+      if (reasonOf(error) !== "STALE_EPOCH") throw error;
+      me = await again(join); // the name was taken over, or the lease ran out
+      if (me.previous_epoch === header.epoch && me.previous_sequence === header.sequence) done += 1; // it counts after all
+      sequence = 0;
+      console.log(`STALE_EPOCH: joined again with epoch ${me.epoch}`);
     }
-    ({ weights, version } = await pull(me));
+    ({ weights, version } = await again(pull));
   }
   console.log(`version ${version}  loss ${evaluate(weights).loss.toFixed(3)}  slope ${weights[0]}  intercept ${weights[1]}`);
-  await ask(workers, "Leave", { job: flags.job, worker: flags.worker, epoch: me.epoch });
+  await ask(workers, "Leave", identity());
 }
 
 try {
