@@ -49,7 +49,7 @@ proto: .venv/.installed-dev ## generate proto/optd_wire/v1 from proto/optd/v1
 	$(BIN)/python proto/generate.py
 
 clean: ## remove what the other targets made, .venv too
-	rm -rf .venv $(BUF) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv $(BUF) examples/node/node_modules dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 # buf comes from npm. Without it the naming test of `make test` still holds the contract to the same rules.

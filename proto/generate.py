@@ -1,4 +1,6 @@
-"""Generates `optd_wire/v1` from `optd/v1/*.proto`; with `--check`, tells whether it is current and writes nothing.
+"""Generates `optd_wire/v1` from `optd/v1/*.proto`, and the table of reasons in `README.md`.
+
+With `--check` it tells whether they are current, and writes nothing.
 
 The contract's package is `optd.v1`, and `optd` is also the client's Python package. So the generated modules live
 in `optd_wire.v1`, and their imports of one another are rewritten to match.
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import grpc_tools
 from grpc_tools import protoc
+
+from reasons import README, with_table
 
 PROTO = Path(__file__).resolve().parent
 TARGET = PROTO / "optd_wire" / "v1"
@@ -43,8 +47,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         wanted = generate(Path(scratch))
     present = {path.name: path.read_text() for path in TARGET.iterdir() if path.is_file()}
+    readme = README.read_text()
     if check:
         stale = sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
+        if readme != with_table(readme):
+            stale.append(README.name)
         if stale:
             sys.stderr.write(f"not current, run `make proto`: {', '.join(stale)}\n")
         return 1 if stale else 0
@@ -52,6 +59,7 @@ def main() -> int:
         (TARGET / name).unlink()
     for name, text in wanted.items():
         (TARGET / name).write_text(text)
+    README.write_text(with_table(readme))
     return 0
 
 

@@ -1,5 +1,6 @@
 """What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
 
+import logging
 from collections.abc import Callable, Collection, MutableMapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,10 +22,11 @@ from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.lock import OwnedLock
 from optd.options import OptionMirror
+from optd.parameter_state import ParameterReader, StateIndex, changed_group, frames_of
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients
 from optd.session import Session, Settle
-from optd.states import ParameterState, StateReader, StateWriter
+from optd.states import STEP, ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
@@ -42,6 +44,8 @@ from optd_wire.values import (
     PushResult,
     WriteStateHeader,
 )
+
+logger = logging.getLogger("optd")
 
 
 def belongs_to_a_session(optimizer: object) -> TypeError:
@@ -311,10 +315,15 @@ class Registration:
 
         It is "step" and arrays; empty before a parameter's first step.
         """
+        rows, index = self.read_state_and_index()
+        return rows, index.version.version
+
+    def read_state_and_index(self) -> tuple[list[list[ParameterState]], StateIndex]:
+        """As `read_state`, with the index of what was read."""
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self.groups])
-            self.session.read_state(into=reader.begin)
-            return reader.states(), reader.version
+            result = self.session.read_state(into=reader.begin)
+            return reader.states(), StateIndex(result.version, result.groups[: len(self.groups)])
 
     @cached_property
     def needs_closure(self) -> bool:
@@ -373,12 +382,61 @@ class Registration:
             self._mirror.absorb(options, self._dicts)
             self._base = version
 
-    def drop_state(self) -> None:
-        """Has the next step begin without a state."""
+    def replace_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
+        """Replaces the state of all parameters; weights and options stay."""
         with self._lock:
             self._find_out()
-            writer = StateWriter([group.names for group in self.groups], [[{} for _ in g.names] for g in self.groups])
-            self._write(writer.groups, (), [], None)
+            writer = StateWriter([group.names for group in self.groups], states)
+            self._write(writer.groups, (), [writer.frames], None)
+
+    def state_index(self) -> StateIndex:
+        """What state each parameter has now, without the numbers."""
+        with self._lock:
+            result = self.session.read_state((STEP,), into=lambda _: lambda _: None)
+            return StateIndex(result.version, result.groups[: len(self.groups)])
+
+    def read_parameter(self, group: int, place: int, fields: Collection[str]) -> tuple[ParameterState, JobVersion]:
+        """Some entries of one parameter's state, those that are there, and the version that they are of."""
+        with self._lock:
+            spec = self.groups[group].spec()
+            reader = ParameterReader(spec.parameters, place)
+            wanted = [name for name in fields if name != STEP] or [STEP]
+            self.session.read_state(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
+            return reader.state(fields), reader.version
+
+    def write_parameter(self, group: int, place: int, state: ParameterState, gone: Collection[str]) -> None:
+        """Replaces some entries of one parameter's state, and takes those in `gone` from it; others stay.
+
+        Without "step" it keeps its count, which is 1 at least if it has a state. Warns if another worker has stepped
+        meanwhile: the step counts of the group's other parameters are then those of before.
+        """
+        with self._lock:
+            self._find_out()
+            spec = self.groups[group].spec()
+            shaped = self.shaped_fields()
+            arrays = {name: array for name, array in state.items() if name != STEP}
+            result = self.session.read_state((STEP,), spec.name, into=lambda _: lambda _: None)
+            (current,) = result.groups
+            kept = 0 if STEP in gone else current.steps[place]
+            steps = int(state.get(STEP, max(kept, 1) if arrays else kept))
+            changed = changed_group(current, place, arrays, gone, steps, shaped)
+            version = self._write(
+                (changed,),
+                (),
+                [lambda: frames_of(changed, spec.parameters, place, arrays, self.session.batch_bytes)],
+                None,
+            )
+            if version.version != result.version.version:
+                logger.warning(
+                    "job %s went from version %d to %d while the state of %s was written: the step counts of its group "
+                    "%s are those of version %d; write state while no other worker steps",
+                    self.session.job,
+                    result.version.version,
+                    version.version,
+                    spec.parameters[place].name,
+                    spec.name,
+                    result.version.version,
+                )
 
     def _write(
         self,
@@ -386,7 +444,7 @@ class Registration:
         updates: tuple[GroupUpdate, ...],
         numbers: Sequence[Source],
         weights: Rows | None,
-    ) -> None:
+    ) -> JobVersion:
         session = self.session
         if weights is not None:
             numbers = [*numbers, lambda: self._own.view.batches(weights, WEIGHTS)]
@@ -395,3 +453,4 @@ class Registration:
         self._mirror.absorb(options, self._dicts)
         if weights is not None:
             self._base, self._has_average = version, False
+        return version

@@ -1,12 +1,13 @@
 """The state of a job's parameters, as dicts of arrays here and as frames on the wire."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.transport.base import Sink
+from optd_wire import values
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, GatheredFrame
@@ -14,7 +15,7 @@ from optd_wire.values import GroupState, ParameterSpec, ReadStateResult, StateEn
 
 ParameterState = dict[str, Any]
 """Arrays by torch's names, and "step", a count; empty before a parameter's first step."""
-STEP = "step"
+STEP = values.STEP
 MOST_STEPS = 1 << 62
 _NOTHING = (0,)
 _COMPUTED = {name: DTYPES[computed] for name, computed in COMPUTED.items()}
@@ -33,12 +34,10 @@ class StateReader:
         """Makes room for what is to come; the sink takes it."""
         # A group that another worker has added is none of these.
         self._result = result.groups[: len(self._groups)]
-        self.version = result.version.version
-        """The version that the state is of."""
         self._fields.clear()
         for field in dict.fromkeys(entry.field for group in self._result for entry in group.entries):
             specs = [
-                _specs(parameters, _entries(group, field))
+                specs_of(parameters, _entries(group, field))
                 for parameters, group in zip(self._groups, self._result, strict=False)
             ]
             # What says nothing of itself lies as the weights do, with numbers of the arithmetic's dtype.
@@ -114,13 +113,19 @@ def _entries(group: GroupState, field: str) -> StateEntries | None:
     return next((entry for entry in group.entries if entry.field == field), None)
 
 
-def _specs(parameters: Sequence[ParameterSpec], entries: StateEntries | None) -> Sequence[ParameterSpec]:
+def specs_of(parameters: Sequence[ParameterSpec], entries: StateEntries | None) -> Sequence[ParameterSpec]:
+    """What lies in the flat buffer of a field: the states of `parameters`, if they are told, else their likes."""
     if entries is None or not entries.shapes:
         return parameters
     return [
         ParameterSpec(parameter.name, shape.sizes, shape.dtype)
         for parameter, shape in zip(parameters, entries.shapes, strict=True)
     ]
+
+
+def state_dtypes(entries: StateEntries) -> Mapping[str, np.dtype[Any]]:
+    """The dtypes of a field's states, by those in `specs_of`."""
+    return DTYPES if entries.shapes else _COMPUTED
 
 
 def _spec(name: str, array: Array | None) -> ParameterSpec:

@@ -13,6 +13,7 @@ Options = Mapping[str, OptionValue]
 
 WEIGHTS = "weights"
 GRADIENT = "gradient"
+STEP = "step"
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,6 +360,8 @@ def read_state(plain: Plain, name: str) -> None:
     request = state_service_pb2.ReadStateRequest(job=name, fields=["gradient"], group="body", parameter="b")
     one = [sent for answer in plain.state.ReadState(request, timeout=SECONDS) for sent in answer.frames]
     assert [(sent.field, sent.offset, sent.count) for sent in one] == [("gradient", 6, 3)]
+    # Which state there is, without the numbers.
+    assert plain.read_state(name, "step") == (result, [])
 
 
 def write_state(plain: Plain, name: str) -> None:

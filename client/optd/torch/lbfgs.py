@@ -1,18 +1,74 @@
 """LBFGS: its state is torch's on the first parameter, and the server's on each."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from optd.lbfgs_state import gather, spread
+from optd.parameter_state import same_numbers
 from optd.params import PARAMS
-from optd.states import ParameterState
+from optd.states import STEP, ParameterState
 from optd.torch.arrays import as_array, dtype_of
 from optd.torch.optimizer import Served
+from optd.torch.state_source import Place, StateSource
 from optd_wire.dtypes import computed_dtype
+from optd_wire.errors import InvalidRequest
+
+FIRST: Place = (0, 0)
+
+
+class LBFGSState(StateSource):
+    """The state of L-BFGS, which is read and written whole: each entry is made of many fields of all parameters."""
+
+    def _has_state(self, tensor: torch.Tensor, place: Place) -> bool:
+        return place == FIRST and "func_evals" in self.index().names(*FIRST)
+
+    def _names(self, tensor: torch.Tensor, place: Place) -> list[str]:
+        if not self._has_state(tensor, place):
+            return []
+        if tensor not in self._kept:
+            self._read_everything()
+        return list(self._kept.get(tensor, ()))
+
+    def states(self, rows: Sequence[Sequence[ParameterState]]) -> defaultdict[torch.Tensor, Any]:
+        """State as torch's class has it: all of it is the first parameter's."""
+        (row,), (group,) = rows, self.exchange.registration.dicts
+        first = group[PARAMS][0]
+        found = gather(row, group["history_size"])
+        states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
+        if found:
+            states[first] = {name: _to_tensors(value, first.device) for name, value in found.items()}
+        return states
+
+    def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
+        """The way back of `states`."""
+        (group,) = self.exchange.groups
+        first = group.tensors[0]
+        given = {name: _to_arrays(value) for name, value in states.get(first, {}).items()}
+        shapes = [tuple(tensor.shape) for tensor in group.tensors]
+        return [spread(given, group.names, shapes, computed_dtype(dtype_of(first)))]
+
+    def write(self, tensor: Any, state: Mapping[str, Any]) -> None:
+        """Replaces the whole state, unless the server has just that; raises what `replace` does."""
+        with self.exchange.lock:
+            place = self.place_of(tensor)
+            if state and place is not None and place != FIRST:
+                problem = "state of lbfgs belongs to the first parameter, as in torch; assign it to that one"
+                raise InvalidRequest(problem=problem)
+            given = self.rows({tensor: state})
+            current, _ = self.exchange.registration.read_state()
+            if place is None or (place == FIRST and not all(map(_is_same, current[0], given[0]))):
+                self.replace({tensor: state})
+            self.forget(assigned=tensor)
+
+    def write_entry(self, tensor: Any, name: str, value: Any) -> None:
+        """Replaces one entry of the state."""
+        with self.exchange.lock:
+            rows, _ = self.exchange.registration.read_state()
+            self.write(tensor, {**self.states(rows).get(tensor, {}), name: value})
 
 
 class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
@@ -22,23 +78,13 @@ class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
     tried. Several workers share a step under `optd.Sync`: of the mean of their losses and gradients.
     """
 
-    def _to_torch(
-        self, rows: Sequence[Sequence[ParameterState]], shaped: Collection[str]
-    ) -> defaultdict[torch.Tensor, Any]:
-        (row,), (group,) = rows, self.param_groups
-        first = group[PARAMS][0]
-        found = gather(row, group["history_size"])
-        states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
-        if found:
-            states[first] = {name: _to_tensors(value, first.device) for name, value in found.items()}
-        return states
+    _source_of_state: ClassVar[type[StateSource]] = LBFGSState
 
-    def _from_torch(self, shaped: Collection[str]) -> list[list[ParameterState]]:
-        (group,) = self._exchange.groups
-        first = group.tensors[0]
-        given = {name: _to_arrays(value) for name, value in self.state.get(first, {}).items()}
-        shapes = [tuple(tensor.shape) for tensor in group.tensors]
-        return [spread(given, group.names, shapes, computed_dtype(dtype_of(first)))]
+
+def _is_same(current: ParameterState, given: ParameterState) -> bool:
+    names = [name for name in given if name != STEP]
+    same = current.keys() - {STEP} == set(names)
+    return same and all(same_numbers(np.asarray(current[name]), np.asarray(given[name])) for name in names)
 
 
 def _to_tensors(value: Any, device: torch.device) -> Any:

@@ -5,8 +5,7 @@ step, the state and the weights are the server's.
 """
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self, overload
 
@@ -22,11 +21,12 @@ from optd.registration import belongs_to_a_session
 from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.state_dicts import start_at, start_from
-from optd.states import ParameterState
 from optd.terms import Terms
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.options import UNSERVED, Fixed, OptionRules
-from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
+from optd.torch.state import undo_rounding
+from optd.torch.state_source import StateSource
+from optd.torch.state_view import StateOnServer
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
 from optd.transport.base import Names
@@ -69,8 +69,8 @@ class Served(torch.optim.Optimizer):
 
     A step writes the new weights into the tensors. What is changed in them here is replaced by that, with a warning
     where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
-    `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server, and
-    `state.clear()` drops it there with the next step.
+    `param_groups` goes to the server with the next step. `state` is a view of what the server holds, read when asked
+    for; what is assigned to it is sent. See `StateOnServer`.
 
     Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and only those weights come
     back that have changed. SGD, SparseAdam and Adagrad take them, as in torch.
@@ -90,6 +90,9 @@ class Served(torch.optim.Optimizer):
     """
 
     algorithm: str
+    state: Any
+    """A view of the server's state: `StateOnServer`."""
+    _source_of_state: ClassVar[type[StateSource]] = StateSource
     _keeps_step: bool
     _counts_in_int: bool = False
     _rules: OptionRules
@@ -153,7 +156,10 @@ class Served(torch.optim.Optimizer):
     def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
         """Has a server hold what torch's class has read."""
         # Some classes begin with a state; the server's begins with the first step.
-        self._initial_state, self.state = dict(self.state), StateOnServer()
+        self._state_source = self._source_of_state(
+            self._exchange, self.state, keeps_step=self._keeps_step, counts_in_int=self._counts_in_int
+        )
+        self.state = self._state_view = StateOnServer(self._state_source)
         # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
         self.session, self._owns_session = session, owned
@@ -313,13 +319,11 @@ class Served(torch.optim.Optimizer):
         self._exchange.follow(self.param_groups)
 
     def _follow_state(self) -> None:
-        """Drops the state that a script has dropped, by `state.clear()` or an empty dict in its place."""
-        if isinstance(self.state, StateOnServer) and not self.state.is_cleared:
-            return
-        if self.state:
-            raise TypeError(StateOnServer.WHERE)
-        self._exchange.drop_state()
-        self.state, self._initial_state = StateOnServer(), {}
+        """Sends the state that a script has put in the place of `state`; what was read of it is read anew."""
+        if self.state is not self._state_view:
+            self._state_source.replace(self.state)
+            self.state = self._state_view
+        self._state_source.forget()
 
     def _check_options(self) -> None:
         for options in self.param_groups:
@@ -357,7 +361,7 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             registration, groups = self._exchange.registration, self.param_groups
             rows, version = registration.read_state()
-            self.state = self._to_torch(rows, registration.shaped_fields())
+            self.state = self._state_source.states(rows)
             starts = [start_from(group, version) for group in groups]
             if any(starts):
                 # What torch packs, and hands to hooks, has to have them.
@@ -365,24 +369,7 @@ class Served(torch.optim.Optimizer):
             try:
                 return super().state_dict()
             finally:
-                self.param_groups, self.state = groups, StateOnServer()
-
-    def _to_torch(
-        self, rows: Sequence[Sequence[ParameterState]], shaped: Collection[str]
-    ) -> defaultdict[torch.Tensor, Any]:
-        """State as torch's class has it, from what the server has by group and place."""
-        return rows_to_torch(
-            rows,
-            self.param_groups,
-            self._initial_state,
-            shaped,
-            keeps_step=self._keeps_step,
-            counts_in_int=self._counts_in_int,
-        )
-
-    def _from_torch(self, shaped: Collection[str]) -> list[list[ParameterState]]:
-        """The way back, of `state`: what the server is to have; raises what does not fit."""
-        return rows_from_torch(self.state, self._exchange.groups, shaped)
+                self.param_groups, self.state = groups, self._state_view
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
@@ -409,7 +396,7 @@ class Served(torch.optim.Optimizer):
                 self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
                 _replace(groups, self.param_groups)
                 self._upload()
-                self._initial_state = {}
+                self._state_source.initial = {}
             except BaseException:
                 _replace(groups, before)
                 raise
@@ -417,12 +404,12 @@ class Served(torch.optim.Optimizer):
                 handle.remove()
                 # torch has put others in their place; the registration goes on with those that it knows.
                 self.param_groups = groups
-                self.state = StateOnServer()
+                self.state = self._state_view
+                self._state_source.forget()
 
     def _upload(self) -> None:
         self._check_options()
-        rows = self._from_torch(self._exchange.registration.shaped_fields())
-        self._exchange.write_state(rows)
+        self._exchange.write_state(self._state_source.rows(self.state))
 
 
 def _number(loss: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +16,6 @@ from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import ShapeMismatch
 
 SLOW_WEIGHTS = "slow_weights"
-
-
-class StateOnServer(defaultdict[torch.Tensor, Any]):
-    """What `optimizer.state` is: empty, and not to be filled, which would change nothing on the server.
-
-    It can be cleared, as a whole: the next step begins without a state then.
-    """
-
-    WHERE = "the server holds the state: state_dict() reads it, load_state_dict() replaces it, state.clear() drops it"
-    is_cleared = False
-
-    def __missing__(self, tensor: torch.Tensor) -> NoReturn:
-        raise KeyError(self.WHERE)
-
-    def __setitem__(self, tensor: torch.Tensor, state: Any) -> NoReturn:
-        raise TypeError(self.WHERE)
-
-    def __delitem__(self, tensor: torch.Tensor) -> NoReturn:
-        raise TypeError(self.WHERE)
-
-    def clear(self) -> None:
-        """Has the next step begin without a state."""
-        self.is_cleared = True
 
 
 def rows_to_torch(
@@ -128,19 +105,26 @@ def to_torch(
         state = {STEP: 0, **state}
     made: dict[str, Any] = {}
     for name, value in state.items():
-        if name in numbers:
-            made[name] = torch.from_numpy(value).to(_scalar_dtype())
-        elif name in shaped:
-            made[name] = torch.from_numpy(value).to(tensor.device)
-        elif name != STEP:
-            made[name] = _beside(tensor, value)
+        if name != STEP:
+            made[name] = value_to_torch(name, value, tensor, shaped, numbers)
         elif keeps_step or SLOW_WEIGHTS in state:  # which return to them by the count
-            made[name] = _step(value, tensor, fused)
+            made[name] = step_to_torch(value, tensor, fused)
     return made
 
 
-def _step(count: int, tensor: torch.Tensor, fused: bool) -> torch.Tensor:
-    # torch counts in floats, in memory of the host unless its fused kernels count.
+def value_to_torch(
+    name: str, value: Array, tensor: torch.Tensor, shaped: Collection[str], numbers: Collection[str]
+) -> torch.Tensor:
+    """One entry of `to_torch` that is no count."""
+    if name in numbers:
+        return torch.from_numpy(value).to(_scalar_dtype())
+    if name in shaped:
+        return torch.from_numpy(value).to(tensor.device)
+    return _beside(tensor, value)
+
+
+def step_to_torch(count: int, tensor: torch.Tensor, fused: bool) -> torch.Tensor:
+    """A count as torch keeps it: in floats, in memory of the host unless its fused kernels count."""
     if fused:
         return torch.tensor(float(count), dtype=torch.float32, device=tensor.device)
     return torch.tensor(float(count), dtype=_scalar_dtype(), device="cpu")

@@ -203,10 +203,6 @@ class Exchange:
         if not _are_same(param_groups, self.registration.dicts):
             self.registration.dicts = param_groups
 
-    def drop_state(self) -> None:
-        """Has the next step begin without a state."""
-        self.registration.drop_state()
-
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the job's state and options, and its weights where the tensors' have been changed here.
 

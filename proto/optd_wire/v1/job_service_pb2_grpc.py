@@ -77,8 +77,8 @@ class JobServiceServicer(object):
     def CreateJob(self, request_iterator, context):
         """Creates a job. The first message holds the spec, the following ones the initial weights as frames that cover
         every element once. The job appears whole with the last message; a stream that breaks off leaves nothing behind.
-        Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on. A call that is repeated with the
-        creation_id of the job that is there succeeds, and changes nothing.
+        Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on: join it then. A call that is
+        repeated after a lost answer, with the creation_id of the job that is there, succeeds and changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +99,8 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job with its weights and state. Pushes that wait for a step of it fail with UNKNOWN_JOB.
+        """Deletes a job with its weights and state. Pushes that wait for a step of it fail with UNKNOWN_JOB, and so does a
+        repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

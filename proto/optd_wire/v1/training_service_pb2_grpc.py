@@ -62,7 +62,9 @@ class TrainingServiceServicer(object):
     def Push(self, request_iterator, context):
         """Pushes gradients and answers once they have become part of a step.
 
-        A push is known by job, worker, epoch and sequence; sent again it is applied once and gets the first reply.
+        A push is known by job, worker, epoch and sequence; sent again it is applied once and gets the first reply. After a
+        lost answer, send the same content under the same sequence. In a sync job the answer comes when all workers have
+        pushed: choose the deadline for the slowest.
         Sequences of an epoch count 1, 2, 3, ... Frames may come in any number of messages, in any order, but in that of
         group and offset where a step is made of several pushes; together they cover whole parameters. Parameters that
         no frame touches have no gradient in this push. An empty parameter counts as touched where a frame begins, ends

@@ -72,15 +72,18 @@ class WorkerServiceServicer(object):
     def Join(self, request, context):
         """Takes part in a job under a name. Each join gives the name a new epoch, which fences whoever had it before.
         Waits up to wait_ms while the job is being created; UNKNOWN_JOB tells the caller to create it. With a spec,
-        the job must have the same algorithm, groups, names, shapes and dtypes, and the policy, where the spec names one.
+        the job must have the same algorithm, groups, names, shapes and dtypes, and the policy, where the spec names one. May
+        be sent again after a lost answer: the epoch counts that came last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Keeps the lease. Pushes, steps and pulls keep it too, as they begin: a worker that waits for its round for longer
-        than the lease renews it beside the call.
+        """Keeps the lease: call it every third of lease_ms. Once the lease has run out, or the name was joined again, every
+        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over. Pushes,
+        steps and pulls keep the lease too, as they begin: a worker that waits for its round for longer than the lease renews
+        it beside the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,7 +18,7 @@ from optd_wire.dtypes import DTYPES
 from optd_wire.errors import InvalidRequest, UnknownField
 from optd_wire.frames import Frame
 from optd_wire.layout import Segment
-from optd_wire.values import GRADIENT, WEIGHTS, GroupState, ReadStateResult, StateEntries
+from optd_wire.values import GRADIENT, STEP, WEIGHTS, GroupState, ReadStateResult, StateEntries
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selec
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
     groups = job.model.groups
     states = list(groups.state_fields)
-    known = [WEIGHTS, GRADIENT, *states, *(info.name for info in job.model.averages.infos())]
+    known = [WEIGHTS, GRADIENT, STEP, *states, *(info.name for info in job.model.averages.infos())]
     for field in fields:
         if field not in known:
             raise UnknownField(job=job.name, field=field[:200], fields=", ".join(known))
@@ -179,5 +179,6 @@ def selected_bytes(job: Job, selection: Selection) -> int:
     layouts = job.model.groups.layouts
     chosen = layouts if selection.group is None else [layouts[selection.group]]
     kept = {name for _, _, _, state in job.model.groups.slabs() for name in state.state}
-    fields = [field for field in selection.fields if field in kept or field not in job.model.groups.state_fields]
+    known = job.model.groups.state_fields
+    fields = [field for field in selection.fields if field in kept or field not in (STEP, *known)]
     return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in fields)

@@ -134,21 +134,6 @@ def test_state_can_be_dropped(serve: Callable, cls: str, options: dict[str, Any]
     assert_equal(ours, theirs)
 
 
-def test_state_cannot_be_put_in_or_taken_out(serve: Callable) -> None:
-    parameter = tensor(3)
-    ours = serve(optd.torch.SGD, [parameter], lr=0.1)
-    says = "the server holds the state: state_dict\\(\\) reads it, load_state_dict\\(\\) replaces it, state.clear"
-    with pytest.raises(TypeError, match=says):
-        ours.state[parameter] = {}
-    with pytest.raises(TypeError, match=says):
-        del ours.state[parameter]
-    with pytest.raises(KeyError, match="the server holds the state"):
-        ours.state[parameter]
-    ours.state = {parameter: {"momentum_buffer": torch.ones(3)}}
-    with pytest.raises(TypeError, match=says):
-        stepped([ours], 1)
-
-
 REPLACED: dict[str, Callable[[Any], None]] = {
     "one": lambda o: o.param_groups.__setitem__(0, {**o.param_groups[0], "lr": 0.5}),
     "all": lambda o: setattr(o, "param_groups", [{**group, "lr": 0.5} for group in o.param_groups]),

@@ -1,0 +1,330 @@
+"""Where `optimizer.state` comes from: the state of single parameters, as torch's class has it, read when asked for."""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from optd.parameter_state import StateIndex, same_numbers
+from optd.states import STEP, ParameterState
+from optd.torch.state import (
+    SLOW_WEIGHTS,
+    from_torch,
+    rows_from_torch,
+    rows_to_torch,
+    step_to_torch,
+    value_to_torch,
+)
+from optd.torch.weights import Exchange
+from optd_wire.errors import UnknownParameter
+from optd_wire.values import JobVersion
+
+TorchState = dict[str, Any]
+"""One parameter's state as torch's class has it."""
+Place = tuple[int, int]
+"""Index of a group, and of a parameter in it."""
+
+
+class StateSource:
+    """Reads and writes the state of an optimizer's parameters.
+
+    What has been read is kept until `forget`, until the tensors get weights of another version, or until a reading
+    shows that other workers have changed the job: all that is kept is of one version.
+
+    Args:
+        exchange: Knows the tensors, and the job.
+        keeps_step: Whether torch's class has "step" in its state.
+        counts_in_int: Whether that is an int and no tensor.
+        initial: What torch's class gives its parameters at construction; it counts until the server has a state.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        initial: Mapping[torch.Tensor, Mapping[str, Any]],
+        *,
+        keeps_step: bool,
+        counts_in_int: bool,
+    ) -> None:
+        self.exchange = exchange
+        self.initial: Mapping[torch.Tensor, Mapping[str, Any]] = dict(initial)
+        self._keeps_step, self._counts_in_int = keeps_step, counts_in_int
+        self._index: StateIndex | None = None
+        self._kept: dict[torch.Tensor, TorchState] = {}
+        self._kept_at = JobVersion()
+        """The version of the job that `_kept` is of, and the one that the tensors had weights of then."""
+        self._base = JobVersion()
+        self._told: list[tuple[torch.Tensor, str, torch.Tensor, int]] = []
+        """Tensors that were handed out, and how often torch had changed them then."""
+
+    # Reading
+
+    def tensors(self) -> Iterator[tuple[torch.Tensor, Place]]:
+        """The parameters in the order of their groups, and where each is."""
+        for index, group in enumerate(self.exchange.groups):
+            for place, tensor in enumerate(group.originals):
+                yield tensor, (index, place)
+
+    def place_of(self, tensor: Any) -> Place | None:
+        """Where a parameter is; None for anything else."""
+        return next((place for each, place in self.tensors() if each is tensor), None)
+
+    def index(self) -> StateIndex:
+        """What there is of state, without the numbers."""
+        registration = self.exchange.registration
+        if self._base != registration.base:
+            self.forget()
+        if self._index is None:
+            found = registration.state_index()
+            self._keep_at(found.version)
+            self._index, self._base = found, registration.base
+        return self._index
+
+    def _keep_at(self, version: JobVersion) -> None:
+        """What has been read is of this version; what is kept of another one goes."""
+        if (version.version, version.revision) != (self._kept_at.version, self._kept_at.revision):
+            self.forget()
+            self._kept_at = version
+
+    def is_empty(self) -> bool:
+        """Whether the server holds neither state nor step counts, and torch's class begins without a state."""
+        with self.exchange.lock:
+            groups = self.index().groups
+            counted = any(any(group.steps) or any(any(e.present) for e in group.entries) for group in groups)
+            return not counted and not self.initial
+
+    def __str__(self) -> str:
+        session = self.exchange.registration.session
+        known = "" if self._index is None else f" at version {self._kept_at.version}"
+        return f"state of {sum(1 for _ in self.tensors())} parameters in job {session.job!r}{known}"
+
+    def holders(self) -> list[torch.Tensor]:
+        """The parameters that have a state."""
+        with self.exchange.lock:
+            return [tensor for tensor, place in self.tensors() if self._has_state(tensor, place)]
+
+    def has_state(self, tensor: Any) -> bool:
+        """Whether it is a parameter that has a state."""
+        with self.exchange.lock:
+            place = self.place_of(tensor)
+            return place is not None and self._has_state(tensor, place)
+
+    def _has_state(self, tensor: torch.Tensor, place: Place) -> bool:
+        return bool(self._names(tensor, place))
+
+    def names(self, tensor: Any) -> list[str]:
+        """The entries that a parameter's state has, in torch's order; none for what is no parameter."""
+        with self.exchange.lock:
+            place = self.place_of(tensor)
+            return [] if place is None else self._names(tensor, place)
+
+    def _names(self, tensor: torch.Tensor, place: Place) -> list[str]:
+        found = self.index().names(*place)
+        if found and STEP not in found:
+            found = [STEP, *found]
+        if not self._keeps_step and SLOW_WEIGHTS not in found:
+            found = [name for name in found if name != STEP]
+        return found or list(self.initial.get(tensor, ()))
+
+    def read(self, tensor: torch.Tensor, names: Sequence[str]) -> TorchState:
+        """Some entries of a parameter's state, which it has; what is not kept is read in one call."""
+        with self.exchange.lock:
+            place = self.place_of(tensor)
+            if place is None:
+                return {}
+            index = self.index()
+            missing = [name for name in names if name not in self._kept.get(tensor, {})]
+            if missing and not index.names(*place):
+                self._keep(tensor, {name: _copied(value) for name, value in self.initial[tensor].items()})
+            elif missing:
+                self._fetch(tensor, place, missing, index)
+            kept = self._kept.get(tensor, {})
+            return {name: kept[name] for name in names if name in kept}
+
+    def _fetch(self, tensor: torch.Tensor, place: Place, names: Sequence[str], index: StateIndex) -> None:
+        numbers = [name for name in names if name != STEP]
+        state: ParameterState = {STEP: index.groups[place[0]].steps[place[1]]}
+        if numbers:
+            state, version = self.exchange.registration.read_parameter(*place, names)
+            self._keep_at(version)
+        made = {name: self._to_torch(name, state[name], tensor, place, index) for name in names if name in state}
+        if STEP in names and STEP not in made:
+            made[STEP] = self._to_torch(STEP, 0, tensor, place, index)
+        self._keep(tensor, made)
+
+    def _to_torch(self, name: str, value: Any, tensor: torch.Tensor, place: Place, index: StateIndex) -> Any:
+        if name == STEP:
+            fused = bool(self.exchange.registration.dicts[place[0]].get("fused"))
+            return int(value) if self._counts_in_int else step_to_torch(value, tensor, fused)
+        shaped = self.exchange.registration.shaped_fields()
+        return value_to_torch(name, value, tensor, shaped, index.single_numbers())
+
+    def _keep(self, tensor: torch.Tensor, state: TorchState) -> None:
+        self._kept.setdefault(tensor, {}).update(state)
+        for name, value in state.items():
+            self._told.extend((tensor, name, each, each._version) for each in _tensors_in(value))
+
+    def read_all(self) -> None:
+        """Reads the state of all parameters at once, of one version, so that reading each of them asks no more."""
+        with self.exchange.lock:
+            self.index()
+            if all(
+                self._kept.get(tensor, {}).keys() >= set(self._names(tensor, place)) for tensor, place in self.tensors()
+            ):
+                return
+            self._read_everything()
+
+    def _read_everything(self) -> None:
+        registration = self.exchange.registration
+        rows, index = registration.read_state_and_index()
+        self.forget()
+        self._index, self._kept_at, self._base = index, index.version, registration.base
+        for tensor, state in self.states(rows).items():
+            found = {name: _copied(value) for name, value in state.items()} if tensor in self.initial else state
+            self._keep(tensor, found)
+
+    def states(self, rows: Sequence[Sequence[ParameterState]]) -> defaultdict[torch.Tensor, Any]:
+        """State as torch's class has it, from what the server has by group and place."""
+        registration = self.exchange.registration
+        return rows_to_torch(
+            rows,
+            registration.dicts,
+            self.initial,
+            registration.shaped_fields(),
+            keeps_step=self._keeps_step,
+            counts_in_int=self._counts_in_int,
+        )
+
+    # Writing
+
+    def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
+        """The way back of `states`: what the server is to have; raises what does not fit."""
+        return rows_from_torch(states, self.exchange.groups, self.exchange.registration.shaped_fields())
+
+    def replace(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
+        """Replaces the state of all parameters; those that `states` does not have begin without one.
+
+        Raises `UnknownParameter` for a key that is no parameter, `ShapeMismatch`, or what the server finds wrong.
+        """
+        with self.exchange.lock:
+            known = {tensor for tensor, _ in self.tensors()}
+            for key in states:
+                if key not in known:
+                    raise _unknown(key)
+            self.exchange.registration.replace_state(self.rows(states))
+            self.initial = {}
+            self._kept_at = JobVersion()
+            self.forget()
+
+    def write(self, tensor: Any, state: Mapping[str, Any]) -> None:
+        """Replaces the state of one parameter, unless the server has just that; raises what `replace` does.
+
+        The other parameters' state is neither sent nor changed.
+        """
+        with self.exchange.lock:
+            place, arrays = self._arrays_of(tensor, state)
+            held = self.exchange.registration.state_index().names(*place)
+            current = self._current(tensor, place, held, arrays)
+            # A class that keeps no "step" does not tell the count, which stays.
+            untold = set() if self._keeps_step or SLOW_WEIGHTS in arrays or not arrays else {STEP}
+            gone = set(held) - arrays.keys() - untold
+            same = current.keys() - untold == arrays.keys() and _are_same(current, arrays)
+            if same and not gone:
+                self._forget_parameter(tensor)
+                return
+            self._send(tensor, place, arrays, gone)
+            self.forget(assigned=tensor)
+
+    def write_entry(self, tensor: Any, name: str, value: Any) -> None:
+        """Replaces one entry of a parameter's state, unless the server has just that; None takes it away."""
+        with self.exchange.lock:
+            place, arrays = self._arrays_of(tensor, {name: value})
+            held = self.exchange.registration.state_index().names(*place)
+            current = self._current(tensor, place, held, [name])
+            if current.keys() & {name} == arrays.keys() and _are_same(current, arrays):
+                self._forget_parameter(tensor, name)
+                return
+            if not held:
+                # What torch's class began with becomes the server's with the first entry.
+                arrays = {key: each for key, each in {**current, **arrays}.items() if key != name or arrays}
+            self._send(tensor, place, arrays, {name} - arrays.keys())
+            self.forget(assigned=tensor)
+
+    def _arrays_of(self, tensor: Any, state: Mapping[str, Any]) -> tuple[Place, ParameterState]:
+        place = self.place_of(tensor)
+        if place is None:
+            raise _unknown(tensor)
+        name = self.exchange.groups[place[0]].names[place[1]]
+        return place, from_torch(state, tensor, name, self.exchange.registration.shaped_fields())
+
+    def _current(
+        self, tensor: torch.Tensor, place: Place, held: Sequence[str], wanted: Collection[str]
+    ) -> ParameterState:
+        """What the server has now, in its own form: what is kept here may have been changed in place."""
+        if not held:
+            return self._arrays_of(tensor, self.initial.get(tensor, {}))[1]
+        state, _ = self.exchange.registration.read_parameter(*place, [name for name in held if name in wanted])
+        return state
+
+    def _send(self, tensor: torch.Tensor, place: Place, arrays: ParameterState, gone: Collection[str]) -> None:
+        self.exchange.registration.write_parameter(*place, arrays, gone)
+        self.initial = {each: state for each, state in self.initial.items() if each is not tensor}
+
+    # What is kept
+
+    def forget(self, assigned: torch.Tensor | None = None) -> None:
+        """Reads anew from now on.
+
+        Warns of tensors that were changed in place, which has changed nothing on the server; not of those of a
+        parameter that was `assigned`.
+        """
+        told, self._told = self._told, []
+        self._index, self._kept = None, {}
+        changed = [(tensor, name) for tensor, name, each, version in told if each._version != version]
+        for tensor, name in changed:
+            if tensor is not assigned:
+                self._warn_of_change(tensor, name)
+                break
+
+    def _forget_parameter(self, tensor: torch.Tensor, name: str = "") -> None:
+        """Has a parameter's state, or one entry of it, read anew: it was assigned, and is what the server has."""
+        self._told = [told for told in self._told if told[0] is not tensor or name not in ("", told[1])]
+        kept = self._kept.get(tensor, {})
+        for each in [name] if name else list(kept):
+            kept.pop(each, None)
+
+    def _warn_of_change(self, tensor: torch.Tensor, name: str) -> None:
+        group, place = self.place_of(tensor) or (0, 0)
+        parameter = self.exchange.groups[group].names[place]
+        warnings.warn(
+            f"{name} in optimizer.state of parameter {parameter!r} was changed in place, which changes nothing on the "
+            f"server: the tensors of optimizer.state are copies. Send it by optimizer.state[p][{name!r}] = tensor",
+            stacklevel=2,
+        )
+
+
+def _are_same(current: ParameterState, given: ParameterState) -> bool:
+    """Whether all that is `given` is what is there."""
+    return all(
+        int(current[name]) == int(value) if name == STEP else same_numbers(current[name], value)
+        for name, value in given.items()
+    )
+
+
+def _unknown(key: Any) -> UnknownParameter:
+    what = f"tensor of shape {tuple(key.shape)}" if isinstance(key, torch.Tensor) else key
+    return UnknownParameter(where="this optimizer (its state is kept by parameter)", parameter=what)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _tensors_in(each)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
