@@ -13,6 +13,7 @@ import numpy as np
 
 from optd import trees
 from optd.arrays import Array
+from optd.described import describe, place_of
 from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
@@ -93,6 +94,11 @@ class Optimizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        registration = self._registration
+        place = place_of(self.session, self.version)
+        return describe(type(self).__name__, registration.algorithm, place, self.param_groups)
 
     def __getstate__(self) -> NoReturn:
         raise belongs_to_a_session(self)
