@@ -14,7 +14,7 @@ from optd.lock import OwnedLock
 from optd.params import plain_option
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
-from optd.transport.base import Names, PullRequest, RowsRequest, StateSink, Transport, names_of
+from optd.transport.base import Names, OptionHistory, PullRequest, RowsRequest, StateSink, Transport, names_of
 from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
 from optd_wire.values import (
     AlgorithmInfo,
@@ -25,7 +25,6 @@ from optd_wire.values import (
     JobInfo,
     JobOptions,
     JobUpdate,
-    OptionChange,
     ParameterInfo,
     ParameterReport,
     ReadStateResult,
@@ -69,10 +68,11 @@ class Inquiry:
         """What the job has refused: counts by reason, and the last ones."""
         return self._ask(lambda left: self._transport.list_rejections(self.job, left))
 
-    def option_changes(self, group: str = "") -> tuple[OptionChange, ...]:
+    def option_changes(self, group: str = "") -> OptionHistory:
         """Which options of a group, or of the job, have changed since it was created, and at which versions.
 
-        Oldest first: the last 256, and of each option the last one. Raises `UnknownGroup`.
+        A tuple, oldest first: the last 256, and of each option the last one; its `forgotten` tells how many more there
+        have been. Raises `UnknownGroup`.
         """
         return self._ask(lambda left: self._transport.list_option_changes(self.job, group, left))
 

@@ -54,6 +54,18 @@ StateSink = Callable[[ReadStateResult], Sink]
 """Learns what state is to come, and returns what takes it. An attempt that is made again begins with this."""
 
 
+class OptionHistory(tuple[OptionChange, ...]):
+    """Changes of options, oldest first; `forgotten` tells how many more there have been, which the server let go."""
+
+    forgotten: int
+
+    def __new__(cls, changes: Iterable[OptionChange] = (), forgotten: int = 0) -> "OptionHistory":
+        """Both, as one value."""
+        made = super().__new__(cls, changes)
+        made.forgotten = forgotten
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What a reader has already."""
@@ -271,7 +283,7 @@ class Transport(ABC):
         """Tells what a job has refused: counts by reason, and the last ones."""
 
     @abstractmethod
-    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+    def list_option_changes(self, job: str, group: str, timeout: float) -> OptionHistory:
         """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
 
     @abstractmethod

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from optd.tls import TLS
 from optd.transport.base import (
     Delivery,
+    OptionHistory,
     PullRequest,
     RowsRequest,
     Sink,
@@ -344,12 +345,13 @@ class GrpcTransport(Transport):
         recent = tuple(from_message(rejection, Rejection) for rejection in response.recent)
         return dict(response.counts), recent
 
-    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+    def list_option_changes(self, job: str, group: str, timeout: float) -> OptionHistory:
         """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
         request = inspection_pb.ListOptionChangesRequest(job=job, group=group)
         answer = inspection_pb.ListOptionChangesResponse
         response = self._channel.ask("InspectionService/ListOptionChanges", request, answer, timeout)
-        return tuple(from_message(change, OptionChange) for change in response.changes)
+        changes = (from_message(change, OptionChange) for change in response.changes)
+        return OptionHistory(changes, response.forgotten)
 
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
         """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""

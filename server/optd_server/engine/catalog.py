@@ -1,6 +1,7 @@
 """The jobs of a server by name, and the uploads that are to become jobs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,9 +18,12 @@ from optd_server.engine.registration import check_job
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
-from optd_wire.errors import JobExists, OptdError, UnknownJob
+from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
 from optd_wire.layout import lay_out
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
+
+TRIMMED_BYTES = 64 << 20
+"""What a job must have been planned with for the allocator to be asked what it keeps, which takes milliseconds."""
 
 
 class Upload:
@@ -41,6 +45,8 @@ class Catalog:
         self.memory = memory
         self.offload = offload
         self.lease_seconds = lease_seconds
+        self.rejections_without_job: Counter[str] = Counter()
+        """By reason, the pushes that were refused before it was known which job they are for."""
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, Upload] = {}
 
@@ -57,6 +63,15 @@ class Catalog:
         if job is None:
             raise UnknownJob(job=name[:200])
         return job
+
+    @contextmanager
+    def noting_rejections(self) -> Iterator[None]:
+        """Counts an error of the block as that of a push whose job is not known, where it is the push that is wrong."""
+        try:
+            yield
+        except (InvalidArgument, NotFound) as error:
+            self.rejections_without_job[error.reason] += 1
+            raise
 
     async def find_whole(self, name: str) -> Job:
         """As `find`, but waits where the job is being uploaded; raises `UnknownJob` where that comes to nothing."""
@@ -86,6 +101,8 @@ class Catalog:
         finally:
             if upload is None or upload.job is None:
                 self.memory.release(planned)
+                if upload is not None:
+                    upload.weights.buffers.release()
             if upload is not None:
                 del self._uploads[spec.name]
                 upload.settled.set()
@@ -114,6 +131,8 @@ class Catalog:
         job = self.find(name)
         del self._jobs[name]
         await job.close()
+        if job.model.plan.bytes >= TRIMMED_BYTES:
+            await self.offload.give_back_memory()
         return job
 
     def expire(self, now: float) -> None:

@@ -171,6 +171,18 @@ class Model:
         if not self.conditioning.accumulates and self.conditioning.accumulation.release():
             self._memory.reserve(self.plan, self._bytes(self.groups.options))
 
+    def release_all(self) -> None:
+        """Lets go of all memory of a job that is closed, but for what is being read or received: that goes later.
+
+        Calls that still run, and what waits for the collector of garbage, may refer to the job for long.
+        """
+        self.slots.release_all()
+        self.snapshots.release_all()
+        self.groups.release_all()
+        self.averages.release_all()
+        self.conditioning.accumulation.release_all()
+        self.searches.release()
+
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""
         before = self.plan.bytes

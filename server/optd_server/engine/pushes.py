@@ -16,7 +16,7 @@ from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient, Slot
-from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
+from optd_wire.errors import FutureVersion, JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
 from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
@@ -123,6 +123,11 @@ class Pushes:
         """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
         header = push.header
         check_header(header)
+        version = self._model.version.version
+        if header.base_version > version:
+            raise FutureVersion(
+                worker=header.worker, base_version=header.base_version, job=self._model.name, version=version
+            )
         self._stepping.check_evaluation(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
         self._stepping.plan_options([*self._rule.waiting, push])
@@ -344,7 +349,7 @@ class Pushes:
         result = PushResult(
             version=version,
             applied_version=version.version + bool(outcome.accumulated and not outcome.skipped),
-            staleness=max(0, outcome.stepped_from - header.base_version),
+            staleness=outcome.stepped_from - header.base_version,
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
             accumulated=outcome.accumulated,

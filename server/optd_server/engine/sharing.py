@@ -117,6 +117,7 @@ class Sharing:
         if share is not None:
             share.closed = True
             self._release(share)
+            share.buffers.release()
             self._memory.release(share.plan)
             if share.confirmed:
                 share.worker.lane = "grpc"

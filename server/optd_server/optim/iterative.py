@@ -31,6 +31,10 @@ class Searches:
         """Forget a step that is under way: weights or state are others now. The next evaluation begins one."""
         self._search = None
 
+    def release(self) -> None:
+        """Let go of all vectors: nothing follows."""
+        self._search, self._memory = None, {}
+
     def move(
         self,
         algorithm: Iterative,

@@ -83,7 +83,11 @@ class InspectionService:
         if request.group:
             job.model.groups.index(request.group, job.name)
         changes = job.model.changes.of(request.group or None)
-        return pb.ListOptionChangesResponse(changes=map(to_message, changes), version=to_message(job.model.version))
+        return pb.ListOptionChangesResponse(
+            changes=map(to_message, changes),
+            version=to_message(job.model.version),
+            forgotten=job.model.changes.forgotten(request.group or None),
+        )
 
     async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
         """Reports a job whenever it has moved on."""
