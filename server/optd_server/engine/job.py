@@ -157,9 +157,9 @@ class Job:
         In the background: a worker computes its first gradient meanwhile, or tells that it shares memory instead.
         """
         model = self.model
-        if model.version.version or model.snapshots.shared or self._touching is not None or self.closed.is_set():
+        if model.version.version or model.plan.bytes < TOUCHED_BYTES or self.closed.is_set():
             return
-        if model.plan.bytes < TOUCHED_BYTES:
+        if model.snapshots.shared or self._touching is not None:
             return
         arrays = model.snapshots.prepare()
         slot = model.slots.prepare()
@@ -175,6 +175,7 @@ class Job:
         if self._touching is not None and not self._touching.done():
             self._touching.cancel()
             await asyncio.wait([self._touching])
+            self._touching = None
 
     def leave(self, name: str, epoch: int, now: float) -> None:
         """Ends a worker's lease."""

@@ -48,6 +48,7 @@ class Offload:
         A caller that is cancelled gets its cancellation after at most a piece for each thread.
         """
         waiting = list(pieces(arrays))
+        del arrays  # a cancellation keeps what is named here for long
 
         async def work() -> None:
             while waiting:

@@ -190,12 +190,16 @@ class Snapshots:
                 with suppress(OSError):
                     weights.buffers.extend(extents)
                     return weights
-            self._sets.remove(weights)
+            self._drop(weights)
         if len(self._sets) < self._most:
             weights = self._new_set(extents)
             self._sets.append(weights)
             return weights
         return None
+
+    def _drop(self, weights: WeightSet) -> None:
+        self._sets.remove(weights)
+        weights.buffers.release()
 
     def _new_set(self, extents: Iterable[Extent]) -> WeightSet:
         if self.shared:
@@ -216,7 +220,8 @@ class Snapshots:
         """
         current = self.current.weights
         # Those of before the weights were shared are of no use any more.
-        self._sets = [w for w in self._sets if w is current or w.holders or w.shared == self.shared]
+        for weights in [w for w in self._sets if w is not current and not w.holders and w.shared != self.shared]:
+            self._drop(weights)
         if any(weights is not current and weights.shared == self.shared for weights in self._sets):
             return []
         if len(self._sets) == self._most:
