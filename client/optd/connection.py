@@ -32,6 +32,7 @@ def connect(
     policy: Policy | None = None,
     gradients: Gradients | None = None,
     averages: Averages | None = None,
+    progress: bool | None = None,
 ) -> Session:
     """Opens a session with a server, and makes sure that the server answers.
 
@@ -58,6 +59,9 @@ def connect(
             taken as they come.
         averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
             whoever creates the job. Left out, there is none.
+        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
+            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
+            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
 
     Raises:
         Unreachable: Nothing answers there.
@@ -78,6 +82,7 @@ def connect(
         if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
             raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
     options = options_of(gradients, averages)
+    show_progress = environment.progress(progress)
     address = environment.server(address)
     job = check_name("job", environment.job(job))
     worker = check_name("worker", environment.worker(worker))
@@ -101,4 +106,5 @@ def connect(
         max_message_bytes=status.limits.max_message_bytes,
         lane=lane,
         wire=wire,
+        progress=show_progress,
     )

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.lock import OwnedLock
 from optd.params import plain_option
+from optd.progress import Count, elements_of, showing
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
 from optd.transport.base import Names, OptionHistory, PullRequest, RowsRequest, StateSink, Transport, names_of
@@ -46,6 +48,11 @@ class Inquiry:
         self._process = os.getpid()
         self._lock = OwnedLock()
         self._closed = False
+        self._progress = False
+        """Whether what takes long is shown."""
+
+    def _showing(self, what: str, elements: int) -> AbstractContextManager[Count]:
+        return showing(f"{what}, job {self.job}", elements, enabled=self._progress)
 
     @property
     def address(self) -> str:
@@ -98,7 +105,8 @@ class Inquiry:
             infos = self._transport.get_job(self.job, left).groups
             view = FlatView([info.parameters for info in infos])
             arrays = empty_arrays([info.parameters for info in infos])
-            self._transport.pull(request, lambda frames: view.write(frames, arrays), left)
+            with self._showing("pulling", elements_of(infos)) as count:
+                self._transport.pull(request, count.sink(lambda frames: view.write(frames, arrays)), left)
             return {
                 parameter.name: array
                 for info, row in zip(infos, arrays, strict=True)

@@ -47,6 +47,7 @@ class Optimizer:
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
+        progress: Whether a session opened here tells of what takes long, as `connect` takes it.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
 
@@ -67,11 +68,12 @@ class Optimizer:
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
-        self.session, self._owns_session = open_session(session, server, job, worker)
+        self.session, self._owns_session = open_session(session, server, job, worker, progress)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server

@@ -40,12 +40,12 @@ logger = logging.getLogger("optd")
 
 
 def open_session(
-    session: Session | None, server: str | None, job: str | None, worker: str | None
+    session: Session | None, server: str | None, job: str | None, worker: str | None, progress: bool | None = None
 ) -> tuple[Session, bool]:
     """The session to use, and whether it was opened here and has to be closed here."""
     if session is not None:
         return session, False
-    return connect(environment.server(server), job=job, worker=worker), True
+    return connect(environment.server(server), job=job, worker=worker, progress=progress), True
 
 
 def belongs_to_a_session(optimizer: object) -> TypeError:

@@ -9,10 +9,10 @@ import pytest
 import optd
 from optd.local import LocalServer, local
 
-ELEMENTS = 8 << 20
+ELEMENTS = 12 << 20
 WEIGHTS = 4 * ELEMENTS
 """Bytes of the weights; so much take a gradient, and each of two states of Adam, too."""
-SLACK = 24 << 20
+SLACK = 36 << 20
 """Bytes that calls and threads take the first time, whatever a job's size."""
 
 

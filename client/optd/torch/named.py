@@ -35,13 +35,14 @@ class Optimizer(Served):
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opened, owned = open_session(session, server, job, worker)
+        opened, owned = open_session(session, server, job, worker, progress)
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options

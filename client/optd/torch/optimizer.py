@@ -52,6 +52,7 @@ class Served(torch.optim.Optimizer):
             them each time; None: never.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
+        progress: Whether a session opened here tells of what takes long, as `optd.connect` takes it.
 
     Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
     each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
@@ -122,12 +123,13 @@ class Served(torch.optim.Optimizer):
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
-        opened, owned = open_session(session, server, job, worker)
+        opened, owned = open_session(session, server, job, worker, progress)
         self._serve(opened, owned, zero_copy)
 
     def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
