@@ -7,6 +7,7 @@ transport of its own in its place.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Outgoing, Received
@@ -64,6 +65,18 @@ class OptionHistory(tuple[OptionChange, ...]):
         made = super().__new__(cls, changes)
         made.forgotten = forgotten
         return made
+
+
+class GroupInspection(NamedTuple):
+    """A group and its parameters; and of statistics of a gradient the version that its step led to.
+
+    None: there is no gradient. The note says why, or why its numbers may be other ones by now.
+    """
+
+    group: GroupSummary
+    parameters: tuple[ParameterReport, ...]
+    gradient_version: int | None = None
+    gradient_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +288,7 @@ class Transport(ABC):
         parameter: str = "",
         statistics: bool = False,
         bins: int = 0,
-    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+    ) -> GroupInspection:
         """Describes the parameters of a group."""
 
     @abstractmethod

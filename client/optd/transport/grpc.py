@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 from optd.tls import TLS
 from optd.transport.base import (
     Delivery,
+    GroupInspection,
     OptionHistory,
     PullRequest,
     RowsRequest,
@@ -324,7 +325,7 @@ class GrpcTransport(Transport):
         parameter: str = "",
         statistics: bool = False,
         bins: int = 0,
-    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+    ) -> GroupInspection:
         """Describes the parameters of a group."""
         request = inspection_pb.InspectGroupRequest(
             job=job, group=group, parameter=parameter, statistics=statistics, bins=bins
@@ -334,8 +335,13 @@ class GrpcTransport(Transport):
             message for message, _ in self._channel.receive("InspectionService/InspectGroup", request, answer, timeout)
         ]
         reports = [report for response in responses for report in response.parameters]
-        summary = from_message(responses[0].group, GroupSummary)
-        return summary, tuple(from_message(report, ParameterReport) for report in reports)
+        first = responses[0]
+        return GroupInspection(
+            from_message(first.group, GroupSummary),
+            tuple(from_message(report, ParameterReport) for report in reports),
+            first.gradient_version if first.HasField("gradient_version") else None,
+            first.gradient_note,
+        )
 
     def list_rejections(self, job: str, timeout: float) -> tuple[dict[str, int], tuple[Rejection, ...]]:
         """Tells what a job has refused: counts by reason, and the last ones."""

@@ -117,6 +117,7 @@ class Pushes:
         known = self.admit(header, now)
         if known is not None:
             return await outcome(known)
+        self._model.looks.forget(header.worker)
         return await self._announce(Push(header, gradient, wall)).result()
 
     def _announce(self, push: Push) -> Push:
