@@ -98,7 +98,9 @@ class Optimizer:
         self.close()
 
     def __repr__(self) -> str:
-        registration = self._registration
+        registration = vars(self).get("_registration")
+        if registration is None:  # its constructor has failed, and a debugger shows it
+            return f"<optd.{type(self).__name__} of no job>"
         place = place_of(self.session, self.version)
         return describe(type(self).__name__, registration.algorithm, place, self.param_groups)
 

@@ -28,6 +28,10 @@ def test_a_numpy_optimizer_tells_algorithm_job_version_and_groups(session, serve
     assert second.endswith(">")
 
 
+def test_one_that_was_never_registered_has_a_text_too():
+    assert repr(object.__new__(optd.Adam)) == "<optd.Adam of no job>"
+
+
 def test_an_optimizer_by_name_tells_its_algorithm(session):
     text = repr(optd.Optimizer("adamw", {"w": np.ones(3)}, session=session))
     assert text.startswith("<optd.Optimizer 'adamw' of job ")

@@ -350,7 +350,7 @@ class Pushes:
         result = PushResult(
             version=version,
             applied_version=version.version + bool(outcome.accumulated and not outcome.skipped),
-            staleness=outcome.stepped_from - header.base_version,
+            staleness=max(0, outcome.stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
             accumulated=outcome.accumulated,
