@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import isfunction
 from types import TracebackType
 from typing import TypeVar
 
@@ -243,7 +244,9 @@ class Session(Inquiry):
 
         `encoding` is how messages carry the weights, empty for unchanged.
         """
-        with self._showing("first step", 0 if self._stepped else self._elements):
+        with self._showing("first step", 0 if self._stepped else 2 * self._elements) as count:
+            if not self._stepped and isfunction(gradients):  # others say by their class what they are
+                gradients, weights = count.source(gradients), count.sink(weights)
             pushed, pulled = self._push(
                 lambda lane, header, left: lane.step(
                     header, gradients, weights, left, in_place=in_place, encoding=encoding

@@ -139,8 +139,9 @@ def test_registration_first_step_and_pulls_are_shown_and_numbers_are_as_without(
         optimizer.pull()
         assert np.array_equal(session.pull()["w"], expected)
     # Registration, first step, second step, the optimizer's pull and the session's.
-    assert [each.total for each in shown] == [100_000, 100_000, 0, 100_000, 100_000]
+    assert [each.total for each in shown] == [100_000, 200_000, 0, 100_000, 100_000]
     assert [each.passed for each in (shown[0], *shown[3:])] == [100_000] * 3
+    assert shown[1].passed == (200_000 if lane == "grpc" else 0)
 
 
 def test_optimizers_pass_it_to_the_session_that_they_open(server, name):

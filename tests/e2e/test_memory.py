@@ -70,3 +70,14 @@ def test_a_first_step_finds_its_memory(server: LocalServer, name: str, lane: str
         optimizer.step({"w": np.ones(ELEMENTS, "f4")})
         assert taken() - at_registration <= SLACK
         session._transport.delete_job(name, 20)
+
+
+def test_where_numbers_can_come_in_messages_only_registration_finds_all(name: str):
+    with local("--no-shared-memory") as alone, optd.connect(alone.address, job=name, worker="w") as session:
+
+        def taken() -> int:
+            return session._transport.server_status(20).resident_bytes
+
+        before = taken()
+        optd.Adam({"w": np.full(ELEMENTS, 0.5, "f4")}, lr=0.1, session=session)
+        assert taken() - before >= 5 * WEIGHTS - SLACK

@@ -171,6 +171,11 @@ class Job:
         arrays += [] if slot is None else slot.buffers.all_slabs()
         self._touching = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
 
+    async def touched(self) -> None:
+        """Waits until a first step whose numbers come in messages finds its memory, where that has begun."""
+        if self._touching is not None:
+            await asyncio.wait([self._touching])
+
     async def _end_touching(self) -> None:
         if self._touching is not None and not self._touching.done():
             self._touching.cancel()
