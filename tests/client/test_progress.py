@@ -80,14 +80,20 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 
 @pytest.mark.parametrize(("total", "seconds", "enabled"), [(1000, 0.0, True), (400, 0.02, True), (1000, 0.02, False)])
 def test_nothing_is_said_of_what_is_quick_or_small_or_when_it_is_off(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], total: int, seconds: float, enabled: bool
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    total: int,
+    seconds: float,
+    enabled: bool,
 ):
-    before = threading.active_count()
+    if not seconds:
+        monkeypatch.setattr(progress, "PATIENCE_SECONDS", 30)
     with caplog.at_level(logging.INFO, logger="optd"):
         drain(total, seconds, enabled=enabled)
     assert not caplog.records
     assert capsys.readouterr().err == ""
-    assert threading.active_count() == before
+    assert "optd-progress" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_an_attempt_that_is_made_again_counts_anew_and_errors_pass():
