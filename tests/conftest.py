@@ -1,5 +1,6 @@
 """What tests of a running server share: the server, and ways to talk to it."""
 
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from optd.local import LocalServer, local
 sys.path.insert(0, str(Path(__file__).parent))
 
 from contract.plain import Plain
+
+# A shell has what it starts in the background ignore Ctrl-C, and children inherit that. Tests send interrupts to
+# themselves and to programs, which are to take them as they do in the foreground.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

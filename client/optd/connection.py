@@ -35,6 +35,7 @@ def connect(
     gradients: Gradients | None = None,
     averages: Averages | None = None,
     if_exists: IfExists | None = None,
+    progress: bool | None = None,
 ) -> Session:
     """Opens a session with a server, and makes sure that the server answers.
 
@@ -63,6 +64,9 @@ def connect(
             taken as they come.
         averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
             whoever creates the job. Left out, there is none.
+        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
+            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
+            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
 
         if_exists: What to do where a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
             "replace" deletes it and creates it anew, unless another worker takes part in it (`JobInUse`). Left out,
@@ -89,6 +93,7 @@ def connect(
             raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
     options = options_of(gradients, averages)
     what_if = environment.if_exists(if_exists)
+    show_progress = environment.progress(progress)
     address = environment.server(address)
     named = job if isinstance(job, JobName) else job_name(job)
     check_name("job", named.name)
@@ -121,4 +126,5 @@ def connect(
         if_exists=what_if,
         ephemeral=named.unnamed,
         shared=named.shared,
+        progress=show_progress,
     )

@@ -50,6 +50,16 @@ def if_exists(given: str | None) -> IfExists:
     raise InvalidRequest(problem=f"{setting} must be 'attach', 'fail' or 'replace', got {wanted!r}")
 
 
+def progress(given: bool | None) -> bool:
+    """Whether progress is shown: the argument, else OPTD_PROGRESS, 0 or 1; left out, it is."""
+    if given is not None:
+        return given
+    said = os.environ.get("OPTD_PROGRESS") or "1"
+    if said not in ("0", "1"):
+        raise InvalidRequest(problem=f"OPTD_PROGRESS must be 0 or 1, got {said!r}")
+    return said == "1"
+
+
 def token(given: str | None) -> str | None:
     """The token from the argument, OPTD_TOKEN, or the first one of the file OPTD_TOKEN_FILE."""
     token = given or os.environ.get("OPTD_TOKEN")

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from optd.arrays import Array, FlatView, empty_arrays
 from optd.lock import OwnedLock
 from optd.params import plain_option
+from optd.progress import Count, elements_of, showing
 from optd.retry import with_retries
 from optd.rows import RowSink, read_ids
-from optd.transport.base import Names, PullRequest, RowsRequest, StateSink, Transport, names_of
+from optd.transport.base import Names, OptionHistory, PullRequest, RowsRequest, StateSink, Transport, names_of
 from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
 from optd_wire.values import (
     AlgorithmInfo,
@@ -25,7 +27,6 @@ from optd_wire.values import (
     JobInfo,
     JobOptions,
     JobUpdate,
-    OptionChange,
     ParameterInfo,
     ParameterReport,
     ReadStateResult,
@@ -47,6 +48,11 @@ class Inquiry:
         self._process = os.getpid()
         self._lock = OwnedLock()
         self._closed = False
+        self._progress = False
+        """Whether what takes long is shown."""
+
+    def _showing(self, what: str, elements: int) -> AbstractContextManager[Count]:
+        return showing(f"{what}, job {self.job}", elements, enabled=self._progress)
 
     @property
     def address(self) -> str:
@@ -69,10 +75,11 @@ class Inquiry:
         """What the job has refused: counts by reason, and the last ones."""
         return self._ask(lambda left: self._transport.list_rejections(self.job, left))
 
-    def option_changes(self, group: str = "") -> tuple[OptionChange, ...]:
+    def option_changes(self, group: str = "") -> OptionHistory:
         """Which options of a group, or of the job, have changed since it was created, and at which versions.
 
-        Oldest first: the last 256, and of each option the last one. Raises `UnknownGroup`.
+        A tuple, oldest first: the last 256, and of each option the last one; its `forgotten` tells how many more there
+        have been. Raises `UnknownGroup`.
         """
         return self._ask(lambda left: self._transport.list_option_changes(self.job, group, left))
 
@@ -98,7 +105,8 @@ class Inquiry:
             infos = self._transport.get_job(self.job, left).groups
             view = FlatView([info.parameters for info in infos])
             arrays = empty_arrays([info.parameters for info in infos])
-            self._transport.pull(request, lambda frames: view.write(frames, arrays), left)
+            with self._showing("pulling", elements_of(infos)) as count:
+                self._transport.pull(request, count.sink(lambda frames: view.write(frames, arrays)), left)
             return {
                 parameter.name: array
                 for info, row in zip(infos, arrays, strict=True)

@@ -23,6 +23,7 @@ class Opening:
     policy: Policy | None = None
     gradients: Gradients | None = None
     averages: Averages | None = None
+    progress: bool | None = None
 
     def session(
         self, given: Session | None, unnamed: Callable[[], JobName | None] = lambda: None
@@ -44,6 +45,7 @@ class Opening:
                     policy=self.policy,
                     gradients=self.gradients,
                     averages=self.averages,
+                    progress=self.progress,
                 ),
                 True,
             )

@@ -13,6 +13,7 @@ import numpy as np
 
 from optd import trees
 from optd.arrays import Array
+from optd.described import describe, place_of
 from optd.gradients import read_gradients, read_weights
 from optd.job_options import Averages
 from optd.job_options import Gradients as GradientTreatment
@@ -51,6 +52,7 @@ class Optimizer:
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
+        progress: Whether a session opened here tells of what takes long, as `connect` takes it.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
 
@@ -76,6 +78,7 @@ class Optimizer:
         averages: Averages | None = None,
         zero_copy: bool = False,
         local_changes: str = SEND,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         mode = check_local_changes(local_changes)
@@ -89,6 +92,7 @@ class Optimizer:
             policy=policy,
             gradients=gradients,
             averages=averages,
+            progress=progress,
         ).session(session)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
@@ -121,6 +125,13 @@ class Optimizer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        registration = vars(self).get("_registration")
+        if registration is None:  # its constructor has failed, and a debugger shows it
+            return f"<optd.{type(self).__name__} of no job>"
+        place = place_of(self.session, self.version)
+        return describe(type(self).__name__, registration.algorithm, place, self.param_groups)
 
     def __getstate__(self) -> NoReturn:
         raise belongs_to_a_session(self)

@@ -79,7 +79,7 @@ class Registration:
         check_alone(session)
         self.session = session
         self.zero_copy = zero_copy
-        self._algorithm = algorithm
+        self.algorithm = algorithm
         self._own = GroupArrays(groups, session.batch_bytes)
         self._incoming = WeightsIn(session, self._own, zero_copy=zero_copy, writable=writable)
         self._outgoing = GradientsOut(session, self._own)
@@ -328,11 +328,11 @@ class Registration:
     @cached_property
     def needs_closure(self) -> bool:
         """Whether a step of the algorithm asks for loss and gradients several times."""
-        return self.session.algorithm(self._algorithm).needs_closure
+        return self.session.algorithm(self.algorithm).needs_closure
 
     def shaped_fields(self) -> frozenset[str]:
         """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
-        return frozenset(self.session.algorithm(self._algorithm).shaped_state)
+        return frozenset(self.session.algorithm(self.algorithm).shaped_state)
 
     def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: Rows | None = None) -> None:
         """Replaces the state of all parameters ("step" and arrays, as `read_state` gives them) and options, at once.

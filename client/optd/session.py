@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import isfunction
 from types import TracebackType
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from optd.inquiry import Inquiry
 from optd.joining import IfExists, join, take_part
 from optd.lanes import LaneName, Who, share_memory, wants_shared_memory
 from optd.leaving import Departure, leave_later, open_sessions
+from optd.progress import elements_of
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import HEADER_BYTES, Known, Names, PullRequest, Sink, Source, StepSink, Transport, names_of
 from optd.transport.lane import GrpcLane, Lane
@@ -78,6 +80,7 @@ class Session(Inquiry):
         if_exists: IfExists = "attach",
         ephemeral: bool = False,
         shared: bool = True,
+        progress: bool = False,
     ) -> None:
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
@@ -93,6 +96,10 @@ class Session(Inquiry):
         self.wire = wire or Wire.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
         """How many bytes of frames one message of this session may have."""
+        self._progress = progress
+        self._elements = 0
+        self._stepped = False
+        """Whether a step has been made here: only the first one is long, and shown."""
         self._wanted_lane = lane
         self._lane: Lane = GrpcLane(transport)
         self._membership: Membership | None = None
@@ -175,16 +182,21 @@ class Session(Inquiry):
             self._check_usable()
             if self._membership is not None:
                 raise AlreadyRegistered(job=self.job)
-            membership, created = take_part(self._transport, spec, weights, self.worker, self.timeout, self.if_exists)
-            try:
-                self._enter(membership)
-            except BaseException:
-                self._membership = None  # there is no optimizer, and there may be another attempt
-                raise
+            with self._showing("registering", elements_of(spec.groups)) as count:
+                weights = count.source(weights)
+                membership, created = take_part(
+                    self._transport, spec, weights, self.worker, self.timeout, self.if_exists
+                )
+                try:
+                    self._enter(membership)
+                except BaseException:
+                    self._membership = None  # there is no optimizer, and there may be another attempt
+                    raise
             return membership, created
 
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
+        self._elements = elements_of(membership.job.groups)
         self._departure.epoch = membership.epoch
         self._sequence = 0
         self._choose_lane(membership)
@@ -250,15 +262,19 @@ class Session(Inquiry):
 
         `encoding` is how messages carry the weights, empty for unchanged.
         """
-        pushed, pulled = self._push(
-            lambda lane, header, left: lane.step(
-                header, gradients, weights, left, in_place=in_place, encoding=encoding
-            ),
-            updates,
-            base,
-            settle,
-            terms,
-        )
+        with self._showing("first step", 0 if self._stepped else 2 * self._elements) as count:
+            if not self._stepped and isfunction(gradients):  # others say by their class what they are
+                gradients, weights = count.source(gradients), count.sink(weights)
+            pushed, pulled = self._push(
+                lambda lane, header, left: lane.step(
+                    header, gradients, weights, left, in_place=in_place, encoding=encoding
+                ),
+                updates,
+                base,
+                settle,
+                terms,
+            )
+        self._stepped = True
         self._version = pulled.version
         return pushed, pulled
 
@@ -375,10 +391,13 @@ class Session(Inquiry):
         )
         encoding = self.wire.weights
 
-        def attempt(left: float) -> PullResult:
-            return self._on_lane(lambda lane: lane.pull(request, weights, left, in_place=in_place, encoding=encoding))
+        with self._lock, self._showing("pulling", self._elements) as count:
 
-        with self._lock:
+            def attempt(left: float) -> PullResult:
+                count.passed = 0
+                sink = count.sink(weights)
+                return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
+
             result = self._ask(attempt)
         if not groups and not parameters and not weights_of:
             self._version = result.version

@@ -477,6 +477,16 @@ class SequenceGap(Conflict):
     template = "worker {worker!r} pushes sequence {sequence}, expected {expected} (or {last} again)"
 
 
+class FutureVersion(Conflict):
+    """A push says that its gradient is of a version that the job has not come to yet."""
+
+    reason = "FUTURE_VERSION"
+    template = (
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, which is at version {version}; "
+        "pull() and compute it anew"
+    )
+
+
 class PushPending(Conflict):
     """The worker has another push that waits for its round."""
 

@@ -515,6 +515,7 @@ class ServerStatus:
     tls: bool
     kernels: str
     durability: str
+    rejections_without_job: int = 0
 
 
 @dataclass(frozen=True, slots=True)

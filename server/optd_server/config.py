@@ -18,6 +18,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from optd_server import flags
+from optd_server.byte_sizes import Bytes, MessageBytes
+
 MIB = 1 << 20
 
 
@@ -39,6 +42,7 @@ class Config(BaseSettings):
     """optd: torch.optim as a service.
 
     Every setting may be given as a flag, as OPTD_<NAME> in the environment, or as <name> in a TOML file.
+    BYTES is a number, such as 16777216, or one with a unit, such as 16MiB (1024 KiB each) or 16MB (1000 KB each).
     """
 
     model_config = SettingsConfigDict(
@@ -65,17 +69,14 @@ class Config(BaseSettings):
     tls_client_ca: Path | None = Field(
         None, description="PEM file with the authorities whose client certificates are accepted, and demanded"
     )
-    max_message_bytes: int = Field(
-        16 * MIB, ge=64 * 1024, le=1024 * MIB, description="largest message that is accepted"
-    )
-    max_inflight_bytes: int = Field(
-        1024 * MIB, ge=MIB, description="bytes of requests that are held at the same time; more have to wait"
+    max_message_bytes: MessageBytes = Field(16 * MIB, description="largest message that is accepted")
+    max_inflight_bytes: Bytes = Field(
+        1024 * MIB, description="bytes of requests that are held at the same time; more have to wait"
     )
     max_requests: int = Field(1024, ge=1, description="calls that are answered at the same time")
     max_streams: int = Field(256, ge=1, description="calls at the same time on one connection")
-    max_memory_bytes: int = Field(
-        int(_memory() * 0.8),
-        ge=MIB,
+    max_memory_bytes: Bytes = Field(
+        int(_memory() * 0.8) // MIB * MIB,
         description="memory that may be planned for all jobs; unless given, 80 percent of what there is",
     )
     kernels: Literal["auto", "numba", "numpy"] = Field(
@@ -139,7 +140,7 @@ class Config(BaseSettings):
 def load(arguments: Sequence[str]) -> Config:
     """Settings from flags, environment and file; raises `ConfigError` with one line that names the setting.
 
-    `--help` prints and exits, as argparse does.
+    `--help` and `--version` print and exit, as argparse does.
     """
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--config", default=os.environ.get("OPTD_CONFIG"))
@@ -153,7 +154,7 @@ def load(arguments: Sequence[str]) -> Config:
             (Config,),
             {"__doc__": Config.__doc__, "model_config": SettingsConfigDict(toml_file=file)},
         )
-        return CliApp.run(settings, cli_args=list(arguments), cli_exit_on_error=False)
+        return CliApp.run(settings, cli_args=list(arguments), cli_settings_source=flags.source(settings))
     except ValidationError as error:
         raise ConfigError("; ".join(_line(found) for found in error.errors())) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

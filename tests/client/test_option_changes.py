@@ -1,5 +1,6 @@
 """What is told of options that have changed: at which version, from what to what, and by whom."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,7 @@ import optd.torch
 from optd.ctl.app import app
 from optd.local import LocalServer
 from optd_wire import errors
-from optd_wire.values import OptionChange
+from optd_wire.values import GroupUpdate, OptionChange
 
 
 def groups() -> list[dict]:
@@ -97,6 +98,24 @@ def test_the_later_one_of_a_round_is_named(server: LocalServer, name: str) -> No
             (0, "left", "lr", 1.0, 0.5, "w1"),
             (0, "right", "lr", 1.0, 0.25, "w2"),
         ]
+
+
+def test_what_the_server_has_let_go_is_counted(server: LocalServer, name: str) -> None:
+    with optd.connect(server.address, job=name, worker="w1") as session:
+        optd.SGD(groups(), lr=1.0, session=session)
+        assert session.option_changes().forgotten == 0
+        for number in range(150):
+            for group in ("left", "right"):
+                session.update_group(GroupUpdate(group, {"lr": 2.0 + number}))
+        found = session.option_changes()
+        assert (len(found), found.forgotten) == (256, 44)
+        left = session.option_changes("left")
+        assert (len(left), left.forgotten) == (128, 22)
+        done = CliRunner().invoke(app, ["changes", name], env={"COLUMNS": "120", "OPTD_SERVER": server.address})
+        assert "44 older changes not shown: the server keeps the last ones" in done.output
+        done = CliRunner().invoke(app, ["-o", "json", "changes", name, "right"], env={"OPTD_SERVER": server.address})
+        answer = json.loads(done.output)
+        assert (len(answer["changes"]), answer["forgotten"]) == (128, 22)
 
 
 def test_the_program_lists_them(server: LocalServer, name: str) -> None:

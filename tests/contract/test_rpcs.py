@@ -553,6 +553,31 @@ def test_every_rpc_serves_plain_stubs(method: MethodDescriptor, plain: Plain, na
     BY_NAME[method.name.lower()](plain, name)
 
 
+def test_every_refused_push_counts(plain: Plain, name: str):
+    """Every refused push counts: among those of its job, or of the server where the job is not known."""
+    create(plain, name)
+    epoch = plain.join(name)
+    before = plain.status().rejections_without_job
+    with refused("INVALID_REQUEST", "must have its header"):
+        plain.push(None, GRADIENT)
+    with refused("INVALID_REQUEST", "must have its header"):
+        next(plain.training.Step(iter([training_service_pb2.StepRequest(last=True)]), timeout=SECONDS))
+    with refused("UNKNOWN_JOB", "no-such-job"):
+        plain.push(header("no-such-job", "w0", 1, 1), GRADIENT)
+    assert plain.status().rejections_without_job == before + 3
+    first = header(name, "w0", epoch, 1)
+    delivery = training_service_pb2.Delivery(encoding="ENCODING_TOPK")
+    with refused("INVALID_REQUEST", "cannot travel in"):
+        step = training_service_pb2.StepRequest(header=first, delivery=delivery, frames=GRADIENT, last=True)
+        next(plain.training.Step(iter([step]), timeout=SECONDS))
+    with refused("FUTURE_VERSION", "of version 7"):
+        plain.push(header(name, "w0", epoch, 1, base=7), GRADIENT)
+    assert dict(plain.rejections(name).counts) == {"INVALID_REQUEST": 1, "FUTURE_VERSION": 1}
+    assert [(r.worker, r.reason) for r in plain.rejections(name).recent][-1] == ("w0", "FUTURE_VERSION")
+    assert plain.status().rejections_without_job == before + 3
+    assert plain.push(first, GRADIENT).version.version == 1
+
+
 # The same numbers as our client
 
 

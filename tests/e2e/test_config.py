@@ -1,7 +1,9 @@
 """Settings of the server: a flag counts before the environment, the environment before the file, the file before
 the default; what is wrong with one is said in one line."""
 
+import re
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from contract.plain import Plain
 from e2e.programs import refuses_settings, refuses_to_start, running
 
 from optd_server.config import Config, ConfigError, load
+from optd_server.flags import SECTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +104,65 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
     for config in (from_flags, from_file, from_environment):
         found = {name: getattr(config, name) for name in values}
         assert {n: str(v) if isinstance(v, Path) else v for n, v in found.items()} == values
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("16777216", 16777216),
+        ("16MiB", 16777216),
+        ("16 mib", 16777216),
+        ("16MB", 16_000_000),
+        ("1.5MiB", 1572864),
+        ("1048576B", 1 << 20),
+        ("1GiB", 1 << 30),
+        ("1024KiB", 1 << 20),
+    ],
+)
+@pytest.mark.parametrize("name", [name for name in Config.model_fields if name.endswith("_bytes")])
+def test_sizes_may_have_units_in_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, written: str, size: int
+):
+    assert getattr(load([f"--{name.replace('_', '-')}", written]), name) == size
+    path = tmp_path / "optd.toml"
+    path.write_text(f"{name} = '{written}'\n")
+    assert getattr(load(["--config", str(path)]), name) == size
+    monkeypatch.setenv(f"OPTD_{name.upper()}", written)
+    assert getattr(load([]), name) == size
+
+
+@pytest.mark.parametrize("name", [name for name in Config.model_fields if name.endswith("_bytes")])
+@pytest.mark.parametrize("written", ["lots", "16MiBs", "-16MiB", "1.00001KiB", "16 M", "", "1e6", "nan"])
+def test_what_is_no_size_is_told_with_examples(name: str, written: str):
+    with pytest.raises(ConfigError) as caught:
+        load([f"--{name.replace('_', '-')}={written}"])
+    assert all(part in str(caught.value) for part in (name, "16MiB", f"got {written!r}")), str(caught.value)
+
+
+def test_a_size_out_of_its_bounds_is_told_as_it_was_written():
+    with pytest.raises(ConfigError) as caught:
+        load(["--max-message-bytes", "2GiB"])
+    assert all(part in str(caught.value) for part in ("64KiB", "1GiB", "got '2GiB'")), str(caught.value)
+
+
+def test_the_help_has_placeholders_groups_and_defaults(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        load(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    sections = [line.rstrip(":") for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert sections[-len(SECTIONS) :] == list(SECTIONS.values())
+    for shown in ("--config PATH", "--port PORT", "--lease-seconds SECONDS", "--max-requests N", "{text,json}"):
+        assert shown in said
+    assert re.search(r"--max-message-bytes BYTES\s+largest message that is accepted \(default: 16MiB\)", said)
+    assert not re.search(r"\b(int|float|str|Path|None)\b", said)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        load(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"optd {metadata.version('optd')}\n"
 
 
 @pytest.mark.parametrize(

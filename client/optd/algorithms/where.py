@@ -24,3 +24,4 @@ class Where(GroupOptionArguments, total=False):
     averages: Averages
     zero_copy: bool
     local_changes: str
+    progress: bool | None

@@ -61,6 +61,7 @@ def open_session(settings: Settings, job: str, **how: Any) -> Session:
         tls=_tls(settings),
         timeout=timeout,
         connect_timeout=timeout,
+        progress=False,  # what a command says is its answer
         **how,
     )
 

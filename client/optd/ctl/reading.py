@@ -46,12 +46,17 @@ class _FirstNumbers:
         self._group = group
         self._reports = reports
         self._limit = limit
+        self.has_gradient = False
+        """Whether any parameter has a gradient among the numbers."""
         self._offsets: dict[str, list[int]] = {}
         self._numbers: dict[str, list[npt.NDArray[np.float64]]] = {}
 
     def begin(self, result: ReadStateResult) -> Sink:
         """Learns which fields have flat buffers of their own, and begins anew."""
         self._offsets.clear()
+        self.has_gradient = any(
+            any(entry.present) for group in result.groups for entry in group.entries if entry.field == GRADIENT
+        )
         self._numbers.clear()
         for group in result.groups:
             for entry in group.entries if group.group == self._group else ():
@@ -113,6 +118,7 @@ def read(
             FieldReading(report.parameter.name, field.field, field.statistics.count, first.of(place, field.field))
             for place, report in enumerate(reports)
             for field in report.fields
+            if field.field != GRADIENT or first.has_gradient  # it may be gone since the report
         )
         return Reading(result.version, found)
 

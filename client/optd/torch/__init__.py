@@ -11,6 +11,13 @@
 With OPTD_SERVER set, the import line is all that changes in a script. See `optd.torch.optimizer.Served`.
 """
 
+try:
+    import torch as _torch  # noqa: F401 - to say by name what is missing
+except ModuleNotFoundError as problem:
+    if problem.name != "torch":
+        raise
+    raise ImportError("optd.torch needs torch, which is not installed: pip install 'optd[torch]'") from problem
+
 from optd.torch.algorithms import (
     ASGD,
     SGD,

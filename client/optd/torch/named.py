@@ -43,6 +43,7 @@ class Optimizer(Served):
         gradients: Gradients | None = None,
         averages: Averages | None = None,
         zero_copy: bool = False,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         self.algorithm = algorithm
@@ -57,6 +58,7 @@ class Optimizer(Served):
             policy=policy,
             gradients=gradients,
             averages=averages,
+            progress=progress,
         )
         opened, owned = opening.session(session, unnamed=shared_by_ranks)
         try:

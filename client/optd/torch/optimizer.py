@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
+from optd.described import place_of
 from optd.group_options import GROUP_OPTIONS
 from optd.job_options import Averages, Gradients
 from optd.joining import IfExists
@@ -58,6 +59,7 @@ class Served(torch.optim.Optimizer):
             them each time; None: never.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
+        progress: Whether a session opened here tells of what takes long, as `optd.connect` takes it.
 
     Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
     each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
@@ -136,6 +138,7 @@ class Served(torch.optim.Optimizer):
         averages: Averages | None = None,
         zero_copy: bool = False,
         local_changes: str = SEND,
+        progress: bool | None = None,
         **options: Any,
     ) -> None:
         self._exchange = Exchange(check_local_changes(local_changes))
@@ -149,6 +152,7 @@ class Served(torch.optim.Optimizer):
             policy=policy,
             gradients=gradients,
             averages=averages,
+            progress=progress,
         )
         opened, owned = opening.session(session, unnamed=shared_by_ranks)
         self._serve(opened, owned, zero_copy)
@@ -184,6 +188,13 @@ class Served(torch.optim.Optimizer):
         self._exchange.close()
         if self._owns_session:
             self.session.close()
+
+    def __repr__(self) -> str:
+        """As torch's, with a line about the job before the groups."""
+        first, _, groups = super().__repr__().partition("\n")
+        if not self._exchange.is_registered:
+            return f"{first}\n{groups}"
+        return f"{first}\n{place_of(self.session, self.version)}\n{groups}"
 
     def __getstate__(self) -> NoReturn:
         raise belongs_to_a_session(self)

@@ -7,6 +7,7 @@ transport of its own in its place.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Outgoing, Received
@@ -52,6 +53,30 @@ StepSink = Callable[[Sequence[Received]], None]
 """As `Sink`, for weights of which only some rows may come."""
 StateSink = Callable[[ReadStateResult], Sink]
 """Learns what state is to come, and returns what takes it. An attempt that is made again begins with this."""
+
+
+class OptionHistory(tuple[OptionChange, ...]):
+    """Changes of options, oldest first; `forgotten` tells how many more there have been, which the server let go."""
+
+    forgotten: int
+
+    def __new__(cls, changes: Iterable[OptionChange] = (), forgotten: int = 0) -> "OptionHistory":
+        """Both, as one value."""
+        made = super().__new__(cls, changes)
+        made.forgotten = forgotten
+        return made
+
+
+class GroupInspection(NamedTuple):
+    """A group and its parameters; and of statistics of a gradient the version that its step led to.
+
+    None: there is no gradient. The note says why, or why its numbers may be other ones by now.
+    """
+
+    group: GroupSummary
+    parameters: tuple[ParameterReport, ...]
+    gradient_version: int | None = None
+    gradient_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +299,7 @@ class Transport(ABC):
         parameter: str = "",
         statistics: bool = False,
         bins: int = 0,
-    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+    ) -> GroupInspection:
         """Describes the parameters of a group."""
 
     @abstractmethod
@@ -282,7 +307,7 @@ class Transport(ABC):
         """Tells what a job has refused: counts by reason, and the last ones."""
 
     @abstractmethod
-    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+    def list_option_changes(self, job: str, group: str, timeout: float) -> OptionHistory:
         """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
 
     @abstractmethod

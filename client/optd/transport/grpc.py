@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2
 from optd.tls import TLS
 from optd.transport.base import (
     Delivery,
+    GroupInspection,
+    OptionHistory,
     PullRequest,
     RowsRequest,
     Sink,
@@ -331,7 +333,7 @@ class GrpcTransport(Transport):
         parameter: str = "",
         statistics: bool = False,
         bins: int = 0,
-    ) -> tuple[GroupSummary, tuple[ParameterReport, ...]]:
+    ) -> GroupInspection:
         """Describes the parameters of a group."""
         request = inspection_pb.InspectGroupRequest(
             job=job, group=group, parameter=parameter, statistics=statistics, bins=bins
@@ -341,8 +343,13 @@ class GrpcTransport(Transport):
             message for message, _ in self._channel.receive("InspectionService/InspectGroup", request, answer, timeout)
         ]
         reports = [report for response in responses for report in response.parameters]
-        summary = from_message(responses[0].group, GroupSummary)
-        return summary, tuple(from_message(report, ParameterReport) for report in reports)
+        first = responses[0]
+        return GroupInspection(
+            from_message(first.group, GroupSummary),
+            tuple(from_message(report, ParameterReport) for report in reports),
+            first.gradient_version if first.HasField("gradient_version") else None,
+            first.gradient_note,
+        )
 
     def list_rejections(self, job: str, timeout: float) -> tuple[dict[str, int], tuple[Rejection, ...]]:
         """Tells what a job has refused: counts by reason, and the last ones."""
@@ -352,12 +359,13 @@ class GrpcTransport(Transport):
         recent = tuple(from_message(rejection, Rejection) for rejection in response.recent)
         return dict(response.counts), recent
 
-    def list_option_changes(self, job: str, group: str, timeout: float) -> tuple[OptionChange, ...]:
+    def list_option_changes(self, job: str, group: str, timeout: float) -> OptionHistory:
         """Tells which options of a group, or of the whole job where it is "", have changed; oldest first."""
         request = inspection_pb.ListOptionChangesRequest(job=job, group=group)
         answer = inspection_pb.ListOptionChangesResponse
         response = self._channel.ask("InspectionService/ListOptionChanges", request, answer, timeout)
-        return tuple(from_message(change, OptionChange) for change in response.changes)
+        changes = (from_message(change, OptionChange) for change in response.changes)
+        return OptionHistory(changes, response.forgotten)
 
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
         """Reports a job whenever it has moved on, without end; closing the iterator ends the call."""

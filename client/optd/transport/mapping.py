@@ -7,6 +7,7 @@ nothing of what the server writes: `refresh` gives it up, and `keep` makes such 
 
 import mmap
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ class Region:
     def array(self, dtype: np.dtype[Any], byte_offset: int, count: int) -> npt.NDArray[Any]:
         """A writable view."""
         return np.frombuffer(self._memory, dtype, count, byte_offset)
+
+    def touch(self) -> None:
+        """Finds all pages now, so that no first write waits for it; where the system cannot, that write does."""
+        with suppress(OSError):
+            self._memory.madvise(_POPULATE_WRITE)
 
     def refresh(self) -> None:
         """Shows what the server has written, whatever was written here."""

@@ -96,7 +96,10 @@ class SharedMemoryLane(Lane):
             if len(descriptors) != len(sizes):
                 why = f"the server handed over {len(descriptors)} regions, not {len(sizes)}"
                 raise SharedMemoryUnavailable(why=why)
-            return [_mapped(descriptors.pop(0), size, shared=True) for size in sizes]
+            regions = [_mapped(descriptors.pop(0), size, shared=True) for size in sizes]
+            for region in regions:
+                region.touch()
+            return regions
         finally:
             for descriptor in descriptors:  # behind one that could not be mapped, or too few or too many
                 os.close(descriptor)

@@ -30,7 +30,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability")
+    __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability", "rejections_without_job")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class GetServerStatusResponse(_message.Message):
     TLS_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    REJECTIONS_WITHOUT_JOB_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     uptime_ms: int
     serving: str
@@ -57,7 +58,8 @@ class GetServerStatusResponse(_message.Message):
     tls: bool
     kernels: str
     durability: str
-    def __init__(self, server_version: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., serving: _Optional[str] = ..., jobs: _Optional[int] = ..., workers: _Optional[int] = ..., requests: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., authentication: _Optional[str] = ..., tls: bool = ..., kernels: _Optional[str] = ..., durability: _Optional[str] = ...) -> None: ...
+    rejections_without_job: int
+    def __init__(self, server_version: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., serving: _Optional[str] = ..., jobs: _Optional[int] = ..., workers: _Optional[int] = ..., requests: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., authentication: _Optional[str] = ..., tls: bool = ..., kernels: _Optional[str] = ..., durability: _Optional[str] = ..., rejections_without_job: _Optional[int] = ...) -> None: ...
 
 class ListAlgorithmsRequest(_message.Message):
     __slots__ = ()
@@ -180,14 +182,18 @@ class ParameterReport(_message.Message):
     def __init__(self, parameter: _Optional[_Union[_job_pb2.ParameterInfo, _Mapping]] = ..., steps: _Optional[int] = ..., fields: _Optional[_Iterable[_Union[FieldStatistics, _Mapping]]] = ..., overrides: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
 
 class InspectGroupResponse(_message.Message):
-    __slots__ = ("group", "version", "parameters")
+    __slots__ = ("group", "version", "parameters", "gradient_version", "gradient_note")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NOTE_FIELD_NUMBER: _ClassVar[int]
     group: GroupSummary
     version: _job_pb2.JobVersion
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterReport]
-    def __init__(self, group: _Optional[_Union[GroupSummary, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., parameters: _Optional[_Iterable[_Union[ParameterReport, _Mapping]]] = ...) -> None: ...
+    gradient_version: int
+    gradient_note: str
+    def __init__(self, group: _Optional[_Union[GroupSummary, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., parameters: _Optional[_Iterable[_Union[ParameterReport, _Mapping]]] = ..., gradient_version: _Optional[int] = ..., gradient_note: _Optional[str] = ...) -> None: ...
 
 class ListRejectionsRequest(_message.Message):
     __slots__ = ("job",)
@@ -251,12 +257,14 @@ class OptionChange(_message.Message):
     def __init__(self, unix_ms: _Optional[int] = ..., version: _Optional[int] = ..., group: _Optional[str] = ..., option: _Optional[str] = ..., before: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ..., after: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class ListOptionChangesResponse(_message.Message):
-    __slots__ = ("changes", "version")
+    __slots__ = ("changes", "version", "forgotten")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[OptionChange]
     version: _job_pb2.JobVersion
-    def __init__(self, changes: _Optional[_Iterable[_Union[OptionChange, _Mapping]]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+    forgotten: int
+    def __init__(self, changes: _Optional[_Iterable[_Union[OptionChange, _Mapping]]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., forgotten: _Optional[int] = ...) -> None: ...
 
 class WatchJobRequest(_message.Message):
     __slots__ = ("job", "interval_ms")

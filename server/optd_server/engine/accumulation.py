@@ -116,6 +116,11 @@ class Accumulation:
             for totals in row:
                 totals[:] = 0
 
+    def release_all(self) -> None:
+        """Lets go of the memory of a job that is closed."""
+        self._sums.release()
+        self._rows.clear()
+
     def release(self) -> bool:
         """Gives the memory back, where nothing is added up; returns whether there was any."""
         had = bool(self._sums.extents)

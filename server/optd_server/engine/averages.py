@@ -57,6 +57,11 @@ class Averages:
         self._options = options
         self._kept = {name: self._kept.get(name) or Average() for name in averages_of(options)}
 
+    def release_all(self) -> None:
+        """Lets go of the memory of a job that is closed."""
+        for average in self._kept.values():
+            average.buffers.release()
+
     def infos(self) -> tuple[AverageInfo, ...]:
         """What there is."""
         return tuple(AverageInfo(name, average.updates) for name, average in self._kept.items())

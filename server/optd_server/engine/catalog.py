@@ -1,6 +1,7 @@
 """The jobs of a server by name, and the uploads that are to become jobs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,9 +18,12 @@ from optd_server.engine.registration import check_job
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
-from optd_wire.errors import JobExists, OptdError, UnknownJob
+from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
 from optd_wire.layout import lay_out
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
+
+TRIMMED_BYTES = 64 << 20
+"""What a job must have been planned with for the allocator to be asked what it keeps, which takes milliseconds."""
 
 
 class Upload:
@@ -46,6 +50,8 @@ class Catalog:
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
         """How long an ephemeral job is kept while no worker holds a lease, unless the last one has left."""
+        self.rejections_without_job: Counter[str] = Counter()
+        """By reason, the pushes that were refused before it was known which job they are for."""
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, Upload] = {}
 
@@ -62,6 +68,15 @@ class Catalog:
         if job is None:
             raise UnknownJob(job=name[:200])
         return job
+
+    @contextmanager
+    def noting_rejections(self) -> Iterator[None]:
+        """Counts an error of the block as that of a push whose job is not known, where it is the push that is wrong."""
+        try:
+            yield
+        except (InvalidArgument, NotFound) as error:
+            self.rejections_without_job[error.reason] += 1
+            raise
 
     async def find_whole(self, name: str) -> Job:
         """As `find`, but waits where the job is being uploaded; raises `UnknownJob` where that comes to nothing."""
@@ -110,6 +125,8 @@ class Catalog:
         finally:
             if upload is None or upload.job is None:
                 self.memory.release(planned)
+                if upload is not None:
+                    upload.weights.buffers.release()
             if upload is not None:
                 del self._uploads[spec.name]
                 upload.settled.set()
@@ -159,6 +176,8 @@ class Catalog:
         if self._jobs.get(job.name) is job:  # else somebody has deleted it meanwhile
             del self._jobs[job.name]
             await job.close()
+            if job.model.plan.bytes >= TRIMMED_BYTES:
+                await self.offload.give_back_memory()
 
     def refuse_waiting(self, error: OptdError) -> None:
         """Answers every push that waits for others with `error`."""

@@ -8,11 +8,12 @@ import numpy as np
 
 from optd_server.engine.dealing import check_matches, check_rules, deal, fields, match
 from optd_server.engine.options import resolve_options
-from optd_server.optim.algorithm import Algorithm, StateField
+from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.optim.group_options import effective
 from optd_server.optim.rules import RULES, Matches
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
+from optd_server.store.flat import Array
 from optd_server.store.rows import RowPlace
 from optd_server.store.snapshots import StepRanges
 from optd_wire.errors import InvalidOption, OptionConflict, UnknownGroup, UnknownParameter
@@ -296,6 +297,23 @@ class Groups:
         for number, (extent, states) in enumerate(zip(self.extents, self._states, strict=True)):
             for index, (slab, state) in enumerate(zip(extent.slabs, states, strict=True)):
                 yield number, index, slab, state
+
+    def prepare_state(self) -> list[Array]:
+        """The state that the first step is going to need, to be touched; what it may need later, or in part, is not."""
+        if isinstance(self.algorithm, Iterative) or (self.algorithm.rows is not None and self.algorithm.rows.only):
+            return []
+        return [
+            state.prepare(field)[state.layout(field).elements(first, first + count)]
+            for _, _, slab, state in self.slabs()
+            for group, first, count in zip(slab.groups, np.cumsum(slab.parts) - slab.parts, slab.parts, strict=True)
+            for field in self.fields(group, self.options[group].options)
+            if state.has(field) and field.name not in state.state
+        ]
+
+    def release_all(self) -> None:
+        """Lets go of the state of a job that is closed."""
+        for _, _, _, state in self.slabs():
+            state.release()
 
     def slab_state(self, extent: int, slab: int) -> SegmentState:
         """The state of a slab."""

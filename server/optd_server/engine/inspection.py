@@ -1,8 +1,10 @@
 """Reports about the parameters of a group, with statistics of their numbers."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from optd_server.engine.job import Job
+from optd_server.engine.looking import Provenance, look
 from optd_server.engine.model import Model
 from optd_server.engine.state_reading import numbers_of
 from optd_server.optim import statistics
@@ -20,10 +22,13 @@ class GroupReport:
     parameters: list[ParameterReport]
 
 
-async def inspect_group(job: Job, name: str, parameter: str, *, with_statistics: bool, bins: int) -> GroupReport:
+async def inspect_group(
+    job: Job, name: str, parameter: str, *, with_statistics: bool, bins: int, patience: Callable[[], Awaitable[None]]
+) -> tuple[GroupReport, Provenance]:
     """Describes the parameters of a group, or one of them; raises `UnknownGroup` or `UnknownParameter`.
 
-    Statistics are computed between two steps, so that all are of one version.
+    Statistics are computed between two steps, so that all are of one version. Where the last gradient is not kept,
+    they wait for the next step, as long as `patience()` takes: see `looking.look`.
     """
     model = job.model
     group = model.groups.index(name, job.name)
@@ -35,7 +40,9 @@ async def inspect_group(job: Job, name: str, parameter: str, *, with_statistics:
         reports = _reports(model, group, parameter, bins if with_statistics else None)
         return GroupReport(model.snapshots.current.summary(group), model.version, reports)
 
-    return await job.between_steps(elements, work)
+    if not with_statistics:
+        return await job.between_steps(elements, work), Provenance(None)
+    return await look(job, elements, work, patience, lent=True)
 
 
 def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:

@@ -1,6 +1,7 @@
 """One job: its numbers, its workers, its pushes, and the changes that are no steps."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -23,7 +24,7 @@ from optd_server.engine.rejections import Rejections
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.workers import Worker, Workers
 from optd_server.engine.writer import Writer
-from optd_server.store.flat import FlatBuffers
+from optd_server.store.flat import Array, FlatBuffers
 from optd_wire.errors import JobInUse, JobMismatch, NonfiniteGradient, OptdError, UnknownJob
 from optd_wire.values import (
     GroupInfo,
@@ -40,6 +41,11 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+TOUCHED_BYTES = 16 << 20
+"""What a job must be planned with for its memory to be touched ahead of its first step."""
 
 
 class Job:
@@ -67,6 +73,8 @@ class Job:
         self.creation_id = creation_id
         self._created = wall
         self._idle_since: float | None = None
+        self._touching: asyncio.Task[None] | None = None
+        self._untouched: list[Array] = self._prepare_state()
         self._created_with = len(model.groups)
 
     @property
@@ -150,7 +158,51 @@ class Job:
             self.model.notify()
             return worker
 
-        return await self._writer.run(action)
+        worker = await self._writer.run(action)
+        self._touch_for_messages()
+        return worker
+
+    # Memory that the first step would wait for
+
+    async def touch_state(self) -> None:
+        """Has the state of the first step get its memory now."""
+        arrays, self._untouched = self._untouched, []
+        await self._offload.touch(arrays)
+
+    def _prepare_state(self) -> list[Array]:
+        """Called while no step runs."""
+        return self.model.groups.prepare_state() if self.model.plan.bytes >= TOUCHED_BYTES else []
+
+    def _touch_for_messages(self) -> None:
+        """Begins to get memory for a first step whose numbers come in messages, unless there has been a step.
+
+        In the background: a worker computes its first gradient meanwhile, or tells that it shares memory instead.
+        """
+        model = self.model
+        if model.version.version or model.plan.bytes < TOUCHED_BYTES or self.closed.is_set():
+            return
+        if model.snapshots.shared or self._touching is not None:
+            return
+        arrays = model.snapshots.prepare()
+        slot = model.slots.prepare()
+        if slot is not None:
+            try:
+                slot.fit(model.groups.extents)
+            except OSError as problem:  # which the push finds out, too
+                logger.info("no memory for the first gradient of job %s yet: %s", self.name, problem)
+        arrays += [] if slot is None else slot.buffers.all_slabs()
+        self._touching = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
+
+    async def touched(self) -> None:
+        """Waits until a first step whose numbers come in messages finds its memory, where that has begun."""
+        if self._touching is not None:
+            await asyncio.wait([self._touching])
+
+    async def _end_touching(self) -> None:
+        if self._touching is not None and not self._touching.done():
+            self._touching.cancel()
+            await asyncio.wait([self._touching])
+            self._touching = None
 
     def check_free_for(self, worker: str, now: float) -> None:
         """Raises `JobInUse` while workers other than `worker` hold a lease."""
@@ -188,14 +240,20 @@ class Job:
 
         async def action() -> Share:
             worker = self.workers.check(name, epoch, now)
+            await self._end_touching()
             if not self.model.snapshots.shared:
                 try:
                     await self._offload.run(self.model.cost(self.model.elements), self.model.snapshots.share)
                 except OSError as problem:  # no descriptors left, or no memory
                     raise self.sharing.unavailable(worker, problem) from None
-                # It may have left meanwhile.
-                worker = self.workers.check(name, epoch, now)
-            return self.sharing.open(worker)
+            is_large = self.model.plan.bytes >= TOUCHED_BYTES
+            if is_large:
+                await self._offload.touch(self.model.snapshots.prepare())
+            # It may have left meanwhile.
+            share = self.sharing.open(self.workers.check(name, epoch, now))
+            if is_large:
+                await self._offload.touch(share.buffers.all_slabs())
+            return share
 
         return await self._writer.run(action)
 
@@ -251,7 +309,9 @@ class Job:
             if len(self.model.groups) != index:
                 count = len(self.model.groups)
                 raise JobMismatch(job=self.name, aspect="the number of groups", theirs=count, ours=index)
-            return self.model.add_group(spec, weights), True
+            info = self.model.add_group(spec, weights)
+            self._untouched = self._prepare_state()
+            return info, True
 
         return await self._writer.run(action)
 
@@ -299,4 +359,6 @@ class Job:
         await self._writer.close(gone)
         self.pushes.fail_all(gone)
         self.sharing.close_all()
+        await self._end_touching()
+        self.model.release_all()
         self._memory.release(self.model.plan)

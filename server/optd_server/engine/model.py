@@ -11,12 +11,13 @@ from optd_server.engine.fields import group_fields, state_bytes, working_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
+from optd_server.engine.looks import Looks
 from optd_server.engine.option_changes import OptionChanges, Origin, origins
 from optd_server.engine.options import find_algorithm
 from optd_server.engine.policies.registry import policy_of, rule_of
 from optd_server.optim.iterative import Searches
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
-from optd_server.store.gradients import Slots
+from optd_server.store.gradients import Gradient, Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
@@ -46,6 +47,7 @@ class Model:
         self.changes = OptionChanges()
         self.searches = Searches()
         self.slots = Slots(most=self.rule.slots)
+        self.looks = Looks()
         self.snapshots = Snapshots(
             Snapshot(
                 JobVersion(),
@@ -82,17 +84,21 @@ class Model:
     def gradient(self, group: int, segment: int) -> Array | None:
         """The gradient of the last step for a segment of a group, where it is still there."""
         extent, place = self.groups.place(group, segment)
-        last = self.slots.last
+        last = self._last_gradient
         if last is None or extent >= len(last.slabs):
             return None
         return last.slabs[extent][place.slab][
             place.start : place.start + self.groups.layouts[group].segments[segment].count
         ]
 
+    @property
+    def _last_gradient(self) -> Gradient | None:
+        return self.slots.last if self.looks.gradient is None else self.looks.gradient
+
     def has_gradient(self, group: int, segment: int, parameter: int) -> bool:
         """Whether a parameter of a segment had a gradient in the last step, where it is still there."""
         extent, place = self.groups.place(group, segment)
-        last = self.slots.last
+        last = self._last_gradient
         return last is not None and last.has(extent, place.slab, place.first + parameter)
 
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
@@ -177,6 +183,19 @@ class Model:
         """Gives back the memory of gradients that are added up no more."""
         if not self.conditioning.accumulates and self.conditioning.accumulation.release():
             self._memory.reserve(self.plan, self._bytes(self.groups.options))
+
+    def release_all(self) -> None:
+        """Lets go of all memory of a job that is closed, but for what is being read or received: that goes later.
+
+        Calls that still run, and what waits for the collector of garbage, may refer to the job for long.
+        """
+        self.slots.release_all()
+        self.looks.release()
+        self.snapshots.release_all()
+        self.groups.release_all()
+        self.averages.release_all()
+        self.conditioning.accumulation.release_all()
+        self.searches.release()
 
     def add_group(self, spec: GroupSpec, weights: FlatBuffers) -> GroupInfo:
         """Appends a checked group with its weights; raises `MemoryExceeded`."""

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
+from optd_server.store.flat import Array
+from optd_server.store.pages import give_back, pieces, touch
 from optd_wire.dtypes import COMPUTED, DTYPES
 
 T = TypeVar("T")
@@ -38,6 +41,29 @@ class Offload:
     async def copy(self, elements: int, work: Callable[[], T]) -> T:
         """As `run`, for work that only moves numbers."""
         return await self._run(self._copying, elements, work)
+
+    async def touch(self, arrays: Iterable[Array]) -> None:
+        """Has the system give memory to arrays before a step waits for that; see `pages.touch`.
+
+        A caller that is cancelled gets its cancellation after at most a piece for each thread.
+        """
+        waiting = list(pieces(arrays))
+        del arrays  # a cancellation keeps what is named here for long
+
+        async def work() -> None:
+            while waiting:
+                await self._run(self._copying, len(waiting[-1]), partial(touch, waiting.pop()))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(max(2, self.threads)):
+                    group.create_task(work())
+        finally:
+            waiting.clear()
+
+    async def give_back_memory(self) -> None:
+        """Has what was freed go back to the system."""
+        await asyncio.get_running_loop().run_in_executor(self._copying, give_back)
 
     async def prepare(self, algorithm: Algorithm, dtypes: Iterable[str]) -> None:
         """Has all kernels ready that steps on data of some dtypes need, so that no step waits for a compiler."""

@@ -1,6 +1,6 @@
 """Which options of a job have changed, when and by whom: the last ones in full, and of each option its last one."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -31,11 +31,17 @@ class OptionChanges:
         self._numbers = count()
         self._recent: deque[tuple[int, OptionChange]] = deque(maxlen=KEPT)
         self._last: dict[tuple[str, str], tuple[int, OptionChange]] = {}
+        self._counts: Counter[str] = Counter()
 
     def of(self, group: str | None = None) -> tuple[OptionChange, ...]:
         """Those of a group, of the job as a whole (""), or all (None), oldest first."""
         known = dict([*self._last.values(), *self._recent])
         return tuple(known[number] for number in sorted(known) if group in (None, known[number].group))
+
+    def forgotten(self, group: str | None = None) -> int:
+        """How many more there have been than `of` gives."""
+        total = self._counts.total() if group is None else self._counts[group]
+        return total - len(self.of(group))
 
     def note_group(self, before: GroupOptions, after: GroupOptions, origin_of: Callable[[str], Origin]) -> None:
         """Notes what differs in a group's options; `origin_of` an option's name tells where its change is from."""
@@ -66,6 +72,7 @@ class OptionChanges:
         numbered = next(self._numbers), change
         self._recent.append(numbered)
         self._last[group, option] = numbered
+        self._counts[group] += 1
 
 
 def origins(updates: Sequence[tuple[GroupUpdate, Origin]], group: str) -> Callable[[str], Origin]:

@@ -16,7 +16,7 @@ from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient, Slot
-from optd_wire.errors import JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
+from optd_wire.errors import FutureVersion, JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
 from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
@@ -117,12 +117,18 @@ class Pushes:
         known = self.admit(header, now)
         if known is not None:
             return await outcome(known)
+        self._model.looks.forget(header.worker)
         return await self._announce(Push(header, gradient, wall)).result()
 
     def _announce(self, push: Push) -> Push:
         """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
         header = push.header
         check_header(header)
+        version = self._model.version.version
+        if header.base_version > version:
+            raise FutureVersion(
+                worker=header.worker, base_version=header.base_version, job=self._model.name, version=version
+            )
         self._stepping.check_evaluation(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
         self._stepping.plan_options([*self._rule.waiting, push])

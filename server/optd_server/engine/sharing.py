@@ -116,7 +116,9 @@ class Sharing:
         share = self._shares.pop(worker, None)
         if share is not None:
             share.closed = True
+            self._model.looks.forget(worker)
             self._release(share)
+            share.buffers.release()
             self._memory.release(share.plan)
             if share.confirmed:
                 share.worker.lane = "grpc"

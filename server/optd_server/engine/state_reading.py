@@ -3,7 +3,7 @@
 For inspection and checkpoints. All that one reading has is of one version: it happens between two steps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from optd_server.engine.fields import layout_of, shapes_of
 from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
+from optd_server.engine.looking import look
 from optd_server.engine.model import Model
 from optd_server.optim.algorithm import StateField
 from optd_server.store.flat import Array, bytes_of, computed_bytes_of
@@ -54,9 +55,19 @@ def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selec
     return Selection(tuple(fields) or tuple(states), index, parameter)
 
 
-async def read_state(job: Job, selection: Selection) -> StateReading:
-    """Copies the selected numbers of one version."""
-    return await job.between_steps(job.model.elements, lambda: _read(job.model, selection))
+async def read_state(job: Job, selection: Selection, patience: Callable[[], Awaitable[None]]) -> StateReading:
+    """Copies the selected numbers of one version.
+
+    Where a gradient is among them that is not kept, waits for the next step, as long as `patience()` takes; there is
+    none where no step comes.
+    """
+
+    def work() -> StateReading:
+        return _read(job.model, selection)
+
+    if GRADIENT in selection.fields:
+        return (await look(job, job.model.elements, work, patience, lent=False))[0]
+    return await job.between_steps(job.model.elements, work)
 
 
 def _read(model: Model, selection: Selection) -> StateReading:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from optd_server.engine.gradients import UNCLIPPED
 from optd_server.engine.intake import mean_loss
+from optd_server.engine.looks import Lent
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
@@ -116,9 +117,14 @@ class Stepping:
         conditioning.note(clipped)
         if round_.slot is None:
             model.slots.forget()
+            model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
         else:
             model.slots.keep(round_.slot, gradient)
+            model.looks.lent = None
         model.publish_step(weights, step.changes, max(push.wall for push in round_.pushes))
+        if model.looks.waiting:
+            # Nobody has been answered yet: what lies in a worker's memory is still what the step was made of.
+            await model.looks.serve(gradient, self._offload)
         return step.is_done
 
     async def _spare(self) -> WeightSet:

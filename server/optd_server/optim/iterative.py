@@ -48,6 +48,10 @@ class Searches:
         """Take note that the weights are others than were asked about: a step that is under way goes on from them."""
         self._are_written = self.is_under_way
 
+    def release(self) -> None:
+        """Let go of all vectors: nothing follows."""
+        self._search, self._memory = None, {}
+
     def move(
         self,
         algorithm: Iterative,

@@ -98,6 +98,7 @@ class SegmentState:
         self.state = dict(state or {})
         self.started = dict(started or {})
         self.assignment: Assignment | None = None
+        self._prepared: dict[str, Vector] = {}
         self._own_layout = FieldLayout(self.sizes, self.offsets, None)
         self._layouts: dict[str, FieldLayout] = {}
         self._first = np.cumsum(self.groups) - self.groups
@@ -120,9 +121,20 @@ class SegmentState:
         that are touched.
         """
         if field.name not in self.state:
-            self.state[field.name] = np.zeros(self.layout(field).count, field.dtype or self.dtype)
+            self.state[field.name] = self.prepare(field)
+            del self._prepared[field.name]
             self.started[field.name] = np.zeros(len(self.sizes), np.bool_)
         return self.state[field.name]
+
+    def prepare(self, field: StateField) -> Vector:
+        """Return the zeros that `allocate` is going to take for a field that is missing; until then it stays so."""
+        if field.name not in self._prepared:
+            self._prepared[field.name] = np.zeros(self.layout(field).count, field.dtype or self.dtype)
+        return self._prepared[field.name]
+
+    def release(self) -> None:
+        """Let go of all state arrays: nothing follows."""
+        self.state, self.started, self._prepared = {}, {}, {}
 
     def layout(self, field: StateField) -> FieldLayout:
         """Return how a field is laid out here, whether it is allocated or not."""

@@ -107,6 +107,7 @@ class Handover:
                 await loop.sock_sendall(connection, b"unknown")
             else:
                 socket.send_fds(connection, [b"weights"], [region.descriptor])
+            del region  # the wait for the next request is long, and the job may end meanwhile
 
 
 def _listen(path: Path) -> socket.socket:

@@ -136,6 +136,7 @@ class Server:
             tls=self._config.tls,
             kernels=self._catalog.offload.kernels.describe(self._config.threads),
             durability="none",
+            rejections_without_job=self._catalog.rejections_without_job.total(),
         )
 
 

@@ -53,6 +53,11 @@ class FlatBuffers:
         for extent, region in zip(others.extents, others.regions, strict=True):
             self._add(extent, region)
 
+    def release(self) -> None:
+        """Lets go of all arrays; the memory goes with the last one that somebody else has."""
+        self.extents = ()
+        self.regions, self.slabs, self.arrays = [], [], []
+
     def _add(self, extent: Extent, region: Region) -> None:
         self.extents = (*self.extents, extent)
         self.regions.append(region)

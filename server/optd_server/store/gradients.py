@@ -62,6 +62,26 @@ class Slots:
         self._waiting: deque[Callable[[Slot], None]] = deque()
         self._kept: tuple[Slot, Gradient] | None = None
         self._readers = 0
+        self._closed = False
+
+    def prepare(self) -> Slot | None:
+        """A slot that nobody has asked for yet, which the next one to ask gets; None where there has been one."""
+        if self._made or not self._most:
+            return None
+        self._made += 1
+        slot = Slot()
+        self._free.append(slot)
+        return slot
+
+    def release_all(self) -> None:
+        """Lets go of the memory of a job that is closed: now, or when a slot is given back."""
+        self._closed = True
+        self._waiting.clear()
+        if self._kept is not None:
+            self._free.append(self._kept[0])
+            self._kept = None
+        for slot in self._free:
+            slot.buffers.release()
 
     @property
     def last(self) -> Gradient | None:
@@ -75,6 +95,8 @@ class Slots:
 
     def give_back(self, slot: Slot) -> None:
         """Returns a slot."""
+        if self._closed:
+            slot.buffers.release()
         self._free.append(slot)
         self._serve()
 

@@ -112,6 +112,8 @@ class Snapshots:
         """Ends one hold."""
         snapshot.weights.holders -= 1
         self._released.set()
+        if self._closed is not None:
+            self._let_go()
 
     def settle(self, snapshot: Snapshot) -> bool:
         """Makes a hold one in place, for as long as its reader likes; returns False where it has to stay short.
@@ -188,12 +190,16 @@ class Snapshots:
                 with suppress(OSError):
                     weights.buffers.extend(extents)
                     return weights
-            self._sets.remove(weights)
+            self._drop(weights)
         if len(self._sets) < self._most:
             weights = self._new_set(extents)
             self._sets.append(weights)
             return weights
         return None
+
+    def _drop(self, weights: WeightSet) -> None:
+        self._sets.remove(weights)
+        weights.buffers.release()
 
     def _new_set(self, extents: Iterable[Extent]) -> WeightSet:
         if self.shared:
@@ -207,10 +213,38 @@ class Snapshots:
         for weights in self._sets:
             yield from (region for region in weights.buffers.regions if isinstance(region, SharedRegion))
 
+    def prepare(self) -> list[Array]:
+        """Makes the set that the next step is going to write to, where there is none; its slabs, to be touched.
+
+        Makes none where the system has no memory for it: the step finds that out.
+        """
+        current = self.current.weights
+        # Those of before the weights were shared are of no use any more.
+        for weights in [w for w in self._sets if w is not current and not w.holders and w.shared != self.shared]:
+            self._drop(weights)
+        if any(weights is not current and weights.shared == self.shared for weights in self._sets):
+            return []
+        if len(self._sets) == self._most:
+            return []
+        try:
+            self._sets.append(self._new_set(self.current.weights.buffers.extents))
+        except OSError:
+            return []
+        return list(self._sets[-1].buffers.all_slabs())
+
     def close(self, error: Exception) -> None:
         """Whoever waits for a spare set gets `error` instead."""
         self._closed = error
         self._released.set()
+
+    def release_all(self) -> None:
+        """Lets go of the memory of a job that is closed: now, or of what is being read when its reader has finished."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for weights in self._sets:
+            if not weights.holders:
+                weights.buffers.release()
 
     def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[Change] | None:
         """What a spare set lacks of the current weights of a slab; None where that may be everything."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -149,11 +148,3 @@ def train(server: LocalServer, name: str) -> Iterator[Callable[..., Training]]:
     yield make
     for session in sessions:
         session.close()
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """Children take Ctrl-C as they do in a terminal, also where these tests run in the background and ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)

@@ -112,7 +112,7 @@ def test_what_the_server_refuses_is_left_out_with_its_reason(cramped: LocalServe
     assert jobs_of(cramped) == []
 
 
-def test_ctrl_c_ends_it_with_130_and_leaves_no_job(optctl: Optctl, server: LocalServer, heeds_interrupts):
+def test_ctrl_c_ends_it_with_130_and_leaves_no_job(optctl: Optctl, server: LocalServer):
     with optctl.start("bench", "--seconds", "600", "-o", "json") as running:
         wait_for_job(server)
         running.send_signal(signal.SIGINT)

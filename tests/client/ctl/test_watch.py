@@ -39,7 +39,7 @@ def test_a_json_line_for_each_report(optctl: Optctl, train: Callable):
         assert ended(watching) == (0, "")
 
 
-def test_a_line_for_each_report_until_ctrl_c(optctl: Optctl, train: Callable, heeds_interrupts):
+def test_a_line_for_each_report_until_ctrl_c(optctl: Optctl, train: Callable):
     job = train()
     with optctl.start("watch", job.name, "--interval", "0.05") as watching:
         line = watching.stdout.readline()
@@ -51,7 +51,7 @@ def test_a_line_for_each_report_until_ctrl_c(optctl: Optctl, train: Callable, he
         assert ended(watching) == (0, "")
 
 
-def test_live_on_a_terminal_until_ctrl_c(optctl: Optctl, train: Callable, heeds_interrupts):
+def test_live_on_a_terminal_until_ctrl_c(optctl: Optctl, train: Callable):
     job = train()
     ours, theirs = pty.openpty()
     with optctl.start("watch", job.name, "--interval", "0.05", stdin=theirs, stdout=theirs) as watching:

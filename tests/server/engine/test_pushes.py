@@ -1,13 +1,16 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.server.engine.conftest import settle, weights
+from tests.server.engine.conftest import Upload, settle, weights
 
 from optd_server.engine import stepping
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.values import Async, GroupUpdate, PushHeader, Sync
+
+FRAMES = [Frame.of(0, 0, np.ones(4, "f4"))]
 
 
 def header(worker="a", sequence=1, epoch=1):
@@ -53,6 +56,22 @@ def test_gaps_and_old_numbers_are_refused(play, sequence, error):
         with pytest.raises(error, match=rf"pushes sequence {sequence}, expected 2 \(or 1 again\)"):
             await engine.push(job, "a", sequence)
         assert job.model.version.version == 1
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("base", [2, 1 << 40])
+def test_a_gradient_of_a_version_to_come_is_refused_and_changes_nothing(play, base):
+    async def scenario(engine):
+        job = engine.create(Async())
+        await job.join("a", None, now=0)
+        await engine.push(job, "a", 1)
+        before = weights(job)
+        future = PushHeader("job", "a", 1, 2, base)
+        with pytest.raises(errors.FutureVersion, match=rf"of version {base} of job 'job', which is at version 1"):
+            await job.pushes.push(future, Upload([]), 0.0)
+        assert (job.model.version.version, weights(job)) == (1, before)
+        assert (await job.pushes.push(replace(future, base_version=1), Upload(FRAMES), 0.0)).staleness == 0
 
     play(scenario)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 
 from optd.ctl import text
 from optd.ctl.assignments import parse
@@ -77,7 +78,11 @@ def changes(
 ) -> None:
     """List which options have changed since the job was created: from which version on, from what, to what, by whom."""
     found = invocation.server.ask(lambda server, left: server.list_option_changes(job, group, left))
-    invocation.answer(found, _table(found) if found else "no option has changed since the job was created")
+    shown: list[RenderableType] = [_table(found)] if found else ["no option has changed since the job was created"]
+    if found.forgotten:
+        some = f"{text.counted(found.forgotten, 'older change')} not shown: the server keeps the last ones"
+        shown.append(f"{some}, and of each option its last one")
+    invocation.answer({"changes": tuple(found), "forgotten": found.forgotten}, *shown)
 
 
 def _table(found: Sequence[OptionChange]) -> FittingTable:

@@ -11,6 +11,7 @@ from optd.ctl.commands.arguments import Group, Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.reading import Reading, read
 from optd.ctl.tables import Column, FittingTable, facts, table
+from optd.transport.base import GroupInspection
 from optd_wire.values import GRADIENT, WEIGHTS, FieldStatistics, GroupOptions, GroupSummary, ParameterReport, Statistics
 
 BINS = 12
@@ -33,15 +34,27 @@ def group(
     ] = 20,
 ) -> None:
     """Show the parameters of a group: shapes, steps, norms and extremes."""
-    summary, reports = invocation.server.ask(
+    found = invocation.server.ask(
         lambda server, left: server.inspect_group(
             job, group, left, parameter=parameter or "", statistics=True, bins=BINS
         )
     )
+    summary, reports = found.group, found.parameters
     reading = read(invocation.server, job, summary, reports, parameter or "", limit or None) if values else None
-    answer = {"group": summary, "parameters": reports} | ({} if reading is None else {"values": reading})
+    gradient = {"gradient_version": found.gradient_version, "gradient_note": found.gradient_note}
+    answer = {"group": summary, "parameters": reports, **gradient} | ({} if reading is None else {"values": reading})
     shown = _one(reports[0]) if parameter else [_parameters(reports)]
-    invocation.answer(answer, _head(job, summary), "", *shown, *_numbers(reading))
+    invocation.answer(answer, _head(job, summary), "", *shown, *_about(found), *_numbers(reading))
+
+
+def _about(found: GroupInspection) -> list[RenderableType]:
+    """What is to be said of the gradient, where something is."""
+    if not found.gradient_note:
+        return []
+    of = (
+        "no gradient" if found.gradient_version is None else f"gradient of version {text.count(found.gradient_version)}"
+    )
+    return ["", f"{of}: {found.gradient_note}"]
 
 
 def _head(job: str, summary: GroupSummary) -> RenderableType:

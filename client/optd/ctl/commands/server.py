@@ -26,6 +26,7 @@ def _facts(found: ServerStatus, address: str) -> list[tuple[str, str]]:
         ("state", f"{found.serving} for {text.duration(found.uptime_ms / 1000)}"),
         ("jobs", text.count(found.jobs)),
         ("workers", text.count(found.workers)),
+        ("refused", f"{text.count(found.rejections_without_job)} pushes of no known job"),
         ("requests", f"{text.count(found.requests)} of at most {text.count(limits.max_requests)}"),
         ("memory planned", f"{text.size(found.planned_bytes)} of at most {text.size(limits.max_memory_bytes)}"),
         ("memory resident", text.size(found.resident_bytes)),

@@ -9,6 +9,7 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.inspection import MAX_BINS, inspect_group
 from optd_server.engine.job import Job
 from optd_server.engine.options import describe_algorithms, describe_group_options, describe_job_options
+from optd_server.rpc.patience import wait_for_step
 from optd_wire.convert import to_message
 from optd_wire.errors import InvalidRequest, UnknownJob
 from optd_wire.v1 import inspection_service_pb2 as pb
@@ -58,14 +59,20 @@ class InspectionService:
                     problem=f"bins must be at most {MAX_ALL_BINS // parameters} for the {parameters} parameters of "
                     f"group {request.group!r}, got {request.bins}"
                 )
-        report = await inspect_group(
+        report, gradient = await inspect_group(
             job,
             request.group,
             request.parameter,
             with_statistics=request.statistics,
             bins=request.bins,
+            patience=wait_for_step,
         )
-        yield pb.InspectGroupResponse(group=to_message(report.group), version=to_message(report.version))
+        yield pb.InspectGroupResponse(
+            group=to_message(report.group),
+            version=to_message(report.version),
+            gradient_version=gradient.version,
+            gradient_note=gradient.note,
+        )
         for start in range(0, len(report.parameters), PARAMETERS_A_MESSAGE):
             part = report.parameters[start : start + PARAMETERS_A_MESSAGE]
             yield pb.InspectGroupResponse(parameters=[to_message(parameter) for parameter in part])
@@ -83,7 +90,11 @@ class InspectionService:
         if request.group:
             job.model.groups.index(request.group, job.name)
         changes = job.model.changes.of(request.group or None)
-        return pb.ListOptionChangesResponse(changes=map(to_message, changes), version=to_message(job.model.version))
+        return pb.ListOptionChangesResponse(
+            changes=map(to_message, changes),
+            version=to_message(job.model.version),
+            forgotten=job.model.changes.forgotten(request.group or None),
+        )
 
     async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
         """Reports a job whenever it has moved on."""

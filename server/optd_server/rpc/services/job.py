@@ -44,6 +44,7 @@ class JobService:
             await self._receive(requests, first, frames, upload.sink)
             await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
             job = self._catalog.finish(upload, time.time())
+            await job.touch_state()
         return pb.CreateJobResponse(job=to_message(job.info()))
 
     async def get_job(self, request: pb.GetJobRequest) -> Any:
@@ -74,6 +75,7 @@ class JobService:
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
                 await self._catalog.prepare(job.model.groups.algorithm.name, [spec])
                 info, created = await job.add_group(spec, weights, index)
+                await job.touch_state()
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest) -> Any:

@@ -10,6 +10,7 @@ from optd_server.engine.state_reading import read_state, select, selected_bytes
 from optd_server.engine.state_writing import StateUpload
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
+from optd_server.rpc.patience import wait_for_step
 from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
@@ -29,7 +30,7 @@ class StateService:
         job = self._catalog.find(request.job)
         selection = select(job, request.fields, request.group, request.parameter)
         with self._catalog.memory.lend(f"a copy of the state of job {job.name!r}", selected_bytes(job, selection)):
-            reading = await read_state(job, selection)
+            reading = await read_state(job, selection, wait_for_step)
             yield encode(pb.ReadStateResponse(result=to_message(reading.result)))
             for frames in cut(reading.frames):
                 yield encode(pb.ReadStateResponse(), frames)

@@ -35,7 +35,8 @@ class TrainingService:
 
     async def push(self, requests: Requests) -> Any:
         """Takes one push."""
-        message, frames = await requests.first()
+        with self._catalog.noting_rejections():
+            message, frames = await requests.first()
         result = await self._take(requests, message, frames)
         return pb.PushResponse(result=to_message(result))
 
@@ -106,7 +107,8 @@ class TrainingService:
     async def step(self, requests: Requests) -> AsyncIterator[bytes]:
         """Takes one push after another, each answered with the current weights."""
         while True:
-            request = await requests.next(patient=True)
+            with self._catalog.noting_rejections():
+                request = await requests.next(patient=True)
             if request is None:
                 return
             message, frames = request
@@ -114,8 +116,8 @@ class TrainingService:
                 self._release(message.release)
                 continue
             delivery = message.delivery
-            encoding = _encoding(delivery.encoding)
             pushed = await self._take(requests, message, frames)
+            encoding = _encoding(delivery.encoding)
             job = self._catalog.find(message.header.job)
             if delivery.none:
                 pulled = PullResult(job.model.version, not_modified=False)
@@ -158,11 +160,14 @@ class TrainingService:
             yield encoded
 
     async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> PushResult:
-        if not message.HasField("header"):
-            raise InvalidRequest(problem="the first message of a push must have its header")
-        header = from_message(message.header, PushHeader)
-        job = self._catalog.find(header.job)
-        with job.noting_rejections(header.worker, time.time):
+        with self._catalog.noting_rejections():
+            if not message.HasField("header"):
+                raise InvalidRequest(problem="the first message of a push must have its header")
+            job = self._catalog.find(message.header.job)
+        with job.noting_rejections(message.header.worker, time.time):
+            header = from_message(message.header, PushHeader)
+            if isinstance(message, pb.StepRequest):
+                _encoding(message.delivery.encoding)  # before anything has changed
             if header.shared is None:
                 return await job.pushes.push(header, _Upload(requests, message, frames), time.monotonic(), time.time())
             if frames or not message.last:

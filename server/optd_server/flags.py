@@ -1,0 +1,81 @@
+"""How `optd --help` shows the settings: in groups, with a placeholder for each value, and its default."""
+
+import inspect
+from argparse import ArgumentParser
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliSettingsSource
+
+from optd_server import byte_sizes
+
+SECTIONS = {
+    "config": "settings file",
+    "host": "address",
+    "insecure": "security",
+    "max_message_bytes": "limits",
+    "kernels": "arithmetic",
+    "shared_memory": "shared memory",
+    "lease_seconds": "time",
+    "log_level": "log",
+}
+"""The setting that each group begins with, in the order of the settings."""
+_BY_ENDING = {"host": "ADDRESS", "port": "PORT", "bytes": "BYTES", "seconds": "SECONDS"}
+
+
+def source(settings: type[BaseSettings]) -> CliSettingsSource[ArgumentParser]:
+    """The flags of `settings`; errors are raised as `SettingsError`."""
+    fields = settings.model_fields
+    groups: dict[str, Any] = {}
+
+    def add(parser: ArgumentParser, *names: str, **arguments: Any) -> None:
+        field = arguments.get("dest", "")
+        if field in fields:
+            title = _section(list(fields), field)
+            if title not in groups:
+                groups[title] = parser.add_argument_group(title)
+            shown = {"help": _help(field, fields[field])}
+            if "metavar" in arguments:
+                shown["metavar"] = placeholder(field, fields[field])
+            groups[title].add_argument(*names, **arguments | shown)
+        else:
+            parser.add_argument(*names, **arguments)
+
+    found: CliSettingsSource[ArgumentParser] = CliSettingsSource(
+        settings, cli_exit_on_error=False, add_argument_method=add
+    )
+    found.root_parser.add_argument(
+        "--version",
+        action="version",
+        version=f"optd {metadata.version('optd')}",
+        help="show the program's version and exit",
+    )
+    found.root_parser.description = inspect.cleandoc(settings.__doc__ or "")
+    return found
+
+
+def placeholder(name: str, field: FieldInfo) -> str:
+    """What stands for a setting's value, such as PATH."""
+    if get_origin(field.annotation) is Literal:
+        return "{" + ",".join(map(str, get_args(field.annotation))) + "}"
+    if Path in (field.annotation, *get_args(field.annotation)):
+        return "PATH"
+    return _BY_ENDING.get(name.rpartition("_")[2], "N")
+
+
+def _section(fields: list[str], name: str) -> str:
+    """The group of a setting: the last one that begins at it, or before it."""
+    return [SECTIONS[field] for field in fields[: fields.index(name) + 1] if field in SECTIONS][-1]
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    default = field.default
+    if default is None:
+        return f"{field.description}"
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    elif name.endswith("_bytes"):
+        default = byte_sizes.text(default)
+    return f"{field.description} (default: {default})"
