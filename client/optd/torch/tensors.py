@@ -10,6 +10,7 @@ import torch
 from optd.arrays import Array
 from optd.group_options import GROUP_OPTIONS
 from optd.params import NAME, PARAMS, ParamGroup, plain_option
+from optd.row_gradients import RowGradient
 from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
@@ -167,7 +168,6 @@ class TensorGroup(ParamGroup):
     def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:
         """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.
 
-        A sparse one is given as `(ids, rows)`.
         One that lies in its place is given as that place's array.
         """
         self._check_still_fits()
@@ -220,7 +220,7 @@ def _check_dense(what: str, tensor: torch.Tensor) -> None:
         raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one on the device meta")
 
 
-def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | None:
+def _gradient(name: str, tensor: torch.Tensor) -> Array | RowGradient | None:
     gradient = tensor.grad
     if gradient is None:
         return None
@@ -235,10 +235,15 @@ def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | 
     return as_array(gradient)
 
 
-def _rows_of(what: str, gradient: torch.Tensor) -> tuple[Array, Array]:
-    """A sparse gradient as `nn.Embedding(sparse=True)` makes it, with each row once, as torch's optimizers take it."""
-    if gradient.sparse_dim() != 1:
-        got = f"one that is sparse in {gradient.sparse_dim()} dimensions"
-        raise NotAnArray(what=what, wanted="dense, or sparse in its first dimension alone", got=got)
+def _rows_of(what: str, gradient: torch.Tensor) -> RowGradient:
+    """A sparse gradient with each row once, as torch's optimizers take it.
+
+    That of `nn.Embedding(sparse=True)` is sparse in its first dimension; `to_sparse()` makes them sparse in all.
+    """
+    dims = gradient.sparse_dim()
+    if not dims:
+        raise NotAnArray(what=what, wanted="dense, as its shape is ()", got="a sparse one")
     rows = gradient.detach().coalesce()
-    return rows.indices()[0].numpy(force=True), as_array(rows.values())
+    places = tuple(rows.indices().numpy(force=True))
+    ids = np.ravel_multi_index(places, tuple(gradient.shape[:dims])) if gradient.numel() else places[0]
+    return RowGradient(ids.astype(np.uint64), np.ascontiguousarray(as_array(rows.values())), dims)
