@@ -10,7 +10,7 @@ import torch
 from optd.lbfgs_state import gather, spread
 from optd.params import PARAMS
 from optd.states import ParameterState
-from optd.torch.arrays import as_array, dtype_of
+from optd.torch.arrays import as_array, dtype_of, shape_of
 from optd.torch.optimizer import Served
 from optd_wire.dtypes import computed_dtype
 
@@ -37,7 +37,7 @@ class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
         (group,) = self._exchange.groups
         first = group.tensors[0]
         given = {name: _to_arrays(value) for name, value in self.state.get(first, {}).items()}
-        shapes = [tuple(tensor.shape) for tensor in group.tensors]
+        shapes = [shape_of(tensor) for tensor in group.tensors]
         return [spread(given, group.names, shapes, computed_dtype(dtype_of(first)))]
 
 

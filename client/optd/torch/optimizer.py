@@ -15,11 +15,12 @@ import torch
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.registration import belongs_to_a_session, open_session
-from optd.row_gradients import has_rows
+from optd.row_gradients import Gradients, has_rows
 from optd.session import Session
 from optd.state_dicts import start_at, start_from
 from optd.states import ParameterState
 from optd.terms import Terms
+from optd.torch import complex_parameters
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
@@ -139,6 +140,7 @@ class Served(torch.optim.Optimizer):
         try:
             served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
             served |= {name: plain_option(value) for name, value in self._common.items()}
+            complex_parameters.check_norm_type(self._exchange.groups, session.options)
             self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
         except BaseException:
             self.close()
@@ -225,12 +227,17 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
-            gradients = exchange.gradients()
+            gradients = self._gradients()
             exchange.warn_of_changes(stacklevel=5)
             # Where nothing was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and not exchange.changed()
             with exchange.receiving(some=some), exchange.sending() as registration:
                 return registration.step(gradients, terms=terms, has_weights=some)
+
+    def _gradients(self) -> Gradients:
+        gradients = self._exchange.gradients()
+        complex_parameters.check_gradients(self.algorithm, gradients, self._exchange.groups)
+        return gradients
 
     def push(
         self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
@@ -245,7 +252,7 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             self._check_options()
             with self._exchange.sending() as registration:
-                pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
+                pushed = registration.push(self._gradients(), encoding, Terms.of(weight, loss_scale))
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
@@ -281,6 +288,7 @@ class Served(torch.optim.Optimizer):
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
         with self._exchange.lock:
+            self._follow_groups()
             self._exchange.push_weights()
 
     # Groups and options
@@ -299,8 +307,9 @@ class Served(torch.optim.Optimizer):
         self.state, self._initial_state = StateOnServer(), {}
 
     def _check_options(self) -> None:
-        for options in self.param_groups:
+        for group, options in zip(self._exchange.groups, self.param_groups, strict=True):
             self._rules.check_fixed(options, self.defaults)
+            complex_parameters.check_group(self.algorithm, group, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
@@ -321,9 +330,9 @@ class Served(torch.optim.Optimizer):
     def _read_group(self, param_group: dict[str, Any]) -> TensorGroup:
         self._rules.check_fixed(param_group, self.defaults)
         self._rules.check_spelling(param_group, self.defaults)
-        known = self._exchange.groups
-        count = sum(len(group.tensors) for group in known)
-        return TensorGroup.of(param_group, self._rules.served(self.defaults), len(known), count)
+        read = TensorGroup.of(param_group, self._rules.served(self.defaults), self._exchange.groups)
+        complex_parameters.check_group(self.algorithm, read, {**self._common, **param_group})
+        return read
 
     # State
 
