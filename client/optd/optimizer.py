@@ -13,6 +13,7 @@ import numpy as np
 
 from optd import trees
 from optd.arrays import Array
+from optd.fitting import RegisteredArrays
 from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
@@ -85,6 +86,7 @@ class Optimizer:
         except BaseException:
             self.close()
             raise
+        self._registered = RegisteredArrays(groups)
 
     def __enter__(self) -> "Optimizer":
         return self
@@ -146,7 +148,8 @@ class Optimizer:
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights."""
+        """The registration, for a call that brings weights; raises what is wrong with the arrays that they go to."""
+        self._registered.check(self._registration.groups, self.param_groups)
         try:
             yield self._registration
         finally:
@@ -256,6 +259,7 @@ class Optimizer:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
+        self._registered.check(self._registration.groups, self.param_groups)
         with self._sending():
             return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
 
@@ -340,6 +344,7 @@ class Optimizer:
         with self._receiving() as registration:
             registration.add_group(added, entry)
         self.param_groups.append(entry)
+        self._registered.add(added)
         self._gradients, self._in_groups = None, True
 
     def state_dict(self) -> dict[str, Any]:

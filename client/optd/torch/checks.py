@@ -1,5 +1,7 @@
 """What a tensor must be for a server to hold it as a parameter. All else is refused before anything has changed."""
 
+from typing import Any
+
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -24,6 +26,15 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous() and overlaps_itself(tensor.shape, tensor.stride(), 1):
         got = f"one of strides {tensor.stride()}, such as expand() makes: register a clone() of it"
         raise NotAnArray(what=what, wanted="a tensor of which each element has memory of its own", got=got)
+
+
+def check_ordered(params: Any) -> None:
+    """Raises TypeError for sets, as torch does for those in a group: each worker may have them in another order."""
+    if isinstance(params, set | frozenset):
+        raise TypeError(
+            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets "
+            "will change between runs. Please use a list instead."
+        )
 
 
 def check_registered(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:

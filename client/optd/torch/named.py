@@ -7,6 +7,7 @@ import torch
 from optd.group_options import GROUP_OPTIONS
 from optd.registration import open_session
 from optd.session import Session
+from optd.torch.checks import check_ordered
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
 from optd.torch.weights import Exchange
@@ -45,6 +46,7 @@ class Optimizer(Served):
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options
+            check_ordered(params)
             torch.optim.Optimizer.__init__(self, params, defaults)
         except BaseException:
             if owned:

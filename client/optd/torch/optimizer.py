@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 import torch
 
 from optd.group_options import GROUP_OPTIONS
-from optd.params import plain_option
+from optd.params import PARAMS, plain_option
 from optd.registration import belongs_to_a_session, open_session
 from optd.row_gradients import Gradients, has_rows
 from optd.session import Session
@@ -21,6 +21,7 @@ from optd.state_dicts import start_at, start_from
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.torch import complex_parameters
+from optd.torch.checks import check_ordered
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
@@ -126,6 +127,7 @@ class Served(torch.optim.Optimizer):
     ) -> None:
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
+        check_ordered(params)
         super().__init__(params, *args, **options)
         opened, owned = open_session(session, server, job, worker)
         self._serve(opened, owned, zero_copy)
@@ -320,6 +322,7 @@ class Served(torch.optim.Optimizer):
         with self._exchange.lock:
             if self._exchange.is_registered:
                 self._follow_groups()
+            check_ordered(param_group.get(PARAMS))
             super().add_param_group(param_group)
             try:
                 self._exchange.add(self._read_group(param_group), param_group)
