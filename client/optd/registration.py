@@ -14,7 +14,7 @@ from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.group_options import GROUP_OPTIONS
 from optd.lock import OwnedLock
-from optd.options import OptionMirror
+from optd.options import OptionMirror, Shown, as_numpy
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients
 from optd.session import Session, Settle
@@ -62,7 +62,8 @@ class Registration:
 
     Arrays are written in place with what is pulled; with `zero_copy`, where the session shares memory with the server,
     `weights` are then what lies there, and the arrays stay as they are; `writable` says that the caller lets others
-    write to them, which is undone before they are read anew. One call at a time: others wait.
+    write to them, which is undone before they are read anew; `shown` makes of an option what the dicts have. One call
+    at a time: others wait.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Registration:
         *,
         zero_copy: bool = False,
         writable: bool = False,
+        shown: Shown = as_numpy,
     ) -> None:
         self.session = session
         self.zero_copy = zero_copy
@@ -84,7 +86,7 @@ class Registration:
         self._outgoing = GradientsOut(session, self._own)
         self._dicts = list(dicts)
         self._defaults = defaults
-        self._mirror = OptionMirror()
+        self._mirror = OptionMirror(shown)
         self._lock = OwnedLock()
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""

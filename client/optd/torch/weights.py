@@ -16,6 +16,7 @@ from optd.row_gradients import Gradients
 from optd.session import Session
 from optd.states import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of, shape_of
+from optd.torch.options import as_torch
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
 from optd_wire.errors import StructureMismatch, UnknownParameter
@@ -47,7 +48,7 @@ class Exchange:
         """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
         check_apart([pair for group in self.groups for pair in group.places()])
         registration = Registration(
-            session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True
+            session, algorithm, defaults, self.groups, dicts, zero_copy=zero_copy, writable=True, shown=as_torch
         )
         self._registration = registration
         if zero_copy:
