@@ -34,9 +34,10 @@ class Served(torch.optim.Optimizer):
     """An optimizer of torch whose weights, state and options a server holds.
 
     Args:
-        params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16 or bfloat16,
-            on any device. They have the names that `named_parameters()` gives, else `param0`, …; groups have the
-            "name" of their dict, else `group0`, ….
+        params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16, bfloat16,
+            complex64 or complex128, on any device; each element has memory of its own. They have the names that
+            `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. Where
+            a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job: The job's name for a session opened here.
@@ -67,8 +68,16 @@ class Served(torch.optim.Optimizer):
     `param_groups` goes to the server with the next step. `state` is empty: `state_dict()` reads it from the server, and
     `state.clear()` drops it there with the next step.
 
-    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and only those weights come
-    back that have changed. SGD, SparseAdam and Adagrad take them, as in torch.
+    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and those that are sparse in
+    more dimensions as the elements that they name. Only those weights come back that have changed. SGD, SparseAdam and
+    Adagrad take them, as in torch.
+
+    The server holds a complex parameter as its real and imaginary parts, with a last dimension of 2; `state_dict()` has
+    complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which is that of their parts. Of
+    other norms, and of `clip_value`, complex gradients are refused.
+
+    A tensor of float32 as an option, such as `lr`, is computed with in float32, as in torch, whatever the parameters
+    are. Those of 16 bits are refused. Tuples such as `betas` may be any sequences.
 
     `foreach` and `fused` are taken and change nothing. `capturable=True` and `differentiable=True` are refused: no
     graph captures a step on a server, and autograd does not reach into one.
