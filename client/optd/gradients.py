@@ -142,6 +142,8 @@ def _rows(found: Sequence[tuple[str, Any]], groups: Sequence[ParamGroup]) -> lis
 def _check_gradient(name: str, array: Array, gradient: Any) -> Given:
     if gradient is None:
         return None
+    if isinstance(gradient, RowGradient):
+        return gradient
     if are_rows(gradient):
         return RowGradient.of(name, array, gradient)
     found = as_array(gradient)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from optd.arrays import Array
+from optd.overlap import overlaps_itself
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import NotAnArray
 
@@ -16,7 +17,8 @@ Renew = Callable[[Array], Any]
 def read_parameter(name: str, leaf: Any) -> tuple[Array, Renew | None]:
     """A parameter as a numpy array that can be written to, and how to renew its leaf; None where they share memory.
 
-    A numpy array must be writable, as somebody who gives one looks for the weights there. Other leaves that have a
+    A numpy array must be writable, as somebody who gives one looks for the weights there, and none may overlap itself,
+    as broadcast ones do. Other leaves that have a
     buffer, `__array__` or `__dlpack__` are written to where that is their own memory, as it is with `array.array`.
     Where it is not, as with arrays of JAX, another one of their kind takes their place. Raises `NotAnArray` or
     `UnsupportedDtype`.
@@ -25,7 +27,10 @@ def read_parameter(name: str, leaf: Any) -> tuple[Array, Renew | None]:
     if array is None:
         raise NotAnArray(what=what, wanted="an array", got=type(leaf).__name__)
     if isinstance(leaf, np.ndarray) and not leaf.flags.writeable:
-        raise NotAnArray(what=what, wanted="an array that can be written to", got="a read-only one")
+        raise NotAnArray(what=what, wanted="an array that can be written to", got="a read-only one: give a copy of it")
+    if not array.flags.c_contiguous and overlaps_itself(array.shape, array.strides, array.itemsize):
+        got = "one whose elements overlap in memory: give a copy of it"
+        raise NotAnArray(what=what, wanted="an array of which each element has memory of its own", got=got)
     renew = None if _is_its_memory(leaf, array) else _renewal(leaf)
     check_dtype(name, array.dtype.name if array.dtype.isnative else str(array.dtype))
     return (array if renew is None else np.array(array, order="C")), renew

@@ -14,6 +14,7 @@ import numpy as np
 from optd import trees
 from optd.arrays import Array
 from optd.described import describe, place_of
+from optd.fitting import RegisteredArrays
 from optd.gradients import read_gradients, read_weights
 from optd.job_options import Averages
 from optd.job_options import Gradients as GradientTreatment
@@ -111,6 +112,7 @@ class Optimizer:
         registration = self._registration
         self._changes = LocalChanges(mode, registration, Unwatched(), lambda: registration.in_arrays)
         self._watch()
+        self._registered = RegisteredArrays(groups)
 
     def _watch(self) -> None:
         """Begins to look for changes in the arrays of all groups, which are what the job has."""
@@ -185,7 +187,8 @@ class Optimizer:
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights."""
+        """The registration, for a call that brings weights; raises what is wrong with the arrays that they go to."""
+        self._registered.check(self._registration.groups, self.param_groups)
         try:
             yield self._registration
         finally:
@@ -299,6 +302,7 @@ class Optimizer:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
+        self._registered.check(self._registration.groups, self.param_groups)
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             self._changes.settle(stacklevel=2)
@@ -431,6 +435,7 @@ class Optimizer:
                 registration.add_group(added, entry)
             self._watch()
         self.param_groups.append(entry)
+        self._registered.add(added)
         self._gradients, self._in_groups = None, True
 
     def state_dict(self) -> dict[str, Any]:

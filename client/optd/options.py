@@ -1,17 +1,29 @@
 """`param_groups`: the options as the worker sees and changes them, kept level with those that the server holds."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from operator import is_
 from typing import Any
+
+import numpy as np
 
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.rules import are_rules
 from optd.schedules import Schedule
+from optd_wire.single import Single
 from optd_wire.values import GroupOptions, GroupUpdate, OptionValue
 
 ParamGroups = Sequence[MutableMapping[str, Any]]
+Shown = Callable[[OptionValue], Any]
+"""Makes of an option's value what `param_groups` has: a float32 there is what its face computes with as such."""
+
+
+def as_numpy(value: OptionValue, make: Callable[[float], Any] = np.float32) -> Any:
+    """An option's value with what `make` makes of numbers of float32; all others are Python's own."""
+    if isinstance(value, tuple):
+        return tuple(as_numpy(each, make) for each in value)
+    return make(value) if isinstance(value, Single) else value
 
 
 class OptionMirror:
@@ -22,8 +34,9 @@ class OptionMirror:
     the dicts wherever they have not been changed here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Shown = as_numpy) -> None:
         self._known: list[GroupOptions] = []
+        self._shown = shown
 
     def __len__(self) -> int:
         return len(self._known)
@@ -33,7 +46,7 @@ class OptionMirror:
         self._known.append(options)
         for name, value in _all(options).items():
             if isinstance(group.get(name), Schedule) or are_rules(group.get(name)) or not _same(group, name, value):
-                group[name] = value
+                group[name] = self._shown(value)
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
         """What has been changed here since."""
@@ -91,7 +104,7 @@ class OptionMirror:
         for name, value in now.items():
             # A value that was changed here, and that the server has not heard of, stays.
             if _same(group, name, before[name]) and not _same(group, name, value):
-                group[name] = value
+                group[name] = self._shown(value)
         self._known[index] = news
 
 
@@ -119,4 +132,10 @@ def _same(group: Mapping[str, Any], name: str, value: Any) -> bool:
     """Whether a group has a value; of an option that every group has, the default where its dict does not have it."""
     if name not in group:
         return name in GROUP_OPTIONS and value == GROUP_OPTIONS[name]
-    return bool(plain_option(group[name]) == value)
+    plain = plain_option(group[name])
+    return bool(plain == value) and _precision(plain) == _precision(value)
+
+
+def _precision(value: OptionValue) -> list[bool]:
+    """Which of an option's numbers are computed with in float32: equal ones may differ in that."""
+    return [isinstance(each, Single) for each in (value if isinstance(value, tuple) else (value,))]

@@ -20,6 +20,7 @@ from optd_wire.errors import (
     SharedParameters,
     StructureMismatch,
 )
+from optd_wire.single import Single
 from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec
 
 PARAMS = "params"
@@ -186,22 +187,32 @@ def _share(one: Array, other: Array) -> bool:
 
 
 def plain_option(value: Any) -> OptionValue:
-    """An option's value as the contract has it; arrays and tensors of one element become numbers, schedules texts."""
+    """An option's value as the contract has it; arrays and tensors of one element become numbers, schedules texts.
+
+    Tuples may be any sequences, arrays or tensors. Numbers of float32 stay such: see `optd_wire.single`.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Schedule):
         return str(value)
     if are_rules(value):
         return rules_text(value, plain_option)
-    if hasattr(value, "tolist"):  # arrays and tensors, 0-d ones among them
-        value = value.tolist()
-        while isinstance(value, list) and len(value) == 1:
-            (value,) = value
-    plain = tuple(_number(entry) for entry in value) if isinstance(value, list | tuple) else value
+    plain = tuple(map(_number, value)) if isinstance(value, Sequence) else _number(value)
     # What is no option at all is told as text, for the check to name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]
 
 
 def _number(value: Any) -> Any:
-    # numpy scalars, 0-d arrays and tensors all have item().
-    return value.item() if hasattr(value, "item") else value
+    """The numbers of an array or a tensor, 0-d ones and scalars of numpy among them; all else as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if dtype in ("float16", "bfloat16"):
+        return repr(value)[:80]  # torch computes with them in 16 bits, which a server does not
+    numbers = value.tolist()
+    while isinstance(numbers, list) and len(numbers) == 1:
+        (numbers,) = numbers
+    single = dtype == "float32"
+    if isinstance(numbers, list):
+        return tuple(Single(each) if single and isinstance(each, float) else each for each in numbers)
+    return Single(numbers) if single else numbers

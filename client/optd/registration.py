@@ -21,7 +21,7 @@ from optd.attaching import (
 from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.lock import OwnedLock
-from optd.options import OptionMirror
+from optd.options import OptionMirror, Shown, as_numpy
 from optd.parameter_state import ParameterReader, StateIndex, changed_group, frames_of
 from optd.params import ParamGroup
 from optd.row_gradients import Gradients
@@ -51,8 +51,9 @@ logger = logging.getLogger("optd")
 def belongs_to_a_session(optimizer: object) -> TypeError:
     """The error of an optimizer that is to be pickled or copied."""
     return TypeError(
-        f"{type(optimizer).__name__} can be neither pickled nor copied: it belongs to a session with a server; "
-        "save state_dict(), or construct another one that attaches to the job"
+        f"{type(optimizer).__name__} can be neither pickled nor copied: it belongs to a session with a server. "
+        "Save or copy its state_dict() instead; in another process construct one of the same job, under another "
+        "worker's name; for a copy that trains apart, construct one of another job and load the state_dict() there"
     )
 
 
@@ -61,7 +62,8 @@ class Registration:
 
     Arrays are written in place with what is pulled; with `zero_copy`, where the session shares memory with the server,
     `weights` are then what lies there, and the arrays stay as they are; `writable` says that the caller lets others
-    write to them, which is undone before they are read anew. One call at a time: others wait.
+    write to them, which is undone before they are read anew; `shown` makes of an option what the dicts have. One call
+    at a time: others wait.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Registration:
         zero_copy: bool = False,
         writable: bool = False,
         default_policy: Policy | None = None,
+        shown: Shown = as_numpy,
     ) -> None:
         check_alone(session)
         self.session = session
@@ -85,7 +88,7 @@ class Registration:
         self._outgoing = GradientsOut(session, self._own)
         self._dicts = list(dicts)
         self._defaults = defaults
-        self._mirror = OptionMirror()
+        self._mirror = OptionMirror(shown)
         self._lock = OwnedLock()
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""

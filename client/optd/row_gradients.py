@@ -26,7 +26,9 @@ class RowGradient:
 
     ids: Ids
     values: Array
-    """Shape (ids, *shape[1:]) for a parameter of this shape, in C order."""
+    """Shape (ids, *shape[sparse_dims:]) for a parameter of this shape, in C order."""
+    sparse_dims: int = 1
+    """How many leading dimensions of the parameter the ids count over, in row-major order."""
 
     @classmethod
     def of(cls, name: str, array: Array, given: tuple[Any, Any]) -> "RowGradient":
@@ -116,4 +118,5 @@ class WithRows:
         for start in range(0, max(1, given.ids.size), most):
             ids, values = given.ids[start : start + most], given.values[start : start + most].reshape(-1)
             size = encoding.bytes_of(values.size) + _ID_BYTES * ids.size + FRAME_OVERHEAD
-            yield RowFrame(group, place, ids.size, encoding, ids, encoding.encode(values)), size
+            dims = 0 if given.sparse_dims == 1 else given.sparse_dims
+            yield RowFrame(group, place, ids.size, encoding, ids, encoding.encode(values), dims), size

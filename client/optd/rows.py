@@ -9,7 +9,7 @@ from optd.arrays import Array
 from optd.params import ParamGroup
 from optd_wire.errors import InvalidRequest, NotAnArray, UnexpectedStatus, UnknownParameter
 from optd_wire.frames import Frame, Received
-from optd_wire.rows import Ids, RowFrame, check_ids
+from optd_wire.rows import Ids, RowFrame, check_ids, table_shape
 
 
 def read_ids(ids: Any, name: str, shape: tuple[int, ...]) -> Ids:
@@ -70,11 +70,14 @@ def write_rows(received: Sequence[Received], groups: Sequence[ParamGroup]) -> No
         if isinstance(frame, RowFrame) and frame.group < len(groups):
             group = groups[frame.group]
             array, name = group.arrays[frame.parameter], group.names[frame.parameter]
-            shape = array.shape[1:]
-            frame.check(name, array.shape[0], int(np.prod(shape, dtype=np.int64)))
-            rows = np.empty((frame.count, *shape), array.dtype)
-            frame.decode_into(rows)
-            array[frame.ids.astype(np.int64)] = rows
+            rows, elements = table_shape(array.shape, frame.sparse_dims)
+            frame.check(name, rows, elements)
+            values = np.empty((frame.count, elements), array.dtype)
+            frame.decode_into(values)
+            # The ids become places along the dimensions that they count over, as the array may have any strides.
+            dims = max(1, frame.sparse_dims)
+            places = np.unravel_index(frame.ids.astype(np.int64), array.shape[:dims])
+            array[places] = values.reshape(frame.count, *array.shape[dims:])
 
 
 def find_array(groups: Sequence[ParamGroup], name: str, job: str) -> Array:

@@ -15,7 +15,9 @@ MATCH = "match"
 
 def are_rules(value: object) -> bool:
     """Whether a value is a list of rules, not yet a text."""
-    return isinstance(value, list | tuple) and bool(value) and all(isinstance(rule, Mapping) for rule in value)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return False
+    return bool(value) and all(isinstance(rule, Mapping) for rule in value)
 
 
 def rules_text(rules: Rules, plain: Callable[[Any], Any]) -> str:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from optd_wire import values
 from optd_wire.conversion import Conversions, Converter
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
+from optd_wire.single import Single
 from optd_wire.v1 import (
     inspection_service_pb2,
     job_pb2,
@@ -94,6 +95,8 @@ def option_to_message(value: values.OptionValue) -> option_pb2.OptionValue:
 
 def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> None:
     match value:
+        case Single():
+            message.single = value
         case float():
             message.number = value
         case bool():
@@ -108,7 +111,7 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
         case str():
             message.text = value
         case tuple():
-            numbers = [entry for entry in value if entry is not None]
+            numbers = [entry for entry in value if entry is not None and not isinstance(entry, Single)]
             if len(numbers) == len(value):
                 message.numbers.numbers.extend(map(_float, numbers))
                 message.numbers.SetInParent()
@@ -130,6 +133,8 @@ def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
     match message.WhichOneof("value"):
         case None:
             return None
+        case "single":
+            return Single(message.single)
         case "numbers":
             return tuple(message.numbers.numbers)
         case "values":

@@ -4,6 +4,7 @@ As in `optd_wire.frames` this is the ordinary protobuf wire format: a message of
 `repeated RowFrame rows = 14`, and a `RowFrame` has its ids and its payload last.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ class RowFrame:
     encoding: Encoding
     ids: Ids
     payload: Buffer
+    sparse_dims: int = 0
+    """How many leading dimensions count the rows; 0 means 1."""
 
     def check(self, name: str, rows: int, elements: int) -> None:
         """Raises what is wrong with it as rows of a parameter of `rows` rows with `elements` elements each.
@@ -91,6 +94,8 @@ def written_row_frame(frame: RowFrame) -> Sequence[Any]:
     length = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
     plain = tensor_pb2.RowFrame(group=frame.group, parameter=frame.parameter, count=frame.count)
     head = plain.SerializeToString() + b"\x20" + varint(frame.encoding.number)
+    if frame.sparse_dims:
+        head += b"\x28" + varint(frame.sparse_dims)
     ids = np.ascontiguousarray(frame.ids, _ID)
     if ids.size:
         head += TAG_14 + varint(ids.nbytes)
@@ -135,4 +140,10 @@ def read_row_frame(data: bytes, view: memoryview, position: int, stop: int) -> R
     encoding = BY_NUMBER.get(header.encoding)
     if encoding is None:
         raise MalformedMessage(message="RowFrame", problem=f"no encoding {header.encoding}")
-    return RowFrame(header.group, header.parameter, header.count, encoding, ids_of(ids), payload)
+    return RowFrame(header.group, header.parameter, header.count, encoding, ids_of(ids), payload, header.sparse_dims)
+
+
+def table_shape(shape: Sequence[int], sparse_dims: int) -> tuple[int, int]:
+    """How many rows a parameter has, and how many elements each, where so many leading dimensions count rows."""
+    dims = max(1, sparse_dims)
+    return math.prod(shape[:dims]), math.prod(shape[dims:])

@@ -55,6 +55,18 @@ def table(plain: Plain, job: str) -> np.ndarray:
     return plain.weights(job)["table"]
 
 
+def test_rows_may_be_counted_over_more_dimensions(plain: Plain, name: str):
+    """Elements of a matrix, and rows of it in the same push."""
+    create(plain, name)
+    push(plain, name, [rows([1, 4], [[1], [2]], sparse_dims=2), rows([4])])
+    expected = TABLE.copy()
+    expected.reshape(-1)[[1, 4]] -= [1, 2]
+    expected[4] -= 1
+    assert np.array_equal(table(plain, name), expected)
+    with refused("INVALID_REQUEST", "over 3 dimensions"):
+        push(plain, name, [rows([0], [[1]], sparse_dims=3)])
+
+
 def test_rows_are_added_up_and_stepped(plain: Plain, name: str):
     create(plain, name)
     messages = [rows([4, 0], [[1, 2], [3, 4]]), frame(np.ones(3, "f4"))], [rows([4]), rows([])], [rows([2])]

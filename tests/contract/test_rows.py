@@ -21,7 +21,7 @@ def row_frames(draw: st.DrawFn) -> RowFrame:
     ids = np.array(draw(st.lists(st.integers(0, 2**64 - 1), max_size=4)), "<u8")
     values = np.arange(ids.size * draw(st.integers(0, 3)), dtype=encoding.dtype)
     small = st.integers(0, 2**32 - 1)
-    return RowFrame(draw(small), draw(small), ids.size, encoding, ids, values)
+    return RowFrame(draw(small), draw(small), ids.size, encoding, ids, values, draw(small))
 
 
 def plain(frame: RowFrame) -> tensor_pb2.RowFrame:
@@ -32,6 +32,7 @@ def plain(frame: RowFrame) -> tensor_pb2.RowFrame:
         encoding=frame.encoding.number,
         ids=frame.ids.tobytes(),
         payload=bytes(frame.payload),
+        sparse_dims=frame.sparse_dims,
     )
 
 

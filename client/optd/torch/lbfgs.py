@@ -11,7 +11,7 @@ from optd.lbfgs_state import gather, spread
 from optd.parameter_state import same_numbers
 from optd.params import PARAMS
 from optd.states import STEP, ParameterState
-from optd.torch.arrays import as_array, dtype_of
+from optd.torch.arrays import as_array, dtype_of, shape_of
 from optd.torch.optimizer import Served
 from optd.torch.state_source import Place, StateSource
 from optd_wire.dtypes import computed_dtype
@@ -48,7 +48,7 @@ class LBFGSState(StateSource):
         (group,) = self.exchange.groups
         first = group.tensors[0]
         given = {name: _to_arrays(value) for name, value in states.get(first, {}).items()}
-        shapes = [tuple(tensor.shape) for tensor in group.tensors]
+        shapes = [shape_of(tensor) for tensor in group.tensors]
         return [spread(given, group.names, shapes, computed_dtype(dtype_of(first)))]
 
     def write(self, tensor: Any, state: Mapping[str, Any]) -> None:

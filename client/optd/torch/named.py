@@ -9,6 +9,7 @@ from optd.job_options import Averages, Gradients
 from optd.joining import IfExists
 from optd.opening import Opening
 from optd.session import Session
+from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
@@ -64,6 +65,7 @@ class Optimizer(Served):
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options
+            check_ordered(params)
             torch.optim.Optimizer.__init__(self, params, defaults)
         except BaseException:
             if owned:

@@ -17,12 +17,15 @@ from optd.job_options import Averages, Gradients
 from optd.joining import IfExists
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
-from optd.params import plain_option
+from optd.params import PARAMS, plain_option
 from optd.registration import belongs_to_a_session
+from optd.row_gradients import Gradients as GivenGradients
 from optd.row_gradients import has_rows
 from optd.session import Session
 from optd.state_dicts import start_at, start_from
 from optd.terms import Terms
+from optd.torch import complex_parameters
+from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.options import UNSERVED, Fixed, OptionRules
 from optd.torch.state import undo_rounding
@@ -38,9 +41,10 @@ class Served(torch.optim.Optimizer):
     """An optimizer of torch whose weights, state and options a server holds.
 
     Args:
-        params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16 or bfloat16,
-            on any device. They have the names that `named_parameters()` gives, else `param0`, …; groups have the
-            "name" of their dict, else `group0`, ….
+        params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16, bfloat16,
+            complex64 or complex128, on any device; each element has memory of its own. They have the names that
+            `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. Where
+            a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
         job, worker, if_exists, policy, gradients, averages: As `optd.connect` takes them, for a session opened here.
@@ -74,8 +78,16 @@ class Served(torch.optim.Optimizer):
     `param_groups` goes to the server with the next step. `state` is a view of what the server holds, read when asked
     for; what is assigned to it is sent. See `StateOnServer`.
 
-    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and only those weights come
-    back that have changed. SGD, SparseAdam and Adagrad take them, as in torch.
+    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and those that are sparse in
+    more dimensions as the elements that they name. Only those weights come back that have changed. SGD, SparseAdam and
+    Adagrad take them, as in torch.
+
+    The server holds a complex parameter as its real and imaginary parts, with a last dimension of 2; `state_dict()` has
+    complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which is that of their parts. Of
+    other norms, and of `clip_value`, complex gradients are refused.
+
+    A tensor of float32 as an option, such as `lr`, is computed with in float32, as in torch, whatever the parameters
+    are. Those of 16 bits are refused. Tuples such as `betas` may be any sequences.
 
     `foreach` and `fused` are taken and change nothing. `capturable=True` and `differentiable=True` are refused: no
     graph captures a step on a server, and autograd does not reach into one.
@@ -143,6 +155,7 @@ class Served(torch.optim.Optimizer):
     ) -> None:
         self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
+        check_ordered(params)
         super().__init__(params, *args, **options)
         opening = Opening(
             server=server,
@@ -170,6 +183,7 @@ class Served(torch.optim.Optimizer):
         try:
             served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
             served |= {name: plain_option(value) for name, value in self._common.items()}
+            complex_parameters.check_norm_type(self._exchange.groups, session.options)
             self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
         except BaseException:
             self.close()
@@ -263,12 +277,17 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
-            gradients = exchange.gradients()
+            gradients = self._gradients()
             are_here = exchange.changes.settle(stacklevel=5)
             # Where the job has what was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
                 return registration.step(gradients, terms=terms, has_weights=some)
+
+    def _gradients(self) -> GivenGradients:
+        gradients = self._exchange.gradients()
+        complex_parameters.check_gradients(self.algorithm, gradients, self._exchange.groups)
+        return gradients
 
     def push(
         self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
@@ -282,7 +301,7 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
-            gradients = self._exchange.gradients()
+            gradients = self._gradients()
             self._exchange.changes.settle(stacklevel=2)
             with self._exchange.sending() as registration:
                 pushed = registration.push(gradients, encoding, Terms.of(weight, loss_scale))
@@ -321,6 +340,7 @@ class Served(torch.optim.Optimizer):
     def push_weights(self) -> None:
         """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
         with self._exchange.lock:
+            self._follow_groups()
             self._exchange.push_weights()
 
     # Groups and options
@@ -337,8 +357,9 @@ class Served(torch.optim.Optimizer):
         self._state_source.forget()
 
     def _check_options(self) -> None:
-        for options in self.param_groups:
+        for group, options in zip(self._exchange.groups, self.param_groups, strict=True):
             self._rules.check_fixed(options, self.defaults)
+            complex_parameters.check_group(self.algorithm, group, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group in mid-training; every worker of the job does so.
@@ -349,6 +370,7 @@ class Served(torch.optim.Optimizer):
         with self._exchange.lock:
             if self._exchange.is_registered:
                 self._follow_groups()
+            check_ordered(param_group.get(PARAMS))
             super().add_param_group(param_group)
             try:
                 self._exchange.add(self._read_group(param_group), param_group, stacklevel=2)
@@ -359,9 +381,9 @@ class Served(torch.optim.Optimizer):
     def _read_group(self, param_group: dict[str, Any]) -> TensorGroup:
         self._rules.check_fixed(param_group, self.defaults)
         self._rules.check_spelling(param_group, self.defaults)
-        known = self._exchange.groups
-        count = sum(len(group.tensors) for group in known)
-        return TensorGroup.of(param_group, self._rules.served(self.defaults), len(known), count)
+        read = TensorGroup.of(param_group, self._rules.served(self.defaults), self._exchange.groups)
+        complex_parameters.check_group(self.algorithm, read, {**self._common, **param_group})
+        return read
 
     # State
 

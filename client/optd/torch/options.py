@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from optd.options import as_numpy
 from optd_wire.errors import InvalidOption, UnknownOption
+from optd_wire.values import OptionValue
 
 Fixed = Mapping[str, tuple[bool, str]]
 """Options of which a server has one value: the value, and why."""
@@ -18,6 +22,11 @@ UNSERVED: Fixed = {
     "capturable": (False, "no graph can capture a step on a server"),
 }
 """Options that would have the step do what it cannot do on a server."""
+
+
+def as_torch(value: OptionValue) -> Any:
+    """An option's value as torch's classes have it: a number of float32 is a tensor, with which torch computes so."""
+    return as_numpy(value, lambda number: torch.tensor(number, dtype=torch.float32))
 
 
 @dataclass(frozen=True, slots=True)

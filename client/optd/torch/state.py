@@ -10,7 +10,7 @@ import torch
 from optd.arrays import Array
 from optd.params import PARAMS
 from optd.states import STEP, ParameterState, step_count
-from optd.torch.arrays import as_array, as_tensor, dtype_of
+from optd.torch.arrays import as_array, as_tensor, dtype_of, shape_of
 from optd.torch.tensors import TensorGroup, shares_memory
 from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import ShapeMismatch
@@ -136,7 +136,7 @@ def _scalar_dtype() -> torch.dtype:
 
 
 def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
-    numbers = as_tensor(array)
+    numbers = as_tensor(array, is_complex=tensor.is_complex())
     if shares_memory(tensor):
         return numbers
     return torch.empty_like(tensor, dtype=numbers.dtype, requires_grad=False).copy_(numbers)
@@ -154,8 +154,8 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
         elif field in shaped:
             # torch has rounded it to the parameters' 16 bits, if they have no more; here it is computed with.
             read[field] = array.astype(COMPUTED.get(array.dtype.name, array.dtype), copy=False)
-        elif array.shape != tuple(tensor.shape):
-            raise ShapeMismatch(what=field, parameter=name, expected=tuple(tensor.shape), got=array.shape)
+        elif array.shape != shape_of(tensor):
+            raise ShapeMismatch(what=field, parameter=name, expected=shape_of(tensor), got=array.shape)
         else:
             read[field] = array.astype(computed_dtype(dtype_of(tensor)), copy=False)
     return read

@@ -10,19 +10,14 @@ import torch
 from optd.arrays import Array
 from optd.group_options import GROUP_OPTIONS
 from optd.params import NAME, PARAMS, ParamGroup, plain_option
-from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of
+from optd.row_gradients import RowGradient
+from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of, served_dtype, shape_of
+from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered
+from optd.torch.naming import distinct_name, parameter_names
 from optd_wire.dtypes import check_dtype
-from optd_wire.errors import (
-    DtypeMismatch,
-    DuplicateParameter,
-    NotAnArray,
-    ShapeMismatch,
-    StructureMismatch,
-)
+from optd_wire.errors import DtypeMismatch, DuplicateParameter, NotAnArray, StructureMismatch
 
 PARAM_NAMES = "param_names"
-# What a subclass makes of its memory nobody knows.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +54,21 @@ class TensorGroup(ParamGroup):
     """Memory for weights that are copied, of tensors that lie in shared memory until then."""
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], options: Collection[str], index: int, first: int) -> "TensorGroup":
-        """A group as torch resolved it; `options` are those of its entries that the server's algorithm has.
+    def of(cls, group: Mapping[str, Any], options: Collection[str], known: "Sequence[TensorGroup]") -> "TensorGroup":
+        """A group as torch resolved it, behind `known` ones; `options` are those that the server's algorithm has.
 
-        Parameters without a name are `param{first}` and so on, a group without one is `group{index}`. Raises
-        `DuplicateParameter`, `UnsupportedDtype` or `NotAnArray`.
+        Parameters without a name are `param0` and so on over all groups, a group without one is `group{index}`. Names
+        that are taken become others: see `optd.torch.naming`. Raises `DuplicateParameter`, `UnsupportedDtype` or
+        `NotAnArray`.
         """
-        tensors = group[PARAMS]
+        tensors, first = group[PARAMS], sum(len(each.tensors) for each in known)
         names = group.get(PARAM_NAMES) or [f"param{number}" for number in range(first, first + len(tensors))]
+        given = group.get(NAME)
+        own_name = f"group{len(known)}" if given is None or given == "" else str(given)
+        own_name = distinct_name(own_name, [each.name for each in known])
         made = cls(
-            name=str(group.get(NAME, f"group{index}")),
-            names=[str(name) for name in names],
+            name=own_name,
+            names=parameter_names(own_name, map(str, names), [name for each in known for name in each.names]),
             options={
                 name: plain_option(group[name])
                 for name in (*options, *GROUP_OPTIONS)
@@ -89,8 +88,8 @@ class TensorGroup(ParamGroup):
             earlier = places.setdefault(id(tensor), place)
             if earlier != place:
                 raise DuplicateParameter(group=self.name, first=self.names[earlier], second=name)
-            _check_dense(f"parameter {name!r}", tensor)
-            check_dtype(name, dtype_name(tensor.dtype))
+            check_parameter(name, tensor)
+            check_dtype(name, served_dtype(tensor))
 
     def places(self) -> list[tuple[str, Array]]:
         """The tensors' memory by their names, with its strides."""
@@ -122,7 +121,7 @@ class TensorGroup(ParamGroup):
             return as_array(tensor)
         # It lies where the server writes, which may take the memory back; until it is written to, this takes none.
         if number not in self._spare:
-            self._spare[number] = np.empty(tensor.shape, dtype_of(tensor))
+            self._spare[number] = np.empty(shape_of(tensor), dtype_of(tensor))
         return self._spare[number]
 
     def _check_still_fits(self) -> None:
@@ -130,12 +129,7 @@ class TensorGroup(ParamGroup):
             expected = f"{len(self.names)} parameters"
             raise StructureMismatch(what=f"group {self.name!r}", expected=expected, got=len(self.tensors))
         for name, tensor, (shape, dtype) in zip(self.names, self.tensors, self._registered, strict=True):
-            if tensor.shape != shape:
-                raise ShapeMismatch(what="tensor", parameter=name, expected=tuple(shape), got=tuple(tensor.shape))
-            if tensor.dtype != dtype:
-                raise DtypeMismatch(
-                    what="tensor", parameter=name, expected=dtype_name(dtype), got=dtype_name(tensor.dtype)
-                )
+            check_registered(name, tensor, shape, dtype)
 
     @torch.no_grad()
     def take(self, *, complete: bool, places: Sequence[Place] | None = None) -> None:
@@ -159,12 +153,11 @@ class TensorGroup(ParamGroup):
                         tensor.data = as_tensor(self._spare.pop(number))
                     torch.autograd.graph.increment_version(tensor)
                 elif complete:
-                    tensor.copy_(as_tensor(array))
+                    tensor.copy_(as_tensor(array, is_complex=tensor.is_complex()))
 
     def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:
         """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.
 
-        A sparse one is given as `(ids, rows)`.
         One that lies in its place is given as that place's array.
         """
         self._check_still_fits()
@@ -179,7 +172,7 @@ class TensorGroup(ParamGroup):
 def _move_to(tensor: torch.Tensor, place: Place) -> None:
     if not can_move(tensor) or place.tensor.data_ptr() != place.address:
         # A tensor that was moved to memory of other processes has taken what it lay in along.
-        tensor.copy_(as_tensor(place.array))
+        tensor.copy_(as_tensor(place.array, is_complex=tensor.is_complex()))
         return
     tensor.data = place.tensor
     torch.autograd.graph.increment_version(tensor)
@@ -188,9 +181,10 @@ def _move_to(tensor: torch.Tensor, place: Place) -> None:
 def can_move(tensor: torch.Tensor, *, strides: bool = True) -> bool:
     """Whether a tensor is one of numbers in plain memory, in C order unless `strides` do not matter."""
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and tensor.layout is torch.strided
         and tensor.device.type == "cpu"
+        and not tensor.is_complex()
         and (not strides or tensor.is_contiguous())
     )
 
@@ -207,17 +201,10 @@ def is_in_place(tensor: torch.Tensor, place: Place) -> bool:
 
 def shares_memory(tensor: torch.Tensor) -> bool:
     """Whether numpy can have a tensor's memory as an array in C order."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous()
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
-def _check_dense(what: str, tensor: torch.Tensor) -> None:
-    if tensor.layout is not torch.strided:
-        raise NotAnArray(what=what, wanted="a dense tensor", got=f"one of layout {tensor.layout}")
-    if tensor.is_meta:
-        raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one on the device meta")
-
-
-def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | None:
+def _gradient(name: str, tensor: torch.Tensor) -> Array | RowGradient | None:
     gradient = tensor.grad
     if gradient is None:
         return None
@@ -228,14 +215,19 @@ def _gradient(name: str, tensor: torch.Tensor) -> Array | tuple[Array, Array] | 
         )
     if gradient.layout is torch.sparse_coo:
         return _rows_of(what, gradient)
-    _check_dense(what, gradient)
+    check_dense(what, gradient)
     return as_array(gradient)
 
 
-def _rows_of(what: str, gradient: torch.Tensor) -> tuple[Array, Array]:
-    """A sparse gradient as `nn.Embedding(sparse=True)` makes it, with each row once, as torch's optimizers take it."""
-    if gradient.sparse_dim() != 1:
-        got = f"one that is sparse in {gradient.sparse_dim()} dimensions"
-        raise NotAnArray(what=what, wanted="dense, or sparse in its first dimension alone", got=got)
+def _rows_of(what: str, gradient: torch.Tensor) -> RowGradient:
+    """A sparse gradient with each row once, as torch's optimizers take it.
+
+    That of `nn.Embedding(sparse=True)` is sparse in its first dimension; `to_sparse()` makes them sparse in all.
+    """
+    dims = gradient.sparse_dim()
+    if not dims:
+        raise NotAnArray(what=what, wanted="dense, as its shape is ()", got="a sparse one")
     rows = gradient.detach().coalesce()
-    return rows.indices()[0].numpy(force=True), as_array(rows.values())
+    places = tuple(rows.indices().numpy(force=True))
+    ids = np.ravel_multi_index(places, tuple(gradient.shape[:dims])) if gradient.numel() else places[0]
+    return RowGradient(ids.astype(np.uint64), np.ascontiguousarray(as_array(rows.values())), dims)

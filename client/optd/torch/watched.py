@@ -4,6 +4,7 @@ Torch counts the writes to a tensor, but not those through `.data`, and not thos
 torch tells says of which large tensors all of the content has to be looked at.
 """
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from optd.arrays import Array
 from optd.contents import Contents, Differences
-from optd.torch.arrays import as_array, dtype_of
+from optd.torch.arrays import as_array, dtype_of, real, shape_of
 from optd.torch.tensors import TensorGroup
 
 
@@ -21,7 +22,7 @@ class WatchedTensors:
     def __init__(self, groups: Sequence[TensorGroup]) -> None:
         self._groups = groups
         self._tensors = [tensor for group in groups for tensor in group.originals]
-        sizes = [(tensor.numel(), dtype_of(tensor)) for tensor in self._tensors]
+        sizes = [(math.prod(shape_of(tensor)), dtype_of(tensor)) for tensor in self._tensors]
         self._contents = Contents(sizes, tells_writes=True)
         self._large = sorted(self._contents.strides)
         self._arrays: list[Array] = [np.empty(0)] * len(self._tensors)
@@ -96,7 +97,7 @@ class WatchedTensors:
                 self._arrays[number] = array
 
     def _piece(self, number: int) -> torch.Tensor:
-        tensor, stride = self._tensors[number].detach(), self._contents.strides.get(number)
+        tensor, stride = real(self._tensors[number].detach()), self._contents.strides.get(number)
         if stride is None:
             return tensor.reshape(-1)
         if tensor.is_contiguous():

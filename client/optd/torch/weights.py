@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from operator import is_
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,8 +18,9 @@ from optd.registration import Registration
 from optd.row_gradients import Gradients
 from optd.session import Session
 from optd.states import ParameterState
-from optd.torch.arrays import as_tensor, dtype_of
+from optd.torch.arrays import as_tensor, dtype_of, shape_of
 from optd.torch.distributed import policy_of_ranks
+from optd.torch.options import as_torch
 from optd.torch.sharing import SharedGradients, SharedWeights
 from optd.torch.tensors import TensorGroup
 from optd.torch.watched import CountedTensors, WatchedTensors
@@ -62,6 +63,7 @@ class Exchange:
             zero_copy=zero_copy,
             writable=True,
             default_policy=policy_of_ranks(),
+            shown=as_torch,
         )
         self._registration = registration
         if zero_copy:
@@ -173,9 +175,10 @@ class Exchange:
             for name, tensor in zip(group.names, group.tensors, strict=True):
                 if name == parameter:
                     wanted = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
-                    shape, dtype = tuple(tensor.shape), dtype_of(tensor)
+                    # A complex one has no rows either if it has no dimension of its own.
+                    shape, dtype = shape_of(tensor) if tensor.dim() else (), dtype_of(tensor)
                     rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights, weights=weights)
-                    return as_tensor(rows).to(tensor.device)
+                    return as_tensor(rows, is_complex=tensor.is_complex()).to(tensor.device)
         raise UnknownParameter(where=f"job {session.job!r}", parameter=parameter)
 
     def push_weights(self) -> None:
@@ -194,12 +197,13 @@ class Exchange:
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
-        own = [group.originals for group in self.groups]
-        given = [group[PARAMS] for group in param_groups]
-        if len(own) != len(given) or not all(map(_are_same, own, given)):
+        if len(param_groups) != len(self.groups):
             what = "param_groups (add_param_group() adds one, and none can be taken away)"
-            expected = f"the groups that are registered, of {list(map(len, own))} parameters"
-            raise StructureMismatch(what=what, expected=expected, got=f"{list(map(len, given))}")
+            expected = f"the {len(self.groups)} groups that are registered"
+            raise StructureMismatch(what=what, expected=expected, got=len(param_groups))
+        for index, (group, given) in enumerate(zip(self.groups, param_groups, strict=True)):
+            if not _are_same(group.originals, given[PARAMS]):
+                _raise_other_tensors(f"param_groups[{index}][{PARAMS!r}]", group, given[PARAMS])
         if not _are_same(param_groups, self.registration.dicts):
             self.registration.dicts = param_groups
 
@@ -249,6 +253,17 @@ class Exchange:
     def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
         shared = self._shared_weights
         group.take(complete=complete, places=None if shared is None else shared.places(index, group))
+
+
+def _raise_other_tensors(what: str, group: TensorGroup, given: Sequence[torch.Tensor]) -> NoReturn:
+    what = f"{what} (group {group.name!r})"
+    if len(given) != len(group.names):
+        expected = f"the {len(group.names)} parameters that are registered (add_param_group() takes more)"
+        raise StructureMismatch(what=what, expected=expected, got=len(given))
+    place = next(place for place, (p, q) in enumerate(zip(group.originals, given, strict=True)) if p is not q)
+    expected = f"at place {place} the tensor that was registered as parameter {group.names[place]!r}"
+    got = "another one: copy its values into that tensor, or construct another optimizer"
+    raise StructureMismatch(what=what, expected=expected, got=got)
 
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14optd/v1/option.proto\x12\x07optd.v1\"\xa9\x01\n\x0bOptionValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04\x66lag\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12&\n\x07numbers\x18\x05 \x01(\x0b\x32\x13.optd.v1.NumberListH\x00\x12$\n\x06values\x18\x06 \x01(\x0b\x32\x12.optd.v1.ValueListH\x00\x42\x07\n\x05value\"\x1d\n\nNumberList\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"1\n\tValueList\x12$\n\x06values\x18\x01 \x03(\x0b\x32\x14.optd.v1.OptionValue\"\xcc\x01\n\x0bGroupUpdate\x12\r\n\x05group\x18\x01 \x01(\t\x12\x32\n\x07options\x18\x02 \x03(\x0b\x32!.optd.v1.GroupUpdate.OptionsEntry\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x42\x14\n\x12_expected_revision\"\xc1\x01\n\x0cGroupOptions\x12\r\n\x05group\x18\x01 \x01(\t\x12\x33\n\x07options\x18\x02 \x03(\x0b\x32\".optd.v1.GroupOptions.OptionsEntry\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rsince_version\x18\x04 \x01(\x04\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\xae\x01\n\nJobOptions\x12\x31\n\x07options\x18\x01 \x03(\x0b\x32 .optd.v1.JobOptions.OptionsEntry\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\rsince_version\x18\x03 \x01(\x04\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\x94\x01\n\nOptionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12+\n\rdefault_value\x18\x03 \x01(\x0b\x32\x14.optd.v1.OptionValue\x12\r\n\x05range\x18\x04 \x01(\t\x12\x0b\n\x03\x64oc\x18\x05 \x01(\t\x12\x10\n\x08nullable\x18\x06 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\"\xbb\x01\n\rAlgorithmInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12$\n\x07options\x18\x03 \x03(\x0b\x32\x13.optd.v1.OptionInfo\x12\r\n\x05state\x18\x04 \x03(\t\x12\r\n\x05rules\x18\x05 \x03(\t\x12\x0b\n\x03\x64oc\x18\x06 \x01(\t\x12\x15\n\rneeds_closure\x18\x07 \x01(\x08\x12\x14\n\x0cshaped_state\x18\x08 \x03(\t\x12\x0f\n\x07package\x18\t \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14optd/v1/option.proto\x12\x07optd.v1\"\xbb\x01\n\x0bOptionValue\x12\x10\n\x06number\x18\x01 \x01(\x01H\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04\x66lag\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12&\n\x07numbers\x18\x05 \x01(\x0b\x32\x13.optd.v1.NumberListH\x00\x12$\n\x06values\x18\x06 \x01(\x0b\x32\x12.optd.v1.ValueListH\x00\x12\x10\n\x06single\x18\x14 \x01(\x02H\x00\x42\x07\n\x05value\"\x1d\n\nNumberList\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\"1\n\tValueList\x12$\n\x06values\x18\x01 \x03(\x0b\x32\x14.optd.v1.OptionValue\"\xcc\x01\n\x0bGroupUpdate\x12\r\n\x05group\x18\x01 \x01(\t\x12\x32\n\x07options\x18\x02 \x03(\x0b\x32!.optd.v1.GroupUpdate.OptionsEntry\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x42\x14\n\x12_expected_revision\"\xc1\x01\n\x0cGroupOptions\x12\r\n\x05group\x18\x01 \x01(\t\x12\x33\n\x07options\x18\x02 \x03(\x0b\x32\".optd.v1.GroupOptions.OptionsEntry\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rsince_version\x18\x04 \x01(\x04\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\xae\x01\n\nJobOptions\x12\x31\n\x07options\x18\x01 \x03(\x0b\x32 .optd.v1.JobOptions.OptionsEntry\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\rsince_version\x18\x03 \x01(\x04\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\x94\x01\n\nOptionInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12+\n\rdefault_value\x18\x03 \x01(\x0b\x32\x14.optd.v1.OptionValue\x12\r\n\x05range\x18\x04 \x01(\t\x12\x0b\n\x03\x64oc\x18\x05 \x01(\t\x12\x10\n\x08nullable\x18\x06 \x01(\x08\x12\x0f\n\x07\x63hoices\x18\x07 \x03(\t\"\xbb\x01\n\rAlgorithmInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12$\n\x07options\x18\x03 \x03(\x0b\x32\x13.optd.v1.OptionInfo\x12\r\n\x05state\x18\x04 \x03(\t\x12\r\n\x05rules\x18\x05 \x03(\t\x12\x0b\n\x03\x64oc\x18\x06 \x01(\t\x12\x15\n\rneeds_closure\x18\x07 \x01(\x08\x12\x14\n\x0cshaped_state\x18\x08 \x03(\t\x12\x0f\n\x07package\x18\t \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBOPTIONS_OPTIONSENTRY']._loaded_options = None
   _globals['_JOBOPTIONS_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_OPTIONVALUE']._serialized_start=34
-  _globals['_OPTIONVALUE']._serialized_end=203
-  _globals['_NUMBERLIST']._serialized_start=205
-  _globals['_NUMBERLIST']._serialized_end=234
-  _globals['_VALUELIST']._serialized_start=236
-  _globals['_VALUELIST']._serialized_end=285
-  _globals['_GROUPUPDATE']._serialized_start=288
-  _globals['_GROUPUPDATE']._serialized_end=492
-  _globals['_GROUPUPDATE_OPTIONSENTRY']._serialized_start=402
-  _globals['_GROUPUPDATE_OPTIONSENTRY']._serialized_end=470
-  _globals['_GROUPOPTIONS']._serialized_start=495
-  _globals['_GROUPOPTIONS']._serialized_end=688
-  _globals['_GROUPOPTIONS_OPTIONSENTRY']._serialized_start=402
-  _globals['_GROUPOPTIONS_OPTIONSENTRY']._serialized_end=470
-  _globals['_JOBOPTIONS']._serialized_start=691
-  _globals['_JOBOPTIONS']._serialized_end=865
-  _globals['_JOBOPTIONS_OPTIONSENTRY']._serialized_start=402
-  _globals['_JOBOPTIONS_OPTIONSENTRY']._serialized_end=470
-  _globals['_OPTIONINFO']._serialized_start=868
-  _globals['_OPTIONINFO']._serialized_end=1016
-  _globals['_ALGORITHMINFO']._serialized_start=1019
-  _globals['_ALGORITHMINFO']._serialized_end=1206
+  _globals['_OPTIONVALUE']._serialized_end=221
+  _globals['_NUMBERLIST']._serialized_start=223
+  _globals['_NUMBERLIST']._serialized_end=252
+  _globals['_VALUELIST']._serialized_start=254
+  _globals['_VALUELIST']._serialized_end=303
+  _globals['_GROUPUPDATE']._serialized_start=306
+  _globals['_GROUPUPDATE']._serialized_end=510
+  _globals['_GROUPUPDATE_OPTIONSENTRY']._serialized_start=420
+  _globals['_GROUPUPDATE_OPTIONSENTRY']._serialized_end=488
+  _globals['_GROUPOPTIONS']._serialized_start=513
+  _globals['_GROUPOPTIONS']._serialized_end=706
+  _globals['_GROUPOPTIONS_OPTIONSENTRY']._serialized_start=420
+  _globals['_GROUPOPTIONS_OPTIONSENTRY']._serialized_end=488
+  _globals['_JOBOPTIONS']._serialized_start=709
+  _globals['_JOBOPTIONS']._serialized_end=883
+  _globals['_JOBOPTIONS_OPTIONSENTRY']._serialized_start=420
+  _globals['_JOBOPTIONS_OPTIONSENTRY']._serialized_end=488
+  _globals['_OPTIONINFO']._serialized_start=886
+  _globals['_OPTIONINFO']._serialized_end=1034
+  _globals['_ALGORITHMINFO']._serialized_start=1037
+  _globals['_ALGORITHMINFO']._serialized_end=1224
 # @@protoc_insertion_point(module_scope)

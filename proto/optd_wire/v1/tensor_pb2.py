@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14optd/v1/tensor.proto\x12\x07optd.v1\"z\n\x05\x46rame\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"~\n\x08RowFrame\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x0b\n\x03ids\x18\x0e \x01(\x0c\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"9\n\tFlatRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04*k\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x04*\xa3\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT64\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x04\x12\x11\n\rENCODING_INT8\x10\x05\x12\x11\n\rENCODING_TOPK\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14optd/v1/tensor.proto\x12\x07optd.v1\"z\n\x05\x46rame\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"\x93\x01\n\x08RowFrame\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12#\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x13\n\x0bsparse_dims\x18\x05 \x01(\r\x12\x0b\n\x03ids\x18\x0e \x01(\x0c\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"9\n\tFlatRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04*k\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT64\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x04*\xa3\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT64\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x04\x12\x11\n\rENCODING_INT8\x10\x05\x12\x11\n\rENCODING_TOPK\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optd.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=344
-  _globals['_DTYPE']._serialized_end=451
-  _globals['_ENCODING']._serialized_start=454
-  _globals['_ENCODING']._serialized_end=617
+  _globals['_DTYPE']._serialized_start=366
+  _globals['_DTYPE']._serialized_end=473
+  _globals['_ENCODING']._serialized_start=476
+  _globals['_ENCODING']._serialized_end=639
   _globals['_FRAME']._serialized_start=33
   _globals['_FRAME']._serialized_end=155
-  _globals['_ROWFRAME']._serialized_start=157
-  _globals['_ROWFRAME']._serialized_end=283
-  _globals['_FLATRANGE']._serialized_start=285
-  _globals['_FLATRANGE']._serialized_end=342
+  _globals['_ROWFRAME']._serialized_start=158
+  _globals['_ROWFRAME']._serialized_end=305
+  _globals['_FLATRANGE']._serialized_start=307
+  _globals['_FLATRANGE']._serialized_end=364
 # @@protoc_insertion_point(module_scope)

@@ -52,20 +52,22 @@ class Frame(_message.Message):
     def __init__(self, group: _Optional[int] = ..., offset: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., field: _Optional[str] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class RowFrame(_message.Message):
-    __slots__ = ("group", "parameter", "count", "encoding", "ids", "payload")
+    __slots__ = ("group", "parameter", "count", "encoding", "sparse_dims", "ids", "payload")
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_DIMS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     group: int
     parameter: int
     count: int
     encoding: Encoding
+    sparse_dims: int
     ids: bytes
     payload: bytes
-    def __init__(self, group: _Optional[int] = ..., parameter: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., ids: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, group: _Optional[int] = ..., parameter: _Optional[int] = ..., count: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sparse_dims: _Optional[int] = ..., ids: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class FlatRange(_message.Message):
     __slots__ = ("group", "offset", "count")

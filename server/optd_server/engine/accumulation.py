@@ -30,6 +30,7 @@ class Accumulation:
         self._sums = FlatBuffers(())
         self._totals: Totals = []
         self._rows: dict[RowPlace, tuple[Rows, float]] = {}
+        """By the `whole` place of a parameter."""
 
     def fit(self, slot: Slot, extents: Sequence[Extent]) -> None:
         """Makes room, here and in the slot that the mean goes to; raises OSError, and has changed nothing then."""
@@ -72,13 +73,15 @@ class Accumulation:
 
     def _add_rows(self, rows: Rows, weight: float) -> None:
         values = rows.values if weight == 1 else rows.values * rows.values.dtype.type(weight)
-        known = self._rows.get(rows.place)
+        added, whole = Rows(rows.place, rows.ids, values), rows.place.whole
+        known = self._rows.get(whole)
         if known is None:
-            self._rows[rows.place] = (Rows(rows.place, rows.ids, values), weight)
+            self._rows[whole] = (added, weight)
             return
-        before, total = known
-        ids, sums = merge(np.concatenate([before.ids, rows.ids]), np.concatenate([before.values, values]))
-        self._rows[rows.place] = (Rows(rows.place, ids, sums), total + weight)
+        finest = known[0].place.finer(added.place)
+        before, added = known[0].at(finest), added.at(finest)
+        ids, sums = merge(np.concatenate([before.ids, added.ids]), np.concatenate([before.values, added.values]))
+        self._rows[whole] = (Rows(finest, ids, sums), known[1] + weight)
 
     def finish(self, slot: Slot, extents: Sequence[Extent], offload: Offload) -> Gradient:
         """Writes the mean of all to a slot, and begins anew. Runs off the event loop."""

@@ -10,6 +10,7 @@ from optd_server.engine.dealing import check_matches, check_rules, deal, fields,
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.optim.group_options import effective
+from optd_server.optim.option import singles
 from optd_server.optim.rules import RULES, Matches
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
@@ -131,7 +132,7 @@ class Groups:
             index = self.index(update.group, job)
             current = planned.get(index, self.options[index])
             resolved = resolve_options(self.algorithm, current.options, update.options)
-            if resolved == current.options:
+            if resolved == current.options and singles(resolved) == singles(current.options):
                 continue
             _check_fixed(self.algorithm, current.options, resolved)
             if resolved.get(RULES) != current.options.get(RULES):
@@ -350,7 +351,7 @@ def _check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> Non
 
 def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
     """These options, or those that are equal to them: a step sees at a glance that groups go together."""
-    return known.setdefault(tuple(options.items()), options)
+    return known.setdefault((*options.items(), singles(options)), options)
 
 
 def _empty_state(extent: Extent, slab: Slab) -> SegmentState:

@@ -284,7 +284,7 @@ class Round:
             if any(presence[at.extent][at.slab][at.parameter] for presence in presences):
                 rows.add_to(self.slot.buffers.slabs[at.extent][at.slab])
                 for part in self._parts.values():
-                    if at in part.tables and part.presence is not None:
+                    if at.whole in part.tables and part.presence is not None:
                         part.presence[at.extent][at.slab][at.parameter] = True
             else:
                 left.append(rows)
@@ -293,7 +293,7 @@ class Round:
     def _mean_rows(self, sums: Sequence[Rows]) -> tuple[Rows, ...]:
         for rows in sums:
             parts = zip(self._weights, self._parts.values(), strict=True)
-            total = sum(weight for weight, part in parts if rows.place in part.tables)
+            total = sum(weight for weight, part in parts if rows.place.whole in part.tables)
             self._reduction.scale_rows(rows, total)
         return tuple(sums)
 
@@ -315,7 +315,7 @@ class Round:
 
     def row_weight(self, place: RowPlace) -> float:
         """What the pushes count for that have rows of a parameter."""
-        return sum(weight_of(push.header) for push, part in self._parts.items() if place in part.tables)
+        return sum(weight_of(push.header) for push, part in self._parts.items() if place.whole in part.tables)
 
     @property
     def nonfinite(self) -> list[tuple[Push, Nonfinite]]:

@@ -229,15 +229,24 @@ class Elementwise(Algorithm):
     def numbers(
         self, options: Options, step: int, scalars: tuple[float, ...]
     ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
-        """Return the coefficients of a step, and the scalars after it."""
+        """Return the coefficients of a step, and the scalars after it, as Python's numbers."""
         if self.advance is not None:
-            return self.advance(options, step, scalars)
+            coefficients, scalars = self.advance(options, step, scalars)
+            return _plain(coefficients), tuple(map(float, scalars))
         assert self.coefficients is not None
-        return self.coefficients(options, step), ()
+        return _plain(self.coefficients(options, step)), ()
 
     def initial_scalars(self, options: Options) -> tuple[float, ...]:
         """Return the scalars before a parameter's first step."""
         return tuple(0.0 if field.initial is None else field.initial(options) for field in self.scalars)
+
+
+def _plain(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return coefficients without numbers of numpy, which those are that were computed in float32."""
+    if not any(isinstance(each, np.generic) for each in numbers):
+        return numbers
+    made = [each.item() if isinstance(each, np.generic) else each for each in numbers]
+    return type(numbers)(*made) if hasattr(numbers, "_fields") else tuple(made)
 
 
 @dataclass(frozen=True, kw_only=True)

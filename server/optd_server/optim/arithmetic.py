@@ -16,9 +16,11 @@ from optd_server.optim.algorithm import Array, Block, Number, Vector
 
 
 def quotient(a: float, b: float) -> float:
-    """``a / b`` as IEEE 754 has it: infinite or NaN where b is 0."""
+    """``a / b`` as IEEE 754 has it: infinite or NaN where b is 0. Where one is a float32, in float32."""
+    single = isinstance(a, np.float32) or isinstance(b, np.float32)
+    kind = np.float32 if single else np.float64
     with np.errstate(all="ignore"):
-        return float(np.float64(a) / np.float64(b))
+        return float(kind(a) / kind(b))
 
 
 def to_bfloat16(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:

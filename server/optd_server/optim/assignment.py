@@ -9,7 +9,7 @@ import numpy.typing as npt
 from optd_server.optim import runs
 from optd_server.optim.algorithm import MASTER_WEIGHTS, SLOW_WEIGHTS, Algorithm, StateField, Vector, own
 from optd_server.optim.lookahead import catch_up, looks_ahead, period, share_of_way
-from optd_server.optim.option import Options
+from optd_server.optim.option import Options, singles
 from optd_server.optim.segment import SegmentState
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -127,7 +127,7 @@ def _distinct(options: Sequence[Options]) -> tuple[list[Options], Indices]:
     for each in options:
         if id(each) in by_identity:
             continue
-        number = by_content.setdefault(tuple(each.items()), len(distinct))
+        number = by_content.setdefault((*each.items(), singles(each)), len(distinct))
         if number == len(distinct):
             distinct.append(each)
         by_identity[id(each)] = number

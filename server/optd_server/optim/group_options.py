@@ -111,13 +111,13 @@ def effective(options: Options, version: int) -> Options:
     version = max(0, version - integer(options, SCHEDULE_START)) if SCHEDULE_START in options else version
     lr_schedule = text(options, LR_SCHEDULE) if LR_SCHEDULE in options else None
     if lr_schedule is not None:
-        changed["lr"] = number(options, "lr") * parse(lr_schedule).factor(version)
+        changed["lr"] = float(number(options, "lr")) * parse(lr_schedule).factor(version)
     momentum_schedule = text(options, MOMENTUM_SCHEDULE) if MOMENTUM_SCHEDULE in options else None
     if momentum_schedule is not None:
         factor = parse(momentum_schedule).factor(version)
         if "momentum" in options:
-            changed["momentum"] = number(options, "momentum") * factor
+            changed["momentum"] = float(number(options, "momentum")) * factor
         else:
             first, *others = floats(options, "betas")
-            changed["betas"] = (first * factor, *others)
+            changed["betas"] = (float(first) * factor, *map(float, others))
     return {**options, **changed} if changed else options

@@ -198,8 +198,8 @@ def resolve(declared: Sequence[Option], given: Mapping[str, object]) -> dict[str
 
 
 def number(options: Options, name: str) -> float:
-    """Return a "float" option of resolved options."""
-    return cast(float, options[name])
+    """Return a "float" option of resolved options; one that `is_single` as a number of numpy that computes so."""
+    return _computing(cast(float, options[name]))
 
 
 def flag(options: Options, name: str) -> bool:
@@ -219,14 +219,30 @@ def text(options: Options, name: str) -> str | None:
 
 def floats(options: Options, name: str) -> tuple[float, ...]:
     """Return a "floats" option of resolved options, of which no entry may be None."""
-    return cast(tuple[float, ...], options[name])
+    return tuple(map(_computing, cast(tuple[float, ...], options[name])))
+
+
+def is_single(value: object) -> bool:
+    """Whether a number is to be computed with in float32: its class says so, of a float that has come as one."""
+    return getattr(type(value), "is_single", False)
+
+
+def singles(options: Options) -> tuple[str, ...]:
+    """Return the names of options that are computed with in float32, or have numbers that are."""
+    return tuple(
+        name for name, value in options.items() if any(map(is_single, value if isinstance(value, tuple) else (value,)))
+    )
+
+
+def _computing(value: float) -> float:
+    return cast(float, np.float32(value)) if is_single(value) else value
 
 
 def _coerced(kind: Kind, value: object) -> OptionValue:
     if kind == "bool" and (isinstance(value, np.bool_) or (isinstance(value, int) and value in (0, 1))):
         return bool(value)  # torch takes any of them
     if kind == "float" and _is_number(value):
-        return _float(value)
+        return cast(float, value) if is_single(value) else _float(value)
     if kind == "int" and _is_number(value) and _float(value).is_integer():
         return int(cast(float, value))
     if kind == "text" and _is_sequence(value) and not len(cast(Sequence[object], value)):

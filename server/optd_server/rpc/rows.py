@@ -95,7 +95,9 @@ class RowMessages:
 
 def _changed(snapshot: Snapshot, rows: ChangedRows, ids: RowNumbers, encoding: Encoding) -> bytes:
     payload = encoding.encode(rows.of(snapshot, ids).reshape(-1))
-    frame = RowFrame(rows.place.group, rows.place.member, ids.size, encoding, ids.astype(np.uint64), payload)
+    place, numbers = rows.place, ids.astype(np.uint64)
+    dims = 0 if place.sparse_dims == 1 else place.sparse_dims
+    frame = RowFrame(place.group, place.member, ids.size, encoding, numbers, payload, dims)
     return b"".join(written_row_frame(frame))
 
 

@@ -1,7 +1,7 @@
 """Row-sparse gradients on their way into a step: rows of parameters, added up by their numbers as they arrive."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +11,7 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import DtypeMismatch, InvalidRequest, NonfiniteGradient
-from optd_wire.rows import RowFrame
+from optd_wire.rows import RowFrame, table_shape
 from optd_wire.values import GRADIENT
 
 Ids = npt.NDArray[np.int64]
@@ -26,6 +26,8 @@ class RowPlace:
     """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements.
 
     `group` and `member` are how it is addressed: the group's index, and the parameter's in the group's list.
+    `sparse_dims` leading dimensions of its `shape` count the rows. Two places of one parameter may differ in that:
+    `whole` is the same for both, and `finer` the one with the shorter rows.
     """
 
     group: int
@@ -38,6 +40,29 @@ class RowPlace:
     start: int
     rows: int
     columns: int
+    shape: tuple[int, ...]
+    sparse_dims: int = 1
+
+    def with_dims(self, sparse_dims: int) -> "RowPlace":
+        """The same parameter with its rows counted over other dimensions; raises `InvalidRequest`."""
+        if sparse_dims == self.sparse_dims:
+            return self
+        if sparse_dims > len(self.shape):
+            raise InvalidRequest(
+                problem=f"a row frame counts rows of parameter {self.name!r} over {sparse_dims} dimensions; its shape "
+                f"is {self.shape}, so sparse_dims must be at most {len(self.shape)}"
+            )
+        rows, columns = table_shape(self.shape, sparse_dims)
+        return replace(self, rows=rows, columns=columns, sparse_dims=sparse_dims)
+
+    @property
+    def whole(self) -> "RowPlace":
+        """The parameter, however its rows are counted."""
+        return self.with_dims(1)
+
+    def finer(self, other: "RowPlace") -> "RowPlace":
+        """Whichever of two places of one parameter has the shorter rows."""
+        return self if self.sparse_dims >= other.sparse_dims else other
 
     def table(self, slab: Array) -> Array:
         """The parameter's elements in its slab, row by row."""
@@ -61,6 +86,10 @@ class Rows:
     ids: Ids
     values: Array
 
+    def at(self, place: RowPlace) -> "Rows":
+        """The same elements as the shorter rows of a finer place."""
+        return self if place == self.place else Rows(place, *_split(self.place, place, self.ids, self.values))
+
     def add_to(self, slab: Array) -> None:
         """Adds them to the parameter's elements in a slab."""
         table = self.place.table(slab)
@@ -81,13 +110,15 @@ class RowSums:
         self._extents = extents
         self._parts: dict[RowPlace, list[tuple[Ids, Array]]] = {}
         self._waiting: dict[RowPlace, int] = {}
+        self._finest: dict[RowPlace, RowPlace] = {}
+        """By `whole` place: the one with the shortest rows so far, which all rows of the parameter are split into."""
 
     def add(self, frame: RowFrame, accept: Accept | None = None) -> RowPlace:
-        """Adds a frame; returns which parameter it is of. Raises what is wrong with it, and adds nothing then.
+        """Adds a frame; returns its parameter's `whole` place. Raises what is wrong with it, and adds nothing then.
 
         `accept` makes its numbers ready to be added up, or refuses them; without it all must be finite.
         """
-        place = place_of(self._extents, frame.group, frame.parameter)
+        place = _place_of(self._extents, frame)
         frame.check(place.name, place.rows, place.columns)
         dtype = DTYPES[COMPUTED[place.dtype]]
         if not frame.encoding.converts and not frame.encoding.keeps(dtype):
@@ -97,19 +128,36 @@ class RowSums:
         frame.decode_into(values)
         ids = frame.ids.astype(np.int64)
         (accept or check_finite)(place, ids, values)
-        self._parts.setdefault(place, []).append((ids, values))
-        self._waiting[place] = self._waiting.get(place, 0) + frame.count
-        if self._waiting[place] > place.rows:
-            self._merge(place)
-        return place
+        finest = self._refine(place)
+        ids, values = _split(place, finest, ids, values)
+        self._parts.setdefault(finest, []).append((ids, values))
+        self._waiting[finest] = self._waiting.get(finest, 0) + len(ids)
+        if self._waiting[finest] > finest.rows:
+            self._merge(finest)
+        return place.whole
+
+    def _refine(self, place: RowPlace) -> RowPlace:
+        """The finest place of a parameter from now on; what has been added before is split where it is coarser."""
+        known = self._finest.get(place.whole, place)
+        finest = self._finest[place.whole] = known.finer(place)
+        if known != finest:
+            self._parts[finest] = [_split(known, finest, *part) for part in self._parts.pop(known)]
+            self._waiting[finest] = sum(len(ids) for ids, _ in self._parts[finest])
+            del self._waiting[known]
+        return finest
 
     def bytes_with(self, frames: Iterable[RowFrame]) -> int:
         """How many bytes it would hold with these frames; raises `InvalidRequest` for one of no parameter."""
-        held = sum(ids.nbytes + values.nbytes for parts in self._parts.values() for ids, values in parts)
+        finest = dict(self._finest)
+        elements = {place.whole: sum(values.size for _, values in parts) for place, parts in self._parts.items()}
         for frame in frames:
-            place = place_of(self._extents, frame.group, frame.parameter)
-            held += frame.ids.size * (_ID_BYTES + place.columns * DTYPES[COMPUTED[place.dtype]].itemsize)
-        return held
+            place = _place_of(self._extents, frame)
+            finest[place.whole] = finest.get(place.whole, place).finer(place)
+            elements[place.whole] = elements.get(place.whole, 0) + frame.ids.size * place.columns
+        return sum(
+            count * DTYPES[COMPUTED[whole.dtype]].itemsize + _ID_BYTES * -(-count // max(1, finest[whole].columns))
+            for whole, count in elements.items()
+        )
 
     @property
     def size(self) -> int:
@@ -178,6 +226,19 @@ def place_of(extents: tuple[Extent, ...], group: int, parameter: int) -> RowPlac
     return place
 
 
+def _place_of(extents: tuple[Extent, ...], frame: RowFrame) -> RowPlace:
+    return place_of(extents, frame.group, frame.parameter).with_dims(max(1, frame.sparse_dims))
+
+
+def _split(place: RowPlace, finer: RowPlace, ids: Ids, values: Array) -> tuple[Ids, Array]:
+    """Rows of one place as the shorter rows of a finer one; ids that ascend go on ascending."""
+    if place == finer:
+        return ids, values
+    parts = finer.rows // max(1, place.rows)
+    numbers = ids[:, None] * parts + np.arange(parts)
+    return numbers.reshape(-1), values.reshape(numbers.size, finer.columns)
+
+
 # A job looks its parameters up anew with every push.
 @lru_cache(maxsize=256)
 def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
@@ -191,7 +252,7 @@ def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
                     info = layout.parameters[member]
                     if info.shape:
                         start = place.start + info.offset - segment.offset
-                        columns = info.size // info.shape[0] if info.size else 0
+                        rows, columns = table_shape(info.shape, 1)
                         row[member] = RowPlace(
                             len(found),
                             member,
@@ -201,8 +262,9 @@ def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
                             info.name,
                             info.dtype,
                             start,
-                            info.shape[0],
+                            rows,
                             columns,
+                            tuple(info.shape),
                         )
             found.append(row)
     return found

@@ -158,23 +158,31 @@ def test_groups_may_get_other_dicts(serve: Callable, replace: Callable[[Any], No
     assert ours.param_groups[0]["weight_decay"] == 0.2
 
 
-OTHERS: dict[str, Callable[[Any], None]] = {
-    "none": lambda o: o.param_groups.clear(),
-    "fewer": lambda o: o.param_groups.pop(),
-    "others": lambda o: o.param_groups[1].update(params=[tensor(2)]),
-    "in another order": lambda o: o.param_groups.reverse(),
-    "another one in its place": lambda o: o.param_groups[1]["params"].__setitem__(0, tensor(2)),
+GROUPS = r"param_groups \(add_param_group\(\) adds one, and none can be taken away\) must have the 2 groups"
+SECOND = r"param_groups\[1\]\['params'\] \(group 'group1'\) must have "
+OTHERS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "none": (lambda o: o.param_groups.clear(), GROUPS + ".*got 0"),
+    "fewer": (lambda o: o.param_groups.pop(), GROUPS + ".*got 1"),
+    "others": (lambda o: o.param_groups[1].update(params=[tensor(2)]), SECOND + "the 2 parameters .*got 1"),
+    "in another order": (lambda o: o.param_groups.reverse(), r"\(group 'group0'\) must have the 1 parameters .*got 2"),
+    "another one in its place": (
+        lambda o: o.param_groups[1]["params"].__setitem__(0, tensor(2)),
+        SECOND + "at place 0 the tensor that was registered as parameter 'param1', got another one: copy its values",
+    ),
 }
 
 
-@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
-def test_other_groups_are_refused(serve: Callable, change: Callable[[Any], None]) -> None:
+@pytest.mark.parametrize(("change", "says"), OTHERS.values(), ids=OTHERS)
+def test_other_groups_are_refused(serve: Callable, change: Callable[[Any], None], says: str) -> None:
     ours = serve(optd.torch.SGD, [{"params": [tensor(3)]}, {"params": [tensor(2), tensor(4)]}], lr=0.1)
+    before = ours.session.pull()
     change(ours)
-    says = r"param_groups \(add_param_group\(\) adds one, .* must have the groups that are registered, of \[1, 2\]"
-    for call in (ours.step, ours.push, ours.pull, ours.state_dict):
+    for call in (ours.step, ours.push, ours.pull, ours.push_weights, ours.state_dict):
         with pytest.raises(StructureMismatch, match=says):
             call()
+    assert ours.session.info().version.version == 0
+    for name, array in ours.session.pull().items():
+        assert (array == before[name]).all()
 
 
 def test_options_that_a_new_group_brings_along_reach_dicts_that_were_replaced(server: LocalServer, name: str) -> None:

@@ -94,14 +94,3 @@ def test_sparse_adam_takes_no_dense_gradients(serve: Callable[..., Any]):
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(errors.RowsOnly, match="of parameter 'weight'; send its rows, or take adam"):
         optimizer.step()
-
-
-def test_gradients_that_are_sparse_in_more_than_rows_are_refused(serve: Callable[..., Any]):
-    weight = torch.nn.Parameter(torch.ones(3, 2))
-    optimizer = serve(optd.torch.SGD, [weight], lr=0.5)
-    weight.grad = torch.eye(3, 2).to_sparse()
-    with pytest.raises(errors.NotAnArray, match="sparse in its first dimension alone, got one that is sparse in 2"):
-        optimizer.step()
-    weight.grad = weight.grad.to_dense().to_sparse(1)
-    optimizer.step()
-    assert weight.tolist() == [[0.5, 1], [1, 0.5], [1, 1]]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from optd_server.store.extents import extent_of
 from optd_server.store.rows import RowSums, densify, merge, place_of
 from optd_wire.encodings.registry import exact_for
+from optd_wire.errors import InvalidRequest
 from optd_wire.layout import lay_out
-from optd_wire.rows import RowFrame
+from optd_wire.rows import RowFrame, table_shape
 from optd_wire.values import ParameterSpec
 
 # The last is of another dtype, so that it lies in another slab.
@@ -69,3 +70,36 @@ def test_rows_find_their_parameter():
     assert slabs[0][0].tolist() == [9] * 14 + [0] * 6 + [2] * 3 + [0] * 3
     assert slabs[0][1].tolist() == [0, 1, 0]
     assert place_of(EXTENTS, 0, 1).start == 2
+
+
+def test_rows_over_more_dimensions_split_those_that_were_added_before():
+    """The sums are those of the dense gradients, whichever frame comes first; memory is told before it is taken."""
+    rng = np.random.default_rng(3)
+    shape = (4, 1, 3)
+    for order in ([1, 3, 2], [3, 1, 2], [2, 3, 1]):
+        sums, expected = RowSums(EXTENTS), np.zeros(shape, "f4")
+        for dims in order:
+            rows, columns = table_shape(shape, dims)
+            ids, values = rng.permutation(rows)[:2], rng.standard_normal((2, columns)).astype("f4")
+            given = frame(3, ids, values)
+            given.sparse_dims = dims
+            told = sums.bytes_with([given])
+            assert sums.add(given).name == "u"
+            assert told >= sums.bytes_with([])  # what is added up already takes less
+            expected.reshape(rows, columns)[ids] += values
+        (found,) = sums.sums()
+        assert found.place.columns == 1
+        slabs = [[np.full(slab.count, 9, slab.dtype) for slab in EXTENTS[0].slabs]]
+        densify([found], slabs)
+        assert np.array_equal(found.place.table(slabs[0][0]).reshape(shape), expected)
+
+
+def test_rows_over_more_dimensions_than_there_are_are_refused():
+    given = frame(1, [0], np.ones(2, "f4"))
+    given.sparse_dims = 3
+    sums = RowSums(EXTENTS)
+    with pytest.raises(
+        InvalidRequest, match=r"'t' over 3 dimensions; its shape is \(6, 2\), so sparse_dims must be at most 2"
+    ):
+        sums.add(given)
+    assert sums.size == 0

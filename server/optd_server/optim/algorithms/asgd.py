@@ -46,7 +46,7 @@ def advance(options: Options, step: int, scalars: tuple[float, ...]) -> tuple[AS
 def _power(base: float, exponent: float) -> float:
     """Return `base` to the power of `exponent`; inf where Python raises, NaN where it has no real number."""
     with np.errstate(all="ignore"):
-        return float(np.float64(base) ** exponent)
+        return base**exponent if isinstance(base, np.float32) else float(np.float64(base) ** exponent)
 
 
 def update(c: ASGDCoefficients, block: Block) -> None:

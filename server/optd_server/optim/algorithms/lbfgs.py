@@ -32,7 +32,7 @@ def search(options: Options, memory: Memory, weights: Vector, first: Evaluation)
     while going and iterations < integer(options, "max_iter"):
         iterations += 1
         before = here
-        history.turn(before, number(options, "lr"))
+        history.turn(before, float(number(options, "lr")))
         direction, slope = history.direction, np.dot(before.gradient, history.direction)
         if slope > -tolerance:
             break

@@ -1,0 +1,63 @@
+"""What a tensor must be for a server to hold it as a parameter. All else is refused before anything has changed."""
+
+from typing import Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from optd.overlap import overlaps_itself
+from optd.torch.arrays import dtype_name
+from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
+
+# What a subclass makes of its memory nobody knows.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def check_parameter(name: str, tensor: torch.Tensor) -> None:
+    """Raises `NotAnArray` for a tensor that has no numbers yet, or that new weights cannot be written to."""
+    what = f"parameter {name!r}"
+    if is_lazy(tensor):
+        got = "the uninitialized one of a lazy module: run a forward pass first, then construct the optimizer"
+        raise NotAnArray(what=what, wanted="initialized", got=got)
+    check_dense(what, tensor)
+    if tensor.is_inference():
+        got = "one that was made in inference mode, which cannot be changed outside of it: register a clone() of it"
+        raise NotAnArray(what=what, wanted="a tensor that can be written to", got=got)
+    if not tensor.is_contiguous() and overlaps_itself(tensor.shape, tensor.stride(), 1):
+        got = f"one of strides {tensor.stride()}, such as expand() makes: register a clone() of it"
+        raise NotAnArray(what=what, wanted="a tensor of which each element has memory of its own", got=got)
+
+
+def check_ordered(params: Any) -> None:
+    """Raises TypeError for sets, as torch does for those in a group: each worker may have them in another order."""
+    if isinstance(params, set | frozenset):
+        raise TypeError(
+            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets "
+            "will change between runs. Please use a list instead."
+        )
+
+
+def check_registered(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Raises what keeps a parameter from being exchanged that was registered with this shape and dtype.
+
+    Its memory may be another one by now: `.data` has been assigned to, or the model converted.
+    """
+    if tensor.shape != shape:
+        got = f"{tuple(tensor.shape)}: a parameter keeps its shape as long as its optimizer; construct another one"
+        raise ShapeMismatch(what="tensor", parameter=name, expected=tuple(shape), got=got)
+    if tensor.dtype != dtype:
+        got = f"{dtype_name(tensor.dtype)}: convert the model before its optimizer is constructed"
+        raise DtypeMismatch(what="tensor", parameter=name, expected=dtype_name(dtype), got=got)
+    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not plain or not tensor.is_contiguous() or tensor.is_inference() or not tensor.data_ptr():
+        check_parameter(name, tensor)
+
+
+def check_dense(what: str, tensor: torch.Tensor) -> None:
+    """Raises `NotAnArray` unless all numbers of a tensor lie in memory."""
+    if tensor.layout is not torch.strided:
+        raise NotAnArray(what=what, wanted="a dense tensor", got=f"one of layout {tensor.layout}")
+    if tensor.is_meta:
+        raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one on the device meta")
+    if tensor.numel() and type(tensor) in PLAIN and not tensor.untyped_storage().nbytes():
+        raise NotAnArray(what=what, wanted="a tensor that holds numbers", got="one whose memory has been freed")
