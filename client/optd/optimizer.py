@@ -46,6 +46,7 @@ class Optimizer:
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
+        norms: Have each step tell the norms of its gradient and of its update: see `last`.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
 
@@ -66,8 +67,10 @@ class Optimizer:
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
         self.session, self._owns_session = open_session(session, server, job, worker)
@@ -106,6 +109,23 @@ class Optimizer:
     def version(self) -> int:
         """The version of the weights that the arrays hold."""
         return self._registration.base.version
+
+    @property
+    def last(self) -> PushResult | None:
+        """What became of the last step, push or flush that was answered; None before the first.
+
+        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
+        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
+        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
+        made smaller. `repeat`: the call was sent more than once, and counted once.
+
+        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
+        norm over all groups of the gradient that the step was made of, put together from all pushes and before
+        clipping; `norm.update` that of the new weights minus the old ones, as they are stored; `group_norms["name"]`
+        has both for a group. They are ``(sum of |x|**p)**(1/p)`` in float64, where p is the job's `clip_norm_type`, 2
+        unless set. Otherwise `norm` is None and `group_norms` is empty, as where there was no step.
+        """
+        return self._registration.last
 
     @property
     def params(self) -> Any:
@@ -196,6 +216,7 @@ class Optimizer:
         encoding: str | None = None,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> Any:
         """Pushes gradients, steps on the server and pulls: the parameters' arrays, and `params`, then hold the weights.
 
@@ -209,6 +230,7 @@ class Optimizer:
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by; left out, 1. It multiplies by the reciprocal in float32,
                 as torch's GradScaler does.
+            norms: Whether the result is to tell the norms of the step; left out, what the optimizer was given.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
@@ -231,14 +253,16 @@ class Optimizer:
             EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
             Unreachable, DeadlineExceeded: No answer in time.
         """
+        norms = self._norms if norms is None else norms
         if not callable(gradients):
-            return self._step(gradients, encoding, Terms.of(weight, loss_scale))
+            return self._step(gradients, encoding, Terms.of(weight, loss_scale, norms=norms))
         loss, found = _evaluated(gradients)
         asks = self._registration.needs_closure
-        result = self._step(found, encoding, Terms.of(weight, loss_scale, loss if asks else None, begins=asks))
+        first = Terms.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
+        result = self._step(found, encoding, first)
         while result.unfinished:
             told, found = _evaluated(gradients)
-            result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
+            result = self._step(found, encoding, Terms.of(weight, loss_scale, told, norms=norms))
         return loss
 
     def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
@@ -252,12 +276,28 @@ class Optimizer:
         encoding: str | None = None,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
+        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         with self._sending():
-            return self._registration.push(self._rows(gradients), encoding, Terms.of(weight, loss_scale))
+            return self._registration.push(self._rows(gradients), encoding, terms)
+
+    def flush(self, *, norms: bool | None = None) -> PushResult:
+        """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
+
+        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
+        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
+        made, and the result is `nothing_pending`. Options that have been changed in `param_groups` go with it. Counts
+        once, as `step` does. Blocks until the step is done; in a `sync` job all workers of a round flush, and it waits
+        for the others.
+
+        Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
+        """
+        with self._sending(), self._receiving() as registration:
+            return registration.flush(Terms(norms=self._norms if norms is None else norms))
 
     @contextmanager
     def _sending(self) -> Iterator[None]:

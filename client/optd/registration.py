@@ -97,6 +97,8 @@ class Registration:
         )
         membership, created = session.register(spec, self._own.view.source(self._own.arrays))
         self._base = membership.job.version
+        self.last: PushResult | None = None
+        """What became of the last push that was answered; see `Optimizer.last`."""
         self._told = 0
         """The revision whose options the last push has told, where it is past that of `base`."""
         if not created:
@@ -228,6 +230,7 @@ class Registration:
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             self._has_average = False
+            self.last = pushed
             return pushed
 
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
@@ -242,7 +245,17 @@ class Registration:
             # The options of that revision are known; weights may have been written since those that are here.
             self._told = pushed.version.revision
             self._base = replace(self._base, durable_version=pushed.version.durable_version)
+            self.last = pushed
             return pushed
+
+    def flush(self, terms: Terms) -> PushResult:
+        """Makes the step of what the job has added up, and puts the new weights into the arrays as `step` does."""
+        return self.step([[None] * len(group.arrays) for group in self.groups], terms=replace(terms, flush=True))
+
+    @property
+    def pending(self) -> int:
+        """How many pushes, or rounds of them, were added up without a step, as of the last answer."""
+        return 0 if self.last is None else self.last.accumulated
 
     def _find_out(self) -> None:
         """Finds out what became of the last push, where nobody knows: the changes that went with it may be in force.

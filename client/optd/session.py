@@ -275,6 +275,8 @@ class Session(Inquiry):
                     loss_scale=terms.loss_scale,
                     loss=terms.loss,
                     begins=terms.begins,
+                    flush=terms.flush,
+                    norms=terms.norms,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

@@ -15,3 +15,4 @@ class Where(GroupOptionArguments, total=False):
     job: str
     worker: str
     zero_copy: bool
+    norms: bool

@@ -35,8 +35,10 @@ class Optimizer(Served):
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange()

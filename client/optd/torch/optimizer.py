@@ -51,6 +51,7 @@ class Served(torch.optim.Optimizer):
             them each time; None: never.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
+        norms: Have each step tell the norms of its gradient and of its update: see `last`.
 
     Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
     each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
@@ -121,8 +122,10 @@ class Served(torch.optim.Optimizer):
         job: str | None = None,
         worker: str | None = None,
         zero_copy: bool = False,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         self._exchange = Exchange()
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         super().__init__(params, *args, **options)
@@ -166,14 +169,44 @@ class Served(torch.optim.Optimizer):
         """The version of the weights that the tensors hold."""
         return self._exchange.registration.base.version
 
+    @property
+    def last(self) -> PushResult | None:
+        """What became of the last step, push or flush that was answered; None before the first.
+
+        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
+        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
+        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
+        made smaller. `repeat`: the call was sent more than once, and counted once.
+
+        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
+        norm over all groups of the gradient that the step was made of, put together from all pushes and before
+        clipping, as `torch.nn.utils.clip_grad_norm_` returns it; `norm.update` that of the new weights minus the old
+        ones, as they are stored; `group_norms["name"]` has both for a group. They are ``(sum of |x|**p)**(1/p)`` in
+        float64, where p is the job's `clip_norm_type`, 2 unless set. Otherwise `norm` is None and `group_norms` is
+        empty, as where there was no step.
+        """
+        return self._exchange.registration.last
+
     # Weights and gradients
 
     @overload
-    def step(self, closure: None = None, *, weight: float | None = None, loss_scale: float | None = None) -> None: ...
+    def step(
+        self,
+        closure: None = None,
+        *,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
+    ) -> None: ...
 
     @overload
     def step(
-        self, closure: Callable[[], float], *, weight: float | None = None, loss_scale: float | None = None
+        self,
+        closure: Callable[[], float],
+        *,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> float: ...
 
     def step(
@@ -182,6 +215,7 @@ class Served(torch.optim.Optimizer):
         *,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> float | None:
         """Pushes the gradients, steps on the server and pulls: the tensors then hold the new weights.
 
@@ -189,6 +223,7 @@ class Served(torch.optim.Optimizer):
             closure: Computes the gradients anew, and returns the loss. `LBFGS` calls it several times.
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by, as a GradScaler would; left out, 1.
+            norms: Whether `last` is to tell the norms of the step; left out, what the optimizer was given.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. Gradients stay as they are.
@@ -206,16 +241,39 @@ class Served(torch.optim.Optimizer):
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             Unreachable, DeadlineExceeded: No answer in time.
         """
+        norms = self._norms if norms is None else norms
         if closure is None:
-            self._push_and_pull(Terms.of(weight, loss_scale))
+            self._push_and_pull(Terms.of(weight, loss_scale, norms=norms))
             return None
         enabled = torch.enable_grad()(closure)
         loss = enabled()
         asks = self._exchange.registration.needs_closure
-        pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(loss) if asks else None, begins=asks))
+        told = _number(loss) if asks else None
+        pushed = self._push_and_pull(Terms.of(weight, loss_scale, told, begins=asks, norms=norms))
         while pushed.unfinished:
-            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled())))
+            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled()), norms=norms))
         return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def flush(self, *, norms: bool | None = None) -> PushResult:
+        """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
+
+        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
+        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
+        made, and the result is `nothing_pending`. Gradients of the tensors are neither read nor changed; options that
+        have been changed in `param_groups` go with it. Counts once, as `step` does. Blocks until the step is done; in a
+        `sync` job all workers of a round flush, and it waits for the others.
+
+        Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
+        """
+        exchange = self._exchange
+        with exchange.lock:
+            self._follow_groups()
+            self._follow_state()
+            self._check_options()
+            exchange.warn_of_changes(stacklevel=3)
+            with exchange.receiving(), exchange.sending() as registration:
+                return registration.flush(Terms(norms=self._norms if norms is None else norms))
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -233,19 +291,25 @@ class Served(torch.optim.Optimizer):
                 return registration.step(gradients, terms=terms, has_weights=some)
 
     def push(
-        self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
+        self,
+        *,
+        encoding: str | None = None,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> PushResult:
         """As `step`, without the pull: the tensors stay as they are.
 
-        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight` and
-        `loss_scale` are those of `step`.
+        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight`,
+        `loss_scale` and `norms` are those of `step`.
         """
+        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         with self._exchange.lock:
             self._follow_groups()
             self._follow_state()
             self._check_options()
             with self._exchange.sending() as registration:
-                pushed = registration.push(self._exchange.gradients(), encoding, Terms.of(weight, loss_scale))
+                pushed = registration.push(self._exchange.gradients(), encoding, terms)
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
