@@ -16,6 +16,7 @@ from optd.arrays import Array
 from optd.gradients import read_gradients
 from optd.leaves import Renew
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
+from optd.pending import warn_of_loading, warn_of_saving
 from optd.registration import Registration, belongs_to_a_session, open_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
@@ -387,6 +388,7 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
+        warn_of_saving(self.session.job, self._registration.pending, stacklevel=2)
         rows, version = self._registration.read_state()
         return pack(self._gathered(rows), self.param_groups, version)
 
@@ -414,7 +416,9 @@ class Optimizer:
         groups = state_dict["param_groups"]
         rows = self._spread(unpack(state_dict, self.param_groups))
         before = [dict(entry) for entry in self.param_groups]
-        version = self.session.info().version.version
+        info = self.session.info()
+        warn_of_loading(self.session, info, stacklevel=2)
+        version = info.version.version
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
             entry.update(start_at(given, version))

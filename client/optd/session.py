@@ -3,6 +3,7 @@
 Everything that is sent more than once is safe to send more than once; sessions are the only ones that retry.
 """
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger("optd")
 
 Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Is told whether a push was applied; and where that was unknown until the worker joined again, the options then."""
@@ -87,6 +89,7 @@ class Session(Inquiry):
         self._lane: Lane = GrpcLane(transport)
         self._membership: Membership | None = None
         self._sequence = 0
+        self._added_up = 0
         self._in_doubt: Settle | None = None
         self._version = JobVersion()
         self._heartbeat: Heartbeat | None = None
@@ -142,6 +145,14 @@ class Session(Inquiry):
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        if self._added_up:
+            logger.warning(
+                "job %s: worker %s leaves while %d of the pushes, or rounds of them, that make a step are added up; "
+                "they stay with the job, and flush() of an optimizer makes their step",
+                self.job,
+                self.worker,
+                self._added_up,
+            )
         self._forgotten.detach()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -217,7 +228,9 @@ class Session(Inquiry):
         `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
         has found out.
         """
-        return self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
+        pushed = self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
+        self._added_up = pushed.accumulated
+        return pushed
 
     def step(
         self,
@@ -244,6 +257,7 @@ class Session(Inquiry):
             terms,
         )
         self._version = pulled.version
+        self._added_up = pushed.accumulated
         return pushed, pulled
 
     def _push(

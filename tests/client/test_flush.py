@@ -182,3 +182,44 @@ def test_a_flush_is_known_by_its_number(server: LocalServer, name: str, plain: P
             with refused("INVALID_REQUEST", problem):
                 plain.push(wrong, frames)
         assert session.info().version.version == 1
+
+
+def test_who_could_lose_sight_of_gradients_is_told(
+    server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    array = np.zeros(2)
+    with (
+        optd.connect(server.address, job=name, gradients=optd.Gradients(accumulate=3)) as session,
+        optd.connect(server.address, job=f"{name}-n", gradients=optd.Gradients(accumulate=3)) as other,
+    ):
+        for optimizer in (
+            optd.torch.Adam([parameter], session=session),
+            optd.Adam({"w": array}, session=other),
+        ):
+            saved = optimizer.state_dict()
+            optimizer.load_state_dict(saved)
+            parameter.grad = torch.ones(2)
+            optimizer.step(*([] if isinstance(optimizer, torch.optim.Optimizer) else [{"w": np.ones(2)}]))
+            with pytest.warns(UserWarning, match="the state dict does not have them: call flush") as caught:
+                optimizer.state_dict()
+            assert caught[0].filename == __file__
+            with pytest.warns(
+                UserWarning, match=r"one push, or round of pushes, of before this load_state_dict\(\)"
+            ) as c:
+                optimizer.load_state_dict(saved)
+            assert c[0].filename == __file__
+            optimizer.flush()
+            optimizer.state_dict()
+        assert array.tolist() != [0, 0]
+        optimizer.push({"w": np.ones(2)})
+    told = [record.getMessage() for record in caplog.records if "leaves while" in record.getMessage()]
+    assert told == [
+        f"job {name}-n: worker {other.worker} leaves while 1 of the pushes, or rounds of them, that make a step are "
+        "added up; they stay with the job, and flush() of an optimizer makes their step"
+    ]
+    done = CliRunner().invoke(app, ["delete", f"{name}-n", "--yes"], env={"OPTD_SERVER": server.address})
+    assert (
+        done.output.replace("\n", " ").strip()
+        == f"deleted {name}-n at version 1, with gradients added up (1) that no step was made of"
+    )

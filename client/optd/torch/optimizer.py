@@ -14,6 +14,7 @@ import torch
 
 from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
+from optd.pending import warn_of_loading, warn_of_saving
 from optd.registration import belongs_to_a_session, open_session
 from optd.row_gradients import has_rows
 from optd.session import Session
@@ -397,6 +398,7 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             registration, groups = self._exchange.registration, self.param_groups
+            warn_of_saving(self.session.job, registration.pending, stacklevel=2)
             rows, version = registration.read_state()
             self.state = self._to_torch(rows, registration.shaped_fields())
             starts = [start_from(group, version) for group in groups]
@@ -442,7 +444,9 @@ class Served(torch.optim.Optimizer):
             try:
                 super().load_state_dict(state_dict)
                 undo_rounding(self.state, self.param_groups, saved[0])
-                version = self.session.info().version.version
+                info = self.session.info()
+                warn_of_loading(self.session, info, stacklevel=2)
+                version = info.version.version
                 for group, loaded in zip(before, self.param_groups, strict=True):
                     loaded.update(start_at(loaded, version))
                     # What torch's classes do not have stays, where it is not told.
