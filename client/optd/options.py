@@ -32,7 +32,8 @@ class OptionMirror:
         """Takes a group over as the server resolved it."""
         self._known.append(options)
         for name, value in _all(options).items():
-            if isinstance(group.get(name), Schedule) or are_rules(group.get(name)) or not _same(group, name, value):
+            given = group.get(name)
+            if isinstance(given, Schedule | Mapping) or are_rules(given) or not _same(group, name, value):
                 group[name] = value
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:

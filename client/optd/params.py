@@ -11,7 +11,7 @@ from optd import trees
 from optd.arrays import Array
 from optd.leaves import Renew, as_array, read_parameter
 from optd.rules import are_rules, rules_text
-from optd.schedules import Schedule
+from optd.schedules import Schedule, schedules_text
 from optd_wire.errors import (
     DuplicateParameter,
     EmptyGroup,
@@ -193,6 +193,8 @@ def plain_option(value: Any) -> OptionValue:
         return str(value)
     if are_rules(value):
         return rules_text(value, plain_option)
+    if isinstance(value, Mapping):
+        return schedules_text(value)
     if hasattr(value, "tolist"):  # arrays and tensors, 0-d ones among them
         value = value.tolist()
         while isinstance(value, list) and len(value) == 1:
