@@ -78,7 +78,8 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server
-        with the next step or push."""
+        with the next step or push. Where an option has a schedule, `effective_lr` and the like are what it makes of the
+        option in the step that comes next, as of the last reply; writing to them changes nothing, and is warned of."""
         self._gradients: dict[str, Any] | None = None
         self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}
@@ -390,7 +391,8 @@ class Optimizer:
         """
         warn_of_saving(self.session.job, self._registration.pending, stacklevel=2)
         rows, version = self._registration.read_state()
-        return pack(self._gathered(rows), self.param_groups, version)
+        groups = self._registration.effective.saved(self.param_groups)
+        return pack(self._gathered(rows), groups, version)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
         """The state of each parameter as `state_dict` has it, from what the server has by group and place."""

@@ -25,6 +25,11 @@ class OptionMirror:
     def __init__(self) -> None:
         self._known: list[GroupOptions] = []
 
+    @property
+    def known(self) -> Sequence[GroupOptions]:
+        """The options by group, as the server last told them."""
+        return self._known
+
     def __len__(self) -> int:
         return len(self._known)
 

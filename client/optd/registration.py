@@ -10,6 +10,7 @@ from typing import Any
 from optd import environment
 from optd.arrays import Array
 from optd.connection import connect
+from optd.effective import Effective
 from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.group_options import GROUP_OPTIONS
@@ -24,6 +25,7 @@ from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
 from optd_wire.errors import DuplicateName, JobMismatch
 from optd_wire.values import (
+    EffectiveOptions,
     GroupInfo,
     GroupOptions,
     GroupState,
@@ -84,6 +86,7 @@ class Registration:
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror()
+        self.effective = Effective()
         self._lock = OwnedLock()
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
@@ -110,6 +113,8 @@ class Registration:
         """Whether the job was there before, so that its weights are now in the arrays."""
         if self.attached:
             self.pull()
+        else:
+            self._ask_what_is_effective()
 
     @property
     def groups(self) -> list[ParamGroup]:
@@ -194,7 +199,31 @@ class Registration:
             self._dicts.append(options)
             self._mirror.add(info.options, options)
             self._mirror.absorb(pulled.options, self._dicts)
+            self._ask_what_is_effective()
             self._base = pulled.version
+
+    def _ask_what_is_effective(self) -> None:
+        """Shows what schedules make of options, where there are some, and the last reply does not tell."""
+        self.effective.read(self._mirror.known)
+        if self.effective.any:
+            told = [EffectiveOptions(each.options.group, each.effective) for each in self.session.groups()]
+            self.effective.show(told, self._dicts)
+
+    def _take(self, pushed: PushResult) -> None:
+        """Takes over what the reply of a push tells of options."""
+        self.last = pushed
+        self._mirror.absorb(pushed.options, self._dicts)
+        if pushed.options:
+            self.effective.read(self._mirror.known)
+        if self.effective.any:
+            self.effective.show(pushed.effective, self._dicts)
+
+    def _changes(self) -> tuple[GroupUpdate, ...]:
+        """What has been changed in the dicts."""
+        updates = self._mirror.changes(self._dicts)
+        if updates:
+            self.effective.check_changes(updates)
+        return updates
 
     def step(
         self,
@@ -211,7 +240,7 @@ class Registration:
         incoming = self._incoming
         with self._lock:
             self._find_out()
-            updates = self._mirror.changes(self._dicts)
+            updates = self._changes()
             wire = self._outgoing.wire(encoding)
             source, settle = self._outgoing.source(
                 gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
@@ -226,26 +255,24 @@ class Registration:
                 wire.weights,
                 terms,
             )
-            self._mirror.absorb(pushed.options, self._dicts)
+            self._take(pushed)
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             self._has_average = False
-            self.last = pushed
             return pushed
 
     def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             self._find_out()
-            updates = self._mirror.changes(self._dicts)
+            updates = self._changes()
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
             base = replace(self._base, revision=max(self._base.revision, self._told))
             pushed = self.session.push(source, updates, base, self._settling(settle, updates), terms)
-            self._mirror.absorb(pushed.options, self._dicts)
+            self._take(pushed)
             # The options of that revision are known; weights may have been written since those that are here.
             self._told = pushed.version.revision
             self._base = replace(self._base, durable_version=pushed.version.durable_version)
-            self.last = pushed
             return pushed
 
     def flush(self, terms: Terms) -> PushResult:
@@ -270,6 +297,8 @@ class Registration:
             settle(applied)
             if applied:
                 self._mirror.absorb_own(updates, options, self._dicts)
+                if options:
+                    self.effective.read(self._mirror.known)
 
         return settled
 
@@ -298,6 +327,7 @@ class Registration:
             if pulled.not_modified:
                 return False
             self._mirror.absorb(pulled.options, self._dicts)
+            self._ask_what_is_effective()
             if not some:
                 self._base, self._has_average = pulled.version, False
             return True
@@ -360,5 +390,6 @@ class Registration:
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
+        self._ask_what_is_effective()
         if weights:
             self._base, self._has_average = version, False

@@ -22,6 +22,7 @@ from optd.state_dicts import start_at, start_from
 from optd.states import ParameterState
 from optd.terms import Terms
 from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.schedulers import warn_of_scheduler
 from optd.torch.state import StateOnServer, rows_from_torch, rows_to_torch, undo_rounding
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
@@ -42,6 +43,10 @@ class Served(torch.optim.Optimizer):
         worker: The worker's name for a session opened here.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
+        schedules: Schedules of other options by their names, as `{"weight_decay": optd.schedules.Linear(steps=1000)}`.
+            What schedules make of options in the step that comes next is in `param_groups`, as `effective_lr` and the
+            like, as of the last reply; they are no options, and no part of a state dict. A scheduler of torch's for an
+            option that has a schedule here gives the product of both, and a warning.
         schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
             that schedules go on where they stood in whichever job loads it.
         rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `optd.rules`.
@@ -364,6 +369,9 @@ class Served(torch.optim.Optimizer):
         self.state, self._initial_state = StateOnServer(), {}
 
     def _check_options(self) -> None:
+        effective = self._exchange.registration.effective
+        if effective.any:
+            warn_of_scheduler(self, effective)
         for options in self.param_groups:
             self._rules.check_fixed(options, self.defaults)
 
@@ -402,9 +410,10 @@ class Served(torch.optim.Optimizer):
             rows, version = registration.read_state()
             self.state = self._to_torch(rows, registration.shaped_fields())
             starts = [start_from(group, version) for group in groups]
-            if any(starts):
+            if any(starts) or registration.effective.any:
                 # What torch packs, and hands to hooks, has to have them.
-                self.param_groups = [{**group, **start} for group, start in zip(groups, starts, strict=True)]
+                saved = registration.effective.saved(groups)
+                self.param_groups = [{**group, **start} for group, start in zip(saved, starts, strict=True)]
             try:
                 return super().state_dict()
             finally:
