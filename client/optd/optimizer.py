@@ -49,7 +49,8 @@ class Optimizer:
             in float32.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
-            `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
+            `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
+            float32 weights of parameters of 16 bits as state.
 
     The first worker creates the job with the values that its arrays have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.

@@ -279,7 +279,9 @@ class Served(torch.optim.Optimizer):
             self._check_options()
             exchange.warn_of_changes(stacklevel=3)
             with exchange.receiving(), exchange.sending() as registration:
-                return registration.flush(Terms(norms=self._norms if norms is None else norms))
+                flushed = registration.flush(Terms(norms=self._norms if norms is None else norms))
+        self._opt_called = True  # as for `push`
+        return flushed
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

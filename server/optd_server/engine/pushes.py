@@ -339,6 +339,9 @@ class Pushes:
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
         """Changes options of the job as a whole, and makes the step that they make due; see `Stepping.update`."""
+        if self._failed is not None:
+            self._model.update(update, origin)
+            return
         try:
             await self._stepping.update(update, origin)
         except OptdError:

@@ -184,7 +184,7 @@ def test_the_signature_is_torchs_and_ours() -> None:
         torchs = inspect.signature(getattr(torch.optim, ours.__name__)).parameters
         parameters = inspect.signature(ours).parameters
         assert list(parameters.values())[: len(torchs)] == list(torchs.values())
-        assert [*parameters][len(torchs) :] == ["session", "server", "job", "worker", "zero_copy"]
+        assert [*parameters][len(torchs) :] == ["session", "server", "job", "worker", "zero_copy", "norms"]
 
 
 def test_a_subclass_needs_nothing(where: dict[str, str]) -> None:
