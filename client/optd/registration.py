@@ -23,7 +23,7 @@ from optd.states import ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
-from optd_wire.errors import DuplicateName, JobMismatch
+from optd_wire.errors import DuplicateName, JobMismatch, OptdError
 from optd_wire.values import (
     EffectiveOptions,
     GroupInfo,
@@ -199,14 +199,27 @@ class Registration:
             self._dicts.append(options)
             self._mirror.add(info.options, options)
             self._mirror.absorb(pulled.options, self._dicts)
-            self._ask_what_is_effective()
             self._base = pulled.version
+            self._ask_what_is_effective()
 
     def _ask_what_is_effective(self) -> None:
-        """Shows what schedules make of options, where there are some, and the last reply does not tell."""
+        """Shows what schedules make of options, where there are some, and the last reply does not tell.
+
+        What comes before it is done: where the server does not answer now, the next reply tells.
+        """
         self.effective.read(self._mirror.known)
-        if self.effective.any:
+        if not self.effective.any:
+            return
+        try:
             told = [EffectiveOptions(each.options.group, each.effective) for each in self.session.groups()]
+        except OptdError as error:
+            logger.warning(
+                "job %s: param_groups will show what schedules make of options after the next step, as the server does "
+                "not tell now: %s",
+                self.session.job,
+                error,
+            )
+        else:
             self.effective.show(told, self._dicts)
 
     def _take(self, pushed: PushResult) -> None:
@@ -327,9 +340,9 @@ class Registration:
             if pulled.not_modified:
                 return False
             self._mirror.absorb(pulled.options, self._dicts)
-            self._ask_what_is_effective()
             if not some:
                 self._base, self._has_average = pulled.version, False
+            self._ask_what_is_effective()
             return True
 
     # State
@@ -390,6 +403,6 @@ class Registration:
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
-        self._ask_what_is_effective()
         if weights:
             self._base, self._has_average = version, False
+        self._ask_what_is_effective()

@@ -148,7 +148,7 @@ class Session(Inquiry):
         if self._added_up:
             logger.warning(
                 "job %s: worker %s leaves while %d of the pushes, or rounds of them, that make a step are added up; "
-                "they stay with the job, and flush() of an optimizer makes their step",
+                "flush() of an optimizer makes their step, before it leaves or from another worker",
                 self.job,
                 self.worker,
                 self._added_up,

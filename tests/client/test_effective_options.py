@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 import optd
 import optd.torch
-from optd import schedules
+from optd import errors, schedules
 from optd.local import LocalServer
 
 FACES = pytest.mark.parametrize("face", ["torch", "numpy"])
@@ -187,3 +187,19 @@ def test_schedulers_of_torchs_alone_are_not_spoken_of(server: LocalServer, name:
             trained.step()
             scheduler.step()
         assert trained.group["lr"] == 1.0
+
+
+@FACES
+def test_a_pull_is_done_where_the_server_does_not_tell_them(
+    server: LocalServer, name: str, face: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> Any:
+        raise errors.Unreachable(address="here", seconds="1", problem="cut")
+
+    with optd.connect(server.address, job=name) as session:
+        trained = Trained(face, session, lr=8.0, lr_schedule=HALVES)
+        monkeypatch.setattr(session, "groups", lost)
+        trained.optimizer.pull()
+        assert "after the next step, as the server does not tell now: " in caplog.text
+        trained.step()
+        assert trained.group["effective_lr"] == 4.0

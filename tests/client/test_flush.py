@@ -184,6 +184,24 @@ def test_a_flush_is_known_by_its_number(server: LocalServer, name: str, plain: P
         assert session.info().version.version == 1
 
 
+def test_lbfgs_adds_nothing_up(server: LocalServer, name: str) -> None:
+    parameter = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    with optd.connect(server.address, job=name) as session:
+        optimizer = optd.torch.LBFGS([parameter], max_iter=2, session=session)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (parameter**2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        version = optimizer.version
+        assert optimizer.flush().nothing_pending
+        optimizer.step(closure)
+        assert optimizer.version > version
+
+
 def test_who_could_lose_sight_of_gradients_is_told(
     server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,7 +234,7 @@ def test_who_could_lose_sight_of_gradients_is_told(
     told = [record.getMessage() for record in caplog.records if "leaves while" in record.getMessage()]
     assert told == [
         f"job {name}-n: worker {other.worker} leaves while 1 of the pushes, or rounds of them, that make a step are "
-        "added up; they stay with the job, and flush() of an optimizer makes their step"
+        "added up; flush() of an optimizer makes their step, before it leaves or from another worker"
     ]
     done = CliRunner().invoke(app, ["delete", f"{name}-n", "--yes"], env={"OPTD_SERVER": server.address})
     assert (

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contract.plain import Plain, frame, group, header, job_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -167,3 +168,19 @@ def test_the_norm_of_a_difference(new: np.ndarray, p: float, threads: int) -> No
     wide = new.astype(np.float64) - old.astype(np.float64)
     expected = np.linalg.norm(wide, p) if wide.size else 0.0
     assert difference_norm(new, old, p, threads) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_as_any_language_has_them(server: LocalServer, name: str, plain: Plain) -> None:
+    schedule = '{"weight_decay": "exponential(gamma=0.5)"}'
+    groups = [group("one", {"a": ((2,), "float64")}), group("two", {"b": ((1,), "float64")}, schedules=schedule)]
+    plain.create(job_spec(name, groups, lr=0.5, weight_decay=0.25), [frame(np.zeros(2)), frame(np.zeros(1), 1)])
+    epoch = plain.join(name)
+    frames = [frame(np.array([3.0, 4.0])), frame(np.array([12.0]), 1)]
+    silent = plain.push(header(name, "w0", epoch, 1), frames)
+    asked, _ = plain.step(header(name, "w0", epoch, 2, norms=True), frames)
+    again, _ = plain.step(header(name, "w0", epoch, 2, norms=True), frames)
+    assert [each.group for each in asked.norms] == ["", "one", "two"]
+    assert [each.gradient for each in asked.norms] == [13.0, 5.0, 12.0]
+    assert (len(silent.norms), again.repeat, list(again.norms)) == (0, True, list(asked.norms))
+    assert [(each.group, each.options["weight_decay"].number) for each in asked.effective] == [("two", 0.0625)]
+    assert [(each.group, each.options["weight_decay"].number) for each in silent.effective] == [("two", 0.125)]

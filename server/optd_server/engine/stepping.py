@@ -119,13 +119,14 @@ class Stepping:
         model, conditioning = self._model, self._model.conditioning
         rounds = option.integer(model.planned_options(update).options, ACCUMULATE)
         due = 0 < conditioning.pending >= rounds
-        weights = await self._spare() if due else None
-        model.update(update, origin)
-        if weights is None:
+        if not due:
+            model.update(update, origin)
             return
-        sums, extents = conditioning.accumulation, model.groups.extents
+        weights, sums, extents = await self._spare(), conditioning.accumulation, model.groups.extents
         try:
             sums.fit(None, extents)
+            model.update(update, origin)
+            # Averages that the update has begun are among them: without room there is no step, and it is due still.
             model.averages.fit(extents)
         except OSError as problem:
             raise no_memory(model.name, "what is added up and averaged", problem) from None
