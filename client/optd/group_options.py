@@ -3,12 +3,13 @@
 from typing import TypedDict
 
 from optd.rules import Rules
-from optd.schedules import Schedule
+from optd.schedules import Schedule, Schedules
 from optd_wire.values import OptionValue
 
 GROUP_OPTIONS: dict[str, OptionValue] = {
     "lr_schedule": None,
     "momentum_schedule": None,
+    "schedules": None,
     "schedule_start": 0,
     "clip_norm": None,
     "clip_value": None,
@@ -25,6 +26,7 @@ class GroupOptionArguments(TypedDict, total=False):
 
     lr_schedule: Schedule | str | None
     momentum_schedule: Schedule | str | None
+    schedules: Schedules | str | None
     schedule_start: int
     clip_norm: float | None
     clip_value: float | None

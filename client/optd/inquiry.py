@@ -184,6 +184,11 @@ class Inquiry:
         update = JobUpdate(self.job, given, expected_revision)
         return self._ask(lambda left: self._transport.update_job(update, left))[0]
 
+    def pending(self) -> int:
+        """How many pushes, or rounds of them, the job has added up for a step that is still to come."""
+        jobs = self._ask(self._transport.list_jobs)
+        return next((found.gradients.accumulated for found in jobs if found.name == self.job), 0)
+
     def _ask(self, attempt: Callable[[float], T]) -> T:
         def usable_attempt(left: float) -> T:
             self._check_usable()

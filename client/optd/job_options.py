@@ -28,9 +28,16 @@ class Gradients:
     nor of the others of its round, and the result is `skipped`; or such entries count as zeros. A push that is under
     way when this is changed is treated as before."""
     accumulate: int = 1
-    """How many pushes, in a `sync` job rounds of them, make one step: of the mean of all gradients, by their weights,
-    where each parameter's is over those that have it. Each is answered at once, `accumulated` in its result tells how
-    many there are, and until the last one weights and version stay what they are."""
+    """How many pushes, in a `sync` job rounds of them, make one step. Each is answered at once, `accumulated` in its
+    result tells how many there are, and until the last one weights and version stay what they are. What has been added
+    up belongs to the job, whoever leaves it: `flush()` of an optimizer makes the step of it earlier, and so does
+    setting this to no more than there are."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the gradients of a round, and of pushes that are accumulated, become one. "mean": the mean by the weights of
+    the pushes, ``sum(w_i * g_i) / sum(w_i)``, where each parameter's is over the pushes that have it. "sum":
+    ``sum(w_i * g_i)``, as `backward()` of several losses adds up in `.grad`; `weight` is 1 unless `step` is given one.
+    A round that is under way when this is changed is put together as before; of an accumulation window, what is in
+    force at its step counts."""
 
     def options(self) -> dict[str, OptionValue]:
         """The options that differ from the server's defaults."""

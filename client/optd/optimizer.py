@@ -23,6 +23,7 @@ from optd.leaves import Renew
 from optd.local_changes import IGNORE, SEND, LocalChanges, Unwatched, WatchedArrays, check_local_changes
 from optd.opening import Opening
 from optd.params import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
+from optd.pending import warn_of_loading, warn_of_saving
 from optd.registration import Registration, belongs_to_a_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
@@ -54,8 +55,10 @@ class Optimizer:
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
         progress: Whether a session opened here tells of what takes long, as `connect` takes it.
+        norms: Have each step tell the norms of its gradient and of its update: see `last`.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
-            `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
+            `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
+            float32 weights of parameters of 16 bits as state.
 
     The first worker creates the job with the values that its arrays have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
@@ -80,8 +83,10 @@ class Optimizer:
         zero_copy: bool = False,
         local_changes: str = SEND,
         progress: bool | None = None,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         mode = check_local_changes(local_changes)
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
@@ -98,7 +103,8 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server
-        with the next step or push."""
+        with the next step or push. Where an option has a schedule, `effective_lr` and the like are what it makes of the
+        option in the step that comes next, as of the last reply; writing to them changes nothing, and is warned of."""
         self._gradients: dict[str, Any] | None = None
         self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}
@@ -147,6 +153,23 @@ class Optimizer:
     def version(self) -> int:
         """The version of the weights that the arrays hold."""
         return self._registration.base.version
+
+    @property
+    def last(self) -> PushResult | None:
+        """What became of the last step, push or flush that was answered; None before the first.
+
+        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
+        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
+        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
+        made smaller. `repeat`: the call was sent more than once, and counted once.
+
+        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
+        norm over all groups of the gradient that the step was made of, put together from all pushes and before
+        clipping; `norm.update` that of the new weights minus the old ones, as they are stored; `group_norms["name"]`
+        has both for a group. They are ``(sum of |x|**p)**(1/p)`` in float64, where p is the job's `clip_norm_type`, 2
+        unless set. Otherwise `norm` is None and `group_norms` is empty, as where there was no step.
+        """
+        return self._registration.last
 
     @property
     def params(self) -> Any:
@@ -239,6 +262,7 @@ class Optimizer:
         encoding: str | None = None,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> Any:
         """Pushes gradients, steps on the server and pulls: the parameters' arrays, and `params`, then hold the weights.
 
@@ -252,6 +276,7 @@ class Optimizer:
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by; left out, 1. It multiplies by the reciprocal in float32,
                 as torch's GradScaler does.
+            norms: Whether the result is to tell the norms of the step; left out, what the optimizer was given.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
@@ -274,14 +299,16 @@ class Optimizer:
             EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
             Unreachable, DeadlineExceeded: No answer in time.
         """
+        norms = self._norms if norms is None else norms
         if not callable(gradients):
-            return self._step(gradients, encoding, Terms.of(weight, loss_scale))
+            return self._step(gradients, encoding, Terms.of(weight, loss_scale, norms=norms))
         loss, found = _evaluated(gradients)
         asks = self._registration.needs_closure
-        result = self._step(found, encoding, Terms.of(weight, loss_scale, loss if asks else None, begins=asks))
+        first = Terms.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
+        result = self._step(found, encoding, first)
         while result.unfinished:
             told, found = _evaluated(gradients)
-            result = self._step(found, encoding, Terms.of(weight, loss_scale, told))
+            result = self._step(found, encoding, Terms.of(weight, loss_scale, told, norms=norms))
         return loss
 
     def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
@@ -298,15 +325,33 @@ class Optimizer:
         encoding: str | None = None,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> PushResult:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
+        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         self._registered.check(self._registration.groups, self.param_groups)
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             self._changes.settle(stacklevel=2)
-            return self._registration.push(rows, encoding, Terms.of(weight, loss_scale))
+            return self._registration.push(rows, encoding, terms)
+
+    def flush(self, *, norms: bool | None = None) -> PushResult:
+        """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
+
+        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
+        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
+        made, and the result is `nothing_pending`. Options that have been changed in `param_groups` go with it. Counts
+        once, as `step` does. Blocks until the step is done; in a `sync` job all workers of a round flush, and it waits
+        for the others.
+
+        Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
+        """
+        with self._registration.lock, self._sending():
+            self._changes.settle(stacklevel=2)
+            with self._receiving() as registration:
+                return registration.flush(Terms(norms=self._norms if norms is None else norms))
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
@@ -443,8 +488,10 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
+        warn_of_saving(self.session.job, self._registration.pending, stacklevel=2)
         rows, version = self._registration.read_state()
-        return pack(self._gathered(rows), self.param_groups, version)
+        groups = self._registration.effective.saved(self.param_groups)
+        return pack(self._gathered(rows), groups, version)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
         """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
@@ -474,7 +521,9 @@ class Optimizer:
         groups = state_dict["param_groups"]
         rows = self._spread(unpack(state_dict, self.param_groups))
         before = [dict(entry) for entry in self.param_groups]
-        version = self.session.info().version.version
+        info = self.session.info()
+        warn_of_loading(self.session, info, stacklevel=2)
+        version = info.version.version
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
             entry.update(start_at(given, version))

@@ -38,6 +38,11 @@ class OptionMirror:
         self._known: list[GroupOptions] = []
         self._shown = shown
 
+    @property
+    def known(self) -> Sequence[GroupOptions]:
+        """The options by group, as the server last told them."""
+        return self._known
+
     def __len__(self) -> int:
         return len(self._known)
 
@@ -45,7 +50,8 @@ class OptionMirror:
         """Takes a group over as the server resolved it."""
         self._known.append(options)
         for name, value in _all(options).items():
-            if isinstance(group.get(name), Schedule) or are_rules(group.get(name)) or not _same(group, name, value):
+            given = group.get(name)
+            if isinstance(given, Schedule | Mapping) or are_rules(given) or not _same(group, name, value):
                 group[name] = self._shown(value)
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:

@@ -11,7 +11,7 @@ from optd import trees
 from optd.arrays import Array
 from optd.leaves import Renew, as_array, read_parameter
 from optd.rules import are_rules, rules_text
-from optd.schedules import Schedule
+from optd.schedules import Schedule, schedules_text
 from optd_wire.errors import (
     DuplicateParameter,
     EmptyGroup,
@@ -197,6 +197,8 @@ def plain_option(value: Any) -> OptionValue:
         return str(value)
     if are_rules(value):
         return rules_text(value, plain_option)
+    if isinstance(value, Mapping):
+        return schedules_text(value)
     plain = tuple(map(_number, value)) if isinstance(value, Sequence) else _number(value)
     # What is no option at all is told as text, for the check to name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]

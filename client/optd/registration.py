@@ -18,6 +18,7 @@ from optd.attaching import (
     same_states,
     same_weights,
 )
+from optd.effective import Effective
 from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.lock import OwnedLock
@@ -30,9 +31,10 @@ from optd.states import STEP, ParameterState, StateReader, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
-from optd_wire.errors import DuplicateName, JobMismatch
+from optd_wire.errors import DuplicateName, JobMismatch, OptdError
 from optd_wire.values import (
     WEIGHTS,
+    EffectiveOptions,
     GroupOptions,
     GroupState,
     GroupUpdate,
@@ -89,6 +91,7 @@ class Registration:
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror(shown)
+        self.effective = Effective()
         self._lock = OwnedLock()
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
@@ -103,6 +106,8 @@ class Registration:
         )
         membership, created = session.register(spec, self._own.view.source(self._own.arrays))
         self._base = membership.job.version
+        self.last: PushResult | None = None
+        """What became of the last push that was answered; see `Optimizer.last`."""
         self._told = 0
         """The revision whose options the last push has told, where it is past that of `base`."""
         for info, group in zip(membership.job.groups, self._dicts, strict=False):
@@ -112,6 +117,8 @@ class Registration:
         self._attachment: Attachment | None = None
         if self.attached:
             self._attach(membership)
+        else:
+            self._ask_what_is_effective()
 
     @property
     def groups(self) -> list[ParamGroup]:
@@ -212,6 +219,43 @@ class Registration:
             self._mirror.add(info.options, options)
             self._mirror.absorb(pulled.options, self._dicts)
             self._base = pulled.version
+            self._ask_what_is_effective()
+
+    def _ask_what_is_effective(self) -> None:
+        """Shows what schedules make of options, where there are some, and the last reply does not tell.
+
+        What comes before it is done: where the server does not answer now, the next reply tells.
+        """
+        self.effective.read(self._mirror.known)
+        if not self.effective.any:
+            return
+        try:
+            told = [EffectiveOptions(each.options.group, each.effective) for each in self.session.groups()]
+        except OptdError as error:
+            logger.warning(
+                "job %s: param_groups will show what schedules make of options after the next step, as the server does "
+                "not tell now: %s",
+                self.session.job,
+                error,
+            )
+        else:
+            self.effective.show(told, self._dicts)
+
+    def _take(self, pushed: PushResult) -> None:
+        """Takes over what the reply of a push tells of options."""
+        self.last = pushed
+        self._mirror.absorb(pushed.options, self._dicts)
+        if pushed.options:
+            self.effective.read(self._mirror.known)
+        if self.effective.any:
+            self.effective.show(pushed.effective, self._dicts)
+
+    def _changes(self) -> tuple[GroupUpdate, ...]:
+        """What has been changed in the dicts."""
+        updates = self._mirror.changes(self._dicts)
+        if updates:
+            self.effective.check_changes(updates)
+        return updates
 
     def step(
         self,
@@ -229,7 +273,7 @@ class Registration:
         with self._lock:
             self._use()
             self._find_out()
-            updates = self._mirror.changes(self._dicts)
+            updates = self._changes()
             wire = self._outgoing.wire(encoding)
             source, settle = self._outgoing.source(
                 gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
@@ -244,7 +288,7 @@ class Registration:
                 wire.weights,
                 terms,
             )
-            self._mirror.absorb(pushed.options, self._dicts)
+            self._take(pushed)
             # The options in force were told as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             self._has_average = False
@@ -255,15 +299,24 @@ class Registration:
         with self._lock:
             self._use()
             self._find_out()
-            updates = self._mirror.changes(self._dicts)
+            updates = self._changes()
             source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
             base = replace(self._base, revision=max(self._base.revision, self._told))
             pushed = self.session.push(source, updates, base, self._settling(settle, updates), terms)
-            self._mirror.absorb(pushed.options, self._dicts)
+            self._take(pushed)
             # The options of that revision are known; weights may have been written since those that are here.
             self._told = pushed.version.revision
             self._base = replace(self._base, durable_version=pushed.version.durable_version)
             return pushed
+
+    def flush(self, terms: Terms) -> PushResult:
+        """Makes the step of what the job has added up, and puts the new weights into the arrays as `step` does."""
+        return self.step([[None] * len(group.arrays) for group in self.groups], terms=replace(terms, flush=True))
+
+    @property
+    def pending(self) -> int:
+        """How many pushes, or rounds of them, were added up without a step, as of the last answer."""
+        return 0 if self.last is None else self.last.accumulated
 
     def _find_out(self) -> None:
         """Finds out what became of the last push, where nobody knows: the changes that went with it may be in force.
@@ -278,6 +331,8 @@ class Registration:
             settle(applied)
             if applied:
                 self._mirror.absorb_own(updates, options, self._dicts)
+                if options:
+                    self.effective.read(self._mirror.known)
 
         return settled
 
@@ -309,6 +364,7 @@ class Registration:
             self._mirror.absorb(pulled.options, self._dicts)
             if not some:
                 self._base, self._has_average = pulled.version, False
+            self._ask_what_is_effective()
             return True
 
     # State
@@ -456,4 +512,5 @@ class Registration:
         self._mirror.absorb(options, self._dicts)
         if weights is not None:
             self._base, self._has_average = version, False
+        self._ask_what_is_effective()
         return version

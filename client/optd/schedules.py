@@ -1,6 +1,14 @@
-"""Schedules that the server follows, for `lr_schedule` and `momentum_schedule`: functions of a job's version.
+"""Schedules that the server follows: functions of a job's version.
 
     optimizer = optd.AdamW(params, lr=1e-3, lr_schedule=optd.schedules.Cosine(steps=1000, warmup=100), session=session)
+
+    optimizer = optd.AdamW(params, schedules={"weight_decay": optd.schedules.Linear(steps=1000)}, session=session)
+
+`lr_schedule` is for `lr`, and `momentum_schedule` for `momentum` or else `betas[0]`. `schedules` has one for each of
+its keys: a float option of the algorithm, by its name; one of several numbers, such as `"betas[1]"`; `clip_norm` and
+`clip_value` of a group, or `lookahead_alpha`. All three are arguments of every optimizer, of every group and of rules.
+The `schedules` of a group replace all those of the defaults. `schedules={"lr": ...}` is the same as `lr_schedule`; both
+for one option are refused.
 
 A schedule gives a factor for each version, and a step takes the option times the factor. So all workers of a job share
 one schedule, `lr` stays what people set and may be changed meanwhile, and a job that is resumed goes on where it stood.
@@ -11,7 +19,8 @@ On the wire and in `optctl set` a schedule is its text: `cosine(steps=1000, warm
 The server checks the arguments, and raises `InvalidOption` with what they must be.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -29,6 +38,16 @@ class Schedule:
         given = [(each.name, each.default, getattr(self, each.name)) for each in fields(self)]  # type: ignore[arg-type]
         arguments = ", ".join(f"{name}={_text(value)}" for name, default, value in given if value != default)
         return f"{self.name}({arguments})"
+
+
+Schedules = Mapping[str, "Schedule | str | None"]
+"""Schedules by the names of the options that they are for; None: none."""
+
+
+def schedules_text(schedules: Mapping[Any, Any]) -> str | None:
+    """The text that stands for several; None where there is none."""
+    given = {str(name): str(value) for name, value in schedules.items() if value is not None}
+    return json.dumps(given, sort_keys=True) if given else None
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Everything that is sent more than once is safe to send more than once; sessions are the only ones that retry.
 """
 
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger("optd")
 
 Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Is told whether a push was applied; and where that was unknown until the worker joined again, the options then."""
@@ -104,6 +106,7 @@ class Session(Inquiry):
         self._lane: Lane = GrpcLane(transport)
         self._membership: Membership | None = None
         self._sequence = 0
+        self._added_up = 0
         self._in_doubt: Settle | None = None
         self._version = JobVersion()
         self._heartbeat: Heartbeat | None = None
@@ -164,6 +167,14 @@ class Session(Inquiry):
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
+        if self._added_up:
+            logger.warning(
+                "job %s: worker %s leaves while %d of the pushes, or rounds of them, that make a step are added up; "
+                "flush() of an optimizer makes their step, before it leaves or from another worker",
+                self.job,
+                self.worker,
+                self._added_up,
+            )
         self._forgotten.detach()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -245,7 +256,9 @@ class Session(Inquiry):
         `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
         has found out.
         """
-        return self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
+        pushed = self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
+        self._added_up = pushed.accumulated
+        return pushed
 
     def step(
         self,
@@ -276,6 +289,7 @@ class Session(Inquiry):
             )
         self._stepped = True
         self._version = pulled.version
+        self._added_up = pushed.accumulated
         return pushed, pulled
 
     def _push(
@@ -307,6 +321,8 @@ class Session(Inquiry):
                     loss_scale=terms.loss_scale,
                     loss=terms.loss,
                     begins=terms.begins,
+                    flush=terms.flush,
+                    norms=terms.norms,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

@@ -12,7 +12,7 @@ from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import DtypeMismatch, ShapeMismatch, StructureMismatch
 
 # Rules may set schedules for some parameters.
-_WITH_SCHEDULES = ("lr_schedule", "momentum_schedule", "rules")
+_WITH_SCHEDULES = ("lr_schedule", "momentum_schedule", "schedules", "rules")
 _START = "schedule_start"
 
 

@@ -1,4 +1,4 @@
-"""What is said of the gradients of one push as a whole."""
+"""What is said of one push as a whole, besides its gradients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +10,24 @@ from optd_wire.errors import InvalidRequest
 class Terms:
     """What gradients count for in a mean, and what they are to be divided by; None: 1.
 
-    And the loss, for an algorithm that asks for it, and whether the two are the first of a step.
+    And the loss, for an algorithm that asks for it, and whether the two are the first of a step. `norms` asks for the
+    norms of the step; `flush` asks for the step of what has been added up, and brings no gradient.
     """
 
     weight: float | None = None
     loss_scale: float | None = None
     loss: float | None = None
     begins: bool = False
+    norms: bool = False
+    flush: bool = False
 
     @classmethod
-    def of(cls, weight: Any, loss_scale: Any, loss: Any = None, *, begins: bool = False) -> "Terms":
+    def of(
+        cls, weight: Any, loss_scale: Any, loss: Any = None, *, begins: bool = False, norms: bool = False
+    ) -> "Terms":
         """From what a caller gave: numbers, or arrays and tensors of one element; raises `InvalidRequest`."""
-        return cls(_number("weight", weight), _number("loss_scale", loss_scale), _number("loss", loss), begins)
+        given = _number("weight", weight), _number("loss_scale", loss_scale), _number("loss", loss)
+        return cls(*given, begins, norms)
 
 
 def _number(name: str, value: Any) -> float | None:

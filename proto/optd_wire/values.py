@@ -298,6 +298,25 @@ class PushHeader:
     loss_scale: float | None = None
     loss: float | None = None
     begins: bool = False
+    flush: bool = False
+    norms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorms:
+    """The norms of a group's gradient and update in one step; over all groups where `group` is empty."""
+
+    group: str
+    gradient: float
+    update: float
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveOptions:
+    """What schedules make of options of a group in the step that comes next."""
+
+    group: str
+    options: Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +324,7 @@ class PushResult:
     """What became of a push; `options` are there only where the caller's known revision was not the current one.
 
     `accumulated` pushes wait for their step, where that takes several; a step was `skipped` for a NaN; an `unfinished`
-    one wants loss and gradient at the new weights.
+    one wants loss and gradient at the new weights. `applied_version` is 0 where a flush found nothing added up.
     """
 
     version: JobVersion
@@ -316,6 +335,24 @@ class PushResult:
     accumulated: int = 0
     skipped: bool = False
     unfinished: bool = False
+    clipped: bool = False
+    norms: tuple[GroupNorms, ...] = ()
+    effective: tuple[EffectiveOptions, ...] = ()
+
+    @property
+    def nothing_pending(self) -> bool:
+        """Whether it was a flush that found nothing added up, so that no step was made."""
+        return self.applied_version == 0 and not self.skipped
+
+    @property
+    def norm(self) -> GroupNorms | None:
+        """The norms over all groups; None where they are not told."""
+        return next((found for found in self.norms if not found.group), None)
+
+    @property
+    def group_norms(self) -> dict[str, GroupNorms]:
+        """The norms of each group by its name; empty where they are not told."""
+        return {found.group: found for found in self.norms if found.group}
 
 
 @dataclass(frozen=True, slots=True)

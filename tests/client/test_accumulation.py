@@ -107,8 +107,9 @@ def test_fewer_at_once_and_a_group_that_comes_between(server: LocalServer, name:
         for _ in range(2):
             optimizer.push([[np.full(2, 1.0)]])
         optimizer.add_param_group({"params": {"later": later}, "lr": 2.0})
-        session.set_options(accumulate=1)
+        session.set_options(accumulate=3)
         optimizer.step([[np.full(2, 4.0)], [np.full(3, 1.0)]])
+        session.set_options(accumulate=1)
         assert weights.tolist() == [-2, -2]
         assert later.tolist() == [-2] * 3  # the mean over those that have it
         assert optimizer.version == 1

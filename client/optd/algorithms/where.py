@@ -25,3 +25,4 @@ class Where(GroupOptionArguments, total=False):
     zero_copy: bool
     local_changes: str
     progress: bool | None
+    norms: bool

@@ -45,8 +45,10 @@ class Optimizer(Served):
         averages: Averages | None = None,
         zero_copy: bool = False,
         progress: bool | None = None,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange()

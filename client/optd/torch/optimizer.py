@@ -18,6 +18,7 @@ from optd.joining import IfExists
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.params import PARAMS, plain_option
+from optd.pending import warn_of_loading, warn_of_saving
 from optd.registration import belongs_to_a_session
 from optd.row_gradients import Gradients as GivenGradients
 from optd.row_gradients import has_rows
@@ -28,6 +29,7 @@ from optd.torch import complex_parameters
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.schedulers import warn_of_scheduler
 from optd.torch.state import undo_rounding
 from optd.torch.state_source import StateSource
 from optd.torch.state_view import StateOnServer
@@ -53,6 +55,10 @@ class Served(torch.optim.Optimizer):
             is named, `optd.Sync(workers=WORLD_SIZE)`.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
+        schedules: Schedules of other options by their names, as `{"weight_decay": optd.schedules.Linear(steps=1000)}`.
+            What schedules make of options in the step that comes next is in `param_groups`, as `effective_lr` and the
+            like, as of the last reply; they are no options, and no part of a state dict. A scheduler of torch's for an
+            option that has a schedule here gives the product of both, and a warning.
         schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
             that schedules go on where they stood in whichever job loads it.
         rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `optd.rules`.
@@ -64,6 +70,7 @@ class Served(torch.optim.Optimizer):
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
         progress: Whether a session opened here tells of what takes long, as `optd.connect` takes it.
+        norms: Have each step tell the norms of its gradient and of its update: see `last`.
 
     Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
     each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
@@ -151,8 +158,10 @@ class Served(torch.optim.Optimizer):
         zero_copy: bool = False,
         local_changes: str = SEND,
         progress: bool | None = None,
+        norms: bool = False,
         **options: Any,
     ) -> None:
+        self._norms = norms
         self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         check_ordered(params)
@@ -218,14 +227,44 @@ class Served(torch.optim.Optimizer):
         """The version of the weights that the tensors hold."""
         return self._exchange.registration.base.version
 
+    @property
+    def last(self) -> PushResult | None:
+        """What became of the last step, push or flush that was answered; None before the first.
+
+        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
+        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
+        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
+        made smaller. `repeat`: the call was sent more than once, and counted once.
+
+        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
+        norm over all groups of the gradient that the step was made of, put together from all pushes and before
+        clipping, as `torch.nn.utils.clip_grad_norm_` returns it; `norm.update` that of the new weights minus the old
+        ones, as they are stored; `group_norms["name"]` has both for a group. They are ``(sum of |x|**p)**(1/p)`` in
+        float64, where p is the job's `clip_norm_type`, 2 unless set. Otherwise `norm` is None and `group_norms` is
+        empty, as where there was no step.
+        """
+        return self._exchange.registration.last
+
     # Weights and gradients
 
     @overload
-    def step(self, closure: None = None, *, weight: float | None = None, loss_scale: float | None = None) -> None: ...
+    def step(
+        self,
+        closure: None = None,
+        *,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
+    ) -> None: ...
 
     @overload
     def step(
-        self, closure: Callable[[], float], *, weight: float | None = None, loss_scale: float | None = None
+        self,
+        closure: Callable[[], float],
+        *,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> float: ...
 
     def step(
@@ -234,6 +273,7 @@ class Served(torch.optim.Optimizer):
         *,
         weight: float | None = None,
         loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> float | None:
         """Pushes the gradients, steps on the server and pulls: the tensors then hold the new weights.
 
@@ -241,6 +281,7 @@ class Served(torch.optim.Optimizer):
             closure: Computes the gradients anew, and returns the loss. `LBFGS` calls it several times.
             weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
             loss_scale: What the server is to divide them by, as a GradScaler would; left out, 1.
+            norms: Whether `last` is to tell the norms of the step; left out, what the optimizer was given.
 
         Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
         lost is repeated and counts once. Gradients stay as they are.
@@ -258,16 +299,41 @@ class Served(torch.optim.Optimizer):
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             Unreachable, DeadlineExceeded: No answer in time.
         """
+        norms = self._norms if norms is None else norms
         if closure is None:
-            self._push_and_pull(Terms.of(weight, loss_scale))
+            self._push_and_pull(Terms.of(weight, loss_scale, norms=norms))
             return None
         enabled = torch.enable_grad()(closure)
         loss = enabled()
         asks = self._exchange.registration.needs_closure
-        pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(loss) if asks else None, begins=asks))
+        told = _number(loss) if asks else None
+        pushed = self._push_and_pull(Terms.of(weight, loss_scale, told, begins=asks, norms=norms))
         while pushed.unfinished:
-            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled())))
+            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled()), norms=norms))
         return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def flush(self, *, norms: bool | None = None) -> PushResult:
+        """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
+
+        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
+        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
+        made, and the result is `nothing_pending`. Gradients of the tensors are neither read nor changed; options that
+        have been changed in `param_groups` go with it. Counts once, as `step` does. Blocks until the step is done; in a
+        `sync` job all workers of a round flush, and it waits for the others.
+
+        Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
+        """
+        exchange = self._exchange
+        with exchange.lock:
+            self._follow_groups()
+            self._follow_state()
+            self._check_options()
+            exchange.changes.settle(stacklevel=3)
+            with exchange.receiving(), exchange.sending() as registration:
+                flushed = registration.flush(Terms(norms=self._norms if norms is None else norms))
+        self._opt_called = True  # as for `push`
+        return flushed
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -290,13 +356,19 @@ class Served(torch.optim.Optimizer):
         return gradients
 
     def push(
-        self, *, encoding: str | None = None, weight: float | None = None, loss_scale: float | None = None
+        self,
+        *,
+        encoding: str | None = None,
+        weight: float | None = None,
+        loss_scale: float | None = None,
+        norms: bool | None = None,
     ) -> PushResult:
         """As `step`, without the pull: the tensors stay as they are.
 
-        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight` and
-        `loss_scale` are those of `step`.
+        `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight`,
+        `loss_scale` and `norms` are those of `step`.
         """
+        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         with self._exchange.lock:
             self._follow_groups()
             self._follow_state()
@@ -304,7 +376,7 @@ class Served(torch.optim.Optimizer):
             gradients = self._gradients()
             self._exchange.changes.settle(stacklevel=2)
             with self._exchange.sending() as registration:
-                pushed = registration.push(gradients, encoding, Terms.of(weight, loss_scale))
+                pushed = registration.push(gradients, encoding, terms)
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
@@ -357,6 +429,9 @@ class Served(torch.optim.Optimizer):
         self._state_source.forget()
 
     def _check_options(self) -> None:
+        effective = self._exchange.registration.effective
+        if effective.any:
+            warn_of_scheduler(self, effective)
         for group, options in zip(self._exchange.groups, self.param_groups, strict=True):
             self._rules.check_fixed(options, self.defaults)
             complex_parameters.check_group(self.algorithm, group, options)
@@ -393,12 +468,14 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             registration, groups = self._exchange.registration, self.param_groups
+            warn_of_saving(self.session.job, registration.pending, stacklevel=2)
             rows, version = registration.read_state()
             self.state = self._state_source.states(rows)
             starts = [start_from(group, version) for group in groups]
-            if any(starts):
+            if any(starts) or registration.effective.any:
                 # What torch packs, and hands to hooks, has to have them.
-                self.param_groups = [{**group, **start} for group, start in zip(groups, starts, strict=True)]
+                saved = registration.effective.saved(groups)
+                self.param_groups = [{**group, **start} for group, start in zip(saved, starts, strict=True)]
             try:
                 return super().state_dict()
             finally:
@@ -421,7 +498,9 @@ class Served(torch.optim.Optimizer):
             try:
                 super().load_state_dict(state_dict)
                 undo_rounding(self.state, self.param_groups, saved[0])
-                version = self.session.info().version.version
+                info = self.session.info()
+                warn_of_loading(self.session, info, stacklevel=2)
+                version = info.version.version
                 for group, loaded in zip(before, self.param_groups, strict=True):
                     loaded.update(start_at(loaded, version))
                     # What torch's classes do not have stays, where it is not told.

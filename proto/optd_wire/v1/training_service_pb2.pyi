@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins")
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins", "flush", "norms")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,8 @@ class PushHeader(_message.Message):
     LOSS_SCALE_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     BEGINS_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -35,7 +37,9 @@ class PushHeader(_message.Message):
     loss_scale: float
     loss: float
     begins: bool
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ...) -> None: ...
+    flush: bool
+    norms: bool
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ..., flush: bool = ..., norms: bool = ...) -> None: ...
 
 class SharedGradient(_message.Message):
     __slots__ = ("whole", "ranges")
@@ -68,7 +72,7 @@ class SharedWeights(_message.Message):
     def __init__(self, regions: _Optional[_Iterable[int]] = ..., in_place: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
-    __slots__ = ("version", "applied_version", "staleness", "repeat", "options", "accumulated", "skipped", "unfinished")
+    __slots__ = ("version", "applied_version", "staleness", "repeat", "options", "accumulated", "skipped", "unfinished", "clipped", "norms", "effective")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     APPLIED_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +81,9 @@ class PushResult(_message.Message):
     ACCUMULATED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    CLIPPED_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     applied_version: int
     staleness: int
@@ -85,7 +92,35 @@ class PushResult(_message.Message):
     accumulated: int
     skipped: bool
     unfinished: bool
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., accumulated: _Optional[int] = ..., skipped: bool = ..., unfinished: bool = ...) -> None: ...
+    clipped: bool
+    norms: _containers.RepeatedCompositeFieldContainer[GroupNorms]
+    effective: _containers.RepeatedCompositeFieldContainer[EffectiveOptions]
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., accumulated: _Optional[int] = ..., skipped: bool = ..., unfinished: bool = ..., clipped: bool = ..., norms: _Optional[_Iterable[_Union[GroupNorms, _Mapping]]] = ..., effective: _Optional[_Iterable[_Union[EffectiveOptions, _Mapping]]] = ...) -> None: ...
+
+class GroupNorms(_message.Message):
+    __slots__ = ("group", "gradient", "update")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    gradient: float
+    update: float
+    def __init__(self, group: _Optional[str] = ..., gradient: _Optional[float] = ..., update: _Optional[float] = ...) -> None: ...
+
+class EffectiveOptions(_message.Message):
+    __slots__ = ("group", "options")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _option_pb2.OptionValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_option_pb2.OptionValue, _Mapping]] = ...) -> None: ...
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    group: str
+    options: _containers.MessageMap[str, _option_pb2.OptionValue]
+    def __init__(self, group: _Optional[str] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("header", "last", "rows", "frames")

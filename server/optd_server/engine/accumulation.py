@@ -1,7 +1,8 @@
 """Gradients of several rounds, added up for one step: the option `accumulate` of a job.
 
 The gradient of the step is the mean over all pushes, each with its weight; a parameter that some of them lack is
-averaged over those that have it.
+averaged over those that have it. Or it is their sum, each times its weight: what is kept is the same, so that the
+option `reduction` which is in force at the step counts for all of them.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from optd_server.engine.offload import Offload
 from optd_server.engine.reduction import Reduction, present_ranges
 from optd_server.engine.round import Round
+from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, Slab, computed
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.gradients import Gradient, Slot
@@ -32,9 +34,10 @@ class Accumulation:
         self._rows: dict[RowPlace, tuple[Rows, float]] = {}
         """By the `whole` place of a parameter."""
 
-    def fit(self, slot: Slot, extents: Sequence[Extent]) -> None:
+    def fit(self, slot: Slot | None, extents: Sequence[Extent]) -> None:
         """Makes room, here and in the slot that the mean goes to; raises OSError, and has changed nothing then."""
-        slot.fit(extents)
+        if slot is not None:
+            slot.fit(extents)
         self._sums.extend(computed(extents))
         self._totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self._totals) :]]
 
@@ -44,13 +47,16 @@ class Accumulation:
         `fit` comes before. Runs off the event loop.
         """
         weights = round_.weights()
+        is_mean = round_.reduction == MEAN  # a sum has the weights of its pushes in it already
         with np.errstate(all="ignore"):
             for number, extent in enumerate(extents[: len(gradient.slabs)]):
                 for index, slab in enumerate(extent.slabs):
                     source, into = gradient.slabs[number][index], self._sums.slabs[number][index]
-                    self._add(slab, source, into, weights[number][index], self._totals[number][index], offload)
+                    own, totals = weights[number][index], self._totals[number][index]
+                    self._add(slab, source, into, own, own if is_mean else np.sign(own), totals, offload)
             for rows in gradient.rows:
-                self._add_rows(rows, round_.row_weight(rows.place))
+                weight = round_.row_weight(rows.place)
+                self._add_rows(rows, weight, weight if is_mean else 1.0)
         self.count += 1
 
     def _add(
@@ -59,20 +65,21 @@ class Accumulation:
         source: Array,
         into: Array,
         weights: npt.NDArray[np.float64],
+        factors: npt.NDArray[np.float64],
         totals: npt.NDArray[np.float64],
         offload: Offload,
     ) -> None:
         first = totals == 0
-        for weight in np.unique(weights[weights > 0]).tolist():
+        for factor in np.unique(factors[factors > 0]).tolist():
             for mask, add in ((first, False), (~first, True)):
-                for start, stop in present_ranges((weights == weight) & mask, slab.starts, slab.sizes):
-                    if weight != 1:
-                        offload.kernels.scale(source[start:stop], weight, offload.threads)
+                for start, stop in present_ranges((factors == factor) & mask, slab.starts, slab.sizes):
+                    if factor != 1:
+                        offload.kernels.scale(source[start:stop], factor, offload.threads)
                     offload.kernels.accumulate(into[start:stop], source[start:stop], add=add)
         totals += weights
 
-    def _add_rows(self, rows: Rows, weight: float) -> None:
-        values = rows.values if weight == 1 else rows.values * rows.values.dtype.type(weight)
+    def _add_rows(self, rows: Rows, weight: float, factor: float) -> None:
+        values = rows.values if factor == 1 else rows.values * rows.values.dtype.type(factor)
         added, whole = Rows(rows.place, rows.ids, values), rows.place.whole
         known = self._rows.get(whole)
         if known is None:
@@ -83,21 +90,27 @@ class Accumulation:
         ids, sums = merge(np.concatenate([before.ids, added.ids]), np.concatenate([before.values, added.values]))
         self._rows[whole] = (Rows(finest, ids, sums), known[1] + weight)
 
-    def finish(self, slot: Slot, extents: Sequence[Extent], offload: Offload) -> Gradient:
-        """Writes the mean of all to a slot, and begins anew. Runs off the event loop."""
+    def finish(self, slot: Slot | None, extents: Sequence[Extent], offload: Offload, how: str) -> Gradient:
+        """Writes the mean of all, or the sum, as `how` says, to a slot, and begins anew. Runs off the event loop.
+
+        Without a slot it stays where it has been added up, until the next round is.
+        """
         reduction = Reduction(extents, offload.kernels, offload.threads)
         rows = self._spread_rows(extents)
         for number, extent in enumerate(extents):
             for index, slab in enumerate(extent.slabs):
-                totals, into = self._totals[number][index], slot.buffers.slabs[number][index]
-                for start, stop in present_ranges(totals > 0, slab.starts, slab.sizes):
-                    offload.kernels.copy(into[start:stop], self._sums.slabs[number][index][start:stop], offload.threads)
-                reduction.scale_inverse(into, slab, totals)
-        gradient = slot.holding([[totals > 0 for totals in row] for row in self._totals], tuple(r for r, _ in rows))
-        for each, total in rows:
+                totals, sums = self._totals[number][index], self._sums.slabs[number][index]
+                into = sums if slot is None else slot.buffers.slabs[number][index]
+                for start, stop in present_ranges(totals > 0, slab.starts, slab.sizes) if slot is not None else ():
+                    offload.kernels.copy(into[start:stop], sums[start:stop], offload.threads)
+                if how == MEAN:
+                    reduction.scale_inverse(into, slab, totals)
+        presence = [[totals > 0 for totals in row] for row in self._totals]
+        slabs = self._sums.slabs if slot is None else slot.buffers.slabs
+        for each, total in rows if how == MEAN else ():
             reduction.scale_rows(each, total)
         self.clear()
-        return gradient
+        return Gradient(slabs, presence, tuple(each for each, _ in rows))
 
     def _spread_rows(self, extents: Sequence[Extent]) -> list[tuple[Rows, float]]:
         """The rows, but for those of parameters that other rounds have whole: they join these."""

@@ -7,7 +7,8 @@ from functools import lru_cache
 from optd_server.engine.options import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.group_options import GROUP_OPTIONS, OF_PARAMETERS
-from optd_server.optim.rules import RULES, Matches, parse
+from optd_server.optim.rules import RULES, Matches, NameRule, parse
+from optd_server.optim.scheduled import SCHEDULES, parse_schedules
 from optd_wire.errors import InvalidRule, RuleMatchesNothing
 from optd_wire.values import Options
 
@@ -34,8 +35,20 @@ def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None)
         for name, _ in rule.options:
             if name in _OF_GROUPS:
                 raise InvalidRule(match=rule.match, problem=f"{name} is of a whole group, not of some parameters")
+        _check_schedules(rule)
         resolve_options(algorithm, options, dict(rule.options))
     distinct(algorithm, options, matches)
+
+
+def _check_schedules(rule: NameRule) -> None:
+    """Raises `InvalidRule` where a rule has a schedule for what is of a whole group."""
+    written = dict(rule.options).get(SCHEDULES)
+    try:
+        of_groups = sorted(_OF_GROUPS.intersection(parse_schedules(written))) if isinstance(written, str) else ()
+    except ValueError:
+        return  # which resolving them tells
+    for name in of_groups:
+        raise InvalidRule(match=rule.match, problem=f"{name} is of a whole group, and so is its schedule")
 
 
 def distinct(algorithm: Algorithm, options: Options, matches: Matches | None) -> list[Options]:

@@ -12,14 +12,15 @@ import numpy as np
 
 from optd_server.engine.accumulation import Accumulation
 from optd_server.engine.groups import Groups
+from optd_server.engine.intake import weight_of
 from optd_server.engine.offload import Offload
 from optd_server.engine.reduction import present_ranges
 from optd_server.engine.round import Round
 from optd_server.optim import group_options, job_options, option
-from optd_server.optim.clipping import Bounds, Clipped, Piece, clip
+from optd_server.optim.clipping import Bounds, Clipped, Piece, clip, group_norms
 from optd_server.store.gradients import Gradient
 from optd_wire.errors import NonfiniteGradient
-from optd_wire.values import GradientSummary, GroupOptions, JobOptions, PushHeader
+from optd_wire.values import GradientSummary, GroupOptions, JobOptions, Options, PushHeader
 
 _CLIPPING = (group_options.CLIP_NORM, group_options.CLIP_VALUE)
 UNCLIPPED = Clipped(0.0, changed=False)
@@ -38,7 +39,12 @@ class Conditioning:
 
     def summary(self) -> GradientSummary:
         """What has become of the gradients so far."""
-        return replace(self._summary, accumulated=self.accumulation.count)
+        return replace(self._summary, accumulated=self.pending)
+
+    @property
+    def pending(self) -> int:
+        """How many rounds are added up for a step that is still to come."""
+        return self.accumulation.count
 
     @property
     def nonfinite(self) -> str:
@@ -48,17 +54,27 @@ class Conditioning:
     @property
     def accumulates(self) -> bool:
         """Whether the gradient of the next step is, or may be, of more than one round."""
-        return self.rounds > 1 or self.accumulation.count > 0
+        return self.rounds > 1 or self.pending > 0
 
     @property
     def waits_for_more(self) -> bool:
         """Whether no step follows the next round yet."""
-        return self.accumulation.count + 1 < self.rounds
+        return self.pending + 1 < self.rounds
 
     @property
     def rounds(self) -> int:
         """How many rounds make a step."""
         return option.integer(self.options.options, job_options.ACCUMULATE)
+
+    @property
+    def reduction(self) -> str:
+        """How gradients become one: the option of that name."""
+        return str(option.text(self.options.options, job_options.REDUCTION))
+
+    @property
+    def norm_type(self) -> float:
+        """The p of the p-norms."""
+        return option.number(self.options.options, job_options.CLIP_NORM_TYPE)
 
     @property
     def clips(self) -> bool:
@@ -73,14 +89,21 @@ class Conditioning:
     def may_write(self, header: PushHeader) -> bool:
         """Whether the gradient of a push of its own may have to be written to."""
         rides = any(name in _CLIPPING for update in header.updates for name in update.options)
-        return rides or self.writes or header.loss_scale is not None or self.nonfinite != job_options.REJECT
+        scaled = self.reduction == job_options.SUM and weight_of(header) != 1
+        return scaled or rides or self.writes or header.loss_scale is not None or self.nonfinite != job_options.REJECT
 
-    def apply(self, gradient: Gradient, offload: Offload) -> Clipped:
-        """Clips a gradient in place, off the event loop."""
-        bounds = self._current_bounds()
-        if bounds is None:
-            return UNCLIPPED
-        return clip(list(self._pieces(gradient)), bounds, offload.threads)
+    def apply(self, gradient: Gradient, effective: Sequence[Options], offload: Offload) -> Clipped:
+        """Finds the norms of a gradient by group, and clips it in place where there are bounds; off the event loop.
+
+        `effective` are the options of the groups in this step.
+        """
+        pieces, bounds = list(self._pieces(gradient)), self._current_bounds()
+        if bounds is not None and self._groups.is_scheduled:
+            bounds = self._new_bounds(effective)
+        if bounds is not None and bounds.only_norms:
+            return clip(pieces, bounds, offload.threads)
+        norms = group_norms(pieces, len(self._groups), self.norm_type, offload.threads)
+        return replace(UNCLIPPED if bounds is None else clip(pieces, bounds, offload.threads), norms=norms)
 
     def note(self, clipped: Clipped) -> None:
         """Counts a step."""
@@ -115,17 +138,17 @@ class Conditioning:
         """The bounds in force; worked out anew when options have changed or groups were added."""
         known, groups = self._bounds, self._groups
         if known is None or known[0] is not groups.options or known[1] != len(groups) or known[2] is not self.options:
-            self._bounds = known = (groups.options, len(groups), self.options, self._new_bounds())
+            bounds = self._new_bounds([group.options for group in groups.options])
+            self._bounds = known = (groups.options, len(groups), self.options, bounds)
         return known[3]
 
-    def _new_bounds(self) -> Bounds | None:
-        groups = [group.options for group in self._groups.options]
+    def _new_bounds(self, groups: Sequence[Options]) -> Bounds | None:
         values = np.array([_bound(options.get(group_options.CLIP_VALUE)) for options in groups])
         norms = np.array([_bound(options.get(group_options.CLIP_NORM)) for options in groups])
         norm = _bound(self.options.options[job_options.CLIP_NORM])
         if math.isinf(norm) and np.isinf(values).all() and np.isinf(norms).all():
             return None
-        return Bounds(values, norms, norm, option.number(self.options.options, job_options.CLIP_NORM_TYPE))
+        return Bounds(values, norms, norm, self.norm_type)
 
     def _pieces(self, gradient: Gradient) -> Iterator[Piece]:
         """The elements that a gradient has, by group."""

@@ -203,6 +203,11 @@ class Groups:
         self._lasting = (self.options, found) if unscheduled else None
         return found
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether schedules made some group's options others, when `effective` was last asked."""
+        return self._lasting is None
+
     def _now(self, options: Options, version: int) -> Options:
         """What schedules make of options at a version; these very ones where there are none."""
         if self._now_version != version:

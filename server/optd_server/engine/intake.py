@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optd_server.optim.finite import first_nonfinite
-from optd_server.optim.job_options import REJECT, ZERO
+from optd_server.optim.job_options import MEAN, REJECT, SUM, ZERO
 from optd_server.store.flat import Array
 from optd_wire.errors import InvalidRequest, NonfiniteGradient
 from optd_wire.values import PushHeader
@@ -37,6 +37,10 @@ def check_header(header: PushHeader) -> None:
     scale = header.loss_scale
     if scale is not None and not 1 / LARGEST_SCALE <= scale <= LARGEST_SCALE:
         raise InvalidRequest(problem=f"loss_scale of a push must be in [2**-126, 2**126], got {scale:g}")
+    if header.flush:
+        for name, value in (("weight", header.weight), ("loss_scale", scale), ("loss", header.loss)):
+            if value is not None:
+                raise InvalidRequest(problem=f"a flush brings no gradient, and so takes no {name}, got {value:g}")
 
 
 def weight_of(header: PushHeader) -> float:
@@ -44,16 +48,18 @@ def weight_of(header: PushHeader) -> float:
     return 1.0 if header.weight is None else header.weight
 
 
-def mean_loss(headers: Sequence[PushHeader]) -> float:
-    """The mean of the losses that pushes come with, by what these count for, and unscaled; 0 where they have none."""
+def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
+    """The mean or sum of the losses that pushes come with, by their weights, and unscaled; 0 where they have none."""
     shares = [(weight_of(header), (header.loss or 0.0) / (header.loss_scale or 1.0)) for header in headers]
+    if reduction == SUM or not shares:
+        return sum(weight * loss for weight, loss in shares)
     return shares[0][1] if len(shares) == 1 else sum(w * loss for w, loss in shares) / sum(w for w, _ in shares)
 
 
 class Intake:
     """How the numbers of one push are taken in.
 
-    `weight` is what they are multiplied by for a mean, `nonfinite` the job's option of that name.
+    `weight` is what they are multiplied by, `nonfinite` the job's option of that name.
     """
 
     def __init__(self, header: PushHeader, nonfinite: str, weight: float = 1.0) -> None:

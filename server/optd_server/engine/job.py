@@ -274,7 +274,7 @@ class Job:
         """Changes options of the job as a whole, from the next step on; `wall` is as in `update_group`."""
 
         async def action() -> tuple[JobOptions, JobVersion]:
-            self.model.update(update, Origin(wall))
+            await self.pushes.update(update, Origin(wall))
             return self.model.conditioning.options, self.model.version
 
         return await self._writer.run(action)

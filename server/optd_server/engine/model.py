@@ -21,7 +21,17 @@ from optd_server.store.gradients import Gradient, Slots
 from optd_server.store.journal import Changes
 from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, JobOptions, JobSpec, JobUpdate, JobVersion
+from optd_wire.values import (
+    EffectiveOptions,
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    GroupUpdate,
+    JobOptions,
+    JobSpec,
+    JobUpdate,
+    JobVersion,
+)
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
 PARAMETER_COST = 64
@@ -101,6 +111,13 @@ class Model:
         last = self._last_gradient
         return last is not None and last.has(extent, place.slab, place.first + parameter)
 
+    def effective(self) -> tuple[EffectiveOptions, ...]:
+        """What schedules make of options in the step that comes next, of the groups in which that is something else."""
+        if not self.groups.is_scheduled:
+            return ()
+        summaries = self.snapshots.current.summaries()
+        return tuple(EffectiveOptions(each.options.group, each.effective) for each in summaries if each.effective)
+
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Calls `notify` after each change, until the function that is returned is called."""
         self._watchers.add(notify)
@@ -169,7 +186,7 @@ class Model:
 
         Raises what `plan_update` raises, or `MemoryExceeded`.
         """
-        options = plan_update(self.groups.algorithm, self.conditioning.options, update, self.version.version)
+        options = self.planned_options(update)
         if options is not self.conditioning.options:
             if self._kept_beside(options) != self._kept_beside(self.conditioning.options):
                 self._memory.reserve(self.plan, self._bytes(self.groups.options, job_options=options))
@@ -178,6 +195,10 @@ class Model:
             self.averages.configure(options.options)
             self.release_accumulation()
             self.publish_revision()
+
+    def planned_options(self, update: JobUpdate) -> JobOptions:
+        """What the options of the job as a whole become with an update; raises what `plan_update` raises."""
+        return plan_update(self.groups.algorithm, self.conditioning.options, update, self.version.version)
 
     def release_accumulation(self) -> None:
         """Gives back the memory of gradients that are added up no more."""

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from optd_server.optim import option
+from optd_server.optim import option, scheduled
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.algorithms import registry
-from optd_server.optim.group_options import GROUP_OPTIONS, group_rules
+from optd_server.optim.group_options import GROUP_OPTIONS, group_rules, schedulable
 from optd_server.optim.job_options import JOB
 from optd_server.optim.option import Declaration, Option, Rule
+from optd_server.optim.scheduled import SCHEDULES
 from optd_wire.errors import InvalidOption, OptionOutOfRange, UnknownAlgorithm, UnknownOption
 from optd_wire.values import AlgorithmInfo, OptionInfo, Options
 
@@ -57,8 +58,21 @@ def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
     Raises `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
     """
     resolved = _resolve(schema_of(algorithm), layers)
+    if resolved[SCHEDULES] is not None:
+        _check_schedules(algorithm, resolved)
     idle = {option.name for option in GROUP_OPTIONS if resolved[option.name] == option.default}
     return {name: value for name, value in resolved.items() if name not in idle}
+
+
+def _check_schedules(algorithm: Algorithm, options: Options) -> None:
+    """Raises `UnknownOption` or `InvalidOption` for what is wrong with the schedules of resolved options."""
+    declared = schedulable(algorithm)
+    found = scheduled.problem(declared, options)
+    if isinstance(found, scheduled.Stray):
+        hint = f"did you mean {found.nearest!r}? The scheduled" if found.nearest else "scheduled"
+        raise UnknownOption(algorithm=algorithm.name, option=found.name, advice=hint, options=", ".join(declared))
+    if found is not None:
+        raise InvalidOption(algorithm=algorithm.name, option=found.option, bound=found.bound, value=found.value)
 
 
 def resolve_job_options(*layers: Options) -> Options:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from optd_server.engine.intake import check_header
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
+from optd_server.engine.option_changes import Origin
 from optd_server.engine.push import Push, Upload
 from optd_server.engine.round import Refused, Round
 from optd_server.engine.stepping import Outcome, Stepping, no_memory
@@ -16,9 +17,18 @@ from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient, Slot
-from optd_wire.errors import FutureVersion, JobFailed, OptdError, PushPending, PushWithdrawn, RoundBroken, SequenceGap
+from optd_wire.errors import (
+    FutureVersion,
+    InvalidRequest,
+    JobFailed,
+    OptdError,
+    PushPending,
+    PushWithdrawn,
+    RoundBroken,
+    SequenceGap,
+)
 from optd_wire.frames import Received
-from optd_wire.values import PushHeader, PushResult
+from optd_wire.values import JobUpdate, PushHeader, PushResult
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +139,9 @@ class Pushes:
             raise FutureVersion(
                 worker=header.worker, base_version=header.base_version, job=self._model.name, version=version
             )
+        if header.flush and push.shared is not None and _has_gradient(push.shared):
+            raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
+        self._check_kind(push)
         self._stepping.check_evaluation(header)
         # What rides along must go together with what waits; it takes effect with the step, or not at all.
         self._stepping.plan_options([*self._rule.waiting, push])
@@ -139,6 +152,16 @@ class Pushes:
         else:
             self._model.notify()
         return push
+
+    def _check_kind(self, push: Push) -> None:
+        """Raises `InvalidRequest` where a flush is to share its round with gradients."""
+        other = next((each for each in self._rule.waiting if each.header.flush != push.header.flush), None)
+        if other is not None:
+            waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
+            raise InvalidRequest(
+                problem=f"worker {other.header.worker!r} waits for its round with {waits}, and worker "
+                f"{push.header.worker!r} {comes}: all workers of a round flush, or none does"
+            )
 
     def _supersedes(self, known: PushResult | Push) -> bool:
         """Ends a push whose gradient is still to be received, because it has come again by another call.
@@ -228,7 +251,8 @@ class Pushes:
         # What a search tries may be beyond all numbers: it is told so, and turns round.
         nonfinite = ZERO if self._model.searches.is_under_way else self._model.conditioning.nonfinite
         check_room = self._model.check_rows
-        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room)
+        reduction = self._model.conditioning.reduction
+        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room, reduction)
         for push in due:
             self._rounds[push] = round_
         if round_.all_shared:
@@ -261,6 +285,11 @@ class Pushes:
         task.add_done_callback(self._tasks.discard)
 
     def _offer_again(self, push: Push) -> None:
+        try:
+            self._check_kind(push)
+        except InvalidRequest as error:
+            self._let_go(push, error)
+            return
         due = self._rule.offer(push)
         if due:
             self._begin(due)
@@ -315,6 +344,19 @@ class Pushes:
             logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
             self._fail(round_, problem)
 
+    async def update(self, update: JobUpdate, origin: Origin) -> None:
+        """Changes options of the job as a whole, and makes the step that they make due; see `Stepping.update`."""
+        if self._failed is not None:
+            self._model.update(update, origin)
+            return
+        try:
+            await self._stepping.update(update, origin)
+        except OptdError:
+            raise
+        except Exception as problem:
+            logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
+            raise copy(self._failure_of(problem)) from None
+
     def _check_still_wanted(self, round_: Round, push: Push) -> None:
         header = push.header
         worker = self._workers.find(header.worker)
@@ -347,18 +389,22 @@ class Pushes:
         header = push.header
         version = self._model.version
         moved_on = header.known_revision != version.revision
+        still_to_come = bool(outcome.accumulated and not outcome.skipped)
         result = PushResult(
             version=version,
-            applied_version=version.version + bool(outcome.accumulated and not outcome.skipped),
+            applied_version=0 if outcome.nothing_pending else version.version + still_to_come,
             staleness=max(0, outcome.stepped_from - header.base_version),
             repeat=False,
             options=tuple(self._model.groups.options) if moved_on else (),
             accumulated=outcome.accumulated,
             skipped=outcome.skipped,
             unfinished=outcome.unfinished,
+            clipped=outcome.clipped,
+            norms=outcome.norms_for(header),
+            effective=self._model.effective(),
         )
         self._workers.mark(header.worker, header.epoch, header.sequence, result)
-        self.applied += not outcome.skipped
+        self.applied += not (outcome.skipped or header.flush)
         self._let_go(push)
         push.succeed(result)
 
@@ -371,9 +417,17 @@ class Pushes:
 
     def _fail(self, round_: Round, problem: Exception) -> None:
         """Ends the job's steps: its state may have changed half-way, and no further step would be right."""
-        self._failed = JobFailed(job=self._model.name, version=self._model.version.version, problem=repr(problem)[:200])
-        self._break_all(round_, self._failed)
+        self._break_all(round_, self._failure_of(problem))
         self._model.notify()
+
+    def _failure_of(self, problem: Exception) -> JobFailed:
+        version = self._model.version.version
+        self._failed = JobFailed(job=self._model.name, version=version, problem=repr(problem)[:200])
+        return self._failed
+
+
+def _has_gradient(gradient: Gradient) -> bool:
+    return bool(gradient.rows) or any(flags.any() for row in gradient.presence for flags in row)
 
 
 async def outcome(known: PushResult | Push) -> PushResult:

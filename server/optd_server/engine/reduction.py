@@ -2,7 +2,8 @@
 
 For a parameter that n of the pushes have the result is ``(g_1 + g_2 + ... + g_n) * (1 / n)``, summed in the order of
 the round in the dtype of the data: as DistributedDataParallel averages, over those that have it. Where pushes have
-different weights it is ``(w_1 g_1 + w_2 g_2 + ... + w_n g_n) * (1 / (w_1 + w_2 + ... + w_n))``.
+different weights it is ``(w_1 g_1 + w_2 g_2 + ... + w_n g_n) * (1 / (w_1 + w_2 + ... + w_n))``. Where a job adds up, it
+is ``w_1 g_1 + w_2 g_2 + ... + w_n g_n``.
 """
 
 from collections.abc import Sequence
@@ -104,6 +105,19 @@ class Reduction:
                 self.scale_inverse(sums.slabs[number][index], slab, totals)
                 covered[-1].append(totals > 0)
         return covered
+
+    def covered(self, presences: Sequence[Presence]) -> Presence:
+        """Which parameters any of some gradients has."""
+        found: Presence = []
+        for number, extent in enumerate(self._extents):
+            found.append([])
+            for index, slab in enumerate(extent.slabs):
+                flags = np.zeros(len(slab.sizes), np.bool_)
+                for presence in presences:
+                    if number < len(presence):
+                        flags |= presence[number][index]
+                found[-1].append(flags)
+        return found
 
     def scale_inverse(self, elements: Array, slab: Slab, totals: npt.NDArray[np.float64]) -> None:
         """Divides the elements of each parameter of a slab by its total, where that is neither 0 nor 1."""

@@ -18,7 +18,7 @@ from optd_server.engine.intake import Intake, Nonfinite, weight_of
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push
 from optd_server.engine.reduction import Reduction
-from optd_server.optim.job_options import REJECT, SKIP
+from optd_server.optim.job_options import MEAN, REJECT, SKIP, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Slot
@@ -82,8 +82,11 @@ class Round:
         offload: Offload,
         nonfinite: str = REJECT,
         check_room: Callable[[int], None] = lambda _: None,
+        reduction: str = MEAN,
     ) -> None:
         self.pushes = tuple(pushes)
+        self.reduction = reduction
+        """Whether its gradient is the mean of those of its pushes, or their sum."""
         self.slot = slot
         self.stepping = False
         """Whether its step has begun: then nothing takes a push out of it any more."""
@@ -97,13 +100,13 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         weights = [weight_of(push.header) for push in self.pushes]
-        # Where all are the same, they make no difference to the mean.
-        uneven = len(set(weights)) > 1
+        if reduction == MEAN and len(set(weights)) == 1:
+            weights = [1.0] * len(weights)  # where all are the same, they make no difference to the mean
         self._parts = {
-            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight if uneven else 1.0))
+            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight))
             for push, weight in zip(self.pushes, weights, strict=True)
         }
-        self._weights = weights if uneven else [1.0] * len(weights)
+        self._weights = weights
         self._rows = RowSums(tuple(extents))
 
     def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> Part:
@@ -111,6 +114,11 @@ class Round:
             return Part(push, None, intake, presence=push.shared.presence)
         assert self.slot is not None, "what is received needs a slot"
         return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
+
+    @property
+    def flushes(self) -> bool:
+        """Whether it asks for the step of what has been added up, and brings no gradient. All of its pushes do then."""
+        return self.pushes[0].header.flush
 
     @property
     def all_shared(self) -> bool:
@@ -147,6 +155,8 @@ class Round:
         """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
         part = self._parts[push]
         assert part.sink is not None
+        if push.header.flush and frames:
+            raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         add = len(self.pushes) > 1
         place = self._place_behind(part, frames) if add else 0
         await self._turn(part, self._passed(place))
@@ -251,13 +261,14 @@ class Round:
             rows = self._spread_rows(presences)
             several = len(presences) > 1
             buffers = self.slot.buffers
-            presence = self._reduction.divide(buffers, presences, self._weights) if several else presences[0]
+            presence = self._put_together(buffers, presences) if several else presences[0]
             return self.slot.holding(presence, self._mean_rows(rows))
         gradients = [push.shared for push in self.pushes if push.shared is not None]
         if self.slot is None:
             self._check_shared()
             return gradients[0]
-        if not all(part.intake.plain for part in self._parts.values()):
+        plain = all(part.intake.plain for part in self._parts.values())
+        if not plain or (self.reduction == SUM and len(gradients) > 1):
             return self.slot.holding(self._add_all_shared(self.slot.buffers))
         presence, finite = self._reduction.mean(gradients, self.slot.buffers)
         if not finite:
@@ -265,7 +276,7 @@ class Round:
         return self.slot.holding(presence)
 
     def _add_all_shared(self, buffers: FlatBuffers) -> Presence:
-        """As the mean of gradients that lie in memory, of which some are scaled, weighted or looked at."""
+        """As the mean of gradients that lie in memory, of which some are scaled, weighted or looked at; or the sum."""
         for push in self.pushes:
             assert push.shared is not None
             try:
@@ -273,7 +284,13 @@ class Round:
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
         presences = [push.shared.presence for push in self.pushes if push.shared is not None]
-        return self._reduction.divide(buffers, presences, self._weights)
+        return self._put_together(buffers, presences)
+
+    def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
+        """Makes means of sums, unless sums are wanted; returns which parameters any push has."""
+        if self.reduction == SUM:
+            return self._reduction.covered(presences)
+        return self._reduction.divide(sums, presences, self._weights)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""
@@ -291,7 +308,7 @@ class Round:
         return left
 
     def _mean_rows(self, sums: Sequence[Rows]) -> tuple[Rows, ...]:
-        for rows in sums:
+        for rows in sums if self.reduction == MEAN else ():
             parts = zip(self._weights, self._parts.values(), strict=True)
             total = sum(weight for weight, part in parts if rows.place.whole in part.tables)
             self._reduction.scale_rows(rows, total)

@@ -7,21 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optd_server.engine.gradients import UNCLIPPED
-from optd_server.engine.intake import mean_loss
+from optd_server.engine.intake import loss_of
 from optd_server.engine.looks import Lent
 from optd_server.engine.model import Model
+from optd_server.engine.norms import norms_of_step
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
 from optd_server.engine.push import Push
 from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
+from optd_server.optim import option
 from optd_server.optim.algorithm import Iterative
-from optd_server.optim.job_options import ZERO
+from optd_server.optim.job_options import ACCUMULATE, ZERO
 from optd_server.store.gradients import Gradient
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import InvalidRequest, LossMissing, OptdError, RoundBroken, StaleEvaluation
-from optd_wire.values import GroupOptions, GroupUpdate, PushHeader
+from optd_wire.values import GroupNorms, GroupOptions, GroupUpdate, JobUpdate, PushHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,17 @@ class Outcome:
     """Whether there was none, and is to be none."""
     unfinished: bool = False
     """Whether the algorithm asks about the new weights, before its step is at its end."""
+    nothing_pending: bool = False
+    """Whether there was no step because it was to be one of what is added up, and nothing was."""
+    clipped: bool = False
+    """Whether the gradient has been made smaller."""
+    norms: tuple[GroupNorms, ...] = ()
+    for_all: bool = False
+    """Whether norms are for all pushes, and not only for those that have asked."""
+
+    def norms_for(self, header: PushHeader) -> tuple[GroupNorms, ...]:
+        """The norms that the answer of a push tells."""
+        return self.norms if self.for_all or header.norms else ()
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
@@ -68,7 +81,9 @@ class Stepping:
         """
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
-        weights = None if conditioning.waits_for_more else await self._spare()
+        # Of what has been added up when this round comes; nobody adds to it while the writer is here.
+        steps = conditioning.pending > 0 if round_.flushes else not conditioning.waits_for_more
+        weights = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
         changes = self.plan_options(round_.pushes)
@@ -83,49 +98,99 @@ class Stepping:
             model.change_options(changes, _updates(round_.pushes))
         conditioning.note_nonfinite(round_, version)
         if round_.skipped:
-            self._skip(round_)
-            return Outcome(version, accumulated=conditioning.accumulation.count, skipped=True)
+            conditioning.note_skip()
+            self._let_go(round_)
+            return Outcome(version, accumulated=conditioning.pending, skipped=True)
+        if round_.flushes and not conditioning.pending:
+            self._let_go(round_)
+            return Outcome(version, nothing_pending=True)
         gradient.cover(model.groups.extents)
         sums_up = conditioning.accumulates
         if sums_up:
             gradient = await self._accumulate(round_, gradient, last=weights is not None)
         if gradient is None or weights is None:
-            return Outcome(version, accumulated=conditioning.accumulation.count)
-        is_done = await self._step_with(gradient, round_, weights, model.elements if sums_up else elements)
-        return Outcome(version, unfinished=not is_done)
+            return Outcome(version, accumulated=conditioning.pending)
+        wall = max(push.wall for push in round_.pushes)
+        return await self._step_with(gradient, weights, model.elements if sums_up else elements, round_, wall)
 
-    async def _step_with(self, gradient: Gradient, round_: Round, weights: WeightSet, elements: int) -> bool:
-        """Steps into a spare set of weights, and publishes it; returns whether the algorithm's step is at its end.
+    async def update(self, update: JobUpdate, origin: Origin) -> None:
+        """Changes options of the job as a whole; makes the step of what has been added up, where they make it due.
 
-        The gradient has so many elements.
+        Raises what `Model.update` raises, or `RoundBroken` where the system has no memory for the step.
+        """
+        model, conditioning = self._model, self._model.conditioning
+        rounds = option.integer(model.planned_options(update).options, ACCUMULATE)
+        due = 0 < conditioning.pending >= rounds
+        if not due:
+            model.update(update, origin)
+            return
+        weights, sums, extents = await self._spare(), conditioning.accumulation, model.groups.extents
+        try:
+            sums.fit(None, extents)
+            model.update(update, origin)
+            # Averages that the update has begun are among them: without room there is no step, and it is due still.
+            model.averages.fit(extents)
+        except OSError as problem:
+            raise no_memory(model.name, "what is added up and averaged", problem) from None
+        cost, how = model.cost(model.elements), conditioning.reduction
+        gradient = await self._offload.run(cost, lambda: sums.finish(None, extents, self._offload, how))
+        await self._step_with(gradient, weights, model.elements, None, origin.wall)
+        model.release_accumulation()
+
+    async def _step_with(
+        self, gradient: Gradient, weights: WeightSet, elements: int, round_: Round | None, wall: float
+    ) -> Outcome:
+        """Steps into a spare set of weights, and publishes it. The gradient has so many elements.
+
+        `round_` is the one that has brought the gradient, or the last of it; None: it had all been added up. `wall` is
+        the time, in seconds of the epoch.
         """
         model, conditioning = self._model, self._model.conditioning
         version = model.version.version
-        if all(push.header.begins for push in round_.pushes):
+        headers = [] if round_ is None else [push.header for push in round_.pushes]
+        if headers and all(header.begins for header in headers):
             model.searches.abandon()
         clipped = UNCLIPPED
-        if conditioning.clips:
-            clipped = await self._offload.run(model.cost(elements), lambda: conditioning.apply(gradient, self._offload))
-        beyond = model.searches.is_under_way and conditioning.nonfinite != ZERO and bool(round_.nonfinite)
-        loss = None if beyond else mean_loss([push.header for push in round_.pushes])
+        if conditioning.clips or any(header.norms for header in headers):
+            effective = model.groups.effective(version)
+            clipped = await self._offload.run(
+                model.cost(elements), lambda: conditioning.apply(gradient, effective, self._offload)
+            )
+        found_beyond = round_ is not None and bool(round_.nonfinite)
+        beyond = model.searches.is_under_way and conditioning.nonfinite != ZERO and found_beyond
+        loss = None if beyond else loss_of(headers, conditioning.reduction if round_ is None else round_.reduction)
         step = Step(model.groups, version, model.snapshots, gradient, weights, model.searches, loss)
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
         due = model.averages.due(version + 1) if step.is_done else []
         if due:
             elements, threads = model.elements, self._offload.threads
             await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
+        norms: tuple[GroupNorms, ...] = ()
+        if clipped.norms is not None:
+            before, p, found = model.snapshots.current.weights.buffers, conditioning.norm_type, clipped.norms
+            norms = await self._offload.run(
+                model.cost(step.elements),
+                lambda: norms_of_step(model.groups, found, before, weights.buffers, step.changes, p, self._offload),
+            )
         conditioning.note(clipped)
-        if round_.slot is None:
-            model.slots.forget()
-            model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
-        else:
+        model.looks.lent = None
+        if round_ is not None and round_.slot is not None:
             model.slots.keep(round_.slot, gradient)
-            model.looks.lent = None
-        model.publish_step(weights, step.changes, max(push.wall for push in round_.pushes))
+        else:
+            model.slots.forget()
+            if round_ is not None:
+                model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+        model.publish_step(weights, step.changes, wall)
         if model.looks.waiting:
             # Nobody has been answered yet: what lies in a worker's memory is still what the step was made of.
             await model.looks.serve(gradient, self._offload)
-        return step.is_done
+        return Outcome(
+            version,
+            unfinished=not step.is_done,
+            clipped=clipped.changed,
+            norms=norms,
+            for_all=conditioning.clips,
+        )
 
     async def _spare(self) -> WeightSet:
         try:
@@ -147,32 +212,33 @@ class Stepping:
             raise no_memory(self._model.name, "what is added up and averaged", problem) from None
 
     async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
-        """Adds a round to those before it; returns the mean of all if it is the last one."""
+        """Adds a round to those before it; returns the mean or sum of all if it is the last one."""
         model, sums = self._model, self._model.conditioning.accumulation
         assert round_.slot is not None, "what is added up lies in a slot"
         slot, extents = round_.slot, model.groups.extents
-        cost = model.cost(round_.elements)
-        await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
+        if not round_.flushes:
+            cost = model.cost(round_.elements)
+            await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
         if last:
-            cost = model.cost(model.elements)
-            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload))
+            cost, how = model.cost(model.elements), model.conditioning.reduction
+            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload, how))
             model.release_accumulation()
             return finished
         model.slots.give_back(slot)
         model.notify()
         return None
 
-    def _skip(self, round_: Round) -> None:
-        """Notes that no step is made of a round; the job is where it was."""
-        model = self._model
-        model.conditioning.note_skip()
+    def _let_go(self, round_: Round) -> None:
+        """Ends a round that no step is made of; the job is where it was."""
         if round_.slot is not None:
-            model.slots.give_back(round_.slot)
-        model.notify()
+            self._model.slots.give_back(round_.slot)
+        self._model.notify()
 
     def check_evaluation(self, header: PushHeader) -> None:
         """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
         model, algorithm = self._model, self._model.groups.algorithm
+        if header.flush:
+            return
         if not isinstance(algorithm, Iterative):
             if header.loss is not None:
                 raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")

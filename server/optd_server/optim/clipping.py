@@ -40,6 +40,11 @@ class Bounds:
         """Whether norms have to be known."""
         return self.norm < math.inf or bool((self.norms < math.inf).any())
 
+    @property
+    def only_norms(self) -> bool:
+        """Whether norms have bounds, and elements have none."""
+        return self.any_norm and bool(np.isinf(self.values).all())
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -55,6 +60,8 @@ class Clipped:
 
     norm: float
     changed: bool
+    norms: Floats | None = None
+    """By group, the norms before they were bounded; None where they were not asked for."""
 
 
 def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
@@ -73,7 +80,7 @@ def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
         if factors[piece.group] != 1:  # a NaN, of a sum that has overflowed, spreads as in torch
             changed = True
             _scale(piece.elements, float(factors[piece.group]), threads)
-    return Clipped(norm_of(norms, bounds.p), changed)
+    return Clipped(norm_of(norms, bounds.p), changed, norms)
 
 
 def _factor(norm: Any, bound: Any) -> Any:

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
-from optd_server.optim.lookahead import LOOKAHEAD_OPTIONS
-from optd_server.optim.option import Option, Options, OptionValue, Range, Rule, floats, integer, number, text
+from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS
+from optd_server.optim.option import Option, Options, Range, Rule, floats, integer, number, text
 from optd_server.optim.rules import RULES, RULES_OPTION
-from optd_server.optim.schedules.text import parse, schedule_option
+from optd_server.optim.scheduled import LR_SCHEDULE, MOMENTUM_SCHEDULE, SCHEDULE_OPTIONS, SCHEDULES, Target, at, targets
+from optd_server.optim.schedules.text import parse
 
-LR_SCHEDULE = "lr_schedule"
-MOMENTUM_SCHEDULE = "momentum_schedule"
 SCHEDULE_START = "schedule_start"
 CLIP_NORM = "clip_norm"
 CLIP_VALUE = "clip_value"
@@ -17,8 +16,7 @@ CLIP_VALUE = "clip_value"
 _POSITIVE = Range(0, None, low_open=True)
 
 GROUP_OPTIONS: tuple[Option, ...] = (
-    schedule_option(LR_SCHEDULE, "a function of the job's version that lr is multiplied by"),
-    schedule_option(MOMENTUM_SCHEDULE, "a function of the job's version that momentum, or betas[0], is multiplied by"),
+    *SCHEDULE_OPTIONS,
     Option(
         SCHEDULE_START, "int", 0, doc="the version that schedules count from; below 0 where they began in another job"
     ),
@@ -51,11 +49,14 @@ OF_PARAMETERS = frozenset(
     {
         LR_SCHEDULE,
         MOMENTUM_SCHEDULE,
+        SCHEDULES,
         MASTER_WEIGHTS.name,
         *(option.name for option in LOOKAHEAD_OPTIONS),
     }
 )
 """Those of them that a rule may set for some parameters of a group."""
+_SCHEDULED = tuple(option for option in GROUP_OPTIONS if option.name in (CLIP_NORM, CLIP_VALUE, LOOKAHEAD_ALPHA))
+"""Those of them that may have a schedule."""
 
 
 def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
@@ -63,7 +64,7 @@ def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
-            if option.name in OF_PARAMETERS | {RULES} and option.name != LR_SCHEDULE:
+            if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
     scheduled = scheduled_options(algorithm)
@@ -105,19 +106,13 @@ def _is_set(name: str) -> Callable[[Options], bool]:
     return lambda options: options[name] is not None
 
 
+def schedulable(algorithm: Algorithm) -> dict[str, Target]:
+    """Return the numbers that `schedules` of a group of an algorithm may be for, by name."""
+    of_groups = () if isinstance(algorithm, Iterative) else _SCHEDULED
+    return targets((*algorithm.options, *of_groups))
+
+
 def effective(options: Options, version: int) -> Options:
     """Return the options that the step from `version` to the next is made with: these very ones without a schedule."""
-    changed: dict[str, OptionValue] = {}
-    version = max(0, version - integer(options, SCHEDULE_START)) if SCHEDULE_START in options else version
-    lr_schedule = text(options, LR_SCHEDULE) if LR_SCHEDULE in options else None
-    if lr_schedule is not None:
-        changed["lr"] = float(number(options, "lr")) * parse(lr_schedule).factor(version)
-    momentum_schedule = text(options, MOMENTUM_SCHEDULE) if MOMENTUM_SCHEDULE in options else None
-    if momentum_schedule is not None:
-        factor = parse(momentum_schedule).factor(version)
-        if "momentum" in options:
-            changed["momentum"] = float(number(options, "momentum")) * factor
-        else:
-            first, *others = floats(options, "betas")
-            changed["betas"] = (float(first) * factor, *map(float, others))
-    return {**options, **changed} if changed else options
+    start = integer(options, SCHEDULE_START) if SCHEDULE_START in options else 0
+    return at(options, max(0, version - start))

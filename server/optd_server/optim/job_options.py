@@ -8,10 +8,12 @@ CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
 NONFINITE = "nonfinite"
 ACCUMULATE = "accumulate"
+REDUCTION = "reduction"
 EMA_DECAY = "ema_decay"
 SWA_START = "swa_start"
 SWA_EVERY = "swa_every"
 REJECT, SKIP, ZERO = "reject", "skip", "zero"
+MEAN, SUM = "mean", "sum"
 
 _POSITIVE = Range(0, None, low_open=True)
 
@@ -49,7 +51,15 @@ class JobDeclaration:
             "int",
             1,
             Range(1, None),
-            doc="how many pushes, or rounds of them, make one step: of the mean of all",
+            doc="how many pushes, or rounds of them, make one step",
+        ),
+        Option(
+            REDUCTION,
+            "text",
+            MEAN,
+            choices=(MEAN, SUM),
+            doc="how the gradients of a round, and of accumulated rounds, become one: their mean by the weights of the "
+            "pushes, or their sum, each times its weight",
         ),
         Option(
             EMA_DECAY,

@@ -94,6 +94,8 @@ class Option:
     """Of a "text" option: raises ValueError, with what it must be as its text, for one that is not well formed."""
     fixed: bool = False
     """Whether a group keeps the value that it begins with."""
+    every_step: bool = True
+    """Whether it counts in every step, so that a schedule of it means something."""
     doc: str = ""
 
     @property

@@ -81,7 +81,7 @@ class Snapshot:
 
 
 def _changed(options: Options, effective: Options) -> Options:
-    return {} if effective is options else {n: v for n, v in effective.items() if v != options[n]}
+    return {} if effective is options else {n: v for n, v in effective.items() if v != options.get(n)}
 
 
 class Snapshots:

@@ -183,7 +183,20 @@ def test_the_signature_is_torchs_and_ours() -> None:
         torchs = inspect.signature(getattr(torch.optim, ours.__name__)).parameters
         parameters = inspect.signature(ours).parameters
         assert list(parameters.values())[: len(torchs)] == list(torchs.values())
-        assert [*parameters][len(torchs) :] == ["session", "server", "job", "worker", "zero_copy", "local_changes"]
+        assert [*parameters][len(torchs) :] == [
+            "session",
+            "server",
+            "job",
+            "worker",
+            "if_exists",
+            "policy",
+            "gradients",
+            "averages",
+            "zero_copy",
+            "local_changes",
+            "progress",
+            "norms",
+        ]
 
 
 def test_a_subclass_needs_nothing(where: dict[str, str]) -> None:

@@ -97,9 +97,10 @@ def test_memory_for_what_is_added_up_is_planned(play):
         await job.update(JobUpdate("job", {"accumulate": 2}))
         assert job.model.plan.bytes == before + 4 * 4 + 2 * 8
         await engine.push(job, "a", 1)
-        await job.update(JobUpdate("job", {"accumulate": 1}))
-        assert job.model.plan.bytes == before + 4 * 4 + 2 * 8  # it is needed until the step
-        await engine.push(job, "a", 2)
+        assert job.model.plan.bytes == before + 4 * 4 + 2 * 8
+        await job.update(JobUpdate("job", {"accumulate": 1}))  # which makes the step of what there is
+        assert (job.model.plan.bytes, job.model.version.version) == (before, 1)
+        assert (await engine.push(job, "a", 2)).applied_version == 2
         assert job.model.plan.bytes == before
         engine.catalog.memory.limit = before
         with pytest.raises(errors.MemoryExceeded):

@@ -23,12 +23,12 @@ def groups(invocation: Invocation, job: Job) -> None:
 
 
 def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
-    """The groups with `lr` and all options that differ between them; below, the options that do not.
+    """The groups with `lr` and all options that differ between them, or have a schedule; below, the others.
 
     Where there is no room for a column for each of these, one column has them by name.
     """
     names = text.in_order(dict.fromkeys(name for group in found for name in group.options.options))
-    apart = [name for name in names if name != "lr" and _differs(found, name)]
+    apart = [name for name in names if name != "lr" and (_differs(found, name) or _moves(found, name))]
     same = [name for name in names if name not in apart and name != "lr"]
     columns = [
         Column("#", number=True),
@@ -75,6 +75,11 @@ def _options(group: GroupSummary) -> Options:
 
 def _differs(found: Sequence[GroupSummary], name: str) -> bool:
     return any(_options(group).get(name) != _options(found[0]).get(name) for group in found)
+
+
+def _moves(found: Sequence[GroupSummary], name: str) -> bool:
+    """Whether schedules make something else of an option now."""
+    return any(name in group.effective for group in found)
 
 
 def _value(group: GroupSummary, name: str) -> str:

@@ -36,13 +36,19 @@ def delete(
     # Not repeated: where the answer is lost, another job may have the name by then.
     server = invocation.server
     gone = server.transport.delete_job(job, server.timeout)
-    invocation.answer(gone, f"deleted {gone.name} at version {text.count(gone.version.version)}")
+    invocation.answer(gone, f"deleted {gone.name} at version {text.count(gone.version.version)}{_lost(gone)}")
+
+
+def _lost(job: JobSummary) -> str:
+    """What goes with a job that nobody has made a step of."""
+    pending = job.gradients.accumulated
+    return f", with gradients added up ({text.count(pending)}) that no step was made of" if pending else ""
 
 
 def _confirm(job: JobSummary) -> None:
     if not sys.stdin.isatty():
         raise BadUsage("there is no terminal to ask on: pass --yes to delete")
-    size = f"{text.counted(job.elements, 'element')}, {text.counted(job.workers, 'worker')}"
+    size = f"{text.counted(job.elements, 'element')}, {text.counted(job.workers, 'worker')}{_lost(job)}"
     sys.stderr.write(f"Delete {job.name} at version {text.count(job.version.version)} ({size})? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

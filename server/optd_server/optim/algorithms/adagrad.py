@@ -73,6 +73,7 @@ ADAGRAD = Elementwise(
             "float",
             0.0,
             NOT_NEGATIVE,
+            every_step=False,
             doc="what the sum of squares begins with; counts at a parameter's first gradient",
         ),
         epsilon(1e-10),

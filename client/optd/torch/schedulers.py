@@ -1,0 +1,19 @@
+"""A scheduler of torch's beside a schedule of the server's."""
+
+from typing import Any
+
+from optd.effective import Effective
+
+
+def warn_of_scheduler(optimizer: Any, effective: Effective) -> None:
+    """Warns once where a scheduler of torch's was made for an optimizer whose `lr` follows a schedule of the server's.
+
+    Torch's schedulers wrap the `step` of their optimizer. One that does not, `ReduceLROnPlateau`, is found when it
+    changes `lr`.
+    """
+    if not getattr(optimizer.step, "_wrapped_by_lr_sched", False):
+        return
+    found = effective.schedule_of("lr")
+    if found is not None:
+        group, schedule = found
+        effective.warn_of_two(group, "lr", schedule, "has a scheduler of torch's")

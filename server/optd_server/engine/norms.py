@@ -1,0 +1,57 @@
+"""The norms of a step by group: of its gradient, and of what it has changed in the weights. Runs off the event loop."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from optd_server.engine.groups import Groups
+from optd_server.engine.offload import Offload
+from optd_server.optim.clipping import norm_of
+from optd_server.optim.difference import difference_norm
+from optd_server.store.extents import Slab
+from optd_server.store.flat import Array, FlatBuffers
+from optd_server.store.journal import Change, Changes
+from optd_wire.values import GroupNorms
+
+Pair = tuple[int, Array, Array]
+"""A group, and elements of it after and before the step."""
+
+
+def norms_of_step(
+    groups: Groups,
+    gradient: npt.NDArray[np.float64],
+    before: FlatBuffers,
+    after: FlatBuffers,
+    changes: Changes,
+    p: float,
+    offload: Offload,
+) -> tuple[GroupNorms, ...]:
+    """The p-norms over all groups, and of each; those of the gradient by group are known.
+
+    `changes` is what the step has changed: only there weights are looked at.
+    """
+    found: list[list[float]] = [[] for _ in range(len(groups))]
+    for number, extent in enumerate(groups.extents):
+        for index, slab in enumerate(extent.slabs):
+            arrays = after.slabs[number][index], before.slabs[number][index]
+            for group, new, old in _changed(slab, changes[number][index], *arrays):
+                found[group].append(difference_norm(new, old, p, offload.threads))
+    updates = np.array([norm_of(np.asarray(parts), p) for parts in found], np.float64)
+    overall = GroupNorms("", norm_of(gradient, p), norm_of(updates, p))
+    return overall, *map(GroupNorms, groups.names, gradient.tolist(), updates.tolist())
+
+
+def _changed(slab: Slab, change: Change | None, new: Array, old: Array) -> Iterator[Pair]:
+    """The elements of a slab that a step has changed, by group."""
+    last = np.cumsum(slab.parts)
+    for group, first, end in zip(slab.groups, last - slab.parts, last, strict=True):
+        if first == end:
+            continue
+        start, stop = int(slab.starts[first]), int(slab.starts[end - 1] + slab.sizes[end - 1])
+        for low, high in ((start, stop),) if change is None else change.ranges:
+            here = slice(max(low, start), min(high, stop))
+            if here.start < here.stop:
+                yield group, new[here], old[here]
+    for place, ids in () if change is None else change.rows:
+        yield place.group, place.table(new)[ids].reshape(-1), place.table(old)[ids].reshape(-1)
