@@ -119,7 +119,6 @@ def test_views_that_lie_apart_are_parameters():
     ("value", "plain"),
     [
         (np.float32(0.5), Single(0.5)),
-        (np.float64(0.5), 0.5),
         (np.array(3), 3),
         (np.array([[0.5]]), 0.5),
         (torch.tensor(0.25), Single(0.25)),
