@@ -1,3 +1,4 @@
+from array import array
 from collections import namedtuple
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 
 from optd import errors
 from optd.params import plain_option, read_group, read_groups
+from optd_wire.single import Single
 
 State = namedtuple("State", "model scale")
 
@@ -116,10 +118,14 @@ def test_views_that_lie_apart_are_parameters():
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (np.float32(0.5), 0.5),
+        (np.float32(0.5), Single(0.5)),
         (np.array(3), 3),
         (np.array([[0.5]]), 0.5),
-        (torch.tensor(0.25), 0.25),
+        (torch.tensor(0.25), Single(0.25)),
+        (torch.tensor(0.25, dtype=torch.float64), 0.25),
+        (np.array([], np.float32), ()),
+        (array("d", [0.5, 0.25]), (0.5, 0.25)),
+        (torch.tensor(0.25, dtype=torch.bfloat16), "tensor(0.2500, dtype=torch.bfloat16)"),
         (np.array([0.5, 0.25]), (0.5, 0.25)),
         (torch.tensor([0.5, 0.25]), (0.5, 0.25)),
         ((torch.tensor(0.5), np.float64(0.25), None), (0.5, 0.25, None)),
@@ -128,3 +134,11 @@ def test_views_that_lie_apart_are_parameters():
 def test_options_may_be_numbers_arrays_and_tensors(value: object, plain: object) -> None:
     found = plain_option(value)
     assert (found, type(found)) == (plain, type(plain))
+
+
+def test_numbers_in_a_tuple_stay_of_float32_too() -> None:
+    for value in (torch.tensor([0.5, 0.25]), (torch.tensor([[0.5]]), np.float32(0.25)), np.array([0.5, 0.25], "f4")):
+        found = plain_option(value)
+        assert isinstance(found, tuple)
+        assert [type(each) for each in found] == [Single, Single]
+    assert plain_option((0.5, np.float64(0.25))) == (0.5, 0.25)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from optd_wire import values
 from optd_wire.convert import from_message, option_to_message, options_to_message, to_message
+from optd_wire.single import Single
 from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2
 
 RENAMED = {
@@ -114,6 +115,19 @@ def test_true_is_not_one():
     assert option_to_message(1).WhichOneof("value") == "integer"
     assert option_to_message(1.0).WhichOneof("value") == "number"
     assert option_to_message(None).WhichOneof("value") is None
+    assert option_to_message(Single(1.0)).WhichOneof("value") == "single"
+    assert option_to_message((1.0, Single(1.0))).WhichOneof("value") == "values"
+    assert option_to_message((1.0, 2)).WhichOneof("value") == "numbers"
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_numbers_of_float32_come_back_as_such(number: float):
+    options: Any = {"x": Single(number), "y": (Single(number), 0.1, None)}
+    message = option_pb2.GroupUpdate(options=options_to_message(options))
+    found: Any = from_message(option_pb2.GroupUpdate.FromString(message.SerializeToString()), values.GroupUpdate)
+    assert found.options == options
+    assert type(found.options["x"]) is Single
+    assert [type(each) for each in found.options["y"]] == [Single, float, type(None)]
 
 
 def test_what_no_option_can_be_is_refused():
