@@ -47,6 +47,11 @@ class Optimizer:
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
+        local_changes: What is done with weights that a script has changed in the arrays, found before each step: "send"
+            them, if no other worker takes part in the job; "warn", each time, that the step replaces them; "ignore"
+            them. Of an array of more than 16,384 elements, or fewer where they are many, about 1,000 are compared: call
+            `push_weights()` after a change of a few elements of a large array. A change that is not sent because it
+            would undo steps of other workers is warned of once.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `master_weights=True`, which keeps float32 weights of parameters of 16 bits as state.
 
