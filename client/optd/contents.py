@@ -3,11 +3,12 @@
 Knows arrays and nothing of jobs. Which of them a script has changed is asked in `optd.local_changes`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from optd.arrays import Array
@@ -17,10 +18,10 @@ MOST_WHOLE = 1 << 14
 SAMPLE = 1_000
 LEAST_SAMPLE = 16
 """About how many elements a sample has: where many arrays are sampled they share `SAMPLES`."""
-SAMPLES = 1 << 16
+SAMPLES = 1 << 15
 # How many elements are held whole in all. Reading them must not show beside a step, which also takes some time for
 # each array, however small.
-LEAST_HELD, MOST_HELD, HELD_FRACTION, HELD_EACH = 1 << 16, 1 << 19, 8, 128
+LEAST_HELD, MOST_HELD, HELD_FRACTION, HELD_EACH = 1 << 16, 1 << 18, 8, 128
 WATCHED_NOTES, FIRST_NOTES = 8, 3
 """For so many notes fingerprints of a large array are taken after it was last written to, and at first."""
 
@@ -42,18 +43,38 @@ def sample_stride(size: int, most: int) -> int:
     return stride
 
 
-def sampled(array: Array, stride: int) -> tuple[Array, ...]:
-    """The first element, each that is `stride` further, and the last one, in C order, in pieces."""
-    if array.flags.c_contiguous:
-        flat = array.reshape(-1)
-        return flat[::stride], flat[-1:]
-    places = np.append(np.arange(0, array.size, stride), array.size - 1)
-    return (array[np.unravel_index(places, array.shape)],)
+def sampled(array: Array, stride: int) -> Array:
+    """The first element, each that is `stride` further, and the last one, in C order."""
+    found: Array = array[np.unravel_index(sample_places(array.size, stride), array.shape)]
+    return found
 
 
-def sample_size(size: int, stride: int) -> int:
-    """How many elements `sampled` gives."""
-    return -(-size // stride) + 1
+def sample_places(size: int, stride: int) -> npt.NDArray[np.int64]:
+    """The places of the elements that `sampled` gives."""
+    return np.append(np.arange(0, size, stride), size - 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """Where arrays lie, by their number, at one moment: what is at an address must stay there while it is read.
+
+    Thousands of arrays are read in one go, by their addresses, which takes less than having each in the hand.
+    """
+
+    addresses: npt.NDArray[np.int64]
+    """In bytes, of arrays in C order at multiples of the size of their elements; of those in `given` anything.
+
+    Not to be changed: the same object says that all lie where they did.
+    """
+    given: Mapping[int, Array]
+    """The others, of any strides; in the place of one that is sampled its sample may be given."""
+
+    @classmethod
+    def at(cls, arrays: Sequence[Array]) -> "Look":
+        """At arrays that are here; whoever has the result keeps them."""
+        addresses = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
+        plain = [array.flags.c_contiguous and array.flags.aligned for array in arrays]
+        return cls(addresses, {number: array for number, array in enumerate(arrays) if not plain[number]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,69 +95,136 @@ class Differences:
         return bool(self.certain or self.unknown)
 
 
-@dataclass(slots=True)
+class _Window:
+    """All memory of this process from an address on, as numpy is told of it. Much of it is none: read what is known."""
+
+    def __init__(self, address: int, count: int, itemsize: int) -> None:
+        kind = f"<u{itemsize}"
+        self.__array_interface__ = {"data": (address, True), "shape": (count,), "typestr": kind, "version": 3}
+
+
+class _Reader:
+    """Reads the bits of some elements of some arrays, one array's behind the other's."""
+
+    def __init__(self, itemsize: int, places: Sequence[npt.NDArray[np.int64]]) -> None:
+        """`places` are those of the elements in each array."""
+        self._itemsize = itemsize
+        self._counts = np.array([each.size for each in places])
+        self._places = np.concatenate(places, dtype=np.int64)
+        self._addresses: npt.NDArray[np.int64] | None = None
+        self._window: Any = None
+        self._index: Any = None
+        """Where in the window the elements are, while the arrays are at those addresses."""
+
+    def read(self, addresses: npt.NDArray[np.int64]) -> Array:
+        """At address 0 nothing is read, and anything found."""
+        if self._addresses is None or not np.array_equal(addresses, self._addresses):
+            self._find(addresses)
+        return self.read_again()
+
+    def read_again(self) -> Array:
+        """At the addresses of the last time."""
+        found: Array = self._window.take(self._index)
+        return found
+
+    def _find(self, addresses: npt.NDArray[np.int64]) -> None:
+        self._addresses = addresses
+        known = addresses[(addresses > 0) & (self._counts > 0)]
+        if not known.size:
+            self._window, self._index = np.zeros(1, f"u{self._itemsize}"), np.zeros_like(self._places)
+            return
+        first = int(known.min())
+        begins = np.where(addresses > 0, (addresses - first) // self._itemsize, 0)
+        self._index = np.repeat(begins, self._counts)
+        self._index += self._places
+        if known.size < addresses.size:
+            self._index[np.repeat(addresses <= 0, self._counts)] = 0
+        self._window = np.asarray(_Window(first, int(self._index.max()) + 1, self._itemsize))
+
+
 class _Bucket:
-    """The arrays of one dtype, and what is remembered of them, one behind the other."""
+    """The arrays whose elements have one size, and what is remembered of them."""
 
-    numbers: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    whole: int = 0
-    """The first so many are held whole."""
-    bounds: Any = None
-    held: Array | None = None
-    """Their bits."""
+    def __init__(self, itemsize: int, numbers: Sequence[int], places: Sequence[npt.NDArray[np.int64]]) -> None:
+        self.numbers = numbers
+        self.held: Array | None = None
+        """Their bits."""
+        self._bounds = np.cumsum([0, *(each.size for each in places)])
+        self._numbers = np.array(numbers)
+        self._addresses: npt.NDArray[np.int64] | None = None
+        """The very array that the reader knows."""
+        self._reader = _Reader(itemsize, places)
 
-    def seal(self) -> None:
-        self.bounds = np.cumsum([0, *self.counts])
+    def span(self, place: int) -> slice:
+        """Where the bits of an array are, by its place in `numbers`."""
+        return slice(self._bounds[place], self._bounds[place + 1])
+
+    def bits(self, look: Look, strides: Mapping[int, int]) -> Array:
+        """What they hold now."""
+        if not look.given and look.addresses is self._addresses:
+            return self._reader.read_again()
+        addresses = look.addresses[self._numbers]
+        given = [(place, number) for place, number in enumerate(self.numbers) if number in look.given]
+        addresses[[place for place, _ in given]] = 0
+        found = self._reader.read(addresses)
+        self._addresses = None if given else look.addresses
+        for place, number in given:
+            array, stride, span = look.given[number], strides.get(number), self.span(place)
+            is_whole = stride is None or array.size == span.stop - span.start
+            part = array if is_whole or stride is None else sampled(array, stride)
+            found[span] = np.ascontiguousarray(part).reshape(-1).view(found.dtype)
+        return found
+
+    def differing(self, found: Array) -> Iterator[int]:
+        """The numbers of the arrays whose bits are others than those that are held."""
+        if self.held is None:
+            return
+        differs = found != self.held
+        if not differs.any():
+            return
+        places = np.searchsorted(self._bounds, np.flatnonzero(differs), side="right") - 1
+        for place in np.unique(places):
+            yield self.numbers[place]
 
 
 class Contents:
-    """Remembers what arrays hold, which are given by their number; shapes and dtypes stay what they were at first."""
+    """Remembers what arrays hold, which are given by their number; sizes and dtypes stay what they were at first."""
 
     def __init__(self, arrays: Sequence[tuple[int, np.dtype[Any]]], *, tells_writes: bool = False) -> None:
         """Of each array: how many elements it has, and its dtype; and whether somebody tells which are written to."""
-        self._sizes = [size for size, _ in arrays]
-        self._fingerprints: dict[int, int] = {}
-        self.strides: dict[int, int] = {}
-        """By number, for those that are not held whole."""
-        order = sorted(range(len(arrays)), key=self._sizes.__getitem__)
-        total = sum(self._sizes)
-        room = max(LEAST_HELD, HELD_EACH * len(arrays), min(MOST_HELD, total // HELD_FRACTION))
-        ends = np.cumsum([self._sizes[number] for number in order], dtype=np.int64)
+        sizes = [size for size, _ in arrays]
+        order = sorted(range(len(arrays)), key=sizes.__getitem__)
+        room = max(LEAST_HELD, HELD_EACH * len(arrays), min(MOST_HELD, sum(sizes) // HELD_FRACTION))
+        ends = np.cumsum([sizes[number] for number in order], dtype=np.int64)
         held = int(np.searchsorted(ends, room, side="right"))
-        held = min(held, sum(size <= MOST_WHOLE for size in self._sizes))
+        held = min(held, sum(size <= MOST_WHOLE for size in sizes))
         most = min(SAMPLE, max(LEAST_SAMPLE, SAMPLES // max(1, len(order) - held)))
-        self.strides.update({number: sample_stride(self._sizes[number], most) for number in order[held:]})
+        self.strides = {number: sample_stride(sizes[number], most) for number in order[held:]}
+        """By number, for those that are not held whole."""
         first = WATCHED_NOTES - FIRST_NOTES
         self._watched = dict.fromkeys(self.strides, first) if tells_writes else {}
         """Of large arrays whose fingerprints are taken: at how many notes since they were written to."""
-        self._buckets: dict[np.dtype[Any], _Bucket] = {}
+        self._fingerprints: dict[int, int] = {}
+        members: dict[int, list[int]] = {}
         for number in order:
-            self._place(number, arrays[number][1])
-        for bucket in self._buckets.values():
-            bucket.seal()
+            members.setdefault(arrays[number][1].itemsize, []).append(number)
+        self._buckets = [
+            _Bucket(itemsize, numbers, [self._places(number, sizes[number]) for number in numbers])
+            for itemsize, numbers in members.items()
+        ]
 
-    def _place(self, number: int, dtype: np.dtype[Any]) -> None:
-        bucket = self._buckets.setdefault(dtype, _Bucket())
-        stride, size = self.strides.get(number), self._sizes[number]
-        bucket.numbers.append(number)
-        bucket.counts.append(size if stride is None else sample_size(size, stride))
-        bucket.whole += stride is None
+    def _places(self, number: int, size: int) -> npt.NDArray[np.int64]:
+        stride = self.strides.get(number)
+        return np.arange(size) if stride is None else sample_places(size, stride)
 
-    def note(
-        self, arrays: Sequence[Array], whole: Callable[[int], Array], *, but: Collection[int] = frozenset()
-    ) -> None:
-        """Remember what arrays hold now; of those in `but`, what was remembered stays.
-
-        In the place of a large array its sample may be given; `whole` gives all of it.
-        """
-        for bucket in self._buckets.values():
-            found, before = self._bits(bucket, arrays), bucket.held
+    def note(self, look: Look, whole: Callable[[int], Array], *, but: Collection[int] = frozenset()) -> None:
+        """Remember what arrays hold now; of those in `but`, what was remembered stays. `whole` gives all of one."""
+        for bucket in self._buckets:
+            found, before = bucket.bits(look, self.strides), bucket.held
             if but and before is not None:
                 for place, number in enumerate(bucket.numbers):
                     if number in but:
-                        span = slice(bucket.bounds[place], bucket.bounds[place + 1])
-                        found[span] = before[span]
+                        found[bucket.span(place)] = before[bucket.span(place)]
             bucket.held = found
         for number, unused in tuple(self._watched.items()):
             if number in but:
@@ -148,14 +236,12 @@ class Contents:
                 self._watched[number] = unused + 1
                 self._fingerprints[number] = fingerprint(whole(number))
 
-    def differences(
-        self, arrays: Sequence[Array], whole: Callable[[int], Array], written: Collection[int] = ()
-    ) -> Differences:
+    def differences(self, look: Look, whole: Callable[[int], Array], written: Collection[int] = ()) -> Differences:
         """Which arrays hold something else than when they were noted; `written` are those that may.
 
         A large one that was written to is told by all of its content, where that was so at the start, or not long ago.
         """
-        certain = [number for bucket in self._buckets.values() for number in self._differing(bucket, arrays)]
+        certain = [number for bucket in self._buckets for number in bucket.differing(bucket.bits(look, self.strides))]
         unknown = []
         for number in {*written} & self.strides.keys() - {*certain}:
             self._watched[number] = 0
@@ -165,22 +251,3 @@ class Contents:
             elif known != fingerprint(whole(number)):
                 certain.append(number)
         return Differences(sorted(certain), sorted(unknown))
-
-    def _differing(self, bucket: _Bucket, arrays: Sequence[Array]) -> Iterator[int]:
-        found, held = self._bits(bucket, arrays), bucket.held
-        if held is None or np.array_equal(found, held):
-            return
-        places = np.searchsorted(bucket.bounds, np.flatnonzero(found != held), side="right") - 1
-        for place in np.unique(places):
-            yield bucket.numbers[place]
-
-    def _bits(self, bucket: _Bucket, arrays: Sequence[Array]) -> Array:
-        pieces = [arrays[number] for number in bucket.numbers[: bucket.whole]]
-        for number, count in zip(bucket.numbers[bucket.whole :], bucket.counts[bucket.whole :], strict=True):
-            array = arrays[number]
-            if array.size == count:
-                pieces.append(array)
-            else:
-                pieces.extend(sampled(array, self.strides[number]))
-        joined: Array = np.concatenate(pieces, axis=None)
-        return joined.view(np.dtype(f"u{joined.itemsize}"))

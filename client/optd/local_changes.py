@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
-from optd.contents import Contents, Differences
+from optd.contents import Contents, Differences, Look
 from optd.params import ParamGroup
 from optd.registration import Registration
 from optd.transport.base import Names, names_of
@@ -56,14 +56,15 @@ class WatchedArrays:
     def __init__(self, groups: Sequence[ParamGroup]) -> None:
         self._arrays = [array for group in groups for array in group.arrays]
         self._contents = Contents([(array.size, array.dtype) for array in self._arrays])
+        self._look = Look.at(self._arrays)
 
     def note(self, but: Collection[int] = frozenset()) -> None:
         """Remember that the job has what they hold now."""
-        self._contents.note(self._arrays, self._arrays.__getitem__, but=but)
+        self._contents.note(self._look, self._arrays.__getitem__, but=but)
 
     def differences(self) -> Differences:
         """Those that hold something else now."""
-        return self._contents.differences(self._arrays, self._arrays.__getitem__)
+        return self._contents.differences(self._look, self._arrays.__getitem__)
 
     def read(self, numbers: Collection[int]) -> None:
         """They are the registration's."""

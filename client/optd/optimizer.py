@@ -56,6 +56,11 @@ class Optimizer:
             in float32.
         progress: Whether a session opened here tells of what takes long, as `connect` takes it.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
+        local_changes: What is done with weights that a script has changed in the arrays, found before each step: "send"
+            them, if no other worker takes part in the job; "warn", each time, that the step replaces them; "ignore"
+            them. Of an array of more than 16,384 elements, or fewer where they are many, about 1,000 are compared: call
+            `push_weights()` after a change of a few elements of a large array. A change that is not sent because it
+            would undo steps of other workers is warned of once.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
             float32 weights of parameters of 16 bits as state.

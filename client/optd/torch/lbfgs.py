@@ -75,7 +75,8 @@ class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
     """`torch.optim.LBFGS` as a service: for one group, and through `step(closure)` alone, as torch's.
 
     Each call of the closure is a push, and a version of the job; in between, the job's weights are points that are
-    tried. Several workers share a step under `optd.Sync`: of the mean of their losses and gradients.
+    tried. What the closure writes to the parameters counts as it does in torch. Several workers share a step under
+    `optd.Sync`: of the mean of their losses and gradients.
     """
 
     _source_of_state: ClassVar[type[StateSource]] = LBFGSState

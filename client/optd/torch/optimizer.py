@@ -71,6 +71,9 @@ class Served(torch.optim.Optimizer):
             copies; elsewhere it changes nothing. See below.
         progress: Whether a session opened here tells of what takes long, as `optd.connect` takes it.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
+        local_changes: What is done with weights that a script has changed, found before each step: "send" them, if no
+            other worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See
+            below.
 
     Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
     each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
@@ -80,10 +83,14 @@ class Served(torch.optim.Optimizer):
     The first worker creates the job with the values that its tensors have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
 
-    A step writes the new weights into the tensors. What is changed in them here is replaced by that, with a warning
-    where torch knows of the change; `push_weights()` makes it count. What a script or a scheduler changes in
-    `param_groups` goes to the server with the next step. `state` is a view of what the server holds, read when asked
-    for; what is assigned to it is sent. See `StateOnServer`.
+    A step writes the new weights into the tensors. What a script has changed in them since the last exchange counts, as
+    in torch: the step, or push, sends those parameters first, by their content, whether torch knows of the change or it
+    went through `.data`. Of a parameter of more than 16,384 elements, or fewer where they are many, about 1,000 are
+    compared: a write through `.data` that meets none of them is not found. A change is not sent, but warned of once and
+    replaced, if other workers hold leases, or have stepped since these weights were pulled: it would undo their steps.
+    `push_weights()` makes it count all the same. What a script or a scheduler changes in `param_groups` goes to the
+    server with the next step. `state` is a view of what the server holds, read when asked for; what is assigned to it
+    is sent. See `StateOnServer`.
 
     Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and those that are sparse in
     more dimensions as the elements that they name. Only those weights come back that have changed. SGD, SparseAdam and
@@ -298,6 +305,7 @@ class Served(torch.optim.Optimizer):
                 other's value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             Unreachable, DeadlineExceeded: No answer in time.
+            MemoryExceeded: The server has no room for weights that were changed here; there was no step.
         """
         norms = self._norms if norms is None else norms
         if closure is None:
@@ -410,7 +418,7 @@ class Served(torch.optim.Optimizer):
             return self._exchange.pull_rows(parameter, ids, weights)
 
     def push_weights(self) -> None:
-        """Replaces the job's weights by what the tensors hold; the optimizer's state stays."""
+        """Replaces the job's weights by what the tensors hold, whoever else takes part; the optimizer's state stays."""
         with self._exchange.lock:
             self._follow_groups()
             self._exchange.push_weights()

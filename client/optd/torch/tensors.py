@@ -97,12 +97,12 @@ class TensorGroup(ParamGroup):
 
     def read(self) -> None:
         """Makes `arrays` hold the tensors' numbers."""
-        self._check_still_fits()
+        self.check_still_fits()
         self._read()
 
     def read_some(self, places: Iterable[int]) -> None:
         """Makes some of `arrays` hold their tensors' numbers."""
-        self._check_still_fits()
+        self.check_still_fits()
         for place in places:
             self.arrays[place] = np.asarray(as_array(self.tensors[place]), order="C")
 
@@ -111,7 +111,7 @@ class TensorGroup(ParamGroup):
 
     def open(self) -> None:
         """Makes `arrays` ready to be written to; what stands in for a tensor's memory has no numbers yet."""
-        self._check_still_fits()
+        self.check_still_fits()
         self.arrays[:] = [self._opened(number, tensor) for number, tensor in enumerate(self.tensors)]
 
     def _opened(self, number: int, tensor: torch.Tensor) -> Array:
@@ -124,7 +124,8 @@ class TensorGroup(ParamGroup):
             self._spare[number] = np.empty(shape_of(tensor), dtype_of(tensor))
         return self._spare[number]
 
-    def _check_still_fits(self) -> None:
+    def check_still_fits(self) -> None:
+        """Raises what is wrong with tensors that are others, or otherwise, than they were when they were registered."""
         if len(self.tensors) != len(self.names):
             expected = f"{len(self.names)} parameters"
             raise StructureMismatch(what=f"group {self.name!r}", expected=expected, got=len(self.tensors))
@@ -160,7 +161,7 @@ class TensorGroup(ParamGroup):
 
         One that lies in its place is given as that place's array.
         """
-        self._check_still_fits()
+        self.check_still_fits()
         if places is None:
             return [_gradient(name, tensor) for name, tensor in zip(self.names, self.tensors, strict=True)]
         return [

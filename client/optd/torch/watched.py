@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from optd.arrays import Array
-from optd.contents import Contents, Differences
+from optd.contents import Contents, Differences, Look, sample_places
 from optd.torch.arrays import as_array, dtype_of, real, shape_of
 from optd.torch.tensors import TensorGroup
 
@@ -25,11 +25,10 @@ class WatchedTensors:
         sizes = [(math.prod(shape_of(tensor)), dtype_of(tensor)) for tensor in self._tensors]
         self._contents = Contents(sizes, tells_writes=True)
         self._large = sorted(self._contents.strides)
-        self._arrays: list[Array] = [np.empty(0)] * len(self._tensors)
-        """The memory of each tensor where numpy can have that, as long as it lies where `_pointers` says."""
-        self._pointers = [-1] * len(self._tensors)
-        self._anew: set[int] = set()
-        """Those whose arrays may be good for one look."""
+        self._pointers: list[int] = []
+        self._addresses = np.empty(0, np.int64)
+        self._elsewhere: list[int] = []
+        """Those on other devices, while tensors lie where `_pointers` says."""
         self._noted: tuple[list[int], list[int]] = ([], [])
 
     def note(self, but: Collection[int] = frozenset()) -> None:
@@ -44,9 +43,12 @@ class WatchedTensors:
 
     def differences(self) -> Differences:
         """Those that hold something else now."""
-        arrays = self._look()
-        now = zip(self._large, zip(*self._hints(), strict=True), zip(*self._noted, strict=True), strict=True)
-        return self._contents.differences(arrays, self._whole, [number for number, seen, noted in now if seen != noted])
+        look, hints = self._look(), self._hints()
+        if hints == self._noted:
+            return self._contents.differences(look, self._whole)
+        pairs = zip(self._large, zip(*hints, strict=True), zip(*self._noted, strict=True), strict=True)
+        written = [number for number, now, before in pairs if now != before]
+        return self._contents.differences(look, self._whole, written)
 
     def read(self, numbers: Collection[int]) -> None:
         """Make their groups' arrays hold them."""
@@ -54,47 +56,36 @@ class WatchedTensors:
 
     def _hints(self) -> tuple[list[int], list[int]]:
         """Where large tensors lie, and how often torch has written to them."""
-        large = [self._tensors[number] for number in self._large]
-        return [self._pointers[number] for number in self._large], [tensor._version for tensor in large]
+        return [self._pointers[number] for number in self._large], [self._tensors[n]._version for n in self._large]
 
     def _whole(self, number: int) -> Array:
         return as_array(self._tensors[number])
 
-    def _look(self) -> list[Array]:
-        """All numbers, or samples of them, as they are now."""
+    def _look(self) -> Look:
         pointers = [tensor.data_ptr() for tensor in self._tensors]
-        # In the same memory a tensor may lie the other way round; not where it is in C order, with the same shape.
-        odd = {number for number, tensor in enumerate(self._tensors) if not tensor.is_contiguous()}
-        anew = self._anew | odd
         if pointers != self._pointers:
-            pairs = zip(pointers, self._pointers, strict=True)
-            anew |= {number for number, (now, before) in enumerate(pairs) if now != before}
-        if anew:
-            self._renew(anew, odd)
-        self._pointers = pointers
-        return self._arrays
-
-    def _renew(self, numbers: Collection[int], odd: set[int]) -> None:
-        elsewhere = [number for number in numbers if not is_at_hand(self._tensors[number])]
-        self._anew = odd.union(elsewhere)
-        for number in {*numbers}.difference(elsewhere):
-            self._arrays[number] = as_array(self._tensors[number])
-        if elsewhere:
-            self._fetch(elsewhere)
+            for group in self._groups:
+                group.check_still_fits()  # before memory is read that may be too small
+            self._elsewhere = [number for number, tensor in enumerate(self._tensors) if not is_at_hand(tensor)]
+            self._pointers, self._addresses = pointers, np.array(pointers, np.int64)
+        given = {n: as_array(tensor) for n, tensor in enumerate(self._tensors) if not tensor.is_contiguous()}
+        if self._elsewhere:
+            given |= self._fetched()
+        return Look(self._addresses, given)
 
     @torch.no_grad()
-    def _fetch(self, numbers: Sequence[int]) -> None:
-        """Brings tensors of other devices, or their samples, in one transfer for each device and dtype."""
+    def _fetched(self) -> dict[int, Array]:
+        """Tensors of other devices, or their samples, in one transfer for each device and dtype."""
         together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        for number in numbers:
+        for number in self._elsewhere:
             tensor = self._tensors[number]
             together.setdefault((tensor.device, tensor.dtype), []).append(number)
+        found: dict[int, Array] = {}
         for members in together.values():
             pieces = [self._piece(number) for number in members]
-            joined = as_array(torch.cat(pieces))
             ends = np.cumsum([piece.numel() for piece in pieces])[:-1]
-            for number, array in zip(members, np.split(joined, ends), strict=True):
-                self._arrays[number] = array
+            found.update(zip(members, np.split(as_array(torch.cat(pieces)), ends), strict=True))
+        return found
 
     def _piece(self, number: int) -> torch.Tensor:
         tensor, stride = real(self._tensors[number].detach()), self._contents.strides.get(number)
@@ -103,8 +94,8 @@ class WatchedTensors:
         if tensor.is_contiguous():
             flat = tensor.view(-1)
             return torch.cat((flat[::stride], flat[-1:]))
-        places = np.append(np.arange(0, tensor.numel(), stride), tensor.numel() - 1)
-        return tensor[tuple(map(torch.from_numpy, np.unravel_index(places, tensor.shape)))]
+        places = np.unravel_index(sample_places(tensor.numel(), stride), tensor.shape)
+        return tensor[tuple(map(torch.from_numpy, places))]
 
 
 class CountedTensors:
@@ -134,7 +125,7 @@ class CountedTensors:
 
 def is_at_hand(tensor: torch.Tensor) -> bool:
     """Whether numpy can have a tensor's memory."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def _read(groups: Sequence[TensorGroup], numbers: Collection[int]) -> None:
