@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -62,16 +62,17 @@ class Count:
         return counted
 
 
-@contextmanager
-def showing(what: str, total: int, *, enabled: bool) -> Iterator[Count]:
+def showing(what: str, total: int, *, enabled: bool) -> AbstractContextManager[Count]:
     """Shows what the block has counted of `total` elements, once it has taken a second; `what` says what it does.
 
     May be used from several threads at once. Never raises anything of its own.
     """
     count = Count(total)
-    if not enabled or total < LEAST:
-        yield count
-        return
+    return _watching(what, count) if enabled and total >= LEAST else nullcontext(count)
+
+
+@contextmanager
+def _watching(what: str, count: Count) -> Iterator[Count]:
     done = threading.Event()
     began = time.monotonic()
     watcher = threading.Thread(target=_watch, args=(what, count, done, began), name="optd-progress", daemon=True)
