@@ -1,7 +1,9 @@
 """What an optimizer says of the session that it opens for itself, where it is given none."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from optd.connection import connect
 from optd.job_names import JobName, job_name
@@ -24,6 +26,16 @@ class Opening:
     gradients: Gradients | None = None
     averages: Averages | None = None
     progress: bool | None = None
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Self:
+        """Takes them out of an optimizer's keyword arguments, so that what is left are options of its groups."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """As they stand in a signature."""
+        return list(inspect.signature(cls).parameters.values())
 
     def session(
         self, given: Session | None, unnamed: Callable[[], JobName | None] = lambda: None

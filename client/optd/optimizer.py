@@ -16,9 +16,6 @@ from optd.arrays import Array
 from optd.described import describe, place_of
 from optd.fitting import RegisteredArrays
 from optd.gradients import read_gradients, read_weights
-from optd.job_options import Averages
-from optd.job_options import Gradients as GradientTreatment
-from optd.joining import IfExists
 from optd.leaves import Renew
 from optd.local_changes import IGNORE, SEND, LocalChanges, Unwatched, WatchedArrays, check_local_changes
 from optd.opening import Opening
@@ -33,7 +30,7 @@ from optd.states import ParameterState
 from optd.terms import Terms
 from optd.transport.base import Names
 from optd_wire.errors import InvalidRequest, StructureMismatch
-from optd_wire.values import Policy, PushResult
+from optd_wire.values import PushResult
 
 
 class Optimizer:
@@ -48,13 +45,12 @@ class Optimizer:
             with each pull: take them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages: As `optd.connect` takes them, for a session opened here.
-            Without a name of a job, in the environment either, the job is this optimizer's own and ends with it.
+        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
+            job, in the environment either, the job is this optimizer's own and ends with it.
         zero_copy: Where the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
             in float32.
-        progress: Whether a session opened here tells of what takes long, as `connect` takes it.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
         local_changes: What is done with weights that a script has changed in the arrays, found before each step: "send"
             them, if no other worker takes part in the job; "warn", each time, that the step replaces them; "ignore"
@@ -78,16 +74,8 @@ class Optimizer:
         params: Any,
         *,
         session: Session | None = None,
-        server: str | None = None,
-        job: str | None = None,
-        worker: str | None = None,
-        if_exists: IfExists | None = None,
-        policy: Policy | None = None,
-        gradients: GradientTreatment | None = None,
-        averages: Averages | None = None,
         zero_copy: bool = False,
         local_changes: str = SEND,
-        progress: bool | None = None,
         norms: bool = False,
         **options: Any,
     ) -> None:
@@ -95,16 +83,7 @@ class Optimizer:
         mode = check_local_changes(local_changes)
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
-        self.session, self._owns_session = Opening(
-            server=server,
-            job=job,
-            worker=worker,
-            if_exists=if_exists,
-            policy=policy,
-            gradients=gradients,
-            averages=averages,
-            progress=progress,
-        ).session(session)
+        self.session, self._owns_session = Opening.taken_from(options).session(session)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server
@@ -494,9 +473,9 @@ class Optimizer:
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
         warn_of_saving(self.session.job, self._registration.pending, stacklevel=2)
-        rows, version = self._registration.read_state()
+        rows, index = self._registration.state.read()
         groups = self._registration.effective.saved(self.param_groups)
-        return pack(self._gathered(rows), groups, version)
+        return pack(self._gathered(rows), groups, index.version.version)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
         """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
@@ -504,7 +483,7 @@ class Optimizer:
 
     def _spread(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[ParameterState]]:
         """The way back: what the server is to have; raises what does not fit."""
-        shaped = self._registration.shaped_fields()
+        shaped = self._registration.state.shaped_fields()
         return [
             [
                 checked_state(name, array, state, shaped)

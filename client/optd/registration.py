@@ -23,11 +23,11 @@ from optd.gradients_out import GradientsOut
 from optd.group_arrays import GroupArrays
 from optd.lock import OwnedLock
 from optd.options import OptionMirror, Shown, as_numpy
-from optd.parameter_state import ParameterReader, StateIndex, changed_group, frames_of
 from optd.params import ParamGroup
+from optd.registered_state import RegisteredState
 from optd.row_gradients import Gradients
 from optd.session import Session, Settle
-from optd.states import STEP, ParameterState, StateReader, StateWriter
+from optd.states import ParameterState, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
@@ -93,6 +93,8 @@ class Registration:
         self._mirror = OptionMirror(shown)
         self.effective = Effective()
         self._lock = OwnedLock()
+        self.state = RegisteredState(session, self._own, self._lock, algorithm, self._write_state)
+        """The optimizer state that the server holds."""
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
         spec = JobSpec(
@@ -192,7 +194,7 @@ class Registration:
         attachment = self._attachment
         if attachment is None or attachment.own is None:
             return None
-        attachment.is_confirmed = same_states(self.read_state()[0], states)
+        attachment.is_confirmed = same_states(self.state.read()[0], states)
         return None if attachment.is_confirmed else attachment.own
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
@@ -369,32 +371,13 @@ class Registration:
 
     # State
 
-    def read_state(self) -> tuple[list[list[ParameterState]], int]:
-        """The state of each parameter by group and place, and the version that it is of.
-
-        It is "step" and arrays; empty before a parameter's first step.
-        """
-        rows, index = self.read_state_and_index()
-        return rows, index.version.version
-
-    def read_state_and_index(self) -> tuple[list[list[ParameterState]], StateIndex]:
-        """As `read_state`, with the index of what was read."""
-        with self._lock:
-            reader = StateReader([group.spec().parameters for group in self.groups])
-            result = self.session.read_state(into=reader.begin)
-            return reader.states(), StateIndex(result.version, result.groups[: len(self.groups)])
-
     @cached_property
     def needs_closure(self) -> bool:
         """Whether a step of the algorithm asks for loss and gradients several times."""
         return self.session.algorithm(self.algorithm).needs_closure
 
-    def shaped_fields(self) -> frozenset[str]:
-        """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
-        return frozenset(self.session.algorithm(self.algorithm).shaped_state)
-
     def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: Rows | None = None) -> None:
-        """Replaces the state of all parameters ("step" and arrays, as `read_state` gives them) and options, at once.
+        """Replaces the state of all parameters (as `state.read` gives it) and options, at once.
 
         Options are those of the dicts, whether they have been changed here or by somebody else; `weights`, by group and
         place, go with them.
@@ -441,61 +424,10 @@ class Registration:
             self._mirror.absorb(options, self._dicts)
             self._base = version
 
-    def replace_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
-        """Replaces the state of all parameters; weights and options stay."""
-        with self._lock:
-            self._find_out()
-            writer = StateWriter([group.names for group in self.groups], states)
-            self._write(writer.groups, (), [writer.frames], None)
-
-    def state_index(self) -> StateIndex:
-        """What state each parameter has now, without the numbers."""
-        with self._lock:
-            result = self.session.read_state((STEP,), into=lambda _: lambda _: None)
-            return StateIndex(result.version, result.groups[: len(self.groups)])
-
-    def read_parameter(self, group: int, place: int, fields: Collection[str]) -> tuple[ParameterState, JobVersion]:
-        """Some entries of one parameter's state, those that are there, and the version that they are of."""
-        with self._lock:
-            spec = self.groups[group].spec()
-            reader = ParameterReader(spec.parameters, place)
-            wanted = [name for name in fields if name != STEP] or [STEP]
-            self.session.read_state(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
-            return reader.state(fields), reader.version
-
-    def write_parameter(self, group: int, place: int, state: ParameterState, gone: Collection[str]) -> None:
-        """Replaces some entries of one parameter's state, and takes those in `gone` from it; others stay.
-
-        Without "step" it keeps its count, which is 1 at least if it has a state. Warns if another worker has stepped
-        meanwhile: the step counts of the group's other parameters are then those of before.
-        """
-        with self._lock:
-            self._find_out()
-            spec = self.groups[group].spec()
-            shaped = self.shaped_fields()
-            arrays = {name: array for name, array in state.items() if name != STEP}
-            result = self.session.read_state((STEP,), spec.name, into=lambda _: lambda _: None)
-            (current,) = result.groups
-            kept = 0 if STEP in gone else current.steps[place]
-            steps = int(state.get(STEP, max(kept, 1) if arrays else kept))
-            changed = changed_group(current, place, arrays, gone, steps, shaped)
-            version = self._write(
-                (changed,),
-                (),
-                [lambda: frames_of(changed, spec.parameters, place, arrays, self.session.batch_bytes)],
-                None,
-            )
-            if version.version != result.version.version:
-                logger.warning(
-                    "job %s went from version %d to %d while the state of %s was written: the step counts of its group "
-                    "%s are those of version %d; write state while no other worker steps",
-                    self.session.job,
-                    result.version.version,
-                    version.version,
-                    spec.parameters[place].name,
-                    spec.name,
-                    result.version.version,
-                )
+    def _write_state(self, groups: tuple[GroupState, ...], numbers: Source) -> JobVersion:
+        """Replaces state; weights and options stay."""
+        self._find_out()
+        return self._write(groups, (), [numbers], None)
 
     def _write(
         self,

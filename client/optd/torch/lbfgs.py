@@ -59,7 +59,7 @@ class LBFGSState(StateSource):
                 problem = "state of lbfgs belongs to the first parameter, as in torch; assign it to that one"
                 raise InvalidRequest(problem=problem)
             given = self.rows({tensor: state})
-            current, _ = self.exchange.registration.read_state()
+            current, _ = self.exchange.registration.state.read()
             if place is None or (place == FIRST and not all(map(_is_same, current[0], given[0]))):
                 self.replace({tensor: state})
             self.forget(assigned=tensor)
@@ -67,7 +67,7 @@ class LBFGSState(StateSource):
     def write_entry(self, tensor: Any, name: str, value: Any) -> None:
         """Replaces one entry of the state."""
         with self.exchange.lock:
-            rows, _ = self.exchange.registration.read_state()
+            rows, _ = self.exchange.registration.state.read()
             self.write(tensor, {**self.states(rows).get(tensor, {}), name: value})
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from optd.group_options import GROUP_OPTIONS
-from optd.job_options import Averages, Gradients
-from optd.joining import IfExists
+from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.session import Session
 from optd.torch.checks import check_ordered
@@ -14,7 +13,6 @@ from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
 from optd.torch.weights import Exchange
-from optd_wire.values import Policy
 
 
 class Optimizer(Served):
@@ -36,33 +34,17 @@ class Optimizer(Served):
         params: Any,
         *,
         session: Session | None = None,
-        server: str | None = None,
-        job: str | None = None,
-        worker: str | None = None,
-        if_exists: IfExists | None = None,
-        policy: Policy | None = None,
-        gradients: Gradients | None = None,
-        averages: Averages | None = None,
         zero_copy: bool = False,
-        progress: bool | None = None,
+        local_changes: str = SEND,
         norms: bool = False,
         **options: Any,
     ) -> None:
         self._norms = norms
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
-        self._exchange = Exchange()
+        self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opening = Opening(
-            server=server,
-            job=job,
-            worker=worker,
-            if_exists=if_exists,
-            policy=policy,
-            gradients=gradients,
-            averages=averages,
-            progress=progress,
-        )
+        opening = Opening.taken_from(options)
         opened, owned = opening.session(session, unnamed=shared_by_ranks)
         try:
             declared = opened.algorithm(algorithm).options

@@ -13,8 +13,6 @@ import torch
 
 from optd.described import place_of
 from optd.group_options import GROUP_OPTIONS
-from optd.job_options import Averages, Gradients
-from optd.joining import IfExists
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.params import PARAMS, plain_option
@@ -36,7 +34,7 @@ from optd.torch.state_view import StateOnServer
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
 from optd.transport.base import Names
-from optd_wire.values import Policy, PushResult
+from optd_wire.values import PushResult
 
 
 class Served(torch.optim.Optimizer):
@@ -49,10 +47,10 @@ class Served(torch.optim.Optimizer):
             a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
         session: An open session; one optimizer each.
         server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages: As `optd.connect` takes them, for a session opened here.
-            Without a name of a job, in the environment either, the job is this optimizer's own and ends with it. Where
-            torch.distributed runs with several ranks, the n-th optimizer of each is one job, and its policy, unless one
-            is named, `optd.Sync(workers=WORLD_SIZE)`.
+        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
+            job, in the environment either, the job is this optimizer's own and ends with it. Where torch.distributed
+            runs with several ranks, the n-th optimizer of each is one job, and its policy, unless one is named,
+            `optd.Sync(workers=WORLD_SIZE)`.
         lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
         schedules: Schedules of other options by their names, as `{"weight_decay": optd.schedules.Linear(steps=1000)}`.
@@ -69,7 +67,6 @@ class Served(torch.optim.Optimizer):
             them each time; None: never.
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
-        progress: Whether a session opened here tells of what takes long, as `optd.connect` takes it.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
         local_changes: What is done with weights that a script has changed, found before each step: "send" them, if no
             other worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See
@@ -155,34 +152,17 @@ class Served(torch.optim.Optimizer):
         params: Any,
         *args: Any,
         session: Session | None = None,
-        server: str | None = None,
-        job: str | None = None,
-        worker: str | None = None,
-        if_exists: IfExists | None = None,
-        policy: Policy | None = None,
-        gradients: Gradients | None = None,
-        averages: Averages | None = None,
         zero_copy: bool = False,
         local_changes: str = SEND,
-        progress: bool | None = None,
         norms: bool = False,
         **options: Any,
     ) -> None:
         self._norms = norms
         self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
+        opening = Opening.taken_from(options)
         check_ordered(params)
         super().__init__(params, *args, **options)
-        opening = Opening(
-            server=server,
-            job=job,
-            worker=worker,
-            if_exists=if_exists,
-            policy=policy,
-            gradients=gradients,
-            averages=averages,
-            progress=progress,
-        )
         opened, owned = opening.session(session, unnamed=shared_by_ranks)
         self._serve(opened, owned, zero_copy)
 
@@ -477,9 +457,9 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             registration, groups = self._exchange.registration, self.param_groups
             warn_of_saving(self.session.job, registration.pending, stacklevel=2)
-            rows, version = registration.read_state()
+            rows, index = registration.state.read()
             self.state = self._state_source.states(rows)
-            starts = [start_from(group, version) for group in groups]
+            starts = [start_from(group, index.version.version) for group in groups]
             if any(starts) or registration.effective.any:
                 # What torch packs, and hands to hooks, has to have them.
                 saved = registration.effective.saved(groups)
@@ -543,8 +523,8 @@ def _replace(groups: list[dict[str, Any]], contents: list[dict[str, Any]]) -> No
 
 
 def _signature(cls: type[Served]) -> inspect.Signature:
-    """Torch's arguments, and after them those that say where the server is."""
+    """Torch's arguments, and after them those that say where the server is and what the optimizer does."""
     torchs = cls.__mro__[cls.__mro__.index(Served) + 1]
     ours = inspect.signature(Served.__init__).parameters.values()
-    keyword_only = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    return inspect.Signature([*inspect.signature(torchs).parameters.values(), *keyword_only])
+    session, *others = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    return inspect.Signature([*inspect.signature(torchs).parameters.values(), session, *Opening.parameters(), *others])

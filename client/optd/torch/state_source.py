@@ -77,7 +77,7 @@ class StateSource:
         if self._base != registration.base:
             self.forget()
         if self._index is None:
-            found = registration.state_index()
+            found = registration.state.index()
             self._keep_at(found.version)
             self._index, self._base = found, registration.base
         return self._index
@@ -147,7 +147,7 @@ class StateSource:
         numbers = [name for name in names if name != STEP]
         state: ParameterState = {STEP: index.groups[place[0]].steps[place[1]]}
         if numbers:
-            state, version = self.exchange.registration.read_parameter(*place, names)
+            state, version = self.exchange.registration.state.read_parameter(*place, names)
             self._keep_at(version)
         made = {name: self._to_torch(name, state[name], tensor, place, index) for name in names if name in state}
         if STEP in names and STEP not in made:
@@ -158,7 +158,7 @@ class StateSource:
         if name == STEP:
             fused = bool(self.exchange.registration.dicts[place[0]].get("fused"))
             return int(value) if self._counts_in_int else step_to_torch(value, tensor, fused)
-        shaped = self.exchange.registration.shaped_fields()
+        shaped = self.exchange.registration.state.shaped_fields()
         return value_to_torch(name, value, tensor, shaped, index.single_numbers())
 
     def _keep(self, tensor: torch.Tensor, state: TorchState) -> None:
@@ -178,7 +178,7 @@ class StateSource:
 
     def _read_everything(self) -> None:
         registration = self.exchange.registration
-        rows, index = registration.read_state_and_index()
+        rows, index = registration.state.read()
         self.forget()
         self._index, self._kept_at, self._base = index, index.version, registration.base
         for tensor, state in self.states(rows).items():
@@ -192,7 +192,7 @@ class StateSource:
             rows,
             registration.dicts,
             self.initial,
-            registration.shaped_fields(),
+            registration.state.shaped_fields(),
             keeps_step=self._keeps_step,
             counts_in_int=self._counts_in_int,
         )
@@ -201,7 +201,7 @@ class StateSource:
 
     def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
         """The way back of `states`: what the server is to have; raises what does not fit."""
-        return rows_from_torch(states, self.exchange.groups, self.exchange.registration.shaped_fields())
+        return rows_from_torch(states, self.exchange.groups, self.exchange.registration.state.shaped_fields())
 
     def replace(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
         """Replaces the state of all parameters; those that `states` does not have begin without one.
@@ -213,7 +213,7 @@ class StateSource:
             for key in states:
                 if key not in known:
                     raise _unknown(key)
-            self.exchange.registration.replace_state(self.rows(states))
+            self.exchange.registration.state.replace(self.rows(states))
             self.initial = {}
             self._kept_at = JobVersion()
             self.forget()
@@ -225,7 +225,7 @@ class StateSource:
         """
         with self.exchange.lock:
             place, arrays = self._arrays_of(tensor, state)
-            held = self.exchange.registration.state_index().names(*place)
+            held = self.exchange.registration.state.index().names(*place)
             current = self._current(tensor, place, held, arrays)
             # A class that keeps no "step" does not tell the count, which stays.
             untold = set() if self._keeps_step or SLOW_WEIGHTS in arrays or not arrays else {STEP}
@@ -241,7 +241,7 @@ class StateSource:
         """Replaces one entry of a parameter's state, unless the server has just that; None takes it away."""
         with self.exchange.lock:
             place, arrays = self._arrays_of(tensor, {name: value})
-            held = self.exchange.registration.state_index().names(*place)
+            held = self.exchange.registration.state.index().names(*place)
             current = self._current(tensor, place, held, [name])
             if current.keys() & {name} == arrays.keys() and _are_same(current, arrays):
                 self._forget_parameter(tensor, name)
@@ -257,7 +257,7 @@ class StateSource:
         if place is None:
             raise _unknown(tensor)
         name = self.exchange.groups[place[0]].names[place[1]]
-        return place, from_torch(state, tensor, name, self.exchange.registration.shaped_fields())
+        return place, from_torch(state, tensor, name, self.exchange.registration.state.shaped_fields())
 
     def _current(
         self, tensor: torch.Tensor, place: Place, held: Sequence[str], wanted: Collection[str]
@@ -265,11 +265,11 @@ class StateSource:
         """What the server has now, in its own form: what is kept here may have been changed in place."""
         if not held:
             return self._arrays_of(tensor, self.initial.get(tensor, {}))[1]
-        state, _ = self.exchange.registration.read_parameter(*place, [name for name in held if name in wanted])
+        state, _ = self.exchange.registration.state.read_parameter(*place, [name for name in held if name in wanted])
         return state
 
     def _send(self, tensor: torch.Tensor, place: Place, arrays: ParameterState, gone: Collection[str]) -> None:
-        self.exchange.registration.write_parameter(*place, arrays, gone)
+        self.exchange.registration.state.write_parameter(*place, arrays, gone)
         self.initial = {each: state for each, state in self.initial.items() if each is not tensor}
 
     # What is kept

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     get_state_dict,
+    set_optimizer_state_dict,
     set_state_dict,
 )
 
@@ -93,8 +94,6 @@ def load(pair: tuple[Model, Any], saved: tuple[Any, Any], flattened: bool = Fals
     strict = not isinstance(pair[1], torch.optim.LBFGS)
     how = StateDictOptions(flatten_optimizer_state_dict=flattened, strict=strict)
     set_state_dict(*pair, model_state_dict=weights, optim_state_dict=state, options=how)
-    if hasattr(pair[1], "push_weights"):
-        pair[1].push_weights()  # torch loads the model after the optimizer
 
 
 def go_on(case: Case, *pairs: tuple[Model, Optimizer]) -> None:
@@ -158,11 +157,26 @@ def test_a_state_goes_into_a_fresh_model_and_job(serve: Callable, case: Case, fl
         assert_same_checkpoint(get_optimizer_state_dict(*fresh[whose], options=options(flattened)), saved[1])
     if case.name in CANNOT_BEGIN:
         return
+    go_on(case, first, *fresh.values())
     optimizer = fresh["ours"][1]
     for name, weights in optimizer.session.pull().items():
         index = int(name.removeprefix("param"))
         torch.testing.assert_close(torch.from_numpy(weights), flat(optimizer)[index].detach(), rtol=0, atol=0)
-    go_on(case, first, *fresh.values())
+
+
+@pytest.mark.parametrize("order", ["model first", "optimizer first"])
+def test_a_model_is_loaded_before_or_after_its_optimizer(serve: Callable, order: str) -> None:
+    case = ROWS["AdamW decay"]
+    first = trained(lambda *args, **kwargs: serve(case.ours, *args, **kwargs), case)
+    weights, state = copy.deepcopy(get_state_dict(*first))
+    model = Model(case, seed=5)
+    if order == "model first":
+        model.load_state_dict(weights)
+    optimizer = serve(case.ours, model.param_groups(), **case.defaults)
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=state)
+    if order == "optimizer first":
+        model.load_state_dict(weights)
+    go_on(case, first, (model, optimizer))
 
 
 @LANES

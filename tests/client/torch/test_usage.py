@@ -192,9 +192,9 @@ def test_the_signature_is_torchs_and_ours() -> None:
             "policy",
             "gradients",
             "averages",
+            "progress",
             "zero_copy",
             "local_changes",
-            "progress",
             "norms",
         ]
 
