@@ -95,7 +95,7 @@ def connect(
     what_if = environment.if_exists(if_exists)
     show_progress = environment.progress(progress)
     address = environment.server(address)
-    named = job if isinstance(job, JobName) else job_name(job)
+    named = job if isinstance(job, JobName) else job_name(environment.job(job))
     check_name("job", named.name)
     if isinstance(policy, Sync) and policy.workers > 1 and not named.shared:
         problem = (

@@ -183,7 +183,8 @@ class _Bucket:
         if not differs.any():
             return
         places = np.searchsorted(self._bounds, np.flatnonzero(differs), side="right") - 1
-        for place in np.unique(places):
+        # Not by np.unique, which imports more of numpy in the middle of a step.
+        for place in sorted(set(places.tolist())):
             yield self.numbers[place]
 
 

@@ -25,6 +25,11 @@ def server(given: str | None, default: str | None = None) -> str:
     return address
 
 
+def job(given: str | None) -> str | None:
+    """The job's name from the argument or OPTD_JOB; None where nobody has named it."""
+    return given or os.environ.get("OPTD_JOB") or None
+
+
 def worker(given: str | None) -> str:
     """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
 

@@ -1,6 +1,6 @@
 """Which job an optimizer belongs to: the one that somebody named, the one that a launcher's ranks share, or its own.
 
-Reads the environment once a session; what a person sets there is in `optd.environment`.
+Knows the variables that launchers set; those that a person sets are in `optd.environment`.
 """
 
 import itertools
@@ -28,9 +28,8 @@ class JobName:
     shared: bool = True
 
 
-def job_name(given: str | None) -> JobName:
-    """The job of the argument or of OPTD_JOB; else one that the ranks of a launcher share; else one of its own."""
-    named = given or os.environ.get("OPTD_JOB")
+def job_name(named: str | None) -> JobName:
+    """The job that somebody has named; else one that the ranks of a launcher share; else one of its own."""
     if named:
         return JobName(named)
     launched = _launch()

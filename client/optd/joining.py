@@ -17,17 +17,27 @@ WAIT_SECONDS = 5.0
 
 
 def take_part(
-    transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float, if_exists: IfExists
+    transport: Transport,
+    spec: JobSpec,
+    weights: Source,
+    worker: str,
+    timeout: float,
+    if_exists: IfExists,
+    *,
+    messages_only: bool = False,
 ) -> tuple[Membership, bool]:
     """Joins the job of `spec`, which is created with `weights` if need be; says whether it was created here.
+
+    `messages_only` says that the worker will share no memory with the server.
 
     Raises `JobExists` or `JobInUse` where `if_exists` says that a job must be a new one and it cannot be.
     """
     if if_exists == "attach":
-        return _attach_or_create(transport, spec, weights, worker, timeout)
+        return _attach_or_create(transport, spec, weights, worker, timeout, messages_only=messages_only)
     began = time.monotonic()
     _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
-    return join(transport, spec.name, worker, spec, timeout - (time.monotonic() - began)), True
+    left = timeout - (time.monotonic() - began)
+    return join(transport, spec.name, worker, spec, left, messages_only=messages_only), True
 
 
 def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> None:
@@ -45,7 +55,7 @@ def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float
 
 
 def _attach_or_create(
-    transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float
+    transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
 ) -> tuple[Membership, bool]:
     """Where another worker is creating the job, waits until it is whole; should that worker die, creates it."""
     deadline = time.monotonic() + timeout
@@ -53,7 +63,8 @@ def _attach_or_create(
     created = False
     while time.monotonic() < deadline:
         try:
-            return join(transport, spec.name, worker, spec, deadline - time.monotonic()), created
+            left = deadline - time.monotonic()
+            return join(transport, spec.name, worker, spec, left, messages_only=messages_only), created
         except UnknownJob:
             try:
                 transport.create_job(spec, weights, deadline - time.monotonic(), creation_id=creation_id)
@@ -66,10 +77,19 @@ def _attach_or_create(
     )
 
 
-def join(transport: Transport, job: str, worker: str, spec: JobSpec | None, timeout: float) -> Membership:
+def join(
+    transport: Transport,
+    job: str,
+    worker: str,
+    spec: JobSpec | None,
+    timeout: float,
+    *,
+    messages_only: bool = False,
+) -> Membership:
     """Joins a job, or joins it again; with a `spec`, the job must be what that says."""
 
     def attempt(left: float) -> Membership:
-        return transport.join(job, worker, spec, min(WAIT_SECONDS, left / 2), left)
+        wait = min(WAIT_SECONDS, left / 2)
+        return transport.join(job, worker, spec, wait, left, messages_only=messages_only)
 
     return with_retries(attempt, address=transport.address, timeout=max(timeout, 0.001))

@@ -9,7 +9,7 @@ from optd.transport.base import Transport
 from optd.transport.shm import SharedMemoryLane
 from optd_wire.errors import OptdError, SharedMemoryUnavailable
 from optd_wire.layout import lay_out
-from optd_wire.values import GroupInfo
+from optd_wire.values import GroupInfo, GroupSpec
 
 logger = logging.getLogger("optd")
 
@@ -26,7 +26,7 @@ class Who(NamedTuple):
     epoch: int
 
 
-def wants_shared_memory(wanted: LaneName, wire: Wire, groups: Sequence[GroupInfo]) -> bool:
+def wants_shared_memory(wanted: LaneName, wire: Wire, groups: Sequence[GroupInfo] | Sequence[GroupSpec]) -> bool:
     """Whether a session that has been told `wanted` is to share memory with the server, if it can."""
     elements = sum(parameter.size for group in groups for parameter in group.parameters)
     return wanted == "shm" or (wanted == "auto" and wire.exact and elements >= SHARED_ELEMENTS)

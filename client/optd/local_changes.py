@@ -106,6 +106,17 @@ class LocalChanges:
         self._warned: set[str] = set()
         self._others = False
         """Whether other workers have been met."""
+        self._is_open = False
+        """Whether weights are being written here, or were when a call was broken off."""
+
+    def expect(self) -> None:
+        """Takes note that weights of the job are about to be written: until `note`, what is there is no change."""
+        self._is_open = True
+
+    def note(self, but: Collection[int] = frozenset()) -> None:
+        """Takes note that the job has what the watched weights hold; of those in `but`, what was noted stays."""
+        self.watched.note(but)
+        self._is_open = False
 
     def settle(self, stacklevel: int) -> bool:
         """See to it that the job has what a script has changed, before gradients are sent, or warn that it has not.
@@ -114,6 +125,8 @@ class LocalChanges:
         reason, but with "warn", where each change has one; `stacklevel` 1 is this method's caller. Raises what keeps
         weights from being written.
         """
+        if self._is_open:
+            return False  # an interrupt has left weights half written; the next step brings them all
         found = self.watched.differences()
         if not found:
             return True
@@ -138,7 +151,7 @@ class LocalChanges:
         except WeightsMovedOn as refusal:
             return "moved", dict(refusal.values)
         self._others = False
-        self.watched.note()
+        self.note()
         return "", {}
 
     def _obstacle(self) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from optd import environment
 from optd.connection import connect
 from optd.job_names import JobName, job_name
 from optd.job_options import Averages, Gradients
@@ -46,7 +47,7 @@ class Opening:
         already, so that these arguments come too late, or what `optd.connect` raises.
         """
         if given is None:
-            name = job_name(self.job)
+            name = job_name(environment.job(self.job))
             named = unnamed() if name.unnamed else None
             return (
                 connect(

@@ -196,11 +196,12 @@ class Optimizer:
     def _receiving(self) -> Iterator[Registration]:
         """The registration, for a call that brings weights; raises what is wrong with the arrays that they go to."""
         self._registered.check(self._registration.groups, self.param_groups)
+        self._changes.expect()
         try:
             yield self._registration
         finally:
             self._leaves = None
-            self._changes.watched.note()
+            self._changes.note()
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -296,6 +297,7 @@ class Optimizer:
         return loss
 
     def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
+        self._registered.check(self._registration.groups, self.param_groups)
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             are_here = self._changes.settle(stacklevel=3) or self._changes.mode == IGNORE
@@ -332,6 +334,7 @@ class Optimizer:
 
         Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
         """
+        self._registered.check(self._registration.groups, self.param_groups)
         with self._registration.lock, self._sending():
             self._changes.settle(stacklevel=2)
             with self._receiving() as registration:
@@ -372,22 +375,24 @@ class Optimizer:
             UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
             UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
-        watched = self._changes.watched
+        self._registered.check(self._registration.groups, self.param_groups)
         with self._registration.lock:
-            changed = watched.differences().all
+            changed = self._changes.watched.differences().all
             left_alone = self._changes.beside(changed, groups, parameters)
+            self._changes.expect()
             try:
                 pulled = self._registration.pull(
                     only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
                 )
             except BaseException:
                 self._leaves = None
-                watched.note(but=changed)
+                self._changes.note(but=changed)
                 raise
             if not pulled:
+                self._changes.note(but=changed)
                 return None
             self._leaves = None
-            watched.note(but=left_alone)
+            self._changes.note(but=left_alone)
             return self.params
 
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:

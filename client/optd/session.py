@@ -196,7 +196,13 @@ class Session(Inquiry):
             with self._showing("registering", elements_of(spec.groups)) as count:
                 weights = count.source(weights)
                 membership, created = take_part(
-                    self._transport, spec, weights, self.worker, self.timeout, self.if_exists
+                    self._transport,
+                    spec,
+                    weights,
+                    self.worker,
+                    self.timeout,
+                    self.if_exists,
+                    messages_only=not wants_shared_memory(self._wanted_lane, self.wire, spec.groups),
                 )
                 try:
                     self._enter(membership)

@@ -97,13 +97,13 @@ def test_an_option_changes_in_mid_training_at_one_version(server: LocalServer, n
 def test_who_attaches_learns_that_the_job_has_other_options(
     server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with optd.connect(server.address, job=name, gradients=optd.Gradients(clip_norm=1.0)) as first:
+    with optd.connect(server.address, job=name, worker="a", gradients=optd.Gradients(clip_norm=1.0)) as first:
         optd.SGD({"w": np.zeros(2)}, session=first)
         with (
             caplog.at_level(logging.WARNING, "optd"),
-            optd.connect(server.address, job=name, gradients=optd.Gradients(clip_norm=2.0)) as second,
+            optd.connect(server.address, job=name, worker="b", gradients=optd.Gradients(clip_norm=2.0)) as second,
         ):
-            optd.SGD({"w": np.zeros(2)}, session=second)
+            optd.SGD({"w": np.zeros(2)}, session=second).pull()
     assert f"job {name} exists already: it goes on with clip_norm=1.0, not 2.0" in caplog.text
 
 

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from faults.processes import wait_for
 from typer.testing import CliRunner
 
 import optd
@@ -37,6 +38,7 @@ def test_while_a_job_trains_its_gradient_is_shown(server: LocalServer, name: str
         thread = threading.Thread(target=train)
         thread.start()
         try:
+            wait_for(lambda: optimizer.version > 0, "the first step")
             for _ in range(5):
                 answer = json.loads(optctl(server, "-o", "json", "group", name, "group0"))
                 (report,) = answer["parameters"]

@@ -65,6 +65,7 @@ def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.Monke
 def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     values = {
         "address_file": "a",
+        "ephemeral_seconds": 0.5,
         "grace_seconds": 1.5,
         "host": "127.0.0.3",
         "idle_seconds": 2.5,

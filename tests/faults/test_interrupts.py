@@ -10,12 +10,13 @@ from faults.processes import SECONDS
 from optd.local import LocalServer
 
 INTERRUPTED = """
-import os, random, signal, sys, threading
+import gc, os, random, signal, sys, threading
 import numpy as np
 import optd
 
 address, job, lane, seed, elements = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
 random.seed(seed)
+gc.disable()  # Python drops an interrupt that comes in a callback of its collector, and the loop below would go on
 signal.signal(signal.SIGINT, signal.default_int_handler)
 weights, gradients = np.zeros(elements, np.float32), {"w": np.ones(elements, np.float32)}
 with optd.connect(address, job=job, worker="w0", lane=lane, timeout=20) as session:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
-from optd.described import place_of
 from optd.group_options import GROUP_OPTIONS
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
@@ -198,13 +197,6 @@ class Served(torch.optim.Optimizer):
         self._exchange.close()
         if self._owns_session:
             self.session.close()
-
-    def __repr__(self) -> str:
-        """As torch's, with a line about the job before the groups."""
-        first, _, groups = super().__repr__().partition("\n")
-        if not self._exchange.is_registered:
-            return f"{first}\n{groups}"
-        return f"{first}\n{place_of(self.session, self.version)}\n{groups}"
 
     def __getstate__(self) -> NoReturn:
         raise belongs_to_a_session(self)

@@ -138,6 +138,7 @@ class Exchange:
     def receiving(self, *, some: bool = False) -> Iterator[Registration]:
         """The registration, for a call that brings weights; with `some`, maybe not all of them."""
         with self.lock:
+            self.changes.expect()
             for group in self.groups:
                 if some:
                     group.read()
@@ -154,6 +155,7 @@ class Exchange:
         """As `Registration.pull`, into the tensors."""
         changed = self.changes.watched.differences().all
         left_alone = self.changes.beside(changed, wanted.get("groups", ()), wanted.get("parameters", ()))
+        self.changes.expect()
         for group in self.groups:
             if wanted.get("groups") or wanted.get("parameters"):
                 group.read()
@@ -166,6 +168,8 @@ class Exchange:
             raise
         if is_read:
             self._take(complete=True, but=left_alone)
+        else:
+            self.changes.note(but=changed)
         return is_read
 
     def pull_rows(self, parameter: str, ids: Any, weights: str = "") -> torch.Tensor:
@@ -193,7 +197,7 @@ class Exchange:
 
     def _note(self) -> None:
         """Notes that the job has what the tensors hold."""
-        self.changes.watched.note()
+        self.changes.note()
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
@@ -248,7 +252,7 @@ class Exchange:
     def _take(self, *, complete: bool, but: Collection[int] = ()) -> None:
         for index, group in enumerate(self.groups):
             self._take_group(index, group, complete=complete)
-        self.changes.watched.note(but)
+        self.changes.note(but)
 
     def _take_group(self, index: int, group: TensorGroup, *, complete: bool) -> None:
         shared = self._shared_weights

@@ -205,8 +205,17 @@ class Transport(ABC):
     # Workers
 
     @abstractmethod
-    def join(self, job: str, worker: str, spec: JobSpec | None, wait_seconds: float, timeout: float) -> Membership:
-        """Takes part in a job, once it is whole."""
+    def join(
+        self,
+        job: str,
+        worker: str,
+        spec: JobSpec | None,
+        wait_seconds: float,
+        timeout: float,
+        *,
+        messages_only: bool = False,
+    ) -> Membership:
+        """Takes part in a job, once it is whole; `messages_only` says that this worker will share no memory."""
 
     @abstractmethod
     def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:

@@ -135,9 +135,19 @@ class GrpcTransport(Transport):
 
     # Workers
 
-    def join(self, job: str, worker: str, spec: JobSpec | None, wait_seconds: float, timeout: float) -> Membership:
+    def join(
+        self,
+        job: str,
+        worker: str,
+        spec: JobSpec | None,
+        wait_seconds: float,
+        timeout: float,
+        *,
+        messages_only: bool = False,
+    ) -> Membership:
         """Takes part in a job, once it is whole."""
-        request = worker_pb.JoinRequest(job=job, worker=worker, wait_ms=int(wait_seconds * 1000))
+        wait_ms = int(wait_seconds * 1000)
+        request = worker_pb.JoinRequest(job=job, worker=worker, wait_ms=wait_ms, messages_only=messages_only)
         if spec is not None:
             request.spec.CopyFrom(to_message(spec))
         response = self._channel.ask("WorkerService/Join", request, worker_pb.JoinResponse, timeout)

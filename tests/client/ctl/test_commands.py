@@ -86,7 +86,7 @@ def test_group(optctl):
     assert cells["hidden.bias"][:3] == ["4", "float32", "3"]
     assert cells["output.bias"] == ["2", "float64", "0", "0", "0", "..", "0", "-", "-"]
 
-    assert list(document) == ["group", "parameters"]
+    assert list(document) == ["group", "parameters", "gradient_version", "gradient_note"]
     assert document["group"]["options"]["group"] == "biases"
     bias, untouched = document["parameters"]
     assert list(bias) == names(ParameterReport)

@@ -7,7 +7,7 @@ from optd_server.store import journal
 from optd_server.store.journal import Change, Journal
 from optd_server.store.rows import RowPlace
 
-PLACE = RowPlace(0, 0, 0, 0, 0, "t", "float32", 2, 10, 3)
+PLACE = RowPlace(0, 0, 0, 0, 0, "t", "float32", 2, 10, 3, (10, 3))
 
 
 def rows(*ids):

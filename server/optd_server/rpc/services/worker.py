@@ -28,8 +28,8 @@ class WorkerService:
         job = await self._find_whole(request.job, request.wait_ms / 1000)
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
         worker = await job.join(name, spec, time.monotonic())
-        if isinstance(self._handover, str):
-            await job.touched()  # as its numbers can come in messages only
+        if request.messages_only or isinstance(self._handover, str):
+            await job.touched()
         membership = Membership(
             epoch=worker.epoch,
             lease_ms=self._lease_ms(),
