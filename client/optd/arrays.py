@@ -214,3 +214,12 @@ def empty_arrays(
     Parameters without elements are there, too.
     """
     return [[np.empty(parameter.shape, dtypes[parameter.dtype]) for parameter in parameters] for parameters in groups]
+
+
+def same_bits(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal in shape, dtype and every bit, so that NaN equals itself and 0 is not -0."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    bits = f"u{one.dtype.itemsize}"
+    left, right = np.ascontiguousarray(one).reshape(-1), np.ascontiguousarray(other).reshape(-1)
+    return bool(np.array_equal(left.view(bits), right.view(bits)))

@@ -6,15 +6,14 @@ are kept, and the differences told, until its first step, push or pull.
 
 import gc
 import logging
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
 
-from optd.arrays import Array
+from optd.arrays import Array, same_bits
+from optd.caller_warnings import warn_caller
 from optd.group_options import GROUP_OPTIONS
 from optd.leaving import open_sessions
 from optd.params import ParamGroup
@@ -47,7 +46,7 @@ class Attachment:
         for notice in self.differing:
             logger.warning("%s", notice)
         if self.warning:
-            warnings.warn(self.warning, stacklevel=_depth_of_caller())
+            warn_caller(self.warning)
 
 
 def replaced(session: Session, membership: Membership) -> str:
@@ -94,7 +93,7 @@ def differing_job_options(session: Session, found: Options) -> list[str]:
 def same_weights(one: Rows, other: Rows) -> bool:
     """Whether two lists of arrays have the same bits."""
     return all(
-        _same_bits(mine, theirs)
+        same_bits(mine, theirs)
         for mine_row, theirs_row in zip(one, other, strict=True)
         for mine, theirs in zip(mine_row, theirs_row, strict=True)
     )
@@ -105,19 +104,12 @@ def same_states(one: Sequence[Sequence[ParameterState]], other: Sequence[Sequenc
     return all(
         mine.keys() == theirs.keys()
         and all(
-            value == theirs[name] if name == STEP else _same_bits(np.asarray(value), np.asarray(theirs[name]))
+            value == theirs[name] if name == STEP else same_bits(np.asarray(value), np.asarray(theirs[name]))
             for name, value in mine.items()
         )
         for mine_row, theirs_row in zip(one, other, strict=True)
         for mine, theirs in zip(mine_row, theirs_row, strict=True)
     )
-
-
-def _same_bits(one: Array, other: Array) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    bits = f"u{one.dtype.itemsize}"
-    return bool(np.array_equal(np.ascontiguousarray(one).view(bits), np.ascontiguousarray(other).view(bits)))
 
 
 def check_alone(session: Session) -> None:
@@ -134,15 +126,3 @@ def _rival_of(session: Session) -> bool:
         other is not session and other.is_open and other.epoch and (other.address, other.job, other.worker) == place
         for other in list(open_sessions)
     )
-
-
-def _depth_of_caller() -> int:
-    """The stacklevel, for a warning that the caller gives, of the first frame outside this package and torch."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
-        "optd",
-        "torch",
-        "contextlib",
-    ):
-        depth, frame = depth + 1, frame.f_back
-    return depth

@@ -58,11 +58,11 @@ def sample_places(size: int, stride: int) -> npt.NDArray[np.int64]:
 class Look:
     """Where arrays lie, by their number, at one moment: what is at an address must stay there while it is read.
 
-    Thousands of arrays are read in one go, by their addresses, which takes less than having each in the hand.
+    Thousands of arrays are read in one go, by their addresses, which is faster than one by one.
     """
 
     addresses: npt.NDArray[np.int64]
-    """In bytes, of arrays in C order at multiples of the size of their elements; of those in `given` anything.
+    """In bytes, of arrays in C order at multiples of the size of their elements; arbitrary for those in `given`.
 
     Not to be changed: the same object says that all lie where they did.
     """
@@ -96,7 +96,10 @@ class Differences:
 
 
 class _Window:
-    """All memory of this process from an address on, as numpy is told of it. Much of it is none: read what is known."""
+    """All memory of this process from an address on, as numpy is told of it.
+
+    Most of it is not mapped: read only known addresses.
+    """
 
     def __init__(self, address: int, count: int, itemsize: int) -> None:
         kind = f"<u{itemsize}"
@@ -117,7 +120,7 @@ class _Reader:
         """Where in the window the elements are, while the arrays are at those addresses."""
 
     def read(self, addresses: npt.NDArray[np.int64]) -> Array:
-        """At address 0 nothing is read, and anything found."""
+        """An array at address 0 is not read; its bits are arbitrary."""
         if self._addresses is None or not np.array_equal(addresses, self._addresses):
             self._find(addresses)
         return self.read_again()

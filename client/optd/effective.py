@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+from optd.caller_warnings import warn_caller
 from optd.group_options import GROUP_OPTIONS
-from optd.outside import warn_outside
 from optd.params import plain_option
 from optd_wire.values import EffectiveOptions, GroupOptions, GroupUpdate, Options, OptionValue
 
@@ -76,7 +76,7 @@ class Effective:
         for key, value in entries.items():
             if key in group and plain_option(group[key]) != before.get(key, value):
                 option = key.removeprefix(PREFIX)
-                warn_outside(
+                warn_caller(
                     f"param_groups[{index}][{key!r}] tells what the schedule of {option!r} makes of it and is not "
                     f"sent: {group[key]!r} is replaced by {value!r}. To change it, set {option!r}, which the schedule "
                     f"multiplies, or {self._scheduled[index][option].partition('=')[0]}"
@@ -109,7 +109,7 @@ class Effective:
             return
         self._has_warned = True
         own = schedule.partition("=")[0]
-        warn_outside(
+        warn_caller(
             f"{option} of group {group!r} {what} while the server's {schedule} multiplies it: a step takes the "
             f"product. Use one of them: leave {own} out (or set it to None in param_groups), or do not step a "
             "scheduler here"

@@ -33,7 +33,7 @@ def job(given: str | None) -> str | None:
 def worker(given: str | None) -> str:
     """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
 
-    That of a rank begins with its number, so that rounds are added up in the order of the ranks.
+    A rank's name begins with the rank, so that rounds are added up in the order of the ranks.
     """
     named = given or os.environ.get("OPTD_WORKER")
     if named:
@@ -57,8 +57,10 @@ def if_exists(given: str | None) -> IfExists:
 
 def progress(given: bool | None) -> bool:
     """Whether progress is shown: the argument, else OPTD_PROGRESS, 0 or 1; left out, it is."""
-    if given is not None:
+    if isinstance(given, bool):
         return given
+    if given is not None:
+        raise InvalidRequest(problem=f"progress must be True or False, got {given!r}")
     said = os.environ.get("OPTD_PROGRESS") or "1"
     if said not in ("0", "1"):
         raise InvalidRequest(problem=f"OPTD_PROGRESS must be 0 or 1, got {said!r}")

@@ -16,7 +16,7 @@ SECONDS = 10.0
 def jobs(
     *, server: str | None = None, token: str | None = None, tls: TLS | bool | None = None, timeout: float = SECONDS
 ) -> tuple[JobSummary, ...]:
-    """The jobs of a server in the order of their names, a line each: version, workers, when it was last stepped, ….
+    """The jobs of a server in the order of their names, one `JobSummary` each.
 
     `server`, `token` and `tls` are those of `optd.connect`. Blocks for up to `timeout` seconds; raises `Unreachable`,
     `MissingToken` or `WrongToken`.

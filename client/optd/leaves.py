@@ -30,7 +30,7 @@ def read_parameter(name: str, leaf: Any) -> tuple[Array, Renew | None]:
         raise NotAnArray(what=what, wanted="an array that can be written to", got="a read-only one: give a copy of it")
     if not array.flags.c_contiguous and overlaps_itself(array.shape, array.strides, array.itemsize):
         got = "one whose elements overlap in memory: give a copy of it"
-        raise NotAnArray(what=what, wanted="an array of which each element has memory of its own", got=got)
+        raise NotAnArray(what=what, wanted="an array whose elements do not share memory", got=got)
     renew = None if _is_its_memory(leaf, array) else _renewal(leaf)
     check_dtype(name, array.dtype.name if array.dtype.isnative else str(array.dtype))
     return (array if renew is None else np.array(array, order="C")), renew

@@ -3,10 +3,10 @@
 What has changed is found in the content of the arrays (`optd.contents`); how they are read is each face's own.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+from optd.caller_warnings import warn_caller
 from optd.contents import Contents, Differences, Look
 from optd.params import ParamGroup
 from optd.registration import Registration
@@ -15,18 +15,18 @@ from optd_wire.errors import InvalidRequest, OtherWorkers, WeightsMovedOn
 
 SEND, WARN, IGNORE = LOCAL_CHANGES = ("send", "warn", "ignore")
 
-_CALL = "call push_weights() to have it count, or set local_changes='ignore' to have such changes dropped in silence"
+_CALL = "Call push_weights() to send it, or set local_changes='ignore' to drop such changes silently"
 _WHY = {
-    WARN: "the weights of job {job} replace the change: call push_weights() to send it, or pull() to drop it; with "
-    "local_changes='send' such changes are sent by themselves",
-    "others": "workers {others} take part in job {job}, whose steps the change would undo: it is not sent, and the "
-    "job's weights replace it; " + _CALL,
-    "moved": "the weights of job {job} have moved on from version {base}, which is here, so that the change would undo "
-    "steps: it is not sent, and the job's weights replace it; pull() before weights are changed, " + _CALL,
-    "average": "the arrays hold an average of the weights of job {job}: the change is not sent, and the job's weights "
-    "replace it; " + _CALL,
-    "zero_copy": "with zero_copy the arrays of params do not hold the weights of job {job}: the change is not sent; "
-    "give the weights that are to count to push_weights(), or set local_changes='ignore'",
+    WARN: "the weights of job {job} replace the change. Call push_weights() to send it, or pull() to drop it; with "
+    "local_changes='send' the optimizer sends such changes by itself",
+    "others": "sending the change would undo the steps of workers {others}, which take part in job {job}, so the job's "
+    "weights replace it. " + _CALL,
+    "moved": "the weights of job {job} have moved on from version {base}, which this worker holds. Sending the change "
+    "would undo steps, so the job's weights replace it. Call pull() before you change weights. " + _CALL,
+    "average": "the arrays hold an average of the weights of job {job}, so the change is not sent, and the job's "
+    "weights replace it. " + _CALL,
+    "zero_copy": "with zero_copy the arrays of params do not hold the weights of job {job}, so the change is not sent. "
+    "Pass the weights that are to count to push_weights(), or set local_changes='ignore'",
 }
 
 
@@ -118,12 +118,11 @@ class LocalChanges:
         self.watched.note(but)
         self._is_open = False
 
-    def settle(self, stacklevel: int) -> bool:
+    def settle(self) -> bool:
         """See to it that the job has what a script has changed, before gradients are sent, or warn that it has not.
 
         Returns whether the job has what the arrays hold, if they hold the weights. A warning comes once for each
-        reason, but with "warn", where each change has one; `stacklevel` 1 is this method's caller. Raises what keeps
-        weights from being written.
+        reason, but with "warn", where each change has one. Raises what keeps weights from being written.
         """
         if self._is_open:
             return False  # an interrupt has left weights half written; the next step brings them all
@@ -133,7 +132,7 @@ class LocalChanges:
         why, values = self._send(found.all)
         if why and self.mode != IGNORE and (why == WARN or why not in self._warned):
             self._warned.add(why)
-            warnings.warn(self._warning(found, why, values), stacklevel=stacklevel + 1)
+            warn_caller(self._warning(found, why, values))
         return not why
 
     def _send(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:

@@ -14,6 +14,11 @@ from optd.session import Session
 from optd_wire.errors import InvalidRequest
 from optd_wire.values import Policy
 
+ONLY_CONNECT = frozenset(inspect.signature(connect).parameters) - {
+    *("address", "job", "worker", "if_exists", "policy", "gradients", "averages", "progress")
+}
+"""Arguments of `connect` that no optimizer takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
@@ -30,7 +35,13 @@ class Opening:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Self:
-        """Takes them out of an optimizer's keyword arguments, so that what is left are options of its groups."""
+        """Takes them out of an optimizer's keyword arguments, so that what is left are options of its groups.
+
+        Raises `InvalidRequest` for an argument that `optd.connect` alone takes.
+        """
+        for name in ONLY_CONNECT & options.keys():
+            problem = f"{name}= is an argument of optd.connect(): open a session with it, and pass session= here"
+            raise InvalidRequest(problem=problem)
         return cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
 
     @classmethod
@@ -49,19 +60,8 @@ class Opening:
         if given is None:
             name = job_name(environment.job(self.job))
             named = unnamed() if name.unnamed else None
-            return (
-                connect(
-                    self.server,
-                    job=named or name,
-                    worker=self.worker,
-                    if_exists=self.if_exists,
-                    policy=self.policy,
-                    gradients=self.gradients,
-                    averages=self.averages,
-                    progress=self.progress,
-                ),
-                True,
-            )
+            more = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("server", "job")}
+            return (connect(self.server, job=named or name, **more), True)
         late = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if late:
             problem = (

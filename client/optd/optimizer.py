@@ -140,7 +140,7 @@ class Optimizer:
 
     @property
     def last(self) -> PushResult | None:
-        """What became of the last step, push or flush that was answered; None before the first.
+        """The result of the last answered step, push or flush; None before the first.
 
         `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
         the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
@@ -192,10 +192,13 @@ class Optimizer:
             ]
         return self._leaves
 
+    def _check_arrays(self) -> None:
+        """Raises what keeps weights from being written to the arrays, before anything changes anywhere."""
+        self._registered.check(self._registration.groups, self.param_groups)
+
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights; raises what is wrong with the arrays that they go to."""
-        self._registered.check(self._registration.groups, self.param_groups)
+        """The registration, for a call that brings weights."""
         self._changes.expect()
         try:
             yield self._registration
@@ -297,10 +300,10 @@ class Optimizer:
         return loss
 
     def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
-        self._registered.check(self._registration.groups, self.param_groups)
+        self._check_arrays()
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
-            are_here = self._changes.settle(stacklevel=3) or self._changes.mode == IGNORE
+            are_here = self._changes.settle() or self._changes.mode == IGNORE
             with self._receiving() as registration:
                 return registration.step(rows, encoding, terms, has_weights=are_here)
 
@@ -317,10 +320,10 @@ class Optimizer:
         if callable(gradients):
             _, gradients = _evaluated(gradients)
         terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
-        self._registered.check(self._registration.groups, self.param_groups)
+        self._check_arrays()
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
-            self._changes.settle(stacklevel=2)
+            self._changes.settle()
             return self._registration.push(rows, encoding, terms)
 
     def flush(self, *, norms: bool | None = None) -> PushResult:
@@ -334,9 +337,9 @@ class Optimizer:
 
         Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
         """
-        self._registered.check(self._registration.groups, self.param_groups)
+        self._check_arrays()
         with self._registration.lock, self._sending():
-            self._changes.settle(stacklevel=2)
+            self._changes.settle()
             with self._receiving() as registration:
                 return registration.flush(Terms(norms=self._norms if norms is None else norms))
 
@@ -375,7 +378,7 @@ class Optimizer:
             UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
             UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
-        self._registered.check(self._registration.groups, self.param_groups)
+        self._check_arrays()
         with self._registration.lock:
             changed = self._changes.watched.differences().all
             left_alone = self._changes.beside(changed, groups, parameters)
@@ -428,6 +431,7 @@ class Optimizer:
                 params; nothing has changed.
             InvalidRequest: With `zero_copy` the arrays do not hold the weights, and none are given.
         """
+        self._check_arrays()
         with self._registration.lock:
             registration = self._registration
             if weights is None and not registration.in_arrays:
@@ -458,13 +462,14 @@ class Optimizer:
         Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
         name.
         """
+        self._check_arrays()
         known = self._registration.groups
         count = sum(len(group.arrays) for group in known)
         added = read_group(param_group, len(known), count)
         check_distinct([added], known)
         entry = _group_dict(added)
         with self._registration.lock:
-            self._changes.settle(stacklevel=2)
+            self._changes.settle()
             with self._receiving() as registration:
                 registration.add_group(added, entry)
             self._watch()
@@ -477,7 +482,7 @@ class Optimizer:
 
         Read from the server, all of one version. Parameters are indexed in the order of the groups.
         """
-        warn_of_saving(self.session.job, self._registration.pending, stacklevel=2)
+        warn_of_saving(self.session.job, self._registration.pending)
         rows, index = self._registration.state.read()
         groups = self._registration.effective.saved(self.param_groups)
         return pack(self._gathered(rows), groups, index.version.version)
@@ -507,11 +512,12 @@ class Optimizer:
         All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or
         parameters, or what the server finds wrong.
         """
+        self._check_arrays()
         groups = state_dict["param_groups"]
         rows = self._spread(unpack(state_dict, self.param_groups))
         before = [dict(entry) for entry in self.param_groups]
         info = self.session.info()
-        warn_of_loading(self.session, info, stacklevel=2)
+        warn_of_loading(self.session, info)
         version = info.version.version
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})

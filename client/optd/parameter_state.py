@@ -119,14 +119,5 @@ def frames_of(
             yield from view.batches([row], entry.field)
 
 
-def same_numbers(one: Array, other: Array) -> bool:
-    """Whether two arrays are equal in shape, dtype and every bit, so that NaN equals itself and 0 is not -0."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    bits = f"u{one.dtype.itemsize}"
-    left, right = np.ascontiguousarray(one).reshape(-1), np.ascontiguousarray(other).reshape(-1)
-    return bool(np.array_equal(left.view(bits), right.view(bits)))
-
-
 def _put(values: Sequence[T], place: int, value: T) -> tuple[T, ...]:
     return (*values[:place], value, *values[place + 1 :])

@@ -226,7 +226,7 @@ class Registration:
     def _ask_what_is_effective(self) -> None:
         """Shows what schedules make of options, where there are some, and the last reply does not tell.
 
-        What comes before it is done: where the server does not answer now, the next reply tells.
+        The call before it has succeeded, so a failure here is logged; the next reply brings the values.
         """
         self.effective.read(self._mirror.known)
         if not self.effective.any:

@@ -169,8 +169,8 @@ class Session(Inquiry):
         self._closed = True
         if self._added_up:
             logger.warning(
-                "job %s: worker %s leaves while %d of the pushes, or rounds of them, that make a step are added up; "
-                "flush() of an optimizer makes their step, before it leaves or from another worker",
+                "job %s: worker %s leaves while gradients are added up that no step has taken (pushes or rounds: %d); "
+                "call flush() before you close, or from another worker",
                 self.job,
                 self.worker,
                 self._added_up,

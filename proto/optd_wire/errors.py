@@ -175,7 +175,7 @@ class UnservedShape(InvalidArgument):
 
 
 class UnservedGroups(InvalidArgument):
-    """Groups that an algorithm does not take which looks at all parameters as one vector."""
+    """The algorithm treats all parameters as one vector, and takes one group of one dtype."""
 
     reason = "UNSERVED_GROUPS"
     template = "{algorithm} takes one group, of parameters of one dtype; got {got}"
@@ -196,7 +196,7 @@ class InvalidRule(InvalidArgument):
 
 
 class RuleMatchesNothing(InvalidArgument):
-    """A rule for names that no parameter of the groups that have it bears."""
+    """A rule whose pattern matches no parameter of its groups."""
 
     reason = "RULE_MATCHES_NOTHING"
     template = "no parameter matches the rule for {match!r}; {advice}"
@@ -528,22 +528,22 @@ class StaleEvaluation(Conflict):
 
 
 class OtherWorkers(Conflict):
-    """Weights were to be replaced by a worker that is the only one, and it is not."""
+    """A worker would replace weights only if it were alone, but other workers hold leases."""
 
     reason = "OTHER_WORKERS"
     template = (
-        "worker {worker!r} would write weights of job {job!r} if it were alone, but workers {others} hold leases, and "
-        "their steps would be undone; write without if_alone_at to undo them"
+        "worker {worker!r} may write weights of job {job!r} only while it is alone, but workers {others} hold leases; "
+        "write without if_alone_at to undo their steps"
     )
 
 
 class WeightsMovedOn(Conflict):
-    """Weights were to be replaced by a worker that does not have the current ones."""
+    """A worker would replace weights, but does not hold the current ones."""
 
     reason = "WEIGHTS_MOVED_ON"
     template = (
-        "worker {worker!r} would write in the place of the weights of version {base} of job {job!r}, which are now "
-        "{now}; pull them first, or write without if_alone_at to undo what has happened since"
+        "worker {worker!r} would replace the weights of version {base} of job {job!r}, which has moved on to {now}; "
+        "pull first, or write without if_alone_at to undo what has happened since"
     )
 
 
@@ -677,7 +677,7 @@ class ShuttingDown(Unavailable):
 
 
 class RoundBroken(Unavailable):
-    """A push that was on its way into a step together with others, of which one came to nothing; to be sent again."""
+    """Another push of the same round failed, so there was no step; send this push again."""
 
     reason = "ROUND_BROKEN"
     template = "the step of job {job!r} that this push was on its way into was broken off, push again: {why}"

@@ -32,12 +32,12 @@ NEVER: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "strides of 0": (
         lambda: as_strided(np.ones(1), (3,), (0,)),
         errors.NotAnArray,
-        "must be an array of which each element has memory of its own, got one whose elements overlap in memory",
+        "must be an array whose elements do not share memory, got one whose elements overlap in memory",
     ),
     "sliding windows": (
         lambda: sliding_window_view(np.ones(6), 3, writeable=True),
         errors.NotAnArray,
-        "must be an array of which each element has memory of its own",
+        "must be an array whose elements do not share memory",
     ),
     "complex": (lambda: np.ones(3, complex), errors.UnsupportedDtype, "dtype complex128 is not supported"),
     "a text": (lambda: "weights", errors.NotAnArray, "must be an array, got str"),

@@ -223,7 +223,7 @@ def test_who_could_lose_sight_of_gradients_is_told(
                 optimizer.state_dict()
             assert caught[0].filename == __file__
             with pytest.warns(
-                UserWarning, match=r"one push, or round of pushes, of before this load_state_dict\(\)"
+                UserWarning, match=r"one push, or round of pushes, before this load_state_dict\(\)"
             ) as c:
                 optimizer.load_state_dict(saved)
             assert c[0].filename == __file__
@@ -233,8 +233,8 @@ def test_who_could_lose_sight_of_gradients_is_told(
         optimizer.push({"w": np.ones(2)})
     told = [record.getMessage() for record in caplog.records if "leaves while" in record.getMessage()]
     assert told == [
-        f"job {name}-n: worker {other.worker} leaves while 1 of the pushes, or rounds of them, that make a step are "
-        "added up; flush() of an optimizer makes their step, before it leaves or from another worker"
+        f"job {name}-n: worker {other.worker} leaves while gradients are added up that no step has taken (pushes or "
+        "rounds: 1); call flush() before you close, or from another worker"
     ]
     done = CliRunner().invoke(app, ["delete", f"{name}-n", "--yes"], env={"OPTD_SERVER": server.address})
     assert (

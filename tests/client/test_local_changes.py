@@ -331,7 +331,7 @@ def test_beside_other_workers_there_is_one_warning(face: Any, lane: str, connect
     ours = face(session, SHAPES)
     other = face(connect("w1"), SHAPES)
     ours.arrays["a"][:] = ours.arrays["b"][:] = 5
-    with one_warning("'a' and 1 more has been changed here", "workers 'w1' take part", "push_weights()", "'ignore'"):
+    with one_warning("'a' and 1 more has been changed here", "workers 'w1', which take part", "push_weights()", "'ignore'"):
         ours.step()
         assert ours.arrays["a"].tolist() == [-1, -1], "the job's weights have replaced it"
         other.step()
@@ -353,7 +353,7 @@ def test_steps_of_workers_that_have_left_are_not_undone(face: Any, connect: Call
     other.step()
     other.optimizer.session.close()
     ours.arrays["a"][:] = 5
-    with one_warning("the weights of job", "have moved on from version 0, which is here", "pull()"):
+    with one_warning("the weights of job", "have moved on from version 0, which this worker holds", "pull()"):
         ours.step()
     assert held(session)["a"] == [-2, -2]
     with quietly():

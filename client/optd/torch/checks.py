@@ -25,7 +25,7 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
         raise NotAnArray(what=what, wanted="a tensor that can be written to", got=got)
     if not tensor.is_contiguous() and overlaps_itself(tensor.shape, tensor.stride(), 1):
         got = f"one of strides {tensor.stride()}, such as expand() makes: register a clone() of it"
-        raise NotAnArray(what=what, wanted="a tensor of which each element has memory of its own", got=got)
+        raise NotAnArray(what=what, wanted="a tensor whose elements do not share memory", got=got)
 
 
 def check_ordered(params: Any) -> None:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from optd.arrays import same_bits
 from optd.lbfgs_state import gather, spread
-from optd.parameter_state import same_numbers
 from optd.params import PARAMS
 from optd.states import STEP, ParameterState
 from optd.torch.arrays import as_array, dtype_of, shape_of
@@ -85,7 +85,7 @@ class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
 def _is_same(current: ParameterState, given: ParameterState) -> bool:
     names = [name for name in given if name != STEP]
     same = current.keys() - {STEP} == set(names)
-    return same and all(same_numbers(np.asarray(current[name]), np.asarray(given[name])) for name in names)
+    return same and all(same_bits(np.asarray(current[name]), np.asarray(given[name])) for name in names)
 
 
 def _to_tensors(value: Any, device: torch.device) -> Any:

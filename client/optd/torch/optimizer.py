@@ -208,7 +208,7 @@ class Served(torch.optim.Optimizer):
 
     @property
     def last(self) -> PushResult | None:
-        """What became of the last step, push or flush that was answered; None before the first.
+        """The result of the last answered step, push or flush; None before the first.
 
         `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
         the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
@@ -309,7 +309,7 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             self._check_options()
-            exchange.changes.settle(stacklevel=3)
+            exchange.changes.settle()
             with exchange.receiving(), exchange.sending() as registration:
                 flushed = registration.flush(Terms(norms=self._norms if norms is None else norms))
         self._opt_called = True  # as for `push`
@@ -324,7 +324,7 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             self._check_options()
             gradients = self._gradients()
-            are_here = exchange.changes.settle(stacklevel=5)
+            are_here = exchange.changes.settle()
             # Where the job has what was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
@@ -354,7 +354,7 @@ class Served(torch.optim.Optimizer):
             self._follow_state()
             self._check_options()
             gradients = self._gradients()
-            self._exchange.changes.settle(stacklevel=2)
+            self._exchange.changes.settle()
             with self._exchange.sending() as registration:
                 pushed = registration.push(gradients, encoding, terms)
         self._opt_called = True  # which schedulers look for, to warn who steps them first
@@ -428,7 +428,7 @@ class Served(torch.optim.Optimizer):
             check_ordered(param_group.get(PARAMS))
             super().add_param_group(param_group)
             try:
-                self._exchange.add(self._read_group(param_group), param_group, stacklevel=2)
+                self._exchange.add(self._read_group(param_group), param_group)
             except BaseException:
                 self.param_groups.pop()
                 raise
@@ -448,7 +448,7 @@ class Served(torch.optim.Optimizer):
             self._follow_groups()
             self._follow_state()
             registration, groups = self._exchange.registration, self.param_groups
-            warn_of_saving(self.session.job, registration.pending, stacklevel=2)
+            warn_of_saving(self.session.job, registration.pending)
             rows, index = registration.state.read()
             self.state = self._state_source.states(rows)
             starts = [start_from(group, index.version.version) for group in groups]
@@ -479,7 +479,7 @@ class Served(torch.optim.Optimizer):
                 super().load_state_dict(state_dict)
                 undo_rounding(self.state, self.param_groups, saved[0])
                 info = self.session.info()
-                warn_of_loading(self.session, info, stacklevel=2)
+                warn_of_loading(self.session, info)
                 version = info.version.version
                 for group, loaded in zip(before, self.param_groups, strict=True):
                     loaded.update(start_at(loaded, version))

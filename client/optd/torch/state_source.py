@@ -1,13 +1,14 @@
 """Where `optimizer.state` comes from: the state of single parameters, as torch's class has it, read when asked for."""
 
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from optd.parameter_state import StateIndex, same_numbers
+from optd.arrays import same_bits
+from optd.caller_warnings import warn_caller
+from optd.parameter_state import StateIndex
 from optd.states import STEP, ParameterState
 from optd.torch.state import (
     SLOW_WEIGHTS,
@@ -83,7 +84,7 @@ class StateSource:
         return self._index
 
     def _keep_at(self, version: JobVersion) -> None:
-        """What has been read is of this version; what is kept of another one goes."""
+        """Drops what is kept unless it is of this version."""
         if (version.version, version.revision) != (self._kept_at.version, self._kept_at.revision):
             self.forget()
             self._kept_at = version
@@ -298,17 +299,16 @@ class StateSource:
     def _warn_of_change(self, tensor: torch.Tensor, name: str) -> None:
         group, place = self.place_of(tensor) or (0, 0)
         parameter = self.exchange.groups[group].names[place]
-        warnings.warn(
+        warn_caller(
             f"{name} in optimizer.state of parameter {parameter!r} was changed in place, which changes nothing on the "
-            f"server: the tensors of optimizer.state are copies. Send it by optimizer.state[p][{name!r}] = tensor",
-            stacklevel=2,
+            f"server: the tensors of optimizer.state are copies. Send it by optimizer.state[p][{name!r}] = tensor"
         )
 
 
 def _are_same(current: ParameterState, given: ParameterState) -> bool:
     """Whether all that is `given` is what is there."""
     return all(
-        int(current[name]) == int(value) if name == STEP else same_numbers(current[name], value)
+        int(current[name]) == int(value) if name == STEP else same_bits(current[name], value)
         for name, value in given.items()
     )
 

@@ -11,7 +11,7 @@ import torch
 from optd.arrays import Array
 from optd.attaching import Rows
 from optd.gradients import check_gradients
-from optd.local_changes import IGNORE, SEND, LocalChanges
+from optd.local_changes import IGNORE, LocalChanges
 from optd.lock import OwnedLock
 from optd.params import PARAMS, check_apart
 from optd.registration import Registration
@@ -34,7 +34,7 @@ class Exchange:
     Whoever uses several of its methods in a row holds `lock`. `local_changes` is that of `Served`.
     """
 
-    def __init__(self, local_changes: str = SEND) -> None:
+    def __init__(self, local_changes: str) -> None:
         self._mode = local_changes
         self.lock = OwnedLock()
         self.groups: list[TensorGroup] = []
@@ -102,13 +102,13 @@ class Exchange:
         if self.shared_gradients is not None:
             self.shared_gradients.close()
 
-    def add(self, group: TensorGroup, options: MutableMapping[str, Any], stacklevel: int) -> None:
+    def add(self, group: TensorGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group, to the job if there is one; the weights of the others come with it."""
         if self._registration is None:
             self.groups.append(group)
             return
         check_apart([pair for each in (*self.groups, group) for pair in each.places()])
-        self.changes.settle(stacklevel + 1)
+        self.changes.settle()
         with self.receiving() as registration:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)

@@ -95,7 +95,8 @@ class InspectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def InspectGroup(self, request, context):
-        """Describes each parameter of a group, with statistics of its weights, last gradient and state where asked.
+        """Describes each parameter of a group, with statistics of its weights, last gradient and state where asked. If the last
+        gradient is not kept, waits up to one second for the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,8 @@ class StateServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ReadState(self, request, context):
-        """Reads fields of one version of the job: weights, the gradients of the last step, state.
+        """Reads fields of one version of the job: weights, the gradients of the last step, state. If the last gradient is asked
+        for and not kept, waits up to one second for the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

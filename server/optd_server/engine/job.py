@@ -176,7 +176,7 @@ class Job:
     def _touch_for_messages(self) -> None:
         """Begins to get memory for a first step whose numbers come in messages, unless there has been a step.
 
-        In the background: a worker computes its first gradient meanwhile, or tells that it shares memory instead.
+        In the background: a worker computes its first gradient meanwhile, or opens shared memory, which cancels this.
         """
         model = self.model
         if model.version.version or model.plan.bytes < TOUCHED_BYTES or self.closed.is_set():

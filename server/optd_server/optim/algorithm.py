@@ -267,7 +267,7 @@ class Evaluation:
     is_finite: bool = True
     """Whether the gradient is. If not, entries that are no numbers are zeros, and the loss is infinite."""
     weights: Vector | None = None
-    """The weights that they were found at, shape (N,), where somebody has written others than were asked about."""
+    """The weights of this evaluation, shape (N,), if somebody wrote them meanwhile; else None."""
 
 
 Memory: TypeAlias = MutableMapping[str, Any]

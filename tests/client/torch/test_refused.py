@@ -35,7 +35,7 @@ def consumed() -> Any:
     return parameters
 
 
-OWN_MEMORY = r"parameter 'w' must be a tensor of which each element has memory of its own, got one of strides \({}\)"
+OWN_MEMORY = r"parameter 'w' must be a tensor whose elements do not share memory, got one of strides \({}\)"
 NEVER: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lazy module": (
         lambda: lazy().named_parameters(),
@@ -187,7 +187,7 @@ CHANGES: dict[str, tuple[Callable[..., None], type[Exception], str]] = {
     "expanded": (
         assign(lambda: torch.zeros(1).expand(2, 3)),
         errors.NotAnArray,
-        r"parameter 'weight' must be a tensor of which each element has memory of its own, got one of strides \(0, 0\)",
+        r"parameter 'weight' must be a tensor whose elements do not share memory, got one of strides \(0, 0\)",
     ),
     "freed": (
         free,
