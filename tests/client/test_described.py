@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 import optd
 import optd.torch
@@ -35,16 +34,6 @@ def test_one_that_was_never_registered_has_a_text_too():
 def test_an_optimizer_by_name_tells_its_algorithm(session):
     text = repr(optd.Optimizer("adamw", {"w": np.ones(3)}, session=session))
     assert text.startswith("<optd.Optimizer 'adamw' of job ")
-
-
-def test_one_of_torch_has_torchs_text_and_a_line_about_the_job(session, server, name):
-    parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = optd.torch.SGD([parameter], lr=0.25, session=session)
-    lines = repr(optimizer).splitlines()
-    assert lines.pop(1) == f"job {name!r} at version 0, worker 'w1', server {server.address}"
-    plain = repr(torch.optim.SGD([parameter], lr=0.25)).splitlines()
-    assert (lines[:2], lines[-1]) == (plain[:2], plain[-1])
-    assert set(plain) <= set(lines)
 
 
 def test_torch_that_is_missing_is_named_with_the_extra():

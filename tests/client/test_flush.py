@@ -222,9 +222,7 @@ def test_who_could_lose_sight_of_gradients_is_told(
             with pytest.warns(UserWarning, match="the state dict does not have them: call flush") as caught:
                 optimizer.state_dict()
             assert caught[0].filename == __file__
-            with pytest.warns(
-                UserWarning, match=r"one push, or round of pushes, before this load_state_dict\(\)"
-            ) as c:
+            with pytest.warns(UserWarning, match=r"one push, or round of pushes, before this load_state_dict\(\)") as c:
                 optimizer.load_state_dict(saved)
             assert c[0].filename == __file__
             optimizer.flush()

@@ -342,9 +342,9 @@ def test_a_gradient_stays_in_shared_memory_until_its_push_is_fenced(server, name
         def late(*_):
             raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
 
-        def join(*args):
+        def join(*args, **more):
             seen.append(memory.tolist())
-            return real_join(*args)
+            return real_join(*args, **more)
 
         monkeypatch.setattr(transport, "step", late)
         with pytest.raises(errors.DeadlineExceeded):

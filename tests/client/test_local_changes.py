@@ -331,7 +331,9 @@ def test_beside_other_workers_there_is_one_warning(face: Any, lane: str, connect
     ours = face(session, SHAPES)
     other = face(connect("w1"), SHAPES)
     ours.arrays["a"][:] = ours.arrays["b"][:] = 5
-    with one_warning("'a' and 1 more has been changed here", "workers 'w1', which take part", "push_weights()", "'ignore'"):
+    with one_warning(
+        "'a' and 1 more has been changed here", "workers 'w1', which take part", "push_weights()", "'ignore'"
+    ):
         ours.step()
         assert ours.arrays["a"].tolist() == [-1, -1], "the job's weights have replaced it"
         other.step()

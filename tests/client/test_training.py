@@ -219,7 +219,7 @@ def test_topk_goes_on_after_nobody_could_find_out_about_another_push(before, who
     session, optimizer, gradient = whole_numbers
     transport = session._transport
 
-    def late(*_):
+    def late(*_, **__):
         raise errors.DeadlineExceeded(rpc="Step", address="here", seconds="1", hint="")
 
     lost = gradient()
