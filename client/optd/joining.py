@@ -35,13 +35,17 @@ def take_part(
     if if_exists == "attach":
         return _attach_or_create(transport, spec, weights, worker, timeout, messages_only=messages_only)
     began = time.monotonic()
-    _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
+    job_id = _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
     left = timeout - (time.monotonic() - began)
-    return join(transport, spec.name, worker, spec, left, messages_only=messages_only), True
+    membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+    if membership.job.id != job_id:
+        how = "was replaced by another worker at the same time: only one can, and the others attach"
+        raise JobExists(job=spec.name, how=how)
+    return membership, True
 
 
-def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> None:
-    """Creates a job, once, however often the call has to be repeated."""
+def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> str:
+    """Creates a job, once, however often the call has to be repeated; returns its id."""
     creation_id = secrets.token_hex(16)
 
     def attempt(left: float) -> None:
@@ -52,6 +56,7 @@ def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float
     except JobExists as error:
         advice = "if_exists='attach' takes part in it, if_exists='replace' deletes it first"
         raise JobExists(job=spec.name, how=f"{error.values['how']}; {advice}") from None
+    return creation_id
 
 
 def _attach_or_create(
@@ -60,15 +65,15 @@ def _attach_or_create(
     """Where another worker is creating the job, waits until it is whole; should that worker die, creates it."""
     deadline = time.monotonic() + timeout
     creation_id = secrets.token_hex(16)
-    created = False
     while time.monotonic() < deadline:
         try:
             left = deadline - time.monotonic()
-            return join(transport, spec.name, worker, spec, left, messages_only=messages_only), created
+            membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+            # Somebody may have replaced what was created here.
+            return membership, membership.job.id == creation_id
         except UnknownJob:
             try:
                 transport.create_job(spec, weights, deadline - time.monotonic(), creation_id=creation_id)
-                created = True
             except (JobExists, Unavailable):
                 # Somebody else was first, or the answer was lost: joining tells which.
                 time.sleep(0.01)
@@ -85,11 +90,12 @@ def join(
     timeout: float,
     *,
     messages_only: bool = False,
+    job_id: str = "",
 ) -> Membership:
-    """Joins a job, or joins it again; with a `spec`, the job must be what that says."""
+    """Joins a job; with a `spec`, the job must be what that says. Or joins the one with this `job_id` again."""
 
     def attempt(left: float) -> Membership:
         wait = min(WAIT_SECONDS, left / 2)
-        return transport.join(job, worker, spec, wait, left, messages_only=messages_only)
+        return transport.join(job, worker, spec, wait, left, messages_only=messages_only, job_id=job_id)
 
     return with_retries(attempt, address=transport.address, timeout=max(timeout, 0.001))

@@ -23,6 +23,9 @@ _WHY = {
     "weights replace it. " + _CALL,
     "moved": "the weights of job {job} have moved on from version {base}, which this worker holds. Sending the change "
     "would undo steps, so the job's weights replace it. Call pull() before you change weights. " + _CALL,
+    "encoding": "messages carry the weights of job {job} in {encoding}, so those here are rounded: sending the change "
+    "would round the whole parameter on the server, so the change is not sent, and the job's weights replace it. "
+    + _CALL,
     "average": "the arrays hold an average of the weights of job {job}, so the change is not sent, and the job's "
     "weights replace it. " + _CALL,
     "zero_copy": "with zero_copy the arrays of params do not hold the weights of job {job}, so the change is not sent. "
@@ -108,6 +111,8 @@ class LocalChanges:
         """Whether other workers have been met."""
         self._is_open = False
         """Whether weights are being written here, or were when a call was broken off."""
+        self.unsent: list[int] = []
+        """The changes that the job did not get when they were last looked for."""
 
     def expect(self) -> None:
         """Takes note that weights of the job are about to be written: until `note`, what is there is no change."""
@@ -127,9 +132,12 @@ class LocalChanges:
         if self._is_open:
             return False  # an interrupt has left weights half written; the next step brings them all
         found = self.watched.differences()
+        self.unsent = found.all
         if not found:
             return True
         why, values = self._send(found.all)
+        if not why:
+            self.unsent = []
         if why and self.mode != IGNORE and (why == WARN or why not in self._warned):
             self._warned.add(why)
             warn_caller(self._warning(found, why, values))
@@ -161,6 +169,9 @@ class LocalChanges:
             return WARN, {}
         if self._registration.has_average:
             return "average", {}
+        wire = self._registration.session.wire
+        if wire.weights:
+            return "encoding", {"encoding": wire.weights}
         # A refusal is found in the job's rejections, and numbers may have been on their way: it is asked for once.
         others = self._registration.session.other_workers() if self._others else ()
         return ("others", {"others": ", ".join(map(repr, others))}) if others else ("", {})

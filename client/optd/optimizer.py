@@ -3,7 +3,7 @@
 For torch's parameters there is `optd.torch`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import is_
 from types import TracebackType
@@ -198,13 +198,15 @@ class Optimizer:
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights."""
+        """The registration, for a call that brings weights. After one that fails, changes are changes still."""
         self._changes.expect()
+        unsent: Collection[int] = self._changes.unsent
         try:
             yield self._registration
+            unsent = ()
         finally:
             self._leaves = None
-            self._changes.note()
+            self._changes.note(but=unsent)
 
     @property
     def gradients(self) -> dict[str, Any]:
@@ -440,6 +442,7 @@ class Optimizer:
                 )
                 raise InvalidRequest(problem=problem)
             rows = None if weights is None else read_weights(weights, registration.groups, in_groups=self._in_groups)
+            self._changes.unsent = self._changes.watched.differences().all
             with self._receiving():
                 if rows is None:
                     registration.write_weights()

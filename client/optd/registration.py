@@ -31,7 +31,7 @@ from optd.states import ParameterState, StateWriter
 from optd.terms import AS_THEY_ARE, Terms
 from optd.transport.base import Known, Names, Source
 from optd.weights_in import WeightsIn
-from optd_wire.errors import DuplicateName, JobMismatch, OptdError
+from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, OptdError, UnknownAverage
 from optd_wire.values import (
     WEIGHTS,
     EffectiveOptions,
@@ -48,6 +48,9 @@ from optd_wire.values import (
 )
 
 logger = logging.getLogger("optd")
+
+SomeRows = Sequence[Sequence[Array | None]]
+"""Arrays by group and place, None where there is none."""
 
 
 def belongs_to_a_session(optimizer: object) -> TypeError:
@@ -106,7 +109,7 @@ class Registration:
             options=session.options,
             ephemeral=session.ephemeral,
         )
-        membership, created = session.register(spec, self._own.view.source(self._own.arrays))
+        membership, created = self._register(spec, default_policy)
         self._base = membership.job.version
         self.last: PushResult | None = None
         """What became of the last push that was answered; see `Optimizer.last`."""
@@ -121,6 +124,15 @@ class Registration:
             self._attach(membership)
         else:
             self._ask_what_is_effective()
+
+    def _register(self, spec: JobSpec, default_policy: Policy | None) -> tuple[Membership, bool]:
+        try:
+            return self.session.register(spec, self._own.view.source(self._own.arrays))
+        except JobMismatch as error:
+            if error.values["aspect"] != "policy" or self.session.policy is not None:
+                raise
+            ours = f"{default_policy}, as that of all ranks of torch.distributed; pass policy= to name another one"
+            raise JobMismatch(**{**error.values, "ours": ours}) from None
 
     @property
     def groups(self) -> list[ParamGroup]:
@@ -211,12 +223,15 @@ class Registration:
                 aspect = f"group {group.name!r} at place"
                 raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
             self._own.append(group)
+            own = [array.copy() for array in group.arrays]
             try:
                 pulled = self.session.pull_into(self._incoming.write, None, in_place=self._incoming.in_place)
             except BaseException:
                 # The job keeps the group; adding it again finds it there.
                 self._own.pop()
                 raise
+            if self._attachment is not None and self._attachment.own is not None:
+                self._attachment.own.append(own)
             self._dicts.append(options)
             self._mirror.add(info.options, options)
             self._mirror.absorb(pulled.options, self._dicts)
@@ -352,15 +367,19 @@ class Registration:
             only_if_newer = only_if_newer and not self._has_average
             known = Known(self._base.version, self._base.revision) if only_if_newer else None
             some = bool(groups or parameters or weights)
-            self._has_average |= bool(weights)
-            pulled = self.session.pull_into(
-                self._incoming.write,
-                known,
-                in_place=None if some else self._incoming.in_place,
-                groups=groups,
-                parameters=parameters,
-                weights_of=weights,
-            )
+            had_average, self._has_average = self._has_average, self._has_average or bool(weights)
+            try:
+                pulled = self.session.pull_into(
+                    self._incoming.write,
+                    known,
+                    in_place=None if some else self._incoming.in_place,
+                    groups=groups,
+                    parameters=parameters,
+                    weights_of=weights,
+                )
+            except (EmptyAverage, UnknownAverage, NotFound):
+                self._has_average = had_average  # nothing has come
+                raise
             if pulled.not_modified:
                 return False
             self._mirror.absorb(pulled.options, self._dicts)
@@ -376,11 +395,11 @@ class Registration:
         """Whether a step of the algorithm asks for loss and gradients several times."""
         return self.session.algorithm(self.algorithm).needs_closure
 
-    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: Rows | None = None) -> None:
+    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: SomeRows | None = None) -> None:
         """Replaces the state of all parameters (as `state.read` gives it) and options, at once.
 
         Options are those of the dicts, whether they have been changed here or by somebody else; `weights`, by group and
-        place, go with them.
+        place, go with them, where they are not None.
         """
         with self._lock:
             self._find_out()
@@ -400,9 +419,10 @@ class Registration:
             self._write((), (), [], self._own.arrays)
             self._attachment = None
 
-    def write_given(self, rows: Sequence[Sequence[Array | None]]) -> None:
+    def write_given(self, rows: SomeRows) -> None:
         """Replaces the job's weights by others, by group and place, where they are not None; then pulls."""
         with self._lock:
+            self._attachment = None
             self._find_out()
             self._write((), (), [self._own.view.source(rows, WEIGHTS)], None)
             self.pull()
@@ -420,7 +440,7 @@ class Registration:
                 for index, row in enumerate(self._own.arrays)
             ]
             header = WriteStateHeader(session.job, session.worker, session.epoch, (), if_alone_at=self._base)
-            options, version = session.write_if_alone(header, self._own.view.source(rows, WEIGHTS))
+            options, version = session.write_state(header, self._own.view.source(rows, WEIGHTS))
             self._mirror.absorb(options, self._dicts)
             self._base = version
 
@@ -434,15 +454,15 @@ class Registration:
         groups: tuple[GroupState, ...],
         updates: tuple[GroupUpdate, ...],
         numbers: Sequence[Source],
-        weights: Rows | None,
+        weights: SomeRows | None,
     ) -> JobVersion:
         session = self.session
         if weights is not None:
-            numbers = [*numbers, lambda: self._own.view.batches(weights, WEIGHTS)]
+            numbers = [*numbers, self._own.view.source(weights, WEIGHTS)]
         header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._mirror.absorb(options, self._dicts)
-        if weights is not None:
+        if weights is not None and all(array is not None for row in weights for array in row):
             self._base, self._has_average = version, False
         self._ask_what_is_effective()
         return version

@@ -5,6 +5,7 @@ Everything that is sent more than once is safe to send more than once; sessions 
 
 import logging
 import os
+import secrets
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,6 @@ from optd_wire.errors import (
     SharedMemoryUnavailable,
     Unauthenticated,
     UnknownWorker,
-    WeightsMovedOn,
 )
 from optd_wire.values import (
     GroupInfo,
@@ -380,7 +380,7 @@ class Session(Inquiry):
         sequence, settle = self._sequence + 1, self._in_doubt
         # The server lets go of what the old epoch holds.
         self._lane.keep()
-        joined = join(self._transport, self.job, self.worker, None, self.timeout)
+        joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
         applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
         settle(applied, [group.options for group in joined.job.groups])
         self._in_doubt = None
@@ -428,35 +428,13 @@ class Session(Inquiry):
     def write_state(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         """Replaces state, weights and options of the job, all or nothing; returns the options of all groups.
 
-        Not retried: somebody may have stepped in between.
+        A call whose answer is lost is repeated, and counts once. Raises `OtherWorkers` or `WeightsMovedOn` for a header
+        that says `if_alone_at`.
         """
+        known = replace(header, write_id=secrets.token_hex(16))
         with self._lock:
             self._check_usable()
-            return self._transport.write_state(header, numbers, self.timeout)
-
-    def write_if_alone(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-        """As `write_state`, for a header that says `if_alone_at`; a call whose answer is lost is repeated.
-
-        Raises `OtherWorkers` or `WeightsMovedOn`.
-        """
-        attempts = 0
-
-        def attempt(left: float) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-            nonlocal attempts
-            attempts += 1
-            return self._transport.write_state(header, numbers, left)
-
-        with self._lock:
-            self._check_usable()
-            try:
-                return self._ask(attempt)
-            except WeightsMovedOn:
-                job = self.info()
-                assert header.if_alone_at is not None
-                if attempts == 1 or job.version.version != header.if_alone_at.version:
-                    raise
-                # Without a step, and with nobody else there: it was an attempt before that has written them.
-                return tuple(group.options for group in job.groups), job.version
+            return self._ask(lambda left: self._transport.write_state(known, numbers, left))
 
     def other_workers(self) -> tuple[str, ...]:
         """The names of the other workers that hold a lease now."""

@@ -443,6 +443,16 @@ class JobExists(Conflict):
     template = "job {job!r} {how}"
 
 
+class JobReplaced(Conflict):
+    """A worker that joins again finds another job under the name."""
+
+    reason = "JOB_REPLACED"
+    template = (
+        "job {job!r} was deleted and created anew since worker {worker!r} joined it: construct another optimizer to "
+        "take part in the new one"
+    )
+
+
 class JobInUse(Conflict):
     """A job is to be replaced while other workers take part in it."""
 

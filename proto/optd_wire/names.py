@@ -2,9 +2,10 @@
 
 import re
 
-from optd_wire.errors import InvalidName
+from optd_wire.errors import InvalidName, InvalidRequest
 
 LONGEST = 200
+LONGEST_ID = 64
 NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{LONGEST}}}")
 _NAME_IS = f"1 to {LONGEST} of the characters A-Z a-z 0-9 . _ / - and must not contain '..'"
 _LABEL_IS = f"1 to {LONGEST} characters that can be printed, with no space at either end"
@@ -33,3 +34,10 @@ def check_label(kind: str, name: str) -> str:
 def _invalid(kind: str, name: str, rule: str) -> InvalidName:
     # The name itself may be anything, megabytes included: quote only its beginning.
     return InvalidName(kind=kind, name=ascii(name[:60]) + ("..." if len(name) > 60 else ""), rule=rule)
+
+
+def check_id(what: str, text: str) -> str:
+    """Returns a text that a caller has drawn at random; raises `InvalidRequest` if it has more than 64 characters."""
+    if len(text) > LONGEST_ID:
+        raise InvalidRequest(problem=f"{what} must have at most {LONGEST_ID} characters, got {len(text)}")
+    return text

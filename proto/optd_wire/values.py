@@ -171,6 +171,7 @@ class JobInfo:
     averages: tuple[AverageInfo, ...] = ()
     ephemeral: bool = False
     stepped_unix_ms: int = 0
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +420,7 @@ class WriteStateHeader:
     averages: tuple[AverageInfo, ...] = ()
     updates: tuple[GroupUpdate, ...] = ()
     if_alone_at: JobVersion | None = None
+    write_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

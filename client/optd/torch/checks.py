@@ -7,6 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from optd.overlap import overlaps_itself
 from optd.torch.arrays import dtype_name
+from optd.torch.distributed import ranks
 from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
 
 # What a subclass makes of its memory nobody knows.
@@ -19,6 +20,9 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
     if is_lazy(tensor):
         got = "the uninitialized one of a lazy module: run a forward pass first, then construct the optimizer"
         raise NotAnArray(what=what, wanted="initialized", got=got)
+    if _is_shard(tensor):
+        got = "the part of it that this rank holds (FSDP or DTensor), and ranks share one job: use DDP, or torch's optimizer"
+        raise NotAnArray(what=what, wanted="a whole tensor", got=got)
     check_dense(what, tensor)
     if tensor.is_inference():
         got = "one that was made in inference mode, which cannot be changed outside of it: register a clone() of it"
@@ -26,6 +30,14 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous() and overlaps_itself(tensor.shape, tensor.stride(), 1):
         got = f"one of strides {tensor.stride()}, such as expand() makes: register a clone() of it"
         raise NotAnArray(what=what, wanted="a tensor whose elements do not share memory", got=got)
+
+
+def _is_shard(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds another part of a parameter: as FSDP has it, in either version, or a DTensor."""
+    if type(tensor).__name__ == "DTensor" or type(getattr(tensor, "data", None)).__name__ == "DTensor":
+        return True
+    flattened = getattr(tensor, "_is_flat_param", False) or getattr(tensor, "_fsdp_flattened", False)
+    return bool(flattened) and ranks() > 1
 
 
 def check_ordered(params: Any) -> None:

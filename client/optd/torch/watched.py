@@ -27,6 +27,8 @@ class WatchedTensors:
         self._large = sorted(self._contents.strides)
         self._pointers: list[int] = []
         self._addresses = np.empty(0, np.int64)
+        self._odd: set[int] = set()
+        """Those at odd addresses, where numpy reads no elements."""
         self._elsewhere: list[int] = []
         """Those on other devices, while tensors lie where `_pointers` says."""
         self._noted: tuple[list[int], list[int]] = ([], [])
@@ -67,8 +69,11 @@ class WatchedTensors:
             for group in self._groups:
                 group.check_still_fits()  # before memory is read that may be too small
             self._elsewhere = [number for number, tensor in enumerate(self._tensors) if not is_at_hand(tensor)]
+            unaligned = zip(pointers, self._tensors, strict=True)
+            self._odd = {number for number, (at, tensor) in enumerate(unaligned) if at % dtype_of(tensor).itemsize}
             self._pointers, self._addresses = pointers, np.array(pointers, np.int64)
-        given = {n: as_array(tensor) for n, tensor in enumerate(self._tensors) if not tensor.is_contiguous()}
+        odd = self._odd
+        given = {n: as_array(each) for n, each in enumerate(self._tensors) if not each.is_contiguous() or n in odd}
         if self._elsewhere:
             given |= self._fetched()
         return Look(self._addresses, given)
@@ -112,6 +117,11 @@ class CountedTensors:
         for number in but:
             versions[number] = self._noted[number]
         self._noted = versions
+
+    def add(self, group: TensorGroup) -> None:
+        """Begins with a group, whose tensors the job has what they hold of."""
+        self._tensors += group.originals
+        self._noted += [tensor._version for tensor in group.originals]
 
     def differences(self) -> Differences:
         """Those that torch has written to."""

@@ -113,6 +113,7 @@ class Exchange:
             registration.add_group(group, options)
         self._take_group(len(self.groups), group, complete=True)
         self.groups.append(group)
+        self._attached.add(group)
         self.changes.watched = self._watched()
         self._note()
         if self.shared_gradients is not None:
@@ -149,7 +150,8 @@ class Exchange:
                 yield self.registration
                 complete = True
             finally:
-                self._take(complete=complete)
+                # After a call that fails, changes are changes still.
+                self._take(complete=complete, but=() if complete else self.changes.unsent)
 
     def pull(self, **wanted: Any) -> bool:
         """As `Registration.pull`, into the tensors."""
@@ -223,13 +225,16 @@ class Exchange:
             self.registration.write_state(states)
             return
         self._read()
-        weights = [group.arrays for group in self.groups]
-        if before is not None:
-            # Who loads a model writes to all of its tensors, to some of them maybe what they held.
-            weights = self._but(before, changed.union(self._attached.differences().all))
+        if before is None:
+            number = itertools.count()
+            rows = [[array if next(number) in changed else None for array in group.arrays] for group in self.groups]
+            self.registration.write_state(states, weights=rows)
+            self.pull()  # those that were not sent may have moved on
+            return
+        # Who loads a model writes to all of its tensors, to some of them maybe what they held.
+        weights = self._but(before, changed.union(self._attached.differences().all))
         self.registration.write_state(states, weights=weights)
-        if before is not None:
-            self._put(weights)
+        self._put(weights)
         self._note()
 
     def _but(self, before: Rows, numbers: Collection[int]) -> list[list[Array]]:

@@ -214,8 +214,12 @@ class Transport(ABC):
         timeout: float,
         *,
         messages_only: bool = False,
+        job_id: str = "",
     ) -> Membership:
-        """Takes part in a job, once it is whole; `messages_only` says that this worker will share no memory."""
+        """Takes part in a job, once it is whole; `messages_only` says that this worker will share no memory.
+
+        `job_id` is that of the job that it has joined before; raises `JobReplaced` where it is another one by now.
+        """
 
     @abstractmethod
     def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:

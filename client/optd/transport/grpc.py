@@ -144,10 +144,13 @@ class GrpcTransport(Transport):
         timeout: float,
         *,
         messages_only: bool = False,
+        job_id: str = "",
     ) -> Membership:
         """Takes part in a job, once it is whole."""
         wait_ms = int(wait_seconds * 1000)
-        request = worker_pb.JoinRequest(job=job, worker=worker, wait_ms=wait_ms, messages_only=messages_only)
+        request = worker_pb.JoinRequest(
+            job=job, worker=worker, wait_ms=wait_ms, messages_only=messages_only, job_id=job_id
+        )
         if spec is not None:
             request.spec.CopyFrom(to_message(spec))
         response = self._channel.ask("WorkerService/Join", request, worker_pb.JoinResponse, timeout)

@@ -125,7 +125,7 @@ class AverageInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., updates: _Optional[int] = ...) -> None: ...
 
 class JobInfo(_message.Message):
-    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version", "options", "averages", "ephemeral", "stepped_unix_ms")
+    __slots__ = ("name", "algorithm", "defaults", "policy", "groups", "version", "options", "averages", "ephemeral", "stepped_unix_ms", "id")
     class DefaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class JobInfo(_message.Message):
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     STEPPED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: str
     defaults: _containers.MessageMap[str, _option_pb2.OptionValue]
@@ -153,4 +154,5 @@ class JobInfo(_message.Message):
     averages: _containers.RepeatedCompositeFieldContainer[AverageInfo]
     ephemeral: bool
     stepped_unix_ms: int
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[AverageInfo, _Mapping]]] = ..., ephemeral: bool = ..., stepped_unix_ms: _Optional[int] = ...) -> None: ...
+    id: str
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., version: _Optional[_Union[JobVersion, _Mapping]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[AverageInfo, _Mapping]]] = ..., ephemeral: bool = ..., stepped_unix_ms: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...

@@ -27,7 +27,7 @@ from optd_wire.v1 import option_pb2 as optd_dot_v1_dot_option__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boptd/v1/state_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"Q\n\x10ReadStateRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x11\n\tparameter\x18\x04 \x01(\t\"S\n\x0cStateEntries\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x03(\x08\x12#\n\x06shapes\x18\x03 \x03(\x0b\x32\x13.optd.v1.StateShape\":\n\nStateShape\x12\r\n\x05sizes\x18\x01 \x03(\x04\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.optd.v1.Dtype\"R\n\nGroupState\x12\r\n\x05group\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x03(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.optd.v1.StateEntries\"\x84\x01\n\x0fReadStateResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12#\n\x06groups\x18\x02 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x03 \x03(\x0b\x32\x14.optd.v1.AverageInfo\"]\n\x11ReadStateResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.optd.v1.ReadStateResult\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\xdc\x01\n\x10WriteStateHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x05 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12%\n\x07updates\x18\x06 \x03(\x0b\x32\x14.optd.v1.GroupUpdate\x12(\n\x0bif_alone_at\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobVersion\"l\n\x11WriteStateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.optd.v1.WriteStateHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"b\n\x12WriteStateResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12&\n\x07options\x18\x02 \x03(\x0b\x32\x15.optd.v1.GroupOptions2\x9d\x01\n\x0cStateService\x12\x44\n\tReadState\x12\x19.optd.v1.ReadStateRequest\x1a\x1a.optd.v1.ReadStateResponse0\x01\x12G\n\nWriteState\x12\x1a.optd.v1.WriteStateRequest\x1a\x1b.optd.v1.WriteStateResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boptd/v1/state_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"Q\n\x10ReadStateRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x11\n\tparameter\x18\x04 \x01(\t\"S\n\x0cStateEntries\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07present\x18\x02 \x03(\x08\x12#\n\x06shapes\x18\x03 \x03(\x0b\x32\x13.optd.v1.StateShape\":\n\nStateShape\x12\r\n\x05sizes\x18\x01 \x03(\x04\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.optd.v1.Dtype\"R\n\nGroupState\x12\r\n\x05group\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x03(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.optd.v1.StateEntries\"\x84\x01\n\x0fReadStateResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12#\n\x06groups\x18\x02 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x03 \x03(\x0b\x32\x14.optd.v1.AverageInfo\"]\n\x11ReadStateResponse\x12(\n\x06result\x18\x01 \x01(\x0b\x32\x18.optd.v1.ReadStateResult\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\xee\x01\n\x10WriteStateHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x05 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12%\n\x07updates\x18\x06 \x03(\x0b\x32\x14.optd.v1.GroupUpdate\x12(\n\x0bif_alone_at\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x10\n\x08write_id\x18\x08 \x01(\t\"l\n\x11WriteStateRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x19.optd.v1.WriteStateHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"b\n\x12WriteStateResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12&\n\x07options\x18\x02 \x03(\x0b\x32\x15.optd.v1.GroupOptions2\x9d\x01\n\x0cStateService\x12\x44\n\tReadState\x12\x19.optd.v1.ReadStateRequest\x1a\x1a.optd.v1.ReadStateResponse0\x01\x12G\n\nWriteState\x12\x1a.optd.v1.WriteStateRequest\x1a\x1b.optd.v1.WriteStateResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,11 +47,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READSTATERESPONSE']._serialized_start=550
   _globals['_READSTATERESPONSE']._serialized_end=643
   _globals['_WRITESTATEHEADER']._serialized_start=646
-  _globals['_WRITESTATEHEADER']._serialized_end=866
-  _globals['_WRITESTATEREQUEST']._serialized_start=868
-  _globals['_WRITESTATEREQUEST']._serialized_end=976
-  _globals['_WRITESTATERESPONSE']._serialized_start=978
-  _globals['_WRITESTATERESPONSE']._serialized_end=1076
-  _globals['_STATESERVICE']._serialized_start=1079
-  _globals['_STATESERVICE']._serialized_end=1236
+  _globals['_WRITESTATEHEADER']._serialized_end=884
+  _globals['_WRITESTATEREQUEST']._serialized_start=886
+  _globals['_WRITESTATEREQUEST']._serialized_end=994
+  _globals['_WRITESTATERESPONSE']._serialized_start=996
+  _globals['_WRITESTATERESPONSE']._serialized_end=1094
+  _globals['_STATESERVICE']._serialized_start=1097
+  _globals['_STATESERVICE']._serialized_end=1254
 # @@protoc_insertion_point(module_scope)

@@ -68,7 +68,7 @@ class ReadStateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ReadStateResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "groups", "averages", "updates", "if_alone_at")
+    __slots__ = ("job", "worker", "epoch", "groups", "averages", "updates", "if_alone_at", "write_id")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class WriteStateHeader(_message.Message):
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     IF_ALONE_AT_FIELD_NUMBER: _ClassVar[int]
+    WRITE_ID_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -83,7 +84,8 @@ class WriteStateHeader(_message.Message):
     averages: _containers.RepeatedCompositeFieldContainer[_job_pb2.AverageInfo]
     updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
     if_alone_at: _job_pb2.JobVersion
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., if_alone_at: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+    write_id: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., if_alone_at: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., write_id: _Optional[str] = ...) -> None: ...
 
 class WriteStateRequest(_message.Message):
     __slots__ = ("header", "last", "frames")

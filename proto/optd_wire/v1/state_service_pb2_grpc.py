@@ -58,11 +58,10 @@ class StateServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WriteState(self, request_iterator, context):
-        """Replaces fields and options of the job, all or nothing. Do not send it again after a lost answer: somebody may have
-        stepped in between, so read first (with `if_alone_at` it may be sent again). It takes effect between two steps. The
-        first message holds the header, the following ones frames that cover whole parameters. A step of an algorithm that
-        asks for several evaluations goes on from weights that are written while it is under way; where state is written it
-        ends where it is, with the next evaluation.
+        """Replaces fields and options of the job, all or nothing; takes effect between two steps. With a `write_id` it may be
+        sent again after a lost answer. The first message holds the header, the following ones frames that cover whole
+        parameters. A step of an algorithm that asks for several evaluations goes on from weights that are written while it
+        is under way; where state is written it ends where it is, with the next evaluation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -9,18 +9,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JoinRequest(_message.Message):
-    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only")
+    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only", "job_id")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_ONLY_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     spec: _job_pb2.JobSpec
     wait_ms: int
     messages_only: bool
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ...) -> None: ...
+    job_id: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ..., job_id: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("address", "ranges")

@@ -15,6 +15,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
 from optd_server.engine.policies.registry import policy_of, rule_of
 from optd_server.engine.registration import check_job
+from optd_server.engine.workers import REMEMBERED
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
@@ -54,6 +55,9 @@ class Catalog:
         """By reason, the pushes that were refused before it was known which job they are for."""
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, Upload] = {}
+        self._last_epochs: dict[str, int] = {}
+        """By name, of jobs that have ended."""
+        self._forgotten_epoch = 0
 
     def __iter__(self) -> Iterator[Job]:
         """The jobs in the order of their names."""
@@ -91,17 +95,18 @@ class Catalog:
         if creation_id and upload is not None and upload.creation_id == creation_id:
             await upload.settled.wait()
         job = self._jobs.get(name)
-        return job if job is not None and creation_id and job.creation_id == creation_id else None
+        return job if job is not None and creation_id and job.id == creation_id else None
 
     async def make_way(self, spec: JobSpec, worker: str, now: float) -> None:
         """Deletes the job that `spec` is to replace, if there is one; raises what is wrong with the spec.
 
-        Raises `JobInUse` where workers other than `worker` hold a lease.
+        Raises `JobInUse` where workers other than `worker` hold a lease, or `MemoryExceeded`.
         """
         check_job(spec)
         job = self._jobs.get(spec.name)
         if job is not None:
             job.check_free_for(worker, now)
+            self.memory.check(job.model.plan, _planned_bytes(spec, self.memory.message_bytes))
             await self._end(job)
 
     @contextmanager
@@ -146,7 +151,8 @@ class Catalog:
             offload=self.offload,
             lease_seconds=self.lease_seconds,
             wall=wall,
-            creation_id=upload.creation_id,
+            id=upload.creation_id,
+            first_epoch=self._last_epochs.get(upload.spec.name, self._forgotten_epoch),
         )
         self._jobs[upload.spec.name] = upload.job
         return upload.job
@@ -175,9 +181,17 @@ class Catalog:
     async def _end(self, job: Job) -> None:
         if self._jobs.get(job.name) is job:  # else somebody has deleted it meanwhile
             del self._jobs[job.name]
+            self._note_epochs(job)
             await job.close()
             if job.model.plan.bytes >= TRIMMED_BYTES:
                 await self.offload.give_back_memory()
+
+    def _note_epochs(self, job: Job) -> None:
+        """Has epochs of a later job of the name begin behind those of this one: its workers are fenced there."""
+        self._last_epochs[job.name] = job.workers.last_epoch
+        if len(self._last_epochs) > REMEMBERED:
+            name = next(iter(self._last_epochs))
+            self._forgotten_epoch = max(self._forgotten_epoch, self._last_epochs.pop(name))
 
     def refuse_waiting(self, error: OptdError) -> None:
         """Answers every push that waits for others with `error`."""

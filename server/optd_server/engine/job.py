@@ -22,7 +22,7 @@ from optd_server.engine.registration import (
 )
 from optd_server.engine.rejections import Rejections
 from optd_server.engine.sharing import Share, Sharing
-from optd_server.engine.workers import Worker, Workers
+from optd_server.engine.workers import Worker, Workers, Written
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import Array, FlatBuffers
 from optd_wire.errors import JobInUse, JobMismatch, NonfiniteGradient, OptdError, UnknownJob
@@ -59,10 +59,11 @@ class Job:
         offload: Offload,
         lease_seconds: float,
         wall: float,
-        creation_id: str = "",
+        id: str = "",  # noqa: A002 - as the contract calls it
+        first_epoch: int = 0,
     ) -> None:
         self.model = model
-        self.workers = Workers(model.name, lease_seconds)
+        self.workers = Workers(model.name, lease_seconds, first_epoch)
         self.rejections = Rejections()
         self.closed = asyncio.Event()
         self._writer = Writer()
@@ -70,7 +71,8 @@ class Job:
         self.sharing = Sharing(model, self.workers, memory)
         self._memory = memory
         self._offload = offload
-        self.creation_id = creation_id
+        self.id = id
+        """Tells it from jobs that had its name before."""
         self._created = wall
         self._idle_since: float | None = None
         self._touching: asyncio.Task[None] | None = None
@@ -95,6 +97,7 @@ class Job:
             averages=self.model.averages.infos(),
             ephemeral=self.model.ephemeral,
             stepped_unix_ms=int(self.model.stepped_wall * 1000),
+            id=self.id,
         )
 
     def summary(self) -> JobSummary:
@@ -330,16 +333,23 @@ class Job:
         work: Callable[[FlatBuffers, FlatBuffers], None],
         check: Callable[[Sequence[tuple[int, GroupOptions]]], None],
         updates: Sequence[tuple[GroupUpdate, Origin]] = (),
-    ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        *,
+        worker: str = "",
+        write_id: str = "",
+    ) -> Written:
         """Runs `work(current weights, next weights)` while no step runs; publishes the next weights, and `updates`.
 
         `work` writes all of the next weights and may change state; it must not fail half-way. `check` is told what
         the updates change, and raises where it has become wrong to do all this since it was asked for, or does not
-        fit. Returns the options of all groups.
+        fit. Returns the options of all groups. A repeat of the worker's last write, by its `write_id`, changes nothing.
         """
 
-        async def action() -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        async def action() -> Written:
             model, snapshots = self.model, self.model.snapshots
+            writer = self.workers.find(worker)
+            known = None if writer is None else writer.answer_to(write_id)
+            if known is not None:
+                return known
             weights = await snapshots.spare()
             changes = model.groups.plan_updates([update for update, _ in updates], self.name, model.version.version)
             check(changes)
@@ -347,7 +357,10 @@ class Job:
             current = snapshots.current.weights.buffers
             await self._offload.run(model.cost(elements), lambda: work(current, weights.buffers))
             model.change_options(changes, updates, weights)
-            return tuple(model.groups.options), model.version
+            answer = tuple(model.groups.options), model.version
+            if write_id and writer is not None:
+                writer.written = write_id, answer
+            return answer
 
         return await self._writer.run(action)
 

@@ -42,8 +42,14 @@ class Looks:
     def ask(self, elements: int, work: Callable[[], T]) -> "asyncio.Future[T]":
         """Has `work`, on so many elements, done at the end of the next step; cancel what is returned to leave it."""
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((elements, work, found))
+        look = (elements, work, found)
+        self._waiting.append(look)
+        found.add_done_callback(lambda _: self._forget_look(look))
         return found
+
+    def _forget_look(self, look: tuple[int, Callable[[], Any], asyncio.Future[Any]]) -> None:
+        if look in self._waiting:
+            self._waiting.remove(look)
 
     async def serve(self, gradient: Gradient, offload: Offload) -> None:
         """Does what was asked for, with the gradient of a step that has just been made. An action of the writer."""

@@ -47,6 +47,7 @@ class StateUpload:
         self._updates = [(update, Origin(wall, header.worker)) for update in header.updates]
         self._worker, self._epoch = header.worker, header.epoch
         self._base = header.if_alone_at
+        self._write_id = header.write_id
         self._check_alone()
         self._fields = model.groups.state_fields
         self._always = {field.name for field in model.groups.algorithm.all_state}
@@ -160,7 +161,9 @@ class StateUpload:
             model.averages.fit(model.groups.extents)
             model.reserve_states(fields, changes)
 
-        return await self._job.replace_weights(model.elements, self._replace, check, self._updates)
+        return await self._job.replace_weights(
+            model.elements, self._replace, check, self._updates, worker=self._worker, write_id=self._write_id
+        )
 
     def _check_complete(self) -> None:
         """Raises `InvalidRequest` for state that an algorithm cannot go on with."""

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from optd_wire.errors import StaleEpoch, UnknownWorker
-from optd_wire.values import PushResult, WorkerInfo
+from optd_wire.values import GroupOptions, JobVersion, PushResult, WorkerInfo
 
+Written = tuple[tuple[GroupOptions, ...], JobVersion]
+"""The options of all groups after a write of state, and where the job stood then."""
 # A worker whose name is left to chance has a new one each time it starts.
 REMEMBERED = 1024
 
@@ -21,6 +23,8 @@ class Worker:
     fenced_by: str = ""
     sequence: int = 0
     reply: PushResult | None = None
+    written: tuple[str, Written] | None = None
+    """The id of its last write of state, and the answer to it."""
     pushes: int = 0
     rejections: int = 0
     staleness: int = 0
@@ -28,15 +32,19 @@ class Worker:
     previous_epoch: int = 0
     previous_sequence: int = 0
 
+    def answer_to(self, write_id: str) -> Written | None:
+        """The answer to its last write of state, if that has this id."""
+        return self.written[1] if write_id and self.written is not None and self.written[0] == write_id else None
+
 
 class Workers:
     """The workers of one job. Names that have left are remembered, as many as `REMEMBERED`; epochs never repeat."""
 
-    def __init__(self, job: str, lease_seconds: float) -> None:
+    def __init__(self, job: str, lease_seconds: float, first_epoch: int = 0) -> None:
         self.lease_seconds = lease_seconds
         self._job = job
         self._by_name: dict[str, Worker] = {}
-        self._forgotten_epoch = 0
+        self._forgotten_epoch = first_epoch
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._by_name.values())
@@ -45,6 +53,11 @@ class Workers:
     def active(self) -> int:
         """How many hold a lease."""
         return sum(worker.active for worker in self)
+
+    @property
+    def last_epoch(self) -> int:
+        """The highest epoch that was ever given."""
+        return max([self._forgotten_epoch, *(worker.epoch for worker in self)])
 
     def find(self, name: str) -> Worker | None:
         """The worker, if it has ever joined."""

@@ -1,5 +1,6 @@
 """JobService: jobs and their groups."""
 
+import secrets
 import time
 from typing import Any
 
@@ -10,19 +11,10 @@ from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import InvalidRequest
 from optd_wire.layout import lay_out
+from optd_wire.names import check_id
 from optd_wire.v1 import job_service_pb2 as pb
 from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec, JobUpdate
-
-LONGEST_ID = 64
-
-
-def _checked_id(creation_id: str) -> str:
-    if len(creation_id) > LONGEST_ID:
-        problem = f"creation_id must have at most {LONGEST_ID} characters, got {len(creation_id)}"
-        raise InvalidRequest(problem=problem)
-    return creation_id
 
 
 class JobService:
@@ -37,10 +29,10 @@ class JobService:
         created = await self._catalog.find_created(first.spec.name, first.creation_id)
         if created is not None:
             return pb.CreateJobResponse(job=to_message(created.info()))
-        spec, creation_id = from_message(first.spec, JobSpec), _checked_id(first.creation_id)
+        spec, creation_id = from_message(first.spec, JobSpec), check_id("creation_id", first.creation_id)
         if first.HasField("replace_for"):
             await self._catalog.make_way(spec, first.replace_for, time.monotonic())
-        with self._catalog.upload(spec, creation_id) as upload:
+        with self._catalog.upload(spec, creation_id or secrets.token_hex(16)) as upload:
             await self._receive(requests, first, frames, upload.sink)
             await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
             job = self._catalog.finish(upload, time.time())

@@ -15,6 +15,7 @@ from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
+from optd_wire.names import check_id
 from optd_wire.v1 import state_service_pb2 as pb
 from optd_wire.values import GroupOptions, JobVersion, WriteStateHeader
 
@@ -49,7 +50,10 @@ class StateService:
     async def _receive(
         self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-        job.workers.check(header.worker, header.epoch, time.monotonic())
+        worker = job.workers.check(header.worker, header.epoch, time.monotonic())
+        known = worker.answer_to(check_id("write_id", header.write_id))
+        if known is not None:
+            return known
         upload = StateUpload(job, header, time.time())
         with upload.room(self._catalog.memory):
             await receive(requests, message, frames, offloaded(upload.write, self._catalog.offload))

@@ -8,7 +8,7 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.handover import Handover
 from optd_wire.convert import from_message, to_message
-from optd_wire.errors import SharedMemoryUnavailable, UnknownJob
+from optd_wire.errors import JobReplaced, SharedMemoryUnavailable, UnknownJob
 from optd_wire.names import check_name
 from optd_wire.v1 import worker_service_pb2 as pb
 from optd_wire.values import JobSpec, Membership, Shard, SharedMemory
@@ -27,6 +27,8 @@ class WorkerService:
         name = check_name("worker", request.worker)
         job = await self._find_whole(request.job, request.wait_ms / 1000)
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
+        if request.job_id and request.job_id != job.id:
+            raise JobReplaced(job=job.name, worker=name)
         worker = await job.join(name, spec, time.monotonic())
         if request.messages_only or isinstance(self._handover, str):
             await job.touched()
