@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from optd import environment
 from optd.arrays import Array, same_bits
 from optd.caller_warnings import warn_caller
 from optd.group_options import GROUP_OPTIONS
@@ -52,17 +53,20 @@ class Attachment:
 def replaced(session: Session, membership: Membership) -> str:
     """The warning that a job's weights have replaced the worker's; empty where that is no surprise.
 
-    It is none in a job that has made no step, and in one that other workers are training.
+    It is none in a job that has made no step, and in one that other workers are training. Those do not count whose
+    process was on this host, by their names, and is gone: their leases have not run out yet.
     """
     job = membership.job
-    if not job.version.version or membership.other_workers:
+    if not job.version.version:
+        return ""
+    if membership.other_workers and not all(map(environment.has_ended, session.other_workers())):
         return ""
     stepped = datetime.fromtimestamp(job.stepped_unix_ms / 1000, UTC).astimezone()
     return (
-        f"job {job.name!r} at {session.address} exists, and this optimizer goes on with it: the weights here have been "
-        f"replaced by its weights of version {job.version.version}, last stepped at {stepped:%Y-%m-%d %H:%M:%S}. To "
-        "start afresh, pass if_exists='replace' or another job=; to go on from a checkpoint, call load_state_dict() "
-        "before the first step; if_exists='fail' raises an error instead"
+        f"job {job.name!r} at {session.address} exists, and this optimizer goes on with it: its weights of version "
+        f"{job.version.version}, last stepped at {stepped:%Y-%m-%d %H:%M:%S}, have replaced those that were here when "
+        "the optimizer was made, and its state and options count. To start afresh, pass if_exists='replace' or another "
+        "job=; to go on from a checkpoint, call load_state_dict() before the first step; if_exists='fail' raises"
     )
 
 

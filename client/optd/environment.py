@@ -5,6 +5,8 @@ import socket
 from pathlib import Path
 from typing import cast, get_args
 
+import psutil
+
 from optd.job_names import ranks_of_launch
 from optd.joining import IfExists
 from optd.tls import TLS
@@ -41,6 +43,14 @@ def worker(given: str | None) -> str:
     launched = ranks_of_launch()
     rank = "" if launched is None else f"rank{launched[0]:0{len(str(launched[1] - 1))}}-"
     return f"{rank}{socket.gethostname()[:150]}-{os.getpid()}"
+
+
+def has_ended(worker: str) -> bool:
+    """Whether a worker that was called after host and process was one of this host, and its process is gone."""
+    host, _, process = worker.rpartition("-")
+    if not host.endswith(socket.gethostname()[:150]) or not process.isdecimal():
+        return False
+    return not psutil.pid_exists(int(process))
 
 
 def if_exists(given: str | None) -> IfExists:

@@ -44,6 +44,7 @@ from optd_wire.values import (
     Options,
     Policy,
     PushResult,
+    Sync,
     WriteStateHeader,
 )
 
@@ -111,6 +112,9 @@ class Registration:
         )
         membership, created = self._register(spec, default_policy)
         self._base = membership.job.version
+        self._is_sync = isinstance(membership.job.policy, Sync)
+        self._is_loading = False
+        """Whether a state was loaded, and nothing pushed since: weights that are written now belong to it."""
         self.last: PushResult | None = None
         """What became of the last push that was answered; see `Optimizer.last`."""
         self._told = 0
@@ -260,7 +264,7 @@ class Registration:
 
     def _take(self, pushed: PushResult) -> None:
         """Takes over what the reply of a push tells of options."""
-        self.last = pushed
+        self.last, self._is_loading = pushed, False
         self._mirror.absorb(pushed.options, self._dicts)
         if pushed.options:
             self.effective.read(self._mirror.known)
@@ -405,6 +409,7 @@ class Registration:
             self._find_out()
             writer = StateWriter([group.names for group in self.groups], states)
             self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights)
+            self._is_loading = True
             if self._attachment is not None and not self._attachment.is_confirmed:
                 self._attachment = None  # a checkpoint says what weights, state and options are to be
 
@@ -439,7 +444,15 @@ class Registration:
                 [array if (index, place) in places else None for place, array in enumerate(row)]
                 for index, row in enumerate(self._own.arrays)
             ]
-            header = WriteStateHeader(session.job, session.worker, session.epoch, (), if_alone_at=self._base)
+            header = WriteStateHeader(
+                session.job,
+                session.worker,
+                session.epoch,
+                (),
+                if_alone_at=self._base,
+                # In a sync job all workers make the same change, as they do everything.
+                beside_others=self._is_sync or self._is_loading,
+            )
             options, version = session.write_state(header, self._own.view.source(rows, WEIGHTS))
             self._mirror.absorb(options, self._dicts)
             self._base = version

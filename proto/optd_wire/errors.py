@@ -552,8 +552,8 @@ class WeightsMovedOn(Conflict):
 
     reason = "WEIGHTS_MOVED_ON"
     template = (
-        "worker {worker!r} would replace the weights of version {base} of job {job!r}, which has moved on to {now}; "
-        "pull first, or write without if_alone_at to undo what has happened since"
+        "worker {worker!r} would replace the weights of version {base} of job {job!r}, but they are now {now}; pull "
+        "first, or write without if_alone_at to undo what has happened since"
     )
 
 
@@ -599,7 +599,7 @@ class WorkerInUse(Conflict):
     reason = "WORKER_IN_USE"
     template = (
         "this process has an open optimizer in job {job!r} as worker {worker!r} already: close() that one first, or "
-        "pass another job= or worker= here"
+        "pass another job= here (OPTD_JOB names the job of one optimizer)"
     )
 
 

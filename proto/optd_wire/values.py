@@ -421,6 +421,7 @@ class WriteStateHeader:
     updates: tuple[GroupUpdate, ...] = ()
     if_alone_at: JobVersion | None = None
     write_id: str = ""
+    beside_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from optd.errors import (
     InvalidRequest,
     NonfiniteGradient,
     ShapeMismatch,
+    UnknownAverage,
     Unreachable,
 )
 from optd.local import LocalServer
@@ -487,7 +488,7 @@ def test_a_write_whose_answer_is_lost_counts_once(
         ours.arrays["a"][:] = 3
         ours.step()
     assert held(session)["a"] == [2, 2]
-    assert len(calls) == 1, "the second attempt was told that there is nothing left to do"
+    assert calls[0] == calls[1], "the second attempt got the first answer"
     with quietly():
         ours.arrays["a"][:] = 3
         ours.step()
@@ -568,3 +569,74 @@ def test_with_zero_copy_where_no_memory_is_shared_they_are(connect: Callable) ->
     with quietly():
         ours.step()
     assert ours.optimizer.weights["a"].tolist() == [4, 4]
+
+
+@FACE
+def test_after_a_step_that_is_refused_a_change_is_a_change_still(face: Any, connect: Callable) -> None:
+    session = connect()
+    ours = face(session, SHAPES, local_changes="warn")
+    ours.arrays["a"][:] = 5
+    for _ in range(2):
+        with pytest.raises(NonfiniteGradient), one_warning("parameter 'a' has been changed here"):
+            ours.step(b=float("nan"))
+    with one_warning("parameter 'a' has been changed here"):
+        ours.step()
+    assert ours.arrays["a"].tolist() == held(session)["a"] == [-1, -1]
+
+
+@FACE
+def test_weights_that_could_not_be_pushed_are_changes_still(
+    face: Any, connect: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = connect()
+    ours = face(session, SHAPES)
+    ours.arrays["a"][:] = 5
+
+    def refused(*_: Any) -> Any:
+        raise Unreachable(address="here", seconds="1", problem="gone")
+
+    with monkeypatch.context() as lost, pytest.raises(Unreachable):
+        lost.setattr(session._transport, "write_state", refused)
+        lost.setattr(session, "timeout", 0.1)
+        ours.optimizer.push_weights()
+    with quietly():
+        ours.step()
+    assert ours.arrays["a"].tolist() == held(session)["a"] == [4, 4]
+
+
+@FACE
+def test_messages_that_round_weights_do_not_carry_changes_of_them(face: Any, connect: Callable) -> None:
+    session = connect(encoding="bfloat16")
+    ours = face(session, SHAPES)
+    ours.step(a=1 / 3, b=1 / 3)
+    before = held(session)["b"]
+    ours.arrays["b"][0] = 5
+    with one_warning("messages carry the weights of job", "in bfloat16", "push_weights()"):
+        ours.step(a=0.0, b=0.0)
+    assert held(session)["b"] == before, "not rounded"
+
+
+def test_a_checkpoint_takes_along_what_has_changed_and_nothing_else(connect: Callable) -> None:
+    """What another worker has made of the other parameters stays."""
+    ours = Torch(connect(), SHAPES)
+    ours.step()
+    saved = ours.optimizer.state_dict()
+    other = Torch(connect("w1"), SHAPES)
+    other.step(a=0.0)
+    with torch.no_grad():
+        ours.tensors["a"].fill_(5)
+    ours.optimizer.load_state_dict(saved)
+    assert ours.arrays["a"].tolist() == held(ours.optimizer.session)["a"] == [5, 5]
+    assert ours.arrays["b"].tolist() == held(ours.optimizer.session)["b"] == [-2, -2, -2]
+
+
+@FACE
+def test_an_average_that_does_not_come_is_in_no_array(face: Any, connect: Callable) -> None:
+    session = connect()
+    ours = face(session, SHAPES)
+    with pytest.raises(UnknownAverage):
+        ours.optimizer.pull(weights="ema")
+    ours.arrays["a"][:] = 5
+    with quietly():
+        ours.step()
+    assert held(session)["a"] == [4, 4]

@@ -39,7 +39,7 @@ class FakeTransport:
     def renew_lease(self, job, worker, epoch, timeout):
         pass
 
-    def join(self, job, worker, spec, wait_seconds, timeout, *, messages_only=False):
+    def join(self, job, worker, spec, wait_seconds, timeout, **_):
         previous = (self.epoch, self.applied) if self.epoch else (0, 0)
         self.epoch, self.applied = self.epoch + 1, 0
         self.calls.append(("join", spec is not None))

@@ -155,11 +155,26 @@ def test_a_worker_whose_weights_are_replaced_is_told_when_it_uses_the_job(server
             optimizer.step({"w": np.ones(3)})
 
 
+def test_a_worker_whose_process_is_gone_does_not_count(server: LocalServer, name: str) -> None:
+    """It was killed, and its lease has not run out yet."""
+    program = (
+        "import numpy as np, optd, os, signal\n"
+        f"optimizer = optd.SGD({{'w': np.zeros(3)}}, lr=1.0, momentum=0.5, server={server.address!r}, job={name!r})\n"
+        "optimizer.step({'w': np.ones(3)})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+    with attach(server, name, np.full(3, 9.0)) as optimizer:
+        assert [worker.active for worker in optimizer.session.workers()] == [True, True]
+        with pytest.warns(UserWarning, match=f"job '{name}' .* of\\s+version 1"):
+            optimizer.step({"w": np.ones(3)})
+
+
 def test_other_options_are_told_with_the_weights(server: LocalServer, name: str, caplog) -> None:
     trained(server, name)
     with attach(server, name, np.full(3, 9.0), lr=0.25) as optimizer:
         assert not caplog.records
-        with pytest.warns(UserWarning, match="been replaced"):
+        with pytest.warns(UserWarning, match="have replaced those that were here"):
             optimizer.pull()
     assert "goes on with lr=1.0, not 0.25; change it in param_groups" in caplog.text
 

@@ -21,7 +21,8 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
         got = "the uninitialized one of a lazy module: run a forward pass first, then construct the optimizer"
         raise NotAnArray(what=what, wanted="initialized", got=got)
     if _is_shard(tensor):
-        got = "the part of it that this rank holds (FSDP or DTensor), and ranks share one job: use DDP, or torch's optimizer"
+        whose = "the part of it that this rank holds (FSDP, DTensor), while all ranks share one job"
+        got = f"{whose}: use DDP, or torch's own optimizer"
         raise NotAnArray(what=what, wanted="a whole tensor", got=got)
     check_dense(what, tensor)
     if tensor.is_inference():

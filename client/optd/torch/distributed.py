@@ -1,6 +1,7 @@
 """Jobs that the ranks of torch.distributed share, where nobody has named a job or a policy."""
 
 import itertools
+import os
 
 import torch.distributed
 
@@ -25,7 +26,9 @@ def shared_by_ranks() -> JobName | None:
         return None
     # The store that the ranks met in. torch has no public name for it; its own libraries use this one.
     store = torch.distributed.distributed_c10d._get_default_store()
-    chosen = store.compare_set(f"optd/job/{next(_numbers)}", "", own_job().name)
+    # Ranks that torchrun starts again find the store as they left it, and begin with the script's own checkpoint.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    chosen = store.compare_set(f"optd/job/{attempt}/{next(_numbers)}", "", own_job().name)
     return JobName(chosen.decode(), unnamed=True)
 
 

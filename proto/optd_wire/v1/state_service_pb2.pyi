@@ -68,7 +68,7 @@ class ReadStateResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[ReadStateResult, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class WriteStateHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "groups", "averages", "updates", "if_alone_at", "write_id")
+    __slots__ = ("job", "worker", "epoch", "groups", "averages", "updates", "if_alone_at", "write_id", "beside_others")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class WriteStateHeader(_message.Message):
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     IF_ALONE_AT_FIELD_NUMBER: _ClassVar[int]
     WRITE_ID_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_OTHERS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -85,7 +86,8 @@ class WriteStateHeader(_message.Message):
     updates: _containers.RepeatedCompositeFieldContainer[_option_pb2.GroupUpdate]
     if_alone_at: _job_pb2.JobVersion
     write_id: str
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., if_alone_at: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., write_id: _Optional[str] = ...) -> None: ...
+    beside_others: bool
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupState, _Mapping]]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., if_alone_at: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., write_id: _Optional[str] = ..., beside_others: bool = ...) -> None: ...
 
 class WriteStateRequest(_message.Message):
     __slots__ = ("header", "last", "frames")

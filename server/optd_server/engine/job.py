@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -70,7 +70,7 @@ class Job:
         self.pushes = Pushes(model, self.workers, self._writer, offload)
         self.sharing = Sharing(model, self.workers, memory)
         self._memory = memory
-        self._offload = offload
+        self.offload = offload
         self.id = id
         """Tells it from jobs that had its name before."""
         self._created = wall
@@ -170,7 +170,7 @@ class Job:
     async def touch_state(self) -> None:
         """Has the state of the first step get its memory now."""
         arrays, self._untouched = self._untouched, []
-        await self._offload.touch(arrays)
+        await self.offload.touch(arrays)
 
     def _prepare_state(self) -> list[Array]:
         """Called while no step runs."""
@@ -194,7 +194,7 @@ class Job:
             except OSError as problem:  # which the push finds out, too
                 logger.info("no memory for the first gradient of job %s yet: %s", self.name, problem)
         arrays += [] if slot is None else slot.buffers.all_slabs()
-        self._touching = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
+        self._touching = asyncio.get_running_loop().create_task(self.offload.touch(arrays))
 
     async def touched(self) -> None:
         """Waits until a first step whose numbers come in messages finds its memory, where that has begun."""
@@ -246,16 +246,16 @@ class Job:
             await self._end_touching()
             if not self.model.snapshots.shared:
                 try:
-                    await self._offload.run(self.model.cost(self.model.elements), self.model.snapshots.share)
+                    await self.offload.run(self.model.cost(self.model.elements), self.model.snapshots.share)
                 except OSError as problem:  # no descriptors left, or no memory
                     raise self.sharing.unavailable(worker, problem) from None
             is_large = self.model.plan.bytes >= TOUCHED_BYTES
             if is_large:
-                await self._offload.touch(self.model.snapshots.prepare())
+                await self.offload.touch(self.model.snapshots.prepare())
             # It may have left meanwhile.
             share = self.sharing.open(self.workers.check(name, epoch, now))
             if is_large:
-                await self._offload.touch(share.buffers.all_slabs())
+                await self.offload.touch(share.buffers.all_slabs())
             return share
 
         return await self._writer.run(action)
@@ -323,7 +323,7 @@ class Job:
 
         async def action() -> T:
             with self.model.slots.reading():
-                return await self._offload.run(self.model.cost(elements), work)
+                return await self.offload.run(self.model.cost(elements), work)
 
         return await self._writer.run(action)
 
@@ -334,6 +334,7 @@ class Job:
         check: Callable[[Sequence[tuple[int, GroupOptions]]], None],
         updates: Sequence[tuple[GroupUpdate, Origin]] = (),
         *,
+        is_done: Callable[[], Awaitable[bool]] | None = None,
         worker: str = "",
         write_id: str = "",
     ) -> Written:
@@ -341,7 +342,8 @@ class Job:
 
         `work` writes all of the next weights and may change state; it must not fail half-way. `check` is told what
         the updates change, and raises where it has become wrong to do all this since it was asked for, or does not
-        fit. Returns the options of all groups. A repeat of the worker's last write, by its `write_id`, changes nothing.
+        fit; where it `is_done` already, nothing happens. A repeat of the worker's last write, by its `write_id`,
+        changes nothing either. Returns the options of all groups.
         """
 
         async def action() -> Written:
@@ -350,12 +352,14 @@ class Job:
             known = None if writer is None else writer.answer_to(write_id)
             if known is not None:
                 return known
+            if is_done is not None and await is_done():
+                return tuple(model.groups.options), model.version
             weights = await snapshots.spare()
             changes = model.groups.plan_updates([update for update, _ in updates], self.name, model.version.version)
             check(changes)
             weights.numbers.clear()
             current = snapshots.current.weights.buffers
-            await self._offload.run(model.cost(elements), lambda: work(current, weights.buffers))
+            await self.offload.run(model.cost(elements), lambda: work(current, weights.buffers))
             model.change_options(changes, updates, weights)
             answer = tuple(model.groups.options), model.version
             if write_id and writer is not None:

@@ -47,6 +47,7 @@ class StateUpload:
         self._updates = [(update, Origin(wall, header.worker)) for update in header.updates]
         self._worker, self._epoch = header.worker, header.epoch
         self._base = header.if_alone_at
+        self._beside_others = header.beside_others
         self._write_id = header.write_id
         self._check_alone()
         self._fields = model.groups.state_fields
@@ -66,18 +67,21 @@ class StateUpload:
         """Those of the groups that there are now: whoever writes knows of no others."""
         _check_groups(job, header.groups, self._known)
 
-    def _check_alone(self) -> None:
-        """Raises `OtherWorkers` or `WeightsMovedOn` for a write that would undo steps, if it is not to do so."""
+    def _check_alone(self, *, is_whole: bool = False) -> None:
+        """Raises `OtherWorkers` or `WeightsMovedOn` for a write that would undo steps, if it is not to do so.
+
+        Weights that others have written are an obstacle to one that `is_whole`: then it is known that they differ.
+        """
         if self._base is None:
             return
         job, model = self._job, self._job.model
         others = sorted(worker.name for worker in job.workers if worker.active and worker.name != self._worker)
-        if others:
+        if others and not self._beside_others:
             raise OtherWorkers(worker=self._worker, job=job.name, others=", ".join(map(repr, others)))
         version = model.version.version
         if self._base.version != version:
             now = f"of version {version}"
-        elif self._base.revision < model.written_revision:
+        elif self._base.revision < model.written_revision and (is_whole or not self._beside_others):
             now = f"others, written at revision {model.written_revision}"
         else:
             return
@@ -156,13 +160,36 @@ class StateUpload:
 
         def check(changes: Sequence[tuple[int, GroupOptions]]) -> None:
             self._job.workers.check(self._worker, self._epoch, clock())
-            self._check_alone()
+            self._check_alone(is_whole=True)
             self._check_averages()
             model.averages.fit(model.groups.extents)
             model.reserve_states(fields, changes)
 
         return await self._job.replace_weights(
-            model.elements, self._replace, check, self._updates, worker=self._worker, write_id=self._write_id
+            model.elements,
+            self._replace,
+            check,
+            self._updates,
+            is_done=self._is_done,
+            worker=self._worker,
+            write_id=self._write_id,
+        )
+
+    async def _is_done(self) -> bool:
+        """Whether another worker has just written the same weights, and this write is of nothing else."""
+        model, base = self._job.model, self._base
+        if base is None or not self._beside_others or self._sinks.keys() != {WEIGHTS} or self._groups or self._updates:
+            return False
+        if base.version != model.version.version or base.revision >= model.written_revision:
+            return False
+        return await self._job.offload.run(model.cost(model.elements), self._are_weights)
+
+    def _are_weights(self) -> bool:
+        """Whether the job has what was written."""
+        current, sink = self._job.model.snapshots.current.weights.buffers, self._sinks[WEIGHTS]
+        return all(
+            np.array_equal(current.slabs[extent][slab][start:stop], sink.buffers.slabs[extent][slab][start:stop])
+            for extent, slab, start, stop in sink.ledger.written()
         )
 
     def _check_complete(self) -> None:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed
 
 import optd
 from optd.local import LocalServer
+from optd.torch import distributed
 
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
@@ -27,8 +29,27 @@ def test_under_torchrun_each_optimizer_is_one_job_that_steps_once(server: LocalS
     for each in seen:
         assert each["versions"] == [3, 3]
         assert each["workers"] == [2, 2]
-        assert each["on_server"] == len(before) + 2
+        assert each["on_server"] == 2
         assert each["differs"] < 1e-6
+        assert max(each["changed"].values()) < 1e-15, each["changed"]
+        assert "must be a whole tensor, got the part of it that this rank holds" in each["shard"]
     assert seen[0]["jobs"] == seen[1]["jobs"]
     assert all(name.startswith("ddp_script-") for name in seen[0]["jobs"])
     assert {job.name for job in optd.jobs(server=server.address)} <= before  # they have ended with their ranks
+
+
+def test_ranks_that_are_started_again_have_a_job_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun keeps the store in which they agree on a name."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed, "ranks", lambda: 2)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+
+    def named(attempt: str) -> str:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        monkeypatch.setattr(distributed, "_numbers", iter([1]))
+        found = distributed.shared_by_ranks()
+        assert found is not None
+        assert found.unnamed
+        return found.name
+
+    assert named("0") == named("0") != named("1")
