@@ -19,6 +19,7 @@ from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
 from optd_server.optim import option
 from optd_server.optim.algorithm import Iterative
+from optd_server.optim.clipping import Clipped
 from optd_server.optim.job_options import ACCUMULATE, ZERO
 from optd_server.store.gradients import Gradient
 from optd_server.store.snapshots import WeightSet
@@ -150,36 +151,16 @@ class Stepping:
         headers = [] if round_ is None else [push.header for push in round_.pushes]
         if headers and all(header.begins for header in headers):
             model.searches.abandon()
-        clipped = UNCLIPPED
-        if conditioning.clips or any(header.norms for header in headers):
-            effective = model.groups.effective(version)
-            clipped = await self._offload.run(
-                model.cost(elements), lambda: conditioning.apply(gradient, effective, self._offload)
-            )
-        found_beyond = round_ is not None and bool(round_.nonfinite)
-        beyond = model.searches.is_under_way and conditioning.nonfinite != ZERO and found_beyond
-        loss = None if beyond else loss_of(headers, conditioning.reduction if round_ is None else round_.reduction)
-        step = Step(model.groups, version, model.snapshots, gradient, weights, model.searches, loss)
+        clipped = await self._clip(gradient, elements, headers)
+        step = Step(
+            model.groups, version, model.snapshots, gradient, weights, model.searches, self._loss(round_, headers)
+        )
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
-        due = model.averages.due(version + 1) if step.is_done else []
-        if due:
-            elements, threads = model.elements, self._offload.threads
-            await self._offload.run(model.cost(elements), lambda: model.averages.update(due, weights.buffers, threads))
-        norms: tuple[GroupNorms, ...] = ()
-        if clipped.norms is not None:
-            before, p, found = model.snapshots.current.weights.buffers, conditioning.norm_type, clipped.norms
-            norms = await self._offload.run(
-                model.cost(step.elements),
-                lambda: norms_of_step(model.groups, found, before, weights.buffers, step.changes, p, self._offload),
-            )
+        if step.is_done:
+            await self._average(version + 1, weights)
+        norms = await self._norms(clipped, step, weights)
         conditioning.note(clipped)
-        model.looks.lent = None
-        if round_ is not None and round_.slot is not None:
-            model.slots.keep(round_.slot, gradient)
-        else:
-            model.slots.forget()
-            if round_ is not None:
-                model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+        self._keep_gradient(round_, gradient)
         model.publish_step(weights, step.changes, wall)
         if model.looks.waiting:
             # Nobody has been answered yet: what lies in a worker's memory is still what the step was made of.
@@ -191,6 +172,55 @@ class Stepping:
             norms=norms,
             for_all=conditioning.clips,
         )
+
+    async def _clip(self, gradient: Gradient, elements: int, headers: Sequence[PushHeader]) -> Clipped:
+        """Clips a gradient in place, and computes its norms, where the job or a push asks for that."""
+        model, conditioning = self._model, self._model.conditioning
+        if not conditioning.clips and not any(header.norms for header in headers):
+            return UNCLIPPED
+        effective = model.groups.effective(model.version.version)
+        return await self._offload.run(
+            model.cost(elements), lambda: conditioning.apply(gradient, effective, self._offload)
+        )
+
+    def _loss(self, round_: Round | None, headers: Sequence[PushHeader]) -> float | None:
+        """The loss of an evaluation; None where a search has tried what is beyond all numbers."""
+        conditioning = self._model.conditioning
+        if round_ is None:
+            return loss_of(headers, conditioning.reduction)
+        if self._model.searches.is_under_way and conditioning.nonfinite != ZERO and round_.nonfinite:
+            return None
+        return loss_of(headers, round_.reduction)
+
+    async def _average(self, version: int, weights: WeightSet) -> None:
+        """Lets the weights of a version enter the averages that are due."""
+        model, threads = self._model, self._offload.threads
+        due = model.averages.due(version)
+        if due:
+            cost = model.cost(model.elements)
+            await self._offload.run(cost, lambda: model.averages.update(due, weights.buffers, threads))
+
+    async def _norms(self, clipped: Clipped, step: Step, weights: WeightSet) -> tuple[GroupNorms, ...]:
+        """The norms of a step that has been taken and not published, where those of its gradient are known."""
+        model, found = self._model, clipped.norms
+        if found is None:
+            return ()
+        before, p = model.snapshots.current.weights.buffers, model.conditioning.norm_type
+        return await self._offload.run(
+            model.cost(step.elements),
+            lambda: norms_of_step(model.groups, found, before, weights.buffers, step.changes, p, self._offload),
+        )
+
+    def _keep_gradient(self, round_: Round | None, gradient: Gradient) -> None:
+        """Notes where the gradient of the last step lies, for those who look at it."""
+        model = self._model
+        model.looks.lent = None
+        if round_ is not None and round_.slot is not None:
+            model.slots.keep(round_.slot, gradient)
+            return
+        model.slots.forget()
+        if round_ is not None:
+            model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
 
     async def _spare(self) -> WeightSet:
         try:
