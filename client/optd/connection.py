@@ -64,13 +64,12 @@ def connect(
             taken as they come.
         averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
             whoever creates the job. Left out, there is none.
-        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
-            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
-            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
-
         if_exists: What to do where a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
             "replace" deletes it and creates it anew, unless another worker takes part in it (`JobInUse`). Left out,
             OPTD_IF_EXISTS, or "attach". It counts when an optimizer registers.
+        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
+            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
+            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
 
     Raises:
         Unreachable: Nothing answers there.
@@ -79,7 +78,7 @@ def connect(
         UnknownEncoding: There is no such encoding.
         InvalidRequest: A job without a name is to wait for several workers; there is no such lane, or it carries no
             such encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
-            `if_exists` are none.
+            `if_exists` is not one.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")

@@ -56,7 +56,7 @@ class Optimizer:
             them, if no other worker takes part in the job; "warn", each time, that the step replaces them; "ignore"
             them. Of an array of more than 16,384 elements, or fewer where they are many, about 1,000 are compared: call
             `push_weights()` after a change of a few elements of a large array. A change that is not sent because it
-            would undo steps of other workers is warned of once.
+            would undo steps of other workers, or that messages would round (`encoding`), is warned of once.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
             float32 weights of parameters of 16 bits as state.

@@ -84,6 +84,8 @@ class Served(torch.optim.Optimizer):
     went through `.data`. Of a parameter of more than 16,384 elements, or fewer where they are many, about 1,000 are
     compared: a write through `.data` that meets none of them is not found. A change is not sent, but warned of once and
     replaced, if other workers hold leases, or have stepped since these weights were pulled: it would undo their steps.
+    In a `sync` job, and right after `load_state_dict`, it is sent beside others who have not stepped since. It is not
+    sent either if messages round weights (`encoding`): that would round all of the parameter on the server.
     `push_weights()` makes it count all the same. What a script or a scheduler changes in `param_groups` goes to the
     server with the next step. `state` is a view of what the server holds, read when asked for; what is assigned to it
     is sent. See `StateOnServer`.
