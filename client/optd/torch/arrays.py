@@ -17,7 +17,8 @@ _PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 def as_array(tensor: torch.Tensor) -> Array:
     """The numbers of a tensor: its own memory where numpy can have that, else a copy."""
-    tensor = real(tensor)
+    if tensor.is_complex():
+        tensor = real(tensor)
     if tensor.dtype == torch.bfloat16:
         bits: Array = tensor.detach().view(torch.int16).numpy(force=True)
         return bits.view(_BFLOAT16)

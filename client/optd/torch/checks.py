@@ -58,12 +58,16 @@ def check_registered(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: 
     if tensor.shape != shape:
         got = f"{tuple(tensor.shape)}: a parameter keeps its shape as long as its optimizer; construct another one"
         raise ShapeMismatch(what="tensor", parameter=name, expected=tuple(shape), got=got)
-    if tensor.dtype != dtype:
+    if tensor.dtype is not dtype:
         got = f"{dtype_name(tensor.dtype)}: convert the model before its optimizer is constructed"
         raise DtypeMismatch(what="tensor", parameter=name, expected=dtype_name(dtype), got=got)
-    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not plain or not tensor.is_contiguous() or tensor.is_inference() or not tensor.data_ptr():
+    if not is_plain(tensor) or not tensor.is_contiguous() or tensor.is_inference():
         check_parameter(name, tensor)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers surely lie in memory of the host: then nothing else has to be asked about that."""
+    return type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and tensor.data_ptr() != 0
 
 
 def check_dense(what: str, tensor: torch.Tensor) -> None:

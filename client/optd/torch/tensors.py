@@ -12,7 +12,7 @@ from optd.group_options import GROUP_OPTIONS
 from optd.params import NAME, PARAMS, ParamGroup, plain_option
 from optd.row_gradients import RowGradient
 from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of, served_dtype, shape_of
-from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered
+from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered, is_plain
 from optd.torch.naming import distinct_name, parameter_names
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import DtypeMismatch, DuplicateParameter, NotAnArray, StructureMismatch
@@ -202,18 +202,20 @@ def is_in_place(tensor: torch.Tensor, place: Place) -> bool:
 
 def shares_memory(tensor: torch.Tensor) -> bool:
     """Whether numpy can have a tensor's memory as an array in C order."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _gradient(name: str, tensor: torch.Tensor) -> Array | RowGradient | None:
     gradient = tensor.grad
     if gradient is None:
         return None
-    what = f"gradient of parameter {name!r}"
-    if gradient.dtype != tensor.dtype:
+    if gradient.dtype is not tensor.dtype:
         raise DtypeMismatch(
             what="gradient", parameter=name, expected=dtype_name(tensor.dtype), got=dtype_name(gradient.dtype)
         )
+    if is_plain(gradient):
+        return as_array(gradient)
+    what = f"gradient of parameter {name!r}"
     if gradient.layout is torch.sparse_coo:
         return _rows_of(what, gradient)
     check_dense(what, gradient)

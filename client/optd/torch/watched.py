@@ -27,6 +27,7 @@ class WatchedTensors:
         self._large = sorted(self._contents.strides)
         self._pointers: list[int] = []
         self._addresses = np.empty(0, np.int64)
+        self._itemsizes = np.array([dtype.itemsize for _, dtype in sizes], np.int64)
         self._odd: set[int] = set()
         """Those at odd addresses, where numpy reads no elements."""
         self._elsewhere: list[int] = []
@@ -45,7 +46,7 @@ class WatchedTensors:
 
     def differences(self) -> Differences:
         """Those that hold something else now."""
-        look, hints = self._look(), self._hints()
+        look, hints = self._look(checked=False), self._hints()
         if hints == self._noted:
             return self._contents.differences(look, self._whole)
         pairs = zip(self._large, zip(*hints, strict=True), zip(*self._noted, strict=True), strict=True)
@@ -63,15 +64,15 @@ class WatchedTensors:
     def _whole(self, number: int) -> Array:
         return as_array(self._tensors[number])
 
-    def _look(self) -> Look:
+    def _look(self, *, checked: bool = True) -> Look:
+        """Where all numbers are. Unless it is `checked` already, raises what no longer fits, before memory is read."""
         pointers = [tensor.data_ptr() for tensor in self._tensors]
         if pointers != self._pointers:
-            for group in self._groups:
-                group.check_still_fits()  # before memory is read that may be too small
-            self._elsewhere = [number for number, tensor in enumerate(self._tensors) if not is_at_hand(tensor)]
-            unaligned = zip(pointers, self._tensors, strict=True)
-            self._odd = {number for number, (at, tensor) in enumerate(unaligned) if at % dtype_of(tensor).itemsize}
+            for group in () if checked else self._groups:
+                group.check_still_fits()
+            self._elsewhere = [number for number, tensor in enumerate(self._tensors) if not tensor.is_cpu]
             self._pointers, self._addresses = pointers, np.array(pointers, np.int64)
+            self._odd = set(np.flatnonzero(self._addresses % self._itemsizes).tolist())
         odd = self._odd
         given = {n: as_array(each) for n, each in enumerate(self._tensors) if not each.is_contiguous() or n in odd}
         if self._elsewhere:
@@ -131,11 +132,6 @@ class CountedTensors:
     def read(self, numbers: Collection[int]) -> None:
         """Make their groups' arrays hold them."""
         _read(self._groups, numbers)
-
-
-def is_at_hand(tensor: torch.Tensor) -> bool:
-    """Whether numpy can have a tensor's memory."""
-    return tensor.is_cpu
 
 
 def _read(groups: Sequence[TensorGroup], numbers: Collection[int]) -> None:

@@ -147,7 +147,7 @@ def test_weights_that_are_changed_here_are_replaced_with_a_warning_where_that_is
     held = model.weight.detach().clone()
     for change in (lambda: nn.init.zeros_(model.weight), model.weight.data.zero_):
         change()
-        with pytest.warns(UserWarning, match=r"'weight' has been changed here; .* call push_weights\(\)") as caught:
+        with pytest.warns(UserWarning, match=r"'weight' has been changed here; .* Call push_weights\(\)") as caught:
             optimizer.step()
         assert [warning.filename for warning in caught] == [__file__], "the warning points to the caller"
         assert torch.equal(model.weight, held)
