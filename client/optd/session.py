@@ -383,7 +383,8 @@ class Session(Inquiry):
         joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
         applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
         settle(applied, [group.options for group in joined.job.groups])
-        self._in_doubt = None
+        # All at once: an interrupt in between would leave this worker with an epoch that is fenced, and no doubt of it.
+        self._membership, self._departure.epoch, self._sequence, self._in_doubt = joined, joined.epoch, 0, None
         self._enter(joined)
         return joined.epoch
 
