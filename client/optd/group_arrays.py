@@ -1,12 +1,10 @@
 """The groups of a registration: their arrays, and where these lie in the flat buffers of the job."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from optd.arrays import Array, FlatView
 from optd.params import ParamGroup
 from optd.transport.base import Source
-from optd_wire.frames import GatheredFrame
-from optd_wire.values import WEIGHTS
 
 
 class GroupArrays:
@@ -24,10 +22,6 @@ class GroupArrays:
     def arrays(self) -> list[list[Array]]:
         """The arrays by group and place."""
         return [group.arrays for group in self.groups]
-
-    def weights(self) -> Iterator[list[GatheredFrame]]:
-        """What the arrays hold now, as weights that replace the job's."""
-        return self.view.batches(self.arrays, WEIGHTS)
 
     def source_of(self, group: ParamGroup) -> Source:
         """The arrays of a group that is to come next."""

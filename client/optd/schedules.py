@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from optd_wire.errors import InvalidRequest
+
 
 class Schedule:
     """What all schedules have: `str()` gives the text that stands for one."""
@@ -45,7 +47,11 @@ Schedules = Mapping[str, "Schedule | str | None"]
 
 
 def schedules_text(schedules: Mapping[Any, Any]) -> str | None:
-    """The text that stands for several; None where there is none."""
+    """The text that stands for several; None where there is none. Raises `InvalidRequest` for functions."""
+    for name, value in schedules.items():
+        if callable(value):  # no code goes to a server; of all else the server says what is wrong
+            example = "optd.schedules.Cosine(steps=1000)"
+            raise InvalidRequest(problem=f"schedules[{name!r}] must be a schedule, such as {example}, got {value!r}")
     given = {str(name): str(value) for name, value in schedules.items() if value is not None}
     return json.dumps(given, sort_keys=True) if given else None
 

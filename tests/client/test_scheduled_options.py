@@ -286,3 +286,12 @@ def test_every_number_that_may_have_one_is_multiplied_and_nothing_else(data: st.
     untouched = set(options) - {declared[name].option for name in names}
     assert {name: now[name] for name in untouched} == {name: options[name] for name in untouched}
     assert set(now) - set(options) <= {"lookahead_alpha"}
+
+
+def test_a_function_is_no_schedule(server, name):
+    with optd.connect(server.address, job=name) as session:
+        with pytest.raises(
+            errors.InvalidRequest, match=r"schedules\['weight_decay'\] must be a schedule, such as .*<function"
+        ):
+            optd.AdamW([np.zeros(2)], session=session, schedules={"weight_decay": lambda version: 0.5})
+        optd.AdamW([np.zeros(2)], session=session)
