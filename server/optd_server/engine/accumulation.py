@@ -11,16 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.engine.offload import Offload
+from optd_server.engine.reduced import Reduced, Totals
 from optd_server.engine.reduction import Reduction, present_ranges
-from optd_server.engine.round import Round
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, Slab, computed
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.gradients import Gradient, Slot
 from optd_server.store.rows import RowPlace, Rows, merge
-
-Totals = list[list[npt.NDArray[np.float64]]]
-"""By extent and slab, shape (P,): the weights that the pushes which have a parameter come to."""
 
 
 class Accumulation:
@@ -41,13 +38,13 @@ class Accumulation:
         self._sums.extend(computed(extents))
         self._totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self._totals) :]]
 
-    def add(self, round_: Round, gradient: Gradient, extents: Sequence[Extent], offload: Offload) -> None:
+    def add(self, reduced: Reduced, extents: Sequence[Extent], offload: Offload) -> None:
         """Adds the gradient of a round, which lies in its slot and is of no use afterwards.
 
         `fit` comes before. Runs off the event loop.
         """
-        weights = round_.weights()
-        is_mean = round_.reduction == MEAN  # a sum has the weights of its pushes in it already
+        gradient, weights = reduced.gradient, reduced.weights(extents)
+        is_mean = reduced.reduction == MEAN  # a sum has the weights of its pushes in it already
         with np.errstate(all="ignore"):
             for number, extent in enumerate(extents[: len(gradient.slabs)]):
                 for index, slab in enumerate(extent.slabs):
@@ -55,7 +52,7 @@ class Accumulation:
                     own, totals = weights[number][index], self._totals[number][index]
                     self._add(slab, source, into, own, own if is_mean else np.sign(own), totals, offload)
             for rows in gradient.rows:
-                weight = round_.row_weight(rows.place)
+                weight = reduced.row_weight(rows.place)
                 self._add_rows(rows, weight, weight if is_mean else 1.0)
         self.count += 1
 

@@ -144,7 +144,8 @@ class Catalog:
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
         upload.sink.ledger.require_all()
-        model = Model(upload.spec, upload.weights, self.memory, upload.planned)
+        policy = policy_of(upload.spec)
+        model = Model(upload.spec, policy, rule_of(policy), upload.weights, self.memory, upload.planned)
         upload.job = Job(
             model,
             memory=self.memory,
@@ -213,8 +214,10 @@ def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
         for group, layout in zip(spec.groups, layouts, strict=True)
     ]
     options = resolve_job_options(spec.options)
+    rule = rule_of(policy_of(spec))
     return plan.job_bytes(
-        rule_of(policy_of(spec)),
+        rule.slots,
+        rule.most,
         layouts,
         states,
         message_bytes,

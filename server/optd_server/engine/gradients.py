@@ -14,8 +14,8 @@ from optd_server.engine.accumulation import Accumulation
 from optd_server.engine.groups import Groups
 from optd_server.engine.intake import weight_of
 from optd_server.engine.offload import Offload
+from optd_server.engine.reduced import Reduced
 from optd_server.engine.reduction import present_ranges
-from optd_server.engine.round import Round
 from optd_server.optim import group_options, job_options, option
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip, group_norms
 from optd_server.store.gradients import Gradient
@@ -115,10 +115,12 @@ class Conditioning:
         """Counts a step that was not made."""
         self._summary = replace(self._summary, skipped_steps=self._summary.skipped_steps + 1)
 
-    def note_nonfinite(self, round_: Round, version: int) -> None:
+    def note_nonfinite(self, reduced: Reduced, version: int) -> None:
         """Counts entries of a round that were not finite."""
-        for push, found in round_.nonfinite:
-            self._count_nonfinite(found.count, push.header.worker, found.parameter, version, push.wall)
+        for each in reduced.nonfinite:
+            assert each.nonfinite is not None
+            found = each.nonfinite
+            self._count_nonfinite(found.count, each.worker, found.parameter, version, each.wall)
 
     def note_refusal(self, error: NonfiniteGradient, worker: str, version: int, wall: float) -> None:
         """Counts the entry that a push was refused for."""

@@ -14,7 +14,7 @@ from optd_server.engine.job_options import gradients_kept, initial, plan_update
 from optd_server.engine.looks import Looks
 from optd_server.engine.option_changes import OptionChanges, Origin, origins
 from optd_server.engine.options import find_algorithm
-from optd_server.engine.policies.registry import policy_of, rule_of
+from optd_server.engine.policies.base import PolicyRule
 from optd_server.optim.iterative import Searches
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient, Slots
@@ -31,6 +31,7 @@ from optd_wire.values import (
     JobSpec,
     JobUpdate,
     JobVersion,
+    Policy,
 )
 
 # A parameter's share of the bookkeeping takes about as long as arithmetic on so many elements.
@@ -44,13 +45,21 @@ class Model:
 
     _serials = count(1)
 
-    def __init__(self, spec: JobSpec, weights: WeightSet, memory: plan.Memory, planned: plan.Plan) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        policy: Policy,
+        rule: PolicyRule,
+        weights: WeightSet,
+        memory: plan.Memory,
+        planned: plan.Plan,
+    ) -> None:
         self.name = spec.name
         self.serial = next(self._serials)
         """Tells jobs apart that have had one name, one after the other."""
-        self.policy = policy_of(spec)
+        self.policy = policy
         self.ephemeral = spec.ephemeral
-        self.rule = rule_of(self.policy)
+        self.rule = rule
         self.groups = Groups.of(find_algorithm(spec.algorithm), spec)
         self.conditioning = Conditioning(self.groups, initial(spec.options))
         self.averages = Averages(self.conditioning.options.options)
@@ -237,7 +246,8 @@ class Model:
         """The bytes that the job would be planned with if it had this group too."""
         fields, layout = group_fields(self.groups.algorithm, self.groups.defaults, spec), lay_out(spec.parameters)
         return plan.job_bytes(
-            self.rule,
+            self.rule.slots,
+            self.rule.most,
             [*self.groups.layouts, layout],
             [*self._states(self.groups.options), state_bytes(fields, layout)],
             self._memory.message_bytes,
@@ -271,7 +281,9 @@ class Model:
     ) -> int:
         states = self._states(options, fields)
         kept = self._kept_beside(job_options or self.conditioning.options)
-        return plan.job_bytes(self.rule, self.groups.layouts, states, self._memory.message_bytes, **kept)
+        return plan.job_bytes(
+            self.rule.slots, self.rule.most, self.groups.layouts, states, self._memory.message_bytes, **kept
+        )
 
     def _kept_beside(self, options: JobOptions) -> dict[str, int]:
         """How many gradients and averages options need; gradients that are there still count, too."""

@@ -7,7 +7,6 @@ refused whole, and no push can take the server down.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from optd_server.engine.policies.base import PolicyRule
 from optd_server.store.flat import bytes_of, computed_bytes_of
 from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout
@@ -19,7 +18,8 @@ MESSAGE_BYTES = 16 << 20
 
 
 def job_bytes(
-    rule: PolicyRule,
+    slots: int,
+    pushes: int,
     layouts: Sequence[GroupLayout],
     states: Sequence[int],
     message_bytes: int = MESSAGE_BYTES,
@@ -30,12 +30,13 @@ def job_bytes(
     """Bytes of the weights' snapshots, the gradients that are kept, and the state.
 
     `states` tells how many bytes of state each group has. Each push of a round that waits for others has one message
-    here; the rest of it stays with its sender. `gradients` are kept besides those that are on their way, and
-    `averages` of the weights.
+    here; the rest of it stays with its sender: `pushes` is the most of them that make a step, and `slots` how many
+    gradients are kept while they arrive and are applied. `gradients` are kept besides those, and `averages` of the
+    weights.
     """
     gradient = computed_bytes_of(layouts)
-    waiting = 0 if rule.most == 1 else rule.most * min(gradient, message_bytes)
-    return bytes_of(layouts) * (SNAPSHOTS + averages) + gradient * (rule.slots + gradients) + waiting + sum(states)
+    waiting = 0 if pushes == 1 else pushes * min(gradient, message_bytes)
+    return bytes_of(layouts) * (SNAPSHOTS + averages) + gradient * (slots + gradients) + waiting + sum(states)
 
 
 class Plan:

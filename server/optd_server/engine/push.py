@@ -3,22 +3,29 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from optd_server.store.gradients import Gradient
 from optd_wire.errors import OptdError
 from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
-if TYPE_CHECKING:
-    from optd_server.engine.round import Round
-
 
 def _outcome() -> asyncio.Future[PushResult]:
     return asyncio.get_running_loop().create_future()
 
 
-def _round() -> "asyncio.Future[Round]":
+class Receiver(Protocol):
+    """Takes the gradients of a round's pushes."""
+
+    def must_wait(self, push: "Push", frames: Sequence[Received]) -> bool:
+        """Whether other pushes have to pass first where these frames belong."""
+
+    async def write(self, push: "Push", frames: Sequence[Received]) -> None:
+        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
+
+
+def _receiver() -> asyncio.Future[Receiver]:
     return asyncio.get_running_loop().create_future()
 
 
@@ -43,13 +50,13 @@ class Push:
     shared: Gradient | None = None
     wall: float = 0.0
     """When it was announced, in seconds of the epoch."""
-    begun: "asyncio.Future[Round]" = field(default_factory=_round)
+    begun: asyncio.Future[Receiver] = field(default_factory=_receiver)
     """The round that it is part of, once that is complete and has room."""
     outcome: asyncio.Future[PushResult] = field(default_factory=_outcome)
     successor: "Push | None" = None
     """The same push, sent again by another call, which has taken this one's place."""
 
-    async def begins(self) -> "Round":
+    async def begins(self) -> Receiver:
         """The round that it is part of, once that begins; raises what ends the push before. Safe to cancel."""
         return await asyncio.shield(self.begun)
 

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from optd_server.engine.intake import Intake, Nonfinite, weight_of
+from optd_server.engine.intake import Intake, weight_of
 from optd_server.engine.offload import Offload
 from optd_server.engine.push import Push
+from optd_server.engine.reduced import Contribution, Reduced
 from optd_server.engine.reduction import Reduction
 from optd_server.optim.job_options import MEAN, REJECT, SKIP, SUM
 from optd_server.store.extents import Extent
@@ -248,7 +248,24 @@ class Round:
 
     # When all are there; off the event loop
 
-    def gradient(self) -> Gradient:
+    def reduce(self) -> Reduced:
+        """Makes one gradient of those of the pushes, in the slot if there is one.
+
+        Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
+        """
+        elements = self.elements  # before rows join parameters that other pushes have whole
+        gradient = self._gradient()
+        return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)), elements)
+
+    def _contribution(self, push: Push) -> Contribution:
+        part = self._parts[push]
+        assert part.presence is not None
+        weight = weight_of(push.header)
+        return Contribution(
+            push.header.worker, push.wall, weight, part.presence, frozenset(part.tables), part.intake.found
+        )
+
+    def _gradient(self) -> Gradient:
         """The gradient of the step: the only one, or for each parameter the mean over the pushes that have it.
 
         It lies in the slot, if there is one.
@@ -320,30 +337,10 @@ class Round:
         assert part.presence is not None
         return part.tables, part.presence
 
-    def weights(self) -> list[list[npt.NDArray[np.float64]]]:
-        """By extent and slab, for each parameter: what the pushes count for that have it."""
-        totals = [[np.zeros(len(slab.sizes)) for slab in extent.slabs] for extent in self._extents]
-        for push, part in self._parts.items():
-            assert part.presence is not None
-            for row, flags in zip(totals, part.presence, strict=False):
-                for index, present in enumerate(flags):
-                    row[index] += weight_of(push.header) * present
-        return totals
-
-    def row_weight(self, place: RowPlace) -> float:
-        """What the pushes count for that have rows of a parameter."""
-        return sum(weight_of(push.header) for push, part in self._parts.items() if place.whole in part.tables)
-
     @property
-    def nonfinite(self) -> list[tuple[Push, Nonfinite]]:
-        """The pushes that have entries that are not finite, and were not refused for it."""
-        parts = [(push, part.intake.found) for push, part in self._parts.items()]
-        return [(push, found) for push, found in parts if found is not None]
-
-    @property
-    def skipped(self) -> bool:
-        """Whether no step is to be made of it."""
-        return self._nonfinite == SKIP and bool(self.nonfinite)
+    def skips_nonfinite(self) -> bool:
+        """Whether no step is to be made of it if some entries are not finite."""
+        return self._nonfinite == SKIP
 
     @property
     def elements(self) -> int:

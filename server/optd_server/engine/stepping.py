@@ -14,6 +14,7 @@ from optd_server.engine.norms import norms_of_step
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
 from optd_server.engine.push import Push
+from optd_server.engine.reduced import Reduced
 from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
@@ -93,26 +94,27 @@ class Stepping:
         self._check_room(round_)
         round_.stepping = True
         elements = round_.elements
-        gradient: Gradient | None = await self._offload.run(model.cost(elements), round_.gradient)
-        assert gradient is not None
+        reduced = await self._offload.run(model.cost(elements), round_.reduce)
         if changes:
             model.change_options(changes, _updates(round_.pushes))
-        conditioning.note_nonfinite(round_, version)
-        if round_.skipped:
+        conditioning.note_nonfinite(reduced, version)
+        if round_.skips_nonfinite and reduced.nonfinite:
             conditioning.note_skip()
             self._let_go(round_)
             return Outcome(version, accumulated=conditioning.pending, skipped=True)
         if round_.flushes and not conditioning.pending:
             self._let_go(round_)
             return Outcome(version, nothing_pending=True)
-        gradient.cover(model.groups.extents)
+        reduced.gradient.cover(model.groups.extents)
         sums_up = conditioning.accumulates
+        gradient: Gradient | None = reduced.gradient
         if sums_up:
-            gradient = await self._accumulate(round_, gradient, last=weights is not None)
+            gradient = await self._accumulate(round_, reduced, last=weights is not None)
         if gradient is None or weights is None:
             return Outcome(version, accumulated=conditioning.pending)
         wall = max(push.wall for push in round_.pushes)
-        return await self._step_with(gradient, weights, model.elements if sums_up else elements, round_, wall)
+        elements = model.elements if sums_up else elements
+        return await self._step_with(gradient, weights, elements, round_, wall, is_finite=not reduced.nonfinite)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
         """Changes options of the job as a whole; makes the step of what has been added up, where they make it due.
@@ -139,7 +141,14 @@ class Stepping:
         model.release_accumulation()
 
     async def _step_with(
-        self, gradient: Gradient, weights: WeightSet, elements: int, round_: Round | None, wall: float
+        self,
+        gradient: Gradient,
+        weights: WeightSet,
+        elements: int,
+        round_: Round | None,
+        wall: float,
+        *,
+        is_finite: bool = True,
     ) -> Outcome:
         """Steps into a spare set of weights, and publishes it. The gradient has so many elements.
 
@@ -153,7 +162,13 @@ class Stepping:
             model.searches.abandon()
         clipped = await self._clip(gradient, elements, headers)
         step = Step(
-            model.groups, version, model.snapshots, gradient, weights, model.searches, self._loss(round_, headers)
+            model.groups,
+            version,
+            model.snapshots,
+            gradient,
+            weights,
+            model.searches,
+            self._loss(round_, headers, is_finite=is_finite),
         )
         await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
         if step.is_done:
@@ -183,12 +198,12 @@ class Stepping:
             model.cost(elements), lambda: conditioning.apply(gradient, effective, self._offload)
         )
 
-    def _loss(self, round_: Round | None, headers: Sequence[PushHeader]) -> float | None:
+    def _loss(self, round_: Round | None, headers: Sequence[PushHeader], *, is_finite: bool) -> float | None:
         """The loss of an evaluation; None where a search has tried what is beyond all numbers."""
         conditioning = self._model.conditioning
         if round_ is None:
             return loss_of(headers, conditioning.reduction)
-        if self._model.searches.is_under_way and conditioning.nonfinite != ZERO and round_.nonfinite:
+        if self._model.searches.is_under_way and conditioning.nonfinite != ZERO and not is_finite:
             return None
         return loss_of(headers, round_.reduction)
 
@@ -241,14 +256,14 @@ class Stepping:
         except OSError as problem:
             raise no_memory(self._model.name, "what is added up and averaged", problem) from None
 
-    async def _accumulate(self, round_: Round, gradient: Gradient, *, last: bool) -> Gradient | None:
+    async def _accumulate(self, round_: Round, reduced: Reduced, *, last: bool) -> Gradient | None:
         """Adds a round to those before it; returns the mean or sum of all if it is the last one."""
         model, sums = self._model, self._model.conditioning.accumulation
         assert round_.slot is not None, "what is added up lies in a slot"
         slot, extents = round_.slot, model.groups.extents
         if not round_.flushes:
             cost = model.cost(round_.elements)
-            await self._offload.run(cost, lambda: sums.add(round_, gradient, extents, self._offload))
+            await self._offload.run(cost, lambda: sums.add(reduced, extents, self._offload))
         if last:
             cost, how = model.cost(model.elements), model.conditioning.reduction
             finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload, how))

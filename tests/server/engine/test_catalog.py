@@ -76,7 +76,8 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
 def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
     layouts = [lay_out([ParameterSpec("w", (100,), "float32"), ParameterSpec("v", (10,), "float64")])]
     states = state_bytes(ALGORITHMS[algorithm].fields(options), layouts[0])
-    planned = plan.job_bytes(rule_of(policy), layouts, [states])
+    rule = rule_of(policy)
+    planned = plan.job_bytes(rule.slots, rule.most, layouts, [states])
     assert planned == buffers * (100 * 4 + 10 * 8)
 
 
