@@ -11,8 +11,8 @@ import structlog
 from optd_server import plugins
 from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.plan import Memory
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.registry import BackendUnavailable, choose
 from optd_server.rpc.handover import Handover, remove_dead

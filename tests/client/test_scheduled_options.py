@@ -16,7 +16,7 @@ import optd.torch
 from optd import errors, schedules
 from optd.ctl.app import app
 from optd.local import LocalServer
-from optd_server.engine.options import find_algorithm, resolve_options
+from optd_server.engine.options.resolution import find_algorithm, resolve_options
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.group_options import effective, schedulable
 

@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from optd_server.engine import plan
-from optd_server.engine.averages import averages_of
-from optd_server.engine.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine import memory as plan
 from optd_server.engine.job import Job
-from optd_server.engine.job_options import gradients_kept
+from optd_server.engine.membership.workers import REMEMBERED
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
-from optd_server.engine.policies.registry import policy_of, rule_of
-from optd_server.engine.registration import check_job
-from optd_server.engine.workers import REMEMBERED
+from optd_server.engine.options.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.options.job_options import gradients_kept
+from optd_server.engine.options.registration import check_job
+from optd_server.engine.options.resolution import find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.rounds.policies.registry import policy_of, rule_of
+from optd_server.engine.step.averages import averages_of
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from optd_server.engine.dealing import check_matches
+from optd_server.engine.membership.rejections import Rejections
+from optd_server.engine.membership.workers import Worker, Workers, Written
+from optd_server.engine.memory import Memory
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.option_changes import Origin
-from optd_server.engine.plan import Memory
-from optd_server.engine.pushes import Pushes
-from optd_server.engine.registration import (
+from optd_server.engine.options.by_name import check_matches
+from optd_server.engine.options.history import Origin
+from optd_server.engine.options.registration import (
     LISTED,
     check_added,
     check_group,
@@ -20,9 +21,8 @@ from optd_server.engine.registration import (
     check_same,
     check_same_group,
 )
-from optd_server.engine.rejections import Rejections
+from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Share, Sharing
-from optd_server.engine.workers import Worker, Workers, Written
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import Array, FlatBuffers
 from optd_wire.errors import JobInUse, JobMismatch, NonfiniteGradient, OptdError, UnknownJob

@@ -5,16 +5,16 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 
-from optd_server.engine import plan
-from optd_server.engine.averages import Averages, averages_of
-from optd_server.engine.fields import group_fields, state_bytes, working_bytes
-from optd_server.engine.gradients import Conditioning
-from optd_server.engine.groups import Groups
-from optd_server.engine.job_options import gradients_kept, initial, plan_update
-from optd_server.engine.looks import Looks
-from optd_server.engine.option_changes import OptionChanges, Origin, origins
-from optd_server.engine.options import find_algorithm
-from optd_server.engine.policies.base import PolicyRule
+from optd_server.engine import memory as plan
+from optd_server.engine.options.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.options.history import OptionChanges, Origin, origins
+from optd_server.engine.options.job_options import gradients_kept, initial, plan_update
+from optd_server.engine.options.resolution import find_algorithm
+from optd_server.engine.readers.looks import Looks
+from optd_server.engine.rounds.policies.base import PolicyRule
+from optd_server.engine.step.averages import Averages, averages_of
+from optd_server.engine.step.conditioning import Conditioning
 from optd_server.optim.iterative import Searches
 from optd_server.store.flat import Array, FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient, Slots

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from optd_server.engine.membership.workers import Worker, Workers
+from optd_server.engine.memory import Memory, Plan
 from optd_server.engine.model import Model
-from optd_server.engine.plan import Memory, Plan
-from optd_server.engine.workers import Worker, Workers
 from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from optd_server.engine.fields import NOTHING, has, layout_of, shapes_of, state_bytes
-from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
-from optd_server.engine.option_changes import Origin
-from optd_server.engine.plan import Memory
-from optd_server.engine.registration import MAX_DIMS
+from optd_server.engine.memory import Memory
+from optd_server.engine.options.fields import NOTHING, has, layout_of, shapes_of, state_bytes
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.options.history import Origin
+from optd_server.engine.options.registration import MAX_DIMS
 from optd_server.optim import masters
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Iterative
 from optd_server.store.extents import Extent, computed, extent_of

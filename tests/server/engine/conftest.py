@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.plan import Memory
 from optd_wire.frames import Frame
 from optd_wire.values import GroupSpec, JobSpec, ParameterSpec, PushHeader
 

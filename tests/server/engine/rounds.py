@@ -9,8 +9,8 @@ import numpy as np
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.plan import Memory
 from optd_server.rpc.services.training import TrainingService
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.server.engine.conftest import settle
 
-from optd_server.engine import plan
-from optd_server.engine.fields import state_bytes
-from optd_server.engine.policies.registry import rule_of
+from optd_server.engine import memory as plan
+from optd_server.engine.options.fields import state_bytes
+from optd_server.engine.rounds.policies.registry import rule_of
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire import errors
 from optd_wire.frames import Frame

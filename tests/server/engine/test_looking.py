@@ -7,9 +7,9 @@ import pytest
 from tests.server.engine.rounds import play, random_arrays, same, settle
 from tests.server.engine.test_sharing import shares
 
-from optd_server.engine.inspection import inspect_group
-from optd_server.engine.looking import look
-from optd_server.engine.state_reading import read_state, select
+from optd_server.engine.readers.inspection import inspect_group
+from optd_server.engine.readers.looking import look
+from optd_server.engine.readers.state import read_state, select
 from optd_wire import errors
 
 

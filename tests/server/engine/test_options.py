@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from optd_server.engine.options import resolve_job_options, resolve_options
+from optd_server.engine.options.resolution import resolve_job_options, resolve_options
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_server.optim.job_options import JOB

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from optd_server.engine.policies.registry import rule_of
+from optd_server.engine.rounds.policies.registry import rule_of
 from optd_wire.values import Async, Sync
 
 POLICIES = [Async(), Sync(1), Sync(2), Sync(5)]

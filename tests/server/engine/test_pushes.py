@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tests.server.engine.conftest import Upload, settle, weights
 
-from optd_server.engine import stepping
+from optd_server.engine.rounds import stepping
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.values import Async, GroupUpdate, PushHeader, Sync

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from optd_server.engine.registration import check_job, check_same
+from optd_server.engine.options.registration import check_job, check_same
 from optd_wire import errors
 from optd_wire.layout import lay_out
 from optd_wire.values import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.server.engine.rounds import Rounds, Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
-from optd_server.engine.reduction import Reduction
+from optd_server.engine.step.reduction import Reduction
 from optd_wire import errors
 from optd_wire.frames import Frame, decode
 from optd_wire.v1 import tensor_pb2

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from optd_server.engine.catalog import Catalog
-from optd_server.engine.changed import changed_since
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.plan import Memory
+from optd_server.engine.readers.changed import changed_since
 from optd_server.store import journal
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optd_server.engine.groups import Groups
-from optd_server.engine.options import find_algorithm
-from optd_server.engine.selection import table_of
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.options.resolution import find_algorithm
+from optd_server.engine.readers.selection import table_of
 from optd_server.store.snapshots import Snapshot, WeightSet
 from optd_wire.values import Async, GroupSpec, JobSpec, JobVersion, ParameterSpec
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.plan import Memory
 from optd_server.rpc import weights as module
 from optd_server.rpc.services.training import TrainingService
 from optd_server.rpc.weights import KEPT_BYTES, WeightMessages

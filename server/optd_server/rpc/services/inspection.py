@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
-from optd_server.engine.inspection import MAX_BINS, inspect_group
 from optd_server.engine.job import Job
-from optd_server.engine.options import describe_algorithms, describe_group_options, describe_job_options
+from optd_server.engine.options.resolution import describe_algorithms, describe_group_options, describe_job_options
+from optd_server.engine.readers.inspection import MAX_BINS, inspect_group
 from optd_server.rpc.patience import wait_for_step
 from optd_wire.convert import to_message
 from optd_wire.errors import InvalidRequest, UnknownJob

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optd_server.engine.average_reading import copy_average, copy_rows, room_for_copy
 from optd_server.engine.catalog import Catalog
-from optd_server.engine.changed import changed_since
 from optd_server.engine.job import Job
-from optd_server.engine.selection import ranges_of, table_of
+from optd_server.engine.readers.averages import copy_average, copy_rows, room_for_copy
+from optd_server.engine.readers.changed import changed_since
+from optd_server.engine.readers.selection import ranges_of, table_of
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.rows import RowMessages
 from optd_server.rpc.uploads import receive, skip

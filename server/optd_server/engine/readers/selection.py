@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optd_server.engine.groups import Groups
+from optd_server.engine.options.groups import Groups
 from optd_server.store.flat import Array
 from optd_server.store.snapshots import Snapshot
 from optd_wire.errors import InvalidRequest, UnknownParameter

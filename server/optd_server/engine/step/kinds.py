@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from optd_server.engine.dealing import distinct, match
-from optd_server.engine.groups import Groups
+from optd_server.engine.options.by_name import distinct, match
+from optd_server.engine.options.groups import Groups
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import RowPlace

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optd_server.engine.fields import layout_of, shapes_of
-from optd_server.engine.groups import Groups
 from optd_server.engine.job import Job
-from optd_server.engine.looking import look
 from optd_server.engine.model import Model
+from optd_server.engine.options.fields import layout_of, shapes_of
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.readers.looking import look
 from optd_server.optim.algorithm import StateField
 from optd_server.store.flat import Array, bytes_of, computed_bytes_of
 from optd_wire.dtypes import DTYPES

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
-from optd_server.engine.intake import check_header
+from optd_server.engine.membership.workers import Workers
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.option_changes import Origin
-from optd_server.engine.push import Push, Upload
-from optd_server.engine.round import Refused, Round
-from optd_server.engine.stepping import Outcome, Stepping, no_memory
-from optd_server.engine.workers import Workers
+from optd_server.engine.options.history import Origin
+from optd_server.engine.rounds.intake import check_header
+from optd_server.engine.rounds.push import Push, Upload
+from optd_server.engine.rounds.round import Refused, Round
+from optd_server.engine.rounds.stepping import Outcome, Stepping, no_memory
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
 from optd_server.store.gradients import Gradient, Slot

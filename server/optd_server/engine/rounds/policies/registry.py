@@ -1,8 +1,8 @@
 """Which rule each policy of the contract has."""
 
-from optd_server.engine.policies.asynchronous import AsyncRule
-from optd_server.engine.policies.base import PolicyRule
-from optd_server.engine.policies.sync import SyncRule
+from optd_server.engine.rounds.policies.asynchronous import AsyncRule
+from optd_server.engine.rounds.policies.base import PolicyRule
+from optd_server.engine.rounds.policies.sync import SyncRule
 from optd_wire.values import Async, JobSpec, Policy, Sync
 
 

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from optd_server.engine.job import Job
-from optd_server.engine.looking import Provenance, look
 from optd_server.engine.model import Model
-from optd_server.engine.state_reading import numbers_of
+from optd_server.engine.readers.looking import Provenance, look
+from optd_server.engine.readers.state import numbers_of
 from optd_server.optim import statistics
 from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, Options, ParameterReport, Statistics
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.engine.intake import Nonfinite
+from optd_server.engine.rounds.intake import Nonfinite
 from optd_server.store.extents import Extent
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Presence

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from math import prod
 
-from optd_server.engine.dealing import fields, match
-from optd_server.engine.options import resolve_options
+from optd_server.engine.options.by_name import fields, match
+from optd_server.engine.options.resolution import resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.dtypes import COMPUTED, DTYPES

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
-from optd_server.engine.options import resolve_options
+from optd_server.engine.options.resolution import resolve_options
 from optd_server.optim.algorithm import Algorithm, StateField
 from optd_server.optim.group_options import GROUP_OPTIONS, OF_PARAMETERS
 from optd_server.optim.rules import RULES, Matches, NameRule, parse

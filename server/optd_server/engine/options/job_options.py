@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from optd_server.engine.options import resolve_job_options, schema_of
+from optd_server.engine.options.resolution import resolve_job_options, schema_of
 from optd_server.optim import option
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.job_options import ACCUMULATE, JOB

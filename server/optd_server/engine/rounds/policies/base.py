@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from optd_server.engine.push import Push
+from optd_server.engine.rounds.push import Push
 
 
 class PolicyRule(Protocol):

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from optd_server.engine.intake import Intake, weight_of
 from optd_server.engine.offload import Offload
-from optd_server.engine.push import Push
-from optd_server.engine.reduced import Contribution, Reduced
-from optd_server.engine.reduction import Reduction
+from optd_server.engine.rounds.intake import Intake, weight_of
+from optd_server.engine.rounds.push import Push
+from optd_server.engine.step.reduced import Contribution, Reduced
+from optd_server.engine.step.reduction import Reduction
 from optd_server.optim.job_options import MEAN, REJECT, SKIP, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers, FrameSink

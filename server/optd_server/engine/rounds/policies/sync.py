@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optd_server.engine.push import Push
+from optd_server.engine.rounds.push import Push
 
 
 class SyncRule:

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from optd_server.engine.accumulation import Accumulation
-from optd_server.engine.groups import Groups
-from optd_server.engine.intake import weight_of
 from optd_server.engine.offload import Offload
-from optd_server.engine.reduced import Reduced
-from optd_server.engine.reduction import present_ranges
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.rounds.intake import weight_of
+from optd_server.engine.step.accumulation import Accumulation
+from optd_server.engine.step.reduced import Reduced
+from optd_server.engine.step.reduction import present_ranges
 from optd_server.optim import group_options, job_options, option
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip, group_norms
 from optd_server.store.gradients import Gradient

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optd_server.engine.push import Push
+from optd_server.engine.rounds.push import Push
 
 # One gradient is in a step while the next ones arrive.
 SLOTS = 4

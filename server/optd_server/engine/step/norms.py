@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.engine.groups import Groups
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import Groups
 from optd_server.optim.clipping import norm_of
 from optd_server.optim.difference import difference_norm
 from optd_server.store.extents import Slab

@@ -6,18 +6,18 @@ Actions of the job's writer: one at a time. Who is to be answered, and how, is n
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optd_server.engine.gradients import UNCLIPPED
-from optd_server.engine.intake import loss_of
-from optd_server.engine.looks import Lent
 from optd_server.engine.model import Model
-from optd_server.engine.norms import norms_of_step
 from optd_server.engine.offload import Offload
-from optd_server.engine.option_changes import Origin
-from optd_server.engine.push import Push
-from optd_server.engine.reduced import Reduced
-from optd_server.engine.round import Refused, Round
-from optd_server.engine.row_rules import check_gradients
-from optd_server.engine.step import Step
+from optd_server.engine.options.history import Origin
+from optd_server.engine.readers.looks import Lent
+from optd_server.engine.rounds.intake import loss_of
+from optd_server.engine.rounds.push import Push
+from optd_server.engine.rounds.round import Refused, Round
+from optd_server.engine.step.arithmetic import Step
+from optd_server.engine.step.conditioning import UNCLIPPED
+from optd_server.engine.step.kinds import check_gradients
+from optd_server.engine.step.norms import norms_of_step
+from optd_server.engine.step.reduced import Reduced
 from optd_server.optim import option
 from optd_server.optim.algorithm import Iterative
 from optd_server.optim.clipping import Clipped

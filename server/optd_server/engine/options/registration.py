@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from optd_server.engine.dealing import check_matches, check_rules, match
-from optd_server.engine.job_options import check_job_options
-from optd_server.engine.options import check_defaults, find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.options.by_name import check_matches, check_rules, match
+from optd_server.engine.options.job_options import check_job_options
+from optd_server.engine.options.resolution import check_defaults, find_algorithm, resolve_job_options, resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.rules import Matches
 from optd_wire.dtypes import check_dtype

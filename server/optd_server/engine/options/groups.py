@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.engine.dealing import check_matches, check_rules, deal, fields, match
-from optd_server.engine.options import resolve_options
+from optd_server.engine.options.by_name import check_matches, check_rules, deal, fields, match
+from optd_server.engine.options.resolution import resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.optim.group_options import effective
 from optd_server.optim.option import singles

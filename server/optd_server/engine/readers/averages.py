@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from optd_server.engine.job import Job
-from optd_server.engine.plan import Memory
-from optd_server.engine.selection import Table
+from optd_server.engine.memory import Memory
+from optd_server.engine.readers.selection import Table
 from optd_server.store.flat import Array, bytes_of
 from optd_server.store.snapshots import Snapshot, WeightSet
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optd_server.engine.groups import Groups
 from optd_server.engine.offload import INLINE_ELEMENTS, Offload
-from optd_server.engine.reduction import present_ranges
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.step.reduction import present_ranges
 from optd_server.optim.algorithm import Elementwise, Iterative
 from optd_server.optim.iterative import Searches
 from optd_server.optim.lookahead import returns

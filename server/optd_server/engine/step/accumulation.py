@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.engine.offload import Offload
-from optd_server.engine.reduced import Reduced, Totals
-from optd_server.engine.reduction import Reduction, present_ranges
+from optd_server.engine.step.reduced import Reduced, Totals
+from optd_server.engine.step.reduction import Reduction, present_ranges
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, Slab, computed
 from optd_server.store.flat import Array, FlatBuffers
