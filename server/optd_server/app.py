@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from optd_server import plugins
+from optd_server.clock import SystemClock
 from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
@@ -35,6 +36,7 @@ async def run(config: Config) -> None:
     catalog = Catalog(
         memory=Memory(config.max_memory_bytes, config.max_message_bytes),
         offload=offload,
+        clock=SystemClock(),
         lease_seconds=config.lease_seconds,
         ephemeral_seconds=config.ephemeral_seconds,
     )

@@ -2,23 +2,23 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from optd_server.engine import memory as plan
+from optd_server.engine.apply import create
+from optd_server.engine.clock import Clock
+from optd_server.engine.events import Created
 from optd_server.engine.job import Job
-from optd_server.engine.membership.workers import REMEMBERED
-from optd_server.engine.model import Model
+from optd_server.engine.log import KeepsNothing, Log
+from optd_server.engine.membership.members import REMEMBERED
+from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
-from optd_server.engine.options.fields import group_fields, state_bytes, working_bytes
-from optd_server.engine.options.job_options import gradients_kept
 from optd_server.engine.options.registration import check_job
-from optd_server.engine.options.resolution import find_algorithm, resolve_job_options, resolve_options
-from optd_server.engine.rounds.policies.registry import policy_of, rule_of
-from optd_server.engine.step.averages import averages_of
+from optd_server.engine.options.resolution import find_algorithm
+from optd_server.engine.planning import planned_bytes
+from optd_server.engine.rounds.policies.registry import deciding, policy_of
 from optd_server.store.extents import extent_of
-from optd_server.store.flat import FrameSink
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
 from optd_wire.layout import lay_out
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
@@ -27,34 +27,43 @@ TRIMMED_BYTES = 64 << 20
 """What a job must have been planned with for the allocator to be asked what it keeps, which takes milliseconds."""
 
 
-class Upload:
+class WeightsUpload:
     """A job whose weights are on their way. Nobody sees it until it is finished."""
 
-    def __init__(self, spec: JobSpec, planned: plan.Plan, creation_id: str) -> None:
+    def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
         self.spec = spec
         self.creation_id = creation_id
-        self.planned = planned
-        self.weights = WeightSet([extent_of([lay_out(group.parameters) for group in spec.groups])])
-        self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
+        self.reservation = reservation
+        self.weights = FlatBuffers([extent_of([lay_out(group.parameters) for group in spec.groups])])
+        self.sink = FrameSink(self.weights, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
         self.job: Job | None = None
 
 
 class Catalog:
-    """All jobs of a server."""
+    """All jobs of a server. `log_of` makes the log of a job that is about to be created, by its name."""
 
     def __init__(
-        self, *, memory: plan.Memory, offload: Offload, lease_seconds: float, ephemeral_seconds: float = 600.0
+        self,
+        *,
+        memory: Memory,
+        offload: Offload,
+        clock: Clock,
+        lease_seconds: float,
+        ephemeral_seconds: float = 600.0,
+        log_of: Callable[[str], Log] = lambda _: KeepsNothing(),
     ) -> None:
         self.memory = memory
         self.offload = offload
+        self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
         """How long an ephemeral job is kept while no worker holds a lease, unless the last one has left."""
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before it was known which job they are for."""
+        self._log_of = log_of
         self._jobs: dict[str, Job] = {}
-        self._uploads: dict[str, Upload] = {}
+        self._uploads: dict[str, WeightsUpload] = {}
         self._last_epochs: dict[str, int] = {}
         """By name, of jobs that have ended."""
         self._forgotten_epoch = 0
@@ -75,7 +84,7 @@ class Catalog:
 
     @contextmanager
     def noting_rejections(self) -> Iterator[None]:
-        """Counts an error of the block as that of a push whose job is not known, where it is the push that is wrong."""
+        """Counts an error of the block as that of a push whose job is not known, if it is the push that is wrong."""
         try:
             yield
         except (InvalidArgument, NotFound) as error:
@@ -83,7 +92,7 @@ class Catalog:
             raise
 
     async def find_whole(self, name: str) -> Job:
-        """As `find`, but waits where the job is being uploaded; raises `UnknownJob` where that comes to nothing."""
+        """As `find`, but waits for a job that is being uploaded; raises `UnknownJob` if that comes to nothing."""
         upload = self._uploads.get(name)
         if upload is not None:
             await upload.settled.wait()
@@ -97,65 +106,79 @@ class Catalog:
         job = self._jobs.get(name)
         return job if job is not None and creation_id and job.id == creation_id else None
 
-    async def make_way(self, spec: JobSpec, worker: str, now: float) -> None:
+    async def make_way(self, spec: JobSpec, worker: str) -> None:
         """Deletes the job that `spec` is to replace, if there is one; raises what is wrong with the spec.
 
-        Raises `JobInUse` where workers other than `worker` hold a lease, or `MemoryExceeded`.
+        Raises `JobInUse` if workers other than `worker` hold a lease, or `MemoryExceeded`.
         """
-        check_job(spec)
+        needed = self._checked_bytes(spec)
         job = self._jobs.get(spec.name)
         if job is not None:
-            job.check_free_for(worker, now)
-            self.memory.check(job.model.plan, _planned_bytes(spec, self.memory.message_bytes))
+            job.workers.check_free_for(worker)
+            job.memory.check_replacing(needed)
             await self._end(job)
 
     @contextmanager
-    def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[Upload]:
+    def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[WeightsUpload]:
         """Reserves a job's name and memory while its weights arrive.
 
-        Where the block ends without `finish`, for whatever reason, nothing of the job is left and its name is free.
+        If the block ends without `finish`, for whatever reason, nothing of the job is left and its name is free.
         Raises `JobExists`, `MemoryExceeded`, or what is wrong with the spec.
         """
-        check_job(spec)
+        needed = self._checked_bytes(spec)
         if spec.name in self._jobs:
             raise JobExists(job=spec.name, how="exists already")
         if spec.name in self._uploads:
             raise JobExists(job=spec.name, how="is being created by another worker")
-        planned = plan.Plan(f"job {spec.name!r}")
-        self.memory.reserve(planned, _planned_bytes(spec, self.memory.message_bytes))
+        reservation = Reservation(f"job {spec.name!r}")
+        self.memory.reserve(reservation, needed)
         upload = None
         try:
-            upload = self._uploads[spec.name] = Upload(spec, planned, creation_id)
+            upload = self._uploads[spec.name] = WeightsUpload(spec, reservation, creation_id)
             yield upload
         finally:
             if upload is None or upload.job is None:
-                self.memory.release(planned)
+                self.memory.release(reservation)
                 if upload is not None:
-                    upload.weights.buffers.release()
+                    upload.weights.release()
             if upload is not None:
                 del self._uploads[spec.name]
                 upload.settled.set()
 
+    def _checked_bytes(self, spec: JobSpec) -> int:
+        """The bytes that a job is planned with; raises what is wrong with its spec."""
+        check_job(spec)
+        return planned_bytes(spec, deciding(policy_of(spec)), self.memory.message_bytes)
+
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
-        """Has the kernels ready that steps on some groups need; may take seconds where they were never compiled."""
+        """Has the kernels ready that steps on some groups need; may take seconds if they were never compiled."""
         dtypes = (parameter.dtype for group in groups for parameter in group.parameters)
         await self.offload.prepare(find_algorithm(algorithm), dtypes)
 
-    def finish(self, upload: Upload, wall: float) -> Job:
-        """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
+    async def finish(self, upload: WeightsUpload) -> Job:
+        """Makes an upload a job; raises `IncompleteParameter` if weights are missing."""
         upload.sink.ledger.require_all()
-        policy = policy_of(upload.spec)
-        model = Model(upload.spec, policy, rule_of(policy), upload.weights, self.memory, upload.planned)
-        upload.job = Job(
-            model,
-            memory=self.memory,
-            offload=self.offload,
-            lease_seconds=self.lease_seconds,
-            wall=wall,
+        spec = upload.spec
+        event = Created(
+            spec=spec,
+            policy=policy_of(spec),
             id=upload.creation_id,
-            first_epoch=self._last_epochs.get(upload.spec.name, self._forgotten_epoch),
+            wall=self.clock.wall(),
+            first_epoch=self._last_epochs.get(spec.name, self._forgotten_epoch),
+            weights=upload.weights,
         )
-        self._jobs[upload.spec.name] = upload.job
+        log = self._log_of(spec.name)
+        await log.append(event, 0)
+        upload.job = Job(
+            create(event),
+            log=log,
+            memory=self.memory,
+            reservation=upload.reservation,
+            offload=self.offload,
+            clock=self.clock,
+            lease_seconds=self.lease_seconds,
+        )
+        self._jobs[spec.name] = upload.job
         return upload.job
 
     async def delete(self, name: str) -> Job:
@@ -164,19 +187,19 @@ class Catalog:
         await self._end(job)
         return job
 
-    async def leave(self, name: str, worker: str, epoch: int, now: float) -> Job:
+    async def leave(self, name: str, worker: str, epoch: int) -> Job:
         """Ends a worker's lease, and an ephemeral job with its last one. Raises `UnknownJob` or `StaleEpoch`."""
         job = self.find(name)
-        job.leave(worker, epoch, now)
-        if job.model.ephemeral and not job.workers.active:
+        await job.leave(worker, epoch)
+        if job.state.ephemeral and not job.workers.active:
             await self._end(job)
         return job
 
-    async def expire(self, now: float) -> None:
+    async def expire(self) -> None:
         """Ends all leases that have run out, and the ephemeral jobs whose workers have been gone for too long."""
         for job in tuple(self._jobs.values()):
-            job.expire(now)
-            if job.model.ephemeral and job.idle_seconds(now) >= self.ephemeral_seconds:
+            job.workers.expire()
+            if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
                 await self._end(job)
 
     async def _end(self, job: Job) -> None:
@@ -184,12 +207,12 @@ class Catalog:
             del self._jobs[job.name]
             self._note_epochs(job)
             await job.close()
-            if job.model.plan.bytes >= TRIMMED_BYTES:
+            if job.memory.bytes >= TRIMMED_BYTES:
                 await self.offload.give_back_memory()
 
     def _note_epochs(self, job: Job) -> None:
         """Has epochs of a later job of the name begin behind those of this one: its workers are fenced there."""
-        self._last_epochs[job.name] = job.workers.last_epoch
+        self._last_epochs[job.name] = job.state.members.last_epoch
         if len(self._last_epochs) > REMEMBERED:
             name = next(iter(self._last_epochs))
             self._forgotten_epoch = max(self._forgotten_epoch, self._last_epochs.pop(name))
@@ -203,24 +226,3 @@ class Catalog:
         """Ends all jobs."""
         for name in tuple(self._jobs):
             await self.delete(name)
-
-
-def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
-    algorithm = find_algorithm(spec.algorithm)
-    layouts = [lay_out(group.parameters) for group in spec.groups]
-    states = [
-        state_bytes(group_fields(algorithm, spec.defaults, group), layout)
-        + working_bytes(algorithm, resolve_options(algorithm, spec.defaults, group.options), layout)
-        for group, layout in zip(spec.groups, layouts, strict=True)
-    ]
-    options = resolve_job_options(spec.options)
-    rule = rule_of(policy_of(spec))
-    return plan.job_bytes(
-        rule.slots,
-        rule.most,
-        layouts,
-        states,
-        message_bytes,
-        gradients=gradients_kept(options),
-        averages=len(averages_of(options)),
-    )

@@ -39,7 +39,7 @@ def job_bytes(
     return bytes_of(layouts) * (SNAPSHOTS + averages) + gradient * (slots + gradients) + waiting + sum(states)
 
 
-class Plan:
+class Reservation:
     """The memory planned for one thing; `what` names it in errors."""
 
     def __init__(self, what: str) -> None:
@@ -48,40 +48,40 @@ class Plan:
 
 
 class Memory:
-    """All plans, within the server's limit."""
+    """All reservations, within the server's limit."""
 
     def __init__(self, limit: int, message_bytes: int = MESSAGE_BYTES) -> None:
         self.limit = limit
         self.message_bytes = message_bytes
-        self._plans: set[Plan] = set()
+        self._reservations: set[Reservation] = set()
 
     @property
     def planned(self) -> int:
         """Bytes planned for everything."""
-        return sum(plan.bytes for plan in self._plans)
+        return sum(reservation.bytes for reservation in self._reservations)
 
-    def check(self, plan: Plan, needed: int) -> None:
-        """Raises `MemoryExceeded` unless a plan may come to `needed` bytes in all."""
-        free = self.limit - self.planned + (plan.bytes if plan in self._plans else 0)
+    def check(self, reservation: Reservation, needed: int) -> None:
+        """Raises `MemoryExceeded` unless a reservation may come to `needed` bytes in all."""
+        free = self.limit - self.planned + (reservation.bytes if reservation in self._reservations else 0)
         if needed > free:
-            raise MemoryExceeded(what=plan.what, needed=needed, free=free, limit=self.limit)
+            raise MemoryExceeded(what=reservation.what, needed=needed, free=free, limit=self.limit)
 
-    def reserve(self, plan: Plan, needed: int) -> None:
-        """Lets a plan come to `needed` bytes in all; raises `MemoryExceeded` and leaves it as it was."""
-        self.check(plan, needed)
-        plan.bytes = needed
-        self._plans.add(plan)
+    def reserve(self, reservation: Reservation, needed: int) -> None:
+        """Lets a reservation come to `needed` bytes in all; raises `MemoryExceeded` and leaves it as it was."""
+        self.check(reservation, needed)
+        reservation.bytes = needed
+        self._reservations.add(reservation)
 
     @contextmanager
     def lend(self, what: str, needed: int) -> Iterator[None]:
         """Plans `needed` bytes for as long as the block runs; raises `MemoryExceeded`."""
-        plan = Plan(what)
-        self.reserve(plan, needed)
+        reservation = Reservation(what)
+        self.reserve(reservation, needed)
         try:
             yield
         finally:
-            self.release(plan)
+            self.release(reservation)
 
-    def release(self, plan: Plan) -> None:
-        """Ends a plan."""
-        self._plans.discard(plan)
+    def release(self, reservation: Reservation) -> None:
+        """Ends a reservation."""
+        self._reservations.discard(reservation)

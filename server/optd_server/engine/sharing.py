@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from optd_server.engine.membership.workers import Worker, Workers
-from optd_server.engine.memory import Memory, Plan
-from optd_server.engine.model import Model
+from optd_server.engine.membership.leases import GRPC, Leases
+from optd_server.engine.memory import Memory, Reservation
+from optd_server.engine.rounds.looks import Looks
+from optd_server.engine.state import JobState
 from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
 from optd_server.store.memory import SharedRegion, received
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.snapshots import Snapshot, Snapshots
 from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
 from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
 
@@ -29,10 +30,10 @@ TOKEN_BYTES = 32
 class Share:
     """What one worker shares, from when it is opened until it is closed."""
 
-    worker: Worker
+    worker: str
     epoch: int
     buffers: FlatBuffers
-    plan: Plan
+    reservation: Reservation
     ticket: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_BYTES))
     token: bytes = field(default_factory=lambda: secrets.token_bytes(TOKEN_BYTES))
     handed_over: bool = False
@@ -50,62 +51,64 @@ class Share:
 class Sharing:
     """The shares of one job. Lives on one event loop."""
 
-    def __init__(self, model: Model, workers: Workers, memory: Memory) -> None:
-        self._model = model
-        self._workers = workers
+    def __init__(self, state: JobState, snapshots: Snapshots, looks: Looks, leases: Leases, memory: Memory) -> None:
+        self._state = state
+        self._snapshots = snapshots
+        self._looks = looks
+        self._leases = leases
         self._memory = memory
         self._shares: dict[str, Share] = {}
 
     # From opening to closing
 
-    def open(self, worker: Worker) -> Share:
+    def open(self, worker: str, epoch: int) -> Share:
         """Makes room for the gradients of a worker; what it had before is closed. Raises `MemoryExceeded`."""
-        self.close(worker.name)
-        plan = Plan(f"the shared memory of worker {worker.name!r} of job {self._model.name!r}")
+        self.close(worker)
+        reservation = Reservation(f"the shared memory of worker {worker!r} of job {self._state.name!r}")
         try:
-            self._memory.reserve(plan, computed_bytes_of(self._model.groups.layouts))
+            self._memory.reserve(reservation, computed_bytes_of(self._state.groups.layouts))
         except MemoryExceeded as error:
             self.decline(worker, str(error))
             raise
         try:
-            extents = computed(self._model.groups.extents)
+            extents = computed(self._state.groups.extents)
             buffers = FlatBuffers(extents, received)
         except OSError as error:
-            self._memory.release(plan)
+            self._memory.release(reservation)
             raise self.unavailable(worker, error) from None
-        share = Share(worker, worker.epoch, buffers, plan)
+        share = Share(worker, epoch, buffers, reservation)
         region = buffers.regions[0]
         region.array(np.dtype(np.uint8), 0, TOKEN_BYTES)[:] = np.frombuffer(share.token, np.uint8)
-        self._shares[worker.name] = share
+        self._shares[worker] = share
         return share
 
     def extents(self) -> tuple[SharedExtent, ...]:
         """What lies where in the regions of weights."""
-        return tuple(map(_described, self._model.groups.extents))
+        return tuple(map(_described, self._state.groups.extents))
 
     def gradient_extents(self) -> tuple[SharedExtent, ...]:
         """What lies where in the regions of gradients."""
-        return tuple(map(_described, computed(self._model.groups.extents)))
+        return tuple(map(_described, computed(self._state.groups.extents)))
 
-    def confirm(self, worker: Worker, token: bytes) -> None:
+    def confirm(self, worker: str, token: bytes) -> None:
         """Takes the token that the worker has read there as the proof that it sees the same memory.
 
         Raises `SharedMemoryUnavailable` where it is another one.
         """
-        share = self._shares.get(worker.name)
+        share = self._shares.get(worker)
         if share is None or not hmac.compare_digest(token, share.token):
             self.decline(worker, "its token is not the one that was written there")
             raise SharedMemoryUnavailable(why="the token is not the one that was written there")
         share.buffers.regions[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES)[:] = 0
         share.confirmed = True
-        worker.lane = "shm"
+        self._leases.of(worker).lane = "shm"
 
-    def decline(self, worker: Worker, why: str) -> None:
+    def decline(self, worker: str, why: str) -> None:
         """Notes why a worker does without."""
-        self.close(worker.name)
-        worker.lane = f"grpc ({why[:200]})"
+        self.close(worker)
+        self._leases.of(worker).lane = f"{GRPC} ({why[:200]})"
 
-    def unavailable(self, worker: Worker, problem: OSError) -> SharedMemoryUnavailable:
+    def unavailable(self, worker: str, problem: OSError) -> SharedMemoryUnavailable:
         """Notes that the system gives no memory to share, and returns that as an error."""
         why = problem.strerror or str(problem)
         self.decline(worker, why)
@@ -116,12 +119,12 @@ class Sharing:
         share = self._shares.pop(worker, None)
         if share is not None:
             share.closed = True
-            self._model.looks.forget(worker)
+            self._looks.forget(worker)
             self._release(share)
             share.buffers.release()
-            self._memory.release(share.plan)
+            self._memory.release(share.reservation)
             if share.confirmed:
-                share.worker.lane = "grpc"
+                self._leases.of(worker).lane = GRPC
 
     def close_all(self) -> None:
         """Ends all shares."""
@@ -138,7 +141,7 @@ class Sharing:
 
     def region(self, number: int) -> SharedRegion | None:
         """The region of the job's weights with this number."""
-        return next((region for region in self._model.snapshots.shared_regions() if region.number == number), None)
+        return next((region for region in self._snapshots.shared_regions() if region.number == number), None)
 
     # Gradients and weights
 
@@ -158,7 +161,7 @@ class Sharing:
             return Gradient(
                 share.buffers.slabs, [[np.ones(len(slab.sizes), np.bool_) for slab in e.slabs] for e in extents]
             )
-        ledger = Ledger(extents, GRADIENT, self._model.groups.names)
+        ledger = Ledger(extents, GRADIENT, self._state.groups.names)
         for part in shared.ranges:
             ledger.claim(part.group, part.offset, part.count, None)
         return Gradient(share.buffers.slabs, ledger.presence())
@@ -173,12 +176,12 @@ class Sharing:
         if share is None or not share.confirmed or share.epoch != epoch:
             return None
         self._release(share)
-        snapshot = self._model.snapshots.hold()
+        snapshot = self._snapshots.hold()
         if not snapshot.weights.shared:
-            self._model.snapshots.release(snapshot)
+            self._snapshots.release(snapshot)
             return None
         share.held = snapshot
-        share.in_place = in_place and self._model.snapshots.settle(snapshot)
+        share.in_place = in_place and self._snapshots.settle(snapshot)
         return snapshot, share.in_place
 
     def release(self, worker: str) -> None:
@@ -191,8 +194,8 @@ class Sharing:
         held, share.held = share.held, None
         if held is not None:
             if share.in_place:
-                self._model.snapshots.unsettle(held)
-            self._model.snapshots.release(held)
+                self._snapshots.unsettle(held)
+            self._snapshots.release(held)
 
 
 def _described(extent: Extent) -> SharedExtent:

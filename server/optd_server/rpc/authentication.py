@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 
+from optd_server.rpc.callers import Caller, Callers
 from optd_server.rpc.calls import Context, Handler, abort
-from optd_wire.errors import MissingToken, Unauthenticated, WrongToken
-
-HEADER = "authorization"
-SCHEME = "Bearer "
+from optd_wire.errors import Unauthenticated
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls that do not carry one of the tokens."""
+    """Refuses calls of nobody that is known."""
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._tokens = [token.encode() for token in tokens]
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
 
     async def intercept_service(
         self,
@@ -28,23 +25,11 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """Lets the call go on, or answers it with the refusal."""
         handler = await continuation(handler_call_details)
-        refusal = self._refusal(dict(handler_call_details.invocation_metadata or ()))
+        caller = self._callers.identify(handler_call_details.invocation_metadata or ())
         # gRPC answers a method that does not exist by itself.
-        if refusal is None or handler is None:
+        if isinstance(caller, Caller) or handler is None:
             return handler
-        return _refusing(handler, refusal)
-
-    def _refusal(self, metadata: dict[str, Any]) -> Unauthenticated | None:
-        sent = metadata.get(HEADER)
-        if sent is None:
-            return MissingToken()
-        credential = sent.encode() if isinstance(sent, str) else bytes(sent)
-        if not credential.startswith(SCHEME.encode()):
-            return WrongToken()
-        shown = credential[len(SCHEME) :]
-        # Compares with every token, in a time that does not tell how much of one was right.
-        matches = [hmac.compare_digest(shown, token) for token in self._tokens]
-        return None if any(matches) else WrongToken()
+        return _refusing(handler, caller)
 
 
 def _refusing(handler: Handler, refusal: Unauthenticated) -> Handler:

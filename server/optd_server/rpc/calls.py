@@ -2,13 +2,13 @@
 
 A service is a class with one coroutine method for each RPC of its descriptor, in snake_case:
 
-    unary call            async def method(self, request) -> response
-    client stream         async def method(self, requests) -> response
-    server stream         async def method(self, request) -> async iterator of responses
-    both                  async def method(self, requests) -> async iterator of responses
+    unary call            async def method(self, request, caller) -> response
+    client stream         async def method(self, requests, caller) -> response
+    server stream         async def method(self, request, caller) -> async iterator of responses
+    both                  async def method(self, requests, caller) -> async iterator of responses
 
 A request is a message, or `(message, frames)` where the message carries frames; a response is a message or the bytes
-of one. Errors are raised as `OptdError`.
+of one. `caller` tells who is calling. Errors are raised as `OptdError`.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from optd_server.rpc.budget import ByteBudget
+from optd_server.rpc.callers import Caller, Callers
 from optd_wire import frames as wire
 from optd_wire.errors import (
     InternalError,
@@ -55,6 +56,7 @@ class Calls:
     idle_seconds: float
     """How long a call may wait for the next message of an upload, or for its reader to take one."""
     budget: ByteBudget
+    callers: Callers
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     patient: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -95,14 +97,14 @@ class Calls:
 
         async def answer_one(request: Any, context: Context) -> bytes:
             async with _Guarded(self, method, context), taken(request, context) as what:
-                return _encode(await implementation(what))
+                return _encode(await implementation(what, self._caller(context)))
             raise AssertionError("a guarded call ends in its answer or in an abort")
 
         async def answer_many(request: Any, context: Context) -> None:
             async with (
                 _Guarded(self, method, context),
                 taken(request, context) as what,
-                aclosing(implementation(what)) as responses,
+                aclosing(implementation(what, self._caller(context))) as responses,
             ):
                 async for response in responses:
                     await self._write(context, _encode(response))
@@ -111,6 +113,12 @@ class Calls:
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
         make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(answer_many if many_out else answer_one)
+
+    def _caller(self, context: Context) -> Caller:
+        caller = self.callers.identify(context.invocation_metadata() or ())
+        if not isinstance(caller, Caller):
+            raise caller  # the interceptor has refused such calls before
+        return caller
 
     async def _write(self, context: Context, data: bytes) -> None:
         """Hands a message to the reader; one that takes none for too long loses its call, and what it holds."""

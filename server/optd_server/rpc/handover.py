@@ -83,8 +83,8 @@ class Handover:
                 await self._hand_over(connection, job, share)
             finally:
                 if not share.closed:
-                    job.pushes.withdraw_shared(share.worker.name, "its worker has closed the memory that it shared")
-                    job.sharing.close(share.worker.name)
+                    job.pushes.withdraw_shared(share.worker, "its worker has closed the memory that it shared")
+                    job.sharing.close(share.worker)
 
     def _find(self, ticket: bytes) -> tuple[Job, Share] | None:
         for job in self._catalog:

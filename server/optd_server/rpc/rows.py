@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 from google.protobuf.message import Message
 
-from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import ChangedRows
+from optd_server.engine.readers.reading import Reading
 from optd_server.engine.readers.selection import Table
 from optd_server.rpc.frames import FRAME_BYTES
 from optd_server.store.flat import Array
@@ -22,6 +22,7 @@ from optd_wire.encodings.registry import encoding_for
 from optd_wire.errors import TooSlow
 from optd_wire.rows import Ids, RowFrame, encode_rows, written_row_frame
 from optd_wire.v1.training_service_pb2 import PullRowsResponse
+from optd_wire.values import JobVersion
 
 # What a row takes beside its numbers: its id.
 _ID_BYTES = 8
@@ -36,25 +37,24 @@ class RowMessages:
 
     async def answer(
         self,
-        model: Model,
-        snapshot: Snapshot,
+        reading: Reading,
         table: Table,
         encoding: Encoding | None,
+        version: JobVersion,
         gathered: Array | None = None,
     ) -> AsyncIterator[bytes]:
         """The messages of an answer, the version in the first one; `encoding` is a lossy one, or None.
 
-        Rows that have been `gathered` already, of an average, are sent in the place of those of the snapshot, which
-        must be held meanwhile otherwise. Raises `TooSlow` for a reader that takes its time while others wait for the
-        memory, or `EncodingOverflow`.
+        Rows of an average that have been `gathered` already are sent in the place of those of the snapshot.
+        Raises `TooSlow` for a reader that takes its time while others wait for the memory, or `EncodingOverflow`.
         """
-        began = time.monotonic()
+        began, snapshot = time.monotonic(), reading.snapshot
         rows = table.of(snapshot)
         chosen = encoding_for(rows.dtype, encoding)
         step = max(1, FRAME_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
-        first = PullRowsResponse(version=to_message(snapshot.version))
+        first = PullRowsResponse(version=to_message(version))
         for start in range(0, max(1, table.ids.size), step):
-            if model.snapshots.wanted and time.monotonic() - began > self._patience:
+            if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
             ids = table.ids[start : start + step]
             head = first if start == 0 else PullRowsResponse()
@@ -64,8 +64,7 @@ class RowMessages:
 
     async def changes(
         self,
-        model: Model,
-        snapshot: Snapshot,
+        reading: Reading,
         rows: Sequence[ChangedRows],
         encoding: Encoding | None,
         first: Message,
@@ -75,13 +74,13 @@ class RowMessages:
 
         As in `answer`. Small ones go in one message.
         """
-        began = time.monotonic()
+        began, snapshot = time.monotonic(), reading.snapshot
         waiting = first.SerializeToString()
         for each in rows:
             chosen = encoding_for(DTYPES[each.place.dtype], encoding)
             step = max(1, FRAME_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
             for start in range(0, len(each.ids), step):
-                if model.snapshots.wanted and time.monotonic() - began > self._patience:
+                if reading.is_in_the_way and time.monotonic() - began > self._patience:
                     raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
                 ids = each.ids[start : start + step]
                 work = partial(_changed, snapshot, each, ids, chosen)

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from importlib import metadata
 
 import grpc
@@ -14,6 +13,7 @@ from optd_server.config import Config, ConfigError
 from optd_server.engine.catalog import Catalog
 from optd_server.rpc.authentication import TokenInterceptor
 from optd_server.rpc.budget import ByteBudget
+from optd_server.rpc.callers import Callers
 from optd_server.rpc.calls import Calls
 from optd_server.rpc.handover import Handover
 from optd_server.rpc.security import Security
@@ -51,12 +51,13 @@ class Server:
         self._handover = handover
         self._config = config
         self._security = security
-        self._started = time.monotonic()
+        self._started = catalog.clock.monotonic()
         budget = ByteBudget(config.max_inflight_bytes, config.idle_seconds)
-        self._calls = Calls(config.max_requests, config.idle_seconds, budget)
+        callers = Callers(security.tokens)
+        self._calls = Calls(config.max_requests, config.idle_seconds, budget, callers)
         self._health = health.aio.HealthServicer()
         self._serving = False
-        interceptors = [TokenInterceptor(security.tokens)] if security.tokens else []
+        interceptors = [TokenInterceptor(callers)] if security.tokens else []
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=_options(config),
@@ -67,7 +68,7 @@ class Server:
     def _add_services(self) -> list[str]:
         services = {
             job_service_pb2: JobService(self._catalog),
-            worker_service_pb2: WorkerService(self._catalog, self._config.max_message_bytes, self._handover),
+            worker_service_pb2: WorkerService(self._catalog, self._handover),
             training_service_pb2: TrainingService(self._catalog, self._config.idle_seconds),
             state_service_pb2: StateService(self._catalog),
             inspection_service_pb2: InspectionService(self._catalog, self.status, self._calls.stopping),
@@ -118,7 +119,7 @@ class Server:
         """The server at a glance."""
         return ServerStatus(
             server_version=metadata.version("optd"),
-            uptime_ms=int((time.monotonic() - self._started) * 1000),
+            uptime_ms=int((self._catalog.clock.monotonic() - self._started) * 1000),
             serving="SERVING" if self._serving else "NOT_SERVING",
             jobs=len(self._catalog),
             workers=sum(job.workers.active for job in self._catalog),
@@ -155,7 +156,7 @@ async def expire_leases(catalog: Catalog, lease_seconds: float) -> None:
     """Ends leases that have run out, and what ends with them, for as long as the server runs."""
     while True:
         await asyncio.sleep(min(1.0, lease_seconds / 4))
-        await catalog.expire(time.monotonic())
+        await catalog.expire()
 
 
 def _options(config: Config) -> list[tuple[str, int]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
+from optd_server.engine.readers.reading import Reading
 from optd_server.rpc.frames import cut
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
@@ -65,8 +65,7 @@ class WeightMessages:
 
     async def answer(
         self,
-        model: Model,
-        snapshot: Snapshot,
+        reading: Reading,
         *,
         encoding: Encoding | None,
         ranges: Ranges,
@@ -76,19 +75,19 @@ class WeightMessages:
     ) -> AsyncIterator[bytes]:
         """The messages of an answer: `first` with the first frames, then frames alone, and `last` with the last ones.
 
-        `encoding` is a lossy one, or None for the exact one; `average` tells of which average a
-        snapshot has a copy in the place of weights. The snapshot must be held meanwhile. A reader that takes its time
+        `encoding` is a lossy one, or None for the exact one; `average` names the average that a
+        reading has a copy of, in the place of weights. A reader that takes its time
         may do so while nobody waits for the memory; then it gets `TooSlow`.
         """
-        began = time.monotonic()
+        began, snapshot = time.monotonic(), reading.snapshot
         head = first.SerializeToString()
         tail = b"" if last is None else last.SerializeToString()
         version = snapshot.version
         name = "" if encoding is None else encoding.name
         for index, frames in enumerate(cut(_frames(snapshot, ranges), encoding=encoding)):
-            if model.snapshots.wanted and time.monotonic() - began > self._patience:
+            if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
-            piece = _Piece(model.serial, version.version, version.revision, name, ranges, index, average)
+            piece = _Piece(reading.job, version.version, version.revision, name, ranges, index, average)
             body = await self._encoded(piece, frames)
             # The bytes of two messages, one after the other, are those of both merged.
             if len(head) + len(body) <= ONE_MESSAGE_BYTES:

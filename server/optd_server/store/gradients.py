@@ -6,11 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import Rows
+
+Totals = list[list[npt.NDArray[np.float64]]]
+"""By extent and slab, shape (P,): the sum of the weights of the pushes that have each parameter."""
 
 
 @dataclass(slots=True)
@@ -64,6 +68,17 @@ class Slots:
         self._readers = 0
         self._closed = False
 
+    def allow(self, most: int) -> None:
+        """Changes how many slots there may be; those that are too many go when they are given back."""
+        self._most = most
+        self._shrink()
+        self._serve()
+
+    def _shrink(self) -> None:
+        while self._made > self._most and self._free:
+            self._free.pop().buffers.release()
+            self._made -= 1
+
     def prepare(self) -> Slot | None:
         """A slot that nobody has asked for yet, which the next one to ask gets; None where there has been one."""
         if self._made or not self._most:
@@ -98,6 +113,7 @@ class Slots:
         if self._closed:
             slot.buffers.release()
         self._free.append(slot)
+        self._shrink()
         self._serve()
 
     def keep(self, slot: Slot, gradient: Gradient) -> None:

@@ -38,6 +38,13 @@ class WeightSet:
         self.shared = allocate is published
         """Whether workers of this host can map it."""
 
+    @classmethod
+    def holding(cls, buffers: FlatBuffers) -> "WeightSet":
+        """A set of weights that are there already; takes the buffers over."""
+        made = cls(())
+        made.buffers = buffers
+        return made
+
     def region_numbers(self) -> tuple[int, ...]:
         """The numbers of its regions, by extent."""
         return tuple(region.number for region in self.buffers.regions if isinstance(region, SharedRegion))
@@ -68,7 +75,7 @@ class Snapshot:
             dtypes=tuple(segment.dtype for segment in layout.segments),
             min_steps=int(fewest[index]),
             max_steps=int(most[index]),
-            effective=_changed(self.options[index].options, self.effective[index]),
+            effective=changed_options(self.options[index].options, self.effective[index]),
         )
 
     def summaries(self) -> tuple[GroupSummary, ...]:
@@ -80,7 +87,8 @@ class Snapshot:
         return self.weights.buffers.arrays[group]
 
 
-def _changed(options: Options, effective: Options) -> Options:
+def changed_options(options: Options, effective: Options) -> Options:
+    """What differs in effective options from those that a group was told."""
     return {} if effective is options else {n: v for n, v in effective.items() if v != options.get(n)}
 
 
@@ -132,15 +140,16 @@ class Snapshots:
 
     # Writers
 
-    def share(self) -> None:
+    def share(self) -> WeightSet:
         """From now on weights lie in memory that workers of this host can map; copies the current ones there.
 
-        Called while no step runs. Who holds a set that is not shared keeps it. Raises `OSError`, and changes nothing
-        then.
+        Called while no step runs. Who holds a set that is not shared keeps it. Returns the current set. Raises
+        `OSError`, and changes nothing then.
         """
         if not self.current.weights.shared:
             self.current = replace(self.current, weights=self._copied_to_shared(self.current.weights))
         self.shared = True
+        return self.current.weights
 
     def _copied_to_shared(self, weights: WeightSet) -> WeightSet:
         copied = WeightSet(weights.buffers.extents, published)
@@ -150,19 +159,14 @@ class Snapshots:
         self._sets.append(copied)
         return copied
 
-    def add(self, buffers: FlatBuffers) -> None:
-        """Takes the weights of new groups into the current set, without copying where they may stay.
-
-        Raises `OSError`, and changes nothing then.
-        """
-        if self.current.weights.shared:
-            here = FlatBuffers(buffers.extents, published)
-            for target, source in zip(here.all_slabs(), buffers.all_slabs(), strict=True):
-                target[:] = source
-            buffers = here
-        # All weights of a version lie in one set.
-        self.current.weights.buffers.adopt(buffers)
-        self._number(self.current.weights)
+    def placed(self, buffers: FlatBuffers) -> FlatBuffers:
+        """The weights of a new group, in memory of the kind that the current set has; raises `OSError`."""
+        if not self.current.weights.shared:
+            return buffers
+        here = FlatBuffers(buffers.extents, published)
+        for target, source in zip(here.all_slabs(), buffers.all_slabs(), strict=True):
+            target[:] = source
+        return here
 
     async def spare(self) -> WeightSet:
         """A set to write the next version into; waits while the bound is reached and all others are being read.
@@ -257,7 +261,7 @@ class Snapshots:
         if snapshot.weights is not self.current.weights:
             elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
             self.journal.note(snapshot.version.version, changes, elements)
-            self._number(snapshot.weights)
+        self._number(snapshot.weights)
         self.current = snapshot
 
     def _number(self, weights: WeightSet) -> None:

@@ -16,10 +16,11 @@ from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.flat import Array
 from optd_server.store.rows import RowPlace
-from optd_server.store.snapshots import StepRanges
+from optd_server.store.snapshots import StepRanges, changed_options
 from optd_wire.errors import InvalidOption, OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
+    EffectiveOptions,
     FlatRange,
     GroupInfo,
     GroupOptions,
@@ -29,6 +30,8 @@ from optd_wire.values import (
     Options,
 )
 
+PARAMETER_COST = 64
+"""The bookkeeping for a parameter takes about as long as arithmetic on so many elements."""
 MOST_IN_FORCE = 64
 """How many options are remembered with what schedules make of them, beside four for each parameter."""
 
@@ -202,6 +205,26 @@ class Groups:
         unscheduled = all(group.options is now for group, now in zip(self.options, found, strict=True))
         self._lasting = (self.options, found) if unscheduled else None
         return found
+
+    def effective_with(self, changes: Iterable[tuple[int, GroupOptions]], version: int) -> list[Options]:
+        """As `effective`, if these options of groups were in force."""
+        found = list(self.effective(version))
+        for index, changed in changes:
+            found[index] = effective(changed.options, version)
+        return found
+
+    def scheduled(self, version: int) -> tuple[EffectiveOptions, ...]:
+        """The options that schedules change in the step from `version`, of the groups that have such."""
+        found = self.effective(version)
+        if not self.is_scheduled:
+            return ()
+        pairs = zip(self.options, found, strict=True)
+        changed = [(group.group, changed_options(group.options, now)) for group, now in pairs]
+        return tuple(EffectiveOptions(name, options) for name, options in changed if options)
+
+    def cost(self, elements: int) -> int:
+        """The cost of work on so many elements, in elements: each parameter costs something by itself."""
+        return elements + PARAMETER_COST * self.parameters
 
     @property
     def is_scheduled(self) -> bool:

@@ -1,9 +1,8 @@
-"""Which options of a job have changed, when and by whom: the last ones in full, and of each option its last one."""
+"""Which options of a job have changed, when and by whom: the last changes in full, and the last one of each option."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, OptionChange, Options, OptionValue
@@ -13,76 +12,88 @@ KEPT = 256
 LONGEST = 500
 _DEFAULTS: Options = {option.name: option.default for option in GROUP_OPTIONS}
 
+Numbered = tuple[int, OptionChange]
+"""A change, and how many the job has had before it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Who asks for changes, and when."""
 
     wall: float
-    """Seconds of the epoch."""
+    """Seconds since the epoch."""
     worker: str = ""
-    """Whose push or state they come with; empty for a call of its own."""
+    """The worker whose push or state they come with; empty for a call of its own."""
 
 
-class OptionChanges:
-    """Bounded: by `KEPT`, and by the options that there are."""
+@dataclass(slots=True)
+class OptionHistory:
+    """Bounded by `KEPT`, and by the number of options that there are."""
 
-    def __init__(self) -> None:
-        self._numbers = count()
-        self._recent: deque[tuple[int, OptionChange]] = deque(maxlen=KEPT)
-        self._last: dict[tuple[str, str], tuple[int, OptionChange]] = {}
-        self._counts: Counter[str] = Counter()
+    recent: deque[Numbered] = field(default_factory=lambda: deque(maxlen=KEPT))
+    last: dict[tuple[str, str], Numbered] = field(default_factory=dict)
+    """By group (empty: the job as a whole) and option."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """By group, how many changes there have been."""
 
     def of(self, group: str | None = None) -> tuple[OptionChange, ...]:
-        """Those of a group, of the job as a whole (""), or all (None), oldest first."""
-        known = dict([*self._last.values(), *self._recent])
+        """The changes of a group, of the job as a whole (""), or all (None), oldest first."""
+        known = dict([*self.last.values(), *self.recent])
         return tuple(known[number] for number in sorted(known) if group in (None, known[number].group))
 
     def forgotten(self, group: str | None = None) -> int:
         """How many more there have been than `of` gives."""
-        total = self._counts.total() if group is None else self._counts[group]
+        total = self.counts.total() if group is None else self.counts[group]
         return total - len(self.of(group))
 
-    def note_group(self, before: GroupOptions, after: GroupOptions, origin_of: Callable[[str], Origin]) -> None:
-        """Notes what differs in a group's options; `origin_of` an option's name tells where its change is from."""
-        old, new = {**_DEFAULTS, **before.options}, {**_DEFAULTS, **after.options}
-        for name in {**after.options, **_DEFAULTS}:
-            value = new[name]
-            if old[name] != value:
-                self._add(after.since_version, after.group, name, old[name], value, origin_of(name))
+    def add(self, changes: Iterable[OptionChange]) -> None:
+        """Notes changes, in their order."""
+        for change in changes:
+            numbered = self.counts.total(), change
+            self.recent.append(numbered)
+            self.last[change.group, change.option] = numbered
+            self.counts[change.group] += 1
 
-    def note_job(self, before: JobOptions, after: JobOptions, origin: Origin) -> None:
-        """Notes what differs in the options of the job as a whole."""
-        for name, value in after.options.items():
-            if before.options[name] != value:
-                self._add(after.since_version, "", name, before.options[name], value, origin)
 
-    def _add(
-        self, version: int, group: str, option: str, before: OptionValue, after: OptionValue, origin: Origin
-    ) -> None:
-        change = OptionChange(
-            unix_ms=int(origin.wall * 1000),
-            version=version,
-            group=group,
-            option=option,
-            before=_bounded(before),
-            after=_bounded(after),
-            worker=origin.worker,
-        )
-        numbered = next(self._numbers), change
-        self._recent.append(numbered)
-        self._last[group, option] = numbered
-        self._counts[group] += 1
+def changes_of_group(
+    before: GroupOptions, after: GroupOptions, origin_of: Callable[[str], Origin]
+) -> Iterator[OptionChange]:
+    """The differences between a group's options; `origin_of` an option's name tells who changed it."""
+    old, new = {**_DEFAULTS, **before.options}, {**_DEFAULTS, **after.options}
+    for name in {**after.options, **_DEFAULTS}:
+        if old[name] != new[name]:
+            yield _change(after.since_version, after.group, name, old[name], new[name], origin_of(name))
+
+
+def changes_of_job(before: JobOptions, after: JobOptions, origin: Origin) -> Iterator[OptionChange]:
+    """The differences between options of the job as a whole."""
+    for name, value in after.options.items():
+        if before.options[name] != value:
+            yield _change(after.since_version, "", name, before.options[name], value, origin)
 
 
 def origins(updates: Sequence[tuple[GroupUpdate, Origin]], group: str) -> Callable[[str], Origin]:
-    """Tells of each option of a group from where its change is, of several updates that follow one another."""
+    """Tells who changed each option of a group, of several updates that follow one another."""
     own = [(update, origin) for update, origin in updates if update.group == group]
 
     def origin_of(option: str) -> Origin:
         return next((origin for update, origin in reversed(own) if option in update.options), own[-1][1])
 
     return origin_of
+
+
+def _change(
+    version: int, group: str, option: str, before: OptionValue, after: OptionValue, origin: Origin
+) -> OptionChange:
+    return OptionChange(
+        unix_ms=int(origin.wall * 1000),
+        version=version,
+        group=group,
+        option=option,
+        before=_bounded(before),
+        after=_bounded(after),
+        worker=origin.worker,
+    )
 
 
 def _bounded(value: OptionValue) -> OptionValue:

@@ -11,7 +11,6 @@ from optd_wire.dtypes import check_dtype
 from optd_wire.errors import (
     DuplicateName,
     EmptyGroup,
-    InvalidPolicy,
     InvalidShape,
     JobMismatch,
     ParameterInTwoGroups,
@@ -19,11 +18,10 @@ from optd_wire.errors import (
     UnservedShape,
 )
 from optd_wire.names import check_label, check_name
-from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, ParameterInfo, ParameterSpec, Policy, Sync
+from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, ParameterInfo, ParameterSpec
 
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
-MAX_WORKERS = 4096
 # So many names fit a message that people read.
 LISTED = 8
 
@@ -34,7 +32,6 @@ def check_job(spec: JobSpec) -> None:
     algorithm = find_algorithm(spec.algorithm)
     check_defaults(algorithm, spec.defaults)
     check_job_options(algorithm, resolve_job_options(spec.options))
-    check_policy(spec.policy)
     if not any(group.parameters for group in spec.groups):
         raise EmptyGroup(what=f"job {spec.name!r}")
     holders: dict[str, str] = {}
@@ -46,12 +43,6 @@ def check_job(spec: JobSpec) -> None:
         check_group(group, spec.name, algorithm, holders)
     check_matches([check_options(group, algorithm, spec.defaults) for group in spec.groups])
     check_one_vector(algorithm, spec.groups)
-
-
-def check_policy(policy: Policy | None) -> None:
-    """Raises `InvalidPolicy` where a policy's values are out of range."""
-    if isinstance(policy, Sync) and not 1 <= policy.workers <= MAX_WORKERS:
-        raise InvalidPolicy(workers=policy.workers, most=MAX_WORKERS)
 
 
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:

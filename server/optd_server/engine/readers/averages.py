@@ -14,32 +14,30 @@ from optd_server.store.snapshots import Snapshot, WeightSet
 @contextmanager
 def room_for_copy(job: Job, name: str, memory: Memory) -> Iterator[None]:
     """Plans memory for a copy of an average while the block runs; raises `UnknownAverage` or `MemoryExceeded`."""
-    job.model.averages.find_filled(name, job.name)
-    with memory.lend(f"a copy of average {name!r} of job {job.name!r}", bytes_of(job.model.groups.layouts)):
+    job.state.averages.find_filled(name, job.name)
+    with memory.lend(f"a copy of average {name!r} of job {job.name!r}", bytes_of(job.state.groups.layouts)):
         yield
 
 
 async def copy_average(job: Job, name: str) -> Snapshot:
     """The job's snapshot with a copy of an average in the place of its weights."""
-    model = job.model
 
     def work() -> Snapshot:
-        current = model.snapshots.current
-        average = model.averages.find_filled(name, job.name)
+        current = job.snapshots.current
+        average = job.state.averages.find_filled(name, job.name)
         copied = WeightSet(average.buffers.extents)
         for target, source in zip(copied.buffers.all_slabs(), average.buffers.all_slabs(), strict=True):
             target[:] = source
         return replace(current, weights=copied)
 
-    return await job.between_steps(model.elements, work)
+    return await job.between_steps(job.state.groups.elements, work)
 
 
 async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
     """The job's snapshot, and a copy of rows of an average, in the order in which they were asked for."""
-    model = job.model
 
     def work() -> tuple[Snapshot, Array]:
-        average = model.averages.find_filled(name, job.name)
-        return model.snapshots.current, table.among(average.buffers.arrays[table.group])[table.ids]
+        average = job.state.averages.find_filled(name, job.name)
+        return job.snapshots.current, table.among(average.buffers.arrays[table.group])[table.ids]
 
     return await job.between_steps(table.ids.size * table.columns, work)

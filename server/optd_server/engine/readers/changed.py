@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optd_server.engine.job import Job
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
-from optd_server.store.journal import Change, Journal
+from optd_server.store.journal import Change
 from optd_server.store.rows import Ids, RowPlace
 from optd_server.store.snapshots import Snapshot
 from optd_wire.values import FlatRange
@@ -34,8 +35,9 @@ class Changed:
     rows: tuple[ChangedRows, ...]
 
 
-def changed_since(journal: Journal, extents: Sequence[Extent], version: int) -> Changed:
+def changed_since(job: Job, version: int) -> Changed:
     """What has changed since any weights of `version`, or may have, as far as the journal tells."""
+    journal, extents = job.snapshots.journal, job.state.groups.extents
     ranges: list[FlatRange] = []
     rows: list[ChangedRows] = []
     for number, extent in enumerate(extents):

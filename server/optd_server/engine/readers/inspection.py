@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from optd_server.engine.job import Job
-from optd_server.engine.model import Model
 from optd_server.engine.readers.looking import Provenance, look
 from optd_server.engine.readers.state import numbers_of
 from optd_server.optim import statistics
@@ -30,46 +29,45 @@ async def inspect_group(
     Statistics are computed between two steps, so that all are of one version. Where the last gradient is not kept,
     they wait for the next step, as long as `patience()` takes: see `looking.look`.
     """
-    model = job.model
-    group = model.groups.index(name, job.name)
+    group = job.state.groups.index(name, job.name)
     if parameter:
-        model.groups.locate(group, parameter)
-    elements = model.groups.layouts[group].count if with_statistics else 0
+        job.state.groups.locate(group, parameter)
+    elements = job.state.groups.layouts[group].count if with_statistics else 0
 
     def work() -> GroupReport:
-        reports = _reports(model, group, parameter, bins if with_statistics else None)
-        return GroupReport(model.snapshots.current.summary(group), model.version, reports)
+        reports = _reports(job, group, parameter, bins if with_statistics else None)
+        return GroupReport(job.snapshots.current.summary(group), job.version, reports)
 
     if not with_statistics:
         return await job.between_steps(elements, work), Provenance(None)
     return await look(job, elements, work, patience, lent=True)
 
 
-def _reports(model: Model, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:
-    layout = model.groups.layouts[group]
+def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:
+    layout = job.state.groups.layouts[group]
     reports: dict[int, ParameterReport] = {}
     for index, segment in enumerate(layout.segments):
-        state = model.groups.state(group, index)
+        state = job.state.groups.state(group, index)
         for place, member in enumerate(segment.members):
             info = layout.parameters[member]
             if parameter in ("", info.name):
-                fields = () if bins is None else _statistics(model, group, index, place, bins)
-                overrides = _overrides(model, group, member)
+                fields = () if bins is None else _statistics(job, group, index, place, bins)
+                overrides = _overrides(job, group, member)
                 reports[member] = ParameterReport(info, int(state.steps[place]), fields, overrides)
     return [reports[member] for member in sorted(reports)]
 
 
-def _overrides(model: Model, group: int, member: int) -> Options:
+def _overrides(job: Job, group: int, member: int) -> Options:
     """Options in which a parameter differs from its group."""
-    by_name, common = model.groups.by_name(group), model.groups.options[group].options
+    by_name, common = job.state.groups.by_name(group), job.state.groups.options[group].options
     own = common if by_name is None else by_name[member]
     return {name: value for name, value in own.items() if name not in common or common[name] != value}
 
 
-def _statistics(model: Model, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:
+def _statistics(job: Job, group: int, index: int, place: int, bins: int) -> tuple[FieldStatistics, ...]:
     return tuple(
         FieldStatistics(field, _plain(statistics.summarize(array, bins=bins)))
-        for field, array in numbers_of(model, group, index, place)
+        for field, array in numbers_of(job, group, index, place)
     )
 
 

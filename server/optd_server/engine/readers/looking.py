@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from optd_server.engine.job import Job
+from optd_server.store.flat import Array
+from optd_server.store.gradients import Gradient
 
 T = TypeVar("T")
 
@@ -26,9 +28,8 @@ async def look(
     Waits for that no longer than `patience()` takes. Then, with `lent`, a gradient in a worker's memory will do, which
     the worker may have written over since; the note says so. Else `work` finds none.
     """
-    model = job.model
-    if model.version.version and model.slots.last is None and job.workers.active:
-        asked = model.looks.ask(model.cost(elements), lambda: (work(), model.version.version))
+    if job.state.version and job.slots.last is None and job.leases.active:
+        asked = job.looks.ask(job.state.groups.cost(elements), lambda: (work(), job.state.version))
         patient: asyncio.Future[None] = asyncio.ensure_future(patience())
         try:
             futures: tuple[asyncio.Future[Any], ...] = (asked, patient)
@@ -44,18 +45,37 @@ async def look(
 
 def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Provenance]:
     """Between two steps: with what lies in a slot, or in a worker's memory."""
-    model = job.model
-    version = model.version.version
-    if model.slots.last is not None:
+    version = job.state.version
+    if job.slots.last is not None:
         return work(), Provenance(version)
     if not version:
         return work(), Provenance(None, "no step has been made yet")
-    known = model.looks.lent
+    known = job.looks.lent
     if known is not None and lent:
         note = (
             f"no step came while the server waited for one: these are the numbers that the memory of worker "
             f"{known.worker!r} has now, and it may have written there since"
         )
-        return model.looks.with_gradient(known.gradient, work), Provenance(version, note)
+        return job.looks.with_gradient(known.gradient, work), Provenance(version, note)
     note = "the gradient of the last step is not kept, and no step came while the server waited for one"
     return work(), Provenance(None, note)
+
+
+def last_gradient(job: Job, group: int, segment: int) -> Array | None:
+    """The gradient of the last step for a segment of a group, if it is still there."""
+    groups, last = job.state.groups, _last(job)
+    extent, place = groups.place(group, segment)
+    if last is None or extent >= len(last.slabs):
+        return None
+    return last.slabs[extent][place.slab][place.start : place.start + groups.layouts[group].segments[segment].count]
+
+
+def has_gradient(job: Job, group: int, segment: int, parameter: int) -> bool:
+    """Whether a parameter of a segment had a gradient in the last step, if that is still there."""
+    extent, place = job.state.groups.place(group, segment)
+    last = _last(job)
+    return last is not None and last.has(extent, place.slab, place.first + parameter)
+
+
+def _last(job: Job) -> Gradient | None:
+    return job.slots.last if job.looks.gradient is None else job.looks.gradient

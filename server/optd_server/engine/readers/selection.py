@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optd_server.engine.options.groups import Groups
+from optd_server.engine.job import Job
 from optd_server.store.flat import Array
 from optd_server.store.snapshots import Snapshot
 from optd_wire.errors import InvalidRequest, UnknownParameter
@@ -11,15 +11,13 @@ from optd_wire.rows import Ids, check_ids
 from optd_wire.values import FlatRange
 
 
-def ranges_of(
-    groups: Groups, job: str, names: Iterable[str], parameters: Iterable[str]
-) -> tuple[FlatRange, ...] | None:
+def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tuple[FlatRange, ...] | None:
     """The ranges of these groups and of these parameters, in order; None where nothing is named, which is everything.
 
     Raises `UnknownGroup` or `UnknownParameter`.
     """
-    wanted = set(parameters)
-    whole = {groups.index(name, job) for name in names}
+    groups, wanted = job.state.groups, set(parameters)
+    whole = {groups.index(name, job.name) for name in names}
     if not wanted and not whole:
         return None
     ranges: list[FlatRange] = []
@@ -32,7 +30,7 @@ def ranges_of(
         ranges.extend(FlatRange(index, p.offset, p.size) for p in sorted(found, key=lambda p: p.offset))
         wanted.difference_update(parameter.name for parameter in found)
     if wanted:
-        raise UnknownParameter(where=f"job {job!r}", parameter=min(wanted)[:200])
+        raise UnknownParameter(where=f"job {job.name!r}", parameter=min(wanted)[:200])
     return tuple(ranges)
 
 
@@ -59,12 +57,13 @@ class Table:
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 
-def table_of(groups: Groups, job: str, group: str, parameter: str, ids: Ids) -> Table:
+def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
     """The rows `ids` of a parameter, of whichever group has it where `group` is empty.
 
     Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` for a parameter without rows.
     """
-    searched = [groups.index(group, job)] if group else range(len(groups))
+    groups = job.state.groups
+    searched = [groups.index(group, job.name)] if group else range(len(groups))
     for index in searched:
         layout = groups.layouts[index]
         for number, info in enumerate(layout.parameters):
@@ -77,5 +76,5 @@ def table_of(groups: Groups, job: str, group: str, parameter: str, ids: Ids) -> 
             start = info.offset - layout.segments[segment].offset
             columns = info.size // info.shape[0] if info.size else 0
             return Table(index, number, segment, start, info.shape[0], columns, ids)
-    where = f"group {group!r} of job {job!r}" if group else f"job {job!r}"
+    where = f"group {group!r} of job {job.name!r}" if group else f"job {job.name!r}"
     raise UnknownParameter(where=where, parameter=parameter[:200])

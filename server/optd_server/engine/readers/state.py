@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from optd_server.engine.job import Job
-from optd_server.engine.model import Model
 from optd_server.engine.options.fields import layout_of, shapes_of
 from optd_server.engine.options.groups import Groups
-from optd_server.engine.readers.looking import look
+from optd_server.engine.readers.looking import has_gradient, last_gradient, look
 from optd_server.optim.algorithm import StateField
 from optd_server.store.flat import Array, bytes_of, computed_bytes_of
 from optd_wire.dtypes import DTYPES
@@ -41,9 +40,9 @@ class StateReading:
 
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
-    groups = job.model.groups
+    groups = job.state.groups
     states = list(groups.state_fields)
-    known = [WEIGHTS, GRADIENT, STEP, *states, *(info.name for info in job.model.averages.infos())]
+    known = [WEIGHTS, GRADIENT, STEP, *states, *(info.name for info in job.state.averages.infos())]
     for field in fields:
         if field not in known:
             raise UnknownField(job=job.name, field=field[:200], fields=", ".join(known))
@@ -63,44 +62,44 @@ async def read_state(job: Job, selection: Selection, patience: Callable[[], Awai
     """
 
     def work() -> StateReading:
-        return _read(job.model, selection)
+        return _read(job, selection)
 
     if GRADIENT in selection.fields:
-        return (await look(job, job.model.elements, work, patience, lent=False))[0]
-    return await job.between_steps(job.model.elements, work)
+        return (await look(job, job.state.groups.elements, work, patience, lent=False))[0]
+    return await job.between_steps(job.state.groups.elements, work)
 
 
-def _read(model: Model, selection: Selection) -> StateReading:
-    indices = range(len(model.groups)) if selection.group is None else [selection.group]
-    frames = [frame for group in indices for frame in _frames(model, group, selection)]
-    groups = tuple(_group_state(model, index, with_gradient=GRADIENT in selection.fields) for index in indices)
-    return StateReading(ReadStateResult(model.version, groups, model.averages.infos()), frames)
+def _read(job: Job, selection: Selection) -> StateReading:
+    indices = range(len(job.state.groups)) if selection.group is None else [selection.group]
+    frames = [frame for group in indices for frame in _frames(job, group, selection)]
+    groups = tuple(_group_state(job, index, with_gradient=GRADIENT in selection.fields) for index in indices)
+    return StateReading(ReadStateResult(job.version, groups, job.state.averages.infos()), frames)
 
 
-def _frames(model: Model, group: int, selection: Selection) -> Iterator[Frame]:
+def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
     """The selected numbers of one group."""
-    layout = model.groups.layouts[group]
+    layout = job.state.groups.layouts[group]
     for index, segment in enumerate(layout.segments):
-        for start, stop in _elements(model.groups, group, segment, index, selection.parameter):
-            for field, array in _beside_weights(model, group, index):
+        for start, stop in _elements(job.state.groups, group, segment, index, selection.parameter):
+            for field, array in _beside_weights(job, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
-    for shaped in model.groups.state_fields.values():
+    for shaped in job.state.groups.state_fields.values():
         if not shaped.elementwise and shaped.name in selection.fields:
-            yield from _shaped_frames(model.groups, group, shaped, selection.parameter)
+            yield from _shaped_frames(job.state.groups, group, shaped, selection.parameter)
 
 
-def _beside_weights(model: Model, group: int, index: int) -> Iterator[tuple[str, Array]]:
+def _beside_weights(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
     """The fields of a segment that have a number for each weight."""
-    yield WEIGHTS, model.snapshots.current.arrays(group)[index]
-    gradient = model.gradient(group, index)
+    yield WEIGHTS, job.snapshots.current.arrays(group)[index]
+    gradient = last_gradient(job, group, index)
     if gradient is not None:
         yield GRADIENT, gradient
-    for info in model.averages.infos():
+    for info in job.state.averages.infos():
         if info.updates:
-            yield info.name, model.averages.find(info.name, model.name).buffers.arrays[group][index]
-    state = model.groups.state(group, index).state
-    yield from ((name, state[name]) for name, field in model.groups.state_fields.items() if _has(state, field))
+            yield info.name, job.state.averages.find(info.name, job.name).buffers.arrays[group][index]
+    state = job.state.groups.state(group, index).state
+    yield from ((name, state[name]) for name, field in job.state.groups.state_fields.items() if _has(state, field))
 
 
 def _has(state: Mapping[str, Array], field: StateField) -> bool:
@@ -130,14 +129,14 @@ def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tu
                 yield layout.parameters[member].name, state.of(field.name, place).reshape(-1)
 
 
-def numbers_of(model: Model, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
+def numbers_of(job: Job, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
     """The fields that a parameter of a segment has numbers of its own in; of others, what lies there means nothing."""
-    state = model.groups.state(group, index)
+    state = job.state.groups.state(group, index)
     start = int(state.offsets[place])
     stop = start + int(state.sizes[place])
-    yield WEIGHTS, model.snapshots.current.arrays(group)[index][start:stop]
-    gradient = model.gradient(group, index)
-    if gradient is not None and model.has_gradient(group, index, place):
+    yield WEIGHTS, job.snapshots.current.arrays(group)[index][start:stop]
+    gradient = last_gradient(job, group, index)
+    if gradient is not None and has_gradient(job, group, index, place):
         yield GRADIENT, gradient[start:stop]
     yield from ((name, state.of(name, place)) for name, started in state.started.items() if started[place])
 
@@ -153,9 +152,9 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
     return [(start, start + int(state.sizes[place]))]
 
 
-def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState:
+def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
     """Steps and entries in the order of the group's list, put together from its segments."""
-    groups = model.groups
+    groups = job.state.groups
     layout = groups.layouts[group]
     steps = [0] * len(layout.parameters)
     entries = {
@@ -169,7 +168,7 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
         state = groups.state(group, index)
         for place, member in enumerate(segment.members):
             if with_gradient:
-                entries[GRADIENT][member] = model.has_gradient(group, index, place)
+                entries[GRADIENT][member] = has_gradient(job, group, index, place)
             steps[member] = int(state.steps[place])
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
@@ -187,9 +186,9 @@ def _group_state(model: Model, group: int, *, with_gradient: bool) -> GroupState
 
 def selected_bytes(job: Job, selection: Selection) -> int:
     """How much a copy of the selection takes; a single parameter is counted as its group."""
-    layouts = job.model.groups.layouts
+    layouts = job.state.groups.layouts
     chosen = layouts if selection.group is None else [layouts[selection.group]]
-    kept = {name for _, _, _, state in job.model.groups.slabs() for name in state.state}
-    known = job.model.groups.state_fields
+    kept = {name for _, _, _, state in job.state.groups.slabs() for name in state.state}
+    known = job.state.groups.state_fields
     fields = [field for field in selection.fields if field in kept or field not in (STEP, *known)]
     return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in fields)

@@ -1,32 +1,16 @@
-"""A push on its way: who it is of, where its gradient comes from, and what becomes of it."""
+"""A push on its way: who sent it, how its gradient comes, and what its callers wait for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+from optd_server.engine.rounds.policies.base import PushId
 from optd_server.store.gradients import Gradient
 from optd_wire.errors import OptdError
 from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
-
-def _outcome() -> asyncio.Future[PushResult]:
-    return asyncio.get_running_loop().create_future()
-
-
-class Receiver(Protocol):
-    """Takes the gradients of a round's pushes."""
-
-    def must_wait(self, push: "Push", frames: Sequence[Received]) -> bool:
-        """Whether other pushes have to pass first where these frames belong."""
-
-    async def write(self, push: "Push", frames: Sequence[Received]) -> None:
-        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
-
-
-def _receiver() -> asyncio.Future[Receiver]:
-    return asyncio.get_running_loop().create_future()
+T = TypeVar("T")
 
 
 class Upload(Protocol):
@@ -42,37 +26,79 @@ class Upload(Protocol):
         """Says that what has come waits for others, which may take long: room for it is planned for the job."""
 
 
-@dataclass(eq=False, slots=True)
+class Receiver(Protocol):
+    """Takes the gradients of a round's pushes."""
+
+    def must_wait(self, push: "Push", frames: Sequence[Received]) -> bool:
+        """Whether other pushes have to write first at the places of these frames."""
+
+    async def write(self, push: "Push", frames: Sequence[Received]) -> None:
+        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
+
+
+class Promise(Generic[T]):
+    """A result that is still to come. Costs no future while nobody waits for it."""
+
+    __slots__ = ("_error", "_future", "_result", "is_done")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._result: T | None = None
+        self._error: OptdError | None = None
+        self._future: asyncio.Future[T] | None = None
+
+    def succeed(self, result: T) -> None:
+        """Gives the result, unless there is one."""
+        if not self.is_done:
+            self.is_done, self._result = True, result
+            if self._future is not None and not self._future.done():
+                self._future.set_result(result)
+
+    def fail(self, error: OptdError) -> None:
+        """Gives an error in its place, unless there is a result."""
+        if not self.is_done:
+            self.is_done, self._error = True, error
+            if self._future is not None and not self._future.done():
+                self._future.set_exception(error)
+                # All callers may have gone away; then nobody asks for the exception.
+                self._future.exception()
+
+    def get(self) -> T:
+        """The result, which must be there; raises the error in its place."""
+        if self._error is not None:
+            raise self._error
+        assert self.is_done
+        return self._result  # type: ignore[return-value]
+
+    async def wait(self) -> T:
+        """Waits for the result; raises the error in its place. Safe to cancel."""
+        if self.is_done:
+            return self.get()
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(self._future)
+
+
 class Push:
     """One push. Its gradient lies in memory that the worker shares, or is received once the push's round begins."""
 
-    header: PushHeader
-    shared: Gradient | None = None
-    wall: float = 0.0
-    """When it was announced, in seconds of the epoch."""
-    begun: asyncio.Future[Receiver] = field(default_factory=_receiver)
-    """The round that it is part of, once that is complete and has room."""
-    outcome: asyncio.Future[PushResult] = field(default_factory=_outcome)
-    successor: "Push | None" = None
-    """The same push, sent again by another call, which has taken this one's place."""
+    __slots__ = ("begun", "header", "id", "outcome", "shared", "successor", "waits_for", "wall")
 
-    async def begins(self) -> Receiver:
-        """The round that it is part of, once that begins; raises what ends the push before. Safe to cancel."""
-        return await asyncio.shield(self.begun)
-
-    async def result(self) -> PushResult:
-        """What has become of it; raises what has ended it. Safe to cancel."""
-        return await asyncio.shield(self.outcome)
-
-    def succeed(self, result: PushResult) -> None:
-        """Tells the callers what the push has become."""
-        if not self.outcome.done():
-            self.outcome.set_result(result)
+    def __init__(self, header: PushHeader, shared: Gradient | None = None, wall: float = 0.0) -> None:
+        self.header = header
+        self.id = PushId(header.worker, header.epoch, header.sequence)
+        self.shared = shared
+        self.wall = wall
+        """When it was announced, in seconds since the epoch."""
+        self.waits_for = ""
+        """What it waits for before its round begins, while it does."""
+        self.begun: Promise[Receiver] = Promise()
+        """The round that it is part of, once that is complete and has room."""
+        self.outcome: Promise[PushResult] = Promise()
+        self.successor: Push | None = None
+        """The same push, sent again by another call, which has taken this one's place."""
 
     def fail(self, error: OptdError) -> None:
         """Tells the callers that the push has come to nothing."""
-        for future in (self.begun, self.outcome):
-            if not future.done():
-                future.set_exception(error)
-                # All callers may have gone away; then nobody asks for the exception.
-                future.exception()
+        self.begun.fail(error)
+        self.outcome.fail(error)

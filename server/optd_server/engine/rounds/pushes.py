@@ -1,111 +1,108 @@
 """The way of a push through a job: admitted, offered to the policy, received in its round, stepped, answered."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 
-from optd_server.engine.membership.workers import Workers
-from optd_server.engine.model import Model
+from optd_server.engine import decide
+from optd_server.engine.clock import Clock
+from optd_server.engine.fold import Fold
+from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
-from optd_server.engine.options.history import Origin
-from optd_server.engine.rounds.intake import check_header
+from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.looks import Looks
+from optd_server.engine.rounds.policies.base import Decisions, HoldPush, MakeStep, Policy, PushId, RefusePush
 from optd_server.engine.rounds.push import Push, Upload
 from optd_server.engine.rounds.round import Refused, Round
-from optd_server.engine.rounds.stepping import Outcome, Stepping, no_memory
+from optd_server.engine.rounds.stepping import Stepping, no_memory
+from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
-from optd_server.store.gradients import Gradient, Slot
-from optd_wire.errors import (
-    FutureVersion,
-    InvalidRequest,
-    JobFailed,
-    OptdError,
-    PushPending,
-    PushWithdrawn,
-    RoundBroken,
-    SequenceGap,
-)
+from optd_server.store.gradients import Gradient, Slot, Slots
+from optd_wire.errors import InvalidRequest, OptdError, PushPending, PushWithdrawn, RoundBroken
 from optd_wire.frames import Received
-from optd_wire.values import JobUpdate, PushHeader, PushResult
-
-logger = logging.getLogger(__name__)
+from optd_wire.values import PushHeader, PushResult
 
 
 class Pushes:
-    """The pushes of one job: those under way, and the marks of those that have been applied.
+    """The pushes of one job that are under way.
 
-    A push is known by worker, epoch and sequence. Of each worker one push is under way at a time, and the mark of
-    its last one is kept: so a repeat is recognised at every stage, and the account stays small.
+    A push is known by worker, epoch and sequence. Of each worker one push is under way at a time, and the job's state
+    keeps the mark of its last one: so a repeat is recognised at every stage, and the account stays small.
     """
 
-    def __init__(self, model: Model, workers: Workers, writer: Writer, offload: Offload) -> None:
-        self.applied = 0
-        self._model = model
-        self._rule = model.rule
-        self._workers = workers
+    def __init__(
+        self,
+        fold: Fold,
+        leases: Leases,
+        policy: Policy,
+        writer: Writer,
+        offload: Offload,
+        memory: JobMemory,
+        slots: Slots,
+        looks: Looks,
+        clock: Clock,
+    ) -> None:
+        self.policy = policy
+        self.stepping = Stepping(fold, memory, slots, looks, offload)
+        self._fold = fold
+        self._state = fold.state
+        self._leases = leases
         self._writer = writer
         self._offload = offload
-        self._stepping = Stepping(model, offload)
+        self._memory = memory
+        self._slots = slots
+        self._looks = looks
+        self._clock = clock
         self._under_way: dict[str, Push] = {}
+        """By worker."""
+        self._held: dict[PushId, Push] = {}
+        """Those that the policy holds."""
         self._rounds: dict[Push, Round] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failed: JobFailed | None = None
 
     def waits(self, worker: str) -> bool:
         """Whether a push of the worker waits for its round."""
-        return any(push.header.worker == worker for push in self._rule.waiting)
-
-    @property
-    def failure(self) -> str:
-        """Why the job takes no more steps; empty while it does."""
-        return "" if self._failed is None else str(self._failed)
+        return any(held.worker == worker for held in self._held)
 
     # From announcement to step
 
-    def admit(self, header: PushHeader, now: float) -> PushResult | Push | None:
+    def admit(self, header: PushHeader) -> PushResult | Push | None:
         """Decides about a push from its identity alone.
 
-        Returns the result of one that has been applied, the push itself where it is under way already, or None for
-        a new one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
+        Returns the reply to one that has been applied, the push itself if it is under way already, or None for a new
+        one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
         """
-        worker = self._workers.check(header.worker, header.epoch, now)
+        member = self._leases.check(header.worker, header.epoch, self._clock.monotonic())
         known = self._under_way.get(header.worker)
         if known is not None:
             if known.header.sequence == header.sequence and known.header.epoch == header.epoch:
                 return known
             raise PushPending(worker=header.worker, sequence=known.header.sequence)
-        if worker.reply is not None and header.sequence == worker.sequence:
-            return replace(worker.reply, repeat=True)
-        if header.sequence != worker.sequence + 1:
-            raise SequenceGap(
-                worker=header.worker,
-                sequence=header.sequence,
-                expected=worker.sequence + 1,
-                last=worker.sequence,
-            )
-        self._check_not_failed()
+        reply = decide.known_reply(member, header)
+        if reply is not None:
+            return replace(reply, repeat=True)
+        self._fold.check_not_failed()
         return None
 
-    async def push(self, header: PushHeader, upload: Upload, now: float, wall: float = 0.0) -> PushResult:
+    async def push(self, header: PushHeader, upload: Upload) -> PushResult:
         """Makes a gradient that is to be received part of a step, once; waits for the step.
 
-        `now` is the time by which leases are measured, `wall` that of the epoch. Raises what `admit` raises, what is
-        wrong with the header, with a frame or with the options that ride along, `PushWithdrawn`, or `RoundBroken`,
-        after which the push may be sent again.
+        Raises what `admit` raises, what is wrong with the header, with a frame or with the options that ride along,
+        `PushWithdrawn`, or `RoundBroken`, after which the push may be sent again.
         """
-        known = self.admit(header, now)
+        known = self.admit(header)
         if known is not None and not self._supersedes(known):
             await upload.skip()
             return await outcome(known)
-        push = self._announce(Push(header, wall=wall))
+        push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
             known.successor = push
         try:
-            if not push.begun.done():
+            if not push.begun.is_done:
                 upload.park()
-            round_ = await push.begins()
+            round_ = await push.begun.wait()
 
             async def write(frames: Sequence[Received]) -> None:
                 if round_.must_wait(push, frames):
@@ -120,42 +117,41 @@ class Pushes:
                 # What has ended this very push says more, if it was not another one of its round.
                 return await outcome(push)
             raise
-        return await push.result()
+        return await push.outcome.wait()
 
-    async def push_shared(self, header: PushHeader, gradient: Gradient, now: float, wall: float = 0.0) -> PushResult:
+    async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """As `push`, for a gradient that lies in memory that its worker shares."""
-        known = self.admit(header, now)
+        known = self.admit(header)
         if known is not None:
             return await outcome(known)
-        self._model.looks.forget(header.worker)
-        return await self._announce(Push(header, gradient, wall)).result()
+        self._looks.forget(header.worker)
+        return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
 
     def _announce(self, push: Push) -> Push:
         """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
         header = push.header
         check_header(header)
-        version = self._model.version.version
-        if header.base_version > version:
-            raise FutureVersion(
-                worker=header.worker, base_version=header.base_version, job=self._model.name, version=version
-            )
+        decide.check_base(self._state, header)
         if header.flush and push.shared is not None and _has_gradient(push.shared):
             raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
         self._check_kind(push)
-        self._stepping.check_evaluation(header)
-        # What rides along must go together with what waits; it takes effect with the step, or not at all.
-        self._stepping.plan_options([*self._rule.waiting, push])
+        decide.check_evaluation(self._state, header)
+        if header.updates:
+            # They must go together with those of the pushes that wait; they take effect with the step, or not at all.
+            self.stepping.edits([*self._held.values(), push])
         self._under_way[header.worker] = push
-        due = self._rule.offer(push)
-        if due:
-            self._begin(due)
-        else:
-            self._model.notify()
+        self._offer(push)
         return push
 
+    def _offer(self, push: Push) -> None:
+        self._held[push.id] = push
+        self._carry_out(self.policy.offered(push.id, self._clock.monotonic()))
+        if not push.begun.is_done:
+            self._fold.notify()
+
     def _check_kind(self, push: Push) -> None:
-        """Raises `InvalidRequest` where a flush is to share its round with gradients."""
-        other = next((each for each in self._rule.waiting if each.header.flush != push.header.flush), None)
+        """Raises `InvalidRequest` if a flush would share its round with gradients."""
+        other = next((each for each in self._held.values() if each.header.flush != push.header.flush), None)
         if other is not None:
             waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
             raise InvalidRequest(
@@ -166,8 +162,8 @@ class Pushes:
     def _supersedes(self, known: PushResult | Push) -> bool:
         """Ends a push whose gradient is still to be received, because it has come again by another call.
 
-        The first call may hang on a connection that is dead without either side knowing. Where the gradient is there,
-        the push goes on, and has one outcome for both.
+        The first call may hang on a connection that is dead without either side knowing. If the gradient is there, the
+        push goes on, and has one outcome for both.
         """
         if not isinstance(known, Push) or known.shared is not None:
             return False
@@ -181,7 +177,7 @@ class Pushes:
         """Says that the gradient of a push is there; its step follows when those of its round are, too."""
         round_ = self._rounds.get(push)
         if round_ is None:
-            push.outcome.result()  # which raises what has ended it meanwhile
+            push.outcome.get()  # raises the error that has ended it meanwhile
             return
         round_.seal(push)
         self._step_if_complete(round_)
@@ -191,7 +187,7 @@ class Pushes:
 
         Nothing happens to one whose step has begun.
         """
-        self._end(push, RoundBroken(job=self._model.name, why=why))
+        self._end(push, RoundBroken(job=self._state.name, why=why))
 
     def withdraw(self, worker: str, why: str) -> None:
         """Takes the worker's push back, unless its step has begun."""
@@ -200,14 +196,14 @@ class Pushes:
             self._end(push, PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
 
     def withdraw_shared(self, worker: str, why: str) -> None:
-        """As `withdraw`, where the push's gradient lies in memory that the worker shares."""
+        """As `withdraw`, if the push's gradient lies in memory that the worker shares."""
         push = self._under_way.get(worker)
         if push is not None and push.shared is not None:
             self.withdraw(worker, why)
 
     def refuse_waiting(self, error: OptdError) -> None:
         """Answers the pushes that wait for their round with `error`."""
-        for push in tuple(self._rule.waiting):
+        for push in tuple(self._held.values()):
             self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
@@ -219,46 +215,76 @@ class Pushes:
             else:
                 self._break_all(round_, error)
 
+    # Decisions
+
+    def tell(self, decisions: Decisions) -> None:
+        """Carries out what the policy has decided on something that happened to a worker, or with time."""
+        self._carry_out(decisions)
+
+    def exchange(self, policy: Policy) -> None:
+        """Has another policy decide from now on. It is offered the pushes that the old one held, in their order."""
+        held, self._held = list(self._held.values()), {}
+        self.policy = policy
+        for push in held:
+            self._offer_again(push)
+
+    def _carry_out(self, decisions: Decisions) -> None:
+        for decision in decisions:
+            match decision:
+                case MakeStep(pushes):
+                    self._begin([self._held.pop(each) for each in pushes])
+                case HoldPush(push, waits_for):
+                    self._held[push].waits_for = waits_for
+                case RefusePush(push, error):
+                    self._let_go(self._held.pop(push), error)
+
     # Rounds
 
     def _begin(self, due: Sequence[Push]) -> None:
         """Begins a round, when there is room for its gradient."""
         shared = len(due) == 1 and due[0].shared is not None
-        may_write = self._model.searches.is_under_way or self._model.conditioning.may_write(due[0].header)
-        if shared and not may_write:
+        if shared and not (self._state.search.is_under_way or self.stepping.settings.may_write(due[0].header)):
             self._start(due, None)
         else:
-            self._model.slots.take(lambda slot: self._start(due, slot))
+            self._slots.take(lambda slot: self._start(due, slot))
 
     def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
-        left = [push for push in due if not push.outcome.done()]
+        left = [push for push in due if not push.outcome.is_done]
         if len(left) < len(due):
             # One has been taken back while all waited for room: the others wait for another one.
             if slot is not None:
-                self._model.slots.give_back(slot)
+                self._slots.give_back(slot)
             for push in left:
                 self._offer_again(push)
             return
-        groups = self._model.groups
+        state = self._state
         if slot is not None:
             try:
-                slot.fit(groups.extents)
+                slot.fit(state.groups.extents)
             except OSError as problem:
-                self._model.slots.give_back(slot)
+                self._slots.give_back(slot)
                 for push in due:
-                    self._let_go(push, no_memory(self._model.name, "its gradient", problem))
+                    self._let_go(push, no_memory(state.name, "its gradient", problem))
                 return
+        settings = self.stepping.settings.now
         # What a search tries may be beyond all numbers: it is told so, and turns round.
-        nonfinite = ZERO if self._model.searches.is_under_way else self._model.conditioning.nonfinite
-        check_room = self._model.check_rows
-        reduction = self._model.conditioning.reduction
-        round_ = Round(due, slot, groups.extents, groups.names, self._offload, nonfinite, check_room, reduction)
+        nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
+        round_ = Round(
+            due,
+            slot,
+            state.groups.extents,
+            state.groups.names,
+            self._offload,
+            nonfinite,
+            self._memory.check_rows,
+            settings.reduction,
+        )
         for push in due:
             self._rounds[push] = round_
         if round_.all_shared:
             self._step_if_complete(round_)
         elif len(due) == 1:
-            due[0].begun.set_result(round_)
+            due[0].begun.succeed(round_)
         else:
             self._open(round_)
 
@@ -266,8 +292,7 @@ class Pushes:
         """Lets several pushes write to their slot."""
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
-            if not push.begun.done():
-                push.begun.set_result(round_)
+            push.begun.succeed(round_)
         for push in shared:
             self._spawn(self._add_shared(round_, push))
 
@@ -290,9 +315,7 @@ class Pushes:
         except InvalidRequest as error:
             self._let_go(push, error)
             return
-        due = self._rule.offer(push)
-        if due:
-            self._begin(due)
+        self._offer(push)
 
     def _step_if_complete(self, round_: Round) -> None:
         if round_.complete:
@@ -300,23 +323,35 @@ class Pushes:
 
     def _end(self, push: Push, error: OptdError) -> None:
         """Ends a push with an error, and with it its round, if that has begun and is not stepping yet."""
-        if push.outcome.done():
-            return  # what the rule has of the worker by now is its next push
+        if push.outcome.is_done:
+            return  # what the policy has of the worker by now is its next push
         round_ = self._rounds.get(push)
-        if round_ is None:
-            self._rule.withdraw(push.header.worker)
-            self._let_go(push, error)
-        elif not round_.stepping:
-            self._break(round_, push, error)
+        if round_ is not None:
+            if not round_.stepping:
+                self._break(round_, push, error)
+            return
+        was_held = self._held.pop(push.id, None) is not None
+        self._let_go(push, error)
+        if was_held:
+            self._carry_out(self.policy.withdrawn(push.id, self._clock.monotonic()))
 
     def _break(self, round_: Round, culprit: Push, error: OptdError) -> None:
         """Ends a round that one of its pushes has spoilt: what has been added up already is of no use."""
         why = f"the push of worker {culprit.header.worker!r} came to nothing"
-        others = RoundBroken(job=self._model.name, why=why)
-        slot = round_.slot
+        others = RoundBroken(job=self._state.name, why=why)
         for push in round_.pushes:
             self._let_go(push, error if push is culprit else others)
-        round_.break_off(lambda: None if slot is None else self._model.slots.give_back(slot))
+        self._release(round_)
+
+    def _break_all(self, round_: Round, error: OptdError) -> None:
+        """Ends a round as a whole."""
+        for push in round_.pushes:
+            self._let_go(push, error)
+        self._release(round_)
+
+    def _release(self, round_: Round) -> None:
+        slot = round_.slot
+        round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
 
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
         """Ends the account of a push."""
@@ -326,104 +361,44 @@ class Pushes:
         if error is not None:
             push.fail(copy(error))
 
-    # Actions of the writer
+    # An action of the writer
 
     async def _take(self, round_: Round) -> None:
-        """Makes the step of a round whose gradients are there."""
-        if self._rounds.get(round_.pushes[0]) is not round_:
+        """Makes the step of a round whose gradients are there, and answers its pushes."""
+        first = round_.pushes[0]
+        if self._rounds.get(first) is not round_:
             return  # broken off while it waited for the writer
         try:
             for push in round_.pushes:
                 self._check_still_wanted(round_, push)
-            await self._step(round_)
+            replies = await self.stepping.take(round_, lambda: self._rounds.get(first) is round_)
         except Refused as refusal:
             self._break(round_, refusal.push, refusal.error)
         except OptdError as error:
             self._break_all(round_, error)
-        except Exception as problem:
-            logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
-            self._fail(round_, problem)
-
-    async def update(self, update: JobUpdate, origin: Origin) -> None:
-        """Changes options of the job as a whole, and makes the step that they make due; see `Stepping.update`."""
-        if self._failed is not None:
-            self._model.update(update, origin)
-            return
-        try:
-            await self._stepping.update(update, origin)
-        except OptdError:
-            raise
-        except Exception as problem:
-            logger.exception("job %s failed after version %d", self._model.name, self._model.version.version)
-            raise copy(self._failure_of(problem)) from None
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
+            self._break_all(round_, self._fold.fail(problem))
+        else:
+            for push, reply in zip(round_.pushes, replies or (), strict=False):
+                self._answer(push, reply)
 
     def _check_still_wanted(self, round_: Round, push: Push) -> None:
         header = push.header
-        worker = self._workers.find(header.worker)
-        if worker is None or worker.epoch != header.epoch or not worker.active:
+        member = self._state.members.find(header.worker)
+        if member is None or member.epoch != header.epoch or not self._leases.holds(header.worker):
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
-        self._check_not_failed()
-        try:
-            before = round_.pushes[: round_.pushes.index(push)]
-            self._stepping.plan_options([*before, push])
-        except OptdError as error:
-            raise Refused(push, error) from None
+        self._fold.check_not_failed()
+        if len(round_.pushes) > 1 and header.updates:
+            try:
+                self.stepping.edits(round_.pushes[: round_.pushes.index(push) + 1])
+            except OptdError as error:
+                raise Refused(push, error) from None
 
-    def _check_not_failed(self) -> None:
-        if self._failed is not None:
-            # A new one each time: an error that is raised again and again drags along all tracebacks.
-            raise copy(self._failed)
-
-    async def _step(self, round_: Round) -> None:
-        outcome = await self._stepping.take(round_, lambda: self._rounds.get(round_.pushes[0]) is round_)
-        if outcome is not None:
-            for push in round_.pushes:
-                self._answer(push, outcome)
-
-    def _answer(self, push: Push, outcome: Outcome) -> None:
-        """Marks a push as dealt with and answers its callers.
-
-        One that has been `accumulated` becomes part of the version that comes next.
-        """
-        header = push.header
-        version = self._model.version
-        moved_on = header.known_revision != version.revision
-        still_to_come = bool(outcome.accumulated and not outcome.skipped)
-        result = PushResult(
-            version=version,
-            applied_version=0 if outcome.nothing_pending else version.version + still_to_come,
-            staleness=max(0, outcome.stepped_from - header.base_version),
-            repeat=False,
-            options=tuple(self._model.groups.options) if moved_on else (),
-            accumulated=outcome.accumulated,
-            skipped=outcome.skipped,
-            unfinished=outcome.unfinished,
-            clipped=outcome.clipped,
-            norms=outcome.norms_for(header),
-            effective=self._model.effective(),
-        )
-        self._workers.mark(header.worker, header.epoch, header.sequence, result)
-        self.applied += not (outcome.skipped or header.flush)
+    def _answer(self, push: Push, reply: PushResult) -> None:
+        """Gives the callers of a push its reply."""
         self._let_go(push)
-        push.succeed(result)
-
-    def _break_all(self, round_: Round, error: OptdError) -> None:
-        """Ends a round as a whole."""
-        slot = round_.slot
-        for push in round_.pushes:
-            self._let_go(push, error)
-        round_.break_off(lambda: None if slot is None else self._model.slots.give_back(slot))
-
-    def _fail(self, round_: Round, problem: Exception) -> None:
-        """Ends the job's steps: its state may have changed half-way, and no further step would be right."""
-        self._break_all(round_, self._failure_of(problem))
-        self._model.notify()
-
-    def _failure_of(self, problem: Exception) -> JobFailed:
-        version = self._model.version.version
-        self._failed = JobFailed(job=self._model.name, version=version, problem=repr(problem)[:200])
-        return self._failed
+        push.outcome.succeed(reply)
 
 
 def _has_gradient(gradient: Gradient) -> bool:
@@ -431,11 +406,11 @@ def _has_gradient(gradient: Gradient) -> bool:
 
 
 async def outcome(known: PushResult | Push) -> PushResult:
-    """The result of a push for a call that it is a repeat for. The caller may be cancelled; the push goes on."""
+    """The result of a push for a call that repeats it. The caller may be cancelled; the push goes on."""
     while isinstance(known, Push):
         push = known
         try:
-            known = await push.result()
+            known = await push.outcome.wait()
         except RoundBroken:
             if push.successor is None:
                 raise

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from optd_server.engine.offload import Offload
-from optd_server.engine.rounds.intake import Intake, weight_of
 from optd_server.engine.rounds.push import Push
+from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
 from optd_server.engine.step.reduction import Reduction
-from optd_server.optim.job_options import MEAN, REJECT, SKIP, SUM
+from optd_server.optim.job_options import MEAN, REJECT, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Slot
@@ -92,7 +92,8 @@ class Round:
         """Whether its step has begun: then nothing takes a push out of it any more."""
         self._extents = tuple(extents)
         self._offload = offload
-        self._nonfinite = nonfinite
+        self.nonfinite = nonfinite
+        """What happens to entries that are not finite: the job's option of that name as the round began."""
         self._check_room = check_room
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents) if len(self.pushes) > 1 else []
@@ -231,7 +232,7 @@ class Round:
                 before.moved.clear()
                 await before.moved.wait()
         if self._broken:
-            part.push.outcome.result()
+            part.push.outcome.get()
 
     async def _working(self, work: Awaitable[None]) -> None:
         self._writing += 1
@@ -261,9 +262,7 @@ class Round:
         part = self._parts[push]
         assert part.presence is not None
         weight = weight_of(push.header)
-        return Contribution(
-            push.header.worker, push.wall, weight, part.presence, frozenset(part.tables), part.intake.found
-        )
+        return Contribution(weight, part.presence, frozenset(part.tables), part.intake.found)
 
     def _gradient(self) -> Gradient:
         """The gradient of the step: the only one, or for each parameter the mean over the pushes that have it.
@@ -336,11 +335,6 @@ class Round:
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
-
-    @property
-    def skips_nonfinite(self) -> bool:
-        """Whether no step is to be made of it if some entries are not finite."""
-        return self._nonfinite == SKIP
 
     @property
     def elements(self) -> int:

@@ -1,55 +1,39 @@
-"""The step of a round whose gradients are there: what is done to them, with them, and where it ends.
+"""The step of a round whose gradients are there: from the round to an event, and from the event to replies.
 
-Actions of the job's writer: one at a time. Who is to be answered, and how, is no business of this module.
+Actions of the job's writer: one at a time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from optd_server.engine.model import Model
+from optd_server.engine.decide import check_evaluation, group_edits, job_edits, mark_of
+from optd_server.engine.events import (
+    Mark,
+    NonfiniteEntries,
+    OptionEdits,
+    OptionsChanged,
+    RoundAdded,
+    Skipped,
+    Stepped,
+)
+from optd_server.engine.fold import Fold
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.history import Origin
-from optd_server.engine.readers.looks import Lent
-from optd_server.engine.rounds.intake import loss_of
+from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.looks import Lent, Looks
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Refused, Round
-from optd_server.engine.step.arithmetic import Step
-from optd_server.engine.step.conditioning import UNCLIPPED
+from optd_server.engine.step.accumulation import finished, weighted
+from optd_server.engine.step.conditioning import UNCLIPPED, bounded
+from optd_server.engine.step.intake import loss_of
 from optd_server.engine.step.kinds import check_gradients
-from optd_server.engine.step.norms import norms_of_step
 from optd_server.engine.step.reduced import Reduced
-from optd_server.optim import option
-from optd_server.optim.algorithm import Iterative
-from optd_server.optim.clipping import Clipped
-from optd_server.optim.job_options import ACCUMULATE, ZERO
-from optd_server.store.gradients import Gradient
+from optd_server.engine.step.settings import Settings
+from optd_server.optim.clipping import Bounds, Clipped
+from optd_server.optim.job_options import SKIP, ZERO
+from optd_server.store.gradients import Gradient, Slots, Totals
 from optd_server.store.snapshots import WeightSet
-from optd_wire.errors import InvalidRequest, LossMissing, OptdError, RoundBroken, StaleEvaluation
-from optd_wire.values import GroupNorms, GroupOptions, GroupUpdate, JobUpdate, PushHeader
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What has become of a round, and the version that it found."""
-
-    stepped_from: int
-    accumulated: int = 0
-    """How many rounds are added up for a step that is still to come; 0 where there was one."""
-    skipped: bool = False
-    """Whether there was none, and is to be none."""
-    unfinished: bool = False
-    """Whether the algorithm asks about the new weights, before its step is at its end."""
-    nothing_pending: bool = False
-    """Whether there was no step because it was to be one of what is added up, and nothing was."""
-    clipped: bool = False
-    """Whether the gradient has been made smaller."""
-    norms: tuple[GroupNorms, ...] = ()
-    for_all: bool = False
-    """Whether norms are for all pushes, and not only for those that have asked."""
-
-    def norms_for(self, header: PushHeader) -> tuple[GroupNorms, ...]:
-        """The norms that the answer of a push tells."""
-        return self.norms if self.for_all or header.norms else ()
+from optd_wire.errors import OptdError, RoundBroken
+from optd_wire.values import GroupUpdate, JobUpdate, PushResult
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
@@ -58,261 +42,221 @@ def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
     return RoundBroken(job=job, why=why)
 
 
-def _updates(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
+def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
+    """The changes of options that ride along with pushes, one after the other."""
     return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
 
 
 class Stepping:
     """Takes the steps of one job."""
 
-    def __init__(self, model: Model, offload: Offload) -> None:
-        self._model = model
+    def __init__(self, fold: Fold, memory: JobMemory, slots: Slots, looks: Looks, offload: Offload) -> None:
+        self.settings = Settings(fold.state)
+        self._fold = fold
+        self._state = fold.state
+        self._memory = memory
+        self._slots = slots
+        self._looks = looks
         self._offload = offload
 
-    def plan_options(self, pushes: Sequence[Push]) -> list[tuple[int, GroupOptions]]:
-        """The options that the groups have after what rides along with these pushes, one after the other."""
-        updates = [update for push in pushes for update in push.header.updates]
-        if not updates:
-            return []
-        return self._model.groups.plan_updates(updates, self._model.name, self._model.version.version)
+    def edits(self, pushes: Sequence[Push]) -> OptionEdits:
+        """The options of the groups with what rides along with these pushes; raises what is wrong with them."""
+        return group_edits(self._state, updates_of(pushes))
 
-    async def take(self, round_: Round, is_whole: Callable[[], bool]) -> Outcome | None:
-        """Makes a round a step, or adds it up for one; returns None where it is no longer whole, as `is_whole` tells.
+    async def take(self, round_: Round, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
+        """Makes a round a step, or adds it to those that make one; returns the replies to its pushes.
 
-        Raises `Refused` for a push that cannot be part of any step, or `RoundBroken`; nothing has changed then.
+        Returns None if the round is no longer whole, as `is_whole` tells. Raises `Refused` for a push that cannot be
+        part of any step, `RoundBroken`, or `MemoryExceeded`, and has changed nothing then; or `JobFailed`.
         """
-        model, conditioning = self._model, self._model.conditioning
-        version = model.version.version
-        # Of what has been added up when this round comes; nobody adds to it while the writer is here.
-        steps = conditioning.pending > 0 if round_.flushes else not conditioning.waits_for_more
-        weights = await self._spare() if steps else None
+        state, pending = self._state, self._state.accumulation.count
+        flushes = round_.pushes[0].header.flush
+        # Nobody adds a round while the writer is here.
+        steps = pending > 0 if flushes else pending + 1 >= self.settings.now.rounds
+        into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
-        changes = self.plan_options(round_.pushes)
-        self._check_evaluations(round_)
-        self._check_gradients(round_, dict(changes))
-        self._check_room(round_)
+        edits = self.edits(round_.pushes)
+        self._check(round_, edits)
+        if edits:
+            self._memory.reserve_options(edits.groups, None)
+        self._make_room(round_)
         round_.stepping = True
-        elements = round_.elements
-        reduced = await self._offload.run(model.cost(elements), round_.reduce)
-        if changes:
-            model.change_options(changes, _updates(round_.pushes))
-        conditioning.note_nonfinite(reduced, version)
-        if round_.skips_nonfinite and reduced.nonfinite:
-            conditioning.note_skip()
-            self._let_go(round_)
-            return Outcome(version, accumulated=conditioning.pending, skipped=True)
-        if round_.flushes and not conditioning.pending:
-            self._let_go(round_)
-            return Outcome(version, nothing_pending=True)
-        reduced.gradient.cover(model.groups.extents)
-        sums_up = conditioning.accumulates
-        gradient: Gradient | None = reduced.gradient
-        if sums_up:
-            gradient = await self._accumulate(round_, reduced, last=weights is not None)
-        if gradient is None or weights is None:
-            return Outcome(version, accumulated=conditioning.pending)
-        wall = max(push.wall for push in round_.pushes)
-        elements = model.elements if sums_up else elements
-        return await self._step_with(gradient, weights, elements, round_, wall, is_finite=not reduced.nonfinite)
+        cost = state.groups.cost
+        reduced = await self._offload.run(cost(round_.elements), round_.reduce)
+        reduced.gradient.cover(state.groups.extents)
+        nonfinite = () if reduced.is_finite else _nonfinite(round_, reduced)
+        if nonfinite and round_.nonfinite == SKIP:
+            return await self._skip(round_, edits, nonfinite, nothing_pending=False)
+        if flushes and not pending:
+            return await self._skip(round_, edits, (), nothing_pending=True)
+        gradient, elements = reduced.gradient, reduced.elements
+        if self.settings.accumulates:
+            extents, compute = state.groups.extents, self._fold.compute()
+            added = await self._offload.run(cost(elements), lambda: weighted(reduced, extents, compute))
+            if into is None:
+                return await self._add(round_, gradient, added, edits, nonfinite)
+            gradient = await self._finish(round_, gradient, added)
+            elements = state.groups.elements
+        assert into is not None
+        bounds = self.settings.bounds(edits)
+        clipped = UNCLIPPED
+        if bounds is not None or any(push.header.norms for push in round_.pushes):
+            clipped = await self._bound(gradient, bounds, elements)
+        headers = [push.header for push in round_.pushes]
+        is_lost = bool(nonfinite) and state.search.is_under_way and self.settings.now.nonfinite != ZERO
+        event = Stepped(
+            wall=max(push.wall for push in round_.pushes),
+            pushes=tuple([mark_of(state, header, tells_norms=bounds is not None) for header in headers]),
+            gradient=gradient,
+            edits=edits,
+            nonfinite=nonfinite,
+            loss=None if is_lost else loss_of(headers, round_.reduction),
+            begins=all(header.begins for header in headers),
+            norm=clipped.norm,
+            is_clipped=clipped.changed,
+            norms=None if clipped.norms is None else tuple(clipped.norms.tolist()),
+        )
+        return await self._step(event, into, round_)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
-        """Changes options of the job as a whole; makes the step of what has been added up, where they make it due.
+        """Changes options of the job as a whole; makes the step of accumulated rounds that they make due.
 
-        Raises what `Model.update` raises, or `RoundBroken` where the system has no memory for the step.
+        Raises what is wrong with the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the
+        step.
         """
-        model, conditioning = self._model, self._model.conditioning
-        rounds = option.integer(model.planned_options(update).options, ACCUMULATE)
-        due = 0 < conditioning.pending >= rounds
-        if not due:
-            model.update(update, origin)
+        state = self._state
+        edits = job_edits(state, update, origin)
+        if not edits:
             return
-        weights, sums, extents = await self._spare(), conditioning.accumulation, model.groups.extents
+        assert edits.job is not None
+        rounds = self.settings.of(edits.job).rounds
+        if not 0 < state.accumulation.count >= rounds:
+            self._memory.reserve_options((), edits.job)
+            await self._fold.take(OptionsChanged(edits))
+            self._release_accumulation()
+            return
+        into = await self._spare()
         try:
-            sums.fit(None, extents)
-            model.update(update, origin)
-            # Averages that the update has begun are among them: without room there is no step, and it is due still.
-            model.averages.fit(extents)
+            state.accumulation.fit(state.groups.extents)
+            state.averages.fit(state.groups.extents)
         except OSError as problem:
-            raise no_memory(model.name, "what is added up and averaged", problem) from None
-        cost, how = model.cost(model.elements), conditioning.reduction
-        gradient = await self._offload.run(cost, lambda: sums.finish(None, extents, self._offload, how))
-        await self._step_with(gradient, weights, model.elements, None, origin.wall)
-        model.release_accumulation()
+            raise no_memory(state.name, "the gradients that are added up", problem) from None
+        self._memory.reserve_options((), edits.job)
+        await self._step(Stepped(wall=origin.wall, pushes=(), gradient=None, edits=edits), into, None)
 
-    async def _step_with(
+    async def _step(self, event: Stepped, into: WeightSet, round_: Round | None) -> Sequence[PushResult]:
+        snapshots, compute = self._fold.snapshots, self._fold.compute()
+        compute.into = into
+        compute.lacks = lambda extent, slab: snapshots.lacks(into, extent, slab)
+        applied = await self._fold.take(event, compute)
+        assert applied.gradient is not None
+        self._keep_gradient(round_, applied.gradient)
+        self._release_accumulation()
+        if self._looks.waiting:
+            # Nobody has been answered yet: a worker's memory still holds what the step was made of.
+            await self._looks.serve(applied.gradient, self._offload)
+        return applied.replies
+
+    async def _skip(
         self,
-        gradient: Gradient,
-        weights: WeightSet,
-        elements: int,
-        round_: Round | None,
-        wall: float,
+        round_: Round,
+        edits: OptionEdits,
+        nonfinite: tuple[NonfiniteEntries, ...],
         *,
-        is_finite: bool = True,
-    ) -> Outcome:
-        """Steps into a spare set of weights, and publishes it. The gradient has so many elements.
+        nothing_pending: bool,
+    ) -> Sequence[PushResult]:
+        applied = await self._fold.take(Skipped(self._marks(round_), nothing_pending, edits, nonfinite))
+        self._give_back(round_)
+        return applied.replies
 
-        `round_` is the one that has brought the gradient, or the last of it; None: it had all been added up. `wall` is
-        the time, in seconds of the epoch.
-        """
-        model, conditioning = self._model, self._model.conditioning
-        version = model.version.version
-        headers = [] if round_ is None else [push.header for push in round_.pushes]
-        if headers and all(header.begins for header in headers):
-            model.searches.abandon()
-        clipped = await self._clip(gradient, elements, headers)
-        step = Step(
-            model.groups,
-            version,
-            model.snapshots,
-            gradient,
-            weights,
-            model.searches,
-            self._loss(round_, headers, is_finite=is_finite),
-        )
-        await self._offload.run(model.cost(step.elements), lambda: step.take(self._offload))
-        if step.is_done:
-            await self._average(version + 1, weights)
-        norms = await self._norms(clipped, step, weights)
-        conditioning.note(clipped)
-        self._keep_gradient(round_, gradient)
-        model.publish_step(weights, step.changes, wall)
-        if model.looks.waiting:
-            # Nobody has been answered yet: what lies in a worker's memory is still what the step was made of.
-            await model.looks.serve(gradient, self._offload)
-        return Outcome(
-            version,
-            unfinished=not step.is_done,
-            clipped=clipped.changed,
-            norms=norms,
-            for_all=conditioning.clips,
-        )
+    async def _add(
+        self,
+        round_: Round,
+        gradient: Gradient,
+        added: tuple[Totals, tuple[float, ...]],
+        edits: OptionEdits,
+        nonfinite: tuple[NonfiniteEntries, ...],
+    ) -> Sequence[PushResult]:
+        weights, row_weights = added
+        event = RoundAdded(self._marks(round_), gradient, weights, row_weights, edits, nonfinite)
+        applied = await self._fold.take(event)
+        self._give_back(round_)
+        return applied.replies
 
-    async def _clip(self, gradient: Gradient, elements: int, headers: Sequence[PushHeader]) -> Clipped:
-        """Clips a gradient in place, and computes its norms, where the job or a push asks for that."""
-        model, conditioning = self._model, self._model.conditioning
-        if not conditioning.clips and not any(header.norms for header in headers):
-            return UNCLIPPED
-        effective = model.groups.effective(model.version.version)
+    def _marks(self, round_: Round) -> tuple[Mark, ...]:
+        return tuple(mark_of(self._state, push.header, tells_norms=False) for push in round_.pushes)
+
+    def _give_back(self, round_: Round) -> None:
+        if round_.slot is not None:
+            self._slots.give_back(round_.slot)
+
+    async def _finish(self, round_: Round, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
+        """The mean or sum of all rounds, in the slot of the last one. A flush brings nothing to them."""
+        state, how, compute = self._state, self.settings.now.reduction, self._fold.compute()
+        last, extents, slot = (gradient, *added), state.groups.extents, round_.slot
         return await self._offload.run(
-            model.cost(elements), lambda: conditioning.apply(gradient, effective, self._offload)
+            state.groups.cost(state.groups.elements),
+            lambda: finished(state.accumulation, last, slot, extents, how, compute),
         )
 
-    def _loss(self, round_: Round | None, headers: Sequence[PushHeader], *, is_finite: bool) -> float | None:
-        """The loss of an evaluation; None where a search has tried what is beyond all numbers."""
-        conditioning = self._model.conditioning
-        if round_ is None:
-            return loss_of(headers, conditioning.reduction)
-        if self._model.searches.is_under_way and conditioning.nonfinite != ZERO and not is_finite:
-            return None
-        return loss_of(headers, round_.reduction)
-
-    async def _average(self, version: int, weights: WeightSet) -> None:
-        """Lets the weights of a version enter the averages that are due."""
-        model, threads = self._model, self._offload.threads
-        due = model.averages.due(version)
-        if due:
-            cost = model.cost(model.elements)
-            await self._offload.run(cost, lambda: model.averages.update(due, weights.buffers, threads))
-
-    async def _norms(self, clipped: Clipped, step: Step, weights: WeightSet) -> tuple[GroupNorms, ...]:
-        """The norms of a step that has been taken and not published, where those of its gradient are known."""
-        model, found = self._model, clipped.norms
-        if found is None:
-            return ()
-        before, p = model.snapshots.current.weights.buffers, model.conditioning.norm_type
+    async def _bound(self, gradient: Gradient, bounds: Bounds | None, elements: int) -> Clipped:
+        """Clips a gradient in place, and finds its norms."""
+        groups, p, compute = self._state.groups, self.settings.now.norm_type, self._fold.compute()
         return await self._offload.run(
-            model.cost(step.elements),
-            lambda: norms_of_step(model.groups, found, before, weights.buffers, step.changes, p, self._offload),
+            groups.cost(elements), lambda: bounded(gradient, groups.extents, bounds, p, len(groups), compute)
         )
 
     def _keep_gradient(self, round_: Round | None, gradient: Gradient) -> None:
         """Notes where the gradient of the last step lies, for those who look at it."""
-        model = self._model
-        model.looks.lent = None
+        self._looks.lent = None
         if round_ is not None and round_.slot is not None:
-            model.slots.keep(round_.slot, gradient)
+            self._slots.keep(round_.slot, gradient)
             return
-        model.slots.forget()
+        self._slots.forget()
         if round_ is not None:
-            model.looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+            self._looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+
+    def _release_accumulation(self) -> None:
+        """Gives back the memory of gradients that are no longer added up."""
+        if not self.settings.accumulates and self._state.accumulation.release():
+            self._memory.fit()
 
     async def _spare(self) -> WeightSet:
         try:
-            return await self._model.snapshots.spare()
+            return await self._fold.snapshots.spare()
         except OSError as problem:
-            raise no_memory(self._model.name, "the weights after it", problem) from None
+            raise no_memory(self._state.name, "the weights after it", problem) from None
 
-    def _check_room(self, round_: Round) -> None:
-        """Raises `RoundBroken` where what is to be done to the gradient of a round cannot be done."""
-        conditioning, extents = self._model.conditioning, self._model.groups.extents
-        if round_.slot is None and conditioning.writes:
+    def _make_room(self, round_: Round) -> None:
+        """Raises `RoundBroken` if what is to be done to the gradient of a round cannot be done."""
+        state = self._state
+        if round_.slot is None and self.settings.writes:
             # Options have changed since it began: with the gradient in a slot it begins anew.
-            raise RoundBroken(job=self._model.name, why="options of the job have changed")
+            raise RoundBroken(job=state.name, why="options of the job have changed")
         try:
-            if round_.slot is not None and conditioning.accumulates:
-                conditioning.accumulation.fit(round_.slot, extents)
-            self._model.averages.fit(extents)
+            if round_.slot is not None and self.settings.accumulates:
+                round_.slot.fit(state.groups.extents)
+                state.accumulation.fit(state.groups.extents)
+            state.averages.fit(state.groups.extents)
         except OSError as problem:
-            raise no_memory(self._model.name, "what is added up and averaged", problem) from None
+            raise no_memory(state.name, "what is added up and averaged", problem) from None
 
-    async def _accumulate(self, round_: Round, reduced: Reduced, *, last: bool) -> Gradient | None:
-        """Adds a round to those before it; returns the mean or sum of all if it is the last one."""
-        model, sums = self._model, self._model.conditioning.accumulation
-        assert round_.slot is not None, "what is added up lies in a slot"
-        slot, extents = round_.slot, model.groups.extents
-        if not round_.flushes:
-            cost = model.cost(round_.elements)
-            await self._offload.run(cost, lambda: sums.add(reduced, extents, self._offload))
-        if last:
-            cost, how = model.cost(model.elements), model.conditioning.reduction
-            finished = await self._offload.run(cost, lambda: sums.finish(slot, extents, self._offload, how))
-            model.release_accumulation()
-            return finished
-        model.slots.give_back(slot)
-        model.notify()
-        return None
-
-    def _let_go(self, round_: Round) -> None:
-        """Ends a round that no step is made of; the job is where it was."""
-        if round_.slot is not None:
-            self._model.slots.give_back(round_.slot)
-        self._model.notify()
-
-    def check_evaluation(self, header: PushHeader) -> None:
-        """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
-        model, algorithm = self._model, self._model.groups.algorithm
-        if header.flush:
-            return
-        if not isinstance(algorithm, Iterative):
-            if header.loss is not None:
-                raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")
-            return
-        if header.loss is None:
-            raise LossMissing(algorithm=algorithm.name)
-        version = model.version.version
-        if header.base_version != version:
-            evaluated = f"of version {header.base_version}"
-        elif header.known_revision < model.written_revision:
-            evaluated = "before they were written anew"
-        else:
-            return
-        raise StaleEvaluation(
-            algorithm=algorithm.name, job=model.name, version=version, worker=header.worker, evaluated=evaluated
-        )
-
-    def _check_evaluations(self, round_: Round) -> None:
+    def _check(self, round_: Round, edits: OptionEdits) -> None:
+        """Raises `Refused` for a push that the algorithm cannot take: at these weights, or of this kind."""
+        options = {index: changed.options for index, changed in edits.groups}
         for push in round_.pushes:
             try:
-                self.check_evaluation(push.header)
+                check_evaluation(self._state, push.header)
+                check_gradients(self._state.groups, options, *round_.has(push))
             except OptdError as error:
                 raise Refused(push, error) from None
 
-    def _check_gradients(self, round_: Round, changes: Mapping[int, GroupOptions]) -> None:
-        """Raises `Refused` for a push that has gradients of a kind that the algorithm does not take."""
-        options = {index: changed.options for index, changed in changes.items()}
-        for push in round_.pushes:
-            try:
-                check_gradients(self._model.groups, options, *round_.has(push))
-            except OptdError as error:
-                raise Refused(push, error) from None
+
+def _nonfinite(round_: Round, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
+    """The entries of a round that were not finite, by push."""
+    return tuple(
+        NonfiniteEntries(push.header.worker, found.count, found.parameter, push.wall)
+        for push, each in zip(round_.pushes, reduced.contributions, strict=True)
+        if (found := each.nonfinite) is not None
+    )

@@ -1,141 +1,173 @@
 """Gradients of several rounds, added up for one step: the option `accumulate` of a job.
 
 The gradient of the step is the mean over all pushes, each with its weight; a parameter that some of them lack is
-averaged over those that have it. Or it is their sum, each times its weight: what is kept is the same, so that the
-option `reduction` which is in force at the step counts for all of them.
+averaged over those that have it. Or it is their sum, each times its weight. What is kept is the same for both, so the
+option `reduction` that is in force at the step counts for all rounds.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from optd_server.engine.offload import Offload
-from optd_server.engine.step.reduced import Reduced, Totals
+from optd_server.engine.compute import Compute
+from optd_server.engine.step.reduced import Reduced
 from optd_server.engine.step.reduction import Reduction, present_ranges
 from optd_server.optim.job_options import MEAN
-from optd_server.store.extents import Extent, Slab, computed
+from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.gradients import Gradient, Slot
+from optd_server.store.gradients import Gradient, Slot, Totals
 from optd_server.store.rows import RowPlace, Rows, merge
 
 
+@dataclass(slots=True)
 class Accumulation:
-    """What is added up for the next step. Changed by the job's writer alone."""
+    """The rounds that are added up for the next step."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        """How many rounds it is of."""
-        self._sums = FlatBuffers(())
-        self._totals: Totals = []
-        self._rows: dict[RowPlace, tuple[Rows, float]] = {}
-        """By the `whole` place of a parameter."""
+    count: int = 0
+    """How many rounds."""
+    sums: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
+    """The sum of all gradients, each times the weight of its push. A parameter without a weight has no sum yet."""
+    totals: Totals = field(default_factory=list)
+    rows: dict[RowPlace, tuple[Rows, float]] = field(default_factory=dict)
+    """By the `whole` place of a parameter: the sum of rows, and the weights of the pushes that had some."""
 
-    def fit(self, slot: Slot | None, extents: Sequence[Extent]) -> None:
-        """Makes room, here and in the slot that the mean goes to; raises OSError, and has changed nothing then."""
-        if slot is not None:
-            slot.fit(extents)
-        self._sums.extend(computed(extents))
-        self._totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self._totals) :]]
+    def fit(self, extents: Sequence[Extent]) -> None:
+        """Makes room for sums; raises OSError, and has changed nothing then."""
+        self.sums.extend(computed(extents))
+        self.totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self.totals) :]]
 
-    def add(self, reduced: Reduced, extents: Sequence[Extent], offload: Offload) -> None:
-        """Adds the gradient of a round, which lies in its slot and is of no use afterwards.
-
-        `fit` comes before. Runs off the event loop.
-        """
-        gradient, weights = reduced.gradient, reduced.weights(extents)
-        is_mean = reduced.reduction == MEAN  # a sum has the weights of its pushes in it already
+    def add(self, gradient: Gradient, weights: Totals, row_weights: Sequence[float], compute: Compute) -> None:
+        """Adds what `weighted` made of the gradient of a round, which stays as it is. `fit` comes before."""
         with np.errstate(all="ignore"):
-            for number, extent in enumerate(extents[: len(gradient.slabs)]):
+            for number, extent in enumerate(self.sums.extents[: len(gradient.slabs)]):
                 for index, slab in enumerate(extent.slabs):
-                    source, into = gradient.slabs[number][index], self._sums.slabs[number][index]
-                    own, totals = weights[number][index], self._totals[number][index]
-                    self._add(slab, source, into, own, own if is_mean else np.sign(own), totals, offload)
-            for rows in gradient.rows:
-                weight = reduced.row_weight(rows.place)
-                self._add_rows(rows, weight, weight if is_mean else 1.0)
+                    source, into = gradient.slabs[number][index], self.sums.slabs[number][index]
+                    own, totals = weights[number][index], self.totals[number][index]
+                    for mask, adds in ((totals == 0, False), (totals != 0, True)):
+                        for start, stop in present_ranges((own > 0) & mask, slab.starts, slab.sizes):
+                            compute.kernels.accumulate(into[start:stop], source[start:stop], add=adds)
+                    totals += own
+            for rows, weight in zip(gradient.rows, row_weights, strict=True):
+                _add_rows(self.rows, rows, weight)
         self.count += 1
-
-    def _add(
-        self,
-        slab: Slab,
-        source: Array,
-        into: Array,
-        weights: npt.NDArray[np.float64],
-        factors: npt.NDArray[np.float64],
-        totals: npt.NDArray[np.float64],
-        offload: Offload,
-    ) -> None:
-        first = totals == 0
-        for factor in np.unique(factors[factors > 0]).tolist():
-            for mask, add in ((first, False), (~first, True)):
-                for start, stop in present_ranges((factors == factor) & mask, slab.starts, slab.sizes):
-                    if factor != 1:
-                        offload.kernels.scale(source[start:stop], factor, offload.threads)
-                    offload.kernels.accumulate(into[start:stop], source[start:stop], add=add)
-        totals += weights
-
-    def _add_rows(self, rows: Rows, weight: float, factor: float) -> None:
-        values = rows.values if factor == 1 else rows.values * rows.values.dtype.type(factor)
-        added, whole = Rows(rows.place, rows.ids, values), rows.place.whole
-        known = self._rows.get(whole)
-        if known is None:
-            self._rows[whole] = (added, weight)
-            return
-        finest = known[0].place.finer(added.place)
-        before, added = known[0].at(finest), added.at(finest)
-        ids, sums = merge(np.concatenate([before.ids, added.ids]), np.concatenate([before.values, added.values]))
-        self._rows[whole] = (Rows(finest, ids, sums), known[1] + weight)
-
-    def finish(self, slot: Slot | None, extents: Sequence[Extent], offload: Offload, how: str) -> Gradient:
-        """Writes the mean of all, or the sum, as `how` says, to a slot, and begins anew. Runs off the event loop.
-
-        Without a slot it stays where it has been added up, until the next round is.
-        """
-        reduction = Reduction(extents, offload.kernels, offload.threads)
-        rows = self._spread_rows(extents)
-        for number, extent in enumerate(extents):
-            for index, slab in enumerate(extent.slabs):
-                totals, sums = self._totals[number][index], self._sums.slabs[number][index]
-                into = sums if slot is None else slot.buffers.slabs[number][index]
-                for start, stop in present_ranges(totals > 0, slab.starts, slab.sizes) if slot is not None else ():
-                    offload.kernels.copy(into[start:stop], sums[start:stop], offload.threads)
-                if how == MEAN:
-                    reduction.scale_inverse(into, slab, totals)
-        presence = [[totals > 0 for totals in row] for row in self._totals]
-        slabs = self._sums.slabs if slot is None else slot.buffers.slabs
-        for each, total in rows if how == MEAN else ():
-            reduction.scale_rows(each, total)
-        self.clear()
-        return Gradient(slabs, presence, tuple(each for each, _ in rows))
-
-    def _spread_rows(self, extents: Sequence[Extent]) -> list[tuple[Rows, float]]:
-        """The rows, but for those of parameters that other rounds have whole: they join these."""
-        left = []
-        for at, (rows, weight) in self._rows.items():
-            totals = self._totals[at.extent][at.slab]
-            if totals[at.parameter] > 0:
-                rows.add_to(self._sums.slabs[at.extent][at.slab])
-                totals[at.parameter] += weight
-            else:
-                left.append((rows, weight))
-        return left
 
     def clear(self) -> None:
         """Drops what is added up; the memory stays."""
         self.count = 0
-        self._rows.clear()
-        for row in self._totals:
+        self.rows.clear()
+        for row in self.totals:
             for totals in row:
                 totals[:] = 0
 
     def release_all(self) -> None:
         """Lets go of the memory of a job that is closed."""
-        self._sums.release()
-        self._rows.clear()
+        self.sums.release()
+        self.rows.clear()
 
     def release(self) -> bool:
-        """Gives the memory back, where nothing is added up; returns whether there was any."""
-        had = bool(self._sums.extents)
-        self._sums, self._totals = FlatBuffers(()), []
+        """Gives the memory back if nothing is added up; returns whether there was any."""
+        had = bool(self.sums.extents)
+        self.sums, self.totals = FlatBuffers(()), []
         return had
+
+
+def weighted(reduced: Reduced, extents: Sequence[Extent], compute: Compute) -> tuple[Totals, tuple[float, ...]]:
+    """Multiplies the gradient of a round, in place, by the weights of its pushes; returns the weights.
+
+    A gradient that is a sum has them already. The rows of a gradient are replaced, not changed.
+    """
+    gradient, weights = reduced.gradient, reduced.weights(extents)
+    row_weights = tuple(reduced.row_weight(rows.place) for rows in gradient.rows)
+    if reduced.reduction == MEAN:
+        for number, extent in enumerate(extents[: len(gradient.slabs)]):
+            for index, slab in enumerate(extent.slabs):
+                own = weights[number][index]
+                for factor in np.unique(own[(own > 0) & (own != 1)]).tolist():
+                    for start, stop in present_ranges(own == factor, slab.starts, slab.sizes):
+                        compute.kernels.scale(gradient.slabs[number][index][start:stop], factor, compute.threads)
+        gradient.rows = tuple(_times(rows, by) for rows, by in zip(gradient.rows, row_weights, strict=True))
+    return weights, row_weights
+
+
+def finished(
+    accumulation: Accumulation,
+    last: tuple[Gradient, Totals, tuple[float, ...]] | None,
+    into: Slot | None,
+    extents: Sequence[Extent],
+    how: str,
+    compute: Compute,
+) -> Gradient:
+    """Returns the gradient of the step: the mean of all rounds, or their sum, as `how` says.
+
+    `last` is what `weighted` made of a round that is not added yet; its gradient lies in the slot `into`, where the
+    result goes, and the accumulated rounds stay as they are. Without it the result takes the place of their sums.
+    """
+    totals = [[each.copy() for each in row] for row in accumulation.totals]
+    rows = dict(accumulation.rows)
+    sums = accumulation.sums
+    target = sums.slabs if into is None else into.buffers.slabs
+    reduction = Reduction(extents, compute.kernels, compute.threads)
+    with np.errstate(all="ignore"):
+        if last is not None:
+            _add_sums(accumulation, target, last[1], extents, compute)
+            for row, more in zip(totals, last[1], strict=False):
+                for own, added in zip(row, more, strict=True):
+                    np.add(own, added, out=own)
+            for each, weight in zip(last[0].rows, last[2], strict=True):
+                _add_rows(rows, each, weight)
+        left = []
+        for at, (each, weight) in rows.items():
+            if totals[at.extent][at.slab][at.parameter] > 0:  # other rounds have the parameter whole
+                each.add_to(target[at.extent][at.slab])
+                totals[at.extent][at.slab][at.parameter] += weight
+            else:
+                left.append((each, weight))
+        if how == MEAN:
+            for number, extent in enumerate(extents):
+                for index, slab in enumerate(extent.slabs):
+                    reduction.scale_inverse(target[number][index], slab, totals[number][index])
+            left = [(_divided(each, total), total) for each, total in left]
+    presence = [[each > 0 for each in row] for row in totals]
+    return Gradient(target, presence, tuple(each for each, _ in left))
+
+
+def _add_sums(
+    accumulation: Accumulation,
+    target: Sequence[Sequence[Array]],
+    last: Totals,
+    extents: Sequence[Extent],
+    compute: Compute,
+) -> None:
+    """Adds the sums of the rounds before to the last round, which lies in `target`."""
+    for number, extent in enumerate(extents):
+        for index, slab in enumerate(extent.slabs):
+            before = accumulation.totals[number][index] > 0
+            now = last[number][index] > 0 if number < len(last) else np.zeros(len(before), np.bool_)
+            source, into = accumulation.sums.slabs[number][index], target[number][index]
+            for mask, adds in ((before & ~now, False), (before & now, True)):
+                for start, stop in present_ranges(mask, slab.starts, slab.sizes):
+                    compute.kernels.accumulate(into[start:stop], source[start:stop], add=adds)
+
+
+def _add_rows(into: dict[RowPlace, tuple[Rows, float]], added: Rows, weight: float) -> None:
+    whole = added.place.whole
+    known = into.get(whole)
+    if known is None:
+        into[whole] = (added, weight)
+        return
+    finest = known[0].place.finer(added.place)
+    before, added = known[0].at(finest), added.at(finest)
+    ids, sums = merge(np.concatenate([before.ids, added.ids]), np.concatenate([before.values, added.values]))
+    into[whole] = (Rows(finest, ids, sums), known[1] + weight)
+
+
+def _times(rows: Rows, factor: float) -> Rows:
+    if factor == 1:
+        return rows
+    with np.errstate(all="ignore"):
+        return Rows(rows.place, rows.ids, rows.values * rows.values.dtype.type(factor))
+
+
+def _divided(rows: Rows, total: float) -> Rows:
+    return _times(rows, 1 / total)

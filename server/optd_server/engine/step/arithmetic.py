@@ -1,15 +1,16 @@
-"""The arithmetic of one step: new weights beside the current ones, state in place. Runs off the event loop.
+"""The arithmetic of one step: new weights beside the current ones, state in place.
 
 Where a gradient has most of a slab's elements every new weight is written. Where it has few, the set that the step
 writes to is brought up to date first, by what it lacks of the current weights; then only what changes is written.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from optd_server.engine.offload import INLINE_ELEMENTS, Offload
+from optd_server.engine.compute import INLINE_ELEMENTS, Compute
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.step.reduction import present_ranges
 from optd_server.optim.algorithm import Elementwise, Iterative
@@ -25,7 +26,7 @@ from optd_server.store.gradients import Gradient
 from optd_server.store.journal import FRACTION, Change, Changes
 from optd_server.store.ledger import Mask
 from optd_server.store.rows import Rows, densify
-from optd_server.store.snapshots import Snapshots, WeightSet
+from optd_server.store.snapshots import WeightSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class _Part:
 class Step:
     """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing.
 
+    `lacks` tells by extent and slab what the spare set lacks of the current weights; see `Compute`.
+
     Of an iterative algorithm it is one evaluation, with its `loss`, that moves one of `searches` on; None: the gradient
     was not finite.
     """
@@ -72,9 +75,10 @@ class Step:
         self,
         groups: Groups,
         version: int,
-        snapshots: Snapshots,
+        current: WeightSet,
         gradient: Gradient,
         into: WeightSet,
+        lacks: Callable[[int, int], list[Change] | None] | None,
         searches: Searches,
         loss: float | None,
     ) -> None:
@@ -82,16 +86,14 @@ class Step:
         """Whether the algorithm's step is at its end, once it has been taken."""
         self._groups = groups
         self._searches, self._loss = searches, loss
-        self._gradient = gradient
         self._version = version
-        # Rows that move with others: theirs is the step of a whole gradient.
+        self._lacks = lacks
+        # Rows whose step moves the other rows of their parameter, too: theirs is the step of a whole gradient.
         self._whole = [rows for rows in gradient.rows if self._moves_all(rows)]
-        if self._whole:
-            gradient.rows = tuple(rows for rows in gradient.rows if not self._moves_all(rows))
-        for rows in self._whole:
-            gradient.presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
+        self.gradient = self._with_whole(gradient) if self._whole else gradient
+        """The gradient as it is taken: some rows may have become whole gradients."""
         self._parts = [
-            [self._part(snapshots, into, number, index) for index in range(len(extent.slabs))]
+            [self._part(current, into, number, index) for index in range(len(extent.slabs))]
             for number, extent in enumerate(groups.extents)
         ]
         into.numbers.clear()
@@ -100,12 +102,19 @@ class Step:
         rule = self._groups.algorithm.rows
         return rule is None or rule.whole(self._groups.options_of(self._version, rows.place))
 
-    def _part(self, snapshots: Snapshots, into: WeightSet, number: int, index: int) -> _Part:
+    def _with_whole(self, gradient: Gradient) -> Gradient:
+        presence = [[flags.copy() for flags in row] for row in gradient.presence]
+        for rows in self._whole:
+            presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
+        return Gradient(gradient.slabs, presence, tuple(rows for rows in gradient.rows if not self._moves_all(rows)))
+
+    def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _Part:
         slab = self._groups.extents[number].slabs[index]
-        current = snapshots.current.weights.buffers.slabs[number][index]
+        current = weights.buffers.slabs[number][index]
         state = self._groups.slab_state(number, index)
-        present = self._gradient.presence[number][index]
-        rows = tuple(r for r in self._gradient.rows if (r.place.extent, r.place.slab) == (number, index))
+        gradient = self.gradient
+        present = gradient.presence[number][index]
+        rows = tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
         options, counts = self._groups.dealt(self._version, slab)
         change = self._change(slab, present, rows)
         if change is not None:
@@ -113,7 +122,7 @@ class Step:
             touched[[each.place.parameter for each in rows]] = True
             if (touched & returns(options, slab.parts if counts is None else counts, state.steps + 1)).any():
                 change = None
-        lacks = snapshots.lacks(into, number, index) if rows or change is not None else None
+        lacks = self._lacks(number, index) if self._lacks is not None and (rows or change is not None) else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:
             lacks = None
         return _Part(
@@ -123,7 +132,7 @@ class Step:
             state,
             current,
             into.buffers.slabs[number][index],
-            self._gradient.slabs[number][index] if number < len(self._gradient.slabs) else _nothing(state),
+            gradient.slabs[number][index] if number < len(gradient.slabs) else _nothing(state),
             present,
             rows,
             change,
@@ -154,17 +163,17 @@ class Step:
         """What it changes, by extent and slab."""
         return [[part.change for part in row] for row in self._parts]
 
-    def take(self, offload: Offload) -> None:
+    def take(self, compute: Compute) -> None:
         """Writes the weights after the step, and updates the state in the groups."""
-        densify(self._whole, self._gradient.slabs)
+        densify(self._whole, self.gradient.slabs)
         for row in self._parts:
             for part in row:
                 if isinstance(self._groups.algorithm, Iterative):
                     self._move(self._groups.algorithm, part)
                 elif part.is_small:
-                    self._take_small(part, offload)
+                    self._take_small(part, compute)
                 else:
-                    self._take_whole(part, offload)
+                    self._take_whole(part, compute)
 
     def _move(self, algorithm: Iterative, part: _Part) -> None:
         self.is_done = self._searches.move(
@@ -179,7 +188,7 @@ class Step:
             is_finite=self._loss is not None,
         )
 
-    def _take_whole(self, part: _Part, offload: Offload) -> None:
+    def _take_whole(self, part: _Part, compute: Compute) -> None:
         apply(
             self._groups.algorithm,
             part.options,
@@ -189,13 +198,13 @@ class Step:
             out=part.following,
             present=part.present,
             counts=part.counts,
-            threads=offload.threads,
-            backend=offload.kernels,
+            threads=compute.threads,
+            backend=compute.kernels,
         )
 
-    def _take_small(self, part: _Part, offload: Offload) -> None:
+    def _take_small(self, part: _Part, compute: Compute) -> None:
         if part.lacks is None:
-            offload.kernels.copy(part.following, part.current, offload.threads)
+            compute.kernels.copy(part.following, part.current, compute.threads)
         for change in part.lacks or ():
             change.copy(part.following, part.current)
         if not part.rows and not part.present.any():
@@ -212,8 +221,8 @@ class Step:
             present=part.present,
             rows=[RowGradient(rows.place.parameter, rows.ids, rows.values) for rows in part.rows],
             counts=part.counts,
-            threads=offload.threads,
-            backend=offload.kernels,
+            threads=compute.threads,
+            backend=compute.kernels,
         )
 
 

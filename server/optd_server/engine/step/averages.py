@@ -38,6 +38,7 @@ class Average:
 
     def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:
         """Becomes what was written of it. Of groups that this knows nothing of, it is what the weights are."""
+        self.buffers.extend(weights.extents)
         self.updates = updates
         for number, targets in enumerate(self.buffers.slabs):
             source = averages if number < len(averages.slabs) else weights
@@ -45,32 +46,30 @@ class Average:
                 target[:] = numbers
 
 
+@dataclass(slots=True)
 class Averages:
-    """All averages of one job. Changed by the job's writer alone."""
+    """All averages of one job."""
 
-    def __init__(self, options: Options) -> None:
-        self._kept: dict[str, Average] = {}
-        self.configure(options)
+    kept: dict[str, Average] = field(default_factory=dict)
 
     def configure(self, options: Options) -> None:
-        """Keeps what options ask for from now on, and drops the others."""
-        self._options = options
-        self._kept = {name: self._kept.get(name) or Average() for name in averages_of(options)}
+        """Keeps what options of the job ask for from now on, and drops the others."""
+        self.kept = {name: self.kept.get(name) or Average() for name in averages_of(options)}
 
     def release_all(self) -> None:
         """Lets go of the memory of a job that is closed."""
-        for average in self._kept.values():
+        for average in self.kept.values():
             average.buffers.release()
 
     def infos(self) -> tuple[AverageInfo, ...]:
         """What there is."""
-        return tuple(AverageInfo(name, average.updates) for name, average in self._kept.items())
+        return tuple(AverageInfo(name, average.updates) for name, average in self.kept.items())
 
     def find(self, name: str, job: str) -> Average:
         """An average; raises `UnknownAverage`."""
-        if name not in self._kept:
-            raise UnknownAverage(job=job, average=name[:200], averages=", ".join(self._kept) or "none")
-        return self._kept[name]
+        if name not in self.kept:
+            raise UnknownAverage(job=job, average=name[:200], averages=", ".join(self.kept) or "none")
+        return self.kept[name]
 
     def find_filled(self, name: str, job: str) -> Average:
         """An average that something has entered; raises `UnknownAverage` or `EmptyAverage`."""
@@ -79,46 +78,51 @@ class Averages:
             raise EmptyAverage(job=job, average=name)
         return average
 
-    def due(self, version: int) -> list[tuple[Average, float]]:
-        """The averages that the weights of a version enter, and their share in them."""
+    def due(self, version: int, options: Options) -> list[tuple[Average, float]]:
+        """The averages that the weights of a version enter under options of the job, and their share in them."""
         return [
-            (average, self._share(name, average)) for name, average in self._kept.items() if self._is_due(name, version)
+            (average, _share(name, average, options))
+            for name, average in self.kept.items()
+            if _is_due(name, version, options)
         ]
-
-    def _is_due(self, name: str, version: int) -> bool:
-        if name == EMA:
-            return True
-        start = option.integer(self._options, SWA_START)
-        return version >= start and (version - start) % option.integer(self._options, SWA_EVERY) == 0
-
-    def _share(self, name: str, average: Average) -> float:
-        if not average.updates:
-            return 1.0
-        return 1 - option.number(self._options, EMA_DECAY) if name == EMA else 1 / (average.updates + 1)
 
     def copies(self, weights: FlatBuffers) -> list[FlatBuffers]:
         """What averages have of groups that are to be added with these weights; raises OSError.
 
         Each average is then as if these groups had been there from its beginning.
         """
-        copied = [FlatBuffers(weights.extents) for _ in self._kept]
+        copied = [FlatBuffers(weights.extents) for _ in self.kept]
         for each in copied:
             for target, source in zip(each.all_slabs(), weights.all_slabs(), strict=True):
                 target[:] = source
         return copied
 
     def adopt(self, copies: Sequence[FlatBuffers]) -> None:
-        """Takes these over, where there is something to join; the others make room when they need it."""
-        for average, copied in zip(self._kept.values(), copies, strict=True):
+        """Takes these over into averages that have been updated; the others make room when they need it."""
+        for average, copied in zip(self.kept.values(), copies, strict=True):
             if average.updates:
                 average.buffers.adopt(copied)
 
     def fit(self, extents: Sequence[Extent]) -> None:
         """Makes room for all of `extents`; raises OSError."""
-        for average in self._kept.values():
+        for average in self.kept.values():
             average.buffers.extend(extents)
 
     def update(self, due: Iterable[tuple[Average, float]], weights: FlatBuffers, threads: int) -> None:
-        """Has weights enter the averages that they are due in; `fit` comes before."""
+        """Has weights enter the averages that they are due in."""
         for average, share in due:
+            average.buffers.extend(weights.extents)
             average.enter(weights, share, threads)
+
+
+def _is_due(name: str, version: int, options: Options) -> bool:
+    if name == EMA:
+        return True
+    start = option.integer(options, SWA_START)
+    return version >= start and (version - start) % option.integer(options, SWA_EVERY) == 0
+
+
+def _share(name: str, average: Average, options: Options) -> float:
+    if not average.updates:
+        return 1.0
+    return 1 - option.number(options, EMA_DECAY) if name == EMA else 1 / (average.updates + 1)

@@ -1,11 +1,11 @@
-"""The norms of a step by group: of its gradient, and of what it has changed in the weights. Runs off the event loop."""
+"""The norms of a step by group: of its gradient, and of what it has changed in the weights."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.engine.offload import Offload
+from optd_server.engine.compute import Compute
 from optd_server.engine.options.groups import Groups
 from optd_server.optim.clipping import norm_of
 from optd_server.optim.difference import difference_norm
@@ -25,7 +25,7 @@ def norms_of_step(
     after: FlatBuffers,
     changes: Changes,
     p: float,
-    offload: Offload,
+    compute: Compute,
 ) -> tuple[GroupNorms, ...]:
     """The p-norms over all groups, and of each; those of the gradient by group are known.
 
@@ -36,7 +36,7 @@ def norms_of_step(
         for index, slab in enumerate(extent.slabs):
             arrays = after.slabs[number][index], before.slabs[number][index]
             for group, new, old in _changed(slab, changes[number][index], *arrays):
-                found[group].append(difference_norm(new, old, p, offload.threads))
+                found[group].append(difference_norm(new, old, p, compute.threads))
     updates = np.array([norm_of(np.asarray(parts), p) for parts in found], np.float64)
     overall = GroupNorms("", norm_of(gradient, p), norm_of(updates, p))
     return overall, *map(GroupNorms, groups.names, gradient.tolist(), updates.tolist())

@@ -1,28 +1,21 @@
 """What the pushes of a round come to: one gradient, and what each push has brought of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from optd_server.engine.rounds.intake import Nonfinite
+from optd_server.engine.step.intake import Nonfinite
 from optd_server.store.extents import Extent
-from optd_server.store.gradients import Gradient
+from optd_server.store.gradients import Gradient, Totals
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import RowPlace
-
-Totals = list[list[npt.NDArray[np.float64]]]
-"""By extent and slab, shape (P,): the sum of the weights of the pushes that have each parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
     """What one push brings to a round."""
 
-    worker: str
-    wall: float
-    """When the push was announced, in seconds since the epoch."""
     weight: float
     presence: Presence
     """The parameters that it has whole gradients of."""
@@ -32,20 +25,21 @@ class Contribution:
     """Its entries that are not finite, if they did not make it refused."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reduced:
     """The gradient of a round: the mean of its pushes' gradients, or their sum, as `reduction` says."""
 
     gradient: Gradient
     reduction: str
     contributions: tuple[Contribution, ...]
+    """In the order of the pushes."""
     elements: int
     """How many elements the pushes have sent gradients of."""
 
     @property
-    def nonfinite(self) -> list[Contribution]:
-        """The contributions that have entries that are not finite."""
-        return [each for each in self.contributions if each.nonfinite is not None]
+    def is_finite(self) -> bool:
+        """Whether all entries were finite; those that were not may be zeros by now."""
+        return all(each.nonfinite is None for each in self.contributions)
 
     def weights(self, extents: Sequence[Extent]) -> Totals:
         """The sum of the weights of the pushes that have each parameter whole."""
@@ -58,8 +52,4 @@ class Reduced:
 
     def row_weight(self, place: RowPlace) -> float:
         """The sum of the weights of the pushes that have rows of a parameter."""
-        return _sum(each.weight for each in self.contributions if place.whole in each.tables)
-
-
-def _sum(weights: Iterable[float]) -> float:
-    return sum(weights, 0.0)
+        return sum([each.weight for each in self.contributions if place.whole in each.tables], 0.0)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.engine.rounds.intake import Intake
+from optd_server.engine.step.intake import Intake
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.reduce import Contribution
 from optd_server.optim.runs import BLOCK

@@ -1,14 +1,15 @@
 """InspectionService: what a person or a program wants to see."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
+from optd_server.engine.clock import Clock
 from optd_server.engine.job import Job
 from optd_server.engine.options.resolution import describe_algorithms, describe_group_options, describe_job_options
 from optd_server.engine.readers.inspection import MAX_BINS, inspect_group
+from optd_server.rpc.callers import Caller
 from optd_server.rpc.patience import wait_for_step
 from optd_wire.convert import to_message
 from optd_wire.errors import InvalidRequest, UnknownJob
@@ -30,11 +31,11 @@ class InspectionService:
         self._status = status
         self._stopping = stopping
 
-    async def get_server_status(self, request: pb.GetServerStatusRequest) -> Any:
+    async def get_server_status(self, request: pb.GetServerStatusRequest, caller: Caller) -> Any:
         """Describes the server."""
         return to_message(self._status())
 
-    async def list_algorithms(self, request: pb.ListAlgorithmsRequest) -> Any:
+    async def list_algorithms(self, request: pb.ListAlgorithmsRequest, caller: Caller) -> Any:
         """Describes every algorithm."""
         return pb.ListAlgorithmsResponse(
             algorithms=map(to_message, describe_algorithms()),
@@ -42,18 +43,18 @@ class InspectionService:
             job_options=map(to_message, describe_job_options()),
         )
 
-    async def list_groups(self, request: pb.ListGroupsRequest) -> Any:
+    async def list_groups(self, request: pb.ListGroupsRequest, caller: Caller) -> Any:
         """Lists the groups of a job."""
         job = self._catalog.find(request.job)
-        return pb.ListGroupsResponse(groups=_summaries(job), version=to_message(job.model.version))
+        return pb.ListGroupsResponse(groups=_summaries(job), version=to_message(job.version))
 
-    async def inspect_group(self, request: pb.InspectGroupRequest) -> AsyncIterator[Any]:
+    async def inspect_group(self, request: pb.InspectGroupRequest, caller: Caller) -> AsyncIterator[Any]:
         """Describes the parameters of a group."""
         if request.bins > MAX_BINS:
             raise InvalidRequest(problem=f"bins must be in [0, {MAX_BINS}], got {request.bins}")
         job = self._catalog.find(request.job)
         if request.statistics and not request.parameter:
-            parameters = len(job.model.groups.layouts[job.model.groups.index(request.group, job.name)].parameters)
+            parameters = job.group_summary(request.group).parameters
             if parameters * request.bins > MAX_ALL_BINS:
                 raise InvalidRequest(
                     problem=f"bins must be at most {MAX_ALL_BINS // parameters} for the {parameters} parameters of "
@@ -77,35 +78,31 @@ class InspectionService:
             part = report.parameters[start : start + PARAMETERS_A_MESSAGE]
             yield pb.InspectGroupResponse(parameters=[to_message(parameter) for parameter in part])
 
-    async def list_rejections(self, request: pb.ListRejectionsRequest) -> Any:
+    async def list_rejections(self, request: pb.ListRejectionsRequest, caller: Caller) -> Any:
         """Tells what a job has refused."""
         rejections = self._catalog.find(request.job).rejections
         return pb.ListRejectionsResponse(
             counts=rejections.counts, recent=[to_message(rejection) for rejection in rejections.recent]
         )
 
-    async def list_option_changes(self, request: pb.ListOptionChangesRequest) -> Any:
+    async def list_option_changes(self, request: pb.ListOptionChangesRequest, caller: Caller) -> Any:
         """Tells which options of a job have changed."""
         job = self._catalog.find(request.job)
-        if request.group:
-            job.model.groups.index(request.group, job.name)
-        changes = job.model.changes.of(request.group or None)
+        changes, forgotten = job.option_history(request.group)
         return pb.ListOptionChangesResponse(
-            changes=map(to_message, changes),
-            version=to_message(job.model.version),
-            forgotten=job.model.changes.forgotten(request.group or None),
+            changes=map(to_message, changes), version=to_message(job.version), forgotten=forgotten
         )
 
-    async def watch_job(self, request: pb.WatchJobRequest) -> AsyncIterator[Any]:
+    async def watch_job(self, request: pb.WatchJobRequest, caller: Caller) -> AsyncIterator[Any]:
         """Reports a job whenever it has moved on."""
         job = self._catalog.find(request.job)
         interval = max(MIN_INTERVAL_MS, request.interval_ms) / 1000
         changed = asyncio.Event()
-        unwatch = job.model.watch(changed.set)
+        unwatch = job.fold.watch(changed.set)
         try:
             while not self._stopping.is_set():
                 changed.clear()
-                yield to_message(_report(job))
+                yield to_message(_report(job, self._catalog.clock))
                 ended = await _first_of(self._stopping, job.closed, seconds=interval)
                 if not ended:
                     await _first_of(changed, self._stopping, job.closed)
@@ -115,17 +112,17 @@ class InspectionService:
             unwatch()
 
 
-def _report(job: Job) -> JobReport:
+def _report(job: Job, clock: Clock) -> JobReport:
     return JobReport(
         job=job.summary(),
-        groups=job.model.snapshots.current.summaries(),
-        workers=job.worker_infos(time.monotonic()),
-        unix_ms=int(time.time() * 1000),
+        groups=job.group_summaries(),
+        workers=job.workers.infos(),
+        unix_ms=int(clock.wall() * 1000),
     )
 
 
 def _summaries(job: Job) -> list[Any]:
-    return [to_message(summary) for summary in job.model.snapshots.current.summaries()]
+    return [to_message(summary) for summary in job.group_summaries()]
 
 
 async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> bool:

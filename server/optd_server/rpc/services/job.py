@@ -1,11 +1,11 @@
 """JobService: jobs and their groups."""
 
 import secrets
-import time
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
@@ -23,7 +23,7 @@ class JobService:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def create_job(self, requests: Requests) -> Any:
+    async def create_job(self, requests: Requests, caller: Caller) -> Any:
         """Receives a job's weights and makes it visible when all are there."""
         first, frames = await requests.first()
         created = await self._catalog.find_created(first.spec.name, first.creation_id)
@@ -31,58 +31,57 @@ class JobService:
             return pb.CreateJobResponse(job=to_message(created.info()))
         spec, creation_id = from_message(first.spec, JobSpec), check_id("creation_id", first.creation_id)
         if first.HasField("replace_for"):
-            await self._catalog.make_way(spec, first.replace_for, time.monotonic())
+            await self._catalog.make_way(spec, first.replace_for)
         with self._catalog.upload(spec, creation_id or secrets.token_hex(16)) as upload:
             await self._receive(requests, first, frames, upload.sink)
             await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
-            job = self._catalog.finish(upload, time.time())
-            await job.touch_state()
+            job = await self._catalog.finish(upload)
+            await job.touching.touch_state()
         return pb.CreateJobResponse(job=to_message(job.info()))
 
-    async def get_job(self, request: pb.GetJobRequest) -> Any:
+    async def get_job(self, request: pb.GetJobRequest, caller: Caller) -> Any:
         """Describes a job."""
         return pb.GetJobResponse(job=to_message(self._catalog.find(request.job).info()))
 
-    async def list_jobs(self, request: pb.ListJobsRequest) -> Any:
+    async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller) -> Any:
         """Lists all jobs."""
         return pb.ListJobsResponse(jobs=[to_message(job.summary()) for job in self._catalog])
 
-    async def delete_job(self, request: pb.DeleteJobRequest) -> Any:
+    async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller) -> Any:
         """Deletes a job and tells what it was."""
         summary = self._catalog.find(request.job).summary()
         await self._catalog.delete(request.job)
         return pb.DeleteJobResponse(job=to_message(summary))
 
-    async def add_group(self, requests: Requests) -> Any:
+    async def add_group(self, requests: Requests, caller: Caller) -> Any:
         """Receives a group's weights and adds it, or finds that it is there."""
         first, frames = await requests.first()
         job = self._catalog.find(first.job)
         spec = from_message(first.group, GroupSpec)
-        with job.noting_rejections("", time.time):
-            info = job.existing_group(spec)
+        with job.noting_rejections(""):
+            info = job.changes.existing_group(spec)
             created = False
             if info is None:
-                job.check_new_group(spec)
-                index = len(job.model.groups)
+                index = job.changes.check_new_group(spec)
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
-                await self._catalog.prepare(job.model.groups.algorithm.name, [spec])
-                info, created = await job.add_group(spec, weights, index)
-                await job.touch_state()
-        return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.model.version))
+                await self._catalog.prepare(job.info().algorithm, [spec])
+                info, created = await job.changes.add_group(spec, weights, index)
+                await job.touching.touch_state()
+        return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.version))
 
-    async def update_group(self, request: pb.UpdateGroupRequest) -> Any:
+    async def update_group(self, request: pb.UpdateGroupRequest, caller: Caller) -> Any:
         """Changes options of a group."""
         job = self._catalog.find(request.job)
-        with job.noting_rejections("", time.time):
-            options, version = await job.update_group(from_message(request.update, GroupUpdate), time.time())
-        return pb.UpdateGroupResponse(options=to_message(options), version=to_message(version))
+        with job.noting_rejections(""):
+            options, version = await job.changes.update_group(from_message(request.update, GroupUpdate))
+        return pb.UpdateGroupResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
-    async def update_job(self, request: pb.UpdateJobRequest) -> Any:
+    async def update_job(self, request: pb.UpdateJobRequest, caller: Caller) -> Any:
         """Changes options of a job as a whole."""
         job = self._catalog.find(request.job)
-        with job.noting_rejections("", time.time):
-            options, version = await job.update(from_message(request, JobUpdate), time.time())
-        return pb.UpdateJobResponse(options=to_message(options), version=to_message(version))
+        with job.noting_rejections(""):
+            options, version = await job.changes.update_job(from_message(request, JobUpdate))
+        return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def _receive_group(
         self, requests: Requests, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int

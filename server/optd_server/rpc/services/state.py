@@ -1,13 +1,13 @@
 """StateService: weights, last gradients and state as numbers."""
 
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.state import read_state, select, selected_bytes
-from optd_server.engine.state_writing import StateUpload
+from optd_server.engine.replacing import StateUpload
+from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
 from optd_server.rpc.patience import wait_for_step
@@ -26,7 +26,7 @@ class StateService:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def read_state(self, request: pb.ReadStateRequest) -> AsyncIterator[bytes]:
+    async def read_state(self, request: pb.ReadStateRequest, caller: Caller) -> AsyncIterator[bytes]:
         """Sends a copy of the selected fields."""
         job = self._catalog.find(request.job)
         selection = select(job, request.fields, request.group, request.parameter)
@@ -36,25 +36,25 @@ class StateService:
             for frames in cut(reading.frames):
                 yield encode(pb.ReadStateResponse(), frames)
 
-    async def write_state(self, requests: Requests) -> Any:
+    async def write_state(self, requests: Requests, caller: Caller) -> Any:
         """Receives fields and options, and puts them in force at once."""
         message, frames = await requests.first()
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message must have the header")
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
-        with job.noting_rejections(header.worker, time.time):
+        with job.noting_rejections(header.worker):
             options, version = await self._receive(requests, message, frames, job, header)
-        return pb.WriteStateResponse(version=to_message(version), options=map(to_message, options))
+        return pb.WriteStateResponse(version=to_message(job.stamped(version)), options=map(to_message, options))
 
     async def _receive(
         self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-        worker = job.workers.check(header.worker, header.epoch, time.monotonic())
+        worker = job.workers.check(header.worker, header.epoch)
         known = worker.answer_to(check_id("write_id", header.write_id))
         if known is not None:
             return known
-        upload = StateUpload(job, header, time.time())
+        upload = StateUpload(job, header, self._catalog.clock.wall())
         with upload.room(self._catalog.memory):
             await receive(requests, message, frames, offloaded(upload.write, self._catalog.offload))
-            return await upload.apply(time.monotonic)
+            return await upload.put_in_force()

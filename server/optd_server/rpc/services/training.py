@@ -1,6 +1,5 @@
 """TrainingService: gradients in, weights out."""
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,9 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.averages import copy_average, copy_rows, room_for_copy
 from optd_server.engine.readers.changed import changed_since
+from optd_server.engine.readers.reading import Reading
 from optd_server.engine.readers.selection import ranges_of, table_of
+from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.rows import RowMessages
 from optd_server.rpc.uploads import receive, skip
@@ -22,7 +23,7 @@ from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Received
 from optd_wire.rows import ids_of
 from optd_wire.v1 import training_service_pb2 as pb
-from optd_wire.values import PullResult, PushHeader, PushResult, SharedWeights
+from optd_wire.values import JobVersion, PullResult, PushHeader, PushResult, SharedWeights
 
 
 class TrainingService:
@@ -33,79 +34,71 @@ class TrainingService:
         self._messages = WeightMessages(catalog.offload, idle_seconds)
         self._rows = RowMessages(catalog.offload, idle_seconds)
 
-    async def push(self, requests: Requests) -> Any:
+    async def push(self, requests: Requests, caller: Caller) -> Any:
         """Takes one push."""
         with self._catalog.noting_rejections():
             message, frames = await requests.first()
-        result = await self._take(requests, message, frames)
+        _, result = await self._take(requests, message, frames)
         return pb.PushResponse(result=to_message(result))
 
-    async def pull(self, request: pb.PullRequest) -> AsyncIterator[bytes]:
+    async def pull(self, request: pb.PullRequest, caller: Caller) -> AsyncIterator[bytes]:
         """Sends the current weights, or some of them, unless the caller has them."""
         job = self._catalog.find(request.job)
         if request.worker:
-            job.workers.check(request.worker, request.epoch, time.monotonic())
-        ranges = ranges_of(job.model.groups, job.name, request.groups, request.parameters)
+            job.workers.check(request.worker, request.epoch)
+        ranges = ranges_of(job, request.groups, request.parameters)
         if request.weights:
             async for encoded in self._pull_average(job, request, ranges):
                 yield encoded
             return
-        current = job.model.snapshots.current
-        if _has(current, request):
-            yield pb.PullResponse(result=to_message(_result(current, request, not_modified=True))).SerializeToString()
+        if _has(job.version, request):
+            with job.reading() as reading:
+                result = _result(job, reading.snapshot, request, not_modified=True)
+            yield pb.PullResponse(result=to_message(result)).SerializeToString()
             return
         if request.delivery.shared and ranges is None:
-            shared = self._deliver(job, request.worker, request.epoch, request.delivery)
+            shared = _deliver(job, request.worker, request.epoch, request.delivery)
             if shared is not None:
-                snapshot, where = shared
-                yield pb.PullResponse(result=to_message(_result(snapshot, request, shared=where))).SerializeToString()
+                result = _result(job, shared[0], request, shared=shared[1])
+                yield pb.PullResponse(result=to_message(result)).SerializeToString()
                 return
-        snapshot = job.model.snapshots.hold()
-        try:
-            first = pb.PullResponse(result=to_message(_result(snapshot, request)))
+        with job.reading() as reading:
+            first = pb.PullResponse(result=to_message(_result(job, reading.snapshot, request)))
             encoding = _encoding(request.delivery.encoding)
-            async for encoded in self._messages.answer(
-                job.model, snapshot, encoding=encoding, ranges=ranges, first=first
-            ):
+            async for encoded in self._messages.answer(reading, encoding=encoding, ranges=ranges, first=first):
                 yield encoded
-        finally:
-            job.model.snapshots.release(snapshot)
 
     async def _pull_average(self, job: Job, request: pb.PullRequest, ranges: Ranges) -> AsyncIterator[bytes]:
         """Sends an average of the weights, or a part of it, from a copy."""
         with room_for_copy(job, request.weights, self._catalog.memory):
             snapshot = await copy_average(job, request.weights)
             async for encoded in self._messages.answer(
-                job.model,
-                snapshot,
+                job.read_of(snapshot),
                 encoding=_encoding(request.delivery.encoding),
                 ranges=ranges,
-                first=pb.PullResponse(result=to_message(_result(snapshot, request))),
+                first=pb.PullResponse(result=to_message(_result(job, snapshot, request))),
                 average=request.weights,
             ):
                 yield encoded
 
-    async def pull_rows(self, request: pb.PullRowsRequest) -> AsyncIterator[bytes]:
+    async def pull_rows(self, request: pb.PullRowsRequest, caller: Caller) -> AsyncIterator[bytes]:
         """Sends some rows of a parameter."""
         job = self._catalog.find(request.job)
-        groups = job.model.groups
-        table = table_of(groups, job.name, request.group, request.parameter, ids_of(request.ids))
+        table = table_of(job, request.group, request.parameter, ids_of(request.ids))
         encoding = _encoding(request.encoding)
         if request.weights:
-            job.model.averages.find_filled(request.weights, job.name)
-            current, gathered = await copy_rows(job, request.weights, table)
-            async for encoded in self._rows.answer(job.model, current, table, encoding, gathered):
+            snapshot, gathered = await copy_rows(job, request.weights, table)
+            version = job.stamped(snapshot.version)
+            async for encoded in self._rows.answer(job.read_of(snapshot), table, encoding, version, gathered):
                 yield encoded
             return
-        snapshot = job.model.snapshots.hold()
-        try:
-            async for encoded in self._rows.answer(job.model, snapshot, table, encoding):
+        with job.reading() as reading:
+            version = job.stamped(reading.snapshot.version)
+            async for encoded in self._rows.answer(reading, table, encoding, version):
                 yield encoded
-        finally:
-            job.model.snapshots.release(snapshot)
 
-    async def step(self, requests: Requests) -> AsyncIterator[bytes]:
-        """Takes one push after another, each answered with the current weights."""
+    async def step(self, requests: Requests, caller: Caller) -> AsyncIterator[bytes]:
+        """Takes one push after another, each answered with the current weights of the job that has taken it."""
         while True:
             with self._catalog.noting_rejections():
                 request = await requests.next(patient=True)
@@ -116,80 +109,62 @@ class TrainingService:
                 self._release(message.release)
                 continue
             delivery = message.delivery
-            pushed = await self._take(requests, message, frames)
+            job, pushed = await self._take(requests, message, frames)
             encoding = _encoding(delivery.encoding)
-            job = self._catalog.find(message.header.job)
             if delivery.none:
-                pulled = PullResult(job.model.version, not_modified=False)
+                pulled = PullResult(job.version, not_modified=False)
                 yield _step_response(pushed, pulled, last=True).SerializeToString()
                 continue
             if delivery.shared:
-                shared = self._deliver(job, message.header.worker, message.header.epoch, delivery)
+                shared = _deliver(job, message.header.worker, message.header.epoch, delivery)
                 if shared is not None:
-                    pulled = PullResult(shared[0].version, not_modified=False, shared=shared[1])
+                    version = job.stamped(shared[0].version)
+                    pulled = PullResult(version, not_modified=False, shared=shared[1])
                     yield _step_response(pushed, pulled, last=True).SerializeToString()
                     continue
-            snapshot = job.model.snapshots.hold()
-            try:
-                first = _step_response(pushed, PullResult(snapshot.version, not_modified=False))
+            with job.reading() as reading:
+                version = job.stamped(reading.snapshot.version)
+                first = _step_response(pushed, PullResult(version, not_modified=False))
                 since = message.header.base_version if delivery.changed else None
-                async for encoded in self._answer(job, snapshot, encoding, first, since):
+                async for encoded in self._answer(job, reading, encoding, first, since):
                     yield encoded
-            finally:
-                job.model.snapshots.release(snapshot)
 
     async def _answer(
-        self, job: Job, snapshot: Snapshot, encoding: Encoding | None, first: pb.StepResponse, since: int | None
+        self, job: Job, reading: Reading, encoding: Encoding | None, first: pb.StepResponse, since: int | None
     ) -> AsyncIterator[bytes]:
         """The weights as an answer of a step: all, or only what has changed since a version."""
         last = pb.StepResponse(last=True)
-        if since is None or since > snapshot.version.version:  # which nobody can have
-            async for encoded in self._messages.answer(
-                job.model, snapshot, encoding=encoding, ranges=None, first=first, last=last
-            ):
+        if since is None or since > reading.snapshot.version.version:  # nobody can have it yet
+            async for encoded in self._messages.answer(reading, encoding=encoding, ranges=None, first=first, last=last):
                 yield encoded
             return
-        changed = changed_since(job.model.snapshots.journal, job.model.groups.extents, since)
+        changed = changed_since(job, since)
         if changed.ranges:
-            async for encoded in self._messages.answer(
-                job.model, snapshot, encoding=encoding, ranges=changed.ranges, first=first
-            ):
+            async for encoded in self._messages.answer(reading, encoding=encoding, ranges=changed.ranges, first=first):
                 yield encoded
             first = pb.StepResponse()
-        async for encoded in self._rows.changes(job.model, snapshot, changed.rows, encoding, first, last):
+        async for encoded in self._rows.changes(reading, changed.rows, encoding, first, last):
             yield encoded
 
-    async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> PushResult:
+    async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> tuple[Job, PushResult]:
         with self._catalog.noting_rejections():
             if not message.HasField("header"):
                 raise InvalidRequest(problem="the first message of a push must have its header")
             job = self._catalog.find(message.header.job)
-        with job.noting_rejections(message.header.worker, time.time):
+        with job.noting_rejections(message.header.worker):
             header = from_message(message.header, PushHeader)
             if isinstance(message, pb.StepRequest):
                 _encoding(message.delivery.encoding)  # before anything has changed
             if header.shared is None:
-                return await job.pushes.push(header, _Upload(requests, message, frames), time.monotonic(), time.time())
+                return job, await job.push(header, _Upload(requests, message, frames))
             if frames or not message.last:
                 raise InvalidRequest(problem="a push whose gradient is shared has one message, without frames")
-            job.workers.check(header.worker, header.epoch, time.monotonic())
-            gradient = job.sharing.gradient(header.worker, header.epoch, header.shared)
             requests.give_back()
-            return await job.pushes.push_shared(header, gradient, time.monotonic(), time.time())
-
-    def _deliver(
-        self, job: Job, worker: str, epoch: int, delivery: pb.Delivery
-    ) -> tuple[Snapshot, SharedWeights] | None:
-        """The current weights in memory that the worker shares, if it does."""
-        held = job.sharing.deliver(worker, epoch, in_place=delivery.in_place)
-        if held is None:
-            return None
-        snapshot, in_place = held
-        return snapshot, SharedWeights(snapshot.weights.region_numbers(), in_place)
+            return job, await job.push_shared(header, header.shared)
 
     def _release(self, release: pb.Release) -> None:
         job = self._catalog.find(release.job)
-        job.workers.check(release.worker, release.epoch, time.monotonic())
+        job.workers.check(release.worker, release.epoch)
         job.sharing.release(release.worker)
 
 
@@ -227,9 +202,17 @@ def _encoding(number: int) -> Encoding | None:
     return encoding if encoding.converts else None
 
 
-def _has(snapshot: Snapshot, request: pb.PullRequest) -> bool:
+def _deliver(job: Job, worker: str, epoch: int, delivery: pb.Delivery) -> tuple[Snapshot, SharedWeights] | None:
+    """The current weights in memory that the worker shares, if it does."""
+    held = job.sharing.deliver(worker, epoch, in_place=delivery.in_place)
+    if held is None:
+        return None
+    snapshot, in_place = held
+    return snapshot, SharedWeights(snapshot.weights.region_numbers(), in_place)
+
+
+def _has(version: JobVersion, request: pb.PullRequest) -> bool:
     """Whether the caller has these weights and options already."""
-    version = snapshot.version
     return (
         request.HasField("known_version")
         and request.HasField("known_revision")
@@ -238,7 +221,12 @@ def _has(snapshot: Snapshot, request: pb.PullRequest) -> bool:
 
 
 def _result(
-    snapshot: Snapshot, request: pb.PullRequest, *, not_modified: bool = False, shared: SharedWeights | None = None
+    job: Job,
+    snapshot: Snapshot,
+    request: pb.PullRequest,
+    *,
+    not_modified: bool = False,
+    shared: SharedWeights | None = None,
 ) -> PullResult:
     current = request.HasField("known_revision") and request.known_revision == snapshot.version.revision
-    return PullResult(snapshot.version, not_modified, () if current else snapshot.options, shared)
+    return PullResult(job.stamped(snapshot.version), not_modified, () if current else snapshot.options, shared)

@@ -1,87 +1,76 @@
 """WorkerService: who takes part in a job."""
 
 import asyncio
-import time
 from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.rpc.callers import Caller
 from optd_server.rpc.handover import Handover
 from optd_wire.convert import from_message, to_message
 from optd_wire.errors import JobReplaced, SharedMemoryUnavailable, UnknownJob
 from optd_wire.names import check_name
 from optd_wire.v1 import worker_service_pb2 as pb
-from optd_wire.values import JobSpec, Membership, Shard, SharedMemory
+from optd_wire.values import JobSpec, SharedMemory
 
 
 class WorkerService:
     """See `proto/optd/v1/worker_service.proto`."""
 
-    def __init__(self, catalog: Catalog, max_message_bytes: int, handover: Handover | str) -> None:
+    def __init__(self, catalog: Catalog, handover: Handover | str) -> None:
         self._catalog = catalog
         self._handover = handover
-        self._max_message_bytes = max_message_bytes
 
-    async def join(self, request: pb.JoinRequest) -> Any:
+    async def join(self, request: pb.JoinRequest, caller: Caller) -> Any:
         """Takes a worker in, once the job is whole."""
         name = check_name("worker", request.worker)
         job = await self._find_whole(request.job, request.wait_ms / 1000)
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
         if request.job_id and request.job_id != job.id:
             raise JobReplaced(job=job.name, worker=name)
-        worker = await job.join(name, spec, time.monotonic())
+        membership = await job.join(name, spec)
         if request.messages_only or isinstance(self._handover, str):
-            await job.touched()
-        membership = Membership(
-            epoch=worker.epoch,
-            lease_ms=self._lease_ms(),
-            job=job.info(),
-            shards=(Shard(address="", ranges=job.model.groups.ranges()),),
-            max_message_bytes=self._max_message_bytes,
-            previous_epoch=worker.previous_epoch,
-            previous_sequence=worker.previous_sequence,
-            other_workers=job.workers.active - 1,
-        )
+            await job.touching.wait_for_messages()
         return to_message(membership)
 
-    async def renew_lease(self, request: pb.RenewLeaseRequest) -> Any:
+    async def renew_lease(self, request: pb.RenewLeaseRequest, caller: Caller) -> Any:
         """Keeps a lease."""
         job = self._catalog.find(request.job)
-        job.workers.check(request.worker, request.epoch, time.monotonic())
-        return pb.RenewLeaseResponse(version=to_message(job.model.version), lease_ms=self._lease_ms())
+        job.workers.check(request.worker, request.epoch)
+        return pb.RenewLeaseResponse(version=to_message(job.version), lease_ms=self._lease_ms())
 
-    async def leave(self, request: pb.LeaveRequest) -> Any:
+    async def leave(self, request: pb.LeaveRequest, caller: Caller) -> Any:
         """Ends a lease."""
-        job = await self._catalog.leave(request.job, request.worker, request.epoch, time.monotonic())
-        return pb.LeaveResponse(version=to_message(job.model.version))
+        job = await self._catalog.leave(request.job, request.worker, request.epoch)
+        return pb.LeaveResponse(version=to_message(job.version))
 
-    async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest) -> Any:
+    async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest, caller: Caller) -> Any:
         """Gives a worker memory to share, where this server hands memory over."""
         job = self._catalog.find(request.job)
         if isinstance(self._handover, str):
-            worker = job.workers.check(request.worker, request.epoch, time.monotonic())
-            job.sharing.decline(worker, self._handover)
+            job.workers.check(request.worker, request.epoch)
+            job.sharing.decline(request.worker, self._handover)
             raise SharedMemoryUnavailable(why=self._handover)
-        share = await job.open_shared_memory(request.worker, request.epoch, time.monotonic())
+        share = await job.open_shared_memory(request.worker, request.epoch)
         return to_message(
             SharedMemory(self._handover.path, share.ticket, job.sharing.extents(), job.sharing.gradient_extents())
         )
 
-    async def confirm_shared_memory(self, request: pb.ConfirmSharedMemoryRequest) -> Any:
+    async def confirm_shared_memory(self, request: pb.ConfirmSharedMemoryRequest, caller: Caller) -> Any:
         """Takes the proof that a worker sees the same memory, or the reason why it does not."""
         job = self._catalog.find(request.job)
-        worker = job.workers.check(request.worker, request.epoch, time.monotonic())
+        job.workers.check(request.worker, request.epoch)
         if request.problem:
-            job.sharing.decline(worker, request.problem)
+            job.sharing.decline(request.worker, request.problem)
         else:
-            job.sharing.confirm(worker, request.token)
+            job.sharing.confirm(request.worker, request.token)
         return pb.ConfirmSharedMemoryResponse()
 
-    async def list_workers(self, request: pb.ListWorkersRequest) -> Any:
+    async def list_workers(self, request: pb.ListWorkersRequest, caller: Caller) -> Any:
         """Lists the workers of a job."""
         job = self._catalog.find(request.job)
-        workers = [to_message(info) for info in job.worker_infos(time.monotonic())]
-        return pb.ListWorkersResponse(workers=workers, version=to_message(job.model.version))
+        workers = [to_message(info) for info in job.workers.infos()]
+        return pb.ListWorkersResponse(workers=workers, version=to_message(job.version))
 
     async def _find_whole(self, name: str, wait_seconds: float) -> Job:
         try:

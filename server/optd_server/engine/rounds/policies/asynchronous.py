@@ -1,24 +1,21 @@
 """`async`: a step for every push, in order of arrival."""
 
-from collections.abc import Sequence
-
-from optd_server.engine.rounds.push import Push
+from optd_server.engine.rounds.policies.base import Decisions, Indifferent, MakeStep, PushId
+from optd_wire.values import Async
 
 # One gradient is in a step while the next ones arrive.
 SLOTS = 4
 
 
-class AsyncRule:
+class AsyncPolicy(Indifferent):
     """Every push is a step of its own."""
 
     slots = SLOTS
     most = 1
-    waiting: Sequence[Push] = ()
 
-    def offer(self, push: Push) -> Sequence[Push]:
-        """The push itself."""
-        return (push,)
+    def __init__(self, _: Async) -> None:
+        super().__init__()
 
-    def withdraw(self, worker: str) -> Push | None:
-        """Nothing waits."""
-        return None
+    def offered(self, push: PushId, now: float) -> Decisions:
+        """Makes a step of the push."""
+        return (MakeStep((push,)),)

@@ -1,9 +1,17 @@
-"""Which rule each policy of the contract has."""
+"""The policies that the contract knows, each with what decides for it."""
 
-from optd_server.engine.rounds.policies.asynchronous import AsyncRule
-from optd_server.engine.rounds.policies.base import PolicyRule
-from optd_server.engine.rounds.policies.sync import SyncRule
+from collections.abc import Callable
+from typing import Any
+
+from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
+from optd_server.engine.rounds.policies.base import Policy as Deciding
+from optd_server.engine.rounds.policies.sync import SyncPolicy
 from optd_wire.values import Async, JobSpec, Policy, Sync
+
+_POLICIES: dict[type[Any], Callable[[Any], Deciding]] = {
+    Async: AsyncPolicy,
+    Sync: SyncPolicy,
+}
 
 
 def policy_of(spec: JobSpec) -> Policy:
@@ -11,8 +19,6 @@ def policy_of(spec: JobSpec) -> Policy:
     return Async() if spec.policy is None else spec.policy
 
 
-def rule_of(policy: Policy) -> PolicyRule:
-    """A new rule for a job with this policy."""
-    if isinstance(policy, Sync):
-        return SyncRule(policy.workers)
-    return AsyncRule()
+def deciding(policy: Policy) -> Deciding:
+    """What decides for a job with this policy, without any pushes yet. Raises `InvalidPolicy`."""
+    return _POLICIES[type(policy)](policy)

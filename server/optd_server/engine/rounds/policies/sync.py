@@ -1,37 +1,39 @@
 """`sync`: a step for every round of one push of each of a fixed number of workers."""
 
-from collections.abc import Sequence
+from optd_server.engine.rounds.policies.base import NONE, Decisions, HoldPush, Indifferent, MakeStep, PushId
+from optd_wire.errors import InvalidPolicy
+from optd_wire.values import Sync
 
-from optd_server.engine.rounds.push import Push
+MAX_WORKERS = 4096
 
 
-class SyncRule:
+class SyncPolicy(Indifferent):
     """Collects a round. A worker that has pushed waits; its next push belongs to the next round.
 
-    A round is reduced in the order of the workers' names, so that the same pushes give the same bits whatever the
-    order of their arrival.
+    A round is reduced in the order of the workers' names, so the same pushes give the same bits whatever the order of
+    their arrival. Raises `InvalidPolicy` for a number of workers that is out of range.
     """
 
-    def __init__(self, workers: int) -> None:
-        # All pushes of a round are added up in one.
-        self.slots = 1
-        self.most = workers
-        self._round: dict[str, Push] = {}
+    slots = 1  # all pushes of a round are added up in one
 
-    @property
-    def waiting(self) -> Sequence[Push]:
-        """The pushes of the round that is not complete yet."""
-        return tuple(self._round.values())
+    def __init__(self, given: Sync) -> None:
+        if not 1 <= given.workers <= MAX_WORKERS:
+            raise InvalidPolicy(workers=given.workers, most=MAX_WORKERS)
+        self.most = given.workers
+        self._round: dict[str, PushId] = {}
 
-    def offer(self, push: Push) -> Sequence[Push]:
-        """Adds a push to the round; returns the whole round when it is the last one."""
-        self._round[push.header.worker] = push
-        if len(self._round) < self.most:
-            return ()
-        complete = [self._round[worker] for worker in sorted(self._round)]
+    def offered(self, push: PushId, now: float) -> Decisions:
+        """Adds a push to the round; makes a step of the round when it is complete."""
+        self._round[push.worker] = push
+        missing = self.most - len(self._round)
+        if missing:
+            return (HoldPush(push, f"pushes of {missing} more worker{'s' * (missing > 1)}"),)
+        complete = tuple(self._round[worker] for worker in sorted(self._round))
         self._round.clear()
-        return complete
+        return (MakeStep(complete),)
 
-    def withdraw(self, worker: str) -> Push | None:
-        """Takes the worker's push out of the round."""
-        return self._round.pop(worker, None)
+    def withdrawn(self, push: PushId, now: float) -> Decisions:
+        """Takes a push out of the round."""
+        if self._round.get(push.worker) == push:
+            del self._round[push.worker]
+        return NONE

@@ -1,21 +1,22 @@
-"""The numbers of a job as fields, replaced whole: to restore what `state_reading` gave, or to put other weights there.
+"""The numbers of a job as fields, replaced whole: to restore what was read, or to put other weights there.
 
 All or nothing, and between two steps; so are the options that come along.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
+from optd_server.engine import decide
+from optd_server.engine.events import FieldWritten, OptionEdits, StateReplaced
 from optd_server.engine.job import Job
+from optd_server.engine.membership.members import Written
 from optd_server.engine.memory import Memory
 from optd_server.engine.options.fields import NOTHING, has, layout_of, shapes_of, state_bytes
-from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import Origin
 from optd_server.engine.options.registration import MAX_DIMS
-from optd_server.optim import masters
-from optd_server.optim.algorithm import MASTER_WEIGHTS, Iterative
+from optd_server.optim.algorithm import Iterative
 from optd_server.store.extents import Extent, computed, extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
@@ -29,19 +30,19 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
-from optd_wire.values import WEIGHTS, GroupOptions, GroupState, JobVersion, StateEntries, WriteStateHeader
+from optd_wire.values import WEIGHTS, AverageInfo, GroupState, StateEntries, WriteStateHeader
 
 MOST_STEPS = 1 << 62
 
 
 class StateUpload:
-    """Fields that are on their way to replace those of a job. Nothing changes until `apply`.
+    """Fields that are on their way to replace those of a job. Nothing changes until `put_in_force`.
 
-    `wall` is the time, in seconds of the epoch.
+    `wall` is the time, in seconds since the epoch.
     """
 
-    def __init__(self, job: Job, header: WriteStateHeader, wall: float = 0.0) -> None:
-        model = job.model
+    def __init__(self, job: Job, header: WriteStateHeader, wall: float) -> None:
+        state = job.state
         self._job = job
         self._groups = header.groups
         self._updates = [(update, Origin(wall, header.worker)) for update in header.updates]
@@ -50,12 +51,12 @@ class StateUpload:
         self._beside_others = header.beside_others
         self._write_id = header.write_id
         self._check_alone()
-        self._fields = model.groups.state_fields
-        self._always = {field.name for field in model.groups.algorithm.all_state}
+        self._fields = state.groups.state_fields
+        self._always = {field.name for field in state.groups.algorithm.all_state}
         self._known = [WEIGHTS, *self._fields]
         self._averages = {info.name: info.updates for info in header.averages}
         self._check_averages()
-        self._extents = list(model.groups.extents)
+        self._extents = list(state.groups.extents)
         self._sinks: dict[str, FrameSink] = {}
         self._shapes = {
             (group.group, entry.field): entry.shapes
@@ -63,7 +64,7 @@ class StateUpload:
             for entry in group.entries
             if entry.shapes
         }
-        self._layouts = list(model.groups.layouts)
+        self._layouts = list(state.groups.layouts)
         """Those of the groups that there are now: whoever writes knows of no others."""
         _check_groups(job, header.groups, self._known)
 
@@ -74,15 +75,15 @@ class StateUpload:
         """
         if self._base is None:
             return
-        job, model = self._job, self._job.model
-        others = sorted(worker.name for worker in job.workers if worker.active and worker.name != self._worker)
+        job, state = self._job, self._job.state
+        others = sorted(name for name in job.leases.holders() if name != self._worker)
         if others and not self._beside_others:
             raise OtherWorkers(worker=self._worker, job=job.name, others=", ".join(map(repr, others)))
-        version = model.version.version
+        version = state.version
         if self._base.version != version:
             now = f"of version {version}"
-        elif self._base.revision < model.written_revision and (is_whole or not self._beside_others):
-            now = f"others, written at revision {model.written_revision}"
+        elif self._base.revision < state.written_revision and (is_whole or not self._beside_others):
+            now = f"others, written at revision {state.written_revision}"
         else:
             return
         raise WeightsMovedOn(worker=self._worker, job=job.name, base=self._base.version, now=now)
@@ -90,7 +91,7 @@ class StateUpload:
     def _check_averages(self) -> None:
         """Raises `UnknownAverage` for one that the job does not keep, `InvalidRequest` for a count that is none."""
         for name, updates in self._averages.items():
-            self._job.model.averages.find(name, self._job.name)
+            self._job.state.averages.find(name, self._job.name)
             if updates >= MOST_STEPS:
                 raise InvalidRequest(problem=f"updates of average {name!r} must be in [0, 2**62), got {updates}")
 
@@ -115,7 +116,7 @@ class StateUpload:
             if not named:
                 raise InvalidRequest(problem=f"frames of {field} come without an entry that says who has it")
         if field not in self._sinks:
-            names = self._job.model.groups.names
+            names = self._job.state.groups.names
             self._sinks[field] = FrameSink(FlatBuffers(self._extents_of(field)), field, names)
         return self._sinks[field]
 
@@ -141,52 +142,72 @@ class StateUpload:
             for each in self._extents
         ]
 
-    async def apply(self, clock: Callable[[], float]) -> tuple[tuple[GroupOptions, ...], JobVersion]:
-        """Replaces what was written, all or nothing; returns the options of all groups.
+    async def put_in_force(self) -> Written:
+        """Replaces what was written, all or nothing; returns the options of all groups, and where the job stands.
 
-        An average must be written whole, unless nothing has entered it. Raises `IncompleteParameter`,
-        `UnknownAverage`, what is wrong with the options, `StaleEpoch` where the worker has been fenced meanwhile, or
-        `OtherWorkers` or `WeightsMovedOn`.
+        An average must be written whole, unless nothing has entered it. A repeat of the worker's last write, by its
+        `write_id`, changes nothing. Raises `IncompleteParameter`, `UnknownAverage`, what is wrong with the options,
+        `StaleEpoch` if the worker has been fenced meanwhile, or `OtherWorkers` or `WeightsMovedOn`.
         """
         for sink in self._sinks.values():
             sink.ledger.presence()
         for name, updates in self._averages.items():
             if updates:
                 self._sink(name).ledger.require_all()
-        entries = {entry.field for group in self._groups for entry in group.entries}
         self._check_complete()
-        fields = (entries | self._sinks.keys()) - {WEIGHTS, *self._averages}
-        model = self._job.model
+        return await self._job.between_events(self._take)
 
-        def check(changes: Sequence[tuple[int, GroupOptions]]) -> None:
-            self._job.workers.check(self._worker, self._epoch, clock())
+    async def _take(self) -> Written:
+        """An action of the job's writer."""
+        job, state = self._job, self._job.state
+        member = state.members.find(self._worker)
+        known = None if member is None else member.answer_to(self._write_id)
+        if known is not None:
+            return known
+        if not await self._is_done():
+            compute = job.fold.compute()
+            compute.into = await job.snapshots.spare()
+            edits = decide.group_edits(state, self._updates)
+            job.workers.check(self._worker, self._epoch)
             self._check_alone(is_whole=True)
             self._check_averages()
-            model.averages.fit(model.groups.extents)
-            model.reserve_states(fields, changes)
+            state.averages.fit(state.groups.extents)
+            entries = {entry.field for group in self._groups for entry in group.entries}
+            fields = (entries | self._sinks.keys()) - {WEIGHTS, *self._averages}
+            job.memory.reserve_states(fields, edits.groups)
+            await job.fold.take(self._event(edits), compute)
+        return tuple(state.groups.options), state.job_version
 
-        return await self._job.replace_weights(
-            model.elements,
-            self._replace,
-            check,
-            self._updates,
-            is_done=self._is_done,
+    def _event(self, edits: OptionEdits) -> StateReplaced:
+        return StateReplaced(
             worker=self._worker,
+            epoch=self._epoch,
             write_id=self._write_id,
+            groups=self._groups,
+            averages=tuple(AverageInfo(name, updates) for name, updates in self._averages.items()),
+            fields=tuple(self._written(name, sink) for name, sink in self._sinks.items()),
+            edits=edits,
         )
+
+    def _written(self, name: str, sink: FrameSink) -> FieldWritten:
+        if not self._own_buffer(name):
+            return FieldWritten(name, None, sink.buffers, tuple(sink.ledger.written()))
+        layouts = tuple(self._layout(name, group, layout) for group, layout in enumerate(self._layouts))
+        ranges, parameters = tuple(sink.ledger.written()), tuple(sorted(sink.ledger.parameters()))
+        return FieldWritten(name, layouts, sink.buffers, ranges, parameters)
 
     async def _is_done(self) -> bool:
         """Whether another worker has just written the same weights, and this write is of nothing else."""
-        model, base = self._job.model, self._base
+        state, base = self._job.state, self._base
         if base is None or not self._beside_others or self._sinks.keys() != {WEIGHTS} or self._groups or self._updates:
             return False
-        if base.version != model.version.version or base.revision >= model.written_revision:
+        if base.version != state.version or base.revision >= state.written_revision:
             return False
-        return await self._job.offload.run(model.cost(model.elements), self._are_weights)
+        return await self._job.offload.run(state.groups.cost(state.groups.elements), self._are_weights)
 
     def _are_weights(self) -> bool:
         """Whether the job has what was written."""
-        current, sink = self._job.model.snapshots.current.weights.buffers, self._sinks[WEIGHTS]
+        current, sink = self._job.state.weights.buffers, self._sinks[WEIGHTS]
         return all(
             np.array_equal(current.slabs[extent][slab][start:stop], sink.buffers.slabs[extent][slab][start:stop])
             for extent, slab, start, stop in sink.ledger.written()
@@ -194,7 +215,7 @@ class StateUpload:
 
     def _check_complete(self) -> None:
         """Raises `InvalidRequest` for state that an algorithm cannot go on with."""
-        algorithm = self._job.model.groups.algorithm
+        algorithm = self._job.state.groups.algorithm
         if isinstance(algorithm, Iterative):
             for group in self._groups:
                 for entry in group.entries:
@@ -206,67 +227,12 @@ class StateUpload:
                 if lacks is not None:
                     raise InvalidRequest(problem=f"state of {algorithm.name} must {lacks}")
 
-    def _replace(self, current: FlatBuffers, following: FlatBuffers) -> None:
-        model = self._job.model
-        groups = model.groups
-        if self._groups:
-            model.searches.end()
-        if WEIGHTS in self._sinks:
-            model.searches.note_written_weights()
-            model.written_revision = model.version.revision + 1
-        for given in self._groups:
-            _put_group_state(groups, given)
-        for target, source in zip(following.all_slabs(), current.all_slabs(), strict=True):
-            target[:] = source
-        for name, updates in self._averages.items():
-            model.averages.find(name, self._job.name).restore(updates, self._sink(name).buffers, following)
-        self._put_fields(groups, following)
-        for extent, slab, _, state in groups.slabs():
-            if MASTER_WEIGHTS.name in state.state:
-                # Weights and master weights are written one without the other; what the weights are counts.
-                masters.settle(state.state[MASTER_WEIGHTS.name], following.slabs[extent][slab])
-
-    def _put_fields(self, groups: Groups, following: FlatBuffers) -> None:
-        for name, sink in self._sinks.items():
-            if name in self._averages:
-                continue
-            if self._own_buffer(name):
-                self._put(name, sink)
-                continue
-            for extent, slab, start, stop in sink.ledger.written():
-                state = groups.slab_state(extent, slab)
-                if name == WEIGHTS:
-                    target = following.slabs[extent][slab]
-                elif state.has(self._fields[name]):
-                    target = state.allocate(self._fields[name])
-                else:
-                    continue
-                target[start:stop] = sink.buffers.slabs[extent][slab][start:stop]
-
-    def _put(self, field: str, sink: FrameSink) -> None:
-        """Takes over the states that were written of a field that has other flat buffers than the weights."""
-        groups = self._job.model.groups
-        written = sink.ledger.parameters()
-        for group, layout in enumerate(self._layouts):
-            given = self._layout(field, group, layout)
-            numbers = {
-                member: array[given.parameters[member].offset - segment.offset :][: given.parameters[member].size]
-                for array, segment in zip(sink.buffers.arrays[group], given.segments, strict=True)
-                for member in segment.members
-            }
-            for index, segment in enumerate(layout.segments):
-                state = groups.state(group, index)
-                for place, member in enumerate(segment.members if has(self._fields[field], segment.dtype) else ()):
-                    if (group, member) in written and numbers[member].size:
-                        state.allocate(self._fields[field])
-                        state.of(field, place).reshape(-1)[:] = numbers[member]
-
 
 def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) -> None:
     for given in groups:
-        if given.group >= len(job.model.groups):
+        if given.group >= len(job.state.groups):
             raise InvalidRequest(problem=f"job {job.name!r} has no group with index {given.group}")
-        count = len(job.model.groups.layouts[given.group].parameters)
+        count = len(job.state.groups.layouts[given.group].parameters)
         for what, values in [("steps", given.steps), *((e.field, e.present) for e in given.entries)]:
             if len(values) != count:
                 raise StructureMismatch(
@@ -283,7 +249,7 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
 
 def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
     """Raises `InvalidRequest` for state that a parameter of such a dtype never has."""
-    groups = job.model.groups
+    groups = job.state.groups
     for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
         if present and not has(groups.state_fields[entry.field], parameter.dtype):
             problem = f"parameter {parameter.name!r} of {parameter.dtype} has no {entry.field}"
@@ -294,7 +260,7 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
     """Raises `StructureMismatch` where states that come along are others than they are here."""
     if not entry.shapes:
         return
-    groups = job.model.groups
+    groups = job.state.groups
     layout = groups.layouts[group]
     if len(entry.shapes) != len(layout.parameters):
         what, count = f"shapes of {entry.field} in group {group}", f"{len(layout.parameters)} of them"
@@ -310,22 +276,3 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
         # torch turns all state into the dtype of the parameter when it loads, numbers of float32 too.
         if theirs.dtype != expected.dtype and groups.state_fields[entry.field].dtype is None:
             raise DtypeMismatch(what=entry.field, parameter=parameter.name, expected=expected.dtype, got=theirs.dtype)
-
-
-def _put_group_state(groups: Groups, given: GroupState) -> None:
-    layout = groups.layouts[given.group]
-    for index, segment in enumerate(layout.segments):
-        extent, place = groups.place(given.group, index)
-        whole = groups.slab_state(extent, place.slab)
-        present = {entry.field: entry.present for entry in given.entries}
-        for name in present:
-            if whole.has(groups.state_fields[name]):
-                whole.allocate(groups.state_fields[name])
-        state = whole.part(place.rank)
-        members = list(segment.members)
-        state.steps[:] = [given.steps[member] for member in members]
-        for field, array in state.state.items():
-            started = state.started[field]
-            started[:] = [present[field][member] for member in members] if field in present else False
-            # Algorithms rely on zeros where a parameter has no state yet.
-            array[np.repeat(~started, state.sizes_of(field))] = 0

@@ -1,0 +1,106 @@
+"""Workers that come and go: joining, leaving, expiry, and what ends with a lease."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from optd_server.engine.clock import Clock
+from optd_server.engine.events import Expired, Joined, Left
+from optd_server.engine.fold import Fold
+from optd_server.engine.membership.leases import LEFT, Leases
+from optd_server.engine.membership.members import Member
+from optd_server.engine.options.registration import LISTED
+from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.sharing import Sharing
+from optd_server.engine.writer import Writer
+from optd_wire.errors import JobInUse
+from optd_wire.values import WorkerInfo
+
+
+@dataclass(slots=True)
+class Attendance:
+    """The workers of one job. Lives on one event loop."""
+
+    fold: Fold
+    leases: Leases
+    pushes: Pushes
+    sharing: Sharing
+    writer: Writer
+    clock: Clock
+    idle_since: float | None = None
+    """Since when no worker has held a lease, as far as `expire` has seen."""
+
+    @property
+    def active(self) -> int:
+        """How many workers hold a lease."""
+        return self.leases.active
+
+    def infos(self) -> tuple[WorkerInfo, ...]:
+        """All workers that have joined, in the order of their names."""
+        now = self.clock.monotonic()
+        in_order = sorted(self.fold.state.members, key=lambda member: member.name)
+        return tuple(self.leases.info(member, now, waiting=self.pushes.waits(member.name)) for member in in_order)
+
+    def check(self, name: str, epoch: int) -> Member:
+        """Renews a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
+        return self.leases.check(name, epoch, self.clock.monotonic())
+
+    def check_free_for(self, worker: str) -> None:
+        """Raises `JobInUse` while workers other than `worker` hold a lease."""
+        others = sorted(name for name in self.leases.holders() if name != worker)
+        if others:
+            now = self.clock.monotonic()
+            left = max(self.leases.seconds_left(name, now) for name in others)
+            raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
+
+    async def join(self, name: str, check: Callable[[], None]) -> Member:
+        """Takes a worker in, under a new epoch; raises what `check` raises.
+
+        Happens between two steps: a push of the old epoch has been applied by then, or never will be.
+        """
+
+        async def action() -> Member:
+            check()
+            members = self.fold.state.members
+            self.pushes.withdraw(name, "its worker joined again")
+            self.sharing.close(name)
+            await self.fold.take(Joined(name, members.next_epoch(name)))
+            now = self.clock.monotonic()
+            self.leases.begin(name, now)
+            self.idle_since = None
+            self.pushes.tell(self.pushes.policy.joined(name, now))
+            return replace(members.by_name[name])  # as it is now: others may join before the caller goes on
+
+        member = await self.writer.run(action)
+        await self.fold.durable()
+        return member
+
+    async def leave(self, name: str, epoch: int) -> None:
+        """Ends a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
+        self.check(name, epoch)
+        self._end(name, LEFT, "its worker left")
+        self.pushes.tell(self.pushes.policy.left(name, self.clock.monotonic()))
+        await self.writer.run(lambda: self.fold.take(Left(name, epoch)))
+        await self.fold.durable()
+
+    def expire(self) -> None:
+        """Ends the leases that have run out. The job's state learns it with its next event."""
+        now = self.clock.monotonic()
+        for name in self.leases.expired(now):
+            event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
+            self._end(name, event.why, "its worker's lease ran out")
+            self.pushes.tell(self.pushes.policy.expired(name, now))
+            self.writer.submit(lambda event=event: self.fold.take(event))  # type: ignore[misc]
+        if self.leases.active:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = now
+
+    def _end(self, name: str, why: str, of_push: str) -> None:
+        self.pushes.withdraw(name, of_push)
+        self.sharing.close(name)
+        self.leases.end(name, why)
+        self.fold.notify()
+
+    def idle_seconds(self) -> float:
+        """For how long no worker has held a lease, as far as `expire` has seen."""
+        return 0.0 if self.idle_since is None else self.clock.monotonic() - self.idle_since

@@ -1,0 +1,130 @@
+"""Changes that are no steps: options of groups and of the job, groups that are added, another policy."""
+
+from dataclasses import dataclass
+
+from optd_server.engine import decide
+from optd_server.engine.clock import Clock
+from optd_server.engine.events import GroupAdded, OptionsChanged, PolicyChanged
+from optd_server.engine.fold import Fold
+from optd_server.engine.options.by_name import check_matches
+from optd_server.engine.options.history import Origin
+from optd_server.engine.options.registration import check_added, check_group, check_options, check_same_group
+from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.state import JobState
+from optd_server.engine.touching import Touching
+from optd_server.engine.writer import Writer
+from optd_server.store.flat import FlatBuffers
+from optd_server.store.gradients import Slots
+from optd_wire.errors import JobMismatch
+from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, JobOptions, JobUpdate, JobVersion, Policy
+
+
+@dataclass(slots=True)
+class Changing:
+    """Changes one job between two steps. Lives on one event loop."""
+
+    fold: Fold
+    pushes: Pushes
+    slots: Slots
+    memory: JobMemory
+    touching: Touching
+    writer: Writer
+    clock: Clock
+
+    @property
+    def _state(self) -> JobState:
+        return self.fold.state
+
+    async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
+        """Changes options of a group, from the next step on; raises what is wrong with them."""
+        origin = Origin(self.clock.wall())
+
+        async def action() -> tuple[GroupOptions, JobVersion]:
+            state, groups = self._state, self._state.groups
+            edits = decide.group_edits(state, [(update, origin)])
+            if edits:
+                self.memory.reserve_options(edits.groups, None)
+                await self.fold.take(OptionsChanged(edits))
+            return groups.options[groups.index(update.group, state.name)], state.job_version
+
+        found = await self.writer.run(action)
+        await self.fold.durable()
+        return found
+
+    async def update_job(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
+        """Changes options of the job as a whole, from the next step on; raises what is wrong with them.
+
+        If this makes the step of accumulated rounds due, it is made at once.
+        """
+        origin = Origin(self.clock.wall())
+
+        async def action() -> tuple[JobOptions, JobVersion]:
+            await self.pushes.stepping.update(update, origin)
+            return self._state.options, self._state.job_version
+
+        found = await self.writer.run(action)
+        await self.fold.durable()
+        return found
+
+    async def set_policy(self, policy: Policy) -> None:
+        """Has another policy decide which pushes become a step, those that wait now among them.
+
+        Raises `InvalidPolicy` or `MemoryExceeded`.
+        """
+
+        async def action() -> None:
+            decider = deciding(policy)
+            self.memory.reserve_policy(decider)
+            await self.fold.take(PolicyChanged(policy))
+            self.slots.allow(decider.slots)
+            self.pushes.exchange(decider)
+
+        await self.writer.run(action)
+        await self.fold.durable()
+
+    def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
+        """The group that `spec` adds, if the job has it already; raises `JobMismatch` if it has another."""
+        for info in self._state.groups.infos():
+            if info.options.group == spec.name:
+                check_same_group(spec, self._state.name, info)
+                return info
+        return None
+
+    def check_new_group(self, spec: GroupSpec) -> int:
+        """The index that a group is going to have; raises what is wrong with it."""
+        groups = self._state.groups
+        check_added(groups.algorithm, [*groups.names, spec.name])
+        check_group(spec, self._state.name, groups.algorithm, groups.holders())
+        check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.matches())
+        self.memory.check_group(spec)
+        return len(groups)
+
+    async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
+        """Adds a group with its weights; returns it, and False if the job has had it already.
+
+        Raises `JobMismatch` if it would no longer have `index`, which its frames were addressed to.
+        """
+
+        async def action() -> tuple[GroupInfo, bool]:
+            existing = self.existing_group(spec)
+            if existing is not None:
+                return existing, False
+            count = self.check_new_group(spec)
+            if count != index:
+                raise JobMismatch(job=self._state.name, aspect="the number of groups", theirs=count, ours=index)
+            before, compute = self.memory.reserve_group(spec), self.fold.compute()
+            try:
+                compute.copies = self._state.averages.copies(weights)
+                placed = self.fold.snapshots.placed(weights)
+            except OSError:
+                self.memory.restore(before)
+                raise
+            await self.fold.take(GroupAdded(spec, placed), compute)
+            self.touching.prepare_state()
+            return self._state.groups.info(index), True
+
+        found = await self.writer.run(action)
+        await self.fold.durable()
+        return found

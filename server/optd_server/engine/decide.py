@@ -1,0 +1,96 @@
+"""What a request leads to: an event, a reply that is known already, or a refusal. Nothing here changes a state."""
+
+from collections.abc import Sequence
+
+from optd_server.engine.events import NO_EDITS, Mark, OptionEdits
+from optd_server.engine.membership.members import Member
+from optd_server.engine.options.history import Origin, changes_of_group, changes_of_job, origins
+from optd_server.engine.options.job_options import plan_update
+from optd_server.engine.state import JobState
+from optd_server.optim.algorithm import Iterative
+from optd_wire.errors import FutureVersion, InvalidRequest, LossMissing, SequenceGap, StaleEvaluation
+from optd_wire.values import GroupUpdate, JobUpdate, PushHeader, PushResult
+
+Updates = Sequence[tuple[GroupUpdate, Origin]]
+"""Changes of options, one after the other, and who asks for each."""
+
+
+def known_reply(member: Member, header: PushHeader) -> PushResult | None:
+    """The reply to a push that has been applied already; None for the next one. Raises `SequenceGap`."""
+    if member.reply is not None and header.sequence == member.sequence:
+        return member.reply
+    if header.sequence != member.sequence + 1:
+        raise SequenceGap(
+            worker=header.worker,
+            sequence=header.sequence,
+            expected=member.sequence + 1,
+            last=member.sequence,
+        )
+    return None
+
+
+def check_base(state: JobState, header: PushHeader) -> None:
+    """Raises `FutureVersion` for a gradient of weights that the job does not have yet."""
+    if header.base_version > state.version:
+        raise FutureVersion(
+            worker=header.worker, base_version=header.base_version, job=state.name, version=state.version
+        )
+
+
+def check_evaluation(state: JobState, header: PushHeader) -> None:
+    """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
+    algorithm = state.groups.algorithm
+    if header.flush:
+        return
+    if not isinstance(algorithm, Iterative):
+        if header.loss is not None:
+            raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")
+        return
+    if header.loss is None:
+        raise LossMissing(algorithm=algorithm.name)
+    if header.base_version != state.version:
+        evaluated = f"of version {header.base_version}"
+    elif header.known_revision < state.written_revision:
+        evaluated = "before they were written anew"
+    else:
+        return
+    raise StaleEvaluation(
+        algorithm=algorithm.name, job=state.name, version=state.version, worker=header.worker, evaluated=evaluated
+    )
+
+
+def group_edits(state: JobState, updates: Updates) -> OptionEdits:
+    """The options of groups with these updates; raises what is wrong with one of them."""
+    if not updates:
+        return NO_EDITS
+    groups = state.groups
+    planned = groups.plan_updates([update for update, _ in updates], state.name, state.version)
+    if not planned:
+        return NO_EDITS
+    changes = [
+        change
+        for index, changed in planned
+        for change in changes_of_group(groups.options[index], changed, origins(updates, changed.group))
+    ]
+    return OptionEdits(tuple(planned), None, tuple(changes))
+
+
+def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits:
+    """The options of the job as a whole with an update; raises what is wrong with it."""
+    planned = plan_update(state.groups.algorithm, state.options, update, state.version)
+    if planned is state.options:
+        return NO_EDITS
+    return OptionEdits((), planned, tuple(changes_of_job(state.options, planned, origin)))
+
+
+def mark_of(state: JobState, header: PushHeader, *, tells_norms: bool) -> Mark:
+    """The mark of a push that is dealt with at the state's version."""
+    return Mark(
+        header.worker,
+        header.epoch,
+        header.sequence,
+        max(0, state.version - header.base_version),
+        header.known_revision,
+        header.flush,
+        tells_norms or header.norms,
+    )

@@ -1,0 +1,107 @@
+"""The one way by which a job changes: an event is appended to the log, applied, and published."""
+
+import logging
+from collections.abc import Callable
+from copy import copy
+
+from optd_server.engine.apply import Applied, applying
+from optd_server.engine.compute import Compute
+from optd_server.engine.events import Event, Stepped
+from optd_server.engine.log import Log
+from optd_server.engine.offload import Offload
+from optd_server.engine.state import JobState
+from optd_server.store.snapshots import Snapshot, Snapshots
+from optd_wire.errors import JobFailed
+
+logger = logging.getLogger(__name__)
+
+
+class Fold:
+    """Takes the events of one job. Called by actions of the job's writer alone, so one event comes after the other."""
+
+    def __init__(self, state: JobState, snapshots: Snapshots, log: Log, offload: Offload) -> None:
+        self.state = state
+        self.snapshots = snapshots
+        self.position = 0
+        """The log's position of the last event."""
+        self._log = log
+        self._offload = offload
+        self._failure: JobFailed | None = None
+        self._watchers: set[Callable[[], None]] = set()
+
+    @property
+    def failure(self) -> str:
+        """Why the job takes no more steps; empty while it does."""
+        return "" if self._failure is None else str(self._failure)
+
+    def check_not_failed(self) -> None:
+        """Raises `JobFailed` if an event has failed half-way: no later step would be right."""
+        if self._failure is not None:
+            # A new one each time: an error that is raised again and again drags along all tracebacks.
+            raise copy(self._failure)
+
+    def fail(self, problem: Exception) -> JobFailed:
+        """Ends the steps of the job: its state may have changed half-way. Returns the error that tells it."""
+        state = self.state
+        logger.error("job %s failed after version %d", state.name, state.version, exc_info=problem)
+        self._failure = JobFailed(job=state.name, version=state.version, problem=repr(problem)[:200])
+        self.notify()
+        return copy(self._failure)
+
+    def compute(self) -> Compute:
+        """What the next event computes with."""
+        return Compute(self._offload.kernels, self._offload.threads)
+
+    async def take(self, event: Event, compute: Compute | None = None) -> Applied:
+        """Appends an event to the log, applies it, and publishes what it leads to.
+
+        Raises `JobFailed` if it cannot be applied: the job takes no more steps then.
+        """
+        state = self.state
+        version, revision, weights = state.version, state.revision, state.weights
+        self.position = await self._log.append(event, version + (type(event) is Stepped))
+        try:
+            applied = await self._applied(event, self.compute() if compute is None else compute)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
+            raise self.fail(problem) from None
+        if state.version != version or state.revision != revision or state.weights is not weights:
+            self.snapshots.publish(snapshot_of(state), applied.changes)
+        self.notify()
+        return applied
+
+    async def _applied(self, event: Event, compute: Compute) -> Applied:
+        steps = applying(self.state, event, compute)
+        while True:
+            try:
+                work = next(steps)
+            except StopIteration as end:
+                found: Applied = end.value
+                return found
+            await self._offload.run(work.elements, work.run)
+
+    async def durable(self) -> None:
+        """Returns once all events so far survive as the operator has chosen. Called outside the writer."""
+        await self._log.wait(self.position)
+
+    def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Calls `notify` after each change, until the function that is returned is called."""
+        self._watchers.add(notify)
+        return lambda: self._watchers.discard(notify)
+
+    def notify(self) -> None:
+        """Tells the watchers that something has changed."""
+        for watcher in tuple(self._watchers):
+            watcher()
+
+
+def snapshot_of(state: JobState) -> Snapshot:
+    """What readers see of a state."""
+    groups = state.groups
+    return Snapshot(
+        version=state.job_version,
+        layouts=tuple(groups.layouts),
+        options=tuple(groups.options),
+        weights=state.weights,
+        steps=groups.step_ranges(),
+        effective=tuple(groups.effective(state.version)),
+    )

@@ -1,0 +1,182 @@
+"""The memory that one job is planned with: what its layouts, options, state, averages and policy may come to need."""
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+
+from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation, job_bytes
+from optd_server.engine.options.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.options.groups import Groups
+from optd_server.engine.options.job_options import gradients_kept
+from optd_server.engine.options.resolution import find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.rounds.policies.base import Policy
+from optd_server.engine.state import JobState
+from optd_server.engine.step.averages import averages_of
+from optd_server.optim.algorithm import Algorithm
+from optd_server.store.flat import computed_bytes_of
+from optd_wire.errors import MemoryExceeded
+from optd_wire.layout import GroupLayout, lay_out
+from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec, Options
+
+__all__ = ["SNAPSHOTS", "JobMemory", "planned_bytes"]
+
+ROW_COPIES = 3
+"""Rows as they came, those of one number side by side, and their sums."""
+
+
+def planned_bytes(spec: JobSpec, policy: Policy, message_bytes: int) -> int:
+    """The bytes that a job is planned with when it is created; raises what is wrong with its options."""
+    algorithm = find_algorithm(spec.algorithm)
+    layouts = [lay_out(group.parameters) for group in spec.groups]
+    states = [
+        _group_bytes(algorithm, spec.defaults, group, layout)
+        for group, layout in zip(spec.groups, layouts, strict=True)
+    ]
+    options = resolve_job_options(spec.options)
+    return job_bytes(
+        policy.slots,
+        policy.most,
+        layouts,
+        states,
+        message_bytes,
+        gradients=gradients_kept(options),
+        averages=len(averages_of(options)),
+    )
+
+
+def _group_bytes(algorithm: Algorithm, defaults: Options, group: GroupSpec, layout: GroupLayout) -> int:
+    options = resolve_options(algorithm, defaults, group.options)
+    return state_bytes(group_fields(algorithm, defaults, group), layout) + working_bytes(algorithm, options, layout)
+
+
+class JobMemory:
+    """The reservation of one job, which grows and shrinks with what the job may need."""
+
+    def __init__(self, state: JobState, policy: Policy, memory: Memory, reservation: Reservation) -> None:
+        self.policy = policy
+        self._state = state
+        self._memory = memory
+        self._reservation = reservation
+
+    @property
+    def bytes(self) -> int:
+        """What the job is planned with."""
+        return self._reservation.bytes
+
+    def check_replacing(self, needed: int) -> None:
+        """Raises `MemoryExceeded` if a job of so many bytes does not fit in the place of this one."""
+        self._memory.check(self._reservation, needed)
+
+    def release(self) -> None:
+        """Ends the reservation."""
+        self._memory.release(self._reservation)
+
+    def check_group(self, spec: GroupSpec) -> None:
+        """Raises `MemoryExceeded` if a group that is to be added does not fit."""
+        self._memory.check(self._reservation, self._bytes_with(spec))
+
+    def reserve_group(self, spec: GroupSpec) -> int:
+        """Plans memory for a group that is to be added; returns what was planned before. Raises `MemoryExceeded`."""
+        before = self._reservation.bytes
+        self._memory.reserve(self._reservation, self._bytes_with(spec))
+        return before
+
+    def restore(self, before: int) -> None:
+        """Plans so many bytes, which were planned before."""
+        self._memory.reserve(self._reservation, before)
+
+    def reserve_policy(self, policy: Policy) -> None:
+        """Plans memory for another policy; raises `MemoryExceeded`, and the old one stays."""
+        before, self.policy = self.policy, policy
+        try:
+            self.fit()
+        except MemoryExceeded:
+            self.policy = before
+            raise
+
+    def reserve_options(self, groups: Iterable[tuple[int, GroupOptions]], job: JobOptions | None) -> None:
+        """Plans memory for options that are about to change; raises `MemoryExceeded`."""
+        changes = list(groups)
+        needs_more = any(self._needs_more(index, changed) for index, changed in changes)
+        if needs_more or (job is not None and self._kept(job) != self._kept(self._state.options)):
+            self._memory.reserve(self._reservation, self._bytes(self._changed(changes), job=job))
+
+    def reserve_states(self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]) -> None:
+        """Plans memory for states that are written, whether options need them or not, and for changed options.
+
+        Raises `MemoryExceeded`.
+        """
+        self._memory.reserve(self._reservation, self._bytes(self._changed(changes), fields))
+
+    def fit(self) -> None:
+        """Plans what the job needs as it is now."""
+        self._memory.reserve(self._reservation, self._bytes(self._state.groups.options))
+
+    def check_rows(self, size: int) -> None:
+        """Raises `MemoryExceeded` if there is no room for rows of a gradient, of so many bytes, and adding them up.
+
+        As much as a whole gradient is planned for: parameters that come in rows take nothing of that.
+        """
+        more = ROW_COPIES * size - computed_bytes_of(self._state.groups.layouts)
+        if more > 0:
+            self._memory.check(self._reservation, self._reservation.bytes + more)
+
+    def _changed(self, changes: Iterable[tuple[int, GroupOptions]]) -> list[GroupOptions]:
+        options = list(self._state.groups.options)
+        for index, changed in changes:
+            options[index] = changed
+        return options
+
+    def _needs_more(self, index: int, changed: GroupOptions) -> bool:
+        groups = self._state.groups
+        now = groups.options[index]
+        return _fields(groups, index, changed) != _fields(groups, index, now) or (
+            _working(groups, index, changed) != _working(groups, index, now)
+        )
+
+    def _bytes_with(self, spec: GroupSpec) -> int:
+        groups, layout = self._state.groups, lay_out(spec.parameters)
+        states = self._states(groups.options)
+        states.append(state_bytes(group_fields(groups.algorithm, groups.defaults, spec), layout))
+        return self._total([*groups.layouts, layout], states, self._state.options)
+
+    def _bytes(
+        self, options: Sequence[GroupOptions], fields: Collection[str] = (), job: JobOptions | None = None
+    ) -> int:
+        states = self._states(options, fields)
+        return self._total(self._state.groups.layouts, states, job or self._state.options)
+
+    def _total(self, layouts: Sequence[GroupLayout], states: Sequence[int], options: JobOptions) -> int:
+        return job_bytes(
+            self.policy.slots, self.policy.most, layouts, states, self._memory.message_bytes, **self._kept(options)
+        )
+
+    def _kept(self, options: JobOptions) -> dict[str, int]:
+        """How many gradients and averages options need; gradients that are added up still count, too."""
+        gradients = max(gradients_kept(options.options), int(self._state.accumulation.count > 0))
+        return {"gradients": gradients, "averages": len(averages_of(options.options))}
+
+    def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
+        """By group, the bytes of the states that it has, that `options` need, and that are in `fields`.
+
+        State that options no longer need is kept.
+        """
+        groups, states = self._state.groups, []
+        for index, (group, layout) in enumerate(zip(options, groups.layouts, strict=False)):
+            started = map(partial(_started, groups, index), range(len(layout.segments)))
+            names = _fields(groups, index, group).union(fields, *started)
+            known = (field for name, field in groups.state_fields.items() if name in names)
+            states.append(state_bytes(known, layout) + _working(groups, index, group))
+        return states
+
+
+def _fields(groups: Groups, index: int, group: GroupOptions) -> set[str]:
+    return {field.name for field in groups.fields(index, group.options)}
+
+
+def _working(groups: Groups, index: int, group: GroupOptions) -> int:
+    return working_bytes(groups.algorithm, group.options, groups.layouts[index])
+
+
+def _started(groups: Groups, group: int, segment: int) -> set[str]:
+    started = groups.state(group, segment).started
+    return {name for name, flags in started.items() if flags.any()}
