@@ -7,16 +7,17 @@ from contextlib import contextmanager
 
 from optd_server.engine import plan
 from optd_server.engine.averages import averages_of
-from optd_server.engine.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.fields import planned_state_bytes
+from optd_server.engine.groups import extent_of_groups
 from optd_server.engine.job import Job
 from optd_server.engine.job_options import gradients_kept
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
-from optd_server.engine.options import find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.options import algorithm_of, find_algorithm, resolve_job_options
 from optd_server.engine.policies.registry import policy_of, rule_of
 from optd_server.engine.registration import check_job
 from optd_server.engine.workers import REMEMBERED
-from optd_server.store.extents import extent_of
+from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FrameSink
 from optd_server.store.snapshots import WeightSet
 from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
@@ -34,7 +35,7 @@ class Upload:
         self.spec = spec
         self.creation_id = creation_id
         self.planned = planned
-        self.weights = WeightSet([extent_of([lay_out(group.parameters) for group in spec.groups])])
+        self.weights = WeightSet([extent_of_groups(spec.groups, spec.algorithm)])
         self.sink = FrameSink(self.weights.buffers, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
         self.job: Job | None = None
@@ -137,9 +138,16 @@ class Catalog:
                 upload.settled.set()
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
-        """Has the kernels ready that steps on some groups need; may take seconds where they were never compiled."""
-        dtypes = (parameter.dtype for group in groups for parameter in group.parameters)
-        await self.offload.prepare(find_algorithm(algorithm), dtypes)
+        """Has the kernels ready that steps on some groups need, in a job whose own algorithm is `algorithm`.
+
+        May take seconds, if they were never compiled.
+        """
+        dtypes: dict[Algorithm, set[str]] = {}
+        for group in groups:
+            own = algorithm_of(group, find_algorithm(algorithm))
+            dtypes.setdefault(own, set()).update(parameter.dtype for parameter in group.parameters)
+        for own, used in dtypes.items():
+            await self.offload.prepare(own, used)
 
     def finish(self, upload: Upload, wall: float) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` where weights are missing."""
@@ -206,17 +214,11 @@ class Catalog:
 
 def _planned_bytes(spec: JobSpec, message_bytes: int) -> int:
     algorithm = find_algorithm(spec.algorithm)
-    layouts = [lay_out(group.parameters) for group in spec.groups]
-    states = [
-        state_bytes(group_fields(algorithm, spec.defaults, group), layout)
-        + working_bytes(algorithm, resolve_options(algorithm, spec.defaults, group.options), layout)
-        for group, layout in zip(spec.groups, layouts, strict=True)
-    ]
     options = resolve_job_options(spec.options)
     return plan.job_bytes(
         rule_of(policy_of(spec)),
-        layouts,
-        states,
+        [lay_out(group.parameters) for group in spec.groups],
+        [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
         message_bytes,
         gradients=gradients_kept(options),
         averages=len(averages_of(options)),

@@ -10,11 +10,12 @@ from optd_server.engine.dealing import check_matches
 from optd_server.engine.model import Model
 from optd_server.engine.offload import Offload
 from optd_server.engine.option_changes import Origin
+from optd_server.engine.options import algorithm_of
 from optd_server.engine.plan import Memory
 from optd_server.engine.pushes import Pushes
 from optd_server.engine.registration import (
     LISTED,
-    check_added,
+    check_beside,
     check_group,
     check_options,
     check_same,
@@ -286,15 +287,16 @@ class Job:
         """The group that `spec` adds, where the job has it already; raises `JobMismatch` where it has another."""
         for info in self.model.groups.infos():
             if info.options.group == spec.name:
-                check_same_group(spec, self.name, info)
+                check_same_group(spec, self.name, self.model.groups.algorithm.name, info)
                 return info
         return None
 
     def check_new_group(self, spec: GroupSpec) -> None:
         """Raises what is wrong with a group that is to be added."""
-        check_added(self.model.groups.algorithm, [*self.model.groups.names, spec.name])
         groups = self.model.groups
-        check_group(spec, self.name, groups.algorithm, groups.holders())
+        own = algorithm_of(spec, groups.algorithm)
+        check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
+        check_group(spec, self.name, own, groups.holders())
         check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.matches())
         self._memory.check(self.model.plan, self.model.bytes_with(spec))
 

@@ -7,7 +7,7 @@ from itertools import count
 
 from optd_server.engine import plan
 from optd_server.engine.averages import Averages, averages_of
-from optd_server.engine.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.gradients import Conditioning
 from optd_server.engine.groups import Groups
 from optd_server.engine.job_options import gradients_kept, initial, plan_update
@@ -198,7 +198,7 @@ class Model:
 
     def planned_options(self, update: JobUpdate) -> JobOptions:
         """What the options of the job as a whole become with an update; raises what `plan_update` raises."""
-        return plan_update(self.groups.algorithm, self.conditioning.options, update, self.version.version)
+        return plan_update(self.groups.distinct_algorithms, self.conditioning.options, update, self.version.version)
 
     def release_accumulation(self) -> None:
         """Gives back the memory of gradients that are added up no more."""
@@ -235,11 +235,11 @@ class Model:
 
     def bytes_with(self, spec: GroupSpec) -> int:
         """The bytes that the job would be planned with if it had this group too."""
-        fields, layout = group_fields(self.groups.algorithm, self.groups.defaults, spec), lay_out(spec.parameters)
+        state = planned_state_bytes(spec, self.groups.algorithm, self.groups.defaults)
         return plan.job_bytes(
             self.rule,
-            [*self.groups.layouts, layout],
-            [*self._states(self.groups.options), state_bytes(fields, layout)],
+            [*self.groups.layouts, lay_out(spec.parameters)],
+            [*self._states(self.groups.options), state],
             self._memory.message_bytes,
             **self._kept_beside(self.conditioning.options),
         )
@@ -288,7 +288,7 @@ class Model:
             names = self._fields(index, group).union(
                 fields, *map(partial(self._kept, index), range(len(layout.segments)))
             )
-            known = (field for name, field in self.groups.state_fields.items() if name in names)
+            known = (field for name, field in self.groups.state_fields[index].items() if name in names)
             states.append(state_bytes(known, layout) + self._working(index, group))
         return states
 
@@ -296,7 +296,7 @@ class Model:
         return {field.name for field in self.groups.fields(index, group.options)}
 
     def _working(self, index: int, group: GroupOptions) -> int:
-        return working_bytes(self.groups.algorithm, group.options, self.groups.layouts[index])
+        return working_bytes(self.groups.algorithms[index], group.options, self.groups.layouts[index])
 
     def _kept(self, group: int, segment: int) -> set[str]:
         started = self.groups.state(group, segment).started

@@ -18,7 +18,6 @@ from optd_server.engine.round import Refused, Round
 from optd_server.engine.row_rules import check_gradients
 from optd_server.engine.step import Step
 from optd_server.optim import option
-from optd_server.optim.algorithm import Iterative
 from optd_server.optim.clipping import Clipped
 from optd_server.optim.job_options import ACCUMULATE, ZERO
 from optd_server.store.gradients import Gradient
@@ -266,12 +265,14 @@ class Stepping:
 
     def check_evaluation(self, header: PushHeader) -> None:
         """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
-        model, algorithm = self._model, self._model.groups.algorithm
+        model, algorithm = self._model, self._model.groups.iterative
         if header.flush:
             return
-        if not isinstance(algorithm, Iterative):
+        if algorithm is None:
             if header.loss is not None:
-                raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")
+                names = " and ".join(each.name for each in model.groups.distinct_algorithms)
+                take = "take" if " " in names else "takes"
+                raise InvalidRequest(problem=f"{names} {take} gradients alone, and a push has a loss")
             return
         if header.loss is None:
             raise LossMissing(algorithm=algorithm.name)
