@@ -336,7 +336,7 @@ class NonfiniteGradient(InvalidArgument):
 
 
 class UnknownField(InvalidArgument):
-    """A field that the job's algorithm does not keep."""
+    """A field that none of the job's algorithms keeps."""
 
     reason = "UNKNOWN_FIELD"
     template = "job {job!r} keeps no {field!r}; it keeps {fields}"

@@ -270,7 +270,7 @@ class Stepping:
             return
         if algorithm is None:
             if header.loss is not None:
-                names = " and ".join(each.name for each in model.groups.distinct_algorithms)
+                names = ", ".join(each.name for each in model.groups.distinct_algorithms)
                 take = "take" if " " in names else "takes"
                 raise InvalidRequest(problem=f"{names} {take} gradients alone, and a push has a loss")
             return
