@@ -336,7 +336,7 @@ class NonfiniteGradient(InvalidArgument):
 
 
 class UnknownField(InvalidArgument):
-    """A field that none of the job's algorithms keeps."""
+    """A field that the job's algorithm does not keep."""
 
     reason = "UNKNOWN_FIELD"
     template = "job {job!r} keeps no {field!r}; it keeps {fields}"
