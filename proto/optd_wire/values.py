@@ -41,11 +41,12 @@ class ParameterSpec:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """One group as its creator declares it; `options` are its overrides of the job's defaults."""
+    """One group as its creator declares it; `options` override its defaults. Its `algorithm` is the job's if empty."""
 
     name: str
     options: Options
     parameters: tuple[ParameterSpec, ...]
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,13 @@ class GroupUpdate:
 
 @dataclass(frozen=True, slots=True)
 class GroupOptions:
-    """The resolved options of one group, with the job's version at which they took effect."""
+    """The resolved options of one group and its algorithm, with the job's version at which they took effect."""
 
     group: str
     options: Options
     revision: int = 0
     since_version: int = 0
+    algorithm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from optd_wire.v1 import option_pb2 as optd_dot_v1_dot_option__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11optd/v1/job.proto\x12\x07optd.v1\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"K\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\"\xbd\x01\n\tGroupSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07options\x18\x02 \x03(\x0b\x32\x1f.optd.v1.GroupSpec.OptionsEntry\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\r\n\x0b\x41syncPolicy\"\x1d\n\nSyncPolicy\x12\x0f\n\x07workers\x18\x01 \x01(\r\"\\\n\x06Policy\x12%\n\x05\x61sync\x18\x01 \x01(\x0b\x32\x14.optd.v1.AsyncPolicyH\x00\x12#\n\x04sync\x18\x02 \x01(\x0b\x32\x13.optd.v1.SyncPolicyH\x00\x42\x06\n\x04kind\"\xf1\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobSpec.DefaultsEntry\x12\"\n\x06groups\x18\x04 \x03(\x0b\x32\x12.optd.v1.GroupSpec\x12\x1f\n\x06policy\x18\x05 \x01(\x0b\x32\x0f.optd.v1.Policy\x12.\n\x07options\x18\x06 \x03(\x0b\x32\x1d.optd.v1.JobSpec.OptionsEntry\x12\x11\n\tephemeral\x18\x07 \x01(\x08\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"H\n\nJobVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x64urable_version\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"[\n\rParameterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"n\n\tGroupInfo\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterInfo\",\n\x0b\x41verageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07updates\x18\x02 \x01(\x04\"\x94\x03\n\x07JobInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobInfo.DefaultsEntry\x12\x1f\n\x06policy\x18\x04 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\"\n\x06groups\x18\x05 \x03(\x0b\x32\x12.optd.v1.GroupInfo\x12$\n\x07version\x18\x06 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12$\n\x07options\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x08\x61verages\x18\x08 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x11\n\tephemeral\x18\t \x01(\x08\x12\x17\n\x0fstepped_unix_ms\x18\n \x01(\x03\x12\n\n\x02id\x18\x0b \x01(\t\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11optd/v1/job.proto\x12\x07optd.v1\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"K\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\"\xd0\x01\n\tGroupSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07options\x18\x02 \x03(\x0b\x32\x1f.optd.v1.GroupSpec.OptionsEntry\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x12\x11\n\talgorithm\x18\x04 \x01(\t\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\r\n\x0b\x41syncPolicy\"\x1d\n\nSyncPolicy\x12\x0f\n\x07workers\x18\x01 \x01(\r\"\\\n\x06Policy\x12%\n\x05\x61sync\x18\x01 \x01(\x0b\x32\x14.optd.v1.AsyncPolicyH\x00\x12#\n\x04sync\x18\x02 \x01(\x0b\x32\x13.optd.v1.SyncPolicyH\x00\x42\x06\n\x04kind\"\xf1\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobSpec.DefaultsEntry\x12\"\n\x06groups\x18\x04 \x03(\x0b\x32\x12.optd.v1.GroupSpec\x12\x1f\n\x06policy\x18\x05 \x01(\x0b\x32\x0f.optd.v1.Policy\x12.\n\x07options\x18\x06 \x03(\x0b\x32\x1d.optd.v1.JobSpec.OptionsEntry\x12\x11\n\tephemeral\x18\x07 \x01(\x08\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"H\n\nJobVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x64urable_version\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"[\n\rParameterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"n\n\tGroupInfo\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterInfo\",\n\x0b\x41verageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07updates\x18\x02 \x01(\x04\"\x94\x03\n\x07JobInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobInfo.DefaultsEntry\x12\x1f\n\x06policy\x18\x04 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\"\n\x06groups\x18\x05 \x03(\x0b\x32\x12.optd.v1.GroupInfo\x12$\n\x07version\x18\x06 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12$\n\x07options\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x08\x61verages\x18\x08 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x11\n\tephemeral\x18\t \x01(\x08\x12\x17\n\x0fstepped_unix_ms\x18\n \x01(\x03\x12\n\n\x02id\x18\x0b \x01(\t\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,31 +44,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARAMETERSPEC']._serialized_start=74
   _globals['_PARAMETERSPEC']._serialized_end=149
   _globals['_GROUPSPEC']._serialized_start=152
-  _globals['_GROUPSPEC']._serialized_end=341
-  _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_start=273
-  _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_end=341
-  _globals['_ASYNCPOLICY']._serialized_start=343
-  _globals['_ASYNCPOLICY']._serialized_end=356
-  _globals['_SYNCPOLICY']._serialized_start=358
-  _globals['_SYNCPOLICY']._serialized_end=387
-  _globals['_POLICY']._serialized_start=389
-  _globals['_POLICY']._serialized_end=481
-  _globals['_JOBSPEC']._serialized_start=484
-  _globals['_JOBSPEC']._serialized_end=853
-  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_start=714
-  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_end=783
-  _globals['_JOBSPEC_OPTIONSENTRY']._serialized_start=273
-  _globals['_JOBSPEC_OPTIONSENTRY']._serialized_end=341
-  _globals['_JOBVERSION']._serialized_start=855
-  _globals['_JOBVERSION']._serialized_end=927
-  _globals['_PARAMETERINFO']._serialized_start=929
-  _globals['_PARAMETERINFO']._serialized_end=1020
-  _globals['_GROUPINFO']._serialized_start=1022
-  _globals['_GROUPINFO']._serialized_end=1132
-  _globals['_AVERAGEINFO']._serialized_start=1134
-  _globals['_AVERAGEINFO']._serialized_end=1178
-  _globals['_JOBINFO']._serialized_start=1181
-  _globals['_JOBINFO']._serialized_end=1585
-  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_start=714
-  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_end=783
+  _globals['_GROUPSPEC']._serialized_end=360
+  _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_start=292
+  _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_end=360
+  _globals['_ASYNCPOLICY']._serialized_start=362
+  _globals['_ASYNCPOLICY']._serialized_end=375
+  _globals['_SYNCPOLICY']._serialized_start=377
+  _globals['_SYNCPOLICY']._serialized_end=406
+  _globals['_POLICY']._serialized_start=408
+  _globals['_POLICY']._serialized_end=500
+  _globals['_JOBSPEC']._serialized_start=503
+  _globals['_JOBSPEC']._serialized_end=872
+  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_start=733
+  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_end=802
+  _globals['_JOBSPEC_OPTIONSENTRY']._serialized_start=292
+  _globals['_JOBSPEC_OPTIONSENTRY']._serialized_end=360
+  _globals['_JOBVERSION']._serialized_start=874
+  _globals['_JOBVERSION']._serialized_end=946
+  _globals['_PARAMETERINFO']._serialized_start=948
+  _globals['_PARAMETERINFO']._serialized_end=1039
+  _globals['_GROUPINFO']._serialized_start=1041
+  _globals['_GROUPINFO']._serialized_end=1151
+  _globals['_AVERAGEINFO']._serialized_start=1153
+  _globals['_AVERAGEINFO']._serialized_end=1197
+  _globals['_JOBINFO']._serialized_start=1200
+  _globals['_JOBINFO']._serialized_end=1604
+  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_start=733
+  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_end=802
 # @@protoc_insertion_point(module_scope)

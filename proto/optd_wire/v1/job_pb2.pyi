@@ -19,7 +19,7 @@ class ParameterSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ...) -> None: ...
 
 class GroupSpec(_message.Message):
-    __slots__ = ("name", "options", "parameters")
+    __slots__ = ("name", "options", "parameters", "algorithm")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,10 +30,12 @@ class GroupSpec(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     name: str
     options: _containers.MessageMap[str, _option_pb2.OptionValue]
     parameters: _containers.RepeatedCompositeFieldContainer[ParameterSpec]
-    def __init__(self, name: _Optional[str] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ...) -> None: ...
+    algorithm: str
+    def __init__(self, name: _Optional[str] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., algorithm: _Optional[str] = ...) -> None: ...
 
 class AsyncPolicy(_message.Message):
     __slots__ = ()

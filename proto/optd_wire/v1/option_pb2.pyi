@@ -54,7 +54,7 @@ class GroupUpdate(_message.Message):
     def __init__(self, group: _Optional[str] = ..., options: _Optional[_Mapping[str, OptionValue]] = ..., expected_revision: _Optional[int] = ...) -> None: ...
 
 class GroupOptions(_message.Message):
-    __slots__ = ("group", "options", "revision", "since_version")
+    __slots__ = ("group", "options", "revision", "since_version", "algorithm")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,11 +66,13 @@ class GroupOptions(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SINCE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     group: str
     options: _containers.MessageMap[str, OptionValue]
     revision: int
     since_version: int
-    def __init__(self, group: _Optional[str] = ..., options: _Optional[_Mapping[str, OptionValue]] = ..., revision: _Optional[int] = ..., since_version: _Optional[int] = ...) -> None: ...
+    algorithm: str
+    def __init__(self, group: _Optional[str] = ..., options: _Optional[_Mapping[str, OptionValue]] = ..., revision: _Optional[int] = ..., since_version: _Optional[int] = ..., algorithm: _Optional[str] = ...) -> None: ...
 
 class JobOptions(_message.Message):
     __slots__ = ("options", "revision", "since_version")

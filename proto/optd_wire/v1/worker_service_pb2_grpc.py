@@ -72,7 +72,7 @@ class WorkerServiceServicer(object):
     def Join(self, request, context):
         """Takes part in a job under a name. Each join gives the name a new epoch, which fences whoever had it before.
         Waits up to wait_ms while the job is being created; UNKNOWN_JOB tells the caller to create it. With a spec,
-        the job must have the same algorithm, groups, names, shapes and dtypes, and the policy, where the spec names one. May
+        the job must have the same algorithms, groups, names, shapes and dtypes, and the policy, if the spec names one. May
         be sent again after a lost answer: the epoch counts that came last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -13,14 +13,14 @@ from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import REMEMBERED
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.options.registration import check_job
-from optd_server.engine.options.resolution import find_algorithm
+from optd_server.engine.options.resolution import algorithm_of, find_algorithm
 from optd_server.engine.planning import planned_bytes
 from optd_server.engine.rounds.policies.registry import deciding, policy_of
-from optd_server.store.extents import extent_of
+from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
-from optd_wire.layout import lay_out
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 TRIMMED_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class WeightsUpload:
         self.spec = spec
         self.creation_id = creation_id
         self.reservation = reservation
-        self.weights = FlatBuffers([extent_of([lay_out(group.parameters) for group in spec.groups])])
+        self.weights = FlatBuffers([extent_of_groups(spec.groups, spec.algorithm)])
         self.sink = FrameSink(self.weights, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
         self.job: Job | None = None
@@ -151,9 +151,16 @@ class Catalog:
         return planned_bytes(spec, deciding(policy_of(spec)), self.memory.message_bytes)
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
-        """Has the kernels ready that steps on some groups need; may take seconds if they were never compiled."""
-        dtypes = (parameter.dtype for group in groups for parameter in group.parameters)
-        await self.offload.prepare(find_algorithm(algorithm), dtypes)
+        """Has the kernels ready that steps on some groups need, in a job whose own algorithm is `algorithm`.
+
+        May take seconds if they were never compiled.
+        """
+        dtypes: dict[Algorithm, set[str]] = {}
+        for group in groups:
+            own = algorithm_of(group, find_algorithm(algorithm))
+            dtypes.setdefault(own, set()).update(parameter.dtype for parameter in group.parameters)
+        for own, used in dtypes.items():
+            await self.offload.prepare(own, used)
 
     async def finish(self, upload: WeightsUpload) -> Job:
         """Makes an upload a job; raises `IncompleteParameter` if weights are missing."""

@@ -8,7 +8,8 @@ from optd_server.engine.events import GroupAdded, OptionsChanged, PolicyChanged
 from optd_server.engine.fold import Fold
 from optd_server.engine.options.by_name import check_matches
 from optd_server.engine.options.history import Origin
-from optd_server.engine.options.registration import check_added, check_group, check_options, check_same_group
+from optd_server.engine.options.registration import check_beside, check_group, check_options, check_same_group
+from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.engine.rounds.pushes import Pushes
@@ -88,15 +89,16 @@ class Changing:
         """The group that `spec` adds, if the job has it already; raises `JobMismatch` if it has another."""
         for info in self._state.groups.infos():
             if info.options.group == spec.name:
-                check_same_group(spec, self._state.name, info)
+                check_same_group(spec, self._state.name, self._state.groups.algorithm.name, info)
                 return info
         return None
 
     def check_new_group(self, spec: GroupSpec) -> int:
         """The index that a group is going to have; raises what is wrong with it."""
         groups = self._state.groups
-        check_added(groups.algorithm, [*groups.names, spec.name])
-        check_group(spec, self._state.name, groups.algorithm, groups.holders())
+        own = algorithm_of(spec, groups.algorithm)
+        check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
+        check_group(spec, self._state.name, own, groups.holders())
         check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.matches())
         self.memory.check_group(spec)
         return len(groups)

@@ -7,7 +7,6 @@ from optd_server.engine.membership.members import Member
 from optd_server.engine.options.history import Origin, changes_of_group, changes_of_job, origins
 from optd_server.engine.options.job_options import plan_update
 from optd_server.engine.state import JobState
-from optd_server.optim.algorithm import Iterative
 from optd_wire.errors import FutureVersion, InvalidRequest, LossMissing, SequenceGap, StaleEvaluation
 from optd_wire.values import GroupUpdate, JobUpdate, PushHeader, PushResult
 
@@ -39,12 +38,14 @@ def check_base(state: JobState, header: PushHeader) -> None:
 
 def check_evaluation(state: JobState, header: PushHeader) -> None:
     """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
-    algorithm = state.groups.algorithm
+    algorithm = state.groups.iterative
     if header.flush:
         return
-    if not isinstance(algorithm, Iterative):
+    if algorithm is None:
         if header.loss is not None:
-            raise InvalidRequest(problem=f"{algorithm.name} takes gradients alone, and a push has a loss")
+            names = ", ".join(each.name for each in state.groups.distinct_algorithms)
+            take = "take" if " " in names else "takes"
+            raise InvalidRequest(problem=f"{names} {take} gradients alone, and a push has a loss")
         return
     if header.loss is None:
         raise LossMissing(algorithm=algorithm.name)
@@ -77,7 +78,7 @@ def group_edits(state: JobState, updates: Updates) -> OptionEdits:
 
 def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits:
     """The options of the job as a whole with an update; raises what is wrong with it."""
-    planned = plan_update(state.groups.algorithm, state.options, update, state.version)
+    planned = plan_update(state.groups.distinct_algorithms, state.options, update, state.version)
     if planned is state.options:
         return NO_EDITS
     return OptionEdits((), planned, tuple(changes_of_job(state.options, planned, origin)))

@@ -4,18 +4,17 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation, job_bytes
-from optd_server.engine.options.fields import group_fields, state_bytes, working_bytes
+from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import gradients_kept
-from optd_server.engine.options.resolution import find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.options.resolution import find_algorithm, resolve_job_options
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.state import JobState
 from optd_server.engine.step.averages import averages_of
-from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout, lay_out
-from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec, Options
+from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
 
 __all__ = ["SNAPSHOTS", "JobMemory", "planned_bytes"]
 
@@ -26,26 +25,16 @@ ROW_COPIES = 3
 def planned_bytes(spec: JobSpec, policy: Policy, message_bytes: int) -> int:
     """The bytes that a job is planned with when it is created; raises what is wrong with its options."""
     algorithm = find_algorithm(spec.algorithm)
-    layouts = [lay_out(group.parameters) for group in spec.groups]
-    states = [
-        _group_bytes(algorithm, spec.defaults, group, layout)
-        for group, layout in zip(spec.groups, layouts, strict=True)
-    ]
     options = resolve_job_options(spec.options)
     return job_bytes(
         policy.slots,
         policy.most,
-        layouts,
-        states,
+        [lay_out(group.parameters) for group in spec.groups],
+        [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
         message_bytes,
         gradients=gradients_kept(options),
         averages=len(averages_of(options)),
     )
-
-
-def _group_bytes(algorithm: Algorithm, defaults: Options, group: GroupSpec, layout: GroupLayout) -> int:
-    options = resolve_options(algorithm, defaults, group.options)
-    return state_bytes(group_fields(algorithm, defaults, group), layout) + working_bytes(algorithm, options, layout)
 
 
 class JobMemory:
@@ -134,10 +123,9 @@ class JobMemory:
         )
 
     def _bytes_with(self, spec: GroupSpec) -> int:
-        groups, layout = self._state.groups, lay_out(spec.parameters)
-        states = self._states(groups.options)
-        states.append(state_bytes(group_fields(groups.algorithm, groups.defaults, spec), layout))
-        return self._total([*groups.layouts, layout], states, self._state.options)
+        groups = self._state.groups
+        states = [*self._states(groups.options), planned_state_bytes(spec, groups.algorithm, groups.defaults)]
+        return self._total([*groups.layouts, lay_out(spec.parameters)], states, self._state.options)
 
     def _bytes(
         self, options: Sequence[GroupOptions], fields: Collection[str] = (), job: JobOptions | None = None
@@ -164,7 +152,7 @@ class JobMemory:
         for index, (group, layout) in enumerate(zip(options, groups.layouts, strict=False)):
             started = map(partial(_started, groups, index), range(len(layout.segments)))
             names = _fields(groups, index, group).union(fields, *started)
-            known = (field for name, field in groups.state_fields.items() if name in names)
+            known = (field for name, field in groups.state_fields[index].items() if name in names)
             states.append(state_bytes(known, layout) + _working(groups, index, group))
         return states
 
@@ -174,7 +162,7 @@ def _fields(groups: Groups, index: int, group: GroupOptions) -> set[str]:
 
 
 def _working(groups: Groups, index: int, group: GroupOptions) -> int:
-    return working_bytes(groups.algorithm, group.options, groups.layouts[index])
+    return working_bytes(groups.algorithms[index], group.options, groups.layouts[index])
 
 
 def _started(groups: Groups, group: int, segment: int) -> set[str]:

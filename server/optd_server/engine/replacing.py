@@ -16,7 +16,6 @@ from optd_server.engine.memory import Memory
 from optd_server.engine.options.fields import NOTHING, has, layout_of, shapes_of, state_bytes
 from optd_server.engine.options.history import Origin
 from optd_server.engine.options.registration import MAX_DIMS
-from optd_server.optim.algorithm import Iterative
 from optd_server.store.extents import Extent, computed, extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
@@ -30,7 +29,7 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame
 from optd_wire.layout import GroupLayout
-from optd_wire.values import WEIGHTS, AverageInfo, GroupState, StateEntries, WriteStateHeader
+from optd_wire.values import WEIGHTS, AverageInfo, GroupState, StateEntries, StateShape, WriteStateHeader
 
 MOST_STEPS = 1 << 62
 
@@ -51,9 +50,9 @@ class StateUpload:
         self._beside_others = header.beside_others
         self._write_id = header.write_id
         self._check_alone()
-        self._fields = state.groups.state_fields
-        self._always = {field.name for field in state.groups.algorithm.all_state}
-        self._known = [WEIGHTS, *self._fields]
+        self._fields = list(state.groups.state_fields)
+        self._always = {field.name for each in state.groups.distinct_algorithms for field in each.all_state}
+        self._states = state.groups.state_names
         self._averages = {info.name: info.updates for info in header.averages}
         self._check_averages()
         self._extents = list(state.groups.extents)
@@ -66,7 +65,7 @@ class StateUpload:
         }
         self._layouts = list(state.groups.layouts)
         """Those of the groups that there are now: whoever writes knows of no others."""
-        _check_groups(job, header.groups, self._known)
+        _check_groups(job, header.groups)
 
     def _check_alone(self, *, is_whole: bool = False) -> None:
         """Raises `OtherWorkers` or `WeightsMovedOn` for a write that would undo steps, if it is not to do so.
@@ -98,20 +97,24 @@ class StateUpload:
     def room(self, memory: Memory) -> AbstractContextManager[None]:
         """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
-        named = {entry.field for group in self._groups for entry in group.entries}
-        fields = [field for name, field in self._fields.items() if name in named or name in self._always]
-        needed = bytes_of(layouts) * (1 + len(self._averages)) + sum(state_bytes(fields, layout) for layout in layouts)
+        wanted = self._always | {entry.field for group in self._groups for entry in group.entries}
+        needed = bytes_of(layouts) * (1 + len(self._averages))
+        for fields, layout in zip(self._fields, layouts, strict=True):
+            needed += state_bytes((field for name, field in fields.items() if name in wanted), layout)
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
-        """Takes frames; raises `UnknownField` or what `FrameSink.write` raises."""
+        """Takes frames; raises `UnknownField`, `InvalidRequest`, or what `FrameSink.write_all` raises."""
         for frame in frames:
-            self._sink(frame.field or WEIGHTS).write_all((frame,))
+            sink = self._sink(frame.field or WEIGHTS)
+            if frame.field in self._states and frame.group < len(self._fields):
+                _check_kept(self._job, frame.group, frame.field)
+            sink.write_all((frame,))
 
     def _sink(self, field: str) -> FrameSink:
-        if field not in self._known and field not in self._averages:
-            raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join(self._known))
-        if field in self._fields and field not in self._always:
+        if field not in (WEIGHTS, *self._states) and field not in self._averages:
+            raise UnknownField(job=self._job.name, field=field[:200], fields=", ".join((WEIGHTS, *self._states)))
+        if field in self._states and field not in self._always:
             named = any(entry.field == field for group in self._groups for entry in group.entries)
             if not named:
                 raise InvalidRequest(problem=f"frames of {field} come without an entry that says who has it")
@@ -122,12 +125,16 @@ class StateUpload:
 
     def _own_buffer(self, field: str) -> bool:
         """Whether a field's frames address other flat buffers than those of the weights."""
-        known = self._fields.get(field)
-        return known is not None and (not known.elementwise or any(name == field for _, name in self._shapes))
+        if any(name == field for _, name in self._shapes):
+            return True
+        return any(field in fields and not fields[field].elementwise for fields in self._fields)
 
     def _layout(self, field: str, group: int, layout: GroupLayout) -> GroupLayout:
-        """The flat buffer of a group that a field's frames address."""
-        return layout_of(self._shapes.get((group, field)) or shapes_of(self._fields[field], layout), layout)
+        """The flat buffer of a group that a field's frames address; without elements if the group has no such field."""
+        known = self._fields[group].get(field)
+        absent = [StateShape(NOTHING, parameter.dtype) for parameter in layout.parameters]
+        expected = absent if known is None else shapes_of(known, layout)
+        return layout_of(self._shapes.get((group, field)) or expected, layout)
 
     def _extents_of(self, field: str) -> Sequence[Extent]:
         if field == WEIGHTS or field in self._averages:
@@ -215,11 +222,15 @@ class StateUpload:
 
     def _check_complete(self) -> None:
         """Raises `InvalidRequest` for state that an algorithm cannot go on with."""
-        algorithm = self._job.state.groups.algorithm
-        if isinstance(algorithm, Iterative):
+        algorithm = self._job.state.groups.iterative
+        if algorithm is not None:
             for group in self._groups:
                 for entry in group.entries:
-                    if self._fields[entry.field].elementwise and any(entry.present) and not all(entry.present):
+                    if (
+                        self._fields[group.group][entry.field].elementwise
+                        and any(entry.present)
+                        and not all(entry.present)
+                    ):
                         problem = f"have {entry.field} of all parameters or of none"
                         raise InvalidRequest(problem=f"state of {algorithm.name} must {problem}")
                 # Of the others the first parameter has all, as in torch.
@@ -228,7 +239,7 @@ class StateUpload:
                     raise InvalidRequest(problem=f"state of {algorithm.name} must {lacks}")
 
 
-def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) -> None:
+def _check_groups(job: Job, groups: Sequence[GroupState]) -> None:
     for given in groups:
         if given.group >= len(job.state.groups):
             raise InvalidRequest(problem=f"job {job.name!r} has no group with index {given.group}")
@@ -239,19 +250,30 @@ def _check_groups(job: Job, groups: Sequence[GroupState], known: Sequence[str]) 
                     what=f"{what} of group {given.group}", expected=f"{count} values", got=len(values)
                 )
         for entry in given.entries:
-            if entry.field not in known or entry.field == WEIGHTS:
-                raise UnknownField(job=job.name, field=entry.field[:200], fields=", ".join(known[1:]))
+            if entry.field not in job.state.groups.state_names:
+                known = ", ".join(job.state.groups.state_names)
+                raise UnknownField(job=job.name, field=entry.field[:200], fields=known)
+            _check_kept(job, given.group, entry.field)
             _check_holders(job, given.group, entry)
             _check_shapes(job, given.group, entry)
         if any(steps >= MOST_STEPS for steps in given.steps):
             raise InvalidRequest(problem=f"steps of group {given.group} must be in [0, 2**62)")
 
 
+def _check_kept(job: Job, group: int, field: str) -> None:
+    """Raises `InvalidRequest` for a state that groups of another algorithm have."""
+    groups = job.state.groups
+    fields = groups.state_fields[group]
+    if field not in fields:
+        of = f"group {groups.names[group]!r} of {groups.algorithms[group].name}"
+        raise InvalidRequest(problem=f"{of} keeps no {field}; it keeps {', '.join(fields)}")
+
+
 def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
     """Raises `InvalidRequest` for state that a parameter of such a dtype never has."""
     groups = job.state.groups
     for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
-        if present and not has(groups.state_fields[entry.field], parameter.dtype):
+        if present and not has(groups.state_fields[group][entry.field], parameter.dtype):
             problem = f"parameter {parameter.name!r} of {parameter.dtype} has no {entry.field}"
             raise InvalidRequest(problem=problem)
 
@@ -261,11 +283,11 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
     if not entry.shapes:
         return
     groups = job.state.groups
-    layout = groups.layouts[group]
+    layout, field = groups.layouts[group], groups.state_fields[group][entry.field]
     if len(entry.shapes) != len(layout.parameters):
         what, count = f"shapes of {entry.field} in group {group}", f"{len(layout.parameters)} of them"
         raise StructureMismatch(what=what, expected=count, got=len(entry.shapes))
-    ours = shapes_of(groups.state_fields[entry.field], layout)
+    ours = shapes_of(field, layout)
     for parameter, present, theirs, expected in zip(layout.parameters, entry.present, entry.shapes, ours, strict=True):
         if not present and theirs.sizes == NOTHING:
             continue
@@ -274,5 +296,5 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
                 what=entry.field, parameter=parameter.name, expected=expected.sizes, got=theirs.sizes[:MAX_DIMS]
             )
         # torch turns all state into the dtype of the parameter when it loads, numbers of float32 too.
-        if theirs.dtype != expected.dtype and groups.state_fields[entry.field].dtype is None:
+        if theirs.dtype != expected.dtype and field.dtype is None:
             raise DtypeMismatch(what=entry.field, parameter=parameter.name, expected=expected.dtype, got=theirs.dtype)

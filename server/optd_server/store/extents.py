@@ -1,14 +1,15 @@
-"""Where the elements of groups lie in memory: those of one dtype one behind the other, over all groups.
+"""Where the elements of groups lie in memory: those of one dtype and one kind one behind the other, over all groups.
 
 A frame addresses one group. Arithmetic does better with few large arrays than with many small ones: the groups that
-were registered together are one *extent*, and an extent has one *slab* for each dtype, so that a step is one pass over
-a slab however many groups have a part in it. A group that is added later is an extent of its own: nothing that is
-there moves.
+were registered together are one *extent*, and an extent has one *slab* for each dtype and kind, so that a step is one
+pass over a slab however many groups have a part in it. The kind of a group says which arithmetic is done on it: groups
+of different kinds share no slab. A group that is added later is an extent of its own: nothing that is there moves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slab:
-    """The elements of parameters of one dtype of an extent, and which parameters they belong to.
+    """The elements of an extent's parameters of one dtype and kind, and which parameters they belong to.
 
     `groups` are indices in the job's list, of the groups that have a part in it, and `parts` how many parameters
     each of them has there; `sizes` and `starts` are of all its parameters, in elements.
     """
 
+    kind: str
+    """Of the groups."""
     dtype: str
     """Of the parameters."""
     numbers: np.dtype[Any]
@@ -73,26 +76,29 @@ class Extent:
 
     def parameters(self, slab: Slab) -> list[ParameterInfo]:
         """The parameters of a slab in order."""
-        return [
-            layout.parameters[member]
-            for layout in self.layouts
-            for segment in layout.segments
-            if segment.dtype == slab.dtype
-            for member in segment.members
-        ]
+        return [self.layouts[group - self.first_group].parameters[member] for group, member in self.members(slab)]
+
+    def members(self, slab: Slab) -> Iterator[tuple[int, int]]:
+        """The parameters of a slab in order, as frames address them: the group, and the number in the group's list."""
+        for group in slab.groups:
+            for segment in self.layouts[group - self.first_group].segments:
+                if segment.dtype == slab.dtype:
+                    for member in segment.members:
+                        yield group, member
 
 
-def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
-    """Lays groups out."""
+def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Sequence[str] = ()) -> Extent:
+    """Lays groups out; without `kinds` all are of one."""
+    kinds = kinds or [""] * len(layouts)
     slabs: list[Slab] = []
     places: list[list[Place]] = [[] for _ in layouts]
-    for dtype in DTYPES:
+    for dtype, kind in product(DTYPES, dict.fromkeys(kinds)):
         parts: list[int] = []
         groups: list[int] = []
         sizes: list[int] = []
         start = 0
-        for index, layout in enumerate(layouts):
-            for segment in layout.segments:
+        for index, (layout, own) in enumerate(zip(layouts, kinds, strict=True)):
+            for segment in layout.segments if own == kind else ():
                 if segment.dtype == dtype:
                     places[index].append(Place(len(slabs), start, len(sizes), len(groups)))
                     groups.append(first_group + index)
@@ -103,7 +109,7 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0) -> Extent:
             array = np.asarray(sizes, np.int64)
             counts = np.asarray(parts, np.int64)
             starts = np.cumsum(array) - array
-            slabs.append(Slab(dtype, DTYPES[dtype], start, 0, tuple(groups), counts, array, starts))
+            slabs.append(Slab(kind, dtype, DTYPES[dtype], start, 0, tuple(groups), counts, array, starts))
     return _placed(Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), 0))
 
 

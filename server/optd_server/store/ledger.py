@@ -106,14 +106,8 @@ class Ledger:
         whole: set[tuple[int, int]] = set()
         for extent, by_slab in zip(self._extents, self.presence(), strict=True):
             for slab, present in zip(extent.slabs, by_slab, strict=True):
-                members = [
-                    (extent.first_group + index, member)
-                    for index, layout in enumerate(extent.layouts)
-                    for segment in layout.segments
-                    if segment.dtype == slab.dtype
-                    for member in segment.members
-                ]
-                whole.update(member for member, there in zip(members, present.tolist(), strict=True) if there)
+                members = zip(extent.members(slab), present.tolist(), strict=True)
+                whole.update(member for member, there in members if there)
         return whole
 
     def written(self) -> Iterator[tuple[int, int, int, int]]:

@@ -80,7 +80,10 @@ def test_what_is_wrong_with_a_spec_is_named(spec, error, says):
 def found(spec, policy=Async()):  # noqa: B008 - a frozen value
     """The job that `spec` has created."""
     groups = [
-        GroupInfo(i, GroupOptions(g.name, {}), lay_out(g.parameters).parameters) for i, g in enumerate(spec.groups)
+        GroupInfo(
+            i, GroupOptions(g.name, {}, algorithm=g.algorithm or spec.algorithm), lay_out(g.parameters).parameters
+        )
+        for i, g in enumerate(spec.groups)
     ]
     return JobInfo(spec.name, spec.algorithm, spec.defaults, policy, tuple(groups), JobVersion())
 

@@ -26,9 +26,14 @@ def laid_out(job):
             lay_out([ParameterSpec(f"{len(layouts) + i}.{j}", (s,), d) for j, (d, s) in enumerate(group)])
             for i, group in enumerate(groups)
         ]
-        extents.append(extent_of(new, len(layouts)))
+        extents.append(extent_of(new, len(layouts), [kind(group) for group in groups]))
         layouts += new
     return tuple(extents), layouts
+
+
+def kind(group):
+    """That of a group, so that some jobs have groups of several."""
+    return "odd" if len(group) % 2 else "even"
 
 
 class Model:
@@ -157,6 +162,30 @@ def test_every_element_has_one_place_and_its_owner_is_found(job):
                 start = parameter.offset - segment.offset
                 for place, element in enumerate(buffers.arrays[group][number][start : start + parameter.size]):
                     assert owner_of(extent, slab, int(element)) == (parameter, place)
+
+
+@given(jobs)
+@settings(max_examples=100)
+def test_a_slab_has_all_parameters_of_a_dtype_and_kind(job):
+    extents, layouts = laid_out(job)
+    groups = [group for extent in job for group in extent]
+    ledger = Ledger(extents, "gradient", [f"g{index}" for index in range(len(layouts))])
+    for extent in extents:
+        assert len({(slab.kind, slab.dtype) for slab in extent.slabs}) == len(extent.slabs)
+        for slab in extent.slabs:
+            members = [
+                (index, member)
+                for index in range(extent.first_group, extent.first_group + len(extent.layouts))
+                for member, parameter in enumerate(layouts[index].parameters)
+                if (kind(groups[index]), parameter.dtype) == (slab.kind, slab.dtype)
+            ]
+            assert list(extent.members(slab)) == members
+            assert [p.name for p in extent.parameters(slab)] == [layouts[g].parameters[m].name for g, m in members]
+            assert slab.sizes.tolist() == [layouts[g].parameters[m].size for g, m in members]
+    for index, layout in enumerate(layouts):
+        for segment in layout.segments:
+            ledger.claim(index, segment.offset, segment.count, DTYPES[segment.dtype])
+    assert ledger.parameters() == {(g, m) for g, layout in enumerate(layouts) for m in range(len(layout.parameters))}
 
 
 def test_a_ledger_of_an_added_group_is_addressed_by_its_index():

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from optd_server.engine.options.by_name import fields, match
-from optd_server.engine.options.resolution import resolve_options
+from optd_server.engine.options.resolution import algorithm_of, resolve_group
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.dtypes import COMPUTED, DTYPES
@@ -30,10 +30,18 @@ def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
     )
 
 
-def group_fields(algorithm: Algorithm, defaults: Options, group: GroupSpec) -> set[StateField]:
-    """The states that some parameter of a checked group needs."""
-    resolved = resolve_options(algorithm, defaults, group.options)
-    return fields(algorithm, resolved, match(resolved, [parameter.name for parameter in group.parameters]))
+def planned_state_bytes(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> int:
+    """How much memory the states of a checked group take, in a job with this algorithm and these defaults.
+
+    A step that is under way is counted, too.
+    """
+    own, resolved, layout = (
+        algorithm_of(group, algorithm),
+        resolve_group(group, algorithm, defaults),
+        lay_out(group.parameters),
+    )
+    needed = fields(own, resolved, match(resolved, [parameter.name for parameter in group.parameters]))
+    return state_bytes(needed, layout) + working_bytes(own, resolved, layout)
 
 
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:

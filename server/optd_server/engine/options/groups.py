@@ -1,13 +1,13 @@
-"""The groups of a job: their layouts, options and optimizer state."""
+"""The groups of a job: their algorithms, layouts, options and optimizer state."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from optd_server.engine.options.by_name import check_matches, check_rules, deal, fields, match
-from optd_server.engine.options.resolution import resolve_options
+from optd_server.engine.options.resolution import algorithm_of, check_fixed, resolve_group, resolve_options
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.optim.group_options import effective
 from optd_server.optim.option import singles
@@ -17,7 +17,7 @@ from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.flat import Array
 from optd_server.store.rows import RowPlace
 from optd_server.store.snapshots import StepRanges, changed_options
-from optd_wire.errors import InvalidOption, OptionConflict, UnknownGroup, UnknownParameter
+from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
     EffectiveOptions,
@@ -48,7 +48,17 @@ class Groups:
 
     def __init__(self, algorithm: Algorithm, defaults: Options) -> None:
         self.algorithm = algorithm
+        """The job's: that of groups that name none."""
         self.defaults = defaults
+        """Resolved options of the job's algorithm."""
+        self.algorithms: list[Algorithm] = []
+        """By group."""
+        self.distinct_algorithms: tuple[Algorithm, ...] = ()
+        """Those of the groups, each once."""
+        self.iterative: Iterative | None = None
+        """The algorithm of the only group, if it is one that must be alone in its job."""
+        self.rows_only: list[tuple[int, int, Algorithm]] = []
+        """Extent, index and algorithm of the slabs whose algorithm takes no whole gradients."""
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
         """Another list with each change."""
@@ -61,8 +71,10 @@ class Groups:
         """How many elements all groups have."""
         self.parameters = 0
         """How many parameters all groups have."""
-        self.state_fields: dict[str, StateField] = {}
-        """All states that a parameter may have, by name. Where that depends on options, these never change."""
+        self.state_fields: list[Mapping[str, StateField]] = []
+        """By group, all states that a parameter may have, by name. The options that this depends on never change."""
+        self._fields_of: dict[str, Mapping[str, StateField]] = {}
+        """The same by algorithm."""
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
@@ -91,23 +103,45 @@ class Groups:
 
     def add(self, specs: Sequence[GroupSpec], version: int) -> None:
         """Appends checked groups, as one extent, whose options take effect at `version`."""
-        layouts = [lay_out(spec.parameters) for spec in specs]
-        extent = extent_of(layouts, len(self))
+        number, extent = len(self.extents), extent_of_groups(specs, self.algorithm.name, len(self))
         equal: dict[object, Options] = {}
-        for spec, layout in zip(specs, layouts, strict=True):
-            resolved = _one_of_equal(equal, resolve_options(self.algorithm, self.defaults, spec.options))
+        for spec, layout in zip(specs, extent.layouts, strict=True):
+            algorithm = algorithm_of(spec, self.algorithm)
+            resolved = _one_of_equal(equal, resolve_group(spec, self.algorithm, self.defaults))
             self._index_of[spec.name] = len(self)
             self.layouts.append(layout)
             self.elements += layout.count
             self.parameters += len(layout.parameters)
-            self.options.append(GroupOptions(spec.name, resolved, revision=0, since_version=version))
+            self.options.append(GroupOptions(spec.name, resolved, since_version=version, algorithm=algorithm.name))
             self._changed.append({})
-            self._extent_of.append(len(self.extents))
-        if not self.state_fields:
-            self.state_fields = {field.name: field for field in self.algorithm.state_of(self.options[0].options)}
+            self._extent_of.append(number)
+            self._add_algorithm(algorithm, resolved)
         self.extents = (*self.extents, extent)
         self.names = tuple(self._index_of)
         self._states.append([_empty_state(extent, slab) for slab in extent.slabs])
+        for index, slab in enumerate(extent.slabs):
+            algorithm = self.algorithm_of(slab)
+            if algorithm.rows is not None and algorithm.rows.only:
+                self.rows_only.append((number, index, algorithm))
+
+    def _add_algorithm(self, algorithm: Algorithm, options: Options) -> None:
+        """Notes the algorithm of the next group, which has these options."""
+        self.algorithms.append(algorithm)
+        if algorithm.name not in self._fields_of:
+            self._fields_of[algorithm.name] = {field.name: field for field in algorithm.state_of(options)}
+            self.distinct_algorithms = (*self.distinct_algorithms, algorithm)
+        self.state_fields.append(self._fields_of[algorithm.name])
+        if isinstance(algorithm, Iterative):
+            self.iterative = algorithm
+
+    def algorithm_of(self, slab: Slab) -> Algorithm:
+        """The algorithm of a slab's groups, which all have the same."""
+        return self.algorithms[slab.groups[0]]
+
+    @property
+    def state_names(self) -> list[str]:
+        """The names of the states that a parameter of any group may have."""
+        return list(dict.fromkeys(name for fields in self._fields_of.values() for name in fields))
 
     def index(self, name: str, job: str) -> int:
         """The index of a group; raises `UnknownGroup`."""
@@ -134,13 +168,14 @@ class Groups:
         for update in updates:
             index = self.index(update.group, job)
             current = planned.get(index, self.options[index])
-            resolved = resolve_options(self.algorithm, current.options, update.options)
+            algorithm = self.algorithms[index]
+            resolved = resolve_options(algorithm, current.options, update.options)
             if resolved == current.options and singles(resolved) == singles(current.options):
                 continue
-            _check_fixed(self.algorithm, current.options, resolved)
+            check_fixed(algorithm, current.options, resolved)
             if resolved.get(RULES) != current.options.get(RULES):
                 ruled.add(index)
-            check_rules(self.algorithm, resolved, self._matching(index, resolved))
+            check_rules(algorithm, resolved, self._matching(index, resolved))
             self._check_concurrent(index, update, current, resolved)
             resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
@@ -289,12 +324,12 @@ class Groups:
         if known is None or known[0] is not options:
             matches = self._matching(group, options)
             assert matches is not None
-            known = self._by_name[group] = (options, deal(self.algorithm, options, matches))
+            known = self._by_name[group] = (options, deal(self.algorithms[group], options, matches))
         return known[1]
 
     def fields(self, group: int, options: Options) -> set[StateField]:
         """The states that a group's parameters need under some options of the group."""
-        return fields(self.algorithm, options, self._matching(group, options))
+        return fields(self.algorithms[group], options, self._matching(group, options))
 
     def info(self, index: int) -> GroupInfo:
         """A group with its parameters."""
@@ -329,11 +364,13 @@ class Groups:
 
     def prepare_state(self) -> list[Array]:
         """The state that the first step is going to need, to be touched; what it may need later, or in part, is not."""
-        if isinstance(self.algorithm, Iterative) or (self.algorithm.rows is not None and self.algorithm.rows.only):
+        if self.iterative is not None:
             return []
+        without = {(number, index) for number, index, _ in self.rows_only}
         return [
             state.prepare(field)[state.layout(field).elements(first, first + count)]
-            for _, _, slab, state in self.slabs()
+            for number, index, slab, state in self.slabs()
+            if (number, index) not in without
             for group, first, count in zip(slab.groups, np.cumsum(slab.parts) - slab.parts, slab.parts, strict=True)
             for field in self.fields(group, self.options[group].options)
             if state.has(field) and field.name not in state.state
@@ -369,12 +406,10 @@ class Groups:
         raise UnknownParameter(where=f"group {self.options[group].group!r}", parameter=parameter[:200])
 
 
-def _check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None:
-    """Raises `InvalidOption` for an option that would change and must not."""
-    for option in algorithm.options:
-        if option.fixed and wanted[option.name] != current[option.name]:
-            bound = f"{current[option.name]}, which it was at first and stays"
-            raise InvalidOption(algorithm=algorithm.name, option=option.name, bound=bound, value=wanted[option.name])
+def extent_of_groups(specs: Sequence[GroupSpec], algorithm: str, first_group: int = 0) -> Extent:
+    """Lays new groups out, in a job whose own algorithm is `algorithm`: a slab has groups of one algorithm."""
+    layouts = [lay_out(spec.parameters) for spec in specs]
+    return extent_of(layouts, first_group, [spec.algorithm or algorithm for spec in specs])
 
 
 def _one_of_equal(known: dict[object, Options], options: Options) -> Options:

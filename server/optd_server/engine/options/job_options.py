@@ -1,5 +1,6 @@
 """The options of a job as a whole, and how they change."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from optd_server.engine.options.resolution import resolve_job_options, schema_of
@@ -15,12 +16,13 @@ def initial(options: Options) -> JobOptions:
     return JobOptions(resolve_job_options(options))
 
 
-def check_job_options(algorithm: Algorithm, options: Options) -> None:
-    """Raises `InvalidOption` for what a job of an algorithm cannot have."""
-    if isinstance(algorithm, Iterative) and gradients_kept(options):
-        bound = f"1, as {algorithm.name} asks for each loss and gradient by itself"
-        value = option.integer(options, ACCUMULATE)
-        raise InvalidOption(algorithm=JOB.name, option=ACCUMULATE, bound=bound, value=value)
+def check_job_options(algorithms: Iterable[Algorithm], options: Options) -> None:
+    """Raises `InvalidOption` for what a job whose groups have these algorithms cannot have."""
+    for algorithm in algorithms:
+        if isinstance(algorithm, Iterative) and gradients_kept(options):
+            bound = f"1, as {algorithm.name} asks for each loss and gradient by itself"
+            value = option.integer(options, ACCUMULATE)
+            raise InvalidOption(algorithm=JOB.name, option=ACCUMULATE, bound=bound, value=value)
 
 
 def gradients_kept(options: Options) -> int:
@@ -28,9 +30,10 @@ def gradients_kept(options: Options) -> int:
     return int(option.integer(options, ACCUMULATE) > 1)
 
 
-def _check_places(algorithm: Algorithm, update: JobUpdate) -> None:
+def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
     """Raises `UnknownOption` for an option of groups, with that said."""
-    of_groups = {option.name for option in schema_of(algorithm).options} - {option.name for option in JOB.options}
+    of_groups = {option.name for algorithm in algorithms for option in schema_of(algorithm).options}
+    of_groups -= {option.name for option in JOB.options}
     for name in update.options:
         if name in of_groups:
             advice = "a group has it, which is to be named; the job's own"
@@ -39,14 +42,14 @@ def _check_places(algorithm: Algorithm, update: JobUpdate) -> None:
             )
 
 
-def plan_update(algorithm: Algorithm, current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
-    """What a job's options become with an update at `version`: these very ones where nothing changes.
+def plan_update(algorithms: Sequence[Algorithm], current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
+    """What a job's options become with an update at `version`: these very ones if nothing changes.
 
-    Raises `JobOptionConflict`, or what is wrong with a value.
+    `algorithms` are those of its groups. Raises `JobOptionConflict`, or what is wrong with a value.
     """
-    _check_places(algorithm, update)
+    _check_places(algorithms, update)
     resolved = resolve_job_options(current.options, update.options)
-    check_job_options(algorithm, resolved)
+    check_job_options(algorithms, resolved)
     if resolved == current.options:
         return current
     if update.expected_revision not in (None, current.revision):

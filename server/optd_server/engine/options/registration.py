@@ -1,10 +1,16 @@
 """Checks what a creator declares, and compares what an attaching worker declares with the job that is there."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from optd_server.engine.options.by_name import check_matches, check_rules, match
 from optd_server.engine.options.job_options import check_job_options
-from optd_server.engine.options.resolution import check_defaults, find_algorithm, resolve_job_options, resolve_options
+from optd_server.engine.options.resolution import (
+    algorithm_of,
+    check_defaults,
+    find_algorithm,
+    resolve_group,
+    resolve_job_options,
+)
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.rules import Matches
 from optd_wire.dtypes import check_dtype
@@ -31,22 +37,26 @@ def check_job(spec: JobSpec) -> None:
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
     check_defaults(algorithm, spec.defaults)
-    check_job_options(algorithm, resolve_job_options(spec.options))
+    algorithms = [algorithm_of(group, algorithm) for group in spec.groups]
+    check_job_options(algorithms, resolve_job_options(spec.options))
     if not any(group.parameters for group in spec.groups):
         raise EmptyGroup(what=f"job {spec.name!r}")
     holders: dict[str, str] = {}
     names: set[str] = set()
-    for group in spec.groups:
+    for group, own in zip(spec.groups, algorithms, strict=True):
         if group.name in names:
             raise DuplicateName(kind="group", name=group.name, job=spec.name)
         names.add(group.name)
-        check_group(group, spec.name, algorithm, holders)
+        check_group(group, spec.name, own, holders)
     check_matches([check_options(group, algorithm, spec.defaults) for group in spec.groups])
-    check_one_vector(algorithm, spec.groups)
+    check_one_vector(algorithms, spec.groups)
 
 
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
-    """Raises what is wrong with a group; `holders` maps parameters to the groups they are in, and is added to."""
+    """Raises what is wrong with a group that has this algorithm.
+
+    `holders` maps parameters to the groups that they are in, and is added to.
+    """
     check_label("group", group.name)
     for parameter in group.parameters:
         check_label("parameter", parameter.name)
@@ -62,28 +72,31 @@ def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[
 
 
 def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Matches | None:
-    """Which of a group's rules are for which parameters; raises what is wrong with its options, or these."""
-    options = resolve_options(algorithm, defaults, group.options)
+    """Which of a group's rules are for which parameters, in a job with this algorithm and these defaults.
+
+    Raises what is wrong with its options, or with the rules.
+    """
+    options = resolve_group(group, algorithm, defaults)
     matches = match(options, [parameter.name for parameter in group.parameters])
-    check_rules(algorithm, options, matches)
+    check_rules(algorithm_of(group, algorithm), options, matches)
     return matches
 
 
-def check_added(algorithm: Algorithm, groups: Sequence[str]) -> None:
-    """Raises `UnservedGroups` where a job of an algorithm cannot have all of these groups."""
-    if isinstance(algorithm, Iterative) and len(groups) > 1:
-        raise UnservedGroups(algorithm=algorithm.name, got=f"{len(groups)} groups, {_listed(groups)}")
+def check_beside(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
+    """Raises `UnservedGroups` if one of the groups' algorithms must be alone in its job, and it is not."""
+    for algorithm in algorithms:
+        if isinstance(algorithm, Iterative) and len(groups) > 1:
+            raise UnservedGroups(algorithm=algorithm.name, got=f"{len(groups)} groups, {_listed(groups)}")
 
 
-def check_one_vector(algorithm: Algorithm, groups: Sequence[GroupSpec]) -> None:
-    """Raises `UnservedGroups` where an algorithm takes all parameters as one vector, and these are none."""
-    if not isinstance(algorithm, Iterative):
-        return
-    check_added(algorithm, [group.name for group in groups])
-    by_dtype = {parameter.dtype: parameter.name for group in groups for parameter in group.parameters}
-    if len(by_dtype) > 1:
-        got = " and ".join(f"{dtype} ({name!r})" for dtype, name in by_dtype.items())
-        raise UnservedGroups(algorithm=algorithm.name, got=got)
+def check_one_vector(algorithms: Sequence[Algorithm], groups: Sequence[GroupSpec]) -> None:
+    """Raises `UnservedGroups` if an algorithm takes all parameters as one vector, and these are none."""
+    check_beside(algorithms, [group.name for group in groups])
+    for algorithm, group in zip(algorithms, groups, strict=True):
+        by_dtype = {parameter.dtype: parameter.name for parameter in group.parameters}
+        if isinstance(algorithm, Iterative) and len(by_dtype) > 1:
+            got = " and ".join(f"{dtype} ({name!r})" for dtype, name in by_dtype.items())
+            raise UnservedGroups(algorithm=algorithm.name, got=got)
 
 
 def _check_parameter(parameter: ParameterSpec) -> None:
@@ -122,16 +135,21 @@ def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
         theirs, ours = [group.options.group for group in groups], [group.name for group in spec.groups]
         raise JobMismatch(job=job, aspect=f"{len(theirs)} groups", theirs=_listed(theirs), ours=_listed(ours))
     for given, group in zip(spec.groups, groups, strict=False):
-        check_same_group(given, job, group)
+        check_same_group(given, job, algorithm, group)
 
 
-def check_same_group(spec: GroupSpec, job: str, group: GroupInfo) -> None:
-    """Raises `JobMismatch` unless the group has the spec's name and parameters."""
-    name = group.options.group
+def check_same_group(spec: GroupSpec, job: str, algorithm: str, group: GroupInfo) -> None:
+    """Raises `JobMismatch` unless the group has the spec's name, algorithm and parameters.
+
+    `algorithm` is the job's own.
+    """
+    name, theirs, ours = group.options.group, group.options.algorithm, spec.algorithm or algorithm
     if spec.name != name:
         raise JobMismatch(job=job, aspect=f"group {group.index} named", theirs=repr(name), ours=repr(spec.name))
-    for aspect, theirs, ours in _differences(group.parameters, spec.parameters):
-        raise JobMismatch(job=job, aspect=f"in group {name!r} {aspect}", theirs=theirs, ours=ours)
+    if ours != theirs:
+        raise JobMismatch(job=job, aspect=f"in group {name!r} algorithm", theirs=repr(theirs), ours=repr(ours))
+    for aspect, there, here in _differences(group.parameters, spec.parameters):
+        raise JobMismatch(job=job, aspect=f"in group {name!r} {aspect}", theirs=there, ours=here)
 
 
 def _differences(

@@ -12,7 +12,9 @@ from optd_server.optim.job_options import JOB
 from optd_server.optim.option import Declaration, Option, Rule
 from optd_server.optim.scheduled import SCHEDULES
 from optd_wire.errors import InvalidOption, OptionOutOfRange, UnknownAlgorithm, UnknownOption
-from optd_wire.values import AlgorithmInfo, OptionInfo, Options
+from optd_wire.values import AlgorithmInfo, GroupSpec, OptionInfo, Options
+
+_OF_EVERY_GROUP = frozenset(option.name for option in GROUP_OPTIONS)
 
 
 def find_algorithm(name: str) -> Algorithm:
@@ -23,6 +25,24 @@ def find_algorithm(name: str) -> Algorithm:
         advice = f"the nearest is {nearest!r}" if nearest else f"there are {', '.join(registry.ALGORITHMS)}"
         raise UnknownAlgorithm(algorithm=name, advice=advice)
     return algorithm
+
+
+def algorithm_of(group: GroupSpec, algorithm: Algorithm) -> Algorithm:
+    """The algorithm of a group in a job whose own is `algorithm`; raises `UnknownAlgorithm`."""
+    return find_algorithm(group.algorithm) if group.algorithm else algorithm
+
+
+def resolve_group(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Options:
+    """All options of a new group in a job with this algorithm and these defaults.
+
+    The defaults are options of the job's algorithm. A group of another algorithm takes those among them that every
+    group has, and begins with its own algorithm's defaults otherwise. Raises as `resolve_options`, or
+    `UnknownAlgorithm`.
+    """
+    own = algorithm_of(group, algorithm)
+    if own is not algorithm:
+        defaults = {name: value for name, value in defaults.items() if name in _OF_EVERY_GROUP}
+    return resolve_options(own, defaults, group.options)
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,15 @@ def _check_schedules(algorithm: Algorithm, options: Options) -> None:
         raise UnknownOption(algorithm=algorithm.name, option=found.name, advice=hint, options=", ".join(declared))
     if found is not None:
         raise InvalidOption(algorithm=algorithm.name, option=found.option, bound=found.bound, value=found.value)
+
+
+def check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None:
+    """Raises `InvalidOption` for an option that would change and must not."""
+    for declared in algorithm.options:
+        name = declared.name
+        if declared.fixed and wanted[name] != current[name]:
+            bound = f"{current[name]}, which it was at first and stays"
+            raise InvalidOption(algorithm=algorithm.name, option=name, bound=bound, value=wanted[name])
 
 
 def resolve_job_options(*layers: Options) -> Options:

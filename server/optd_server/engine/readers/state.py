@@ -41,7 +41,7 @@ class StateReading:
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
     """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
     groups = job.state.groups
-    states = list(groups.state_fields)
+    states = groups.state_names
     known = [WEIGHTS, GRADIENT, STEP, *states, *(info.name for info in job.state.averages.infos())]
     for field in fields:
         if field not in known:
@@ -84,7 +84,7 @@ def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
             for field, array in _beside_weights(job, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
-    for shaped in job.state.groups.state_fields.values():
+    for shaped in job.state.groups.state_fields[group].values():
         if not shaped.elementwise and shaped.name in selection.fields:
             yield from _shaped_frames(job.state.groups, group, shaped, selection.parameter)
 
@@ -99,7 +99,9 @@ def _beside_weights(job: Job, group: int, index: int) -> Iterator[tuple[str, Arr
         if info.updates:
             yield info.name, job.state.averages.find(info.name, job.name).buffers.arrays[group][index]
     state = job.state.groups.state(group, index).state
-    yield from ((name, state[name]) for name, field in job.state.groups.state_fields.items() if _has(state, field))
+    yield from (
+        (name, state[name]) for name, field in job.state.groups.state_fields[group].items() if _has(state, field)
+    )
 
 
 def _has(state: Mapping[str, Array], field: StateField) -> bool:
@@ -155,11 +157,11 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
 def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
     """Steps and entries in the order of the group's list, put together from its segments."""
     groups = job.state.groups
-    layout = groups.layouts[group]
+    layout, fields = groups.layouts[group], groups.state_fields[group]
     steps = [0] * len(layout.parameters)
     entries = {
         name: [False] * len(layout.parameters)
-        for name in groups.state_fields
+        for name in fields
         if any(name in groups.state(group, index).state for index in range(len(layout.segments)))
     }
     if with_gradient:
@@ -173,9 +175,7 @@ def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
             for name, started in state.started.items():
                 entries[name][member] = bool(started[place])
     shapes = {
-        name: shapes_of(groups.state_fields[name], layout)
-        for name in entries
-        if name != GRADIENT and not groups.state_fields[name].elementwise
+        name: shapes_of(fields[name], layout) for name in entries if name != GRADIENT and not fields[name].elementwise
     }
     return GroupState(
         group,
@@ -186,9 +186,14 @@ def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
 
 def selected_bytes(job: Job, selection: Selection) -> int:
     """How much a copy of the selection takes; a single parameter is counted as its group."""
-    layouts = job.state.groups.layouts
-    chosen = layouts if selection.group is None else [layouts[selection.group]]
-    kept = {name for _, _, _, state in job.state.groups.slabs() for name in state.state}
-    known = job.state.groups.state_fields
+    groups = job.state.groups
+    kept = {name for _, _, _, state in groups.slabs() for name in state.state}
+    known = groups.state_names
     fields = [field for field in selection.fields if field in kept or field not in (STEP, *known)]
-    return sum(bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen) for field in fields)
+    total = 0
+    for group in range(len(groups)) if selection.group is None else [selection.group]:
+        chosen, own = [groups.layouts[group]], groups.state_fields[group]
+        for field in fields:
+            if field in own or field not in known:
+                total += bytes_of(chosen) if field == WEIGHTS else computed_bytes_of(chosen)
+    return total

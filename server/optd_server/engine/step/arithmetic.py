@@ -13,7 +13,7 @@ import numpy as np
 from optd_server.engine.compute import INLINE_ELEMENTS, Compute
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.step.reduction import present_ranges
-from optd_server.optim.algorithm import Elementwise, Iterative
+from optd_server.optim.algorithm import Algorithm, Elementwise, Iterative
 from optd_server.optim.iterative import Searches
 from optd_server.optim.lookahead import returns
 from optd_server.optim.option import Options
@@ -34,6 +34,7 @@ class _Part:
     """What a step does to one slab."""
 
     slab: Slab
+    algorithm: Algorithm
     options: list[Options]
     counts: list[int] | None
     """Of how many parameters in a row each of the options is; None: of a group's."""
@@ -99,7 +100,7 @@ class Step:
         into.numbers.clear()
 
     def _moves_all(self, rows: Rows) -> bool:
-        rule = self._groups.algorithm.rows
+        rule = self._groups.algorithms[rows.place.group].rows
         return rule is None or rule.whole(self._groups.options_of(self._version, rows.place))
 
     def _with_whole(self, gradient: Gradient) -> Gradient:
@@ -110,13 +111,14 @@ class Step:
 
     def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _Part:
         slab = self._groups.extents[number].slabs[index]
+        algorithm = self._groups.algorithm_of(slab)
         current = weights.buffers.slabs[number][index]
         state = self._groups.slab_state(number, index)
         gradient = self.gradient
         present = gradient.presence[number][index]
         rows = tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
         options, counts = self._groups.dealt(self._version, slab)
-        change = self._change(slab, present, rows)
+        change = _change(algorithm, slab, present, rows)
         if change is not None:
             touched = present.copy()
             touched[[each.place.parameter for each in rows]] = True
@@ -127,6 +129,7 @@ class Step:
             lacks = None
         return _Part(
             slab,
+            algorithm,
             options,
             counts,
             state,
@@ -138,19 +141,6 @@ class Step:
             change,
             lacks,
         )
-
-    def _change(self, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
-        """What a step changes in a slab; None for most of it, and where a whole step costs no more."""
-        if isinstance(self._groups.algorithm, Iterative):
-            return None
-        whole = slab.count <= INLINE_ELEMENTS or not isinstance(self._groups.algorithm, Elementwise)
-        if not rows and (present.all() or (whole and present.any())):
-            return None
-        elements = int(np.dot(present, slab.sizes)) + sum(each.values.size for each in rows)
-        if elements * FRACTION > slab.count:
-            return None
-        ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
-        return Change(ranges, tuple((each.place, each.ids) for each in rows))
 
     @property
     def elements(self) -> int:
@@ -168,8 +158,8 @@ class Step:
         densify(self._whole, self.gradient.slabs)
         for row in self._parts:
             for part in row:
-                if isinstance(self._groups.algorithm, Iterative):
-                    self._move(self._groups.algorithm, part)
+                if isinstance(part.algorithm, Iterative):
+                    self._move(part.algorithm, part)
                 elif part.is_small:
                     self._take_small(part, compute)
                 else:
@@ -190,7 +180,7 @@ class Step:
 
     def _take_whole(self, part: _Part, compute: Compute) -> None:
         apply(
-            self._groups.algorithm,
+            part.algorithm,
             part.options,
             part.state,
             weights=part.current,
@@ -209,7 +199,7 @@ class Step:
             change.copy(part.following, part.current)
         if not part.rows and not part.present.any():
             return
-        algorithm = self._groups.algorithm
+        algorithm = part.algorithm
         assert isinstance(algorithm, Elementwise), "others are refused rows, and take whole steps"
         apply_touched(
             algorithm,
@@ -224,6 +214,20 @@ class Step:
             threads=compute.threads,
             backend=compute.kernels,
         )
+
+
+def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
+    """What a step changes in a slab; None for most of it, and if a whole step costs no more."""
+    if isinstance(algorithm, Iterative):
+        return None
+    whole = slab.count <= INLINE_ELEMENTS or not isinstance(algorithm, Elementwise)
+    if not rows and (present.all() or (whole and present.any())):
+        return None
+    elements = int(np.dot(present, slab.sizes)) + sum(each.values.size for each in rows)
+    if elements * FRACTION > slab.count:
+        return None
+    ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
+    return Change(ranges, tuple((each.place, each.ids) for each in rows))
 
 
 def _elements(changes: list[Change]) -> int:

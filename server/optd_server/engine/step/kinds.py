@@ -1,4 +1,4 @@
-"""Whether an algorithm takes the gradients of a push: of whole parameters, or of some rows of them."""
+"""Whether the groups' algorithms take the gradients of a push: of whole parameters, or of some rows of them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -18,12 +18,12 @@ def check_gradients(
 ) -> None:
     """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` where torch's class refuses such gradients.
 
-    `options` are those of groups for which they are about to change, `tables` the parameters that there are rows of,
-    and `whole` tells which there are whole gradients of.
+    `options` are the new options of the groups whose options are about to change, `tables` the parameters that there
+    are rows of, and `whole` tells which parameters there are whole gradients of.
     """
-    algorithm = groups.algorithm
-    rule = algorithm.rows
     for table in tables:
+        algorithm = groups.algorithms[table.group]
+        rule = algorithm.rows
         if rule is None:
             takers = ", ".join(each.name for each in ALGORITHMS.values() if each.rows is not None)
             raise RowsNotTaken(algorithm=algorithm.name, parameter=table.name, takers=takers)
@@ -32,9 +32,8 @@ def check_gradients(
         for option in rule.zero:
             if given[option] != 0:
                 raise RowsNeedZero(algorithm=algorithm.name, option=option, parameter=table.name, value=given[option])
-    if rule is not None and rule.only:
-        for extent, flags in zip(groups.extents, whole, strict=False):
-            for slab, present in zip(extent.slabs, flags, strict=True):
-                if present.any():
-                    name = extent.parameters(slab)[int(np.argmax(present))].name
-                    raise RowsOnly(algorithm=algorithm.name, parameter=name)
+    for number, index, algorithm in groups.rows_only:
+        if number < len(whole) and whole[number][index].any():
+            extent = groups.extents[number]
+            name = extent.parameters(extent.slabs[index])[int(np.argmax(whole[number][index]))].name
+            raise RowsOnly(algorithm=algorithm.name, parameter=name)

@@ -41,14 +41,14 @@ def replace_state(state: JobState, event: StateReplaced, following: FlatBuffers)
 
 
 def _put_group(groups: Groups, given: GroupState) -> None:
-    layout = groups.layouts[given.group]
+    layout, fields = groups.layouts[given.group], groups.state_fields[given.group]
     for index, segment in enumerate(layout.segments):
         extent, place = groups.place(given.group, index)
         whole = groups.slab_state(extent, place.slab)
         present = {entry.field: entry.present for entry in given.entries}
         for name in present:
-            if whole.has(groups.state_fields[name]):
-                whole.allocate(groups.state_fields[name])
+            if whole.has(fields[name]):
+                whole.allocate(fields[name])
         state = whole.part(place.rank)
         members = list(segment.members)
         state.steps[:] = [given.steps[member] for member in members]
@@ -65,22 +65,25 @@ def _put_field(groups: Groups, written: FieldWritten, following: FlatBuffers) ->
         _put_shaped(groups, written)
         return
     for extent, slab, start, stop in written.ranges:
-        state = groups.slab_state(extent, slab)
         if name == WEIGHTS:
             target = following.slabs[extent][slab]
-        elif state.has(groups.state_fields[name]):
-            target = state.allocate(groups.state_fields[name])
         else:
-            continue
+            field = groups.state_fields[groups.extents[extent].slabs[slab].groups[0]][name]
+            state = groups.slab_state(extent, slab)
+            if not state.has(field):
+                continue
+            target = state.allocate(field)
         target[start:stop] = written.buffers.slabs[extent][slab][start:stop]
 
 
 def _put_shaped(groups: Groups, written: FieldWritten) -> None:
     """Takes over the states of a field whose numbers lie in flat buffers of their own."""
     assert written.layouts is not None
-    field, name = groups.state_fields[written.field], written.field
-    whole = set(written.parameters)
+    name, whole = written.field, set(written.parameters)
     for group, given in enumerate(written.layouts):
+        if name not in groups.state_fields[group]:
+            continue
+        field = groups.state_fields[group][name]
         numbers = _by_member(given, written.buffers.arrays[group])
         for index, segment in enumerate(groups.layouts[group].segments):
             state = groups.state(group, index)
