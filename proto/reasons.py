@@ -6,7 +6,7 @@ from string import Formatter
 from optd_wire.errors import BY_REASON, OptdError
 
 README = Path(__file__).resolve().parent / "README.md"
-BEGIN = "<!-- Written by `make proto` from optd_wire/errors.py. -->\n"
+BEGIN = "<!-- Written by `make proto` from optd_wire/errors. -->\n"
 END = "<!-- end -->\n"
 
 
