@@ -29,11 +29,11 @@ def gradients_kept(options: Options) -> int:
 
 
 def _check_places(algorithm: Algorithm, update: JobUpdate) -> None:
-    """Raises `UnknownOption` for an option of groups, with that said."""
+    """Raises `UnknownOption` for an option of groups, and says how to set it."""
     of_groups = {option.name for option in schema_of(algorithm).options} - {option.name for option in JOB.options}
     for name in update.options:
         if name in of_groups:
-            advice = "a group has it, which is to be named; the job's own"
+            advice = f"`{name}` is a group option: `optctl set JOB GROUP {name}=…`; the job's own"
             raise UnknownOption(
                 algorithm="job", option=name, advice=advice, options=", ".join(each.name for each in JOB.options)
             )
