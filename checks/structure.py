@@ -41,8 +41,6 @@ EXEMPT: dict[str, str] = {
     "tests/client/torch/test_state.py": "one oracle, against which state dicts are compared",
     "tests/client/torch/test_state_view.py": "one oracle, against which the view is compared",
     "tests/client/torch/test_zero_copy.py": "one oracle, against which steps in place are compared",
-    "tests/contract/test_encodings.py": "one table of encodings, to which a new one adds its row",
-    "tests/contract/test_rpcs.py": "one test of every RPC with plain stubs",
     "tests/e2e/test_bad_input.py": "one table of bad input, with the message that each gets",
     "tests/e2e/test_limits.py": "one server for all limits, which takes long to start",
     "tests/e2e/test_security.py": "one set of certificates and servers",
