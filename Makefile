@@ -14,7 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 BUF := .ci/buf/node_modules
 # What `make check` reads; examples and tests are formatted and linted as the packages are.
-SOURCES := proto server client examples tests
+SOURCES := proto server client examples tests checks
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -33,11 +33,12 @@ soak: .venv/.installed-dev ## the long tests
 bench: .venv/.installed-dev ## measure optd beside torch and bare gRPC, into docs/benchmarks.md; takes many minutes
 	@exec env PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m bench $(ARGS)
 
-check: .venv/.installed-dev ## format, lint, types, import rules, contract, generated code
+check: .venv/.installed-dev ## format, lint, types, import rules, structure, contract, generated code
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python checks/structure.py
 	$(BIN)/python proto/generate.py --check
 	@$(MAKE) --no-print-directory lint-proto
 

@@ -1,9 +1,9 @@
 """Generates `optd_wire/v1` from `optd/v1/*.proto`, and the table of reasons in `README.md`.
 
-With `--check` it tells whether they are current, and writes nothing.
+With `--check` it writes nothing, and fails if a file is not current.
 
-The contract's package is `optd.v1`, and `optd` is also the client's Python package. So the generated modules live
-in `optd_wire.v1`, and their imports of one another are rewritten to match.
+The contract's package is `optd.v1`, but in Python `optd` is the client's package. So the generated modules are in
+`optd_wire.v1`, and this script rewrites their imports of one another.
 """
 
 import argparse
@@ -24,14 +24,14 @@ IMPORT = re.compile(r"^from optd\.v1 import ", re.MULTILINE)
 
 
 def generate(into: Path) -> dict[str, str]:
-    """Runs protoc below `into`; returns the generated files' texts by name, imports rewritten."""
+    """Runs protoc with `into` as its output folder; returns the text of each generated file, its imports rewritten."""
     sources = sorted(str(path.relative_to(PROTO)) for path in (PROTO / "optd" / "v1").glob("*.proto"))
     outputs = [f"--{kind}_out={into}" for kind in ("python", "pyi", "grpc_python")]
     if protoc.main(["protoc", f"-I{PROTO}", f"-I{WELL_KNOWN}", *outputs, *sources]) != 0:
         raise SystemExit("protoc failed")
     generated = {}
     for path in sorted((into / "optd" / "v1").iterdir()):
-        # protoc writes a _pb2_grpc.py for files without a service too; such a file says nothing.
+        # protoc also writes a _pb2_grpc.py for files without a service, which is empty.
         if path.name.endswith("_pb2_grpc.py") and not path.name.endswith("_service_pb2_grpc.py"):
             continue
         generated[path.name] = IMPORT.sub("from optd_wire.v1 import ", path.read_text())
@@ -40,9 +40,9 @@ def generate(into: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Writes the generated files, or compares them; returns the exit status."""
+    """Writes the generated files, or compares them with those in place; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where the committed files differ")
+    parser.add_argument("--check", action="store_true", help="fail if the committed files differ")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as scratch:
         wanted = generate(Path(scratch))

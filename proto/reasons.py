@@ -1,4 +1,4 @@
-"""The table of error reasons in `README.md`, from the errors that `optd_wire.errors` declares."""
+"""The table of error reasons in `README.md`, made from `optd_wire.errors`."""
 
 from pathlib import Path
 from string import Formatter
@@ -6,12 +6,12 @@ from string import Formatter
 from optd_wire.errors import BY_REASON, OptdError
 
 README = Path(__file__).resolve().parent / "README.md"
-BEGIN = "<!-- Written by `make proto` from optd_wire/errors.py. -->\n"
+BEGIN = "<!-- Written by `make proto` from optd_wire/errors. -->\n"
 END = "<!-- end -->\n"
 
 
 def with_table(text: str) -> str:
-    """`text` with the table between its marks as it should be now."""
+    """`text` with a current table between its marks."""
     before, _, rest = text.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:

@@ -11,8 +11,7 @@ from optd.group_options import GROUP_OPTIONS
 from optd.params import plain_option
 from optd.rules import are_rules
 from optd.schedules import Schedule
-from optd_wire.single import Single
-from optd_wire.values import GroupOptions, GroupUpdate, OptionValue
+from optd_wire.values import GroupOptions, GroupUpdate, OptionValue, Single
 
 ParamGroups = Sequence[MutableMapping[str, Any]]
 Shown = Callable[[OptionValue], Any]

@@ -20,8 +20,7 @@ from optd_wire.errors import (
     SharedParameters,
     StructureMismatch,
 )
-from optd_wire.single import Single
-from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec
+from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec, Single
 
 PARAMS = "params"
 NAME = "name"
@@ -189,7 +188,7 @@ def _share(one: Array, other: Array) -> bool:
 def plain_option(value: Any) -> OptionValue:
     """An option's value as the contract has it; arrays and tensors of one element become numbers, schedules texts.
 
-    Tuples may be any sequences, arrays or tensors. Numbers of float32 stay such: see `optd_wire.single`.
+    Tuples may be any sequences, arrays or tensors. Numbers of float32 stay such: see `optd_wire.values.Single`.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

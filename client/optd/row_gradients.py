@@ -15,7 +15,7 @@ from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
 from optd_wire.frames import Outgoing
-from optd_wire.rows import Ids, RowFrame
+from optd_wire.row_frames import Ids, RowFrame
 
 _ID_BYTES = 8
 

@@ -9,7 +9,7 @@ from optd.arrays import Array
 from optd.params import ParamGroup
 from optd_wire.errors import InvalidRequest, NotAnArray, UnexpectedStatus, UnknownParameter
 from optd_wire.frames import Frame, Received
-from optd_wire.rows import Ids, RowFrame, check_ids, table_shape
+from optd_wire.row_frames import Ids, RowFrame, check_ids, table_shape
 
 
 def read_ids(ids: Any, name: str, shape: tuple[int, ...]) -> Ids:

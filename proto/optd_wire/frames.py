@@ -1,10 +1,10 @@
-"""Messages with frames: encoded with one copy of the numbers, decoded without one.
+"""Messages with frames: encoding copies the numbers once, decoding copies nothing.
 
-Works on the ordinary protobuf wire format (https://protobuf.dev/programming-guides/encoding/): every message of the
-contract that carries frames has them as `repeated Frame frames = 15`, its last field, and a `Frame` keeps its payload
-last. Plain stubs read what is written here, and what they write is read here, in whatever order the fields come.
+The bytes are ordinary protobuf (https://protobuf.dev/programming-guides/encoding/). A message of the contract that
+carries frames has them as `repeated Frame frames = 15`, its last field, and a `Frame` has its payload last. So plain
+stubs read what this file writes; and this file reads what they write, with the fields in any order.
 
-Messages of gradients carry row frames (`optd_wire.rows`) beside them.
+Messages of gradients also carry row frames (`optd_wire.row_frames`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,24 +19,24 @@ from google.protobuf.message import DecodeError, Message
 from optd_wire.encodings.base import Buffer, Encoding, bytes_in
 from optd_wire.encodings.registry import BY_NUMBER, exact_for
 from optd_wire.errors import MalformedMessage
-from optd_wire.fields import TAG_15, fields, read_varint, varint
-from optd_wire.rows import MAX_ROW_FRAMES, ROWS, RowFrame, read_row_frame, written_row_frame
+from optd_wire.row_frames import MAX_ROW_FRAMES, ROWS, RowFrame, read_row_frame, written_row_frame
 from optd_wire.v1 import tensor_pb2
+from optd_wire.wire_format import TAG_15, read_varint, varint, walk_fields
 
 M = TypeVar("M", bound=Message)
 
 FRAMES = 15
-# A frame of a few bytes costs a reader much more than it costs a sender; the bound is far above what bulk needs.
+# A frame of a few bytes costs its reader much more than its sender. Bulk data needs far fewer frames than this.
 MAX_FRAMES = 4096
 _PAYLOAD = 15
 
 
 @dataclass(slots=True, eq=False)
 class Frame:
-    """A range of a group's flat buffer with its numbers, as they travel.
+    """A range of a group's flat buffer, with its numbers encoded.
 
-    The payload of a decoded frame is a view into the received message. Its length fits `count`; whether it can be
-    decoded is found out by `check` or `decode_into`.
+    The payload of a decoded frame is a view into the received message. Its length fits `count`; `check` and
+    `decode_into` find out whether its content is valid.
     """
 
     group: int
@@ -48,24 +48,24 @@ class Frame:
 
     @classmethod
     def of(cls, group: int, offset: int, values: npt.NDArray[Any], field: str = "") -> "Frame":
-        """A frame of a contiguous one-dimensional array in the encoding that is exact for it; not copied."""
+        """A frame of a contiguous one-dimensional array, in the encoding that is exact for it. Does not copy."""
         return cls(group, offset, values.size, exact_for(values.dtype), bytes_in(values), field)
 
     @property
     def stop(self) -> int:
-        """The element behind the last one."""
+        """The element after the last one."""
         return self.offset + self.count
 
     @property
     def values(self) -> npt.NDArray[Any]:
-        """The numbers as they travel, without a copy, where they do as an array; of a decoded frame not writable."""
+        """The payload as an array, not copied; read-only for a decoded frame. Raises `TypeError` if it is no array."""
         dtype = self.encoding.dtype
         if dtype is None:
-            raise TypeError(f"the numbers of a frame in {self.encoding.name} have to be decoded")
+            raise TypeError(f"the payload of a frame in {self.encoding.name} is no array: use decoded()")
         return np.frombuffer(self.payload, dtype)
 
     def decoded(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """The numbers in `dtype`: `values` where these are of it, else a new array. Raises `MalformedMessage`."""
+        """The numbers in `dtype`: `values` if they have it, else a new array. Raises `MalformedMessage`."""
         if self.encoding.keeps(np.dtype(dtype)):
             return self.values
         out = np.empty(self.count, dtype)
@@ -73,7 +73,7 @@ class Frame:
         return out
 
     def check(self) -> None:
-        """Raises `MalformedMessage` where the payload cannot be decoded."""
+        """Raises `MalformedMessage` if the payload cannot be decoded."""
         self.encoding.check(self.payload, self.count)
 
     def decode_into(self, out: npt.NDArray[Any]) -> None:
@@ -81,15 +81,15 @@ class Frame:
         self.encoding.decode_into(self.payload, out)
 
     def pieces(self) -> Sequence[Buffer]:
-        """The payload, for `encode`."""
+        """The payload in pieces, for `encode`."""
         return (self.payload,)
 
 
 @dataclass(slots=True, eq=False)
 class GatheredFrame:
-    """A frame to send, whose numbers lie in contiguous arrays of one dtype that follow one another.
+    """A frame to send, whose numbers are those of several contiguous arrays of one dtype, one after the other.
 
-    The arrays are read by `encode`, each time anew.
+    `encode` reads the arrays, anew on each call.
     """
 
     group: int
@@ -100,7 +100,7 @@ class GatheredFrame:
     field: str = ""
 
     def pieces(self) -> Sequence[Buffer]:
-        """The payload, for `encode`: the arrays themselves, or what an encoding makes of them that changes them."""
+        """The payload in pieces, for `encode`: the arrays themselves, or one piece that they were encoded to."""
         if all(self.encoding.keeps(array.dtype) for array in self.arrays):
             return [bytes_in(array) for array in self.arrays]
         whole = self.arrays[0] if len(self.arrays) == 1 else np.concatenate(self.arrays)
@@ -115,9 +115,9 @@ Received = Frame | RowFrame
 
 
 def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
-    """Writes `message` (without frames of its own) and the frames behind it.
+    """Writes `message`, which has no frames yet, and the frames after it.
 
-    Numbers are copied once, into the result. Raises `EncodingOverflow`.
+    Copies the numbers once, into the result. Raises `EncodingOverflow`.
     """
     written: list[Any] = [message.SerializeToString()]
     for frame in frames:
@@ -133,10 +133,10 @@ def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
     return b"".join(written)
 
 
-# The ranges of a job are the same ones step by step.
+# A job has the same ranges in every step.
 @lru_cache(maxsize=1 << 13)
 def _header(group: int, offset: int, count: int, encoding: int, field: str, length: int) -> bytes:
-    """What comes before the payload: the tag and length of the frame, its other fields, those of the payload."""
+    """All that precedes the payload: tag and length of the frame, its other fields, tag and length of the payload."""
     written = b""
     if group:
         written += b"\x08" + varint(group)
@@ -148,7 +148,7 @@ def _header(group: int, offset: int, count: int, encoding: int, field: str, leng
     if field:
         name = field.encode()
         written += b"\x2a" + varint(len(name)) + name
-    # A field of no bytes is left out, as every other that has its default.
+    # An empty payload is left out, as protobuf leaves out every field that has its default.
     if length:
         written += TAG_15 + varint(length)
     return TAG_15 + varint(len(written) + length) + written
@@ -160,27 +160,27 @@ def _header(group: int, offset: int, count: int, encoding: int, field: str, leng
 def decode(message_class: type[M], data: bytes) -> tuple[M, list[Frame]]:
     """Reads a message and its frames; raises `MalformedMessage` or `FrameLength`.
 
-    Takes time by the number of fields, not by the size of payloads.
+    The time it takes depends on the number of fields, not on the size of payloads.
     """
     message, frames, _ = _decode(message_class, data, most_rows=None)
     return message, frames
 
 
 def decode_received(message_class: type[M], data: bytes) -> tuple[M, list[Received]]:
-    """As `decode`, for a message that may have row frames, too: they come behind the others."""
+    """As `decode`, for a message that may also have row frames, which come last in the list."""
     message, frames, rows = _decode(message_class, data, most_rows=MAX_ROW_FRAMES)
     return message, [*frames, *rows]
 
 
 def _decode(message_class: type[M], data: bytes, *, most_rows: int | None) -> tuple[M, list[Frame], list[RowFrame]]:
-    """A message, its frames and its row frames; these stay in the message where `most_rows` is None."""
+    """A message, its frames and its row frames; with `most_rows` None, row frames stay in the message."""
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
     rest: list[memoryview] = []
     frames: list[Frame] = []
     rows: list[RowFrame] = []
     try:
-        for number, start, body, stop in fields(data):
+        for number, start, body, stop in walk_fields(data):
             if number == FRAMES and body is not None:
                 if len(frames) == MAX_FRAMES:
                     raise DecodeError(f"more than {MAX_FRAMES} frames")
@@ -200,7 +200,7 @@ def _decode(message_class: type[M], data: bytes, *, most_rows: int | None) -> tu
 
 
 def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame | None:
-    """A frame as `encode` and plain stubs write it: fields in the order of their numbers. None where it is not so."""
+    """Reads a frame whose fields are in the order of their numbers, as writers normally send it; else returns None."""
     group = offset = count = number = length = 0
     field = ""
     tag = data[position] if position < stop else 0
@@ -227,7 +227,7 @@ def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) ->
     length = 0
     if tag == 0x7A:
         length, position = read_varint(data, position + 1)
-    # Numbers that protobuf would cut to their width are left to protobuf.
+    # Too wide a number is left to protobuf, which cuts it to its width.
     if position + length != stop or group >> 32 or offset >> 64 or count >> 64:
         return None
     encoding = BY_NUMBER.get(number)
@@ -238,10 +238,10 @@ def _canonical_frame(data: bytes, view: memoryview, position: int, stop: int) ->
 
 
 def _any_frame(data: bytes, view: memoryview, position: int, stop: int) -> Frame:
-    """A frame with its fields in any order, among others that this version does not know."""
+    """Reads a frame with its fields in any order, and with fields that this version does not know."""
     payload = view[:0]
     rest: list[memoryview] = []
-    for number, start, body, end in fields(data, position, stop):
+    for number, start, body, end in walk_fields(data, position, stop):
         if number == _PAYLOAD and body is not None:
             payload = view[body:end]
         else:

@@ -1,4 +1,4 @@
-"""Where each parameter of a group lies in the group's flat buffer. Part of the contract: see `Frame`."""
+"""The place of each parameter in its group's flat buffer. Part of the contract: see `Frame` in tensor.proto."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from optd_wire.values import ParameterInfo, ParameterSpec
 class Segment:
     """The elements of one dtype of a group: `offset` to `offset + count` of its flat buffer.
 
-    `members` are the indices of its parameters in the group's list, in the order in which they lie here.
+    `members` are the indices of its parameters in the group's list, in the order of their places here.
     """
 
     dtype: str
@@ -22,19 +22,19 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Parameters with their offsets, in the order of the group's list, and the segments they lie in."""
+    """Parameters with their offsets, in the order of the group's list, and the segments that hold them."""
 
     parameters: tuple[ParameterInfo, ...]
     segments: tuple[Segment, ...]
 
     @property
     def count(self) -> int:
-        """How many elements the group has."""
+        """The number of elements in the group."""
         return sum(segment.count for segment in self.segments)
 
 
 def lay_out(parameters: Sequence[ParameterSpec | ParameterInfo]) -> GroupLayout:
-    """Lays parameters out one behind the other: by dtype in the order of `DTYPES`, then as listed."""
+    """Lays parameters out one after the other: by dtype in the order of `DTYPES`, then as listed."""
     offsets = [0] * len(parameters)
     segments = []
     end = 0

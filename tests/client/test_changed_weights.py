@@ -7,7 +7,7 @@ import torch
 import optd
 import optd.torch
 from optd.transport.grpc import GrpcTransport
-from optd_wire.rows import RowFrame
+from optd_wire.row_frames import RowFrame
 
 SHAPE = (20_000, 4)
 LANES = pytest.mark.parametrize("lane", ["grpc", "shm"])

@@ -7,7 +7,7 @@ import torch
 
 from optd import errors
 from optd.params import plain_option, read_group, read_groups
-from optd_wire.single import Single
+from optd_wire.values import Single
 
 State = namedtuple("State", "model scale")
 

@@ -7,7 +7,7 @@ import optd
 from optd import errors
 from optd.rows import RowSink
 from optd_wire.encodings.registry import exact_for
-from optd_wire.rows import RowFrame
+from optd_wire.row_frames import RowFrame
 
 TABLE = np.arange(60_000, dtype="f4").reshape(30_000, 2)
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optd_wire import values
-from optd_wire.convert import from_message, option_to_message, options_to_message, to_message
-from optd_wire.single import Single
+from optd_wire.messages import from_message, option_to_message, options_to_message, to_message
 from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2
+from optd_wire.values import Single
 
 RENAMED = {
     "Membership": "JoinResponse",

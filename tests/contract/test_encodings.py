@@ -7,13 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
+from contract.encoded import ALL, ALL_LOSSY, FLOATS, HALVES, LOSSY, MOST, back, numbers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from optd_wire.dtypes import DTYPES
-from optd_wire.encodings import bfloat16, float16, int8
+from optd_wire.encodings import bfloat16
 from optd_wire.encodings.base import CHUNK, Encoding
 from optd_wire.encodings.int8 import BLOCK
 from optd_wire.encodings.registry import BY_NUMBER, ENCODINGS, encoding_for, encoding_named, exact_for
@@ -22,34 +21,6 @@ from optd_wire.errors import EncodingOverflow, FrameLength, InvalidRequest, Malf
 from optd_wire.frames import Frame, GatheredFrame, decode, encode
 from optd_wire.v1 import tensor_pb2
 from optd_wire.v1.training_service_pb2 import PushRequest
-
-compiled = pytest.importorskip("optd_wire.encodings.compiled")
-
-FLOATS = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
-MOST = float(np.finfo("f4").max)
-HALVES = {name: DTYPES[name] for name in ("float16", "bfloat16")}
-LOSSY = [encoding for encoding in ENCODINGS.values() if encoding.converts]
-ALL = pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
-ALL_LOSSY = pytest.mark.parametrize("encoding", LOSSY, ids=lambda encoding: encoding.name)
-
-sizes = st.one_of(st.integers(0, 20), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7]))
-
-
-def numbers(dtype: np.dtype, most: float = MOST, *, special: bool = False) -> st.SearchStrategy[np.ndarray]:
-    width = 8 * dtype.itemsize
-    elements = st.floats(-most, most, width=width) | st.floats(-1, 1, width=width)
-    if special:
-        elements |= st.sampled_from([np.nan, np.inf, -np.inf])
-    return hnp.arrays(dtype, sizes, elements=elements)
-
-
-def back(encoding: Encoding, values: np.ndarray) -> np.ndarray:
-    """Encoded and decoded again into the dtype that it was."""
-    payload = encoding.encode(values)
-    out = np.full_like(values, 7)
-    encoding.decode_into(memoryview(payload), out)
-    return out
-
 
 # What each docstring says: how far an element may be off, given all of its frame.
 
@@ -212,84 +183,6 @@ def test_how_numbers_of_a_dtype_travel():
     others |= {(dtype, wanted) for dtype in FLOATS for wanted in HALVES}
     assert exact == names.keys() - others
     assert all(names[pair] == pair[1] for pair in others)
-
-
-# The two implementations, and what they are measured by
-
-
-def all_bits_of_interest() -> np.ndarray:
-    """The bits of floats around every half, and many others."""
-    halves = np.arange(1 << 16, dtype="u4")
-    around = [halves << 16, (halves << 16) + 0x7FFF, (halves << 16) + 0x8000, (halves << 16) + 0x8001]
-    exact = halves.astype("u2").view("f2").astype("f4").view("u4")
-    around += [exact + np.uint32(step % 2**32) for step in (0, 1, -1, 0x0FFF, 0x1000, 0x1001)]
-    around += [np.random.default_rng(0).integers(0, 2**32, 1 << 17, "u4")]
-    return np.concatenate(around)
-
-
-@pytest.mark.parametrize("module", [bfloat16, float16], ids=["bfloat16", "float16"])
-def test_both_implementations_of_halves_give_the_same_bits(module):
-    name = module.__name__.rpartition(".")[2]
-    shorten, widen = getattr(compiled, f"{name}_shorten"), getattr(compiled, f"{name}_widen")
-    bits = all_bits_of_interest()
-    ours, theirs = np.empty(bits.size, "u2"), np.empty(bits.size, "u2")
-    assert module.shorten(bits, ours) == shorten(bits, theirs)
-    assert (ours == theirs).all()
-    finite = np.abs(bits.view("f4")) <= ENCODINGS[name].largest
-    assert module.shorten(bits[finite], ours[: finite.sum()]) == shorten(bits[finite], theirs[: finite.sum()]) == 0
-
-    halves = np.arange(1 << 16).astype("u2")
-    ours, theirs = np.empty(halves.size, "u4"), np.empty(halves.size, "u4")
-    module.widen(halves, ours)
-    widen(halves, theirs)
-    assert (ours == theirs).all()
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
-def test_halves_are_those_of_torch(name: str, dtype: torch.dtype):
-    values = all_bits_of_interest().view("f4")
-    values = values[np.abs(values) <= ENCODINGS[name].largest]
-    rounded = torch.from_numpy(values).to(dtype)
-    payload = ENCODINGS[name].encode(values)
-    assert (np.asarray(payload) == rounded.view(torch.int16).numpy().view("u2")).all()
-    assert (back(ENCODINGS[name], values) == rounded.float().numpy()).all()
-
-
-@given(numbers(FLOATS["float32"], special=True))
-@settings(deadline=None)
-def test_both_implementations_of_int8_give_the_same_bits(values: np.ndarray):
-    results = []
-    for shrink, grow in ((int8.shrink_blocks, int8.grow_blocks), (compiled.int8_shrink, compiled.int8_grow)):
-        scales, integers = np.zeros(int8.blocks_of(values.size), "f4"), np.zeros(values.size, "i1")
-        shrink(values, values.view("u4"), scales, integers)
-        out = np.zeros_like(values)
-        grow(scales, integers, out)
-        results.append((scales.tobytes(), integers.tobytes(), np.isnan(out).tolist(), np.nan_to_num(out).tolist()))
-    assert results[0] == results[1]
-
-
-@ALL_LOSSY
-def test_without_numba_there_are_the_same_payloads(encoding: Encoding, monkeypatch: pytest.MonkeyPatch):
-    """Also over more than one chunk, with a part of one at the end."""
-    rng = np.random.default_rng(1)
-    values = {dtype: rng.normal(size=2 * CHUNK + 77).astype(dtype) for dtype in FLOATS.values()}
-    with_numba = {dtype: (np.asarray(encoding.encode(v)).tobytes(), back(encoding, v)) for dtype, v in values.items()}
-    for module in (bfloat16, float16, int8):
-        monkeypatch.setattr(module, "kernels", lambda: None)
-    for dtype, (payload, found) in with_numba.items():
-        assert np.asarray(encoding.encode(values[dtype])).tobytes() == payload
-        assert back(encoding, values[dtype]).tobytes() == found.tobytes()
-        assert np.isfinite(found).all()
-
-
-@ALL_LOSSY
-def test_a_payload_may_lie_at_any_address(encoding: Encoding):
-    values = np.linspace(-3, 3, 2 * BLOCK + 5, dtype="f4")
-    payload = np.asarray(encoding.encode(values)).tobytes()
-    for shift in range(1, 5):
-        out = np.empty_like(values)
-        encoding.decode_into(memoryview(b"x" * shift + payload)[shift:], out)
-        assert out.tobytes() == back(encoding, values).tobytes()
 
 
 # topk

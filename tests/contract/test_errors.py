@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import pickle
 import re
 from string import Formatter
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 import optd
 from optd_wire import errors
+from optd_wire.error_status import DOMAIN, from_status, to_status
 from optd_wire.errors import BY_REASON, Code, OptdError
-from optd_wire.status import DOMAIN, from_status, to_status
 
 REASONS = sorted(BY_REASON)
 
@@ -130,3 +131,27 @@ def test_what_another_program_says_is_no_error_of_ours(info: error_details_pb2.E
 
 def test_a_status_without_details_is_no_error_of_ours():
     assert from_status(status_pb2.Status(code=5, message="gone")) is None
+
+
+def tree() -> dict[str, tuple[str, str]]:
+    """By error: the kind and the file that the docstring of the folder shows it under."""
+    shown: dict[str, tuple[str, str]] = {}
+    kind = file = ""
+    for line in (errors.__doc__ or "").partition("OptdError\n")[2].splitlines():
+        text = line.strip(" |`-")
+        if line.lstrip().startswith(("|- ", "`- ")):
+            kind = text.split()[0]
+            continue
+        if ":" in text:
+            file, _, text = text.partition(":")
+        shown |= {name.strip(): (kind, file) for name in text.split(",") if name.strip()}
+    return shown
+
+
+def test_the_tree_in_the_docstring_has_every_error_in_its_place():
+    shown = tree()
+    assert shown.keys() == {error.__name__ for error in BY_REASON.values()}
+    for name, (kind, file) in shown.items():
+        error = getattr(importlib.import_module(f"optd_wire.errors.{file}"), name)
+        assert issubclass(error, getattr(errors, kind)), name
+        assert error is getattr(errors, name)

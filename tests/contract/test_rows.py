@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from optd_wire.encodings.registry import BY_NUMBER, exact_for
 from optd_wire.errors import MalformedMessage, RowFrameLength, RowOutOfRange
-from optd_wire.fields import varint
-from optd_wire.rows import MAX_ROW_FRAMES, RowFrame, check_ids, decode_rows, encode_rows
+from optd_wire.row_frames import MAX_ROW_FRAMES, RowFrame, check_ids, decode_rows, encode_rows
 from optd_wire.v1 import tensor_pb2
 from optd_wire.v1.training_service_pb2 import PullRowsResponse
+from optd_wire.wire_format import varint
 
 NUMBERS = {1: "<f4", 2: "<f8"}
 

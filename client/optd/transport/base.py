@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Outgoing, Received
-from optd_wire.rows import Ids, RowFrame
+from optd_wire.row_frames import Ids, RowFrame
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,

@@ -21,6 +21,7 @@ from optd.tls import TLS
 from optd.transport import beside
 from optd.transport.base import HEADER_BYTES
 from optd.transport.steps import StepStream
+from optd_wire.error_status import from_status
 from optd_wire.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -30,7 +31,6 @@ from optd_wire.errors import (
     UnexpectedStatus,
 )
 from optd_wire.frames import Outgoing, decode, encode
-from optd_wire.status import from_status
 
 M = TypeVar("M", bound=Message)
 

@@ -25,11 +25,11 @@ from optd.transport.base import (
 )
 from optd.transport.channel import Channel, messages_of
 from optd.transport.steps import StepStream
-from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
 from optd_wire.errors import ConnectionLost, DeadlineExceeded, UnexpectedStatus
 from optd_wire.frames import Received, decode_received
-from optd_wire.rows import RowFrame, decode_rows
+from optd_wire.messages import from_message, to_message
+from optd_wire.row_frames import RowFrame, decode_rows
 from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
 from optd_wire.v1 import state_service_pb2 as state_pb

@@ -21,7 +21,7 @@ from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout
-from optd_wire.rows import RowFrame
+from optd_wire.row_frames import RowFrame
 from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult, SharedGradient, SharedWeights
 
 Array = npt.NDArray[Any]

@@ -3,12 +3,12 @@
 import numpy as np
 
 from optd_wire.dtypes import DTYPES
-from optd_wire.encodings.base import CHUNK, Array
-from optd_wire.encodings.halves import INFINITY, MAGNITUDE, Halves
+from optd_wire.encodings.base import CHUNK, INFINITY, MAGNITUDE, Array
+from optd_wire.encodings.halves import Halves
 from optd_wire.encodings.kernels import kernels
 from optd_wire.v1.tensor_pb2 import ENCODING_BFLOAT16
 
-# From here on the nearest bfloat16 is infinity.
+# From here on, the nearest bfloat16 is infinity.
 OVERFLOW = 0x7F7F8000
 QUIET = 0x0040
 
@@ -16,8 +16,8 @@ QUIET = 0x0040
 class BFloat16(Halves):
     """8 bits of exponent, as float32 has, and 7 of fraction.
 
-    Error: at most 2**-8 of the number, and 2**-134 where it is below float32's normal numbers. float64 numbers are
-    rounded to float32 first.
+    Error: at most 2**-8 of the number, or 2**-134 if it is below float32's normal numbers. float64 numbers are rounded
+    to float32 first.
     """
 
     name = "bfloat16"
@@ -38,7 +38,7 @@ class BFloat16(Halves):
 
 
 def shorten(bits: Array, halves: Array) -> int:
-    """As `Halves._shorten`, by numpy."""
+    """`Halves._shorten` with numpy."""
     lost = 0
     scratch = np.empty(min(CHUNK, bits.size), np.uint32)
     for start in range(0, bits.size, CHUNK):
@@ -49,7 +49,7 @@ def shorten(bits: Array, halves: Array) -> int:
         if special:
             finite = work[work < INFINITY].max(initial=0)
             lost = max(lost, int(finite) if finite >= OVERFLOW else 0)
-        # Half a unit less one, and the one that makes an odd number's half round up.
+        # Adds half a unit less one, and one more if the upper half is odd, so that ties go to even.
         np.right_shift(given, 16, out=work)
         work &= 1
         work += 0x7FFF
@@ -63,5 +63,5 @@ def shorten(bits: Array, halves: Array) -> int:
 
 
 def widen(halves: Array, bits: Array) -> None:
-    """As `Halves._widen`, by numpy."""
+    """`Halves._widen` with numpy."""
     np.left_shift(halves, 16, out=bits, dtype=np.uint32)

@@ -1,7 +1,7 @@
-"""The conversions as compiled loops. The only module here that imports numba; see `kernels`.
+"""The conversions as compiled loops. Only this module imports numba; `kernels` imports it if numba is there.
 
-Signatures are given, so that views into a message fit, which are neither writable nor aligned. No fastmath: what a
-loop computes is what numpy computes, bit by bit.
+The signatures are explicit, because views into a message are neither writable nor aligned. No fastmath: each loop gives
+the same bits as its numpy version.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba import types
 
-from optd_wire.encodings.int8 import SCALE
+from optd_wire.encodings.int8_blocks import SCALE
 
 U16, U32, F32, I8 = types.uint16, types.uint32, types.float32, types.int8
 
@@ -27,7 +27,7 @@ def _compile(signature: Any) -> Any:
     def compiled(function: Any) -> Any:
         try:
             return numba.njit(signature, nogil=True, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # there is no folder that it may write its cache to
+        except RuntimeError:  # numba found no folder for its cache
             return numba.njit(signature, nogil=True, error_model="numpy")(function)
 
     return compiled
@@ -64,10 +64,10 @@ def float16_shorten(bits, halves):  # type: ignore[no-untyped-def]
         given = bits[i]
         sign = (given >> np.uint32(16)) & np.uint32(0x8000)
         magnitude = given & np.uint32(0x7FFFFFFF)
-        # A normal half: another bias of the exponent, 13 bits less of the fraction.
+        # A normal half: a smaller bias of the exponent, a fraction that is 13 bits shorter.
         moved = magnitude - np.uint32(0x38000000)
         normal = (moved + np.uint32(0x0FFF) + ((moved >> np.uint32(13)) & one)) >> np.uint32(13)
-        # A subnormal one: the fraction with its hidden bit, in units of 2**-24.
+        # A subnormal half: the fraction with its hidden bit, in units of 2**-24.
         shift = min(np.uint32(126) - min(magnitude >> np.uint32(23), np.uint32(112)), np.uint32(25))
         fraction = (magnitude & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
         tiny = (fraction + ((one << (shift - one)) - one) + ((fraction >> shift) & one)) >> shift
@@ -98,7 +98,7 @@ def float16_widen(halves, bits):  # type: ignore[no-untyped-def]
 
 @_compile(types.void(_read(F32), _read(U32), _write(F32), _write(I8)))
 def int8_shrink(values, bits, scales, integers):  # type: ignore[no-untyped-def]
-    """See `optd_wire.encodings.int8.shrink_blocks`."""
+    """See `optd_wire.encodings.int8_blocks.shrink_blocks`."""
     for block in range((values.size + 255) // 256):
         start = block * 256
         block_values, block_bits = values[start : start + 256], bits[start : start + 256]
@@ -122,7 +122,7 @@ def int8_shrink(values, bits, scales, integers):  # type: ignore[no-untyped-def]
 
 @_compile(types.void(_read(F32), _read(I8), _write(F32)))
 def int8_grow(scales, integers, out):  # type: ignore[no-untyped-def]
-    """See `optd_wire.encodings.int8.grow_blocks`."""
+    """See `optd_wire.encodings.int8_blocks.grow_blocks`."""
     for block in range((out.size + 255) // 256):
         start = block * 256
         scale, block_integers, block_out = scales[block], integers[start : start + 256], out[start : start + 256]

@@ -1,4 +1,4 @@
-"""The encodings that carry one dtype only, and change nothing: the numbers as they lie in memory."""
+"""The encodings that carry one dtype and change nothing: the payload is the array in memory."""
 
 from typing import ClassVar
 

@@ -3,12 +3,12 @@
 import numpy as np
 
 from optd_wire.dtypes import DTYPES
-from optd_wire.encodings.base import CHUNK, FLOAT32, Array
-from optd_wire.encodings.halves import INFINITY, MAGNITUDE, Halves
+from optd_wire.encodings.base import CHUNK, FLOAT32, INFINITY, MAGNITUDE, Array
+from optd_wire.encodings.halves import Halves
 from optd_wire.encodings.kernels import kernels
 from optd_wire.v1.tensor_pb2 import ENCODING_FLOAT16
 
-# 65520: from here on the nearest float16 is infinity.
+# 65520: from here on, the nearest float16 is infinity.
 OVERFLOW = 0x477FF000
 SIGN = 0x8000
 NAN = 0x7E00
@@ -17,8 +17,7 @@ NAN = 0x7E00
 class Float16(Halves):
     """5 bits of exponent and 10 of fraction.
 
-    Error: at most 2**-11 of the number, and 2**-25 where it is below 2**-14. float64 numbers are rounded to float32
-    first.
+    Error: at most 2**-11 of the number, or 2**-25 if it is below 2**-14. float64 numbers are rounded to float32 first.
     """
 
     name = "float16"
@@ -39,7 +38,7 @@ class Float16(Halves):
 
 
 def shorten(bits: Array, halves: Array) -> int:
-    """As `Halves._shorten`, by numpy."""
+    """`Halves._shorten` with numpy."""
     lost = 0
     for start in range(0, bits.size, CHUNK):
         given, result = bits[start : start + CHUNK], halves[start : start + CHUNK]
@@ -50,13 +49,13 @@ def shorten(bits: Array, halves: Array) -> int:
             finite = magnitudes[magnitudes < INFINITY].max(initial=0)
             lost = max(lost, int(finite) if finite >= OVERFLOW else 0)
             nan = magnitudes > INFINITY
-            # What is left of a NaN differs from processor to processor.
+            # The payload of a converted NaN differs between processors, so write one of our own.
             result[nan] = ((given[nan] >> 16) & SIGN) | NAN
     return lost
 
 
 def widen(halves: Array, bits: Array) -> None:
-    """As `Halves._widen`, by numpy."""
+    """`Halves._widen` with numpy."""
     for start in range(0, halves.size, CHUNK):
         given, result = halves[start : start + CHUNK], bits[start : start + CHUNK]
         with np.errstate(invalid="ignore"):

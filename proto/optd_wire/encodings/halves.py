@@ -1,4 +1,4 @@
-"""What the two encodings of 16 bits share: a pair of conversions between float32 and halves, run chunk by chunk."""
+"""The shared part of the two 16-bit encodings: conversions between float32 and halves, chunk by chunk."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -10,19 +10,17 @@ from optd_wire.errors import EncodingOverflow
 
 _HALF = np.dtype("<u2")
 _BITS = np.dtype("<u4")
-MAGNITUDE = 0x7FFFFFFF
-INFINITY = 0x7F800000
 
 
 class Halves(Encoding):
-    """A number is 16 bits. Subclasses convert arrays of bits: of a float32 to those of a half, and back.
+    """An encoding of 16 bits a number. Subclasses convert the bits of float32 numbers to the bits of halves, and back.
 
-    Numbers of its own `dtype` are carried as they are.
+    Numbers of its own `dtype` travel unchanged.
     """
 
     width = "2 bytes"
     largest: ClassVar[float]
-    """The largest number that a half holds."""
+    """The largest finite number of a half."""
 
     def bytes_of(self, count: int) -> int:
         """2 for each element."""
@@ -30,14 +28,14 @@ class Halves(Encoding):
 
     @abstractmethod
     def _shorten(self, bits: Array, halves: Array) -> int:
-        """Fills `halves`; returns the bits of the largest finite magnitude that has become infinite, 0 for none."""
+        """Fills `halves`; returns the bits of the largest finite magnitude that became infinite, or 0."""
 
     @abstractmethod
     def _widen(self, halves: Array, bits: Array) -> None:
         """Fills `bits`."""
 
     def encode(self, values: Array) -> Buffer:
-        """Rounds to nearest, to even where two are as near."""
+        """Rounds to nearest, ties to even."""
         if self.keeps(values.dtype):
             return bytes_in(values)
         halves = np.empty(values.size, _HALF)
@@ -56,7 +54,7 @@ class Halves(Encoding):
             raise EncodingOverflow(encoding=self.name, bound=self.largest, value=value)
 
     def decode_into(self, payload: Buffer, out: Array) -> None:
-        """Every half is a float32."""
+        """Exact, as float32 holds every half."""
         halves = np.frombuffer(payload, _HALF)
         if self.keeps(out.dtype):
             out.view(_HALF)[:] = halves

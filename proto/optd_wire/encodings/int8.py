@@ -1,24 +1,18 @@
-"""int8: blocks of integers with a scale each."""
+"""int8: blocks of integers, each with a scale."""
 
 import numpy as np
 
 from optd_wire.encodings.base import CHUNK, FLOAT32, Array, Buffer, Encoding, rounded
+from optd_wire.encodings.int8_blocks import BLOCK, blocks_of, grow_blocks, shrink_blocks
 from optd_wire.encodings.kernels import kernels
 from optd_wire.v1.tensor_pb2 import ENCODING_INT8
 
-BLOCK = 256
-LARGEST = np.float32(127)
-# A little less than 1 / 127, so that 127 times the scale of the largest float32 is finite.
-SCALE = np.float32(float.fromhex("0x1.0203fcp-7"))
-MAGNITUDE = 0x7FFFFFFF
-INFINITY = 0x7F800000
-
 
 class Int8(Encoding):
-    """Integers in [-127, 127] times a scale: the largest magnitude of the block over 127.
+    """Integers in [-127, 127] times a scale, which is the largest magnitude of the block over 127.
 
-    Error: at most 1/253 of the largest magnitude of the block, and 2**-142 where that is next to nothing. float64
-    numbers are rounded to float32 first. A block with a NaN or an infinity is read as NaN throughout.
+    Error: at most 1/253 of the largest magnitude of the block, or 2**-142 if that is more. float64 numbers are rounded
+    to float32 first. A block with a NaN or an infinity decodes to NaN throughout.
     """
 
     name = "int8"
@@ -31,7 +25,7 @@ class Int8(Encoding):
         return count + 4 * blocks_of(count)
 
     def encode(self, values: Array) -> Buffer:
-        """Rounds to nearest, to even where two are as near."""
+        """Rounds to nearest, ties to even."""
         payload = np.empty(self.bytes_of(values.size), np.uint8)
         scales, integers = _parts(payload, values.size)
         compiled = kernels()
@@ -58,37 +52,6 @@ class Int8(Encoding):
                 chunk[:] = scratch[: chunk.size]
 
 
-def blocks_of(count: int) -> int:
-    """How many blocks `count` elements make; the last may be shorter."""
-    return -(-count // BLOCK)
-
-
 def _parts(payload: Array, count: int) -> tuple[Array, Array]:
     split = 4 * blocks_of(count)
     return payload[:split].view("<f4"), payload[split:].view("i1")
-
-
-def shrink_blocks(values: Array, bits: Array, scales: Array, integers: Array) -> None:
-    """Fills scales and integers, by numpy; `bits` are those of the float32 `values`."""
-    for start in range(0, values.size, CHUNK):
-        stop = min(start + CHUNK, values.size)
-        starts = np.arange(0, stop - start, BLOCK)
-        largest = np.maximum.reduceat(bits[start:stop] & MAGNITUDE, starts)
-        finite = largest < INFINITY
-        found = np.where(finite, largest.view(FLOAT32) * SCALE, np.float32(np.nan))
-        scales[start // BLOCK : start // BLOCK + starts.size] = found
-        divisors = np.where(found > 0, found, np.float32(1))
-        counts = np.diff(starts, append=stop - start)
-        part = np.where(np.repeat(finite, counts), values[start:stop], np.float32(0))
-        part /= np.repeat(divisors, counts)
-        np.rint(part, out=part)
-        integers[start:stop] = np.clip(part, -LARGEST, LARGEST, out=part)
-
-
-def grow_blocks(scales: Array, integers: Array, out: Array) -> None:
-    """Fills the float32 `out`, by numpy."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, out.size, CHUNK):
-            part = out[start : start + CHUNK]
-            part[:] = integers[start : start + CHUNK]
-            part *= np.repeat(scales[start // BLOCK :][: blocks_of(part.size)], BLOCK)[: part.size]

@@ -1,4 +1,4 @@
-"""Which implementation the conversions use: compiled where numba is there, else numpy's, with the same bits."""
+"""The choice of loops for the conversions: compiled if numba is installed, else numpy. Both give the same bits."""
 
 import threading
 from types import ModuleType
@@ -8,7 +8,7 @@ _found: list[ModuleType | None] = []
 
 
 def kernels() -> ModuleType | None:
-    """`optd_wire.encodings.compiled`, imported on first use because numba takes its time; None without numba."""
+    """`optd_wire.encodings.compiled`, imported on first use because numba loads slowly; None without numba."""
     if not _found:
         with _lock:
             if not _found:
@@ -18,7 +18,7 @@ def kernels() -> ModuleType | None:
 
 def _import() -> ModuleType | None:
     try:
-        from optd_wire.encodings import compiled  # noqa: PLC0415 - see above
+        from optd_wire.encodings import compiled  # noqa: PLC0415 - on first use
     except ImportError:
         return None
     return compiled

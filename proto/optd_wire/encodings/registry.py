@@ -33,9 +33,9 @@ def exact_for(dtype: np.dtype[Any]) -> Encoding:
 
 
 def encoding_for(dtype: np.dtype[Any], wanted: Encoding | None) -> Encoding:
-    """How numbers of `dtype` travel where `wanted` is asked for, or None, which is unchanged.
+    """The encoding that carries numbers of `dtype` if a caller asks for `wanted` (None: unchanged).
 
-    They travel unchanged, too, where they are as narrow as what `wanted` would round them to.
+    Numbers that are no wider than those of `wanted` travel unchanged too.
     """
     exact = _EXACT[dtype]
     if wanted is None or not wanted.converts:
@@ -44,7 +44,7 @@ def encoding_for(dtype: np.dtype[Any], wanted: Encoding | None) -> Encoding:
 
 
 def encoding_named(name: str) -> Encoding:
-    """The encoding of this name; raises `UnknownEncoding`."""
+    """The encoding with this name; raises `UnknownEncoding`."""
     if name not in ENCODINGS:
         raise UnknownEncoding(encoding=name, encodings=", ".join(ENCODINGS))
     return ENCODINGS[name]

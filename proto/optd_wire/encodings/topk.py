@@ -1,4 +1,4 @@
-"""topk: the few elements that matter, with their places."""
+"""topk: only the largest elements, with their places."""
 
 import math
 from typing import Any
@@ -12,18 +12,17 @@ from optd_wire.v1.tensor_pb2 import ENCODING_TOPK
 
 PAIR = 8  # bytes
 DEFAULT_FRACTION = 0.01
-MAGNITUDE = 0x7FFFFFFF
 
 
 class TopK(Encoding):
-    """Of a range of `count` elements the `fraction * count` (rounded up) that are largest in magnitude.
+    """The `fraction * count` elements (rounded up) of a range of `count` that are largest in magnitude.
 
-    NaN and infinity count as larger than any number; of elements that are equal, the first ones are sent. A payload
-    of another fraction is read all the same.
+    NaN and infinity count as larger than any number; of equal elements the first ones are sent. Decoding takes payloads
+    of any fraction.
 
-    Error: none where an element is sent (but that float64 numbers are rounded to float32); elsewhere its magnitude,
-    which is not above that of any that is sent. For gradients only, together with error feedback: what is left out
-    now is then sent later.
+    Error: none in an element that is sent, except that float64 numbers are rounded to float32. An element that is left
+    out decodes to 0; its magnitude is at most that of any element that is sent. For gradients only, with error
+    feedback, which sends later what is left out now.
     """
 
     name = "topk"
@@ -38,7 +37,7 @@ class TopK(Encoding):
         self.fraction = fraction
 
     def kept(self, count: int) -> int:
-        """How many of `count` elements are sent."""
+        """The number of elements that are sent, of `count`."""
         return min(count, math.ceil(self.fraction * count))
 
     def bytes_of(self, count: int) -> int:
@@ -46,7 +45,7 @@ class TopK(Encoding):
         return PAIR * self.kept(count)
 
     def fits(self, count: int, length: int) -> bool:
-        """Whether it is a number of pairs, and not more of them than elements."""
+        """Whether the payload is whole pairs, no more than there are elements."""
         return length % PAIR == 0 and length <= PAIR * count
 
     def check(self, payload: Buffer, count: int) -> None:
@@ -64,7 +63,7 @@ class TopK(Encoding):
             raise MalformedMessage(message="Frame", problem=problem)
 
     def encode(self, values: Array) -> Buffer:
-        """Selects the elements that are largest in magnitude."""
+        """Selects the elements of largest magnitude."""
         places = largest(values, self.kept(values.size))
         payload = np.empty(PAIR * places.size, np.uint8)
         indices, numbers = _parts(payload)
@@ -73,7 +72,7 @@ class TopK(Encoding):
         return payload
 
     def decode_into(self, payload: Buffer, out: Array) -> None:
-        """Zeros, and the numbers at their places."""
+        """Writes zeros, and the numbers at their places."""
         self.check(payload, out.size)
         places, numbers = _parts(payload)
         out.fill(0)
@@ -85,7 +84,7 @@ def largest(values: Array, kept: int) -> npt.NDArray[np.int64]:
     """The places of the `kept` elements of largest magnitude, ascending."""
     if kept == values.size:
         return np.arange(kept)
-    # Without its sign bit a float orders as an integer does, infinity and NaN behind all numbers.
+    # Without their sign bits, floats sort like integers, with infinity and NaN after all numbers.
     keys = np.abs(values).view(f"<u{values.itemsize}")
     bound = np.partition(keys, values.size - kept)[values.size - kept]
     chosen = keys > bound

@@ -75,7 +75,8 @@ class InspectionServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetServerStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes the server: version, load, limits, security.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -88,36 +89,36 @@ class InspectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListGroups(self, request, context):
-        """Lists the groups of a job, a line each.
+        """Lists the groups of a job, one line for each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def InspectGroup(self, request, context):
-        """Describes each parameter of a group, with statistics of its weights, last gradient and state where asked. If the last
-        gradient is not kept, waits up to one second for the next step.
+        """Describes each parameter of a group; on request, with statistics of its weights, last gradient and state. If the
+        server has not kept the last gradient, waits up to one second for the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRejections(self, request, context):
-        """Tells which pushes and changes were refused, and why: counts by reason, and the last ones in full.
+        """Lists the pushes and changes that were refused: counts by reason, and the last ones in full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOptionChanges(self, request, context):
-        """Tells which options of a job have changed since it was created: the last changes, and of each option its last one.
+        """Lists the changes of a job's options since it was created: the most recent ones, and the last one of each option.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """Reports a job at once, and again whenever it has moved on, at most every interval_ms, until the caller ends it.
+        """Reports a job at once, and again after every change, at most every interval_ms, until the caller ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,10 +75,10 @@ class JobServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def CreateJob(self, request_iterator, context):
-        """Creates a job. The first message holds the spec, the following ones the initial weights as frames that cover
-        every element once. The job appears whole with the last message; a stream that breaks off leaves nothing behind.
-        Fails with JOB_EXISTS where the name is taken, also by an upload that still goes on: join it then. A call that is
-        repeated after a lost answer, with the creation_id of the job that is there, succeeds and changes nothing.
+        """Creates a job. The first message holds the spec, the following ones hold the initial weights as frames that cover
+        every element once. The job appears whole with the last message; a stream that is cut off leaves nothing behind.
+        Fails with JOB_EXISTS if a job has the name or another call is creating it: call Join then. A call that is repeated
+        after a lost answer, with the creation_id of the existing job, succeeds and changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,16 +99,16 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job with its weights and state. Pushes that wait for a step of it fail with UNKNOWN_JOB, and so does a
-        repeat.
+        """Deletes a job with its weights and state. Pushes that wait for a step of the job fail with UNKNOWN_JOB, and so does
+        a repeated DeleteJob.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddGroup(self, request_iterator, context):
-        """Adds a group; messages as in CreateJob. A group that is there already, with the same parameters,
-        is answered with created = false, so that every worker of a job may add it; its options stay what they are.
+        """Adds a group, with messages as in CreateJob. If the job already has the group with the same parameters, the call
+        answers created = false and changes none of its options, so that every worker of a job may add it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,18 +50,18 @@ class StateServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ReadState(self, request, context):
-        """Reads fields of one version of the job: weights, the gradients of the last step, state. If the last gradient is asked
-        for and not kept, waits up to one second for the next step.
+        """Reads fields of one version of the job: weights, the gradients of the last step, state. If the server has not kept
+        the last gradient, a call that asks for it waits up to one second for the next step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WriteState(self, request_iterator, context):
-        """Replaces fields and options of the job, all or nothing; takes effect between two steps. With a `write_id` it may be
-        sent again after a lost answer. The first message holds the header, the following ones frames that cover whole
-        parameters. A step of an algorithm that asks for several evaluations goes on from weights that are written while it
-        is under way; where state is written it ends where it is, with the next evaluation.
+        """Replaces fields and options of the job, all or nothing, between two steps. The first message holds the header, the
+        following ones hold frames that cover whole parameters. With a `write_id` the call may be sent again after a lost
+        answer. If a step that takes several evaluations is under way, it continues from the written weights; if state is
+        written, the next evaluation ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

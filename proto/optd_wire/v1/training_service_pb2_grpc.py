@@ -62,16 +62,17 @@ class TrainingServiceServicer(object):
     def Push(self, request_iterator, context):
         """Pushes gradients and answers once they have become part of a step.
 
-        A push is known by job, worker, epoch and sequence; sent again it is applied once and gets the first reply. After a
-        lost answer, send the same content under the same sequence. In a sync job the answer comes when all workers have
-        pushed: choose the deadline for the slowest.
-        Sequences of an epoch count 1, 2, 3, ... Frames may come in any number of messages, in any order, but in that of
-        group and offset where a step is made of several pushes; together they cover whole parameters. Parameters that
-        no frame touches have no gradient in this push. An empty parameter counts as touched where a frame begins, ends
-        or passes at its offset. Where a step is made of several pushes, the server reads on when it is their turn.
+        Job, worker, epoch and sequence identify a push. The sequences of an epoch are 1, 2, 3, ... A push that is sent
+        again is applied once and gets the first reply, so after a lost answer send the same content under the same
+        sequence. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
 
-        Row frames are gradients of some rows of a parameter, which no other frame of the push touches; a row frame
-        without rows says that all are zero. Where a step is made of several pushes, they come behind the other frames.
+        Frames may come in any number of messages and in any order. If several pushes make a step, they come in the order
+        of group and offset, and the server reads each push when it is its turn. Together the frames of a push cover whole
+        parameters. A parameter that no frame touches has no gradient in this push; a frame touches an empty parameter if
+        it begins, ends or passes at the parameter's offset.
+
+        A row frame holds gradients of some rows of a parameter, which no other frame of the push touches; without rows it
+        says that all rows are zero. If several pushes make a step, row frames come after the other frames.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,16 +86,16 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Step(self, request_iterator, context):
-        """Push and pull in one call: pushes as Push does, then reads the current weights, which are of the version that
-        the push became part of, or of a later one. Any number of steps may follow one another on one stream; a message
-        with `release` may come between two.
+        """Pushes and pulls in one call: pushes as Push does, then reads the current weights, whose version is the one that
+        the push became part of or a later one. A stream may carry any number of steps, one after the other; a message with
+        `release` may come between two steps.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PullRows(self, request, context):
-        """Reads some rows of one parameter, all of one version, in the order of the request; a row may be asked for twice.
+        """Reads some rows of one parameter, all of one version, in the order of the request, which may repeat a row.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,50 +70,50 @@ class WorkerServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Join(self, request, context):
-        """Takes part in a job under a name. Each join gives the name a new epoch, which fences whoever had it before.
-        Waits up to wait_ms while the job is being created; UNKNOWN_JOB tells the caller to create it. With a spec,
-        the job must have the same algorithms, groups, names, shapes and dtypes, and the policy, if the spec names one. May
-        be sent again after a lost answer: the epoch counts that came last.
+        """Joins a job under a name. Each join gives the name a new epoch, which fences the worker that had it before. Waits
+        up to wait_ms while the job is being created; UNKNOWN_JOB tells the caller to create it. If there is a spec, the
+        job must have the same algorithms, groups, names, shapes and dtypes, and the same policy if the spec has one. May be
+        sent again after a lost answer: only the last epoch is valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Keeps the lease: call it every third of lease_ms. Once the lease has run out, or the name was joined again, every
-        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over. Pushes,
-        steps and pulls keep the lease too, as they begin: a worker that waits for its round for longer than the lease renews
-        it beside the call.
+        """Renews the lease: call it every third of lease_ms. After the lease has run out, or the name was joined again, every
+        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over.
+        Pushes, steps and pulls renew the lease too, but only when they begin; a worker whose push waits for longer than
+        the lease calls RenewLease meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """Gives the lease up. A push of the worker that waits for its round is withdrawn.
+        """Ends the lease. If a push of the worker waits for its round, it is withdrawn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def OpenSharedMemory(self, request, context):
-        """Gives a worker memory that it shares with the server, where both run on one host: room for its gradients, which it
-        writes and the server reads, and sight of the weights. Descriptors of the memory come over the Unix socket at
-        `path`. What was open for the worker before is closed.
+        """Gives a worker memory that it shares with the server, if both run on one host: room for its gradients, which the
+        worker writes and the server reads, and a view of the weights. File descriptors of the memory come over the Unix
+        socket at `path`. Closes the shared memory that the worker had before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmSharedMemory(self, request, context):
-        """Proves that both see the same memory, or tells why the worker does not. Until then nothing travels there.
+        """Proves that both sides see the same memory, or tells why the worker does not. The memory is unused until then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkers(self, request, context):
-        """Lists the workers that the job has seen, with their leases.
+        """Lists the workers that have joined the job, with their leases.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

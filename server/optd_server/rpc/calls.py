@@ -30,6 +30,7 @@ from grpc_status import rpc_status
 from optd_server.rpc.budget import ByteBudget
 from optd_server.rpc.callers import Caller, Callers
 from optd_wire import frames as wire
+from optd_wire.error_status import to_status
 from optd_wire.errors import (
     InternalError,
     InvalidRequest,
@@ -40,7 +41,6 @@ from optd_wire.errors import (
     TooManyRequests,
     UnknownJob,
 )
-from optd_wire.status import to_status
 
 log = structlog.get_logger("optd.rpc")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

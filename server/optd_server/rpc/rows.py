@@ -15,12 +15,12 @@ from optd_server.rpc.frames import FRAME_BYTES
 from optd_server.store.flat import Array
 from optd_server.store.rows import Ids as RowNumbers
 from optd_server.store.snapshots import Snapshot
-from optd_wire.convert import to_message
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.errors import TooSlow
-from optd_wire.rows import Ids, RowFrame, encode_rows, written_row_frame
+from optd_wire.messages import to_message
+from optd_wire.row_frames import Ids, RowFrame, encode_rows, written_row_frame
 from optd_wire.v1.training_service_pb2 import PullRowsResponse
 from optd_wire.values import JobVersion
 

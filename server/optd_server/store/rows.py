@@ -11,7 +11,7 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import DtypeMismatch, InvalidRequest, NonfiniteGradient
-from optd_wire.rows import RowFrame, table_shape
+from optd_wire.row_frames import RowFrame, table_shape
 from optd_wire.values import GRADIENT
 
 Ids = npt.NDArray[np.int64]

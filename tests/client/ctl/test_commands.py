@@ -246,4 +246,4 @@ def test_groups_of_many_options_keep_names_and_numbers_whole(optctl, server):
 def test_an_option_of_groups_is_said_to_be_one(optctl, train):
     job = train()
     refused = optctl("set", job.name, "lr=0.1")
-    assert "job: no option 'lr'; a group has it, which is to be named; the job's own options are" in refused.err
+    assert "`lr` is a group option: `optctl set JOB GROUP lr=…`; the job's own options are" in refused.err

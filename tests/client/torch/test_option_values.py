@@ -12,7 +12,7 @@ from tests.client.torch.classes import CASES, Case, assert_same_weights, flat
 import optd
 import optd.torch
 from optd import errors
-from optd_wire.single import Single
+from optd_wire.values import Single
 
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}

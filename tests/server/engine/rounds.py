@@ -14,9 +14,9 @@ from optd_server.engine.offload import Offload
 from optd_server.rpc.services.training import TrainingService
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
-from optd_wire.convert import to_message
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
+from optd_wire.messages import to_message
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import (
     Async,

@@ -16,7 +16,7 @@ from optd_wire.encodings.registry import exact_for
 from optd_wire.errors import MemoryExceeded
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
-from optd_wire.rows import RowFrame
+from optd_wire.row_frames import RowFrame
 from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, PushHeader, Sync
 
 # The first two lie in one slab, whose other parameters are few elements of it; the last comes later, as another group.

@@ -14,7 +14,7 @@ from optd_server.engine import offload
 from optd_server.store.gradients import Slot
 from optd_server.store.snapshots import Snapshots
 from optd_wire import errors
-from optd_wire.convert import to_message
+from optd_wire.messages import to_message
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PushHeader
 

@@ -10,7 +10,7 @@ from optd_server.store.rows import RowSums, densify, merge, place_of
 from optd_wire.encodings.registry import exact_for
 from optd_wire.errors import InvalidRequest
 from optd_wire.layout import lay_out
-from optd_wire.rows import RowFrame, table_shape
+from optd_wire.row_frames import RowFrame, table_shape
 from optd_wire.values import ParameterSpec
 
 # The last is of another dtype, so that it lies in another slab.

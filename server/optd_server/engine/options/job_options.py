@@ -31,12 +31,12 @@ def gradients_kept(options: Options) -> int:
 
 
 def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
-    """Raises `UnknownOption` for an option of groups, with that said."""
+    """Raises `UnknownOption` for an option of groups, and says how to set it."""
     of_groups = {option.name for algorithm in algorithms for option in schema_of(algorithm).options}
     of_groups -= {option.name for option in JOB.options}
     for name in update.options:
         if name in of_groups:
-            advice = "a group has it, which is to be named; the job's own"
+            advice = f"`{name}` is a group option: `optctl set JOB GROUP {name}=…`; the job's own"
             raise UnknownOption(
                 algorithm="job", option=name, advice=advice, options=", ".join(each.name for each in JOB.options)
             )

@@ -7,7 +7,7 @@ from optd_server.engine.job import Job
 from optd_server.store.flat import Array
 from optd_server.store.snapshots import Snapshot
 from optd_wire.errors import InvalidRequest, UnknownParameter
-from optd_wire.rows import Ids, check_ids
+from optd_wire.row_frames import Ids, check_ids
 from optd_wire.values import FlatRange
 
 

@@ -26,7 +26,7 @@ from optd_server.store.ledger import Presence
 from optd_server.store.rows import Ids, RowPlace, Rows, RowSums
 from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
 from optd_wire.frames import Frame, Received
-from optd_wire.rows import RowFrame
+from optd_wire.row_frames import RowFrame
 from optd_wire.values import GRADIENT
 
 END = 1 << 62

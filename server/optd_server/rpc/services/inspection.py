@@ -11,8 +11,8 @@ from optd_server.engine.options.resolution import describe_algorithms, describe_
 from optd_server.engine.readers.inspection import MAX_BINS, inspect_group
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.patience import wait_for_step
-from optd_wire.convert import to_message
 from optd_wire.errors import InvalidRequest, UnknownJob
+from optd_wire.messages import to_message
 from optd_wire.v1 import inspection_service_pb2 as pb
 from optd_wire.values import JobReport, ServerStatus
 

@@ -10,8 +10,8 @@ from optd_server.rpc.calls import Requests
 from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
-from optd_wire.convert import from_message, to_message
 from optd_wire.layout import lay_out
+from optd_wire.messages import from_message, to_message
 from optd_wire.names import check_id
 from optd_wire.v1 import job_service_pb2 as pb
 from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec, JobUpdate

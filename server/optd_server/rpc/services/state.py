@@ -12,9 +12,9 @@ from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut
 from optd_server.rpc.patience import wait_for_step
 from optd_server.rpc.uploads import offloaded, receive
-from optd_wire.convert import from_message, to_message
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, encode
+from optd_wire.messages import from_message, to_message
 from optd_wire.names import check_id
 from optd_wire.v1 import state_service_pb2 as pb
 from optd_wire.values import GroupOptions, JobVersion, WriteStateHeader

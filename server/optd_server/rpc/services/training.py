@@ -16,12 +16,12 @@ from optd_server.rpc.rows import RowMessages
 from optd_server.rpc.uploads import receive, skip
 from optd_server.rpc.weights import Ranges, WeightMessages
 from optd_server.store.snapshots import Snapshot
-from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Received
-from optd_wire.rows import ids_of
+from optd_wire.messages import from_message, to_message
+from optd_wire.row_frames import ids_of
 from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import JobVersion, PullResult, PushHeader, PushResult, SharedWeights
 

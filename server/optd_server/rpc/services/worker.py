@@ -7,8 +7,8 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.handover import Handover
-from optd_wire.convert import from_message, to_message
 from optd_wire.errors import JobReplaced, SharedMemoryUnavailable, UnknownJob
+from optd_wire.messages import from_message, to_message
 from optd_wire.names import check_name
 from optd_wire.v1 import worker_service_pb2 as pb
 from optd_wire.values import JobSpec, SharedMemory

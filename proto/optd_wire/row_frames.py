@@ -1,7 +1,8 @@
-"""Messages with row frames: some rows of a parameter, encoded with one copy of the numbers, decoded without one.
+"""Messages with row frames, which hold some rows of a parameter.
 
-As in `optd_wire.frames` this is the ordinary protobuf wire format: a message of the contract has its row frames as
-`repeated RowFrame rows = 14`, and a `RowFrame` has its ids and its payload last.
+Encoding copies the numbers once, decoding copies nothing. As in `optd_wire.frames` the bytes are ordinary protobuf: a
+message of the contract has its row frames as `repeated RowFrame rows = 14`, and a `RowFrame` has its ids and its
+payload last.
 """
 
 import math
@@ -16,14 +17,14 @@ from google.protobuf.message import DecodeError, Message
 from optd_wire.encodings.base import Buffer, Encoding
 from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import MalformedMessage, RowFrameLength, RowOutOfRange
-from optd_wire.fields import TAG_14, TAG_15, fields, varint
 from optd_wire.v1 import tensor_pb2
+from optd_wire.wire_format import TAG_14, TAG_15, varint, walk_fields
 
 M = TypeVar("M", bound=Message)
 Ids = npt.NDArray[np.uint64]
 
 ROWS = 14
-# As of frames: above what bulk needs.
+# As for frames: bulk data needs far fewer.
 MAX_ROW_FRAMES = 4096
 _ID = np.dtype("<u8")
 _IDS, _PAYLOAD = 14, 15
@@ -31,10 +32,10 @@ _IDS, _PAYLOAD = 14, 15
 
 @dataclass(slots=True, eq=False)
 class RowFrame:
-    """Some rows of one parameter, as they travel: their numbers, and the elements of each, row by row.
+    """Some rows of one parameter: their ids, and their elements, encoded row by row.
 
-    Ids and payload of a decoded frame are views into the received message. That they fit each other, and the
-    parameter, is found out by `check`.
+    Ids and payload of a decoded frame are views into the received message. `check` finds out whether they fit each
+    other and the parameter.
     """
 
     group: int
@@ -44,12 +45,12 @@ class RowFrame:
     ids: Ids
     payload: Buffer
     sparse_dims: int = 0
-    """How many leading dimensions count the rows; 0 means 1."""
+    """The number of leading dimensions that count the rows; 0 means 1."""
 
     def check(self, name: str, rows: int, elements: int) -> None:
-        """Raises what is wrong with it as rows of a parameter of `rows` rows with `elements` elements each.
+        """Checks the frame against the parameter `name`, which has `rows` rows of `elements` elements each.
 
-        `name` is that of the parameter. Raises `RowFrameLength`, `RowOutOfRange` or `MalformedMessage`.
+        Raises `RowFrameLength`, `RowOutOfRange` or `MalformedMessage`.
         """
         length = len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
         if self.ids.size != self.count:
@@ -63,26 +64,26 @@ class RowFrame:
         self.encoding.check(self.payload, self.count * elements)
 
     def decode_into(self, out: npt.NDArray[Any]) -> None:
-        """Writes the rows to `out`, a contiguous float array of one of them after the other. The frame was checked."""
+        """Writes the rows of a checked frame to the contiguous float array `out`, one after the other."""
         self.encoding.decode_into(self.payload, out.reshape(-1))
 
 
 def check_ids(ids: npt.NDArray[Any], name: str, rows: int) -> None:
-    """Raises `RowOutOfRange` unless all of them are numbers of rows of the parameter `name`, which has `rows`."""
+    """Raises `RowOutOfRange` unless all ids are rows of the parameter `name`, which has `rows` rows."""
     wrong = (ids < 0) | (ids >= rows)
     if wrong.any():
         raise RowOutOfRange(parameter=name, rows=rows, row=int(ids[wrong.argmax()]))
 
 
 def ids_of(data: bytes | memoryview) -> Ids:
-    """The numbers of rows that lie in a message, without a copy. Raises `MalformedMessage` for a broken one."""
+    """The row ids in the bytes of a message, not copied. Raises `MalformedMessage` if the last one is cut."""
     if len(data) % _ID.itemsize:
         raise MalformedMessage(message="RowFrame", problem=f"ids of {len(data)} bytes, which is no multiple of 8")
     return np.frombuffer(data, _ID)
 
 
 def encode_rows(message: Message, frames: Iterable[RowFrame] = ()) -> bytes:
-    """Writes `message` (without row frames of its own) and the frames behind it; copies numbers once."""
+    """Writes `message`, which has no row frames yet, and the frames after it; copies the numbers once."""
     written: list[Any] = [message.SerializeToString()]
     for frame in frames:
         written += written_row_frame(frame)
@@ -90,7 +91,7 @@ def encode_rows(message: Message, frames: Iterable[RowFrame] = ()) -> bytes:
 
 
 def written_row_frame(frame: RowFrame) -> Sequence[Any]:
-    """The bytes of a row frame as a field of a message, in pieces, its numbers where they lie."""
+    """A row frame as a field of a message, in pieces; ids and numbers are not copied."""
     length = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
     plain = tensor_pb2.RowFrame(group=frame.group, parameter=frame.parameter, count=frame.count)
     head = plain.SerializeToString() + b"\x20" + varint(frame.encoding.number)
@@ -104,13 +105,13 @@ def written_row_frame(frame: RowFrame) -> Sequence[Any]:
 
 
 def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]:
-    """Reads a message and its row frames; raises `MalformedMessage`. Takes time by the number of fields."""
+    """Reads a message and its row frames; raises `MalformedMessage`. Its time depends on the number of fields."""
     name = message_class.DESCRIPTOR.name
     view = memoryview(data)
     rest: list[memoryview] = []
     frames: list[RowFrame] = []
     try:
-        for number, start, body, stop in fields(data):
+        for number, start, body, stop in walk_fields(data):
             if number == ROWS and body is not None:
                 if len(frames) == MAX_ROW_FRAMES:
                     raise DecodeError(f"more than {MAX_ROW_FRAMES} row frames")
@@ -126,10 +127,10 @@ def decode_rows(message_class: type[M], data: bytes) -> tuple[M, list[RowFrame]]
 
 
 def read_row_frame(data: bytes, view: memoryview, position: int, stop: int) -> RowFrame:
-    """A row frame with its fields in any order, among others that this version does not know."""
+    """Reads a row frame with its fields in any order, and with fields that this version does not know."""
     ids = payload = view[:0]
     rest: list[memoryview] = []
-    for number, start, body, end in fields(data, position, stop):
+    for number, start, body, end in walk_fields(data, position, stop):
         if number == _IDS and body is not None:
             ids = view[body:end]
         elif number == _PAYLOAD and body is not None:
@@ -144,6 +145,6 @@ def read_row_frame(data: bytes, view: memoryview, position: int, stop: int) -> R
 
 
 def table_shape(shape: Sequence[int], sparse_dims: int) -> tuple[int, int]:
-    """How many rows a parameter has, and how many elements each, where so many leading dimensions count rows."""
+    """A parameter's number of rows, and of elements in each, if `sparse_dims` leading dimensions count its rows."""
     dims = max(1, sparse_dims)
     return math.prod(shape[:dims]), math.prod(shape[dims:])

@@ -1,8 +1,8 @@
 """Plain values to generated messages and back.
 
-A class of `optd_wire.values` and its message have the same name (or are paired in `_RENAMED`) and the same fields;
-that is checked here once, on import, so that a field added on one side only cannot be lost in silence. How the fields
-of a class are converted is worked out once, too: see `optd_wire.conversion`.
+A class of `optd_wire.values` and its message have the same fields, and the same name unless `_RENAMED` pairs them.
+This is checked on import, so that a field that is added on one side only cannot get lost silently. The converters of
+the fields are built on import too: see `optd_wire.field_converters`.
 """
 
 import dataclasses
@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from optd_wire import values
-from optd_wire.conversion import Conversions, Converter
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
-from optd_wire.single import Single
+from optd_wire.field_converters import Converter, Converters
 from optd_wire.v1 import (
     inspection_service_pb2,
     job_pb2,
@@ -35,7 +34,7 @@ _RENAMED = {
     values.ServerStatus: inspection_service_pb2.GetServerStatusResponse,
     values.JobReport: inspection_service_pb2.WatchJobResponse,
 }
-# These two are the arms of the message `Policy`, converted by hand below.
+# The two arms of the message `Policy`, which is converted by hand below.
 _POLICIES = (values.Async, values.Sync)
 _FILES = (
     inspection_service_pb2,
@@ -65,7 +64,7 @@ def _pair() -> dict[type, type[Message]]:
 
 
 def to_message(value: Any) -> Any:
-    """The message of a plain value, or of a policy or an option's value."""
+    """The message of a plain value, a policy or the value of an option."""
     message_class = _MESSAGE_OF.get(type(value))
     if message_class is None:
         return option_to_message(value)
@@ -75,19 +74,19 @@ def to_message(value: Any) -> Any:
 
 
 def from_message(message: Message, value_class: type[V]) -> V:
-    """The plain value of a message; sub-messages that are not set become None or their defaults."""
+    """The plain value of a message; a sub-message that is unset becomes None, or a value with its defaults."""
     value = _CONVERTERS.of(message.DESCRIPTOR).read(message)
     assert isinstance(value, value_class)
     return value
 
 
 def options_to_message(options: values.Options) -> dict[str, option_pb2.OptionValue]:
-    """A map of options as the constructor of a message takes it."""
+    """Options as the map that the constructor of a message takes."""
     return {name: option_to_message(value) for name, value in options.items()}
 
 
 def option_to_message(value: values.OptionValue) -> option_pb2.OptionValue:
-    """The message of one option's value."""
+    """The message of the value of one option."""
     message = option_pb2.OptionValue()
     _fill_option(message, value)
     return message
@@ -95,7 +94,7 @@ def option_to_message(value: values.OptionValue) -> option_pb2.OptionValue:
 
 def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> None:
     match value:
-        case Single():
+        case values.Single():
             message.single = value
         case float():
             message.number = value
@@ -104,14 +103,14 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
         case None:
             pass
         case int() if not -(1 << 63) <= value < 1 << 63:
-            # It fits no option; as a float it gets to where that is said.
+            # No option can be so large. As a float it reaches the check that says so.
             message.number = _float(value)
         case int():
             message.integer = value
         case str():
             message.text = value
         case tuple():
-            numbers = [entry for entry in value if entry is not None and not isinstance(entry, Single)]
+            numbers = [entry for entry in value if entry is not None and not isinstance(entry, values.Single)]
             if len(numbers) == len(value):
                 message.numbers.numbers.extend(map(_float, numbers))
                 message.numbers.SetInParent()
@@ -125,7 +124,7 @@ def _fill_option(message: option_pb2.OptionValue, value: values.OptionValue) -> 
 def _float(number: float) -> float:
     try:
         return float(number)
-    except OverflowError:  # of a whole number past all floats
+    except OverflowError:  # an integer beyond the largest float
         return math.inf if number > 0 else -math.inf
 
 
@@ -134,11 +133,11 @@ def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
         case None:
             return None
         case "single":
-            return Single(message.single)
+            return values.Single(message.single)
         case "numbers":
             return tuple(message.numbers.numbers)
         case "values":
-            # No tuple within a tuple: whoever sends one is told by the check of the option.
+            # A tuple within a tuple is invalid, and the check of the option refuses it.
             return tuple(_option_from_message(entry) for entry in message.values.values)  # type: ignore[misc]
         case arm:
             content: bool | int | float | str = getattr(message, arm)
@@ -160,7 +159,7 @@ def _policy_from_message(message: job_pb2.Policy) -> values.Policy:
 
 
 _PAIRS = _pair()
-_CONVERTERS = Conversions(
+_CONVERTERS = Converters(
     values={message.DESCRIPTOR: value for value, message in _PAIRS.items()},
     by_hand={
         option_pb2.OptionValue.DESCRIPTOR: Converter(_fill_option, _option_from_message),

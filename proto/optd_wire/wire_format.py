@@ -1,4 +1,4 @@
-"""The fields of a message as they lie in its bytes, and the numbers that stand before them.
+"""Protobuf's wire format: tags, lengths and varints, as `frames` and `row_frames` read and write them by hand.
 
 See https://protobuf.dev/programming-guides/encoding/.
 """
@@ -14,10 +14,11 @@ TAG_15 = b"\x7a"
 _MAX_VARINT = 10  # bytes
 
 
-def fields(data: bytes, position: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int | None, int]]:
-    """Walks a message: (field number, start of its tag, start of its bytes if length-delimited, end).
+def walk_fields(data: bytes, position: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int | None, int]]:
+    """Yields each field of a message: its number, the start of its tag, the start of its bytes, its end.
 
-    Raises `DecodeError`, or `IndexError` where the message ends in the middle of a number.
+    The start of the bytes is None unless the field is length-delimited. Raises `DecodeError`, or `IndexError` if the
+    message ends in the middle of a number.
     """
     if end is None:
         end = len(data)
@@ -39,12 +40,12 @@ def fields(data: bytes, position: int = 0, end: int | None = None) -> Iterator[t
             case wire_type:
                 raise DecodeError(f"wire type {wire_type} at byte {start}")
         if position > end:
-            raise DecodeError(f"field {tag >> 3} at byte {start} ends behind the message")
+            raise DecodeError(f"field {tag >> 3} at byte {start} ends after the message")
         yield tag >> 3, start, body, position
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number and the position behind it; raises `DecodeError` or `IndexError`."""
+    """Reads a number; returns it and the position after it. Raises `DecodeError` or `IndexError`."""
     value = data[position]
     position += 1
     if value < 0x80:
@@ -60,7 +61,7 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def varint(value: int) -> bytes:
-    """A number of up to 64 bits as bytes."""
+    """Writes a number of up to 64 bits."""
     if value < 0x80:
         return value.to_bytes()
     written = bytearray()

@@ -1,7 +1,7 @@
-"""How the fields of a message and of its value become one another, worked out once from their descriptors.
+"""Converters between the fields of a message and the fields of its value, built once from their descriptors.
 
-Knows what messages are made of, and nothing of the contract: that is `optd_wire.convert`. What is looked up in a
-descriptor is looked up here; converting a value then is a call of one function for each field.
+This file knows descriptors and nothing of the contract, which `optd_wire.messages` knows. All look-ups in descriptors
+happen here, when a converter is built; to convert a value then takes one function call for each field.
 """
 
 import dataclasses
@@ -13,27 +13,27 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from optd_wire.errors import InvalidRequest
 
-# An entry of a few bytes costs a reader much more than it costs a sender. Millions of parameters fit in groups.
+# An entry of a few bytes costs its reader much more than its sender. A group of millions of parameters still fits.
 MAX_PARTS = 1 << 16
 
 Fill = Callable[[Any, Any], None]
-"""Puts what a value has into an empty message; of one field: what it has there, which is not None."""
+"""Writes a value into an empty message; for a field, writes the field's content, which is not None."""
 Read = Callable[[Any], Any]
-"""The value of a message; of one field: what the value has there."""
+"""Returns the value of a message; for a field, the field's content."""
 
 
 class Converter(NamedTuple):
-    """Both ways for one class, or for one field of it."""
+    """Both directions for one class, or for one of its fields."""
 
     fill: Fill
     read: Read
 
 
-class Conversions:
-    """The converters of all messages, made when they are first asked for.
+class Converters:
+    """The converters of all messages; builds each one on first use.
 
-    All are given by descriptor: in `values` the dataclasses of messages, in `by_hand` the converters of messages that
-    stand for something else, in `enums` the functions that convert to an enum's number and back.
+    Its arguments are keyed by descriptor: `values` has the dataclass of each message, `by_hand` the converters of
+    messages without a dataclass, and `enums` the two functions that convert to an enum's number and back.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Conversions:
         self._made = dict(by_hand)
 
     def of(self, descriptor: Any) -> Converter:
-        """The converter of a message."""
+        """The converter of the message with this descriptor."""
         made = self._made.get(descriptor)
         if made is None:
             made = self._made[descriptor] = self._make(descriptor)
@@ -115,7 +115,7 @@ def _enum(field: FieldDescriptor, to_number: Callable[[Any], int], from_number: 
 
 
 def _numbers(field: FieldDescriptor) -> Converter:
-    """Also texts: whatever is repeated and no message."""
+    """For every repeated field that has no messages: numbers and texts."""
     name = field.name
 
     def fill(message: Any, content: Any) -> None:
@@ -150,19 +150,19 @@ def _map_of_messages(field: FieldDescriptor, part: Converter) -> Converter:
 
     def read(message: Any) -> Any:
         content = getattr(message, name)
-        # Sorted, because maps have no order on the wire and people like to see the same one twice.
+        # Sorted, because maps have no order on the wire, and people expect the same order each time.
         return {key: read_part(content[key]) for key in sorted(content)}
 
     return Converter(fill, read)
 
 
 def _message(field: FieldDescriptor, part: Converter, optional: bool) -> Converter:
-    """`optional`: where there is none, the value has None instead of one with its defaults."""
+    """If the field is unset, the content is None when `optional`, else a value with its defaults."""
     name, fill_part, read_part = field.name, part.fill, part.read
 
     def fill(message: Any, content: Any) -> None:
         target = getattr(message, name)
-        # Also where there is nothing to tell but that it is there.
+        # Without this, a message with nothing but defaults would count as unset.
         target.SetInParent()
         fill_part(target, content)
 

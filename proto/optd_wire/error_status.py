@@ -1,4 +1,4 @@
-"""Errors to `google.rpc.Status` and back: one ErrorInfo with the reason and all values in its metadata."""
+"""Errors as `google.rpc.Status`: one ErrorInfo with the reason, and all values in its metadata."""
 
 from google.rpc import error_details_pb2, status_pb2
 
@@ -16,7 +16,7 @@ def to_status(error: OptdError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> OptdError | None:
-    """The error that `status` carries; None where it has no reason that this version knows."""
+    """The error that `status` carries; None if it has no reason that this version knows."""
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
@@ -25,6 +25,6 @@ def from_status(status: status_pb2.Status) -> OptdError | None:
                 return None
             try:
                 return error_class(**info.metadata)
-            except (KeyError, IndexError):  # another version's template wants other values
+            except (KeyError, IndexError):  # the template of another version takes other values
                 return None
     return None

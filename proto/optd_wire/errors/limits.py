@@ -1,0 +1,48 @@
+"""Errors about what a server keeps within: memory, sizes, the number of requests, and time."""
+
+from optd_wire.errors.base import Expired, ResourceExhausted
+
+
+class MemoryExceeded(ResourceExhausted):
+    """The planned memory of a job exceeds what the server may use."""
+
+    reason = "MEMORY_EXCEEDED"
+    template = "{what} needs {needed} bytes, {free} of the server's {limit} are free (--max-memory-bytes)"
+
+
+class MessageTooLarge(ResourceExhausted):
+    """A message is larger than its receiver accepts."""
+
+    reason = "MESSAGE_TOO_LARGE"
+    template = "a message is too large: {problem} (--max-message-bytes)"
+
+
+class TooManyRequests(ResourceExhausted):
+    """The server is handling as many requests as it may."""
+
+    reason = "TOO_MANY_REQUESTS"
+    template = "the server is handling its limit of {limit} requests (--max-requests); try again later"
+
+
+class TooManyBytes(ResourceExhausted):
+    """The server has been holding as many bytes of requests as it may for too long."""
+
+    reason = "TOO_MANY_BYTES"
+    template = "requests have filled the server's {limit} bytes for {seconds} s (--max-inflight-bytes); try again later"
+
+
+class Stalled(Expired):
+    """A stream made no progress for too long."""
+
+    reason = "STALLED"
+    template = "{what} moved no frame for {seconds} s"
+
+
+class TooSlow(Expired):
+    """A reader of weights delayed a step, which needed the memory that the reader was reading."""
+
+    reason = "TOO_SLOW"
+    template = (
+        "the weights of version {version} were read for more than {seconds} s while a step waited for their memory; "
+        "pull again"
+    )
