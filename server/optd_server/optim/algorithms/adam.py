@@ -110,7 +110,7 @@ def fused(
         out[i] = kept + exp_avg[i] * c.negative_step_size / denominator
 
 
-AMSGRAD = Option("amsgrad", "bool", False, doc="divide by the largest second moment so far (AMSGrad)")
+AMSGRAD = Option("amsgrad", "bool", False, doc="Divide by the largest second moment so far (the AMSGrad variant).")
 
 STATE = (
     StateField("exp_avg"),

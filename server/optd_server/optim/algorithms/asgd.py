@@ -82,12 +82,12 @@ def fused(
 ASGD = Elementwise(
     name="asgd",
     title="ASGD",
-    doc="ASGD: plain steps of shrinking size, and beside the weights an average of them.",
+    doc="ASGD: plain steps of shrinking size, with an average of the weights kept as state.",
     options=(
         learning_rate(1e-2),
-        Option("lambd", "float", 1e-4, doc="decay of the weights, and of the step size"),
-        Option("alpha", "float", 0.75, doc="power with which the step size shrinks"),
-        Option("t0", "float", 1e6, doc="step from which on the average counts all weights alike"),
+        Option("lambd", "float", 1e-4, doc="Decay of the weights at each step, and of the step size over time."),
+        Option("alpha", "float", 0.75, doc="At step t the step size is `lr / (1 + lambd * lr * t) ** alpha`."),
+        Option("t0", "float", 1e6, doc="The step at which averaging starts; until then the average is the weights."),
         penalty(),
         MAXIMIZE,
     ),

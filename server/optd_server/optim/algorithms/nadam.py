@@ -110,7 +110,7 @@ NADAM = Elementwise(
         BETAS,
         epsilon(1e-8),
         penalty(),
-        Option("momentum_decay", "float", 4e-3, NOT_NEGATIVE, doc="how fast the momentum grows to betas[0]"),
+        Option("momentum_decay", "float", 4e-3, NOT_NEGATIVE, doc="How fast the momentum approaches `betas[0]`."),
         DECOUPLED_WEIGHT_DECAY,
         MAXIMIZE,
     ),

@@ -121,7 +121,7 @@ def fused(
 RADAM = Elementwise(
     name="radam",
     title="RAdam",
-    doc="RAdam: Adam that takes plain steps until its second moment is an average over enough gradients.",
+    doc="RAdam: Adam that takes plain steps until enough gradients have entered its second moment.",
     options=(learning_rate(1e-3), BETAS, epsilon(1e-8), penalty(), DECOUPLED_WEIGHT_DECAY, MAXIMIZE),
     state=(StateField("exp_avg"), StateField("exp_avg_sq")),
     coefficients=coefficients,

@@ -104,10 +104,16 @@ SGD = Elementwise(
     doc="Stochastic gradient descent, optionally with momentum.",
     options=(
         learning_rate(1e-3),
-        Option("momentum", "float", 0.0, NOT_NEGATIVE, doc="momentum factor"),
-        Option("dampening", "float", 0.0, doc="dampening for momentum"),
+        Option(
+            "momentum",
+            "float",
+            0.0,
+            NOT_NEGATIVE,
+            doc="How much of itself the momentum keeps at each step; 0: there is no momentum.",
+        ),
+        Option("dampening", "float", 0.0, doc="The share of each gradient that does not enter the momentum."),
         penalty(),
-        Option("nesterov", "bool", False, doc="Nesterov momentum; needs momentum > 0 and no dampening"),
+        Option("nesterov", "bool", False, doc="Use Nesterov momentum; needs `momentum` above 0 and no `dampening`."),
         MAXIMIZE,
     ),
     rules=(
