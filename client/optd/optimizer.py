@@ -25,6 +25,7 @@ from optd.registration import Registration, belongs_to_a_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
+from optd.shared_arguments import names_shared
 from optd.state_dicts import checked_state, pack, start_at, unpack
 from optd.states import ParameterState
 from optd.terms import Terms
@@ -68,6 +69,7 @@ class Optimizer:
         OptdError: What is wrong with params or options, before anything has changed; see `optd.errors`.
     """
 
+    @names_shared
     def __init__(
         self,
         algorithm: str,

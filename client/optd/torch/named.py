@@ -8,6 +8,7 @@ from optd.group_options import GROUP_OPTIONS
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.session import Session
+from optd.shared_arguments import names_shared
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
@@ -28,6 +29,7 @@ class Optimizer(Served):
 
     _keeps_step = True
 
+    @names_shared
     def __init__(
         self,
         algorithm: str,
