@@ -5,7 +5,7 @@ from typing import Any
 
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.algorithms import registry
-from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.group_options import GROUP_OPTIONS, unusable
 from optd_server.optim.job_options import JOB
 from optd_server.optim.option import Option, Range
 
@@ -29,7 +29,7 @@ def _algorithm(algorithm: Algorithm) -> dict[str, Any]:
         "doc": algorithm.doc,
         "needs_closure": isinstance(algorithm, Iterative),
         "options": [_option(option) for option in algorithm.options],
-        "rules": [f"{rule.option} must be {rule.text}" for rule in algorithm.rules],
+        "rules": [f"{rule.option} must be {rule.text}" for rule in (*algorithm.rules, *unusable(algorithm))],
         "state": [field.name for field in algorithm.state],
     }
 

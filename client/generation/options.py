@@ -15,6 +15,7 @@ _OWN_TYPES = {
     "rules": "Rules | str",
 }
 """Options that travel as texts, and that Python has classes for."""
+_SEE = {name: "optd.rules" if name == "rules" else "optd.schedules" for name in _OWN_TYPES}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def literal(value: object) -> str:
 def documentation(option: Declared) -> str:
     """Return what the option means, then its range, then its default: one paragraph."""
     sentences = [option["doc"], _bounds(option)]
+    if option["name"] in _SEE:
+        sentences.append(f"See `{_SEE[option['name']]}`.")
     if option.get("fixed"):
         sentences.append("A group keeps the value that it starts with.")
     sentences.append(f"Default: {literal(option['default'])}.")

@@ -28,13 +28,14 @@ class GroupOptionArguments(TypedDict, total=False):
     """The same as arguments of an optimizer, for all groups that have no value of their own."""
 
     lr_schedule: Schedule | str | None
-    """A schedule that multiplies `lr`, such as `cosine(steps=1000)`; depends only on the job's version. Default:
-    None."""
+    """A schedule that multiplies `lr`, such as `cosine(steps=1000)`; depends only on the job's version. See
+    `optd.schedules`. Default: None."""
     momentum_schedule: Schedule | str | None
-    """A schedule that multiplies `momentum`, or `betas[0]` if there is no `momentum`. Default: None."""
+    """A schedule that multiplies `momentum`, or `betas[0]` if there is no `momentum`. See `optd.schedules`. Default:
+    None."""
     schedules: Schedules | str | None
     """Schedules of further options by their names, such as `{"weight_decay": "linear(steps=1000)"}`, as JSON on the
-    wire. Default: None."""
+    wire. See `optd.schedules`. Default: None."""
     schedule_start: int
     """The version of the job that schedules count from; negative if they began in an earlier job. Any whole number.
     Default: 0."""
@@ -54,4 +55,4 @@ class GroupOptionArguments(TypedDict, total=False):
     """How far the slow weights move, as a fraction of the way to the weights. In (0, 1]. Default: 0.5."""
     rules: Rules | str | None
     """Options of single parameters by name: a list such as `[{"match": "*.bias", "weight_decay": 0}]`, as JSON on the
-    wire. If two rules set the same option, the later one counts. Default: None."""
+    wire. If two rules set the same option, the later one counts. See `optd.rules`. Default: None."""

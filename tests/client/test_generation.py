@@ -1,4 +1,4 @@
-"""The client's generated code against the server's declarations: what is committed is current, and a change is found."""
+"""The client's generated code against the server's declarations."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_what_is_committed_is_current(generation):
 
 
 @pytest.mark.parametrize(
-    "change", [{"default": 0.002}, {"range": Range(0, 1)}, {"doc": "Pace."}], ids=lambda each: [*each][0]
+    "change", [{"default": 0.002}, {"range": Range(0, 1)}, {"doc": "Pace."}], ids=["default", "range", "doc"]
 )
 def test_a_change_of_a_declaration_is_found(generation, change):
     found = generation(changed(**change))

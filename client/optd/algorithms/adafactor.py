@@ -36,11 +36,11 @@ class Adafactor(Optimizer):
             In [0, inf). Default: 0.0.
         maximize: Maximize the objective instead of minimizing it. Default: False.
         lr_schedule: A schedule that multiplies `lr`, such as `cosine(steps=1000)`; depends only on the job's version.
-            Default: None.
-        momentum_schedule: A schedule that multiplies `momentum`, or `betas[0]` if there is no `momentum`. Default:
-            None.
+            See `optd.schedules`. Default: None.
+        momentum_schedule: A schedule that multiplies `momentum`, or `betas[0]` if there is no `momentum`. See
+            `optd.schedules`. Default: None.
         schedules: Schedules of further options by their names, such as `{"weight_decay": "linear(steps=1000)"}`, as
-            JSON on the wire. Default: None.
+            JSON on the wire. See `optd.schedules`. Default: None.
         schedule_start: The version of the job that schedules count from; negative if they began in an earlier job. Any
             whole number. Default: 0.
         clip_norm: Upper bound of the norm of the group's gradient; a larger gradient is scaled down to it. The job's
@@ -54,7 +54,7 @@ class Adafactor(Optimizer):
         lookahead_alpha: How far the slow weights move, as a fraction of the way to the weights. In (0, 1]. Default:
             0.5.
         rules: Options of single parameters by name: a list such as `[{"match": "*.bias", "weight_decay": 0}]`, as JSON
-            on the wire. If two rules set the same option, the later one counts. Default: None.
+            on the wire. If two rules set the same option, the later one counts. See `optd.rules`. Default: None.
         session: An open session of `optd.connect`, for this optimizer alone. None: the optimizer opens one, and closes
             it.
         server: HOST:PORT of the server, if there is no `session`. None: the environment's OPTD_SERVER.
@@ -79,6 +79,7 @@ class Adafactor(Optimizer):
 
     Raises:
         OptdError: `params` or an option is wrong; nothing has changed then. See `optd.errors`.
+        InvalidOption: momentum_schedule must be None, as there is neither momentum nor betas.
         UnknownOption: No option has this name; the message names the nearest one.
     """
 

@@ -67,17 +67,22 @@ _SCHEDULED = tuple(option for option in GROUP_OPTIONS if option.name in (CLIP_NO
 
 def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
     """Return the conditions that group options must meet with an algorithm."""
+    scheduled = scheduled_options(algorithm)
+    return (*unusable(algorithm), *(_stays_in_range(schedule, option) for schedule, option in scheduled.items()))
+
+
+def unusable(algorithm: Algorithm) -> tuple[Rule, ...]:
+    """Return the conditions that leave group options at their defaults, if an algorithm has no use for them."""
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
-    scheduled = scheduled_options(algorithm)
-    rules += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]
+    scheduled, refused = scheduled_options(algorithm), {rule.option for rule in rules}
     if LR_SCHEDULE not in scheduled:
         rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
-    if MOMENTUM_SCHEDULE not in scheduled:
+    if MOMENTUM_SCHEDULE not in scheduled and MOMENTUM_SCHEDULE not in refused:
         text_ = "None, as there is neither momentum nor betas"
         rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
     return tuple(rules)
