@@ -23,7 +23,7 @@ class LionCoefficients(NamedTuple):
     beta2: float
     one_minus_beta2: float
     shrink: float
-    """What weight decay leaves of the weights: 1 - lr * weight_decay."""
+    """The factor of the weights, from weight decay: 1 - lr * weight_decay."""
     maximize: bool
 
 

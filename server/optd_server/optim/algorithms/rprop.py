@@ -19,7 +19,7 @@ class RpropCoefficients(NamedTuple):
     """The numbers of a step; none depends on the step count."""
 
     lr: float
-    """What a step size begins with."""
+    """The initial step size."""
     shrinking: float
     growing: float
     smallest: float
