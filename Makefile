@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help demo test soak bench check lint-proto format proto clean
+.PHONY: help demo test soak bench check lint-proto format proto classes clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -40,6 +40,7 @@ check: .venv/.installed-dev ## format, lint, types, import rules, structure, con
 	$(BIN)/lint-imports
 	$(BIN)/python checks/structure.py
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python client/generate.py --check
 	@$(MAKE) --no-print-directory lint-proto
 
 format: .venv/.installed-dev ## format the code, and mend what the linter can mend
@@ -48,6 +49,9 @@ format: .venv/.installed-dev ## format the code, and mend what the linter can me
 
 proto: .venv/.installed-dev ## generate proto/optd_wire/v1 from proto/optd/v1
 	$(BIN)/python proto/generate.py
+
+classes: .venv/.installed-dev ## generate the client's optimizer classes from the server's declarations
+	$(BIN)/python client/generate.py
 
 clean: ## remove what the other targets made, .venv too
 	rm -rf .venv $(BUF) examples/node/node_modules dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,9 +4,10 @@ from numbers import Real
 from typing import get_args
 
 from optd import environment
+from optd.creation_options import options_of
 from optd.encoding import Wire
 from optd.job_names import JobName, job_name
-from optd.job_options import Averages, Gradients, options_of
+from optd.job_options import Averages, Gradients
 from optd.joining import IfExists
 from optd.lanes import LaneName
 from optd.retry import with_retries

@@ -25,6 +25,7 @@ from optd.registration import Registration, belongs_to_a_session
 from optd.row_gradients import Gradients
 from optd.rows import find_array
 from optd.session import Session
+from optd.shared_arguments import names_shared
 from optd.state_dicts import checked_state, pack, start_at, unpack
 from optd.states import ParameterState
 from optd.terms import Terms
@@ -57,9 +58,10 @@ class Optimizer:
             them. Of an array of more than 16,384 elements, or fewer where they are many, about 1,000 are compared: call
             `push_weights()` after a change of a few elements of a large array. A change that is not sent because it
             would undo steps of other workers, or that messages would round (`encoding`), is warned of once.
-        **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
-            `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
-            float32 weights of parameters of 16 bits as state.
+        lr_schedule, momentum_schedule, schedules, schedule_start, clip_norm, clip_value, master_weights,
+            lookahead_steps, lookahead_alpha, rules: Options that every group has, whatever its algorithm;
+            `help(optd.SGD)` says what each means.
+        **options: The options of the algorithm, as defaults of all groups; `optctl algorithms NAME` lists them.
 
     The first worker creates the job with the values that its arrays have; others attach, if they register the same
     names, shapes and algorithm, and get its weights.
@@ -68,6 +70,7 @@ class Optimizer:
         OptdError: What is wrong with params or options, before anything has changed; see `optd.errors`.
     """
 
+    @names_shared
     def __init__(
         self,
         algorithm: str,

@@ -20,6 +20,7 @@ except ModuleNotFoundError as problem:
 
 from optd.torch.algorithms import (
     ASGD,
+    LBFGS,
     SGD,
     Adadelta,
     Adafactor,
@@ -35,7 +36,6 @@ from optd.torch.algorithms import (
     Rprop,
     SparseAdam,
 )
-from optd.torch.lbfgs import LBFGS
 from optd.torch.named import Optimizer
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""LBFGS: its state is torch's on the first parameter, and the server's on each."""
+"""The state of L-BFGS: torch has all of it on the first parameter, the server a part of it on each."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ FIRST: Place = (0, 0)
 
 
 class LBFGSState(StateSource):
-    """The state of L-BFGS, which is read and written whole: each entry is made of many fields of all parameters."""
+    """The state of L-BFGS, read and written as a whole: each entry is made of fields of all parameters."""
 
     def _has_state(self, tensor: torch.Tensor, place: Place) -> bool:
         return place == FIRST and "func_evals" in self.index().names(*FIRST)
@@ -34,7 +34,7 @@ class LBFGSState(StateSource):
         return list(self._kept.get(tensor, ()))
 
     def states(self, rows: Sequence[Sequence[ParameterState]]) -> defaultdict[torch.Tensor, Any]:
-        """State as torch's class has it: all of it is the first parameter's."""
+        """State in the form of torch's class: the first parameter has all of it."""
         (row,), (group,) = rows, self.exchange.registration.dicts
         first = group[PARAMS][0]
         found = gather(row, group["history_size"])
@@ -44,7 +44,7 @@ class LBFGSState(StateSource):
         return states
 
     def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
-        """The way back of `states`."""
+        """State in the server's form: the reverse of `states`."""
         (group,) = self.exchange.groups
         first = group.tensors[0]
         given = {name: _to_arrays(value) for name, value in states.get(first, {}).items()}
@@ -52,7 +52,7 @@ class LBFGSState(StateSource):
         return [spread(given, group.names, shapes, computed_dtype(dtype_of(first)))]
 
     def write(self, tensor: Any, state: Mapping[str, Any]) -> None:
-        """Replaces the whole state, unless the server has just that; raises what `replace` does."""
+        """Replaces the whole state, unless the server has exactly this state; raises what `replace` raises."""
         with self.exchange.lock:
             place = self.place_of(tensor)
             if state and place is not None and place != FIRST:
@@ -71,13 +71,8 @@ class LBFGSState(StateSource):
             self.write(tensor, {**self.states(rows).get(tensor, {}), name: value})
 
 
-class LBFGS(Served, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False):
-    """`torch.optim.LBFGS` as a service: for one group, and through `step(closure)` alone, as torch's.
-
-    Each call of the closure is a push, and a version of the job; in between, the job's weights are points that are
-    tried. What the closure writes to the parameters counts as it does in torch. Several workers share a step under
-    `optd.Sync`: of the mean of their losses and gradients.
-    """
+class ServedLBFGS(Served):
+    """The class that `optd.torch.LBFGS` derives from; its state is torch's, and is read and written whole."""
 
     _source_of_state: ClassVar[type[StateSource]] = LBFGSState
 

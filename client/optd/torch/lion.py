@@ -1,4 +1,4 @@
-"""Lion as a class of torch's kind, which torch itself lacks: arguments and their checks. Only the server steps."""
+"""A class for Lion in torch's manner, which torch itself lacks: arguments and their checks. Only the server steps."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from torch.optim.optimizer import ParamsT
 
 
 class Lion(torch.optim.Optimizer):
-    """Lion, Chen et al., https://arxiv.org/abs/2302.06675: steps of one size, in the direction of a sign.
+    """Lion, Chen et al., https://arxiv.org/abs/2302.06675: steps of equal size, along a sign.
 
     Args:
-        params: What torch takes.
-        lr: Learning rate, a tenth to a third of what AdamW takes.
-        betas: Share of the momentum in the step's direction, and decay of the momentum.
-        weight_decay: Decoupled, as in AdamW.
-        maximize: Maximize the objective, instead of minimizing it.
+        params: The parameters, as torch takes them.
+        lr: Learning rate; a tenth to a third of AdamW's is usual.
+        betas: The momentum's share in the direction of the step, and how much of itself the momentum keeps.
+        weight_decay: Decoupled weight decay, as in AdamW.
+        maximize: Maximize the objective instead of minimizing it.
 
-    Raises ValueError for what is out of range.
+    Raises ValueError if an option is out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An optimizer for torch's parameters by its algorithm's name, for those that no class stands for."""
+"""An optimizer for torch's parameters by the name of its algorithm, for algorithms that have no class."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from optd.group_options import GROUP_OPTIONS
 from optd.local_changes import SEND, check_local_changes
 from optd.opening import Opening
 from optd.session import Session
+from optd.shared_arguments import names_shared
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
@@ -16,18 +17,19 @@ from optd.torch.weights import Exchange
 
 
 class Optimizer(Served):
-    """Any algorithm of the server, such as one that a package has added to it.
+    """Any algorithm of the server, such as one that a plugin has added.
 
     Args:
         algorithm: Its name, as `optctl algorithms` lists it.
-        params: What torch takes; see `Served` for this and for the arguments that follow.
-        **options: Defaults of all groups; the others are those that the algorithm declares.
+        params: The parameters, as torch takes them; see `Served` for this and for the arguments that follow.
+        **options: The options of the algorithm, as defaults of all groups; the server's defaults count for the others.
 
-    Raises `UnknownAlgorithm`, or what is wrong with an option, from the server.
+    Raises `UnknownAlgorithm`, or the server's error about an option.
     """
 
     _keeps_step = True
 
+    @names_shared
     def __init__(
         self,
         algorithm: str,

@@ -20,6 +20,7 @@ from optd.registration import belongs_to_a_session
 from optd.row_gradients import Gradients as GivenGradients
 from optd.row_gradients import has_rows
 from optd.session import Session
+from optd.shared_arguments import shared_parameters
 from optd.state_dicts import start_at, start_from
 from optd.terms import Terms
 from optd.torch import complex_parameters
@@ -517,8 +518,6 @@ def _replace(groups: list[dict[str, Any]], contents: list[dict[str, Any]]) -> No
 
 
 def _signature(cls: type[Served]) -> inspect.Signature:
-    """Torch's arguments, and after them those that say where the server is and what the optimizer does."""
+    """Torch's arguments, in whichever release of torch is installed, and after them those of all classes."""
     torchs = cls.__mro__[cls.__mro__.index(Served) + 1]
-    ours = inspect.signature(Served.__init__).parameters.values()
-    session, *others = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    return inspect.Signature([*inspect.signature(torchs).parameters.values(), session, *Opening.parameters(), *others])
+    return inspect.Signature([*inspect.signature(torchs).parameters.values(), *shared_parameters(Served.__init__)])

@@ -28,6 +28,7 @@ from optd_wire.values import (
     JobVersion,
     Membership,
     OptionChange,
+    OptionInfo,
     ParameterReport,
     PullResult,
     PushHeader,
@@ -64,6 +65,24 @@ class OptionHistory(tuple[OptionChange, ...]):
         """Both, as one value."""
         made = super().__new__(cls, changes)
         made.forgotten = forgotten
+        return made
+
+
+class AlgorithmList(tuple[AlgorithmInfo, ...]):
+    """The algorithms of a server, and the options that jobs and their groups have whatever the algorithm."""
+
+    group_options: tuple[OptionInfo, ...]
+    job_options: tuple[OptionInfo, ...]
+
+    def __new__(
+        cls,
+        algorithms: Iterable[AlgorithmInfo] = (),
+        group_options: Iterable[OptionInfo] = (),
+        job_options: Iterable[OptionInfo] = (),
+    ) -> "AlgorithmList":
+        """All three, as one value."""
+        made = super().__new__(cls, algorithms)
+        made.group_options, made.job_options = tuple(group_options), tuple(job_options)
         return made
 
 
@@ -295,8 +314,8 @@ class Transport(ABC):
         """Describes the server."""
 
     @abstractmethod
-    def list_algorithms(self, timeout: float) -> tuple[AlgorithmInfo, ...]:
-        """Describes every algorithm."""
+    def list_algorithms(self, timeout: float) -> AlgorithmList:
+        """Describes every algorithm, and the options that do not depend on one."""
 
     @abstractmethod
     def list_groups(self, job: str, timeout: float) -> tuple[GroupSummary, ...]:

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from optd.tls import TLS
 from optd.transport.base import (
+    AlgorithmList,
     Delivery,
     GroupInspection,
     OptionHistory,
@@ -52,6 +53,7 @@ from optd_wire.values import (
     JobVersion,
     Membership,
     OptionChange,
+    OptionInfo,
     ParameterReport,
     PullResult,
     PushHeader,
@@ -323,12 +325,16 @@ class GrpcTransport(Transport):
             self._channel.ask("InspectionService/GetServerStatus", request, answer, timeout), ServerStatus
         )
 
-    def list_algorithms(self, timeout: float) -> tuple[AlgorithmInfo, ...]:
-        """Describes every algorithm."""
+    def list_algorithms(self, timeout: float) -> AlgorithmList:
+        """Describes every algorithm, and the options that do not depend on one."""
         request = inspection_pb.ListAlgorithmsRequest()
         answer = inspection_pb.ListAlgorithmsResponse
         response = self._channel.ask("InspectionService/ListAlgorithms", request, answer, timeout)
-        return tuple(from_message(algorithm, AlgorithmInfo) for algorithm in response.algorithms)
+        return AlgorithmList(
+            [from_message(algorithm, AlgorithmInfo) for algorithm in response.algorithms],
+            [from_message(option, OptionInfo) for option in response.group_options],
+            [from_message(option, OptionInfo) for option in response.job_options],
+        )
 
     def list_groups(self, job: str, timeout: float) -> tuple[GroupSummary, ...]:
         """Lists the groups of a job."""

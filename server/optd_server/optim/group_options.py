@@ -1,4 +1,4 @@
-"""Options that every group has, whatever its algorithm: declared here, added to those of the algorithm."""
+"""Options that every group has, whatever its algorithm; they join the options that the algorithm declares."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,10 @@ _POSITIVE = Range(0, None, low_open=True)
 GROUP_OPTIONS: tuple[Option, ...] = (
     *SCHEDULE_OPTIONS,
     Option(
-        SCHEDULE_START, "int", 0, doc="the version that schedules count from; below 0 where they began in another job"
+        SCHEDULE_START,
+        "int",
+        0,
+        doc="The version of the job that schedules count from; negative if they began in an earlier job.",
     ),
     Option(
         CLIP_NORM,
@@ -26,7 +29,8 @@ GROUP_OPTIONS: tuple[Option, ...] = (
         None,
         _POSITIVE,
         nullable=True,
-        doc="the largest norm of the group's gradient, of the job's clip_norm_type; a larger one is scaled down",
+        doc="Upper bound of the norm of the group's gradient; a larger gradient is scaled down to it. The job's "
+        "`clip_norm_type` says which norm. None: no bound.",
     ),
     Option(
         CLIP_VALUE,
@@ -34,13 +38,15 @@ GROUP_OPTIONS: tuple[Option, ...] = (
         None,
         _POSITIVE,
         nullable=True,
-        doc="the largest magnitude of an element of the group's gradient; larger ones are set to it",
+        doc="Upper bound of the magnitude of each element of the group's gradient; larger elements are set to it. "
+        "None: no bound.",
     ),
     Option(
         MASTER_WEIGHTS.name,
         "bool",
         False,
-        doc="keep float32 weights of float16 and bfloat16 parameters as state; changes nothing for others",
+        doc="Keep float32 weights of float16 and bfloat16 parameters as state, so that small steps are not lost to "
+        "rounding. Has no effect on parameters of other dtypes.",
     ),
     *LOOKAHEAD_OPTIONS,
     RULES_OPTION,
@@ -54,38 +60,43 @@ OF_PARAMETERS = frozenset(
         *(option.name for option in LOOKAHEAD_OPTIONS),
     }
 )
-"""Those of them that a rule may set for some parameters of a group."""
+"""The group options that a rule may set for some parameters of a group."""
 _SCHEDULED = tuple(option for option in GROUP_OPTIONS if option.name in (CLIP_NORM, CLIP_VALUE, LOOKAHEAD_ALPHA))
-"""Those of them that may have a schedule."""
+"""The group options that may have a schedule."""
 
 
 def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
-    """Return the conditions that group options put on an algorithm."""
+    """Return the conditions that group options must meet with an algorithm."""
+    scheduled = scheduled_options(algorithm)
+    return (*unusable(algorithm), *(_stays_in_range(schedule, option) for schedule, option in scheduled.items()))
+
+
+def unusable(algorithm: Algorithm) -> tuple[Rule, ...]:
+    """Return the conditions that leave group options at their defaults, if an algorithm has no use for them."""
     rules = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
                 rules.append(Rule(text_, _differs(option), option.name))
-    scheduled = scheduled_options(algorithm)
-    rules += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]
+    scheduled, refused = scheduled_options(algorithm), {rule.option for rule in rules}
     if LR_SCHEDULE not in scheduled:
         rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
-    if MOMENTUM_SCHEDULE not in scheduled:
+    if MOMENTUM_SCHEDULE not in scheduled and MOMENTUM_SCHEDULE not in refused:
         text_ = "None, as there is neither momentum nor betas"
         rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
     return tuple(rules)
 
 
 def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
-    """Return by the name of a schedule which option it changes: of `betas` the first number."""
+    """Return the option that each schedule multiplies, by the schedule's name; of `betas` it is the first number."""
     declared = {option.name: option for option in algorithm.options}
     found = {LR_SCHEDULE: declared.get("lr"), MOMENTUM_SCHEDULE: declared.get("momentum", declared.get("betas"))}
     return {schedule: option for schedule, option in found.items() if option is not None}
 
 
 def _stays_in_range(schedule: str, option: Option) -> Rule:
-    """Return the condition that an option is in its range whatever the version."""
+    """Return the condition that a scheduled option stays in its range at every version."""
     name, bounds = (f"{option.name}[0]", option.entries[0]) if option.entries else (option.name, option.range)
 
     def broken(options: Options) -> bool:
@@ -107,12 +118,12 @@ def _is_set(name: str) -> Callable[[Options], bool]:
 
 
 def schedulable(algorithm: Algorithm) -> dict[str, Target]:
-    """Return the numbers that `schedules` of a group of an algorithm may be for, by name."""
+    """Return the numbers that `schedules` may multiply in a group of this algorithm, by name."""
     of_groups = () if isinstance(algorithm, Iterative) else _SCHEDULED
     return targets((*algorithm.options, *of_groups))
 
 
 def effective(options: Options, version: int) -> Options:
-    """Return the options that the step from `version` to the next is made with: these very ones without a schedule."""
+    """Return the options that the step from `version` uses; without a schedule, the same mapping."""
     start = integer(options, SCHEDULE_START) if SCHEDULE_START in options else 0
     return at(options, max(0, version - start))

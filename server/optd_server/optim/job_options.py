@@ -1,4 +1,4 @@
-"""Options of a job as a whole, whatever its algorithm."""
+"""Options of a job as a whole, whatever its algorithm; `optd.Gradients`, `optd.EMA` and `optd.SWA` set them."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _POSITIVE = Range(0, None, low_open=True)
 
 
 class JobDeclaration:
-    """What `option.check` needs to know of them."""
+    """The options of a job, in the form that `option.check` takes."""
 
     name = "job"
     options: Sequence[Option] = (
@@ -29,37 +29,46 @@ class JobDeclaration:
             None,
             _POSITIVE,
             nullable=True,
-            doc="the largest norm of a step's gradient over all groups; a larger one is scaled down",
+            doc="Upper bound of the norm of a step's gradient over all groups, as `torch.nn.utils.clip_grad_norm_` "
+            "computes it; a larger gradient is scaled down. In a `sync` job it bounds the workers' combined gradient. "
+            "None: no bound.",
         ),
         Option(
             CLIP_NORM_TYPE,
             "float",
             2.0,
             Range(0, None, low_open=True, infinite=True),
-            doc="the p of the p-norms that gradients are clipped by, of groups, too; inf: the largest magnitude",
+            doc="The p of the p-norm that `clip_norm` bounds, here and in groups; infinity: the largest magnitude.",
         ),
         Option(
             NONFINITE,
             "text",
             REJECT,
             choices=(REJECT, SKIP, ZERO),
-            doc="what becomes of a push with a NaN or an infinity: it is refused, or no step is made of it, or such "
-            "entries count as zeros",
+            doc="What the server does with a push that contains a NaN or an infinity. 'reject': it raises "
+            "`NonfiniteGradient`. 'skip': it makes no step of the push and the others of its round, and the result is "
+            "`skipped`. 'zero': such elements count as zeros. A push that is under way when this option changes is "
+            "treated as before.",
         ),
         Option(
             ACCUMULATE,
             "int",
             1,
             Range(1, None),
-            doc="how many pushes, or rounds of them, make one step",
+            doc="How many pushes make one step; in a `sync` job, how many rounds. Each push is answered at once, and "
+            "the `accumulated` of its result counts them; weights and version change with the last one. The sum "
+            "belongs to the job and outlives the workers; `flush()` makes the step earlier, and so does lowering this "
+            "option to the number of pushes so far.",
         ),
         Option(
             REDUCTION,
             "text",
             MEAN,
             choices=(MEAN, SUM),
-            doc="how the gradients of a round, and of accumulated rounds, become one: their mean by the weights of the "
-            "pushes, or their sum, each times its weight",
+            doc="How the gradients of a round, and of accumulated pushes, are combined. 'mean': `sum(w * g) / sum(w)` "
+            "over the pushes that have the parameter, w being the weight of each push. 'sum': `sum(w * g)`, as "
+            "`backward()` adds up in `.grad`; w is 1 unless `step` is given a `weight`. A round that is under way when "
+            "this option changes is combined as before; accumulated rounds follow the option in force at their step.",
         ),
         Option(
             EMA_DECAY,
@@ -67,7 +76,8 @@ class JobDeclaration:
             None,
             Range(0, 1),
             nullable=True,
-            doc="what an exponential moving average of the weights keeps of itself at each step; None: there is none",
+            doc="How much of itself an exponential moving average of the weights keeps at each step. None: no such "
+            "average.",
         ),
         Option(
             SWA_START,
@@ -75,10 +85,9 @@ class JobDeclaration:
             None,
             Range(0, None),
             nullable=True,
-            doc="the first version, of those that steps lead to, that enters an equal average of the weights; None: no "
-            "such average",
+            doc="The first version that enters an equal average of the weights. None: no such average.",
         ),
-        Option(SWA_EVERY, "int", 1, Range(1, None), doc="how many versions lie between two that enter the average"),
+        Option(SWA_EVERY, "int", 1, Range(1, None), doc="Every so many versions, one enters the equal average."),
     )
     rules: Sequence[Rule] = ()
 

@@ -26,14 +26,15 @@ LOOKAHEAD_OPTIONS: tuple[Option, ...] = (
         None,
         Range(1, None),
         nullable=True,
-        doc="after how many steps a parameter's slow weights catch up, and it returns to them; None: never",
+        doc="Every so many steps of a parameter its slow weights move towards its weights, and the weights return to "
+        "them (the Lookahead optimizer). None: never.",
     ),
     Option(
         LOOKAHEAD_ALPHA,
         "float",
         ALPHA,
         Range(0, 1, low_open=True),
-        doc="how far, of the way to the weights, slow weights go when they catch up",
+        doc="How far the slow weights move, as a fraction of the way to the weights.",
     ),
 )
 

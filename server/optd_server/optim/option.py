@@ -1,7 +1,7 @@
-"""Options of an algorithm: declared once, with kind, default and range; resolved and checked from that.
+"""Options: declared once, with kind, default, range and meaning. Checks, messages and documentation follow from that.
 
-`unknown`, `check` and `resolve` are asked in this order: the first two say what is wrong with what was given,
-`resolve` then gives the complete options that the rest of the package works with.
+Call `unknown`, `check` and `resolve` in this order. The first two say what is wrong with the given values; `resolve`
+then returns the complete options that the rest of the package works with.
 """
 
 import math
@@ -39,22 +39,22 @@ _SYNONYMS = {
     "decoupled": "decoupled_weight_decay",
 }
 MOST = (1 << 63) - 1
-"""The largest whole number that an option may be: what 64 bits hold, on the wire and in step counts."""
+"""The largest whole number that an option may be: the limit of 64 bits, on the wire and in step counts."""
 _LONGEST_SHOWN = 64  # characters of a rejected value that an error repeats
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`. `None` as a bound is no bound; NaN never fits, inf only where it is said."""
+    """Numbers from `low` to `high`; None means no bound. NaN never fits, and infinity only if `infinite` is set."""
 
     low: float | None = None
     high: float | None = None
     low_open: bool = False
     high_open: bool = False
     nullable: bool = False
-    """Whether None fits, too."""
+    """Whether None fits as well."""
     infinite: bool = False
-    """Whether an infinity fits on a side that has no bound."""
+    """Whether infinity fits on a side without a bound."""
 
     def __str__(self) -> str:
         """In interval notation: ``[0, 1)``."""
@@ -77,30 +77,32 @@ ANY = Range()
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its name, kind, default and range."""
+    """One option: its name, kind, default, range and meaning."""
 
     name: str
     kind: Kind
     default: OptionValue
     range: Range = ANY
-    """Of a "float" or "int" option, and of every number of a "floats" option that has no `entries`."""
+    """The range of a "float" or "int" option, and of every number of a "floats" option without `entries`."""
     entries: tuple[Range, ...] = ()
-    """The range of each number of a "floats" option, where these are a fixed number."""
+    """The range of each number of a "floats" option that has a fixed length."""
     nullable: bool = False
     """Whether the whole option may be None."""
     choices: tuple[str, ...] = ()
-    """The texts that a "text" option may be; empty: any."""
+    """The values that a "text" option may have; empty means any."""
     parse: Callable[[str], object] | None = None
-    """Of a "text" option: raises ValueError, with what it must be as its text, for one that is not well formed."""
+    """Checks a "text" option: raises ValueError, whose message says what the text must be, if it is malformed."""
     fixed: bool = False
-    """Whether a group keeps the value that it begins with."""
+    """Whether a group keeps the value that it starts with."""
     every_step: bool = True
-    """Whether it counts in every step, so that a schedule of it means something."""
+    """Whether every step reads it, so that a schedule of it has an effect."""
     doc: str = ""
+    """What it does, in full sentences: in which unit, and what None means. Range and default are added to this text
+    wherever it is shown, which is in the client's docstrings and in `optctl algorithms`."""
 
     @property
     def range_text(self) -> str:
-        """The range of its numbers, or the choices, for people; empty where there is none."""
+        """The range of its numbers, or its choices, for people; empty if it has neither."""
         if self.kind in ("float", "int"):
             return str(self.range)
         if self.kind == "floats":
@@ -117,7 +119,7 @@ class Option:
 class Rule:
     """A condition across options.
 
-    `broken` is asked with complete options, each of the right kind and in its range.
+    `broken` gets complete options, each of the right kind and in its range.
     """
 
     text: str
@@ -126,15 +128,15 @@ class Rule:
     option: str
     """The option that an error names."""
     of_defaults: bool = False
-    """Whether it is for the defaults of a job alone, as torch checks some things in its constructor only."""
+    """Whether only the defaults of a job must meet it, as torch checks some conditions in its constructor only."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """What is wrong with an option: which one, what it must be, what was given."""
+    """What is wrong with an option: its name, what it must be, and what was given."""
 
     option: str
-    """The option's name, with an index where one of several numbers is wrong: ``betas[0]``."""
+    """The option's name, with an index if one of several numbers is wrong: ``betas[0]``."""
     bound: str
     """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``), choices, or a rule's text."""
     value: str
@@ -145,11 +147,11 @@ class Violation:
 
 
 class Declaration(Protocol):
-    """What `check` needs of an algorithm, or of whatever else has options."""
+    """What `check` needs to know of an algorithm, or of anything else that has options."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
 
     @property
     def options(self) -> Sequence[Option]:
@@ -161,7 +163,7 @@ class Declaration(Protocol):
 
 
 def unknown(declared: Sequence[Option], given: Mapping[str, object]) -> tuple[str, str | None] | None:
-    """Return the first given name that is not declared, with the nearest that is (or None), or None."""
+    """Return the first name that is not declared, and the nearest that is or None. None: all are declared."""
     names = [option.name for option in declared]
     for name in given:
         if name not in names:
@@ -173,7 +175,7 @@ def check(algorithm: Declaration, options: Mapping[str, object]) -> Violation | 
     """Return the first thing wrong with the values of `options`, or None.
 
     Options that are left out have their defaults. Ranges are checked in the order of the declaration, then
-    the rules. Raises KeyError for a name that is not declared: `unknown` tells.
+    the rules. Raises KeyError for a name that is not declared; `unknown` finds such names.
     """
     resolved = resolve(algorithm.options, options)
     for option in algorithm.options:
@@ -187,11 +189,11 @@ def check(algorithm: Declaration, options: Mapping[str, object]) -> Violation | 
 
 
 def resolve(declared: Sequence[Option], given: Mapping[str, object]) -> dict[str, OptionValue]:
-    """Return all declared options, in the order of the declaration: what is given, the default elsewhere.
+    """Return all declared options, in the order of the declaration, with the given values or the defaults.
 
-    Values become plain Python ones of the option's kind: an int or numpy scalar a float, a list a tuple. A
-    value that is of another kind stays as it is, for `check` to report. Raises KeyError for a name that is
-    not declared.
+    Values become plain Python values of the option's kind: an int or numpy scalar becomes a float, a list becomes
+    a tuple. A value of another kind stays as it is, for `check` to report. Raises KeyError for a name that is not
+    declared.
     """
     for name in given:
         if all(name != option.name for option in declared):
@@ -200,7 +202,7 @@ def resolve(declared: Sequence[Option], given: Mapping[str, object]) -> dict[str
 
 
 def number(options: Options, name: str) -> float:
-    """Return a "float" option of resolved options; one that `is_single` as a number of numpy that computes so."""
+    """Return a "float" option of resolved options; as a numpy float32 if `is_single`."""
     return _computing(cast(float, options[name]))
 
 
@@ -215,22 +217,22 @@ def integer(options: Options, name: str) -> int:
 
 
 def text(options: Options, name: str) -> str | None:
-    """Return a "text" option of resolved options; None where it is nullable and not set."""
+    """Return a "text" option of resolved options; None if it is nullable and not set."""
     return cast("str | None", options[name])
 
 
 def floats(options: Options, name: str) -> tuple[float, ...]:
-    """Return a "floats" option of resolved options, of which no entry may be None."""
+    """Return a "floats" option of resolved options; no entry may be None."""
     return tuple(map(_computing, cast(tuple[float, ...], options[name])))
 
 
 def is_single(value: object) -> bool:
-    """Whether a number is to be computed with in float32: its class says so, of a float that has come as one."""
+    """Whether arithmetic with a number is in float32: the class of a float that arrived as a float32 says so."""
     return getattr(type(value), "is_single", False)
 
 
 def singles(options: Options) -> tuple[str, ...]:
-    """Return the names of options that are computed with in float32, or have numbers that are."""
+    """Return the names of options that are, or contain, numbers whose arithmetic is in float32."""
     return tuple(
         name for name, value in options.items() if any(map(is_single, value if isinstance(value, tuple) else (value,)))
     )
@@ -242,7 +244,7 @@ def _computing(value: float) -> float:
 
 def _coerced(kind: Kind, value: object) -> OptionValue:
     if kind == "bool" and (isinstance(value, np.bool_) or (isinstance(value, int) and value in (0, 1))):
-        return bool(value)  # torch takes any of them
+        return bool(value)  # torch accepts each of them
     if kind == "float" and _is_number(value):
         return cast(float, value) if is_single(value) else _float(value)
     if kind == "int" and _is_number(value) and _float(value).is_integer():
@@ -250,7 +252,7 @@ def _coerced(kind: Kind, value: object) -> OptionValue:
     if kind == "text" and _is_sequence(value) and not len(cast(Sequence[object], value)):
         return None  # no rules
     if kind == "floats" and _is_sequence(value):
-        # Elements of a wrong kind stay, so that the report names the one that is wrong.
+        # Elements of a wrong kind stay, so that the report can name them.
         elements = cast(Sequence[object], value)
         return tuple(cast(float, _coerced("float", element)) for element in elements)
     return cast(OptionValue, value)

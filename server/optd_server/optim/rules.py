@@ -105,5 +105,6 @@ RULES_OPTION = Option(
     None,
     nullable=True,
     parse=parse,
-    doc="options of parameters whose names match a pattern, in JSON; of two rules the later one counts",
+    doc='Options of single parameters by name: a list such as `[{"match": "*.bias", "weight_decay": 0}]`, as JSON on '
+    "the wire. If two rules set the same option, the later one counts.",
 )

@@ -87,15 +87,20 @@ def parse_schedules(written: str) -> Mapping[str, Written]:
 
 
 SCHEDULE_OPTIONS = (
-    schedule_option(LR_SCHEDULE, "a function of the job's version that lr is multiplied by"),
-    schedule_option(MOMENTUM_SCHEDULE, "a function of the job's version that momentum, or betas[0], is multiplied by"),
+    schedule_option(
+        LR_SCHEDULE, "A schedule that multiplies `lr`, such as `cosine(steps=1000)`; depends only on the job's version."
+    ),
+    schedule_option(
+        MOMENTUM_SCHEDULE, "A schedule that multiplies `momentum`, or `betas[0]` if there is no `momentum`."
+    ),
     Option(
         SCHEDULES,
         "text",
         None,
         nullable=True,
         parse=parse_schedules,
-        doc="functions of the job's version that options are multiplied by, by the names of these, in JSON",
+        doc='Schedules of further options by their names, such as `{"weight_decay": "linear(steps=1000)"}`, as JSON on '
+        "the wire.",
     ),
 )
 

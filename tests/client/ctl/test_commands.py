@@ -10,6 +10,8 @@ import pytest
 import optd
 from optd.transport.grpc import GrpcTransport
 from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.job_options import JOB
 from optd_wire.errors import UnknownJob
 from optd_wire.values import (
     AlgorithmInfo,
@@ -167,6 +169,27 @@ def test_one_algorithm(optctl):
     assert "rule       nesterov must be false unless momentum > 0 and dampening = 0" in shown.lines
     assert any(line.split()[:5] == ["momentum", "float", "0", "[0,", "inf)"] for line in shown.lines)
     assert sgd["options"][1]["default_value"] == 0.0
+
+
+def test_one_algorithm_with_what_every_group_and_every_job_has(optctl):
+    shown, (adamw,) = optctl.both("algorithms", "adamw")
+    for key, declared in (
+        ("options", ALGORITHMS["adamw"].options),
+        ("group_options", GROUP_OPTIONS),
+        ("job_options", JOB.options),
+    ):
+        assert [option["name"] for option in adamw[key]] == [option.name for option in declared]
+        assert [option["doc"] for option in adamw[key]] == [option.doc for option in declared]
+        for option in declared:
+            assert any(
+                line.split()[:2] == [option.name, option.kind] and line.endswith(option.doc) for line in shown.lines
+            )
+    (accumulate,) = [line for line in shown.lines if line.startswith("accumulate")]
+    assert accumulate.split()[:4] == ["accumulate", "int", "1", "[1,"]
+    (nonfinite,) = [line for line in shown.lines if line.startswith("nonfinite")]
+    assert nonfinite.split()[:6] == ["nonfinite", "text", "reject", "reject,", "skip,", "zero"]
+    (steps,) = [line for line in shown.lines if line.startswith("lookahead_steps")]
+    assert steps.split()[:7] == ["lookahead_steps", "int", "none", "[1,", "inf)", "or", "none"]
 
 
 def test_set(optctl, train: Callable):

@@ -18,6 +18,7 @@ from optd.errors import (
     SharedParameters,
     Unreachable,
 )
+from optd.group_options import GROUP_OPTIONS
 from optd.torch import SGD, Adam, AdamW
 
 
@@ -184,6 +185,7 @@ def test_the_signature_is_torchs_and_ours() -> None:
         parameters = inspect.signature(ours).parameters
         assert list(parameters.values())[: len(torchs)] == list(torchs.values())
         assert [*parameters][len(torchs) :] == [
+            *GROUP_OPTIONS,
             "session",
             "server",
             "job",

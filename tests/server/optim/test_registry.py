@@ -6,6 +6,8 @@ import pytest
 
 from optd_server.optim.algorithms import registry
 from optd_server.optim.algorithms.sgd import SGD
+from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.job_options import JOB
 from optd_server.optim.row_rule import RowRule
 
 
@@ -15,6 +17,18 @@ def test_an_algorithm_is_found_by_its_exact_name(name) -> None:
     assert algorithm is not None
     assert algorithm.name == name
     assert registry.find(name.upper()) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*(algorithm.options for algorithm in registry.BUILT_IN), GROUP_OPTIONS, JOB.options],
+    ids=[*(algorithm.name for algorithm in registry.BUILT_IN), "group", "job"],
+)
+def test_every_option_says_in_a_sentence_what_it_means(options) -> None:
+    """The client's docstrings and `optctl algorithms` show it as it is."""
+    for option in options:
+        assert option.doc[0].isupper(), option.name
+        assert option.doc.endswith("."), option.name
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))

@@ -1,1 +1,1 @@
-"""The algorithms, a file each of one shape, and `registry`, which has them by name."""
+"""The algorithms: one file each, all of one shape, and `registry`, which finds them by name. Start with `sgd.py`."""

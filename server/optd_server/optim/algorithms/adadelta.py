@@ -74,10 +74,16 @@ def fused(
 ADADELTA = Elementwise(
     name="adadelta",
     title="Adadelta",
-    doc="Adadelta: steps in the units of the weights, from running averages of squared gradients and squared steps.",
+    doc="Adadelta: steps in the units of the weights, scaled by running averages of squared gradients and steps.",
     options=(
-        Option("lr", "float", 1.0, NOT_NEGATIVE, doc="what each step is multiplied by"),
-        Option("rho", "float", 0.9, Range(low=0, high=1), doc="decay of the running averages"),
+        Option("lr", "float", 1.0, NOT_NEGATIVE, doc="The factor of each step."),
+        Option(
+            "rho",
+            "float",
+            0.9,
+            Range(low=0, high=1),
+            doc="How much of themselves the running averages keep at each step.",
+        ),
         epsilon(1e-6),
         penalty(),
         MAXIMIZE,

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from optd_server.optim.algorithm import Array, Parameter, Parameterwise, Shape, StateField
-from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, learning_rate, penalty
+from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, decoupled_decay, learning_rate
 from optd_server.optim.arithmetic import lerp, norm
 from optd_server.optim.option import Option, Options, Range, flag, number
 
@@ -86,19 +86,32 @@ def _vector_shape(shape: Shape) -> Shape | None:
 ADAFACTOR = Parameterwise(
     name="adafactor",
     title="Adafactor",
-    doc="Adafactor: steps scaled by a second moment of which only rows and columns are kept.",
+    doc="Adafactor: Adam's scaling with a second moment kept only for the rows and columns of each matrix.",
     options=(
         learning_rate(1e-2),
-        Option("beta2_decay", "float", -0.8, Range(high=0), doc="power of the step count that new gradients count for"),
+        Option(
+            "beta2_decay",
+            "float",
+            -0.8,
+            Range(high=0),
+            doc="At step t the second moment takes `t ** beta2_decay` of the new squared gradient.",
+        ),
         Option(
             "eps",
             "floats",
             (None, 1e-3),
             entries=(Range(low=0, nullable=True), NOT_NEGATIVE),
-            doc="least root of a second moment (None: the dtype's own epsilon), and least scale of the weights",
+            doc="Lower bound of the root of the second moment (None: the machine epsilon of the dtype), and lower "
+            "bound of the root mean square of the weights, which scales the step.",
         ),
-        Option("d", "float", 1.0, Range(low=1), doc="clipping threshold of the step"),
-        penalty(),
+        Option(
+            "d",
+            "float",
+            1.0,
+            Range(low=1),
+            doc="A step whose root mean square is above this is scaled down to it, before `lr` counts.",
+        ),
+        decoupled_decay(0.0),
         MAXIMIZE,
     ),
     state=(

@@ -63,10 +63,16 @@ def fused(
 ADAGRAD = Elementwise(
     name="adagrad",
     title="Adagrad",
-    doc="Adagrad: gradients divided by the root of the sum of all their squares.",
+    doc="Adagrad: gradients divided by the root of the sum of their squares so far.",
     options=(
         learning_rate(1e-2),
-        Option("lr_decay", "float", 0.0, NOT_NEGATIVE, doc="how fast the learning rate falls with a parameter's steps"),
+        Option(
+            "lr_decay",
+            "float",
+            0.0,
+            NOT_NEGATIVE,
+            doc="At step t of a parameter the learning rate is `lr / (1 + (t - 1) * lr_decay)`.",
+        ),
         penalty(),
         Option(
             "initial_accumulator_value",
@@ -74,7 +80,7 @@ ADAGRAD = Elementwise(
             0.0,
             NOT_NEGATIVE,
             every_step=False,
-            doc="what the sum of squares begins with; counts at a parameter's first gradient",
+            doc="What the sum of squares starts from; read at the first gradient of a parameter.",
         ),
         epsilon(1e-10),
         MAXIMIZE,

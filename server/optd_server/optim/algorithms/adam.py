@@ -34,9 +34,9 @@ class AdamCoefficients(NamedTuple):
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """The factor of the weights: 1 - lr * weight_decay if weight decay is decoupled, else 1."""
     maximize: bool
     amsgrad: bool
 
@@ -45,7 +45,7 @@ def coefficients(options: Options, step: int) -> AdamCoefficients:
     """Return the numbers of step `step`, which counts from 1."""
     lr, weight_decay = number(options, "lr"), number(options, "weight_decay")
     beta1, beta2 = floats(options, "betas")
-    # AdamW declares no such option: it is what AdamW is.
+    # AdamW does not declare the option: its weight decay is always decoupled.
     decoupled = bool(options.get("decoupled_weight_decay", True))
     return AdamCoefficients(
         negative_step_size=-(lr / (1 - beta1**step)),
@@ -110,7 +110,7 @@ def fused(
         out[i] = kept + exp_avg[i] * c.negative_step_size / denominator
 
 
-AMSGRAD = Option("amsgrad", "bool", False, doc="divide by the largest second moment so far (AMSGrad)")
+AMSGRAD = Option("amsgrad", "bool", False, doc="Divide by the largest second moment so far (the AMSGrad variant).")
 
 STATE = (
     StateField("exp_avg"),

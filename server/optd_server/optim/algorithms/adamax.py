@@ -75,7 +75,7 @@ def fused(
 ADAMAX = Elementwise(
     name="adamax",
     title="Adamax",
-    doc="Adamax: Adam with the decaying maximum of the gradient's size in place of its second moment.",
+    doc="Adamax: Adam with a decaying maximum of the gradient's magnitude in place of its second moment.",
     options=(learning_rate(2e-3), BETAS, epsilon(1e-8), penalty(), MAXIMIZE),
     state=(StateField("exp_avg"), StateField("exp_inf")),
     coefficients=coefficients,

@@ -6,8 +6,7 @@ Loshchilov & Hutter, https://arxiv.org/abs/1711.05101; ``torch/optim/adamw.py``,
 
 from optd_server.optim.algorithm import Elementwise
 from optd_server.optim.algorithms.adam import AMSGRAD, STATE, coefficients, fused, update
-from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate
-from optd_server.optim.option import Option
+from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, decoupled_decay, epsilon, learning_rate
 
 ADAMW = Elementwise(
     name="adamw",
@@ -17,7 +16,7 @@ ADAMW = Elementwise(
         learning_rate(1e-3),
         BETAS,
         epsilon(1e-8),
-        Option("weight_decay", "float", 1e-2, NOT_NEGATIVE, doc="weight decay (decoupled)"),
+        decoupled_decay(1e-2),
         AMSGRAD,
         MAXIMIZE,
     ),

@@ -15,15 +15,15 @@ from optd_server.optim.option import Option, Options, flag, number
 
 
 class ASGDCoefficients(NamedTuple):
-    """The numbers of a step. The first three are of the scalars that the step before has left."""
+    """The numbers of a step. The first three come from the scalars that the step before has left."""
 
     shrink: Number
     """1 - lambd * eta"""
     negative_eta: Number
     mu: Number
-    """What the new weights count for in the average."""
+    """The share of the new weights in the average."""
     restarts: bool
-    """Whether the average is the new weights: mu is 1."""
+    """Whether the average becomes the new weights, because mu is 1."""
     weight_decay: float
     maximize: bool
 
@@ -44,7 +44,7 @@ def advance(options: Options, step: int, scalars: tuple[float, ...]) -> tuple[AS
 
 
 def _power(base: float, exponent: float) -> float:
-    """Return `base` to the power of `exponent`; inf where Python raises, NaN where it has no real number."""
+    """Return `base` to the power of `exponent`: inf if Python would raise, NaN if there is no real result."""
     with np.errstate(all="ignore"):
         return base**exponent if isinstance(base, np.float32) else float(np.float64(base) ** exponent)
 
@@ -82,12 +82,12 @@ def fused(
 ASGD = Elementwise(
     name="asgd",
     title="ASGD",
-    doc="ASGD: plain steps of shrinking size, and beside the weights an average of them.",
+    doc="ASGD: plain steps of shrinking size, with an average of the weights kept as state.",
     options=(
         learning_rate(1e-2),
-        Option("lambd", "float", 1e-4, doc="decay of the weights, and of the step size"),
-        Option("alpha", "float", 0.75, doc="power with which the step size shrinks"),
-        Option("t0", "float", 1e6, doc="step from which on the average counts all weights alike"),
+        Option("lambd", "float", 1e-4, doc="Decay of the weights at each step, and of the step size over time."),
+        Option("alpha", "float", 0.75, doc="At step t the step size is `lr / (1 + lambd * lr * t) ** alpha`."),
+        Option("t0", "float", 1e6, doc="The step at which averaging starts; until then the average is the weights."),
         penalty(),
         MAXIMIZE,
     ),

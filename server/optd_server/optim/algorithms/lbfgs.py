@@ -156,15 +156,26 @@ class _History:
 LBFGS = Iterative(
     name="lbfgs",
     title="LBFGS",
-    doc="L-BFGS: steps that the curvature of the loss directs, each of several evaluations; for one group.",
+    doc="L-BFGS: steps along directions that follow the curvature of the loss; each evaluates the loss several times.",
     options=(
         learning_rate(1.0),
-        Option("max_iter", "int", 20, doc="iterations of one step, at most"),
-        Option("max_eval", "int", None, nullable=True, doc="evaluations of one step, at most; None: max_iter * 5 // 4"),
-        Option("tolerance_grad", "float", 1e-7, doc="a step ends where no element of the gradient is larger"),
-        Option("tolerance_change", "float", 1e-9, doc="a step ends where loss or weights change by no more"),
+        Option("max_iter", "int", 20, doc="Largest number of iterations in one step."),
         Option(
-            "history_size", "int", 100, Range(1, MOST_PAIRS), fixed=True, doc="pairs of changes that are remembered"
+            "max_eval",
+            "int",
+            None,
+            nullable=True,
+            doc="Largest number of evaluations of the loss in one step. None: `max_iter * 5 // 4`.",
+        ),
+        Option("tolerance_grad", "float", 1e-7, doc="A step ends when no element of the gradient is larger."),
+        Option("tolerance_change", "float", 1e-9, doc="A step ends when the loss or the weights change by less."),
+        Option(
+            "history_size",
+            "int",
+            100,
+            Range(1, MOST_PAIRS),
+            fixed=True,
+            doc="How many past changes of weights and gradient are kept, to estimate the curvature.",
         ),
         Option(
             "line_search_fn",
@@ -172,7 +183,8 @@ LBFGS = Iterative(
             None,
             nullable=True,
             choices=(STRONG_WOLFE,),
-            doc="how far to go in a direction: as far as meets the strong Wolfe conditions; None: lr times its length",
+            doc="How the length of each iteration is chosen: by a line search for the strong Wolfe conditions. None: "
+            "it is `lr` times the direction.",
         ),
     ),
     rules=(

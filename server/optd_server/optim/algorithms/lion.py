@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
-from optd_server.optim.algorithms.options import FRACTION, MAXIMIZE, NOT_NEGATIVE, learning_rate
+from optd_server.optim.algorithms.options import FRACTION, MAXIMIZE, decoupled_decay, learning_rate
 from optd_server.optim.arithmetic import add, directed, sign
 from optd_server.optim.option import Option, Options, flag, floats, number
 
@@ -23,7 +23,7 @@ class LionCoefficients(NamedTuple):
     beta2: float
     one_minus_beta2: float
     shrink: float
-    """What weight decay leaves of the weights: 1 - lr * weight_decay."""
+    """The factor of the weights, from weight decay: 1 - lr * weight_decay."""
     maximize: bool
 
 
@@ -74,7 +74,7 @@ def fused(
 LION = Elementwise(
     name="lion",
     title="Lion",
-    doc="Lion: steps of one size, in the direction of the sign of a blend of momentum and gradient.",
+    doc="Lion: steps of equal size, along the sign of a blend of momentum and gradient.",
     options=(
         learning_rate(1e-4),
         Option(
@@ -82,9 +82,10 @@ LION = Elementwise(
             "floats",
             (0.9, 0.99),
             entries=(FRACTION, FRACTION),
-            doc="share of the momentum in the step's direction, and decay of the momentum",
+            doc="The momentum's share in the direction of the step, and how much of itself the momentum keeps at each "
+            "step.",
         ),
-        Option("weight_decay", "float", 0.0, NOT_NEGATIVE, doc="weight decay (decoupled)"),
+        decoupled_decay(0.0),
         MAXIMIZE,
     ),
     state=(StateField("exp_avg"),),

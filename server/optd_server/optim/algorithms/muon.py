@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim.algorithm import Array, Parameter, Parameterwise, Shape, StateField
-from optd_server.optim.algorithms.options import NOT_NEGATIVE, learning_rate
+from optd_server.optim.algorithms.options import NOT_NEGATIVE, decoupled_decay, learning_rate
 from optd_server.optim.arithmetic import lerp, norm, to_bfloat16
 from optd_server.optim.option import ANY, Option, Options, Range, flag, floats, integer, number, text
 
@@ -66,28 +66,31 @@ def _shape_problem(shape: Shape) -> str | None:
 MUON = Parameterwise(
     name="muon",
     title="Muon",
-    doc="Muon: momentum made orthogonal; for the matrices of hidden layers.",
+    doc="Muon: steps along the orthogonalized momentum; for the weight matrices of hidden layers only.",
     options=(
         learning_rate(1e-3),
-        Option("weight_decay", "float", 0.1, NOT_NEGATIVE, doc="weight decay (decoupled)"),
-        Option("momentum", "float", 0.95, NOT_NEGATIVE, doc="share of the momentum that a step keeps"),
-        Option("nesterov", "bool", True, doc="look ahead along the momentum"),
+        decoupled_decay(0.1),
+        Option("momentum", "float", 0.95, NOT_NEGATIVE, doc="How much of itself the momentum keeps at each step."),
+        Option("nesterov", "bool", True, doc="Use Nesterov momentum."),
         Option(
             "ns_coefficients",
             "floats",
             (3.4445, -4.7750, 2.0315),
             entries=(ANY, ANY, ANY),
-            doc="the polynomial of the iteration that makes a matrix orthogonal",
+            doc="The coefficients a, b and c of the Newton-Schulz iteration that orthogonalizes a matrix.",
         ),
-        Option("eps", "float", 1e-7, doc="least norm that a matrix is divided by"),
-        Option("ns_steps", "int", 5, Range(high=100, high_open=True), doc="how many iterations"),
+        Option("eps", "float", 1e-7, doc="Lower bound of the norm that a matrix is divided by."),
+        Option(
+            "ns_steps", "int", 5, Range(high=100, high_open=True), doc="How many Newton-Schulz iterations a step makes."
+        ),
         Option(
             "adjust_lr_fn",
             "text",
             None,
             nullable=True,
             choices=("original", "match_rms_adamw"),
-            doc="how the learning rate follows from the shape; None is 'original'",
+            doc="How the shape of a matrix scales `lr`: as in Muon's original implementation, or to match the root "
+            "mean square of AdamW's steps. None: 'original'.",
         ),
     ),
     state=(StateField("momentum_buffer"),),

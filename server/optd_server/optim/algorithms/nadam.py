@@ -36,9 +36,9 @@ class NAdamCoefficients(NamedTuple):
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """The factor of the weights: 1 - lr * weight_decay if weight decay is decoupled, else 1."""
     maximize: bool
 
 
@@ -48,7 +48,7 @@ def advance(options: Options, step: int, scalars: tuple[float, ...]) -> tuple[NA
     beta1, beta2 = floats(options, "betas")
     decoupled = flag(options, "decoupled_weight_decay")
     mu, following = (beta1 * (1.0 - 0.5 * 0.96 ** (count * decay)) for count in (step, step + 1))
-    # A number of float32, and multiplied as such.
+    # A float32, so the product is computed in float32.
     product = float(np.float32(scalars[0]) * np.float32(mu))
     return NAdamCoefficients(
         of_gradient=quotient(-lr * (1.0 - mu), 1.0 - product),
@@ -110,7 +110,7 @@ NADAM = Elementwise(
         BETAS,
         epsilon(1e-8),
         penalty(),
-        Option("momentum_decay", "float", 4e-3, NOT_NEGATIVE, doc="how fast the momentum grows to betas[0]"),
+        Option("momentum_decay", "float", 4e-3, NOT_NEGATIVE, doc="How fast the momentum approaches `betas[0]`."),
         DECOUPLED_WEIGHT_DECAY,
         MAXIMIZE,
     ),

@@ -31,15 +31,15 @@ class RAdamCoefficients(NamedTuple):
     bias_correction2_sqrt: Number
     """sqrt(1 - beta2^t)"""
     rectification: Number
-    """What the adaptive step is multiplied by; not used where there is none."""
+    """The factor of the adaptive step; not used in a plain step."""
     one_minus_beta1: float
     beta2: float
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """The factor of the weights: 1 - lr * weight_decay if weight decay is decoupled, else 1."""
     adaptive: bool
     """Whether the second moment has been averaged over enough steps to divide by it."""
     maximize: bool
@@ -71,7 +71,7 @@ def coefficients(options: Options, step: int) -> RAdamCoefficients:
 
 
 def _rectification(length: float, longest: float) -> float:
-    """Return r_t of the paper, from the lengths of the moving average: rho_t, and what that tends to."""
+    """Return r_t of the paper, from rho_t, the length of the moving average, and the limit of rho_t."""
     return float(((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5)
 
 
@@ -121,7 +121,7 @@ def fused(
 RADAM = Elementwise(
     name="radam",
     title="RAdam",
-    doc="RAdam: Adam that takes plain steps until its second moment is an average over enough gradients.",
+    doc="RAdam: Adam that takes plain steps until enough gradients have entered its second moment.",
     options=(learning_rate(1e-3), BETAS, epsilon(1e-8), penalty(), DECOUPLED_WEIGHT_DECAY, MAXIMIZE),
     state=(StateField("exp_avg"), StateField("exp_avg_sq")),
     coefficients=coefficients,

@@ -52,18 +52,18 @@ _TAKEN = {
     },
     "state": {"step", "weights", "gradient", "ema", "swa"},
 }
-"""Names of what is beside an algorithm's own options and state, where clients see both."""
+"""Names that clients see beside an algorithm's own options and state, and that these must not have."""
 _known: dict[str, Algorithm] = {}
 _packages: dict[str, str] = {}
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(_known)
-"""All algorithms by name: those of this package, and those that were registered since."""
+"""All algorithms by name: those of this package, and those that plugins have registered."""
 
 
 def register(algorithm: Algorithm, package: str = "") -> None:
-    """Add an algorithm; `package` says where it is from, for people, and is empty for those of this package.
+    """Add an algorithm; `package` names its origin for people, and is empty for those of this package.
 
-    Raises ValueError, with what is wrong, for a declaration that contradicts itself or another one.
+    Raises ValueError, whose message says what is wrong, if a declaration contradicts itself or another one.
     """
     name = algorithm.name
     if not _NAME.fullmatch(name):
@@ -96,7 +96,7 @@ def _check_rows(algorithm: Algorithm) -> None:
         return
     if not isinstance(algorithm, Elementwise):
         if isinstance(algorithm, Iterative):
-            return  # which sees them as part of a whole gradient
+            return  # it gets rows as part of a whole gradient
         raise ValueError(f"{algorithm.name} takes rows, which parameterwise algorithms cannot")
     missing = set(rule.zero) - {each.name for each in algorithm.options}
     if missing:

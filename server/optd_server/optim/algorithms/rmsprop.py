@@ -118,14 +118,22 @@ def fused(
 RMSPROP = Elementwise(
     name="rmsprop",
     title="RMSprop",
-    doc="RMSprop: gradients divided by the root of the running average of their squares.",
+    doc="RMSprop: gradients divided by the root of a running average of their squares.",
     options=(
         learning_rate(1e-2),
-        Option("alpha", "float", 0.99, NOT_NEGATIVE, doc="decay of the running averages"),
+        Option(
+            "alpha", "float", 0.99, NOT_NEGATIVE, doc="How much of themselves the running averages keep at each step."
+        ),
         epsilon(1e-8),
         penalty(),
-        Option("momentum", "float", 0.0, NOT_NEGATIVE, doc="momentum factor"),
-        Option("centered", "bool", False, doc="divide by the standard deviation of the gradient instead"),
+        Option(
+            "momentum",
+            "float",
+            0.0,
+            NOT_NEGATIVE,
+            doc="How much of itself the momentum keeps at each step; 0: there is no momentum.",
+        ),
+        Option("centered", "bool", False, doc="Divide by the estimated standard deviation of the gradient instead."),
         MAXIMIZE,
     ),
     state=(

@@ -19,7 +19,7 @@ class RpropCoefficients(NamedTuple):
     """The numbers of a step; none depends on the step count."""
 
     lr: float
-    """What a step size begins with."""
+    """The initial step size."""
     shrinking: float
     growing: float
     smallest: float
@@ -88,9 +88,9 @@ def fused(
 RPROP = Elementwise(
     name="rprop",
     title="Rprop",
-    doc="Rprop: a step size for each weight, growing while the gradient keeps its sign, shrinking when not.",
+    doc="Rprop: a step size for each weight, which grows while the gradient keeps its sign, and else shrinks.",
     options=(
-        Option("lr", "float", 1e-2, Range(low=0), doc="what a step size begins with, at a parameter's first gradient"),
+        Option("lr", "float", 1e-2, Range(low=0), doc="The step size at the first gradient of a parameter."),
         Option(
             "etas",
             "floats",
@@ -99,14 +99,14 @@ RPROP = Elementwise(
                 Range(low=0, high=1, low_open=True, high_open=True),
                 Range(low=1, low_open=True),
             ),
-            doc="what a step size is multiplied by where the gradient's sign has changed, and where it has not",
+            doc="The factor of the step size when the gradient has changed its sign, and the factor when it has not.",
         ),
         Option(
             "step_sizes",
             "floats",
             (1e-6, 50.0),
             entries=(Range(infinite=True), Range(infinite=True)),
-            doc="the smallest and the largest step size",
+            doc="The smallest and the largest step size.",
         ),
         MAXIMIZE,
     ),

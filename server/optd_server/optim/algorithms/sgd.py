@@ -52,11 +52,11 @@ def update(c: SgdCoefficients, block: Block) -> None:
     buffer = block.state.get("momentum_buffer")
     if buffer is not None:
         if block.fresh:
-            # torch clones the first gradient: dampening counts from the second on.
+            # torch clones the first gradient: dampening applies from the second on.
             np.copyto(buffer, direction)
         else:
             np.multiply(buffer, c.momentum, out=buffer)
-            if c.kept == 1:  # one pass less, of the same bits
+            if c.kept == 1:  # one pass less, with the same bits
                 np.add(buffer, direction, out=buffer)
             else:
                 add(buffer, direction, c.kept, out=buffer, scratch=scratch)
@@ -73,7 +73,7 @@ def fused(
 ) -> None:
     """Apply one step to a tile: `update`, element by element."""
     (buffer,) = state
-    # The direction is said twice: a loop that touches a buffer only sometimes does not become vector code.
+    # The direction is written twice: compilers do not vectorize a loop that touches a buffer only sometimes.
     if c.has_momentum:
         for i in range(out.size):
             direction = gradient[i]
@@ -104,10 +104,16 @@ SGD = Elementwise(
     doc="Stochastic gradient descent, optionally with momentum.",
     options=(
         learning_rate(1e-3),
-        Option("momentum", "float", 0.0, NOT_NEGATIVE, doc="momentum factor"),
-        Option("dampening", "float", 0.0, doc="dampening for momentum"),
+        Option(
+            "momentum",
+            "float",
+            0.0,
+            NOT_NEGATIVE,
+            doc="How much of itself the momentum keeps at each step; 0: there is no momentum.",
+        ),
+        Option("dampening", "float", 0.0, doc="The share of each gradient that does not enter the momentum."),
         penalty(),
-        Option("nesterov", "bool", False, doc="Nesterov momentum; needs momentum > 0 and no dampening"),
+        Option("nesterov", "bool", False, doc="Use Nesterov momentum; needs `momentum` above 0 and no `dampening`."),
         MAXIMIZE,
     ),
     rules=(
@@ -120,7 +126,7 @@ SGD = Elementwise(
         ),
     ),
     state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
-    # Momentum goes on moving a row after its gradient has become zero.
+    # Momentum keeps moving a row after its gradient has become zero.
     rows=RowRule(whole=_has_momentum, zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,

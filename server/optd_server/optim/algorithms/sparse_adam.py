@@ -74,11 +74,11 @@ def fused(
 SPARSE_ADAM = Elementwise(
     name="sparse_adam",
     title="SparseAdam",
-    doc="Adam for gradients of some rows, as of embeddings: other rows keep weights and averages.",
+    doc="Adam for gradients of some rows, as of embeddings; other rows keep their weights and averages.",
     options=(
-        Option("lr", "float", 1e-3, POSITIVE, doc="learning rate"),
+        Option("lr", "float", 1e-3, POSITIVE, doc="Learning rate: the factor of each step."),
         BETAS,
-        Option("eps", "float", 1e-8, POSITIVE, doc="added to the denominator, for numerical stability"),
+        Option("eps", "float", 1e-8, POSITIVE, doc="Added to the denominator for numerical stability."),
         MAXIMIZE,
     ),
     state=(StateField("exp_avg"), StateField("exp_avg_sq")),

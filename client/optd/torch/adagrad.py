@@ -1,0 +1,19 @@
+"""What `optd.torch.Adagrad` does differently from the other classes, because torch's class does."""
+
+import warnings
+from typing import Any
+
+from optd.torch.optimizer import Served
+
+
+class ServedAdagrad(Served):
+    """The class that `optd.torch.Adagrad` derives from."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Served.add_param_group`, but `initial_accumulator_value` is the same in all groups, as in torch."""
+        name = "initial_accumulator_value"
+        common = self.defaults[name]
+        if param_group.get(name, common) != common:
+            warnings.warn(f"adagrad: {name} is that of all groups, {common}, as in torch", stacklevel=2)
+            param_group[name] = common
+        super().add_param_group(param_group)
