@@ -37,12 +37,12 @@ from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import initial
 from optd_server.engine.options.resolution import find_algorithm
 from optd_server.engine.state import JobState
+from optd_server.engine.state_replacement import replace_state
 from optd_server.engine.step.accumulation import finished
 from optd_server.engine.step.arithmetic import Step
 from optd_server.engine.step.averages import Averages
 from optd_server.engine.step.conditioning import bounded, bounds_of, settings_of
 from optd_server.engine.step.norms import norms_of_step
-from optd_server.engine.step.replacement import replace_state
 from optd_server.optim.clipping import Clipped, Floats
 from optd_server.store.gradients import Gradient
 from optd_server.store.journal import Changes

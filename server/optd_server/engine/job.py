@@ -19,7 +19,7 @@ from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
-from optd_server.engine.readers.reading import Reading
+from optd_server.engine.reading import Reading
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.engine.rounds.push import Upload

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from typing import Protocol
 
 from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation, job_bytes
 from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import gradients_kept
 from optd_server.engine.options.resolution import find_algorithm, resolve_job_options
-from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.state import JobState
 from optd_server.engine.step.averages import averages_of
 from optd_server.store.flat import computed_bytes_of
@@ -22,13 +22,25 @@ ROW_COPIES = 3
 """Rows as they came, those of one number side by side, and their sums."""
 
 
-def planned_bytes(spec: JobSpec, policy: Policy, message_bytes: int) -> int:
+class Room(Protocol):
+    """What a policy needs memory for."""
+
+    @property
+    def slots(self) -> int:
+        """How many gradients, whole or on their way, are kept at once."""
+
+    @property
+    def most(self) -> int:
+        """Of how many pushes a step is made at most."""
+
+
+def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
     """The bytes that a job is planned with when it is created; raises what is wrong with its options."""
     algorithm = find_algorithm(spec.algorithm)
     options = resolve_job_options(spec.options)
     return job_bytes(
-        policy.slots,
-        policy.most,
+        room.slots,
+        room.most,
         [lay_out(group.parameters) for group in spec.groups],
         [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
         message_bytes,
@@ -40,8 +52,8 @@ def planned_bytes(spec: JobSpec, policy: Policy, message_bytes: int) -> int:
 class JobMemory:
     """The reservation of one job, which grows and shrinks with what the job may need."""
 
-    def __init__(self, state: JobState, policy: Policy, memory: Memory, reservation: Reservation) -> None:
-        self.policy = policy
+    def __init__(self, state: JobState, room: Room, memory: Memory, reservation: Reservation) -> None:
+        self._room = room
         self._state = state
         self._memory = memory
         self._reservation = reservation
@@ -73,13 +85,13 @@ class JobMemory:
         """Plans so many bytes, which were planned before."""
         self._memory.reserve(self._reservation, before)
 
-    def reserve_policy(self, policy: Policy) -> None:
+    def reserve_policy(self, room: Room) -> None:
         """Plans memory for another policy; raises `MemoryExceeded`, and the old one stays."""
-        before, self.policy = self.policy, policy
+        before, self._room = self._room, room
         try:
             self.fit()
         except MemoryExceeded:
-            self.policy = before
+            self._room = before
             raise
 
     def reserve_options(self, groups: Iterable[tuple[int, GroupOptions]], job: JobOptions | None) -> None:
@@ -135,7 +147,7 @@ class JobMemory:
 
     def _total(self, layouts: Sequence[GroupLayout], states: Sequence[int], options: JobOptions) -> int:
         return job_bytes(
-            self.policy.slots, self.policy.most, layouts, states, self._memory.message_bytes, **self._kept(options)
+            self._room.slots, self._room.most, layouts, states, self._memory.message_bytes, **self._kept(options)
         )
 
     def _kept(self, options: JobOptions) -> dict[str, int]:

@@ -9,8 +9,8 @@ from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import ChangedRows
-from optd_server.engine.readers.reading import Reading
 from optd_server.engine.readers.selection import Table
+from optd_server.engine.reading import Reading
 from optd_server.rpc.frames import FRAME_BYTES
 from optd_server.store.flat import Array
 from optd_server.store.rows import Ids as RowNumbers

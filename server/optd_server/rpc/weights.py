@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
-from optd_server.engine.readers.reading import Reading
+from optd_server.engine.reading import Reading
 from optd_server.rpc.frames import cut
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding

@@ -22,12 +22,12 @@ from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.looks import Lent, Looks
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Refused, Round
+from optd_server.engine.rounds.settings import Settings
 from optd_server.engine.step.accumulation import finished, weighted
 from optd_server.engine.step.conditioning import UNCLIPPED, bounded
 from optd_server.engine.step.intake import loss_of
 from optd_server.engine.step.kinds import check_gradients
 from optd_server.engine.step.reduced import Reduced
-from optd_server.engine.step.settings import Settings
 from optd_server.optim.clipping import Bounds, Clipped
 from optd_server.optim.job_options import SKIP, ZERO
 from optd_server.store.gradients import Gradient, Slots, Totals

@@ -6,7 +6,7 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.state import read_state, select, selected_bytes
-from optd_server.engine.replacing import StateUpload
+from optd_server.engine.state_upload import StateUpload
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.frames import cut

@@ -8,8 +8,8 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.averages import copy_average, copy_rows, room_for_copy
 from optd_server.engine.readers.changed import changed_since
-from optd_server.engine.readers.reading import Reading
 from optd_server.engine.readers.selection import ranges_of, table_of
+from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
 from optd_server.rpc.rows import RowMessages
