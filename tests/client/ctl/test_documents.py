@@ -20,6 +20,7 @@ from optd_wire.values import Async, GroupOptions, JobVersion, Policy, Statistics
                 "options": {"betas": [0.9, 0.99], "flag": True, "nothing": None},
                 "revision": 0,
                 "since_version": 0,
+                "algorithm": "",
             },
         ),
         ((math.nan, math.inf, -math.inf, 1.5), ["NaN", "Infinity", "-Infinity", 1.5]),
