@@ -114,12 +114,13 @@ Received = Frame | RowFrame
 # Writing
 
 
-def encode(message: Message, frames: Iterable[Outgoing] = ()) -> bytes:
+def encode(message: Message, frames: Iterable[Outgoing] = (), *, deterministic: bool = False) -> bytes:
     """Writes `message`, which has no frames yet, and the frames after it.
 
-    Copies the numbers once, into the result. Raises `EncodingOverflow`.
+    Copies the numbers once, into the result. With `deterministic`, maps are written in the order of their keys: equal
+    messages give equal bytes. Raises `EncodingOverflow`.
     """
-    written: list[Any] = [message.SerializeToString()]
+    written: list[Any] = [message.SerializeToString(deterministic=deterministic)]
     for frame in frames:
         if isinstance(frame, RowFrame):
             written += written_row_frame(frame)

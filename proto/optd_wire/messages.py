@@ -152,7 +152,8 @@ def _fill_policy(message: job_pb2.Policy, policy: values.Policy) -> None:
         getattr(message, "async").SetInParent()
 
 
-def _policy_from_message(message: job_pb2.Policy) -> values.Policy:
+def policy_from_message(message: job_pb2.Policy) -> values.Policy:
+    """The plain value of a policy; async if it is unset."""
     if message.WhichOneof("kind") == "sync":
         return values.Sync(workers=message.sync.workers)
     return values.Async()
@@ -163,7 +164,7 @@ _CONVERTERS = Converters(
     values={message.DESCRIPTOR: value for value, message in _PAIRS.items()},
     by_hand={
         option_pb2.OptionValue.DESCRIPTOR: Converter(_fill_option, _option_from_message),
-        job_pb2.Policy.DESCRIPTOR: Converter(_fill_policy, _policy_from_message),
+        job_pb2.Policy.DESCRIPTOR: Converter(_fill_policy, policy_from_message),
     },
     enums={tensor_pb2.Dtype.DESCRIPTOR: (dtype_to_enum, dtype_from_enum)},
 )
