@@ -8,7 +8,8 @@ standard library only, and ``backends.compiled`` numba. What is where:
 - ``arithmetic``: the few fused operations of torch that the algorithms are written in
 - ``step``: the driver, one step on one flat segment; ``segment``: its state; ``assignment``: which options and state
   each parameter has; ``cases``, ``runs``: how elementwise work is cut, and ``backends``, who does it;
-  ``parameterwise``: those that take a parameter as a whole; ``iterative``: those that take all, and ask back
+  ``parameterwise``: those that take a parameter as a whole; ``iterative``: those that take all, and ask back, with
+  ``line_search``; ``plain``: such a step as named arrays and texts
 - ``masters``: float32 weights beside those of 16 bits; ``lookahead``: slow weights; ``averages``, ``clipping``,
   ``schedules``, ``rules``: what may be done before, after or with any algorithm; ``threads``: how several share work
 - ``reduce``: many gradients into one; ``finite``, ``statistics``: what is in an array

@@ -7,8 +7,8 @@ parameters as one vector, and ask for the gradient at several places before thei
 layouts.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -270,33 +270,55 @@ class Evaluation:
     """The weights of this evaluation, shape (N,), if somebody wrote them meanwhile; else None."""
 
 
-Memory: TypeAlias = MutableMapping[str, Any]
+Memory: TypeAlias = Mapping[str, Any]
 """What an `Iterative` algorithm remembers from one step to the next, by the names of its state fields: a vector of
-shape (N,), a float, or of a series a list of them. What it has never put there is absent."""
+shape (N,), a float, or for a series a list of vectors. A name that it has never set is absent."""
 
-Search: TypeAlias = Generator[Vector, Evaluation, Vector]
-"""A step that is under way: yields weights, shape (N,), is sent what a client finds there, and returns the new ones."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Progress:
+    """What an evaluation has led to: a question about further weights, or the end of the step."""
+
+    weights: Vector
+    """The weights to evaluate next, or those after the step. Shape (N,); nobody changes them."""
+    search: Any | None
+    """The search, which waits for that evaluation; None at the end of the step."""
+    memory: Memory | None = None
+    """At the end of the step, what is to be remembered; names that are left out stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Iterative(Algorithm):
     """An algorithm that takes all parameters as one vector, and may ask about several weights for one step.
 
-    Its job has one group, of parameters of one dtype. Each evaluation is a push, and a version of the job. Fields are
-    elementwise, series of such, or scalars; of these only the first parameter has some, as in torch.
+    Its job has one group, and all parameters have one dtype. Each evaluation is a push, and a version of the job.
+    Fields are elementwise, series of such fields, or scalars; as in torch, only the first parameter has scalars.
+
+    A step under way is a value of the class `search`, which can be stored and restored between any two evaluations.
     """
 
     incomplete: Callable[[Collection[str]], str | None] = lambda _: None
     """What is wrong with the state fields that someone restores, by their names, as the end of "state must …"."""
     working_vectors: Callable[[Options], int]
     """How many vectors of shape (N,) a step that is under way may hold, beside its state."""
-    search: Callable[[Options, Memory, Vector, Evaluation], Search]
-    """Begin a step, under resolved options, at weights of shape (N,), which are its own, and with what is known there.
+    search: type
+    """What a step that is under way consists of: a frozen dataclass.
 
-    It changes the memory before it returns, or not at all, and keeps none of the vectors that it yields or returns.
+    Its fields are numpy vectors and scalars, Python numbers, bools, strings, None, further such dataclasses, and lists
+    of these. A field that holds dataclasses is annotated with their classes, so that `plain.rebuild` finds them. The
+    options that a step begins with are part of it, and no vector in it is ever changed in place.
     """
+    begin: Callable[[Options, Memory, Vector, Evaluation], Progress]
+    """Begin a step, from resolved options, memory, weights of shape (N,), and what a client has found at these.
+
+    It may keep all vectors that it gets, and must change none.
+    """
+    advance: Callable[[Any, Evaluation], Progress]
+    """Continue a search with what a client has found at the weights that it asked about. Leaves the search as it is."""
 
     def __post_init__(self) -> None:
         for field in self.state:
             if not field.elementwise and (field.shape is not scalar or field.series is not None):
                 raise ValueError(f"{self.name}.{field.name} must be elementwise or a scalar")
+        if not is_dataclass(self.search):
+            raise ValueError(f"{self.name}.search must be a dataclass, got {self.search!r}")

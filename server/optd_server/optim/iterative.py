@@ -1,56 +1,72 @@
 """The steps of an algorithm that asks about several weights: each evaluation that comes moves one on.
 
-A step lives here between two evaluations. What the algorithm remembers beyond it is put into the segment at its end, as
-the state of any other algorithm.
+Between two evaluations a step is plain data, a `SearchState`. What the algorithm remembers beyond the step is put into
+the segment at its end, as the state of any other algorithm.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Evaluation, Iterative, Memory, Search, StateField, Vector, scalar
+from optd_server.optim.algorithm import Evaluation, Iterative, Memory, StateField, Vector, scalar
 from optd_server.optim.option import Options
+from optd_server.optim.plain import Arrays, Texts, flatten, rebuild
 from optd_server.optim.segment import SegmentState
+
+_NAME = "steps"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchState:
+    """All that is to be known of a segment's steps between two evaluations, beside the segment itself.
+
+    It can be made at any point, in the middle of a step too. A change makes another one: whoever keeps one may go back
+    to it. Its vectors are never changed in place.
+    """
+
+    search: Any | None = None
+    """The step that is under way, of the algorithm's class `search`; None if no step is."""
+    has_ended: bool = False
+    """Whether the step that the next evaluation belongs to has been ended before that came."""
+    are_written: bool = False
+    """Whether the weights have been written since the step has asked about them."""
 
 
 class Searches:
     """The steps of one segment, one after the other. One call at a time."""
 
-    def __init__(self) -> None:
-        self._search: Search | None = None
-        self._memory: Memory = {}
-        self._has_ended = False
-        """Whether the step that the next evaluation belongs to has been ended before it came."""
-        self._are_written = False
-        """Whether the weights are others than the step has asked about."""
+    def __init__(self, state: SearchState | None = None) -> None:
+        self.state = SearchState() if state is None else state
+        """All that it knows."""
 
     @property
     def is_under_way(self) -> bool:
         """Whether a step has asked for an evaluation."""
-        return self._search is not None
+        return self.state.search is not None
 
     def abandon(self) -> None:
-        """Forget a step that is under way, or has been ended. The next evaluation begins one."""
-        self._search, self._has_ended, self._are_written = None, False, False
+        """Forget a step that is under way, or has been ended. The next evaluation begins a step."""
+        self.state = SearchState()
 
     def end(self) -> None:
-        """End a step that is under way where it is: its state is another one now.
+        """End a step that is under way, at its weights, because somebody has replaced its state.
 
-        The next evaluation is still one of that step. It must not begin another one: whoever writes state whenever an
-        evaluation is asked for would be asked for ever.
+        The next evaluation still belongs to that step and must not begin another one: whoever writes state whenever an
+        evaluation is asked for would be asked forever.
         """
-        self._has_ended = self._has_ended or self.is_under_way
-        self._search = None
+        self.state = replace(self.state, search=None, has_ended=self.state.has_ended or self.is_under_way)
 
     def note_written_weights(self) -> None:
-        """Take note that the weights are others than were asked about: a step that is under way goes on from them."""
-        self._are_written = self.is_under_way
+        """Let a step that is under way go on from other weights than it has asked about."""
+        self.state = replace(self.state, are_written=self.is_under_way)
 
     def release(self) -> None:
         """Let go of all vectors: nothing follows."""
-        self._search, self._memory = None, {}
+        self.state = replace(self.state, search=None)
 
     def move(
         self,
@@ -80,38 +96,53 @@ class Searches:
         """
         if segment.count == 0:
             return True
-        if self._has_ended:
+        if self.state.has_ended:
             np.copyto(out, weights)
             self.abandon()
             return True
         own = gradient.copy()
         if not present.all():
             own[np.repeat(~present, segment.sizes)] = 0
-        found_at = weights.astype(segment.dtype) if self._are_written else None
+        found_at = weights.astype(segment.dtype) if self.state.are_written else None
         evaluation = Evaluation(loss if is_finite else math.inf, own, is_finite, found_at)
-        self._are_written, is_done = False, False
-        # What overflows here overflows in torch, too, and silently. The setting does not survive in a generator.
+        # What overflows here overflows in torch, too, and silently.
         with np.errstate(all="ignore"):
-            try:
-                if self._search is None:
-                    self._memory = recall(algorithm, options, segment)
-                    self._search = algorithm.search(options, self._memory, weights.astype(segment.dtype), evaluation)
-                    point = next(self._search)
-                else:
-                    point = self._search.send(evaluation)
-            except StopIteration as end:
-                point, is_done = end.value, True
-            np.copyto(out, point, casting="same_kind")
-        if is_done:
-            self._search = None
-            keep(self._memory, algorithm, options, segment)
-            segment.steps += 1
-        return is_done
+            if self.state.search is None:
+                memory = recall(algorithm, options, segment)
+                progress = algorithm.begin(options, memory, weights.astype(segment.dtype), evaluation)
+            else:
+                progress = algorithm.advance(self.state.search, evaluation)
+            np.copyto(out, progress.weights, casting="same_kind")
+        self.state = SearchState(progress.search)
+        if progress.search is not None:
+            return False
+        keep(progress.memory or {}, algorithm, options, segment)
+        segment.steps += 1
+        return True
+
+
+def to_fields(state: SearchState, segment: SegmentState) -> tuple[Arrays, Texts]:
+    """Return all of a state as vectors and texts by name, from which `from_fields` makes one with the same bits.
+
+    The vectors are those of the state, not copies. Those that the segment's state has, too, are not among them.
+    """
+    return flatten(state, _NAME, segment.state)
+
+
+def from_fields(
+    arrays: Mapping[str, Vector], texts: Mapping[str, str], algorithm: Iterative, segment: SegmentState
+) -> SearchState:
+    """Return the state that `to_fields` was given, beside a segment that has the same state as that one had.
+
+    Takes the vectors over. Raises ValueError if something is missing, or belongs to another algorithm.
+    """
+    state: SearchState = rebuild(arrays, texts, _NAME, SearchState, algorithm.search, known=segment.state)
+    return state
 
 
 def recall(algorithm: Iterative, options: Options, segment: SegmentState) -> Memory:
-    """Return what a segment remembers, for a new step: its own vectors, to be replaced by others and not changed."""
-    memory: Memory = {}
+    """Return what a segment remembers, for a new step: its own vectors, which a step replaces and never changes."""
+    memory: dict[str, Any] = {}
     for field in algorithm.state:
         members = list(_known(field, options, segment))
         if field.series is not None:
@@ -123,7 +154,7 @@ def recall(algorithm: Iterative, options: Options, segment: SegmentState) -> Mem
 
 
 def _known(field: StateField, options: Options, segment: SegmentState) -> Iterator[StateField]:
-    """The fields that a segment has of one; of a series those up to the first that it does not have."""
+    """The members of a field that a segment has; for a series, those before the first that it does not have."""
     for member in field.members(options):
         if member.name not in segment.state or not segment.started[member.name][0]:
             return
@@ -131,7 +162,7 @@ def _known(field: StateField, options: Options, segment: SegmentState) -> Iterat
 
 
 def keep(memory: Memory, algorithm: Iterative, options: Options, segment: SegmentState) -> None:
-    """Put into a segment what is to be remembered."""
+    """Put into a segment what is to be remembered. The segment takes the vectors over."""
     for field in algorithm.state:
         if field.name not in memory:
             continue

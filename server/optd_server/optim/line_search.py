@@ -1,13 +1,16 @@
-"""How far to go in a direction: to a point that meets the strong Wolfe conditions.
+"""A line search: how far to go in a direction, until a point meets the strong Wolfe conditions.
 
-Nocedal and Wright, 2006, "Numerical Optimization", algorithms 3.5 and 3.6, in the form that Schmidt's minFunc gave them
-and torch has taken over. Where torch has a tensor of one element there is a numpy scalar of the vectors' dtype, and
-where it has a Python number there is one: so they mix with the same rounding.
+Nocedal and Wright, 2006, "Numerical Optimization", algorithms 3.5 and 3.6, in the form of Schmidt's minFunc, which
+torch has taken over. Where torch has a tensor of one element there is a numpy scalar of the vectors' dtype, and where
+torch has a Python number there is one: so they mix with the same rounding.
+
+A search has two phases, and each is a plain value that waits for the evaluation at one distance. `Bracketing` looks
+further and further out, until it finds such a point, or two points that have one between them. `Zooming` closes in on
+it between these two. `begin` makes the first value; `advance` turns one into the next, or into what was `Found`.
 """
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,17 +19,17 @@ from optd_server.optim.algorithm import Evaluation, Vector
 from optd_server.optim.arithmetic import quotient
 
 DECREASE, CURVATURE = 1e-4, 0.9
-"""How much of the decrease that the slope promises is enough, and how much of the slope may be left."""
+"""The share of the decrease promised by the slope that suffices, and the share of the slope that may be left."""
 NARROWEST = 1e-9
-"""A search ends where no weight would change by more. In torch, too, it is not `tolerance_change`."""
+"""A search ends when no weight would change by more. As in torch, this is not `tolerance_change`."""
 
 Scalar: TypeAlias = Any
 """A Python number, or a numpy scalar of the vectors' dtype."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Point:
-    """What is known at some distance along a direction; the slope is that of the loss by the distance."""
+    """What is known at some distance along a direction; the slope is the derivative of the loss by the distance."""
 
     distance: Scalar
     loss: float
@@ -34,80 +37,147 @@ class Point:
     slope: Scalar
 
 
-_Asking: TypeAlias = Generator[Vector, Evaluation, Point]
-_Searching: TypeAlias = Generator[Vector, Evaluation, tuple[Point, int]]
-"""A search along a line: ends with the point to go to, and how many it has asked about."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """The weights that lie in a direction from a start, both of shape (N,)."""
+
+    start: Vector
+    direction: Vector
+
+    def at(self, distance: Scalar) -> Vector:
+        """Return the weights at a distance, a new array."""
+        way = np.multiply(self.direction, distance)
+        return np.add(self.start, way, out=way)
+
+    def point(self, distance: Scalar, found: Evaluation) -> Point:
+        """Return what an evaluation at a distance says about the line."""
+        # A loss of NaN counts as infinite: torch's searches go astray there, and end in weights that are NaN.
+        loss = math.inf if math.isnan(found.loss) else found.loss
+        return Point(distance, loss, found.gradient, np.dot(found.gradient, self.direction))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bracketing:
+    """A search that looks for a point that meets the conditions, or for two that have one between them."""
+
+    start: Point
+    before: Point
+    """The last point that was evaluated; `start` at first."""
+    distance: Scalar
+    """The distance whose evaluation it waits for."""
+    tries: int
+    """How many distances it has asked about after the first one."""
+    most: int
+    """How many it may ask about after the first one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Zooming:
+    """A search that closes in on a point that meets the conditions, between two others."""
+
+    start: Point
+    bracket: list[Point]
+    """The two points."""
+    low: int
+    """Which of the two has the lower loss, 0 or 1."""
+    is_slow: bool
+    """Whether the last distance was near an end of the bracket."""
+    largest: Scalar
+    """The largest magnitude in the direction."""
+    distance: Scalar
+    """The distance whose evaluation it waits for."""
+    tries: int
+    """How many distances the search, with its first phase, has asked about after the first one."""
+    most: int
+    """How many it may ask about after the first one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The end of a search."""
+
+    point: Point
+    """The point to go to."""
+    evaluations: int
+    """How many distances the search has asked about."""
 
 
 def largest(vector: Vector) -> np.floating[Any]:
-    """The largest magnitude of its elements."""
+    """Return the largest magnitude of a vector's elements."""
     found: np.floating[Any] = np.abs(vector).max()
     return found
 
 
-class Line:
-    """The weights that lie in a direction."""
-
-    def __init__(self, start: Vector, direction: Vector) -> None:
-        self._start, self._direction = start, direction
-        self.largest = largest(direction)
-
-    def at(self, distance: Scalar) -> Vector:
-        """The weights at a distance."""
-        way = np.multiply(self._direction, distance)
-        return np.add(self._start, way, out=way)
-
-    def ask(self, distance: Scalar) -> _Asking:
-        """Ask about the weights at a distance."""
-        found = yield self.at(distance)
-        # No number is as bad as none is: torch's searches go astray there, and end in weights that are no numbers.
-        loss = math.inf if math.isnan(found.loss) else found.loss
-        return Point(distance, loss, found.gradient, np.dot(found.gradient, self._direction))
+def begin(start: Point, distance: Scalar, most: int) -> Bracketing:
+    """Begin a search that first asks about `distance`, and then about at most `most` others."""
+    return Bracketing(start, start, distance, 0, most)
 
 
-def strong_wolfe(line: Line, start: Point, distance: Scalar, most: int) -> _Searching:
-    """Find a point that meets the strong Wolfe conditions, with `most` questions after the first one.
-
-    Goes on until such a point is found, or two that have one between them, which `_zoom` closes in on.
-    """
-    before, now, tries = start, (yield from line.ask(distance)), 0
-    while tries < most:
-        if _rises(start, now) or (tries > 1 and now.loss >= before.loss):
-            return (yield from _zoom(line, start, [before, now], tries, most))
-        if _is_level(start, now):
-            return now, tries + 1
-        if now.slope >= 0:
-            return (yield from _zoom(line, start, [before, now], tries, most))
-        nearest = now.distance + 0.01 * (now.distance - before.distance)
-        distance = _lowest(before, now, nearest, now.distance * 10)
-        before, now, tries = now, (yield from line.ask(distance)), tries + 1
-    return (start if start.loss <= now.loss else now), tries + 1
+def advance(search: Bracketing | Zooming, line: Line, found: Evaluation) -> Bracketing | Zooming | Found:
+    """Continue a search along a line with what was found at the distance that it waits for."""
+    now = line.point(search.distance, found)
+    if isinstance(search, Bracketing):
+        return _look_further(search, line, now)
+    return _narrow(search, now)
 
 
-def _zoom(line: Line, start: Point, bracket: list[Point], tries: int, most: int) -> _Searching:
-    """Close in on a point that meets the strong Wolfe conditions, between the two of `bracket`."""
-    is_slow = False
-    low, high = _in_order(bracket)
-    while tries < most:
-        least, greatest = sorted(point.distance for point in bracket)
-        if (greatest - least) * line.largest < NARROWEST:
-            break
-        distance, is_slow = _between(_lowest(bracket[0], bracket[1], least, greatest), least, greatest, is_slow=is_slow)
-        now, tries = (yield from line.ask(distance)), tries + 1
-        if _rises(start, now) or now.loss >= bracket[low].loss:
-            bracket[high] = now
-            low, high = _in_order(bracket)
-            continue
-        if not _is_level(start, now) and now.slope * (bracket[high].distance - bracket[low].distance) >= 0:
-            bracket[high] = bracket[low]
-        bracket[low] = now
-        if _is_level(start, now):
-            break
-    return bracket[low], tries + 1
+def _look_further(search: Bracketing, line: Line, now: Point) -> Bracketing | Zooming | Found:
+    start, before, tries = search.start, search.before, search.tries
+    if tries >= search.most:
+        return Found(start if start.loss <= now.loss else now, tries + 1)
+    if _rises(start, now) or (tries > 1 and now.loss >= before.loss):
+        return _zoom(search, line, now)
+    if _is_level(start, now):
+        return Found(now, tries + 1)
+    if now.slope >= 0:
+        return _zoom(search, line, now)
+    nearest = now.distance + 0.01 * (now.distance - before.distance)
+    distance = _lowest(before, now, nearest, now.distance * 10)
+    return replace(search, before=now, distance=distance, tries=tries + 1)
 
 
-def _in_order(bracket: list[Point]) -> tuple[int, int]:
-    return (0, 1) if bracket[0].loss <= bracket[1].loss else (1, 0)
+def _zoom(search: Bracketing, line: Line, now: Point) -> Zooming | Found:
+    bracket = [search.before, now]
+    zooming = Zooming(
+        start=search.start,
+        bracket=bracket,
+        low=_lower(bracket),
+        is_slow=False,
+        largest=largest(line.direction),
+        distance=search.distance,
+        tries=search.tries,
+        most=search.most,
+    )
+    return _ask_between(zooming)
+
+
+def _narrow(search: Zooming, now: Point) -> Zooming | Found:
+    """Take a point between the two into the bracket."""
+    bracket, low, high = list(search.bracket), search.low, 1 - search.low
+    if _rises(search.start, now) or now.loss >= bracket[low].loss:
+        bracket[high] = now
+        return _ask_between(replace(search, bracket=bracket, low=_lower(bracket)))
+    if _is_level(search.start, now):
+        return Found(now, search.tries + 1)
+    if now.slope * (bracket[high].distance - bracket[low].distance) >= 0:
+        bracket[high] = bracket[low]
+    bracket[low] = now
+    return _ask_between(replace(search, bracket=bracket))
+
+
+def _ask_between(search: Zooming) -> Zooming | Found:
+    """Ask about a distance within the bracket, unless it is narrow enough or has been asked about often enough."""
+    one, other = search.bracket
+    least, greatest = sorted((one.distance, other.distance))
+    if search.tries >= search.most or (greatest - least) * search.largest < NARROWEST:
+        return Found(search.bracket[search.low], search.tries + 1)
+    lowest = _lowest(one, other, least, greatest)
+    distance, is_slow = _between(lowest, least, greatest, is_slow=search.is_slow)
+    return replace(search, distance=distance, is_slow=is_slow, tries=search.tries + 1)
+
+
+def _lower(bracket: list[Point]) -> int:
+    return 0 if bracket[0].loss <= bracket[1].loss else 1
 
 
 def _rises(start: Point, now: Point) -> bool:
@@ -121,9 +191,9 @@ def _is_level(start: Point, now: Point) -> bool:
 
 
 def _between(distance: Scalar, least: Scalar, greatest: Scalar, *, is_slow: bool) -> tuple[Scalar, bool]:
-    """Where to ask instead, if a distance is too near to an end of the bracket, for the second time or beyond it.
+    """Move a distance away from an end of the bracket if it lies beyond it, or too near for the second time.
 
-    Returns whether it is too near for the first time, too.
+    Returns the distance, and whether it is too near for the first time.
     """
     margin = 0.1 * (greatest - least)
     if not min(greatest - distance, distance - least) < margin:
@@ -136,9 +206,9 @@ def _between(distance: Scalar, least: Scalar, greatest: Scalar, *, is_slow: bool
 
 
 def _lowest(one: Point, other: Point, least: Scalar, greatest: Scalar) -> Scalar:
-    """Where between two bounds the cubic has its minimum that has the losses and slopes of two points.
+    """Return where, between two bounds, the cubic with the losses and slopes of two points has its minimum.
 
-    Nocedal and Wright, equation 3.59; the middle of the bounds where it has none. So it is beside an infinite loss,
+    Nocedal and Wright, equation 3.59. If there is no minimum, the middle of the bounds, also beside an infinite loss,
     where torch goes on with NaN.
     """
     width = one.distance - other.distance

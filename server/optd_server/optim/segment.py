@@ -1,17 +1,14 @@
 """The state of one flat segment: what an optimizer remembers of the parameters that lie in it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim.algorithm import Array, Shape, StateField, Vector
-
-if TYPE_CHECKING:
-    from optd_server.optim.assignment import Assignment
 
 _NO_LOW = np.iinfo(np.int64).max
 
@@ -37,36 +34,31 @@ class FieldLayout:
         return slice(int(self.offsets[first]), int(self.offsets[stop - 1] + self.sizes[stop - 1]))
 
 
+@dataclass(init=False, eq=False, repr=False)
 class SegmentState:
     """State of parameters of one dtype that lie one after the other, without gaps, in a flat buffer.
 
     They belong to groups that lie one after the other, too. P is the number of parameters, N that of their elements,
-    G that of groups. The layout never changes; the rest is what `step.apply` updates in place, and what a checkpoint
-    has to keep. Arrays that are given are owned from then on, not copied.
+    G that of groups.
+
+    The fields of this dataclass are all that survives: a segment that is made of them, at whatever step counts, goes on
+    with the same bits. The first four are the layout and never change; `step.apply` updates the other three in place.
+    Every other attribute follows from them.
     """
 
-    shapes: Sequence[Shape]
-    """The shape of each parameter."""
     sizes: npt.NDArray[np.int64]
     """Elements of each parameter, shape (P,). A 0-d parameter has 1, an empty one 0."""
-    offsets: npt.NDArray[np.int64]
-    """Where each parameter starts, shape (P,)."""
-    groups: npt.NDArray[np.int64]
-    """How many parameters each group has here, shape (G,). One may have none, where all of its are of other dtypes."""
-    count: int
-    """N."""
     weights_dtype: np.dtype[Any]
-    dtype: np.dtype[Any]
-    """Of the arithmetic: of the gradient, and of every state array whose field does not say otherwise.
-
-    The weights' own, but float32 for weights of 16 bits.
-    """
+    shapes: Sequence[Shape]
+    """The shape of each parameter."""
+    groups: npt.NDArray[np.int64]
+    """How many parameters each group has here, shape (G,). A group all of whose parameters have other dtypes has 0."""
     steps: npt.NDArray[np.int64]
     """How many steps each parameter took part in, shape (P,)."""
     state: dict[str, Vector]
     """State arrays by torch's names, flat; only those that some group's options have needed so far.
 
-    Of an elementwise field it has shape (N,), of another one what its `layout` says.
+    The array of an elementwise field has shape (N,), that of another field what its `layout` says.
     """
     started: dict[str, npt.NDArray[np.bool_]]
     """For each state array, which parameters have it, shape (P,).
@@ -77,32 +69,72 @@ class SegmentState:
     def __init__(
         self,
         sizes: Sequence[int] | npt.NDArray[np.int64],
-        dtype: npt.DTypeLike,
+        weights_dtype: npt.DTypeLike,
         *,
         shapes: Sequence[Shape] | None = None,
         groups: Sequence[int] | npt.NDArray[np.int64] | None = None,
         steps: npt.NDArray[np.int64] | None = None,
         state: Mapping[str, Vector] | None = None,
         started: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+        fields: Iterable[StateField] = (),
     ) -> None:
+        """Make a segment; arrays that are given are owned from then on, not copied.
+
+        Args:
+            sizes: Elements of each parameter.
+            weights_dtype: The dtype of the weights.
+            shapes: The shape of each parameter; None: they have one dimension.
+            groups: How many parameters each group has here; None: there is one group.
+            steps: The step count of each parameter; None: 0.
+            state: State arrays by name, as another segment of this layout has them.
+            started: For each of these arrays, which parameters have it.
+            fields: The declarations of these arrays, which say how they are laid out. Elementwise ones may be missing.
+
+        Raises:
+            ValueError: The groups have more or fewer parameters, an array does not have the length that its layout
+                says, or nothing says which parameters have it.
+        """
         self.sizes = np.asarray(sizes, np.int64)
+        self.weights_dtype = np.dtype(weights_dtype)
         self.shapes = [(int(size),) for size in self.sizes] if shapes is None else shapes
-        self.offsets = np.cumsum(self.sizes) - self.sizes
         self.groups = np.asarray([len(self.sizes)] if groups is None else groups, np.int64)
-        if self.groups.sum() != len(self.sizes):
-            raise ValueError(f"groups must have {len(self.sizes)} parameters together, got {self.groups.sum()}")
-        self.count = int(self.sizes.sum())
-        self.weights_dtype = np.dtype(dtype)
-        self.dtype = np.dtype(np.float32) if self.weights_dtype.itemsize == 2 else self.weights_dtype
         self.steps = np.zeros(len(self.sizes), np.int64) if steps is None else steps
         self.state = dict(state or {})
         self.started = dict(started or {})
-        self.assignment: Assignment | None = None
-        self._prepared: dict[str, Vector] = {}
+
+        # What follows from the layout.
+        self.offsets: npt.NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
+        """Where each parameter starts, shape (P,)."""
+        self.count = int(self.sizes.sum())
+        """N."""
+        self.dtype = np.dtype(np.float32) if self.weights_dtype.itemsize == 2 else self.weights_dtype
+        """The dtype of the arithmetic: of the gradient, and of every state array whose field does not say otherwise.
+
+        The weights' own, but float32 for weights of 16 bits.
+        """
         self._own_layout = FieldLayout(self.sizes, self.offsets, None)
-        self._layouts: dict[str, FieldLayout] = {}
         self._first = np.cumsum(self.groups) - self.groups
         self._all_filled = bool((self.groups > 0).all()) and len(self.groups) > 0
+
+        # Caches.
+        self._layouts: dict[str, FieldLayout] = {}
+        """How fields that are not elementwise are laid out, for those that have been asked about."""
+        self._prepared: dict[str, Vector] = {}
+        """Zeros for state arrays that are missing so far."""
+
+        for field in fields:
+            self.layout(field)
+        self._check()
+
+    def _check(self) -> None:
+        if self.groups.sum() != len(self.sizes):
+            raise ValueError(f"groups must have {len(self.sizes)} parameters together, got {self.groups.sum()}")
+        if {*self.state} != {*self.started}:
+            raise ValueError(f"started must be of the state {[*self.state]}, got {[*self.started]}")
+        for name, array in self.state.items():
+            count = self.layout_of(name).count
+            if array.shape != (count,):
+                raise ValueError(f"state {name!r} must have shape ({count},), got {array.shape}")
 
     @property
     def narrow(self) -> bool:

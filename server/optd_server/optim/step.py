@@ -7,6 +7,7 @@ does the arithmetic; `parameterwise` takes one parameter after the other.
 """
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,36 @@ from optd_server.optim.cases import Plan
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 
-__all__ = ["SegmentState", "apply", "begin", "check"]
+__all__ = ["ASSIGNMENTS", "Assignments", "SegmentState", "apply", "begin", "check"]
+
+
+class Assignments:
+    """The assignment of each segment's last step, kept for its next one: a cache, whose loss changes no bits.
+
+    Segments that nobody refers to any more leave it. Threads may share it as long as each segment has one step at a
+    time.
+    """
+
+    def __init__(self) -> None:
+        self._by_segment: WeakKeyDictionary[SegmentState, Assignment] = WeakKeyDictionary()
+
+    def of(
+        self,
+        algorithm: Algorithm,
+        options: Sequence[Options],
+        segment: SegmentState,
+        counts: Sequence[int] | None = None,
+    ) -> Assignment:
+        """Return the segment's assignment under these options; see `apply`."""
+        assignment = self._by_segment.get(segment)
+        if assignment is None or not assignment.fits(algorithm, options, counts):
+            made = Plan(algorithm, options, segment, counts) if isinstance(algorithm, Elementwise) else None
+            assignment = self._by_segment[segment] = made or Assignment(algorithm, options, segment, counts)
+        return assignment
+
+
+ASSIGNMENTS = Assignments()
+"""Those of all segments whose caller has no cache of its own."""
 
 
 def apply(
@@ -35,6 +65,7 @@ def apply(
     counts: Sequence[int] | None = None,
     threads: int = 1,
     backend: Backend = BLOCKED,
+    assignments: Assignments = ASSIGNMENTS,
 ) -> None:
     """Apply one step, write the new weights to `out`, and update the segment in place.
 
@@ -60,6 +91,7 @@ def apply(
         counts: Of how many parameters in a row each of `options` is, where these are not those of groups.
         threads: How many threads share the work, this one included.
         backend: Who does the arithmetic of an elementwise algorithm.
+        assignments: Keeps what follows from the options until they change.
 
     Raises:
         ValueError: A buffer has another shape or dtype than the segment says, `out` shares memory, or there
@@ -73,7 +105,7 @@ def apply(
     if present is not None and present.all():
         present = None
     weights, gradient = _read_only(weights), _read_only(gradient)
-    assignment = begin(algorithm, options, segment, weights, present, counts)
+    assignment = begin(algorithm, options, segment, weights, present, counts, assignments)
     if isinstance(assignment, Plan):
         work = Work(
             algorithm=assignment.algorithm,
@@ -99,15 +131,13 @@ def begin(
     weights: Vector,
     present: npt.NDArray[np.bool_] | None,
     counts: Sequence[int] | None = None,
+    assignments: Assignments = ASSIGNMENTS,
 ) -> Assignment:
-    """Make a segment ready for a step of the parameters in `present`, or of all, and return how its options are dealt.
+    """Make a segment ready for a step of the parameters in `present`, or of all, and return which options they have.
 
-    `finish` of what is returned ends the step.
+    The assignment's `finish` ends the step.
     """
-    assignment = segment.assignment
-    if assignment is None or not assignment.fits(algorithm, options, counts):
-        made = Plan(algorithm, options, segment, counts) if isinstance(algorithm, Elementwise) else None
-        assignment = segment.assignment = made or Assignment(algorithm, options, segment, counts)
+    assignment = assignments.of(algorithm, options, segment, counts)
     for field in assignment.needs:
         segment.allocate(field)
     assignment.begin(segment, weights, present)

@@ -19,7 +19,7 @@ from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.cases import Plan
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
-from optd_server.optim.step import begin, check
+from optd_server.optim.step import ASSIGNMENTS, Assignments, begin, check
 
 GATHERED = 1 << 20
 """Elements of rows that are gathered at a time: what they take beside the segment is bounded."""
@@ -48,6 +48,7 @@ def apply_touched(
     counts: Sequence[int] | None = None,
     threads: int = 1,
     backend: Backend = BLOCKED,
+    assignments: Assignments = ASSIGNMENTS,
 ) -> None:
     """Apply one step as `step.apply` does, to parameters in `present` and to `rows` of others.
 
@@ -59,7 +60,7 @@ def apply_touched(
     )
     touched = present.copy()
     touched[[each.parameter for each in rows]] = True
-    plan = begin(algorithm, options, segment, weights, touched, counts)
+    plan = begin(algorithm, options, segment, weights, touched, counts, assignments)
     assert isinstance(plan, Plan)
     kinds = _kinds(plan.sort(segment, touched), segment)
     step = _Step(algorithm, plan, segment, weights, out, backend, threads)

@@ -16,7 +16,7 @@ from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.backends.compiled import backend as compiled
-from optd_server.optim.step import SegmentState, apply, begin
+from optd_server.optim.step import ASSIGNMENTS, SegmentState, apply, begin
 
 # A backend, and thresholds under which a few hundred elements take every path.
 PATHS: dict[str, tuple[Backend, Any, dict[str, int]]] = {
@@ -236,6 +236,13 @@ def test_a_step_without_elements_counts(backend, sizes) -> None:
     assert call["segment"].steps.tolist() == [1] * len(sizes)
 
 
+def assignment_of(call: dict[str, Any]) -> cases.Plan:
+    """What has been kept of a segment's last step."""
+    kept = ASSIGNMENTS.of(call["algorithm"], call["options"], call["segment"])
+    assert isinstance(kept, cases.Plan)
+    return kept
+
+
 def test_a_thousand_groups_of_equal_options_are_one_case_and_one_run() -> None:
     call = prepared(sizes=(3,) * 5000)
     call["segment"] = segment = SegmentState([3] * 5000, np.float32, groups=[5] * 1000)
@@ -245,7 +252,7 @@ def test_a_thousand_groups_of_equal_options_are_one_case_and_one_run() -> None:
     for _ in range(3):
         apply(**call)
     assert asked.call_count == 3
-    assert segment.assignment.sort(segment, None).starts.tolist() == [0, 15_000]
+    assert assignment_of(call).sort(segment, None).starts.tolist() == [0, 15_000]
 
 
 def test_a_thousand_step_counts_are_worked_out_once() -> None:
@@ -263,7 +270,7 @@ def test_rows_that_are_needed_no_more_are_forgotten() -> None:
     call = prepared(sizes=(2,))
     for _ in range(3000):
         apply(**call)
-    assert len(call["segment"].assignment.table) < 1100
+    assert len(assignment_of(call).table) < 1100
 
 
 def test_step_counts_that_lie_far_apart_need_no_memory() -> None:
@@ -416,8 +423,9 @@ def test_what_a_plan_remembers_of_steps_is_bounded(name: str, steps: int) -> Non
     most = 0
     for _ in range(2 * cases.MOST_REMEMBERED + 100):
         apply(ALGORITHMS[name], options, segment, weights=weights, gradient=gradient, out=out)
-        assert isinstance(segment.assignment, cases.Plan)
-        most = max(most, sum(map(len, segment.assignment._rows)))
+        plan = ASSIGNMENTS.of(ALGORITHMS[name], options, segment)
+        assert isinstance(plan, cases.Plan)
+        most = max(most, sum(map(len, plan._rows)))
     assert cases.MOST_REMEMBERED < most < cases.MOST_REMEMBERED + 10
 
 
