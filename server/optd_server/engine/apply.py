@@ -159,7 +159,7 @@ def _floats(norms: tuple[float, ...] | None) -> Floats | None:
 def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tuple[Gradient, Clipped]]:
     """Makes the gradient of a step of the accumulated rounds, in their place, and clips it."""
     groups, settings = state.groups, settings_of(state.options)
-    bounds = bounds_of(settings, groups.effective(state.version))
+    bounds = bounds_of(settings, groups.in_force.effective(state.version))
     found: list[tuple[Gradient, Clipped]] = []
 
     def work() -> None:
@@ -256,7 +256,7 @@ def _reply(
         unfinished=unfinished,
         clipped=clipped,
         norms=norms,
-        effective=groups.scheduled(state.version),
+        effective=groups.in_force.scheduled(state.version),
     )
     state.members.mark(mark.worker, mark.epoch, mark.sequence, reply)
     state.applied_pushes += not (skipped or mark.flush)

@@ -99,7 +99,7 @@ class Changing:
         own = algorithm_of(spec, groups.algorithm)
         check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
         check_group(spec, self._state.name, own, groups.holders())
-        check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.matches())
+        check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.in_force.matches())
         self.memory.check_group(spec)
         return len(groups)
 

@@ -103,5 +103,5 @@ def snapshot_of(state: JobState) -> Snapshot:
         options=tuple(groups.options),
         weights=state.weights,
         steps=groups.step_ranges(),
-        effective=tuple(groups.effective(state.version)),
+        effective=tuple(groups.in_force.effective(state.version)),
     )

@@ -3,7 +3,7 @@
 What is not here is a cache, a connection, a clock or memory that is ready to be written to.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optd_server.engine.membership.members import Members
 from optd_server.engine.options.groups import Groups
@@ -62,6 +62,19 @@ class JobState:
     def job_version(self) -> JobVersion:
         """Where the job stands; which version is durable, the job says as a reply leaves."""
         return JobVersion(self.version, 0, self.revision)
+
+    def copy(self) -> "JobState":
+        """An equal state that shares no memory with this one. Blocks."""
+        return replace(
+            self,
+            groups=self.groups.copy(),
+            weights=WeightSet.holding(self.weights.buffers.copy()),
+            averages=self.averages.copy(),
+            accumulation=self.accumulation.copy(),
+            search=Searches(self.search.state),
+            history=self.history.copy(),
+            members=self.members.copy(),
+        )
 
     def release_all(self) -> None:
         """Lets go of all memory but that of the weights: the job exists no more."""

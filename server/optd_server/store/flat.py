@@ -48,6 +48,13 @@ class FlatBuffers:
         for extent in tuple(extents)[len(self.extents) :]:
             self._add(extent, self._allocate(extent.bytes))
 
+    def copy(self) -> "FlatBuffers":
+        """Equal buffers in memory of their own, which nobody else can map."""
+        made = FlatBuffers(self.extents)
+        for target, source in zip(made.all_slabs(), self.all_slabs(), strict=True):
+            target[:] = source
+        return made
+
     def adopt(self, others: "FlatBuffers") -> None:
         """Takes the extents of `others` over behind its own, without copying."""
         for extent, region in zip(others.extents, others.regions, strict=True):

@@ -1,7 +1,7 @@
 """Who has taken part in a job: the epoch of each worker, and the mark of its last applied push."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optd_wire.values import GroupOptions, JobVersion, PushResult
 
@@ -49,6 +49,10 @@ class Members:
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.by_name.values())
+
+    def copy(self) -> "Members":
+        """Equal members."""
+        return Members({name: replace(member) for name, member in self.by_name.items()}, self.forgotten_epoch)
 
     @property
     def last_epoch(self) -> int:

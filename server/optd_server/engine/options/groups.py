@@ -1,26 +1,30 @@
 """The groups of a job: their algorithms, layouts, options and optimizer state."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from optd_server.engine.options.by_name import check_matches, check_rules, deal, fields, match
-from optd_server.engine.options.resolution import algorithm_of, check_fixed, resolve_group, resolve_options
+from optd_server.engine.options.by_name import check_matches, check_rules, fields
+from optd_server.engine.options.in_force import InForce
+from optd_server.engine.options.resolution import (
+    algorithm_of,
+    check_fixed,
+    find_algorithm,
+    resolve_group,
+    resolve_options,
+)
 from optd_server.optim.algorithm import Algorithm, Iterative, StateField
-from optd_server.optim.group_options import effective
 from optd_server.optim.option import singles
-from optd_server.optim.rules import RULES, Matches
+from optd_server.optim.rules import RULES
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, Place, Slab, extent_of
 from optd_server.store.flat import Array
-from optd_server.store.rows import RowPlace
-from optd_server.store.snapshots import StepRanges, changed_options
+from optd_server.store.snapshots import StepRanges
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
-    EffectiveOptions,
     FlatRange,
     GroupInfo,
     GroupOptions,
@@ -32,8 +36,6 @@ from optd_wire.values import (
 
 PARAMETER_COST = 64
 """The bookkeeping for a parameter takes about as long as arithmetic on so many elements."""
-MOST_IN_FORCE = 64
-"""How many options are remembered with what schedules make of them, beside four for each parameter."""
 
 
 class Change(NamedTuple):
@@ -41,6 +43,19 @@ class Change(NamedTuple):
 
     revision: int
     version: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKept:
+    """What survives of one group, beside its part of the slabs' state."""
+
+    algorithm: str
+    layout: GroupLayout
+    options: GroupOptions
+    changed: dict[str, Change]
+    """When each option that has ever been changed was so last."""
+    extent: int
+    """Which of the job's extents it lies in."""
 
 
 class Groups:
@@ -78,18 +93,8 @@ class Groups:
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
-        self._now_version = -1
-        self._in_force: dict[int, tuple[Options, Options]] = {}
-        """What schedules make of options at that version."""
-        self._before: dict[int, tuple[Options, Options]] = {}
-        """And at the one before it."""
-        self._dealt: dict[int, tuple[Slab, list[Options], list[Options]]] = {}
-        """By a slab's identity what `dealt` gave of it, without rules, and the list of options that it is from."""
-        self._by_name: dict[int, tuple[Options, list[Options]]] = {}
-        self._matches: dict[int, Matches] = {}
-        """By group, which of the rules that it had last are for which of its parameters."""
-        self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
-        """The list of options, and what is in force until it changes, where nothing is scheduled."""
+        self.in_force = InForce(self)
+        """What follows from options: caches, whose loss changes no bits."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: JobSpec) -> "Groups":
@@ -103,19 +108,28 @@ class Groups:
 
     def add(self, specs: Sequence[GroupSpec], version: int) -> None:
         """Appends checked groups, as one extent, whose options take effect at `version`."""
-        number, extent = len(self.extents), extent_of_groups(specs, self.algorithm.name, len(self))
-        equal: dict[object, Options] = {}
+        extent = extent_of_groups(specs, self.algorithm.name, len(self))
+        number, equal = len(self.extents), dict[object, Options]()
+        added = []
         for spec, layout in zip(specs, extent.layouts, strict=True):
-            algorithm = algorithm_of(spec, self.algorithm)
+            algorithm = algorithm_of(spec, self.algorithm).name
             resolved = _one_of_equal(equal, resolve_group(spec, self.algorithm, self.defaults))
-            self._index_of[spec.name] = len(self)
-            self.layouts.append(layout)
-            self.elements += layout.count
-            self.parameters += len(layout.parameters)
-            self.options.append(GroupOptions(spec.name, resolved, since_version=version, algorithm=algorithm.name))
-            self._changed.append({})
+            options = GroupOptions(spec.name, resolved, since_version=version, algorithm=algorithm)
+            added.append(GroupKept(algorithm, layout, options, {}, number))
+        self._append(extent, added)
+
+    def _append(self, extent: Extent, groups: Sequence[GroupKept]) -> None:
+        """Appends the groups of an extent, with state that nothing has stepped."""
+        number = len(self.extents)
+        for group in groups:
+            self._index_of[group.options.group] = len(self)
+            self.layouts.append(group.layout)
+            self.elements += group.layout.count
+            self.parameters += len(group.layout.parameters)
+            self.options.append(group.options)
+            self._changed.append(group.changed)
             self._extent_of.append(number)
-            self._add_algorithm(algorithm, resolved)
+            self._add_algorithm(find_algorithm(group.algorithm), group.options.options)
         self.extents = (*self.extents, extent)
         self.names = tuple(self._index_of)
         self._states.append([_empty_state(extent, slab) for slab in extent.slabs])
@@ -175,12 +189,12 @@ class Groups:
             check_fixed(algorithm, current.options, resolved)
             if resolved.get(RULES) != current.options.get(RULES):
                 ruled.add(index)
-            check_rules(algorithm, resolved, self._matching(index, resolved))
+            check_rules(algorithm, resolved, self.in_force.matching(index, resolved))
             self._check_concurrent(index, update, current, resolved)
             resolved = _one_of_equal(equal, resolved)
             planned[index] = replace(current, options=resolved, revision=current.revision + 1, since_version=version)
         if ruled:
-            now = [self._matching(i, planned.get(i, known).options) for i, known in enumerate(self.options)]
+            now = [self.in_force.matching(i, planned.get(i, known).options) for i, known in enumerate(self.options)]
             check_matches([now[index] for index in sorted(ruled)], now)
         return list(planned.items())
 
@@ -213,123 +227,42 @@ class Groups:
             options[index] = changed
         self.options = options
 
-    def matches(self) -> list[Matches | None]:
-        """By group, which of its rules are for which of its parameters; None where it has none."""
-        return [self._matching(index, group.options) for index, group in enumerate(self.options)]
-
-    def _matching(self, index: int, options: Options) -> Matches | None:
-        """As `matches` of one group, under some options. Worked out once: there may be many names."""
-        if RULES not in options:
-            return None
-        known = self._matches.get(index)
-        if known is None or known.written != options[RULES]:
-            known = match(options, [parameter.name for parameter in self.layouts[index].parameters])
-            assert known is not None
-            self._matches[index] = known
-        return known
-
-    def effective(self, version: int) -> list[Options]:
-        """By group, the options that the step from `version` to the next is made with.
-
-        Groups that share options share what follows from them, and where nothing is scheduled it is the options
-        themselves: a step sees at a glance what is as it was.
-        """
-        if self._lasting is not None and self._lasting[0] is self.options and len(self._lasting[1]) == len(self):
-            return self._lasting[1]
-        found = [self._now(group.options, version) for group in self.options]
-        unscheduled = all(group.options is now for group, now in zip(self.options, found, strict=True))
-        self._lasting = (self.options, found) if unscheduled else None
-        return found
-
-    def effective_with(self, changes: Iterable[tuple[int, GroupOptions]], version: int) -> list[Options]:
-        """As `effective`, if these options of groups were in force."""
-        found = list(self.effective(version))
-        for index, changed in changes:
-            found[index] = effective(changed.options, version)
-        return found
-
-    def scheduled(self, version: int) -> tuple[EffectiveOptions, ...]:
-        """The options that schedules change in the step from `version`, of the groups that have such."""
-        found = self.effective(version)
-        if not self.is_scheduled:
-            return ()
-        pairs = zip(self.options, found, strict=True)
-        changed = [(group.group, changed_options(group.options, now)) for group, now in pairs]
-        return tuple(EffectiveOptions(name, options) for name, options in changed if options)
-
     def cost(self, elements: int) -> int:
         """The cost of work on so many elements, in elements: each parameter costs something by itself."""
         return elements + PARAMETER_COST * self.parameters
 
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether schedules made some group's options others, when `effective` was last asked."""
-        return self._lasting is None
+    def kept(self) -> list[GroupKept]:
+        """What survives of each group, beside its part of the slabs' state."""
+        return [
+            GroupKept(algorithm.name, layout, options, dict(changed), extent)
+            for algorithm, layout, options, changed, extent in zip(
+                self.algorithms, self.layouts, self.options, self._changed, self._extent_of, strict=True
+            )
+        ]
 
-    def _now(self, options: Options, version: int) -> Options:
-        """What schedules make of options at a version; these very ones where there are none."""
-        if self._now_version != version:
-            self._before, self._in_force, self._now_version = self._in_force, {}, version
-        known = self._in_force.get(id(options))
-        if known is None:
-            found, before = effective(options, version), self._before.get(id(options))
-            # A schedule that stands still gives the same object, too.
-            same = before is not None and before[0] is options and before[1] == found
-            if len(self._in_force) > MOST_IN_FORCE + 4 * self.parameters:
-                self._in_force = {}  # of options that have been changed many times, and no step between
-            known = self._in_force[id(options)] = before if same and before is not None else (options, found)
-        return known[1]
-
-    def dealt(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
-        """The options of a slab's parameters in the step from `version`, and of how many in a row each is.
-
-        None: of as many as the slab's groups have there.
-        """
-        groups = self.effective(version)
-        known = self._dealt.get(id(slab))
-        if known is not None and known[0] is slab and known[1] is groups:
-            return known[2], None
-        if all(self.by_name(group) is None for group in slab.groups):
-            self._dealt[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
-            return self._dealt[id(slab)][2], None
-        options: list[Options] = []
-        counts: list[int] = []
-        for group, part in zip(slab.groups, slab.parts.tolist(), strict=True):
-            by_name = self.by_name(group)
-            if by_name is None:
-                options.append(groups[group])
-                counts.append(part)
-                continue
-            segment = next(segment for segment in self.layouts[group].segments if segment.dtype == slab.dtype)
-            for member in segment.members:
-                now = self._now(by_name[member], version)
-                if counts and options[-1] is now:
-                    counts[-1] += 1
-                else:
-                    options.append(now)
-                    counts.append(1)
-        return options, counts
-
-    def options_of(self, version: int, place: RowPlace) -> Options:
-        """The options of one parameter in the step from `version` to the next."""
-        by_name = self.by_name(place.group)
-        return self.effective(version)[place.group] if by_name is None else self._now(by_name[place.member], version)
-
-    def by_name(self, group: int) -> list[Options] | None:
-        """The options of a group's parameters in the order of its list; None where it has no rules for names."""
-        options = self.options[group].options
-        if RULES not in options:
-            return None
-        known = self._by_name.get(group)
-        if known is None or known[0] is not options:
-            matches = self._matching(group, options)
-            assert matches is not None
-            known = self._by_name[group] = (options, deal(self.algorithms[group], options, matches))
-        return known[1]
+    def copy(self) -> "Groups":
+        """Equal groups that share no memory with these."""
+        made = Groups(self.algorithm, self.defaults)
+        kept = self.kept()
+        for extent in self.extents:
+            made._append(extent, kept[extent.first_group : extent.first_group + len(extent.layouts)])
+        for number, index, slab, state in self.slabs():
+            fields = self.state_fields[slab.groups[0]]
+            made._states[number][index] = SegmentState(
+                slab.sizes,
+                slab.numbers,
+                shapes=state.shapes,
+                groups=slab.parts,
+                steps=state.steps.copy(),
+                state={name: array.copy() for name, array in state.state.items()},
+                started={name: flags.copy() for name, flags in state.started.items()},
+                fields=[fields[name] for name in state.state],
+            )
+        return made
 
     def fields(self, group: int, options: Options) -> set[StateField]:
         """The states that a group's parameters need under some options of the group."""
-        return fields(self.algorithms[group], options, self._matching(group, options))
+        return fields(self.algorithms[group], options, self.in_force.matching(group, options))
 
     def info(self, index: int) -> GroupInfo:
         """A group with its parameters."""

@@ -36,6 +36,10 @@ class OptionHistory:
     counts: Counter[str] = field(default_factory=Counter)
     """By group, how many changes there have been."""
 
+    def copy(self) -> "OptionHistory":
+        """An equal history."""
+        return OptionHistory(self.recent.copy(), self.last.copy(), self.counts.copy())
+
     def of(self, group: str | None = None) -> tuple[OptionChange, ...]:
         """The changes of a group, of the job as a whole (""), or all (None), oldest first."""
         known = dict([*self.last.values(), *self.recent])

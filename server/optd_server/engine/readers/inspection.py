@@ -59,7 +59,7 @@ def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[Par
 
 def _overrides(job: Job, group: int, member: int) -> Options:
     """Options in which a parameter differs from its group."""
-    by_name, common = job.state.groups.by_name(group), job.state.groups.options[group].options
+    by_name, common = job.state.groups.in_force.by_name(group), job.state.groups.options[group].options
     own = common if by_name is None else by_name[member]
     return {name: value for name, value in own.items() if name not in common or common[name] != value}
 

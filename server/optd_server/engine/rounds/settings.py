@@ -52,12 +52,12 @@ class Settings:
         groups, version = self._state.groups, self._state.version
         if edits:
             settings = self.of(edits.job or self._state.options)
-            return bounds_of(settings, groups.effective_with(edits.groups, version))
+            return bounds_of(settings, groups.in_force.effective_with(edits.groups, version))
         found = self._unscheduled()
         if found is None:
             return None
-        effective = groups.effective(version)
-        return bounds_of(self.now, effective) if groups.is_scheduled else found
+        effective = groups.in_force.effective(version)
+        return bounds_of(self.now, effective) if groups.in_force.is_scheduled else found
 
     def _unscheduled(self) -> Bounds | None:
         """The bounds that options say, whatever schedules make of them. None: there are none at all."""

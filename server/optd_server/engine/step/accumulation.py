@@ -32,6 +32,11 @@ class Accumulation:
     rows: dict[RowPlace, tuple[Rows, float]] = field(default_factory=dict)
     """By the `whole` place of a parameter: the sum of rows, and the weights of the pushes that had some."""
 
+    def copy(self) -> "Accumulation":
+        """An equal accumulation that shares no memory with this one."""
+        totals = [[each.copy() for each in row] for row in self.totals]
+        return Accumulation(self.count, self.sums.copy(), totals, dict(self.rows))
+
     def fit(self, extents: Sequence[Extent]) -> None:
         """Makes room for sums; raises OSError, and has changed nothing then."""
         self.sums.extend(computed(extents))

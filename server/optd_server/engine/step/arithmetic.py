@@ -101,7 +101,7 @@ class Step:
 
     def _moves_all(self, rows: Rows) -> bool:
         rule = self._groups.algorithms[rows.place.group].rows
-        return rule is None or rule.whole(self._groups.options_of(self._version, rows.place))
+        return rule is None or rule.whole(self._groups.in_force.options_of(self._version, rows.place))
 
     def _with_whole(self, gradient: Gradient) -> Gradient:
         presence = [[flags.copy() for flags in row] for row in gradient.presence]
@@ -117,7 +117,7 @@ class Step:
         gradient = self.gradient
         present = gradient.presence[number][index]
         rows = tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
-        options, counts = self._groups.dealt(self._version, slab)
+        options, counts = self._groups.in_force.dealt(self._version, slab)
         change = _change(algorithm, slab, present, rows)
         if change is not None:
             touched = present.copy()

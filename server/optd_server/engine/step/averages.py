@@ -52,6 +52,10 @@ class Averages:
 
     kept: dict[str, Average] = field(default_factory=dict)
 
+    def copy(self) -> "Averages":
+        """Equal averages that share no memory with these."""
+        return Averages({name: Average(each.updates, each.buffers.copy()) for name, each in self.kept.items()})
+
     def configure(self, options: Options) -> None:
         """Keeps what options of the job ask for from now on, and drops the others."""
         self.kept = {name: self.kept.get(name) or Average() for name in averages_of(options)}
