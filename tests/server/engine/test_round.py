@@ -428,11 +428,12 @@ def test_a_round_that_is_broken_while_it_waits_for_readers_makes_no_step():
         first.send_all(rounds.messages(random_arrays(1)))
         second.send_all(rounds.messages(random_arrays(2)))
         await until(lambda: snapshots.wanted)
-        await leaves(rounds, "b", second)
+        leaving = asyncio.create_task(leaves(rounds, "b", second))  # which the job notes after this step
         assert type(await first.error()) is errors.RoundBroken
         assert type(await second.error()) is errors.PushWithdrawn
         for snapshot in held:
             snapshots.release(snapshot)
+        await leaving
         await settle()
         assert rounds.version == 2
         assert same(rounds.weights, before)
