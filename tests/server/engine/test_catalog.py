@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,20 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
         assert engine.catalog.memory.planned == 0
 
     play(scenario, limit=1000)
+
+
+@pytest.mark.parametrize("workers", [0, 4097])
+def test_a_job_whose_policy_is_none_is_refused_before_anything_is_allocated(play, workers):
+    async def scenario(engine):
+        says = rf"workers must be in \[1, 4096\], got {workers}"
+        wrong = replace(spec(), policy=Sync(workers))
+        with pytest.raises(errors.InvalidPolicy, match=says):
+            engine.catalog.upload(wrong).__enter__()
+        with pytest.raises(errors.InvalidPolicy, match=says):
+            await engine.catalog.make_way(wrong, "a")
+        assert (len(engine.catalog), engine.catalog.memory.planned) == (0, 0)
+
+    play(scenario)
 
 
 @pytest.mark.parametrize(
