@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
@@ -17,9 +18,10 @@ class Engine:
 
     def __init__(self, limit=1 << 20):
         self.offload = Offload(1)
-        self.catalog = Catalog(memory=Memory(limit), offload=self.offload, lease_seconds=10)
+        self.clock = Clock()
+        self.catalog = Catalog(memory=Memory(limit), offload=self.offload, clock=self.clock, lease_seconds=10)
 
-    def create(self, policy, **defaults):
+    async def create(self, policy, **defaults):
         groups = (
             GroupSpec("g", {}, (ParameterSpec("w", (4,), "float32"),)),
             GroupSpec("h", {"lr": 10.0}, (ParameterSpec("b", (2,), "float64"),)),
@@ -27,12 +29,12 @@ class Engine:
         spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, groups, policy)
         with self.catalog.upload(spec) as upload:
             upload.sink.write_all([Frame.of(0, 0, np.zeros(4, "f4")), Frame.of(1, 0, np.zeros(2))])
-            return self.catalog.finish(upload, wall=0.0)
+            return await self.catalog.finish(upload)
 
     async def push(self, job, worker, sequence, value=1.0, *, epoch=1, frames=None, **header):
         frames = [Frame.of(0, 0, np.full(4, value, "f4"))] if frames is None else frames
         header = PushHeader("job", worker, epoch, sequence, 0, **header)
-        return await job.pushes.push(header, Upload(frames), 0.0)
+        return await job.push(header, Upload(frames))
 
 
 class Upload:
@@ -52,7 +54,7 @@ class Upload:
 
 
 def weights(job):
-    return [array.tolist() for group in range(2) for array in job.model.snapshots.current.arrays(group)]
+    return [array.tolist() for group in range(2) for array in job.snapshots.current.arrays(group)]
 
 
 async def settle():

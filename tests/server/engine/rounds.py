@@ -1,16 +1,18 @@
 """Pushes through the service, without a server: the messages of each are handed out one by one, when a test says so."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
+from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.engine.membership.members import Member
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
+from optd_server.rpc.callers import ANONYMOUS
 from optd_server.rpc.services.training import TrainingService
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
@@ -90,7 +92,7 @@ class Upload:
     def __init__(self, rounds: "Rounds", header: PushHeader, first: Message = (), *, last: bool = False) -> None:
         self._given: asyncio.Queue[Any] = asyncio.Queue()
         self._given.put_nowait((pb.PushRequest(header=to_message(header), last=last), list(first)))
-        self.task = asyncio.get_running_loop().create_task(rounds.service.push(self))
+        self.task = asyncio.get_running_loop().create_task(rounds.service.push(self, ANONYMOUS))
 
     # What a stream of requests does
 
@@ -134,21 +136,25 @@ class Rounds:
 
     def __init__(self, workers: int, *, groups: Sequence[GroupSpec] = GROUPS, seed: int = 0, **defaults: Any) -> None:
         self.offload = Offload(2)
-        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, lease_seconds=10)
+        self.clock = Clock()
+        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, clock=self.clock, lease_seconds=10)
         self.service = TrainingService(self.catalog, 5)
-        spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, tuple(groups), Sync(workers) if workers else Async())
+        policy = Sync(workers) if workers else Async()
+        self.spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, tuple(groups), policy)
         self.first = random_arrays(1000 + seed, groups)
-        with self.catalog.upload(spec) as upload:
-            for index, group in enumerate(groups):
+        self.job: Job
+
+    async def create(self) -> None:
+        with self.catalog.upload(self.spec) as upload:
+            for index, group in enumerate(self.spec.groups):
                 for parameter in lay_out(group.parameters).parameters:
                     upload.sink.write_all([Frame.of(index, parameter.offset, self.first[parameter.name].ravel())])
-            self.job: Job = self.catalog.finish(upload, wall=0.0)
-        self.sequences: dict[str, int] = {}
+            self.job = await self.catalog.finish(upload)
 
     @property
     def weights(self) -> Arrays:
         found = {}
-        current = self.job.model.snapshots.current
+        current = self.job.snapshots.current
         for index, layout in enumerate(current.layouts):
             for segment, array in zip(layout.segments, current.arrays(index), strict=True):
                 for member in segment.members:
@@ -159,17 +165,30 @@ class Rounds:
 
     @property
     def version(self) -> int:
-        return self.job.model.version.version
+        return self.job.version.version
 
     async def join(self, *names: str) -> None:
         for name in names:
-            await self.job.join(name, None, time.monotonic())
-            self.sequences[name] = 0
+            await self.job.join(name, None)
 
     def header(self, worker: str, **more: Any) -> PushHeader:
         """That of the worker's next push, or of its last one once again."""
-        epoch = self.job.workers.find(worker).epoch
-        return PushHeader("job", worker, epoch, self.job.workers.find(worker).sequence + 1, 0, **more)
+        member = self.member(worker)
+        return PushHeader("job", worker, member.epoch, member.sequence + 1, 0, **more)
+
+    def member(self, worker: str) -> Member:
+        """What the job remembers of a worker that has joined."""
+        found = self.job.state.members.find(worker)
+        assert found is not None
+        return found
+
+    async def leave(self, worker: str) -> None:
+        await self.job.leave(worker, self.member(worker).epoch)
+
+    def expire(self, worker: str) -> None:
+        """Ends a lease as if its time had come."""
+        self.job.leases.of(worker).until = self.clock.monotonic()
+        self.job.workers.expire()
 
     def upload(self, worker: str, first: Message = (), *, last: bool = False, **more: Any) -> Upload:
         return Upload(self, self.header(worker, **more), first, last=last)
@@ -178,8 +197,7 @@ class Rounds:
         """A push whose gradient lies in shared memory."""
         sharing = self.job.sharing
         if not sharing.has(worker):
-            found = self.job.workers.find(worker)
-            sharing.confirm(found, sharing.open(found).token)
+            sharing.confirm(worker, sharing.open(worker, self.member(worker).epoch).token)
         share = sharing._shares[worker]
         ranges = []
         for index, frame in self.frames(gradient):
@@ -197,7 +215,7 @@ class Rounds:
     def frames(self, gradient: Arrays) -> list[tuple[int, Frame]]:
         """A frame for each parameter of the gradient, in ascending order; by group."""
         found = []
-        for index, layout in enumerate(self.job.model.groups.layouts):
+        for index, layout in enumerate(self.job.state.groups.layouts):
             for parameter in sorted(layout.parameters, key=lambda p: p.offset):
                 if parameter.name in gradient:
                     values = np.ascontiguousarray(gradient[parameter.name]).ravel()
@@ -221,13 +239,13 @@ class Rounds:
         assert self.version == version + 1
 
     async def add_group(self) -> GroupInfo:
-        index = len(self.job.model.groups)
+        index = len(self.job.state.groups)
         weights = FlatBuffers([extent_of([lay_out(NEW.parameters)], index)])
-        return (await self.job.add_group(NEW, weights, index))[0]
+        return (await self.job.changes.add_group(NEW, weights, index))[0]
 
     def idle(self) -> bool:
         """Whether no push is under way, and every slot that was made is free or keeps the last gradient."""
-        slots, pushes = self.job.model.slots, self.job.pushes
+        slots, pushes = self.job.slots, self.job.pushes
         free = [*slots._free, *([slots._kept[0]] if slots._kept is not None else [])]
         distinct = len({id(slot) for slot in free}) == len(free)
         return distinct and len(free) == slots._made and not pushes._under_way and not pushes._rounds
@@ -244,6 +262,7 @@ def play(scenario: Callable[[Rounds], Awaitable[None]], workers: int, **argument
         rounds = Rounds(workers, **arguments)
         try:
             async with asyncio.timeout(20):
+                await rounds.create()
                 await scenario(rounds)
                 await until(rounds.idle)
         finally:

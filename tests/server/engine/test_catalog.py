@@ -1,12 +1,13 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.server.engine.conftest import settle
 
-from optd_server.engine import memory as plan
+from optd_server.engine import memory as planning
 from optd_server.engine.options.fields import state_bytes
-from optd_server.engine.rounds.policies.registry import rule_of
+from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire import errors
 from optd_wire.frames import Frame
@@ -29,9 +30,9 @@ def test_nobody_sees_a_job_before_it_is_whole_and_those_who_wait_get_it(play):
             await settle()
             assert not waiting.done()
             with pytest.raises(errors.IncompleteParameter, match="weights of parameter 'w' covers 0 of its 4"):
-                engine.catalog.finish(upload, wall=0)
+                await engine.catalog.finish(upload)
             upload.sink.write_all([Frame.of(0, 0, np.zeros(4, "f4"))])
-            job = engine.catalog.finish(upload, wall=0)
+            job = await engine.catalog.finish(upload)
         assert await waiting is job
         with pytest.raises(errors.JobExists, match="exists already"):
             engine.catalog.upload(spec()).__enter__()
@@ -63,6 +64,20 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
     play(scenario, limit=1000)
 
 
+@pytest.mark.parametrize("workers", [0, 4097])
+def test_a_job_whose_policy_is_none_is_refused_before_anything_is_allocated(play, workers):
+    async def scenario(engine):
+        says = rf"workers must be in \[1, 4096\], got {workers}"
+        wrong = replace(spec(), policy=Sync(workers))
+        with pytest.raises(errors.InvalidPolicy, match=says):
+            engine.catalog.upload(wrong).__enter__()
+        with pytest.raises(errors.InvalidPolicy, match=says):
+            await engine.catalog.make_way(wrong, "a")
+        assert (len(engine.catalog), engine.catalog.memory.planned) == (0, 0)
+
+    play(scenario)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "options", "policy", "buffers"),
     [
@@ -76,14 +91,14 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
 def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
     layouts = [lay_out([ParameterSpec("w", (100,), "float32"), ParameterSpec("v", (10,), "float64")])]
     states = state_bytes(ALGORITHMS[algorithm].fields(options), layouts[0])
-    rule = rule_of(policy)
-    planned = plan.job_bytes(rule.slots, rule.most, layouts, [states])
+    decider = deciding(policy)
+    planned = planning.job_bytes(decider.slots, decider.most, layouts, [states])
     assert planned == buffers * (100 * 4 + 10 * 8)
 
 
 def test_loans_come_back_even_when_the_borrower_fails():
-    memory = plan.Memory(100)
-    job = plan.Plan("job 'j'")
+    memory = planning.Memory(100)
+    job = planning.Reservation("job 'j'")
     memory.reserve(job, 60)
     with pytest.raises(RuntimeError), memory.lend("copy", 30):
         assert memory.planned == 90

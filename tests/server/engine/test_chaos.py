@@ -1,7 +1,6 @@
 """Rounds in which anything may go wrong at any time, of workers that try again as they should."""
 
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -30,8 +29,8 @@ class Trainer:
 
     async def _pushed(self, number, gradient) -> bool:
         """One attempt; whether the gradient counts."""
-        worker = self.rounds.job.workers.find(self.name)
-        if not worker.active or self._strikes():
+        worker = self.rounds.member(self.name)
+        if not self.rounds.job.leases.holds(self.name) or self._strikes():
             # A process that has taken over learns how far the one before it has come.
             sequence = worker.sequence
             before = (worker.epoch, sequence) if sequence else (worker.previous_epoch, worker.previous_sequence)
@@ -75,23 +74,21 @@ class Trainer:
         for number, frames in enumerate([*messages, None]):
             await settle(int(self.rng.integers(4)))
             if number == at:
-                self._break(upload)
+                await self._break(upload)
                 return
             upload.send(frames or (), last=frames is None)
 
-    def _break(self, upload) -> None:
+    async def _break(self, upload) -> None:
         """What goes wrong with a push on its way."""
-        job = self.rounds.job
         match int(self.rng.integers(6)):
             case 0:
                 upload.break_off()
             case 1:
                 upload.task.cancel()
             case 2:
-                job.leave(self.name, job.workers.find(self.name).epoch, time.monotonic())
+                await self.rounds.leave(self.name)
             case 3:
-                job.workers.find(self.name).lease_until = 0.0
-                job.expire(time.monotonic())
+                self.rounds.expire(self.name)
             case 4:
                 upload.send([Frame.of(2, 0, np.full(4, np.nan))])
             case 5:
@@ -101,7 +98,7 @@ class Trainer:
 
 
 def rounds_of_all(rounds: Rounds) -> bool:
-    return isinstance(rounds.job.model.policy, Sync)
+    return isinstance(rounds.job.state.policy, Sync)
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -122,17 +119,17 @@ def test_every_gradient_counts_once_whatever_goes_wrong(sync, count, steps, mish
         await rounds.join(*names)
         expected, answer, answered = rounds.weights, rounds.job.pushes._answer, []
 
-        def answer_and_note(push, stepped_from):
+        def answer_and_note(push, reply):
             answered.append(push.header.worker)
-            answer(push, stepped_from)
+            answer(push, reply)
 
         rounds.job.pushes._answer = answer_and_note
         trainers = [Trainer(rounds, name, gradients[name], rng, mishaps) for name in names]
         await asyncio.gather(*(trainer.train() for trainer in trainers))
         assert rounds.version == steps * (1 if sync else count)
         left = {name: list(gradients[name]) for name in names}
-        for start in range(0, len(answered), rounds.job.model.rule.most):
-            together = answered[start : start + rounds.job.model.rule.most]
+        for start in range(0, len(answered), rounds.job.pushes.policy.most):
+            together = answered[start : start + rounds.job.pushes.policy.most]
             expected = stepped(expected, [left[name].pop(0) for name in together])
         assert not any(left.values())
         assert same(rounds.weights, expected)

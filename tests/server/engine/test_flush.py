@@ -1,7 +1,5 @@
 """Flushes among pushes that break off, wait and come again, where it takes a service driven by hand to see it."""
 
-import time
-
 import numpy as np
 from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle, stepped, until
 
@@ -12,7 +10,7 @@ from optd_wire.values import JobUpdate
 def test_one_that_comes_again_gets_the_first_reply_and_makes_no_second_step() -> None:
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a")
-        await rounds.job.update(JobUpdate("job", {"accumulate": 3}))
+        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 3}))
         gradient = random_arrays(1)
         first = rounds.upload("a")
         first.send_all(rounds.messages(gradient))
@@ -20,8 +18,8 @@ def test_one_that_comes_again_gets_the_first_reply_and_makes_no_second_step() ->
         expected = stepped(rounds.weights, [gradient])
         header = rounds.header("a", flush=True)
         results = [
-            await rounds.job.pushes.push(header, _Nothing(), time.monotonic()),
-            await rounds.job.pushes.push(header, _Nothing(), time.monotonic()),
+            await rounds.job.push(header, _Nothing()),
+            await rounds.job.push(header, _Nothing()),
         ]
         assert [(result.applied_version, result.repeat) for result in results] == [(1, False), (1, True)]
         assert same(rounds.weights, expected)
@@ -48,7 +46,7 @@ class _Nothing:
 def test_one_that_breaks_off_leaves_what_is_added_up() -> None:
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a")
-        await rounds.job.update(JobUpdate("job", {"accumulate": 3}))
+        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 3}))
         gradient = random_arrays(1)
         rounds_first = rounds.upload("a")
         rounds_first.send_all(rounds.messages(gradient))
@@ -75,7 +73,7 @@ def test_a_push_that_waits_for_another_round_does_not_get_into_one_that_flushes(
         await settle()
         left, waiting = rounds.upload("c"), rounds.upload("d")
         await settle()
-        rounds.job.leave("c", 1, time.monotonic())
+        await rounds.leave("c")
         assert isinstance(await left.error(), errors.PushWithdrawn)
         flush = rounds.upload("e", last=True, flush=True)
         await until(lambda: rounds.job.pushes.waits("e"))
@@ -98,7 +96,7 @@ def test_fewer_rounds_that_make_a_step_make_it_between_two_of_them() -> None:
 
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a", "b")
-        await rounds.job.update(JobUpdate("job", {"accumulate": 4}))
+        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 4}))
         gradients = [random_arrays(number) for number in range(2)]
         first = rounds.upload("a")
         first.send_all(rounds.messages(gradients[0]))
@@ -106,7 +104,7 @@ def test_fewer_rounds_that_make_a_step_make_it_between_two_of_them() -> None:
         before = rounds.weights
         second = rounds.upload("b")
         await settle()
-        _, version = await rounds.job.update(JobUpdate("job", {"accumulate": 1}))
+        _, version = await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 1}))
         assert version.version == rounds.version == 1
         middle = stepped(before, [gradients[0]])
         assert same(rounds.weights, middle)

@@ -65,7 +65,7 @@ def test_who_looks_gets_the_gradient_of_the_next_step_though_its_worker_writes_o
         assert provenance.note == ""
         sent = {(frame.group, frame.offset): frame.values for frame in (await reading).frames}
         assert np.array_equal(sent[0, 0], gradient["a"])
-        assert not rounds.job.model.looks.waiting
+        assert not rounds.job.looks.waiting
 
     play(scenario, 0)
 
@@ -89,12 +89,12 @@ def test_where_no_step_comes_the_workers_memory_is_shown_with_a_note_and_never_r
 def test_memory_that_is_gone_or_written_anew_is_not_shown(end):
     async def scenario(rounds):
         await rounds.join("a", "b")
-        share = await shares(rounds, "a")
+        await shares(rounds, "a")
         await shared_step(rounds, 1)
         if end == "leaves":
-            rounds.job.leave("a", share.epoch, 0)
+            await rounds.leave("a")
         else:
-            rounds.job.model.looks.forget("a")  # as an announced push does
+            rounds.job.looks.forget("a")  # as an announced push does
         report, provenance = await inspect(rounds, not_at_all)
         assert (norms(report), provenance.version) == ({}, None)
         assert "is not kept" in provenance.note
@@ -107,11 +107,11 @@ def test_a_push_that_is_announced_takes_the_place_of_what_was_there():
         await rounds.join("a")
         await shares(rounds, "a")
         await shared_step(rounds, 1)
-        assert rounds.job.model.looks.lent is not None
+        assert rounds.job.looks.lent is not None
         with pytest.raises(errors.OptdError):
             # Refused after it was announced: what the worker has written by then is another gradient.
             await rounds.share("a", {name: np.full_like(array, np.nan) for name, array in random_arrays(2).items()})
-        assert rounds.job.model.looks.lent is None
+        assert rounds.job.looks.lent is None
 
     play(scenario, 0)
 
@@ -132,7 +132,7 @@ def test_while_a_slot_is_taken_by_the_next_push_that_one_is_shown():
     async def scenario(rounds):
         await rounds.join("a")
         await rounds.step({"a": random_arrays(1)})
-        slots, taken = rounds.job.model.slots, []
+        slots, taken = rounds.job.slots, []
         while slots.last is not None:
             slots.take(taken.append)
         gradient = random_arrays(2)
@@ -172,7 +172,7 @@ def test_steps_are_as_without_those_who_look_whatever_becomes_of_these():
         assert same(rounds.weights, {name: before[name] - gradient[name] for name in before})
         with pytest.raises(KeyError, match="mine"):
             await failing
-        assert rounds.job.pushes.failure == ""
+        assert rounds.job.fold.failure == ""
 
     play(scenario, 0)
 

@@ -66,7 +66,6 @@ BAD = [
         errors.UnservedShape,
         "muon: parameter 'w' must have 2 dimensions, got shape (3,)",
     ),
-    (replace(SPEC, policy=Sync(0)), errors.InvalidPolicy, "workers must be in [1, 4096], got 0"),
 ]
 
 

@@ -20,36 +20,36 @@ def without_collector():
     gc.enable()
 
 
-def arrays_of(model):
-    yield from (array for weights in model.snapshots._sets for array in weights.buffers.all_slabs())
-    yield from (array for *_, state in model.groups.slabs() for array in state.state.values())
-    yield from model.slots.last.slabs[0]
+def arrays_of(job):
+    yield from (array for weights in job.snapshots._sets for array in weights.buffers.all_slabs())
+    yield from (array for *_, state in job.state.groups.slabs() for array in state.state.values())
+    yield from job.slots.last.slabs[0]
 
 
 def test_it_does_not_wait_for_the_collector_of_garbage(play, without_collector):
     async def scenario(engine):
-        job = engine.create(Async(), momentum=0.9)
-        await job.join("a", None, now=0)
+        job = await engine.create(Async(), momentum=0.9)
+        await job.join("a", None)
         await engine.push(job, "a", 1)
-        known = [weakref.ref(array) for array in arrays_of(job.model)]
+        known = [weakref.ref(array) for array in arrays_of(job)]
         assert len(known) == 2 * 2 + 2 + 2
         await engine.catalog.delete("job")
         await settle()
         assert [each() for each in known] == [None] * len(known)
-        assert job.model.name == "job"  # which somebody still has
+        assert job.name == "job"  # which somebody still has
 
     play(scenario)
 
 
 def test_what_a_reader_holds_goes_when_it_has_finished(play, without_collector):
     async def scenario(engine):
-        job = engine.create(Async())
-        snapshot = job.model.snapshots.hold()
+        job = await engine.create(Async())
+        snapshot = job.snapshots.hold()
         held = snapshot.arrays(0)[0]
         known = weakref.ref(held)
         await engine.catalog.delete("job")
         assert snapshot.arrays(0)[0].tolist() == [0.0] * 4
-        job.model.snapshots.release(snapshot)
+        job.snapshots.release(snapshot)
         del held
         assert known() is None
 
@@ -58,16 +58,16 @@ def test_what_a_reader_holds_goes_when_it_has_finished(play, without_collector):
 
 def test_the_slot_of_a_push_that_is_broken_off_goes_too(play):
     async def scenario(engine):
-        job = engine.create(Sync(2))
+        job = await engine.create(Sync(2))
         for worker in "ab":
-            await job.join(worker, None, now=0)
+            await job.join(worker, None)
         started = []
-        job.model.slots.take(started.append)
+        job.slots.take(started.append)
         (slot,) = started
-        slot.fit(job.model.groups.extents)
+        slot.fit(job.state.groups.extents)
         await engine.catalog.delete("job")
         assert slot.buffers.slabs  # somebody writes there
-        job.model.slots.give_back(slot)
+        job.slots.give_back(slot)
         assert not slot.buffers.slabs
         with pytest.raises(errors.UnknownJob):
             engine.catalog.find("job")

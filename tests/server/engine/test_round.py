@@ -1,6 +1,5 @@
 import asyncio
 import threading
-import time
 import tracemalloc
 
 import numpy as np
@@ -131,7 +130,7 @@ def test_a_worker_that_has_got_far_ahead_is_not_read_any_further():
 
 
 async def nonfinite(rounds, name, upload):
-    upload.send([Frame.of(2, rounds.job.model.groups.layouts[2].parameters[0].offset, np.full(4, np.inf))])
+    upload.send([Frame.of(2, rounds.job.state.groups.layouts[2].parameters[0].offset, np.full(4, np.inf))])
     return errors.NonfiniteGradient
 
 
@@ -141,7 +140,7 @@ async def stream_ends(rounds, name, upload):
 
 
 async def incomplete(rounds, name, upload):
-    upload.send([Frame.of(2, rounds.job.model.groups.layouts[2].parameters[0].offset, np.ones(3))], last=True)
+    upload.send([Frame.of(2, rounds.job.state.groups.layouts[2].parameters[0].offset, np.ones(3))], last=True)
     return errors.IncompleteParameter
 
 
@@ -150,7 +149,7 @@ async def cancelled(rounds, name, upload):
 
 
 async def leaves(rounds, name, upload):
-    rounds.job.leave(name, rounds.job.workers.find(name).epoch, time.monotonic())
+    await rounds.leave(name)
     return errors.PushWithdrawn
 
 
@@ -160,8 +159,7 @@ async def joins_again(rounds, name, upload):
 
 
 async def lease_ends(rounds, name, upload):
-    rounds.job.workers.find(name).lease_until = 0.0
-    rounds.job.expire(time.monotonic())
+    rounds.expire(name)
     return errors.PushWithdrawn
 
 
@@ -196,7 +194,7 @@ def test_when_one_push_comes_to_nothing_the_others_start_afresh(monkeypatch, end
         assert same(rounds.weights, rounds.first)
         assert rounds.version == 0
         await until(rounds.idle)
-        if not rounds.job.workers.find(culprit).active:
+        if not rounds.job.leases.holds(culprit):
             await rounds.join(culprit)
         await rounds.step({name: random_arrays(ord(name) + 1) for name in "abc"})
         await rounds.step({name: random_arrays(ord(name) + 2) for name in "abc"})
@@ -369,7 +367,7 @@ def test_a_broken_round_gives_its_slot_back_once_nobody_writes_to_it(monkeypatch
         calls = gate.calls
         await leaves(rounds, "b", other)
         await rounds.join("b")
-        assert rounds.job.model.slots._free == []
+        assert rounds.job.slots._free == []
         gradients = {"a": random_arrays(3), "b": random_arrays(4)}
         expected = stepped(rounds.weights, list(gradients.values()))
         uploads = [rounds.upload(name) for name in "ab"]
@@ -419,7 +417,7 @@ def test_a_late_error_of_a_broken_round_takes_nothing_out_of_the_next(monkeypatc
 def test_a_round_that_is_broken_while_it_waits_for_readers_makes_no_step():
     async def scenario(rounds):
         await rounds.join("a", "b")
-        snapshots = rounds.job.model.snapshots
+        snapshots = rounds.job.snapshots
         held = []
         for number in range(2):
             held.append(snapshots.hold())
@@ -430,11 +428,12 @@ def test_a_round_that_is_broken_while_it_waits_for_readers_makes_no_step():
         first.send_all(rounds.messages(random_arrays(1)))
         second.send_all(rounds.messages(random_arrays(2)))
         await until(lambda: snapshots.wanted)
-        await leaves(rounds, "b", second)
+        leaving = asyncio.create_task(leaves(rounds, "b", second))  # which the job notes after this step
         assert type(await first.error()) is errors.RoundBroken
         assert type(await second.error()) is errors.PushWithdrawn
         for snapshot in held:
             snapshots.release(snapshot)
+        await leaving
         await settle()
         assert rounds.version == 2
         assert same(rounds.weights, before)
@@ -596,7 +595,7 @@ def test_options_that_do_not_go_together_within_a_round():
         second.send(last=True)
         await first
         await second
-        assert rounds.job.model.groups.options[0].options["lr"] == 0.5
+        assert rounds.job.state.groups.options[0].options["lr"] == 0.5
 
     play(scenario, 2)
 
@@ -607,13 +606,13 @@ def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_and_break
         update = GroupUpdate("g", {"lr": 0.5}, expected_revision=0)
         first, second = rounds.upload("a", updates=(update,)), rounds.upload("b")
         await settle()
-        await rounds.job.update_group(GroupUpdate("g", {"lr": 2.0}))
+        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 2.0}))
         first.send_all(rounds.messages(random_arrays(1)))
         second.send_all(rounds.messages(random_arrays(2)))
         assert type(await first.error()) is errors.OptionConflict
         assert type(await second.error()) is errors.RoundBroken
         assert same(rounds.weights, rounds.first)
-        await rounds.job.update_group(GroupUpdate("g", {"lr": 1.0}))
+        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 1.0}))
         await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
 
     play(scenario, 2)
@@ -659,7 +658,7 @@ def test_pushes_of_a_job_that_is_deleted_fail(stage):
 def test_a_job_that_is_deleted_while_its_step_waits_for_readers():
     async def scenario(rounds):
         await rounds.join("a", "b")
-        snapshots = rounds.job.model.snapshots
+        snapshots = rounds.job.snapshots
         for number in range(2):
             snapshots.hold()
             await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})

@@ -4,6 +4,8 @@ import asyncio
 
 import numpy as np
 import pytest
+from optd_server.engine.replacing import StateUpload
+from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
@@ -17,7 +19,7 @@ from optd_wire.errors import MemoryExceeded
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.row_frames import RowFrame
-from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, PushHeader, Sync
+from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, PushHeader, Sync, WriteStateHeader
 
 # The first two lie in one slab, whose other parameters are few elements of it; the last comes later, as another group.
 SHAPES = {"small": (30,), "table": (20_000, 3), "bias": (2000,), "cube": (50, 2, 2), "later": (15_000, 3)}
@@ -50,17 +52,23 @@ class Upload:
 class Play:
     """A job, the weights that it should have, and readers that keep up by what has changed."""
 
-    def __init__(self, catalog, policy, seed):
+    def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
         self.weights = {name: self.rng.standard_normal(shape).astype(DTYPE) for name, shape in SHAPES.items()}
         self.groups = 2
-        groups = (spec(0), spec(1))
-        with catalog.upload(JobSpec("job", "sgd", {"lr": 0.5}, groups, policy)) as upload:
-            upload.sink.write_all([Frame.of(group, 0, self.flat(group)) for group in range(2)])
-            self.job = catalog.finish(upload, wall=0.0)
         self.sequence = 0
         self.held = []
         self.copies = {0: self.copy()}
+
+    @classmethod
+    async def begin(cls, catalog, policy, seed, workers=("w",)):
+        play = cls(seed)
+        with catalog.upload(JobSpec("job", "sgd", {"lr": 0.5}, (spec(0), spec(1)), policy)) as upload:
+            upload.sink.write_all([Frame.of(group, 0, play.flat(group)) for group in range(2)])
+            play.job = await catalog.finish(upload)
+        for worker in workers:
+            await play.job.join(worker, None)
+        return play
 
     def names(self):
         return [name for group in GROUPS[: self.groups] for name in group]
@@ -73,7 +81,7 @@ class Play:
 
     async def push(self, frames, worker="w"):
         header = PushHeader("job", worker, 1, self.sequence, 0)
-        await self.job.pushes.push(header, Upload(frames), 0.0)
+        await self.job.push(header, Upload(frames))
 
     def frame(self, name, values):
         group = next(number for number, names in enumerate(GROUPS) if name in names)
@@ -111,12 +119,9 @@ class Play:
         """All weights are written, which makes no version."""
         for name in self.names():
             self.weights[name] = self.rng.standard_normal(SHAPES[name]).astype(DTYPE)
-
-        def work(_, following):
-            for group in range(self.groups):
-                following.arrays[group][0][:] = self.flat(group)
-
-        await self.job.replace_weights(1, work, lambda _: None)
+        upload = StateUpload(self.job, WriteStateHeader("job", "w", 1, (), ()), 0.0)
+        upload.write([Frame.of(group, 0, self.flat(group)) for group in range(self.groups)])
+        await upload.put_in_force()
 
     async def add_group(self):
         """The last group comes."""
@@ -125,18 +130,18 @@ class Play:
         given = spec(2)
         buffers = FlatBuffers([extent_of([lay_out(given.parameters)], 2)])
         buffers.arrays[0][0][:] = self.flat(2)
-        await self.job.add_group(given, buffers, 2)
+        await self.job.changes.add_group(given, buffers, 2)
         self.groups = 3
         # Who has the group has pulled since.
-        self.copies = {self.job.model.version.version: self.copy()}
+        self.copies = {self.job.version.version: self.copy()}
 
     async def share(self):
         """Weights go to memory that workers can map."""
-        self.job.model.snapshots.share()
+        await self.job.open_shared_memory("w", 1)
 
     async def read(self):
         """A reader comes, or goes. With two, no set would be left for a step."""
-        snapshots = self.job.model.snapshots
+        snapshots = self.job.snapshots
         if not self.held:
             held = snapshots.hold()
             self.held.append((held, self.copy()))
@@ -144,7 +149,7 @@ class Play:
             snapshots.release(self.held.pop(0)[0])
 
     def check(self):
-        snapshots = self.job.model.snapshots
+        snapshots = self.job.snapshots
         for snapshot, expected in [(snapshots.current, self.weights), *self.held]:
             for group, layout in enumerate(snapshot.layouts):
                 for parameter in layout.parameters:
@@ -158,8 +163,8 @@ class Play:
             self.copies[version] = self.copy()
 
     def bring_up_to_date(self, version, copied):
-        current = self.job.model.snapshots.current
-        changed = changed_since(self.job.model.snapshots.journal, self.job.model.groups.extents, version)
+        current = self.job.snapshots.current
+        changed = changed_since(self.job, version)
         for part in changed.ranges:
             flat = np.concatenate([copied[name].reshape(-1) for name in GROUPS[part.group]])
             here = slice(part.offset, part.offset + part.count)
@@ -177,7 +182,7 @@ class Play:
 def run(scenario, limit=1 << 24):
     async def whole():
         offload = Offload(1)
-        catalog = Catalog(memory=Memory(limit), offload=offload, lease_seconds=10)
+        catalog = Catalog(memory=Memory(limit), offload=offload, clock=Clock(), lease_seconds=10)
         try:
             async with asyncio.timeout(10):
                 await scenario(catalog)
@@ -194,8 +199,7 @@ def test_weights_are_what_they_should_be_whatever_happens_between_steps(monkeypa
     monkeypatch.setattr(journal, "MOST_ENTRIES", entries)
 
     async def scenario(catalog):
-        play = Play(catalog, Async(), seed)
-        await play.job.join("w", None, now=0)
+        play = await Play.begin(catalog, Async(), seed)
         actions = [play.step] * 12 + [play.replace, play.add_group, play.share, play.read, play.read, play.read]
         for _ in range(40):
             await actions[play.rng.integers(len(actions))]()
@@ -206,13 +210,12 @@ def test_weights_are_what_they_should_be_whatever_happens_between_steps(monkeypa
 
 def test_a_step_of_few_rows_says_what_it_changes():
     async def scenario(catalog):
-        play = Play(catalog, Async(), 0)
-        await play.job.join("w", None, now=0)
-        snapshots, extents = play.job.model.snapshots, play.job.model.groups.extents
+        play = await Play.begin(catalog, Async(), 0)
+        snapshots = play.job.snapshots
         for sequence in (1, 2, 3):
             play.sequence = sequence
             await play.push([play.rows("table", np.array([7, sequence]), np.ones((2, 3), DTYPE))])
-        since_first = changed_since(snapshots.journal, extents, 1)
+        since_first = changed_since(play.job, 1)
         assert since_first.ranges == ()
         assert [(rows.place.name, rows.ids.tolist()) for rows in since_first.rows] == [("table", [2, 3, 7])]
         assert snapshots.lacks(await snapshots.spare(), 0, 0)[-1].elements == 6
@@ -224,16 +227,14 @@ def test_rows_of_a_round_take_no_time_by_the_table():
     """A slot that only rows are sent to is not even cleared."""
 
     async def scenario(catalog):
-        play = Play(catalog, Sync(workers=2), 0)
+        play = await Play.begin(catalog, Sync(workers=2), 0, ("a", "b"))
         play.sequence = 1
-        for worker in ("a", "b"):
-            await play.job.join(worker, None, now=0)
         ids = np.array([3, 5])
         sent = [play.rows("table", ids, np.full((2, 3), value, DTYPE)) for value in (1, 3)]
         await asyncio.gather(*(play.push([rows], worker) for rows, worker in zip(sent, ("a", "b"), strict=True)))
         play.weights["table"][ids] += np.float32(-1)
         play.check()
-        slabs = play.job.model.slots.last.slabs
+        slabs = play.job.slots.last.slabs
         assert all(not slab.any() and not np.signbit(slab).any() for row in slabs for slab in row)
 
     run(scenario)
@@ -243,8 +244,7 @@ def test_rows_that_do_not_fit_into_the_servers_memory_are_refused():
     """Few of them fit into what is planned for a whole gradient."""
 
     async def scenario(catalog):
-        play = Play(catalog, Async(), 0)
-        await play.job.join("w", None, now=0)
+        play = await Play.begin(catalog, Async(), 0)
         play.sequence = 1
         ids = np.arange(20_000)
         many = play.rows("table", ids, np.ones((20_000, 3), DTYPE))

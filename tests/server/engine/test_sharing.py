@@ -4,13 +4,13 @@ import asyncio
 import errno
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
 from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
+from optd_server.rpc.callers import ANONYMOUS
 from optd_server.store.gradients import Slot
 from optd_server.store.snapshots import Snapshots
 from optd_wire import errors
@@ -19,18 +19,9 @@ from optd_wire.v1 import training_service_pb2 as pb
 from optd_wire.values import PushHeader
 
 
-def open_for(rounds: Rounds, worker: str):
-    """What a worker shares, proved."""
-    sharing, found = rounds.job.sharing, rounds.job.workers.find(worker)
-    share = sharing.open(found)
-    sharing.confirm(found, share.token)
-    return share
-
-
 async def shares(rounds: Rounds, worker: str):
-    """As `open_for`, and the weights lie in shared memory from now on."""
-    epoch = rounds.job.workers.find(worker).epoch
-    share = await rounds.job.open_shared_memory(worker, epoch, time.monotonic())
+    """What a worker shares, proved. The weights lie in shared memory from now on."""
+    share = await rounds.job.open_shared_memory(worker, rounds.member(worker).epoch)
     rounds.job.sharing.confirm(share.worker, share.token)
     return share
 
@@ -43,7 +34,7 @@ class Steps:
         self.task = asyncio.create_task(self._collect(rounds))
 
     async def _collect(self, rounds):
-        return [pb.StepResponse.FromString(message) async for message in rounds.service.step(self)]
+        return [pb.StepResponse.FromString(message) async for message in rounds.service.step(self, ANONYMOUS)]
 
     async def next(self, *, patient=False):
         return await self._given.get()
@@ -80,7 +71,7 @@ def test_a_late_call_of_an_old_epoch_leaves_the_hold_of_the_new_one_alone():
         await rounds.join("a")
         await rounds.step({"a": random_arrays(1)})
         steps = Steps(rounds)
-        zombie = PushHeader("job", "a", rounds.job.workers.find("a").epoch, 1, 0)
+        zombie = PushHeader("job", "a", rounds.member("a").epoch, 1, 0)
         delivery = pb.Delivery(shared=True, in_place=True)
         steps.send(pb.StepRequest(header=to_message(zombie), delivery=delivery))
         await settle()
@@ -113,7 +104,7 @@ def test_each_call_ends_the_hold_of_the_one_before():
             assert (held.weights.holders, held.weights.in_place) == (1, number % 2)
             await rounds.step({"a": random_arrays(number)})
         rounds.job.sharing.release("a")
-        assert all(w.holders == w.in_place == 0 for w in rounds.job.model.snapshots._sets)
+        assert all(w.holders == w.in_place == 0 for w in rounds.job.snapshots._sets)
 
     play(scenario, 1)
 
@@ -129,9 +120,8 @@ def test_a_worker_that_stands_still_while_it_copies_holds_steps_up_until_its_lea
         expected = stepped(rounds.weights, [random_arrays(3)])
         waiting = rounds.upload("a")
         waiting.send_all(rounds.messages(random_arrays(3)))
-        await until(lambda: rounds.job.model.snapshots.wanted)
-        rounds.job.workers.find("b").lease_until = 0.0
-        rounds.job.expire(time.monotonic())
+        await until(lambda: rounds.job.snapshots.wanted)
+        rounds.expire("b")
         await waiting
         assert same(rounds.weights, expected)
 
@@ -141,24 +131,26 @@ def test_a_worker_that_stands_still_while_it_copies_holds_steps_up_until_its_lea
 def test_a_worker_that_leaves_while_weights_are_laid_out_for_it_leaves_nothing_behind(monkeypatch):
     async def scenario(rounds):
         await rounds.join("a", "b")
-        planned, epoch = rounds.catalog.memory.planned, rounds.job.workers.find("a").epoch
+        planned, epoch = rounds.catalog.memory.planned, rounds.member("a").epoch
         entered, opened, share = threading.Event(), threading.Event(), Snapshots.share
 
         def held_up(snapshots):
             entered.set()
             assert opened.wait(10)
-            share(snapshots)
+            return share(snapshots)
 
         monkeypatch.setattr(Snapshots, "share", held_up)
         monkeypatch.setattr(offload, "INLINE_ELEMENTS", -1)
-        opening = asyncio.create_task(rounds.job.open_shared_memory("a", epoch, time.monotonic()))
+        opening = asyncio.create_task(rounds.job.open_shared_memory("a", epoch))
         await until(entered.is_set)
-        rounds.job.leave("a", epoch, time.monotonic())
+        leaving = asyncio.create_task(rounds.leave("a"))
+        await until(lambda: not rounds.job.leases.holds("a"))
         opened.set()
+        await leaving
         with pytest.raises(errors.StaleEpoch):
             await opening
         assert rounds.catalog.memory.planned == planned
-        assert rounds.job.workers.find("a").lane == "grpc"
+        assert rounds.job.leases.of("a").lane == "grpc"
         await rounds.step({"b": random_arrays(1)})
 
     play(scenario, 1)
@@ -174,7 +166,7 @@ def test_a_job_that_cannot_be_shared_stays_as_it_is_and_can_be_later(exhausted):
         exhausted()
         with pytest.raises(errors.SharedMemoryUnavailable, match="Too many open files"):
             await shares(rounds, "a")
-        assert rounds.job.workers.find("a").lane == "grpc (Too many open files)"
+        assert rounds.job.leases.of("a").lane == "grpc (Too many open files)"
         assert rounds.catalog.memory.planned == planned
         for number in range(4):
             await rounds.step({"a": random_arrays(number)})
@@ -195,7 +187,7 @@ def test_steps_of_a_shared_job_go_on_without_descriptors_and_its_weights_are_sha
         assert rounds.job.sharing.deliver("a", share.epoch, in_place=True) is None
         for number in range(4):
             await rounds.step({"a": random_arrays(number)})
-        assert rounds.job.pushes.failure == ""
+        assert rounds.job.fold.failure == ""
         exhausted(False)
         for number in range(3):
             await rounds.step({"a": random_arrays(number)})

@@ -1,85 +1,150 @@
-import pytest
+"""Who takes part in a job: epochs and marks, which last, and leases, which do not."""
 
-from optd_server.engine.membership.workers import REMEMBERED, Workers
+import pytest
+from tests.server.engine.clock import Clock
+
+from optd_server.engine.membership.leases import LEFT, Leases
+from optd_server.engine.membership.members import REMEMBERED, Member, Members
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 
 REPLY = PushResult(JobVersion(3), 3, 1, False)
 
 
+class Workers:
+    """The members and the leases of a job, kept in step as a job keeps them."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.members = Members()
+        self.leases = Leases("job", self.members, lease_seconds=10)
+
+    def join(self, name: str) -> Member:
+        member = self.members.join(name, self.members.next_epoch(name))
+        self.leases.begin(name, self.clock.monotonic())
+        return member
+
+    def check(self, name: str, epoch: int) -> Member:
+        return self.leases.check(name, epoch, self.clock.monotonic())
+
+    def expired(self, seconds: float) -> list[str]:
+        """The workers whose leases end by then."""
+        self.clock.pass_to(seconds)
+        names = self.leases.expired(seconds)
+        for name in names:
+            self._end(name, self.leases.expiry)
+        return names
+
+    def leave(self, name: str) -> None:
+        self._end(name, LEFT)
+
+    def _end(self, name: str, why: str) -> None:
+        self.leases.end(name, why)
+        self.members.end(name, self.members.by_name[name].epoch, why)
+
+
 def test_a_lease_holds_as_long_as_it_is_renewed():
-    workers = Workers("job", lease_seconds=10)
-    worker = workers.join("w", now=0)
-    workers.check("w", worker.epoch, now=9)
-    assert workers.expire(now=18.9) == []
-    assert workers.expire(now=19) == [worker]
+    workers = Workers()
+    member = workers.join("w")
+    workers.clock.pass_to(9)
+    assert workers.check("w", member.epoch) is member
+    assert workers.expired(18.9) == []
+    assert workers.expired(19) == ["w"]
+    assert workers.expired(19) == []
     with pytest.raises(StaleEpoch, match=r"worker 'w' of job 'job' calls with epoch 1, but its lease of 10 s ran out"):
-        workers.check("w", 1, now=19)
+        workers.check("w", 1)
+    assert (member.active, workers.leases.holds("w"), workers.leases.active) == (False, False, 0)
 
 
 def test_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
-    workers = Workers("job", lease_seconds=10)
-    workers.join("w", now=1e9)
-    assert workers.expire(now=1e9 - 3600) == []
-    assert workers.active == 1
+    workers = Workers()
+    workers.clock.pass_to(1e9)
+    workers.join("w")
+    assert workers.expired(1e9 - 3600) == []
+    assert workers.leases.active == 1
+
+
+def test_a_server_that_starts_anew_knows_why_an_epoch_is_over_and_takes_nobody_for_alive():
+    """Leases are not kept; what has happened to an epoch is."""
+    workers = Workers()
+    workers.join("gone")
+    workers.join("there")
+    workers.expired(10)
+    workers.join("there")
+    started = Leases("job", workers.members, lease_seconds=10)
+    assert (started.active, started.expired(1e9)) == (0, [])
+    with pytest.raises(StaleEpoch, match="its lease of 10 s ran out"):
+        started.check("gone", 1, 0)
+    with pytest.raises(StaleEpoch):
+        started.check("there", 2, 0)
 
 
 def test_joining_again_fences_the_old_epoch_and_forgets_its_mark():
-    workers = Workers("job", lease_seconds=10)
-    workers.join("w", now=0)
-    workers.mark("w", 1, 7, REPLY)
-    worker = workers.join("w", now=1)
-    assert (worker.epoch, worker.sequence, worker.reply, worker.pushes) == (2, 0, None, 1)
+    workers = Workers()
+    workers.join("w")
+    workers.members.mark("w", 1, 7, REPLY)
+    member = workers.join("w")
+    assert (member.epoch, member.sequence, member.reply, member.pushes) == (2, 0, None, 1)
     with pytest.raises(StaleEpoch, match="its name was joined again and has epoch 2"):
-        workers.check("w", 1, now=1)
+        workers.check("w", 1)
 
 
 def test_what_became_of_a_push_is_told_to_each_join_until_there_is_another_one():
     """The answer to a join may be lost, and the worker joins again."""
-    workers = Workers("job", lease_seconds=10)
-    workers.join("w", now=0)
-    workers.mark("w", 1, 7, REPLY)
+    workers = Workers()
+    workers.join("w")
+    workers.members.mark("w", 1, 7, REPLY)
     for _ in range(2):
-        worker = workers.join("w", now=1)
-        assert (worker.previous_epoch, worker.previous_sequence) == (1, 7)
-    workers.mark("w", 3, 1, REPLY)
-    worker = workers.join("w", now=2)
-    assert (worker.previous_epoch, worker.previous_sequence) == (3, 1)
+        member = workers.join("w")
+        assert (member.previous_epoch, member.previous_sequence) == (1, 7)
+    workers.members.mark("w", 3, 1, REPLY)
+    member = workers.join("w")
+    assert (member.previous_epoch, member.previous_sequence) == (3, 1)
 
 
 def test_epochs_never_repeat_even_after_leaving():
-    workers = Workers("job", lease_seconds=10)
-    worker = workers.join("w", now=0)
-    workers.leave(worker)
+    workers = Workers()
+    workers.join("w")
+    workers.leave("w")
     with pytest.raises(StaleEpoch, match="it has left"):
-        workers.check("w", 1, now=0)
-    assert workers.join("w", now=0).epoch == 2
+        workers.check("w", 1)
+    assert workers.join("w").epoch == 2
 
 
 def test_a_mark_of_an_old_epoch_does_not_touch_the_new_one():
-    workers = Workers("job", lease_seconds=10)
-    workers.join("w", now=0)
-    workers.join("w", now=0)
-    workers.mark("w", 1, 7, REPLY)
-    worker = workers.find("w")
-    assert (worker.sequence, worker.reply, worker.pushes) == (0, None, 1)
+    workers = Workers()
+    workers.join("w")
+    workers.join("w")
+    workers.members.mark("w", 1, 7, REPLY)
+    member = workers.members.find("w")
+    assert (member.sequence, member.reply, member.pushes) == (0, None, 1)
+
+
+def test_the_end_of_an_old_epoch_does_not_end_the_new_one():
+    workers = Workers()
+    workers.join("w")
+    member = workers.join("w")
+    workers.members.end("w", 1, LEFT)
+    assert (member.active, member.fenced_by) == (True, "")
 
 
 def test_a_worker_that_never_joined_is_unknown():
     with pytest.raises(UnknownWorker, match="worker 'x' has not joined job 'job'"):
-        Workers("job", lease_seconds=10).check("x", 1, now=0)
+        Workers().check("x", 1)
 
 
 def test_names_that_have_left_are_forgotten_in_the_end_and_their_epochs_are_not_given_again():
-    workers = Workers("job", lease_seconds=10)
+    workers = Workers()
     given = set()
     for number in range(3 * REMEMBERED):
-        worker = workers.join(f"w{number % (REMEMBERED + 7)}", now=0)
-        assert (worker.name, worker.epoch) not in given
-        given.add((worker.name, worker.epoch))
-        workers.leave(worker)
-    assert len(list(workers)) == REMEMBERED
-    stays = workers.join("stays", now=0)
+        member = workers.join(f"w{number % (REMEMBERED + 7)}")
+        assert (member.name, member.epoch) not in given
+        given.add((member.name, member.epoch))
+        workers.leave(member.name)
+    assert len(list(workers.members)) == REMEMBERED
+    stays = workers.join("stays")
     for number in range(2 * REMEMBERED):
-        workers.leave(workers.join(f"x{number}", now=0))
-    assert workers.find("stays") is stays
+        workers.join(f"x{number}")
+        workers.leave(f"x{number}")
+    assert workers.members.find("stays") is stays
+    assert len(workers.leases._by_name) <= REMEMBERED + 1

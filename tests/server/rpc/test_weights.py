@@ -5,11 +5,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.rpc import weights as module
+from optd_server.rpc.callers import ANONYMOUS
 from optd_server.rpc.services.training import TrainingService
 from optd_server.rpc.weights import KEPT_BYTES, WeightMessages
 from optd_wire import frames as wire
@@ -17,7 +19,7 @@ from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.errors import InvalidRequest, TooSlow, UnknownGroup, UnknownParameter
 from optd_wire.frames import Frame
 from optd_wire.v1 import training_service_pb2 as pb
-from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec
+from optd_wire.values import Async, GroupSpec, GroupUpdate, JobSpec, ParameterSpec
 
 BIG = (600_000,)
 GROUPS = (
@@ -31,7 +33,7 @@ class Bench:
 
     def __init__(self, monkeypatch):
         self.offload = Offload(2)
-        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, lease_seconds=10)
+        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, clock=Clock(), lease_seconds=10)
         self.service = TrainingService(self.catalog, 0.01)
         self.encoded = 0
         self.values = {
@@ -47,22 +49,26 @@ class Bench:
         self.encoded += 1
         return wire.encode(message, frames)
 
-    def create(self, name="job"):
+    async def create(self, name="job"):
         with self.catalog.upload(JobSpec(name, "sgd", {}, GROUPS, Async())) as upload:
             for (group, parameter), values in self.values.items():
                 offset = BIG[0] if parameter == "x" else 0
                 upload.sink.write_all([Frame.of(group, offset, values)])
-            return self.catalog.finish(upload, wall=0.0)
+            return await self.catalog.finish(upload)
 
     async def pull(self, **request):
         """The frames of a pull."""
-        return self.frames([message async for message in self.service.pull(pb.PullRequest(job="job", **request))])
+        return self.frames(
+            [message async for message in self.service.pull(pb.PullRequest(job="job", **request), ANONYMOUS)]
+        )
 
     def frames(self, messages):
         return [frame for message in messages for frame in wire.decode(pb.PullResponse, message)[1]]
 
-    def bumped(self, job):
-        job.model.publish_revision()
+    async def bumped(self, job):
+        """The same weights at another revision."""
+        lr = job.state.groups.options[0].options["lr"]
+        await job.changes.update_group(GroupUpdate("g", {"lr": lr + 1}))
 
 
 @pytest.fixture
@@ -72,7 +78,7 @@ def play(monkeypatch):
             bench = Bench(monkeypatch)
             try:
                 async with asyncio.timeout(20):
-                    await scenario(bench, bench.create())
+                    await scenario(bench, await bench.create())
             finally:
                 await bench.catalog.close()
                 bench.offload.close()
@@ -98,7 +104,7 @@ def test_readers_of_one_version_share_what_has_been_encoded(play, at_once):
         first = await bench.pull()
         once = bench.encoded
         assert once > 1
-        bench.bumped(job)
+        await bench.bumped(job)
         bench.encoded = 0
         if at_once:
             answers = await asyncio.gather(*(bench.pull() for _ in range(8)))
@@ -122,12 +128,12 @@ def test_a_new_version_another_encoding_and_another_job_are_encoded_anew(play):
             counts.append(bench.encoded - before)
         assert min(counts) > 0
         before = bench.encoded
-        bench.bumped(job)
+        await bench.bumped(job)
         await bench.pull()
         assert bench.encoded > before
         await bench.catalog.delete("job")
         bench.values = {key: values + 1 for key, values in bench.values.items()}
-        bench.create()
+        await bench.create()
         assert joined(await bench.pull(), 1, "f4", 7).tobytes() == bench.values[1, "small"].tobytes()
 
     play(scenario)
@@ -142,7 +148,7 @@ def test_a_reader_that_goes_away_while_it_encodes_leaves_the_others_theirs(play)
         for frames in await asyncio.gather(*pulls[1:]):
             assert joined(frames, 0, "f4", BIG[0]).tobytes() == bench.values[0, "big"].tobytes()
         await asyncio.wait(pulls)
-        assert job.model.snapshots.current.weights.holders == 0
+        assert job.snapshots.current.weights.holders == 0
 
     play(scenario)
 
@@ -151,7 +157,7 @@ def test_what_is_kept_is_bounded(play):
     async def scenario(bench, job):
         messages: WeightMessages = bench.service._messages
         for _ in range(12):
-            bench.bumped(job)
+            await bench.bumped(job)
             await bench.pull()
             assert sum(map(len, messages._kept.values())) <= messages._kept_bytes <= KEPT_BYTES
         assert messages._kept_bytes > KEPT_BYTES // 2
@@ -168,7 +174,7 @@ def test_small_pieces_count_with_what_it_takes_to_keep_them(play):
         try:
             before, counted = tracemalloc.get_traced_memory()[0], messages._kept_bytes
             for _ in range(300):
-                bench.bumped(job)
+                await bench.bumped(job)
                 await bench.pull(parameters=["x"])
                 await bench.pull(parameters=["x", "small"])
             used = tracemalloc.get_traced_memory()[0] - before
@@ -185,10 +191,10 @@ def test_what_is_kept_makes_room_for_what_comes(play, monkeypatch):
         messages: WeightMessages = bench.service._messages
         monkeypatch.setattr(module, "KEPT_BYTES", 10_000)
         for _ in range(50):
-            bench.bumped(job)
+            await bench.bumped(job)
             await bench.pull(parameters=["x"])
         assert 5 < len(messages._kept) < 20
-        bench.bumped(job)
+        await bench.bumped(job)
         await bench.pull()  # larger than all that may be kept
         assert messages._kept_bytes == sum(piece.bytes_with(body) for piece, body in messages._kept.items()) <= 10_000
 
@@ -208,20 +214,20 @@ def test_what_is_asked_for_and_not_there_is_named(play, wanted, error, name):
         with pytest.raises(error, match=name):
             await bench.pull(**wanted)
         assert bench.encoded == 0
-        assert job.model.snapshots.current.weights.holders == 0
+        assert job.snapshots.current.weights.holders == 0
 
     play(scenario)
 
 
 def test_who_has_the_weights_already_gets_none(play):
     async def scenario(bench, job):
-        version = job.model.version
+        version = job.version
         for selected in ({}, {"groups": ["h"]}, {"parameters": ["x"]}):
             known = {"known_version": version.version, "known_revision": version.revision}
             assert await bench.pull(**known, **selected) == []
             assert await bench.pull(**known | {"known_revision": version.revision + 1}, **selected)
             assert await bench.pull(known_version=version.version, **selected)
-        job.model.publish_revision()
+        await bench.bumped(job)
         assert await bench.pull(known_version=version.version, known_revision=version.revision)
 
     play(scenario)
@@ -259,7 +265,7 @@ def test_weights_do_not_travel_in_every_encoding(play, number):
     async def scenario(bench, job):
         with pytest.raises(InvalidRequest, match="weights cannot travel in"):
             await bench.pull(delivery=pb.Delivery(encoding=number))
-        assert job.model.snapshots.current.weights.holders == 0
+        assert job.snapshots.current.weights.holders == 0
 
     play(scenario)
 
@@ -267,15 +273,15 @@ def test_weights_do_not_travel_in_every_encoding(play, number):
 @pytest.mark.parametrize("wanted", [False, True])
 def test_a_slow_reader_is_cut_off_only_while_a_step_waits(play, wanted):
     async def scenario(bench, job):
-        answer = bench.service.pull(pb.PullRequest(job="job"))
+        answer = bench.service.pull(pb.PullRequest(job="job"), ANONYMOUS)
         await anext(answer)
         await asyncio.sleep(0.03)
-        job.model.snapshots.wanted = wanted
+        job.snapshots.wanted = wanted
         if wanted:
             with pytest.raises(TooSlow):
                 [message async for message in answer]
         else:
             [message async for message in answer]
-        assert job.model.snapshots.current.weights.holders == 0
+        assert job.snapshots.current.weights.holders == 0
 
     play(scenario)

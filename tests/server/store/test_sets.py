@@ -131,7 +131,8 @@ def test_weights_of_an_added_group_are_shared_like_the_others():
         added = FlatBuffers([extent_of([LAYOUT], 1)])
         for array in added.all_slabs():
             array[:] = 5
-        kept.add(added)
+        kept.current.weights.buffers.adopt(kept.placed(added))
+        kept.publish(kept.current)
         assert len(kept.current.weights.region_numbers()) == 2
         assert (kept.current.weights.buffers.arrays[1][0] == 5).all()
         spare = await kept.spare()
