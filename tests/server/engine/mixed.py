@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from optd_server.engine.state_reading import read_state, select
-from optd_server.engine.state_writing import StateUpload
-from optd_server.engine.workers import Worker
 from tests.server.engine.conftest import Engine, Upload
 
+from optd_server.engine.membership.members import Member
+from optd_server.engine.readers.state import read_state, select
+from optd_server.engine.state_upload import StateUpload
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.dtypes import COMPUTED, DTYPES
@@ -94,34 +94,43 @@ class Mixed:
         **options: Any,
     ) -> None:
         self.engine, self.groups, self.name = engine, list(groups), name
-        spec = JobSpec(name, algorithm, defaults or {}, tuple(groups), Async(), options)
-        with engine.catalog.upload(spec) as upload:
-            upload.sink.write_all(frames_of(groups, first))
-            self.job = engine.catalog.finish(upload, wall=0.0)
+        self._spec, self._first = JobSpec(name, algorithm, defaults or {}, tuple(groups), Async(), options), first
+
+    async def _create(self) -> "Mixed":
+        with self.engine.catalog.upload(self._spec) as upload:
+            upload.sink.write_all(frames_of(self.groups, self._first))
+            self.job = await self.engine.catalog.finish(upload)
+        return self
+
+    def __await__(self) -> Any:
+        """The job, once it is created."""
+        return self._create().__await__()
 
     async def push(self, gradient: Arrays, rows: Sequence[RowFrame] = (), **header: Any) -> PushResult:
         """Pushes gradients of whole parameters, and rows of others."""
         worker = await self._worker()
-        version = self.job.model.version.version
+        version = self.job.state.version
         known = PushHeader(self.name, "w", worker.epoch, worker.sequence + 1, version, **header)
         frames = [*frames_of(self.groups, gradient), *rows]
-        return await self.job.pushes.push(known, Upload(frames), 0.0)
+        return await self.job.push(known, Upload(frames))
 
-    async def _worker(self) -> Worker:
-        return self.job.workers.find("w") or await self.job.join("w", None, now=0)
+    async def _worker(self) -> Member:
+        if self.job.state.members.find("w") is None:
+            await self.job.join("w", None)
+        return self.job.state.members.by_name["w"]
 
     async def add(self, spec: GroupSpec, first: Arrays) -> None:
         index, layout = len(self.groups), lay_out(spec.parameters)
-        self.job.check_new_group(spec)
+        self.job.changes.check_new_group(spec)
         weights = FlatBuffers([extent_of([layout], index)])
         sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
         self.groups.append(spec)
         sink.write_all(each for each in frames_of(self.groups, first) if each.group == index)
-        await self.job.add_group(spec, weights, index)
+        await self.job.changes.add_group(spec, weights, index)
 
     @property
     def weights(self) -> Arrays:
-        return self._named(self.job.model.snapshots.current.arrays)
+        return self._named(self.job.snapshots.current.arrays)
 
     def _named(self, arrays: Any) -> Arrays:
         found = {}
@@ -135,7 +144,7 @@ class Mixed:
         return found
 
     async def average(self, name: str) -> Arrays:
-        return self._named(lambda index: self.job.model.averages.find(name, self.name).buffers.arrays[index])
+        return self._named(lambda index: self.job.state.averages.find(name, self.name).buffers.arrays[index])
 
     async def state(self) -> dict[str, Arrays]:
         """By parameter, its state and its steps; of elementwise fields only."""
@@ -162,10 +171,10 @@ class Mixed:
         """Has another job of the same groups go on from here."""
         reading = await self._read()
         epoch = (await other._worker()).epoch
-        upload = StateUpload(other.job, WriteStateHeader(other.name, "w", epoch, reading.result.groups))
+        upload = StateUpload(other.job, WriteStateHeader(other.name, "w", epoch, reading.result.groups), 0.0)
         with upload.room(self.engine.catalog.memory):
             upload.write([*frames_of(self.groups, self.weights, WEIGHTS), *reading.frames])
-            await upload.apply(lambda: 0.0)
+            await upload.put_in_force()
 
 
 async def no_patience() -> None:

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from optd_server.engine.state_reading import read_state, select, selected_bytes
 from tests.server.engine.mixed import Beside, Mixed, group, no_patience, random_arrays, row_frame, same_bits
 
+from optd_server.engine.readers.state import read_state, select, selected_bytes
 from optd_wire import errors
 from optd_wire.values import GroupUpdate, JobSpec
 
@@ -29,7 +29,7 @@ def test_a_job_of_four_algorithms_is_four_optimizers_of_torch(play, clip_norm):
         rng = np.random.default_rng(3)
         groups = (*GROUPS, group("factored", "adafactor", {"f": (3, 4), "g": (5,)}, lr=0.02))
         first = random_arrays(groups, rng)
-        mixed, beside = Mixed(engine, groups, first, defaults=DEFAULTS, clip_norm=clip_norm), Beside()
+        mixed, beside = await Mixed(engine, groups, first, defaults=DEFAULTS, clip_norm=clip_norm), Beside()
         for spec in groups:
             beside.add(spec, first, **({} if spec.algorithm else DEFAULTS))
         for step in range(20):
@@ -52,7 +52,9 @@ def test_accumulated_rounds_and_averages_are_over_all_groups(play):
     async def scenario(engine):
         rng = np.random.default_rng(4)
         first = random_arrays(GROUPS, rng)
-        mixed = Mixed(engine, GROUPS, first, defaults=DEFAULTS, clip_norm=1.0, accumulate=2, ema_decay=0.9, swa_start=3)
+        mixed = await Mixed(
+            engine, GROUPS, first, defaults=DEFAULTS, clip_norm=1.0, accumulate=2, ema_decay=0.9, swa_start=3
+        )
         beside = Beside()
         for spec in GROUPS:
             beside.add(spec, first, **({} if spec.algorithm else DEFAULTS))
@@ -82,10 +84,10 @@ def test_a_group_that_is_added_later_brings_its_algorithm(play):
             group("late matrices", "muon", {"z": (3, 3)}, lr=0.01),
         )
         first = random_arrays((*GROUPS, *later), rng)
-        mixed, beside = Mixed(engine, GROUPS[:2], first, defaults=DEFAULTS, clip_norm=1.0, accumulate=2), Beside()
+        mixed, beside = await Mixed(engine, GROUPS[:2], first, defaults=DEFAULTS, clip_norm=1.0, accumulate=2), Beside()
         for spec in GROUPS[:2]:
             beside.add(spec, first)
-        planned = mixed.job.model.plan.bytes
+        planned = mixed.job.memory.bytes
         for step in range(12):
             if step in (4, 8):
                 await mixed.add(later[step // 4 - 1], first)
@@ -99,7 +101,7 @@ def test_a_group_that_is_added_later_brings_its_algorithm(play):
         algorithms = [info.options.algorithm for info in mixed.job.info().groups]
         assert algorithms == ["muon", "adamw", "rmsprop", "muon"]
         assert mixed.job.info().algorithm == "sgd"
-        assert mixed.job.model.plan.bytes > planned
+        assert mixed.job.memory.bytes > planned
 
     play(scenario)
 
@@ -116,7 +118,7 @@ def test_dtypes_may_differ_too(play):
     async def scenario(engine):
         rng = np.random.default_rng(6)
         first = random_arrays(OF_TWO_DTYPES, rng)
-        mixed, beside = Mixed(engine, OF_TWO_DTYPES, first, defaults=DEFAULTS, clip_norm=1.0), Beside()
+        mixed, beside = await Mixed(engine, OF_TWO_DTYPES, first, defaults=DEFAULTS, clip_norm=1.0), Beside()
         for spec in OF_TWO_DTYPES:
             beside.add(spec, first, **({} if spec.algorithm else DEFAULTS))
         for _ in range(20):
@@ -145,9 +147,9 @@ def test_a_group_has_the_bits_that_it_has_in_a_job_of_its_own(play):
     async def scenario(engine):
         rng = np.random.default_rng(7)
         first = random_arrays(MANY, rng)
-        mixed = Mixed(engine, MANY, first, defaults={"lr": 0.05})
+        mixed = await Mixed(engine, MANY, first, defaults={"lr": 0.05})
         alone = [
-            Mixed(engine, [spec], first, name=spec.name, algorithm=spec.algorithm or "sgd", defaults=own)
+            await Mixed(engine, [spec], first, name=spec.name, algorithm=spec.algorithm or "sgd", defaults=own)
             for spec in MANY
             if spec.parameters
             for own in [{} if spec.algorithm else {"lr": 0.05}]
@@ -173,7 +175,7 @@ def test_state_is_read_and_put_into_another_job(play):
     async def scenario(engine):
         rng = np.random.default_rng(8)
         first = random_arrays(MANY, rng)
-        one, other = (Mixed(engine, MANY, first, name=name, defaults={"lr": 0.05}) for name in ("one", "other"))
+        one, other = [await Mixed(engine, MANY, first, name=name, defaults={"lr": 0.05}) for name in ("one", "other")]
         for _ in range(5):
             await one.push(random_arrays(MANY, rng, computed=True))
         await one.copy_state_to(other)
@@ -195,7 +197,7 @@ def test_state_is_read_and_put_into_another_job(play):
 def test_a_state_has_the_shape_that_it_has_in_the_algorithm_of_its_group(play):
     async def scenario(engine):
         rng = np.random.default_rng(9)
-        mixed = Mixed(engine, MANY, random_arrays(MANY, rng))
+        mixed = await Mixed(engine, MANY, random_arrays(MANY, rng))
         await mixed.push(random_arrays(MANY, rng, computed=True))
         reading = await read_state(mixed.job, select(mixed.job, (), "", ""), no_patience)
         found = {
@@ -225,7 +227,7 @@ def test_rows_are_for_the_groups_whose_algorithm_takes_them(play):
             group("other", "muon", {"m": (3, 2)}, "float32"),
         )
         rng = np.random.default_rng(10)
-        mixed = Mixed(engine, groups, random_arrays(groups, rng))
+        mixed = await Mixed(engine, groups, random_arrays(groups, rng))
         before = mixed.weights
         rows = rng.standard_normal((2, 2)).astype("f4")
         await mixed.push({"m": rng.standard_normal((3, 2)).astype("f4")}, rows=[row_frame(0, 0, [1, 4], rows)])
@@ -247,15 +249,15 @@ def test_rows_are_for_the_groups_whose_algorithm_takes_them(play):
 
 def test_memory_is_planned_by_what_each_group_keeps(play):
     async def scenario(engine):
-        def planned(name, *algorithms):
+        async def planned(name, *algorithms):
             groups = [group(f"g{i}", algorithm, {f"p{i}": (10, 10)}) for i, algorithm in enumerate(algorithms)]
-            made = Mixed(engine, groups, random_arrays(groups, np.random.default_rng(0)), name=name)
-            return made.job.model.plan.bytes
+            made = await Mixed(engine, groups, random_arrays(groups, np.random.default_rng(0)), name=name)
+            return made.job.memory.bytes
 
         none, one, two = 800 * 0, 800 * 1, 800 * 2
-        base = planned("plain", "sgd", "sgd") - 2 * none
-        assert planned("mixed", "sgd", "adamw") == base + two
-        assert planned("three", "muon", "adamw") == base + one + two
+        base = await planned("plain", "sgd", "sgd") - 2 * none
+        assert await planned("mixed", "sgd", "adamw") == base + two
+        assert await planned("three", "muon", "adamw") == base + one + two
 
     play(scenario)
 

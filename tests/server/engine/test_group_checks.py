@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from optd_server.engine.registration import check_job
-from optd_server.engine.state_writing import StateUpload
 from tests.server.engine.mixed import Mixed, group, random_arrays
 
+from optd_server.engine.options.registration import check_job
+from optd_server.engine.state_upload import StateUpload
 from optd_wire import errors
 from optd_wire.frames import Frame
 from optd_wire.values import GroupState, GroupUpdate, JobSpec, JobUpdate, StateEntries, WriteStateHeader
@@ -67,14 +67,14 @@ def test_an_option_of_another_algorithm_is_unknown_to_the_groups_own():
 
 def test_an_update_is_checked_against_the_groups_algorithm(play):
     async def scenario(engine):
-        job = Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS).job
+        job = (await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)).job
         for name, own in (("matrices", "muon"), ("rest", "adamw")):
             with pytest.raises(errors.UnknownOption, match=f"^{own}: no option 'dampening'"):
-                await job.update_group(GroupUpdate(name, {"dampening": 0.5}))
-        options, _ = await job.update_group(GroupUpdate("plain", {"dampening": 0.5}))
+                await job.changes.update_group(GroupUpdate(name, {"dampening": 0.5}))
+        options, _ = await job.changes.update_group(GroupUpdate("plain", {"dampening": 0.5}))
         assert (options.algorithm, options.options["dampening"]) == ("sgd", 0.5)
-        with pytest.raises(errors.UnknownOption, match=r"^job: no option 'betas'; a group has it"):
-            await job.update(JobUpdate("job", {"betas": (0.5, 0.5)}))
+        with pytest.raises(errors.UnknownOption, match=r"^job: no option 'betas'; `betas` is a group option"):
+            await job.changes.update_job(JobUpdate("job", {"betas": (0.5, 0.5)}))
 
     play(scenario)
 
@@ -83,8 +83,8 @@ def test_what_becomes_of_defaults_is_told_by_whose_options_they_are(play):
     async def scenario(engine):
         defaults = {"lr": 0.5, "momentum": 0.9, "clip_norm": 2.0}
         groups = (group("a", "adamw", {"a": (3,)}), group("s", "sgd", {"s": (3,)}), group("j", "", {"j": (3,)}))
-        job = Mixed(engine, groups, random_arrays(groups, np.random.default_rng(0)), defaults=defaults).job
-        of = {each.group: each.options for each in job.model.groups.options}
+        job = (await Mixed(engine, groups, random_arrays(groups, np.random.default_rng(0)), defaults=defaults)).job
+        of = {each.group: each.options for each in job.state.groups.options}
         assert (of["a"]["lr"], of["a"]["clip_norm"]) == (1e-3, 2.0)
         assert (of["s"]["lr"], of["s"]["momentum"], of["s"]["clip_norm"]) == (0.5, 0.9, 2.0)
         assert of["j"] == of["s"]
@@ -102,48 +102,46 @@ def test_a_default_that_every_group_has_must_suit_every_algorithm():
 
 def test_who_attaches_names_the_same_algorithms(play):
     async def scenario(engine):
-        job = Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS).job
-        await job.join("w", JobSpec("job", "sgd", {}, GROUPS), now=0)
+        job = (await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)).job
+        await job.join("w", JobSpec("job", "sgd", {}, GROUPS))
         spelled = (*GROUPS[:2], replace(GROUPS[2], algorithm="sgd"))
-        await job.join("w", JobSpec("job", "sgd", {}, spelled), now=0)
+        await job.join("w", JobSpec("job", "sgd", {}, spelled))
         with pytest.raises(errors.JobMismatch) as caught:
-            await job.join(
-                "w", JobSpec("job", "sgd", {}, (GROUPS[0], replace(GROUPS[1], algorithm=""), GROUPS[2])), now=0
-            )
+            await job.join("w", JobSpec("job", "sgd", {}, (GROUPS[0], replace(GROUPS[1], algorithm=""), GROUPS[2])))
         assert str(caught.value) == (
             "job 'job' has in group 'rest' algorithm 'adamw', this registration has 'sgd'; "
             "register the same, or take another job (job=, OPTD_JOB)"
         )
         with pytest.raises(errors.JobMismatch, match="in group 'rest' algorithm 'adamw', this registration has 'adam'"):
-            job.existing_group(replace(GROUPS[1], algorithm="adam"))
+            job.changes.existing_group(replace(GROUPS[1], algorithm="adam"))
 
     play(scenario)
 
 
 def test_groups_that_are_added_are_checked_like_the_first(play):
     async def scenario(engine):
-        mixed = Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)
+        mixed = await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)
         for spec, error, says in (
             (group("x", "lbfgs", {"x": (3,)}), errors.UnservedGroups, "lbfgs takes one group, .*; got 4 groups"),
             (group("x", "muon", {"x": (3,)}), errors.UnservedShape, "muon: parameter 'x' must have 2 dimensions"),
             (group("x", "adamw", {"x": (3,)}, momentum=1.0), errors.UnknownOption, "adamw: no option 'momentum'"),
         ):
             with pytest.raises(error, match=says):
-                mixed.job.check_new_group(spec)
-        alone = Mixed(engine, [group("g", "lbfgs", {"w": (3,)})], {"w": np.zeros(3)}, name="alone")
+                mixed.job.changes.check_new_group(spec)
+        alone = await Mixed(engine, [group("g", "lbfgs", {"w": (3,)})], {"w": np.zeros(3)}, name="alone")
         with pytest.raises(errors.UnservedGroups, match="lbfgs takes one group, .*; got 2 groups"):
-            alone.job.check_new_group(group("x", "sgd", {"x": (3,)}))
+            alone.job.changes.check_new_group(group("x", "sgd", {"x": (3,)}))
 
     play(scenario)
 
 
 def test_an_algorithm_that_wants_the_loss_may_be_that_of_the_group_alone(play):
     async def scenario(engine):
-        mixed = Mixed(engine, [group("g", "lbfgs", {"w": (3,)})], {"w": np.ones(3)}, defaults=DEFAULTS)
+        mixed = await Mixed(engine, [group("g", "lbfgs", {"w": (3,)})], {"w": np.ones(3)}, defaults=DEFAULTS)
         with pytest.raises(errors.LossMissing, match="^lbfgs needs the loss"):
             await mixed.push({"w": np.ones(3)})
         assert (await mixed.push({"w": np.ones(3)}, loss=3.0)).applied_version == 1
-        plain = Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), name="plain")
+        plain = await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), name="plain")
         with pytest.raises(errors.InvalidRequest, match="muon, adamw, sgd take gradients alone, and a push has a loss"):
             await plain.push({}, loss=1.0)
 
@@ -152,13 +150,13 @@ def test_an_algorithm_that_wants_the_loss_may_be_that_of_the_group_alone(play):
 
 def test_state_of_another_algorithm_is_refused(play):
     async def scenario(engine):
-        mixed = Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)
+        mixed = await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)
         await mixed.push({})
         says = "group 'rest' of adamw keeps no momentum_buffer; it keeps exp_avg, exp_avg_sq, max_exp_avg_sq, "
         entry = StateEntries("momentum_buffer", (True,) * 3)
         with pytest.raises(errors.InvalidRequest, match=says):
-            StateUpload(mixed.job, WriteStateHeader("job", "w", 1, (GroupState(1, (0,) * 3, (entry,)),)))
-        upload = StateUpload(mixed.job, WriteStateHeader("job", "w", 1, ()))
+            StateUpload(mixed.job, WriteStateHeader("job", "w", 1, (GroupState(1, (0,) * 3, (entry,)),)), 0.0)
+        upload = StateUpload(mixed.job, WriteStateHeader("job", "w", 1, ()), 0.0)
         with pytest.raises(errors.InvalidRequest, match=says):
             upload.write([Frame.of(1, 0, np.zeros(14), "momentum_buffer")])
         with pytest.raises(

@@ -4,13 +4,13 @@ import asyncio
 
 import numpy as np
 import pytest
-from optd_server.engine.replacing import StateUpload
 from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import changed_since
+from optd_server.engine.state_upload import StateUpload
 from optd_server.store import journal
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
