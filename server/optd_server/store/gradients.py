@@ -121,6 +121,7 @@ class Slots:
         if self._kept is not None:
             self._free.append(self._kept[0])
         self._kept = (slot, gradient)
+        self._shrink()
         self._serve()
 
     def forget(self) -> None:
@@ -128,6 +129,7 @@ class Slots:
         if self._kept is not None and not self._readers:
             self._free.append(self._kept[0])
             self._kept = None
+            self._shrink()
             self._serve()
 
     @contextmanager

@@ -9,6 +9,7 @@ from tests.server.engine.clock import Clock
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import Member
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
@@ -134,10 +135,25 @@ class Upload:
 class Rounds:
     """A sync job and its workers; without a number of them an async one."""
 
-    def __init__(self, workers: int, *, groups: Sequence[GroupSpec] = GROUPS, seed: int = 0, **defaults: Any) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        groups: Sequence[GroupSpec] = GROUPS,
+        seed: int = 0,
+        limit: int = 1 << 30,
+        log: Log | None = None,
+        **defaults: Any,
+    ) -> None:
         self.offload = Offload(2)
         self.clock = Clock()
-        self.catalog = Catalog(memory=Memory(1 << 30), offload=self.offload, clock=self.clock, lease_seconds=10)
+        self.catalog = Catalog(
+            memory=Memory(limit),
+            offload=self.offload,
+            clock=self.clock,
+            lease_seconds=10,
+            log_of=lambda _: KeepsNothing() if log is None else log,
+        )
         self.service = TrainingService(self.catalog, 5)
         policy = Sync(workers) if workers else Async()
         self.spec = JobSpec("job", "sgd", {"lr": 1.0, **defaults}, tuple(groups), policy)

@@ -10,7 +10,6 @@ from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle
 
 from optd_wire import errors
 from optd_wire.frames import Frame
-from optd_wire.values import Sync
 
 AGAIN = (errors.RoundBroken, errors.PushWithdrawn, errors.StaleEpoch, errors.InvalidArgument)
 PARAMETERS = "abcde"
@@ -47,10 +46,12 @@ class Trainer:
         except asyncio.CancelledError:
             assert upload.task.cancelled()
             return False
-        if rounds_of_all(self.rounds):
+        if self.in_lockstep:
             assert reply.result.applied_version == number
         return True
 
+    in_lockstep = False
+    """Whether each step has a push of every worker."""
     done = 0
     """How many pushes have counted under epochs that are over."""
 
@@ -97,10 +98,6 @@ class Trainer:
         upload.break_off()
 
 
-def rounds_of_all(rounds: Rounds) -> bool:
-    return isinstance(rounds.job.state.policy, Sync)
-
-
 @pytest.mark.parametrize("sync", [True, False])
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 6), st.integers(0, 1 << 30))
 @settings(deadline=None, max_examples=150)
@@ -125,6 +122,8 @@ def test_every_gradient_counts_once_whatever_goes_wrong(sync, count, steps, mish
 
         rounds.job.pushes._answer = answer_and_note
         trainers = [Trainer(rounds, name, gradients[name], rng, mishaps) for name in names]
+        for trainer in trainers:
+            trainer.in_lockstep = sync
         await asyncio.gather(*(trainer.train() for trainer in trainers))
         assert rounds.version == steps * (1 if sync else count)
         left = {name: list(gradients[name]) for name in names}

@@ -41,3 +41,28 @@ def test_a_gradient_has_nothing_for_groups_that_came_later():
     gradient = Gradient([[np.ones(4, "f4")]], [[np.ones(1, np.bool_)]])
     gradient.cover([EXTENT, EXTENT])
     assert (gradient.has(0, 0, 0), gradient.has(1, 0, 0), gradient.has(2, 0, 0)) == (True, False, False)
+
+
+def test_slots_that_are_too_many_go_as_they_come_back():
+    slots, taken = Slots(most=4), []
+    for _ in range(4):
+        slots.take(taken.append)
+    for slot in taken:
+        slot.fit([EXTENT])
+    slots.allow(2)
+    slots.keep(taken[0], taken[0].holding([[np.ones(1, np.bool_)]]))
+    slots.keep(taken[1], taken[1].holding([[np.ones(1, np.bool_)]]))
+    assert [bool(slot.buffers.slabs) for slot in taken] == [False, True, True, True]
+    slots.give_back(taken[2])
+    assert [bool(slot.buffers.slabs) for slot in taken] == [False, True, False, True]
+    slots.allow(1)
+    slots.forget()
+    assert [bool(slot.buffers.slabs) for slot in taken] == [False, False, False, True]
+    waiting = []
+    slots.take(waiting.append)
+    assert not waiting
+    slots.give_back(taken[3])
+    assert waiting == [taken[3]]
+    slots.allow(2)
+    slots.take(waiting.append)
+    assert len(waiting) == 2
