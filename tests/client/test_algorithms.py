@@ -8,7 +8,7 @@ import torch
 
 import optd
 import optd.torch
-from optd.group_options import GROUP_OPTIONS, GroupOptionArguments
+from optd.options.group_options import GROUP_OPTIONS, GroupOptionArguments
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.group_options import GROUP_OPTIONS as OF_EVERY_GROUP
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd.arrays import BATCH_BYTES, FRAME_OVERHEAD, FlatView
+from optd.params.flat_view import BATCH_BYTES, FRAME_OVERHEAD, FlatView
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.encodings.registry import ENCODINGS

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from optd.contents import (
+from optd.registration.contents import (
     FIRST_NOTES,
     MOST_WHOLE,
     WATCHED_NOTES,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd import copying
+from optd.params import copying
 
 pair = st.tuples(
     st.lists(st.integers(0, 6), max_size=3).map(tuple),

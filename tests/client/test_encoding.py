@@ -3,7 +3,7 @@
 import pytest
 
 from optd import errors
-from optd.encoding import Wire
+from optd.transport.encoding import Wire
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd.arrays import FlatView
-from optd.feedback import ErrorFeedback
+from optd.exchange.feedback import ErrorFeedback
+from optd.params.flat_view import FlatView
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.encodings.registry import ENCODINGS

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 import optd
 from optd import errors
-from optd.overlap import overlaps_itself
+from optd.params.overlap import overlaps_itself
 
 
 def read_only() -> np.ndarray:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.client.frozen import Frozen
 
-from optd import errors, trees
-from optd.gradients import read_gradients
-from optd.params import read_groups
-from optd.row_gradients import RowGradient
+from optd import errors
+from optd.exchange.read_gradients import read_gradients
+from optd.exchange.row_gradients import RowGradient
+from optd.params import trees
+from optd.params.groups import read_groups
 
 Point = namedtuple("Point", "x y")
 

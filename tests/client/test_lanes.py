@@ -9,8 +9,8 @@ import pytest
 
 import optd
 from optd import errors
-from optd.lanes import SHARED_ELEMENTS
 from optd.local import LocalServer, local
+from optd.transport.lane_choice import SHARED_ELEMENTS
 from optd.transport.shm import SharedMemoryLane
 from optd_wire.values import GroupUpdate
 
@@ -245,7 +245,7 @@ def test_memory_that_is_not_taken_leaves_no_descriptors(wrong, server, name, mon
         else:
             monkeypatch.setattr(SharedMemoryLane, "_descriptors", others)
         session._wanted_lane = "auto"
-        monkeypatch.setattr("optd.lanes.SHARED_ELEMENTS", 1)
+        monkeypatch.setattr("optd.transport.lane_choice.SHARED_ELEMENTS", 1)
         before = descriptors()
         gc.disable()  # it would hide what is not closed
         try:
@@ -416,7 +416,7 @@ def test_memory_that_cannot_be_mapped_leaves_the_worker_with_messages(
         os.close(descriptor)
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("optd.transport.mapping.Region.__init__", fails)
+    monkeypatch.setattr("optd.transport.shared_region.Region.__init__", fails)
     weights = np.ones(SHARED_ELEMENTS, np.float32)
     with optd.connect(server.address, job=name, worker="w0", timeout=20) as session:
         optimizer = optd.SGD([weights], lr=1.0, session=session)
@@ -438,7 +438,7 @@ def test_weights_that_cannot_be_mapped_after_a_step_count_once(
             os.close(descriptor)
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-        monkeypatch.setattr("optd.transport.mapping.Region.__init__", fails)
+        monkeypatch.setattr("optd.transport.shared_region.Region.__init__", fails)
         result = optimizer.step([np.ones_like(weights)])
         assert (session.lane, result.repeat, weights[0]) == ("grpc", True, 0)
         assert session.info().version.version == 1

@@ -9,7 +9,7 @@ import pytest
 from tests.client.frozen import Frozen
 
 from optd import errors
-from optd.leaves import as_array, read_parameter
+from optd.params.array_like import as_array, read_parameter
 
 
 class OnlyDlpack:

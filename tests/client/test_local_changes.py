@@ -11,7 +11,6 @@ import torch
 
 import optd
 import optd.torch
-from optd.contents import MOST_WHOLE
 from optd.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -22,6 +21,7 @@ from optd.errors import (
     Unreachable,
 )
 from optd.local import LocalServer
+from optd.registration.contents import MOST_WHOLE
 from optd.transport.grpc import GrpcTransport
 
 LARGE = (MOST_WHOLE + 8, 2)
@@ -406,7 +406,7 @@ def test_warn_tells_each_time_and_sends_nothing(face: Any, connect: Callable, se
 
 @FACE
 def test_ignore_looks_at_nothing(face: Any, connect: Callable, sent: list[int], monkeypatch: Any) -> None:
-    monkeypatch.setattr("optd.contents.Contents.__init__", lambda *_, **__: pytest.fail("it looks"))
+    monkeypatch.setattr("optd.registration.contents.Contents.__init__", lambda *_, **__: pytest.fail("it looks"))
     ours = face(connect(), SHAPES, local_changes="ignore")
     with quietly():
         ours.arrays["b"][:] = 5

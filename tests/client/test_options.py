@@ -1,4 +1,4 @@
-from optd.options import OptionMirror
+from optd.options.mirror import OptionMirror
 from optd_wire.values import GroupOptions, GroupUpdate
 
 

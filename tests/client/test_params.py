@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optd import errors
-from optd.params import plain_option, read_group, read_groups
+from optd.params.groups import plain_option, read_group, read_groups
 from optd_wire.single import Single
 
 State = namedtuple("State", "model scale")

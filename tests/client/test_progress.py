@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import optd
-from optd import environment, errors, progress
+from optd import errors
+from optd.session import environment, progress
 
 
 class Frames:

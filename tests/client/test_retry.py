@@ -1,6 +1,6 @@
 import pytest
 
-from optd.retry import with_retries
+from optd.session.retry import with_retries
 from optd_wire.errors import ConnectionLost, DeadlineExceeded, Unreachable
 
 LOST = ConnectionLost(address="a:1", rpc="Push", problem="refused")

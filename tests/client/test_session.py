@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from optd import EMA, Sync, connect, errors
-from optd.session import Session
+from optd.session.session import Session
 from optd_wire.values import Async, JobInfo, JobSpec, JobVersion, Membership, PullResult, PushResult
 
 SPEC = JobSpec("job", "sgd", {}, ())

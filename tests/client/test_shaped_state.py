@@ -11,8 +11,8 @@ import pytest
 
 import optd
 from optd.local import LocalServer
-from optd.transport.base import Source
 from optd.transport.grpc import GrpcTransport
+from optd.transport.transport import Source
 from optd_wire import errors
 from optd_wire.frames import Outgoing
 from optd_wire.values import WriteStateHeader

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optd import trees
 from optd.errors import StructureMismatch
+from optd.params import trees
 
 Point = namedtuple("Point", "x y")
 

@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from optd.algorithms.where import Where
-from optd.optimizer import Optimizer
+from optd.numpy.optimizer import Optimizer
 
 
 class Adam(Optimizer):

@@ -1,9 +1,9 @@
 """Arguments that every class of this folder has besides those of its algorithm."""
 
-from optd.group_options import GroupOptionArguments
-from optd.job_options import Averages, Gradients
-from optd.joining import IfExists
-from optd.session import Session
+from optd.options.group_options import GroupOptionArguments
+from optd.options.job_options import Averages, Gradients
+from optd.session.join import IfExists
+from optd.session.session import Session
 from optd_wire.values import Policy
 
 
@@ -11,7 +11,7 @@ class Where(GroupOptionArguments, total=False):
     """Which job an optimizer belongs to: an open session, or what is needed to open one.
 
     How it shares memory, and what is done about weights that a script changes: see `optd.Optimizer`.
-    And the options that every group may have, whatever its algorithm: see `optd.group_options`.
+    And the options that every group may have, whatever its algorithm: see `optd.options.group_options`.
     """
 
     session: Session

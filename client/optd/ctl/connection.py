@@ -4,15 +4,15 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from optd import connection as connections
-from optd import environment
 from optd.ctl.exits import BadUsage
 from optd.ctl.settings import DEFAULT_SECONDS, DEFAULT_SERVER, Settings
-from optd.retry import with_retries
-from optd.session import Session
-from optd.tls import TLS
-from optd.transport.base import Transport
+from optd.session import connect as connections
+from optd.session import environment
+from optd.session.retry import with_retries
+from optd.session.session import Session
 from optd.transport.grpc import GrpcTransport
+from optd.transport.tls import TLS
+from optd.transport.transport import Transport
 from optd_wire.errors import InvalidRequest
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from optd.ctl import output
 from optd.ctl.connection import Connection, connect, open_session
 from optd.ctl.documents import dump
 from optd.ctl.settings import Output, Settings
-from optd.session import Session
+from optd.session.session import Session
 
 P = ParamSpec("P")
 

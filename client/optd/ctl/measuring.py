@@ -12,8 +12,8 @@ import numpy as np
 
 from optd.ctl import output
 from optd.ctl.invocation import Invocation
-from optd.optimizer import Optimizer
-from optd.session import Session
+from optd.numpy.optimizer import Optimizer
+from optd.session.session import Session
 from optd_wire.errors import NotFound, OptdError
 
 ALGORITHM = "adam"

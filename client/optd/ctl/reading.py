@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd.ctl.connection import Connection
-from optd.transport.base import Sink, Transport
+from optd.transport.transport import Sink, Transport
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import (

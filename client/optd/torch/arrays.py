@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
+from optd.params.flat_view import Array
 from optd_wire.dtypes import DTYPES
 
 _BFLOAT16 = DTYPES["bfloat16"]

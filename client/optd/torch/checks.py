@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from optd.overlap import overlaps_itself
+from optd.params.overlap import overlaps_itself
 from optd.torch.arrays import dtype_name
 from optd.torch.distributed import ranks
 from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from optd.row_gradients import Gradients, RowGradient
+from optd.exchange.row_gradients import Gradients, RowGradient
 from optd.torch.arrays import dtype_name
 from optd.torch.tensors import TensorGroup
 from optd_wire.dtypes import DTYPES

@@ -5,7 +5,7 @@ import os
 
 import torch.distributed
 
-from optd.job_names import JobName, own_job
+from optd.session.job_names import JobName, own_job
 from optd_wire.values import Policy, Sync
 
 _numbers = itertools.count(1)

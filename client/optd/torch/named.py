@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from optd.group_options import GROUP_OPTIONS
-from optd.local_changes import SEND, check_local_changes
-from optd.opening import Opening
-from optd.session import Session
+from optd.options.group_options import GROUP_OPTIONS
+from optd.registration.local_changes import SEND, check_local_changes
+from optd.session.connect_arguments import Opening
+from optd.session.session import Session
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served

@@ -11,17 +11,17 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
-from optd.group_options import GROUP_OPTIONS
-from optd.local_changes import SEND, check_local_changes
-from optd.opening import Opening
-from optd.params import PARAMS, plain_option
-from optd.pending import warn_of_loading, warn_of_saving
-from optd.registration import belongs_to_a_session
-from optd.row_gradients import Gradients as GivenGradients
-from optd.row_gradients import has_rows
-from optd.session import Session
-from optd.state_dicts import start_at, start_from
-from optd.terms import Terms
+from optd.exchange.row_gradients import Gradients as GivenGradients
+from optd.exchange.row_gradients import has_rows
+from optd.options.group_options import GROUP_OPTIONS
+from optd.params.groups import PARAMS, plain_option
+from optd.registration.accumulated import warn_of_loading, warn_of_saving
+from optd.registration.local_changes import SEND, check_local_changes
+from optd.registration.registration import belongs_to_a_session
+from optd.session.connect_arguments import Opening
+from optd.session.push_settings import Terms
+from optd.session.session import Session
+from optd.state.state_dicts import start_at, start_from
 from optd.torch import complex_parameters
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
@@ -32,7 +32,7 @@ from optd.torch.state_source import StateSource
 from optd.torch.state_view import StateOnServer
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
-from optd.transport.base import Names
+from optd.transport.transport import Names
 from optd_wire.values import PushResult
 
 
@@ -58,7 +58,7 @@ class Served(torch.optim.Optimizer):
             option that has a schedule here gives the product of both, and a warning.
         schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
             that schedules go on where they stood in whichever job loads it.
-        rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `optd.rules`.
+        rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `params.rules`.
         clip_norm: The largest norm of each group's gradient, as the server clips it; groups may have their own.
         clip_value: The largest magnitude of its elements; groups may have their own.
         master_weights: Keep float32 weights of float16 and bfloat16 parameters as state. Changes nothing for others.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optd.options import as_numpy
+from optd.options.mirror import as_numpy
 from optd_wire.errors import InvalidOption, UnknownOption
 from optd_wire.values import OptionValue
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from optd.effective import Effective
+from optd.options.effective import Effective
 
 
 def warn_of_scheduler(optimizer: Any, effective: Effective) -> None:

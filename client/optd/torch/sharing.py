@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from optd.arrays import Array
-from optd.registration import Registration
+from optd.params.flat_view import Array
+from optd.registration.registration import Registration
 from optd.torch.arrays import as_tensor
 from optd.torch.tensors import Place, TensorGroup, can_move, is_in_place
 from optd.transport.shm import SharedMemoryLane

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.params import PARAMS
-from optd.states import STEP, ParameterState, step_count
+from optd.params.flat_view import Array
+from optd.params.groups import PARAMS
+from optd.state.all_parameters import STEP, ParameterState, step_count
 from optd.torch.arrays import as_array, as_tensor, dtype_of, shape_of
 from optd.torch.tensors import TensorGroup, shares_memory
 from optd_wire.dtypes import COMPUTED, computed_dtype

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from optd.arrays import same_bits
 from optd.caller_warnings import warn_caller
-from optd.parameter_state import StateIndex
-from optd.states import STEP, ParameterState
+from optd.params.flat_view import same_bits
+from optd.state.all_parameters import STEP, ParameterState
+from optd.state.one_parameter import StateIndex
 from optd.torch.state import (
     SLOW_WEIGHTS,
     from_torch,

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.group_options import GROUP_OPTIONS
-from optd.params import NAME, PARAMS, ParamGroup, plain_option
-from optd.row_gradients import RowGradient
+from optd.exchange.row_gradients import RowGradient
+from optd.options.group_options import GROUP_OPTIONS
+from optd.params.flat_view import Array
+from optd.params.groups import NAME, PARAMS, ParamGroup, plain_option
 from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of, served_dtype, shape_of
 from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered, is_plain
 from optd.torch.naming import distinct_name, parameter_names

@@ -1,4 +1,4 @@
-"""What tensors hold, for `optd.local_changes`: their numbers as arrays of numpy, and what torch tells of writes.
+"""What tensors hold, for `registration.local_changes`: their numbers as arrays of numpy, and what torch tells of writes.
 
 Torch counts the writes to a tensor, but not those through `.data`, and not those of numpy; so content decides. What
 torch tells says of which large tensors all of the content has to be looked at.
@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.contents import Contents, Differences, Look, sample_places
+from optd.params.flat_view import Array
+from optd.registration.contents import Contents, Differences, Look, sample_places
 from optd.torch.arrays import as_array, dtype_of, real, shape_of
 from optd.torch.tensors import TensorGroup
 

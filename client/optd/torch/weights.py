@@ -8,16 +8,16 @@ from typing import Any, NoReturn
 
 import torch
 
-from optd.arrays import Array
-from optd.attaching import Rows
-from optd.gradients import check_gradients
-from optd.local_changes import IGNORE, LocalChanges
-from optd.lock import OwnedLock
-from optd.params import PARAMS, check_apart
-from optd.registration import Registration
-from optd.row_gradients import Gradients
-from optd.session import Session
-from optd.states import ParameterState
+from optd.exchange.read_gradients import check_gradients
+from optd.exchange.row_gradients import Gradients
+from optd.params.flat_view import Array
+from optd.params.groups import PARAMS, check_apart
+from optd.registration.existing_job import Rows
+from optd.registration.local_changes import IGNORE, LocalChanges
+from optd.registration.registration import Registration
+from optd.session.lock import OwnedLock
+from optd.session.session import Session
+from optd.state.all_parameters import ParameterState
 from optd.torch.arrays import as_tensor, dtype_of, shape_of
 from optd.torch.distributed import policy_of_ranks
 from optd.torch.options import as_torch

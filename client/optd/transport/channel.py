@@ -17,10 +17,10 @@ import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from optd.tls import TLS
-from optd.transport import beside
-from optd.transport.base import HEADER_BYTES
-from optd.transport.steps import StepStream
+from optd.transport import call_threads
+from optd.transport.step_stream import StepStream
+from optd.transport.tls import TLS
+from optd.transport.transport import HEADER_BYTES
 from optd_wire.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -77,7 +77,7 @@ class Channel:
             return data
 
         with self.errors(rpc, timeout):
-            return answer.FromString(beside.run(call))
+            return answer.FromString(call_threads.run(call))
 
     def upload(
         self, rpc: str, first: Message, batches: Iterable[Sequence[Outgoing]], answer: type[M], timeout: float
@@ -98,7 +98,7 @@ class Channel:
 
         try:
             with self.errors(rpc, timeout):
-                return answer.FromString(beside.run(call))
+                return answer.FromString(call_threads.run(call))
         finally:
             is_given_up = True
 
@@ -120,13 +120,13 @@ class Channel:
 
         try:
             with self.errors(rpc, timeout):
-                beside.run(begin)
-                while (data := beside.run(lambda: next(calls[0], None))) is not None:
+                call_threads.run(begin)
+                while (data := call_threads.run(lambda: next(calls[0], None))) is not None:
                     yield read(answer, data)
                 is_over = True
         finally:
             if not is_over:
-                beside.begin(lambda: [call.cancel() for call in calls])
+                call_threads.begin(lambda: [call.cancel() for call in calls])
 
     def open_steps(self, rpc: str) -> StepStream:
         """Begins a stream that one step after another is sent on."""

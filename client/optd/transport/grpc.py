@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from optd.tls import TLS
-from optd.transport.base import (
+from optd.transport.channel import Channel, messages_of
+from optd.transport.step_stream import StepStream
+from optd.transport.tls import TLS
+from optd.transport.transport import (
     Delivery,
     GroupInspection,
     OptionHistory,
@@ -23,8 +25,6 @@ from optd.transport.base import (
     StepSink,
     Transport,
 )
-from optd.transport.channel import Channel, messages_of
-from optd.transport.steps import StepStream
 from optd_wire.convert import from_message, to_message
 from optd_wire.encodings.registry import encoding_named
 from optd_wire.errors import ConnectionLost, DeadlineExceeded, UnexpectedStatus

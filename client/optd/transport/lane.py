@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 
-from optd.row_gradients import may_leave_out
-from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
+from optd.exchange.row_gradients import may_leave_out
+from optd.transport.transport import Delivery, PullRequest, Sink, Source, StepSink, Transport
 from optd_wire.values import PullResult, PushHeader, PushResult
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd.row_gradients import WithRows, may_leave_out
-from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
+from optd.exchange.row_gradients import WithRows, may_leave_out
 from optd.transport.lane import Lane
-from optd.transport.mapping import Region
+from optd.transport.shared_region import Region
+from optd.transport.transport import Delivery, PullRequest, Sink, Source, StepSink, Transport
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
 from optd_wire.frames import Frame, GatheredFrame, Outgoing

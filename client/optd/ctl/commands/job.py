@@ -6,7 +6,7 @@ from optd.ctl import text
 from optd.ctl.commands.arguments import Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import facts
-from optd.transport.base import Transport
+from optd.transport.transport import Transport
 from optd_wire.errors import UnknownJob
 from optd_wire.values import AverageInfo, JobOptions, JobSummary
 

@@ -1,0 +1,87 @@
+"""Where weights that come in go: into the arrays of the groups, or nowhere, where they are used as they lie."""
+
+from collections.abc import Sequence
+
+from optd.params.copying import copy_all
+from optd.params.flat_view import Array
+from optd.params.group_arrays import GroupArrays
+from optd.params.pulled_rows import whole_frames, write_rows
+from optd.session.session import Session
+from optd.transport.shm import Mapped, SharedMemoryLane
+from optd.transport.transport import Sink
+from optd_wire.frames import Frame, Received
+
+
+class WeightsIn:
+    """The weights of a registration. `zero_copy` and `writable` are those of `Registration`."""
+
+    def __init__(self, session: Session, own: GroupArrays, *, zero_copy: bool, writable: bool) -> None:
+        self._session = session
+        self._own = own
+        self._zero_copy = zero_copy
+        self._writable = writable
+        self._lane: SharedMemoryLane | None = None
+        self._rows: dict[int, tuple[Mapped, list[list[Array]]]] = {}
+        self._placed: list[list[Array]] | None = None
+
+    @property
+    def weights(self) -> Sequence[Sequence[Array]]:
+        """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
+        return self._own.arrays if self._placed is None else self._placed
+
+    @property
+    def in_arrays(self) -> bool:
+        """Whether the weights are in the groups' arrays, and not in shared memory."""
+        return self._placed is None
+
+    @property
+    def in_place(self) -> Sink | None:
+        """Takes weights that stay where they are; None where they are to be copied."""
+        if not self._zero_copy:
+            return None
+        memory = self._session.shared_memory
+        if memory is not None:
+            memory.writable = self._writable
+        return self._place
+
+    def write(self, received: Sequence[Received]) -> None:
+        """Copies weights into the arrays."""
+        frames = received if isinstance(received, Mapped) else whole_frames(received)
+        if isinstance(frames, Mapped):
+            self._copy(self._rows_of(frames))
+        else:
+            if self._placed is not None:
+                # These may be weights of some parameters only: the others stay what they are.
+                self._copy(self._placed)
+            self._own.view.write(frames, self._own.arrays)
+            write_rows(received, self._own.groups)
+        self._placed = None
+
+    def put(self, rows: Sequence[Sequence[Array]]) -> None:
+        """Copies weights into the arrays that do not come from the server."""
+        self._copy(rows)
+        self._placed = None
+
+    def _copy(self, rows: Sequence[Sequence[Array]]) -> None:
+        copy_all(
+            [
+                pair
+                for group, row in zip(self._own.groups, rows, strict=False)
+                for pair in zip(group.arrays, row, strict=True)
+            ]
+        )
+
+    def _place(self, frames: Sequence[Frame]) -> None:
+        assert isinstance(frames, Mapped)
+        self._placed = self._rows_of(frames)
+
+    def _rows_of(self, frames: Mapped) -> list[list[Array]]:
+        """Mapped weights by group and place, of the groups that are ours."""
+        if self._session.shared_memory is not self._lane:
+            self._rows.clear()  # which would hold memory that the server has given up
+            self._lane = self._session.shared_memory
+        known = self._rows.get(id(frames))
+        # Of an object that is gone another one may have the number.
+        if known is None or known[0] is not frames or len(known[1]) != len(self._own):
+            known = self._rows[id(frames)] = (frames, self._own.view.rows(frames))
+        return known[1]

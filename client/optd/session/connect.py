@@ -1,0 +1,129 @@
+"""`optd.connect()`: from arguments and environment to a session with a server that answers."""
+
+from numbers import Real
+from typing import get_args
+
+from optd.options.job_options import Averages, Gradients, options_of
+from optd.session import environment
+from optd.session.job_names import JobName, job_name
+from optd.session.join import IfExists
+from optd.session.retry import with_retries
+from optd.session.session import CALL_SECONDS, Session
+from optd.transport.encoding import Wire
+from optd.transport.grpc import GrpcTransport
+from optd.transport.lane_choice import LaneName
+from optd.transport.tls import TLS
+from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable
+from optd_wire.names import check_name
+from optd_wire.values import Async, Policy, Sync
+
+CONNECT_SECONDS = 10.0
+
+
+def connect(
+    address: str | None = None,
+    *,
+    job: str | JobName | None = None,
+    worker: str | None = None,
+    token: str | None = None,
+    tls: TLS | bool | None = None,
+    timeout: float = CALL_SECONDS,
+    connect_timeout: float = CONNECT_SECONDS,
+    lane: LaneName = "auto",
+    encoding: str = "float32",
+    policy: Policy | None = None,
+    gradients: Gradients | None = None,
+    averages: Averages | None = None,
+    if_exists: IfExists | None = None,
+    progress: bool | None = None,
+) -> Session:
+    """Opens a session with a server, and makes sure that the server answers.
+
+    Args:
+        address: HOST:PORT; left out, OPTD_SERVER.
+        job: The job's name, which makes it one that others can share; left out, OPTD_JOB. Without either the job is
+            this session's own: it is called after the program and ends with the session. The ranks of one launch of
+            torchrun share a job: the n-th session without a name of each.
+        worker: This worker's name; left out, OPTD_WORKER, or host and process id. A name is held by one session at a
+            time: a second one fences the first.
+        token: What the server's --token-file accepts; left out, OPTD_TOKEN or OPTD_TOKEN_FILE.
+        tls: Certificates, or True for the authorities that gRPC brings along; left out, OPTD_TLS_CA decides.
+        timeout: Seconds that any one call may take, retries included. A step of a `sync` job waits for the other
+            workers that long.
+        connect_timeout: Seconds to try before `Unreachable` is raised.
+        lane: How numbers travel: "grpc" in messages, "shm" in memory that this process and the server share, "auto"
+            in shared memory where both run on one host and the job has some size (65,536 elements), in messages
+            otherwise. With "shm" the optimizer raises `SharedMemoryUnavailable` where there is none to be had; a job
+            that it has created by then stays.
+        encoding: How messages carry numbers: "float32" unchanged (as float64 is, too), "bfloat16" or "float16" in
+            half the bytes, rounded, but parameters of 16 bits unchanged; "int8" in a quarter; "topk" or "topk:0.01"
+            only that fraction of each gradient. What the last two leave out of a gradient is kept here and added to the
+            next one. Weights come in the same encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
+        policy: When pushes become a step. Left out, that of the job; `Async()` where this session creates it.
+        gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
+            taken as they come.
+        averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
+            whoever creates the job. Left out, there is none.
+        if_exists: What to do where a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
+            "replace" deletes it and creates it anew, unless another worker takes part in it (`JobInUse`). Left out,
+            OPTD_IF_EXISTS, or "attach". It counts when an optimizer registers.
+        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
+            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
+            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
+
+    Raises:
+        Unreachable: Nothing answers there.
+        MissingToken, WrongToken: The server wants a token, or another one.
+        InvalidName: A job's or worker's name is not one.
+        UnknownEncoding: There is no such encoding.
+        InvalidRequest: A job without a name is to wait for several workers; there is no such lane, or it carries no
+            such encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
+            `if_exists` is not one.
+    """
+    if lane not in get_args(LaneName):
+        raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
+    wire = Wire.of(encoding)
+    if lane == "shm" and not wire.exact:
+        raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
+    if not isinstance(policy, Async | Sync | None):
+        raise InvalidRequest(problem=f"policy must be optd.Sync(...) or optd.Async(), got {policy!r}")
+    for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+        if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
+            raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
+    options = options_of(gradients, averages)
+    what_if = environment.if_exists(if_exists)
+    show_progress = environment.progress(progress)
+    address = environment.server(address)
+    named = job if isinstance(job, JobName) else job_name(environment.job(job))
+    check_name("job", named.name)
+    if isinstance(policy, Sync) and policy.workers > 1 and not named.shared:
+        problem = (
+            f"a step of policy {policy} waits for {policy.workers} workers, and no other one finds a job without a name"
+        )
+        raise InvalidRequest(problem=f"{problem}: pass job= or set OPTD_JOB")
+    worker = check_name("worker", environment.worker(worker))
+    transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
+    try:
+        status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
+    except DeadlineExceeded:
+        transport.close()
+        problem = "it takes connections, but does not answer"
+        raise Unreachable(address=address, seconds=f"{connect_timeout:g}", problem=problem) from None
+    except OptdError:
+        transport.close()
+        raise
+    return Session(
+        transport,
+        job=named.name,
+        worker=worker,
+        timeout=timeout,
+        policy=policy,
+        options=options,
+        max_message_bytes=status.limits.max_message_bytes,
+        lane=lane,
+        wire=wire,
+        if_exists=what_if,
+        ephemeral=named.unnamed,
+        shared=named.shared,
+        progress=show_progress,
+    )
