@@ -1,4 +1,4 @@
-"""What tensors hold, for `registration.local_changes`: their numbers as arrays of numpy, and what torch tells of writes.
+"""What tensors hold, for `local_changes`: their numbers as arrays of numpy, and what torch tells of writes.
 
 Torch counts the writes to a tensor, but not those through `.data`, and not those of numpy; so content decides. What
 torch tells says of which large tensors all of the content has to be looked at.
