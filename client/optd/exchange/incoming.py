@@ -12,7 +12,7 @@ from optd.transport.transport import Sink
 from optd_wire.frames import Frame, Received
 
 
-class WeightsIn:
+class IncomingWeights:
     """The weights of a registration. `zero_copy` and `writable` are those of `Registration`."""
 
     def __init__(self, session: Session, own: GroupArrays, *, zero_copy: bool, writable: bool) -> None:

@@ -1,13 +1,13 @@
 """What a push sends of gradients: frames in some encoding, or what has been written to where the server reads it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from optd.exchange.feedback import ErrorFeedback
-from optd.exchange.row_gradients import Gradients, WithRows, has_rows, whole_ones
+from optd.exchange.row_gradients import GradientsByGroup, WithRows, has_rows, whole_ones
 from optd.params.copying import copy_all
-from optd.params.flat_view import Array
+from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
 from optd.params.group_arrays import GroupArrays
-from optd.session.push_settings import Terms
+from optd.session.push_settings import PushSettings
 from optd.session.session import Session
 from optd.transport.encoding import Wire
 from optd.transport.shm import InMemory, SharedMemoryLane
@@ -16,11 +16,8 @@ from optd_wire.encodings.base import Encoding
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame
 
-Rows = Sequence[Sequence[Array | None]]
-"""Whole gradients by group and place."""
 
-
-class GradientsOut:
+class OutgoingGradients:
     """The gradients of a registration, push after push."""
 
     def __init__(self, session: Session, own: GroupArrays) -> None:
@@ -56,7 +53,7 @@ class GradientsOut:
         return wire
 
     def source(
-        self, gradients: Gradients, wire: Wire, terms: Terms, *, has_weights: bool = False
+        self, gradients: GradientsByGroup, wire: Wire, settings: PushSettings, *, has_weights: bool = False
     ) -> tuple[Source, Callable[[bool], None]]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
@@ -66,20 +63,20 @@ class GradientsOut:
         shared = None if with_rows else self.shared_gradients()
         if shared is not None:
             return self._shared_source(whole, shared), _forget
-        source, settle = self._whole_source(whole, wire.gradients, wire.name, terms.loss_scale or 1.0)
+        source, settle = self._whole_source(whole, wire.gradients, wire.name, settings.loss_scale or 1.0)
         if with_rows:
             source = WithRows(source, gradients, wire.gradients, self._session.batch_bytes, has_weights)
         return source, settle
 
     def _whole_source(
-        self, gradients: Rows, encoding: Encoding | None, name: str, loss_scale: float
+        self, gradients: OptionalArraysByGroup, encoding: Encoding | None, name: str, loss_scale: float
     ) -> tuple[Source, Callable[[bool], None]]:
         if encoding is None or not encoding.leaves_out:
             return self._own.view.source(gradients, encoding=encoding), _forget
         feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
         return feedback.begin(self._own.view, gradients, loss_scale), feedback.settle
 
-    def _shared_source(self, gradients: Rows, shared: Sequence[Sequence[Array]]) -> Source:
+    def _shared_source(self, gradients: OptionalArraysByGroup, shared: ArraysByGroup) -> Source:
         memory = self._session.shared_memory
         assert memory is not None
         pairs = [

@@ -54,7 +54,7 @@ class RowGradient:
 
 Given = Array | RowGradient | None
 """The gradient of one parameter."""
-Gradients = Sequence[Sequence[Given]]
+GradientsByGroup = Sequence[Sequence[Given]]
 """By group and place."""
 
 
@@ -63,12 +63,12 @@ def are_rows(given: Any) -> TypeGuard[tuple[Any, Any]]:
     return type(given) is tuple and len(given) == 2
 
 
-def whole_ones(gradients: Gradients) -> list[list[Array | None]]:
+def whole_ones(gradients: GradientsByGroup) -> list[list[Array | None]]:
     """The gradients of whole parameters; None in the place of others."""
     return [[None if isinstance(each, RowGradient) else each for each in row] for row in gradients]
 
 
-def has_rows(gradients: Gradients) -> bool:
+def has_rows(gradients: GradientsByGroup) -> bool:
     """Whether there are rows among gradients."""
     return any(isinstance(each, RowGradient) for row in gradients for each in row)
 
@@ -83,7 +83,7 @@ class WithRows:
     """A source of gradients with rows among them, which travel in messages on every lane, behind the whole ones."""
 
     whole: Source
-    gradients: Gradients
+    gradients: GradientsByGroup
     encoding: Encoding | None
     """None: unchanged. What an encoding leaves out of rows is lost, so that they go unchanged there."""
     batch_bytes: int

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from optd.exchange.read_gradients import read_gradients, read_weights
-from optd.exchange.row_gradients import Gradients
+from optd.exchange.row_gradients import GradientsByGroup
 from optd.numpy.optimizer_text import describe, place_of
 from optd.numpy.registered_arrays import RegisteredArrays
 from optd.params import trees
@@ -23,8 +23,8 @@ from optd.params.pulled_rows import find_array
 from optd.registration.accumulated import warn_of_loading, warn_of_saving
 from optd.registration.local_changes import IGNORE, SEND, LocalChanges, Unwatched, WatchedArrays, check_local_changes
 from optd.registration.registration import Registration, belongs_to_a_session
-from optd.session.connect_arguments import Opening
-from optd.session.push_settings import Terms
+from optd.session.connect_arguments import SessionArguments
+from optd.session.push_settings import PushSettings
 from optd.session.session import Session
 from optd.state.all_parameters import ParameterState
 from optd.state.state_dicts import checked_state, pack, start_at, unpack
@@ -83,7 +83,7 @@ class Optimizer:
         mode = check_local_changes(local_changes)
         groups, self._in_groups = read_groups(params)
         self._leaves: list[list[Any]] | None = None
-        self.session, self._owns_session = Opening.taken_from(options).session(session)
+        self.session, self._owns_session = SessionArguments.taken_from(options).session(session)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
         resolved options, as the server held them at the last reply. A value that is changed here goes to the server
@@ -291,23 +291,23 @@ class Optimizer:
         """
         norms = self._norms if norms is None else norms
         if not callable(gradients):
-            return self._step(gradients, encoding, Terms.of(weight, loss_scale, norms=norms))
+            return self._step(gradients, encoding, PushSettings.of(weight, loss_scale, norms=norms))
         loss, found = _evaluated(gradients)
         asks = self._registration.needs_closure
-        first = Terms.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
+        first = PushSettings.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
         result = self._step(found, encoding, first)
         while result.unfinished:
             told, found = _evaluated(gradients)
-            result = self._step(found, encoding, Terms.of(weight, loss_scale, told, norms=norms))
+            result = self._step(found, encoding, PushSettings.of(weight, loss_scale, told, norms=norms))
         return loss
 
-    def _step(self, gradients: Any, encoding: str | None, terms: Terms) -> PushResult:
+    def _step(self, gradients: Any, encoding: str | None, settings: PushSettings) -> PushResult:
         self._check_arrays()
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             are_here = self._changes.settle() or self._changes.mode == IGNORE
             with self._receiving() as registration:
-                return registration.step(rows, encoding, terms, has_weights=are_here)
+                return registration.step(rows, encoding, settings, has_weights=are_here)
 
     def push(
         self,
@@ -321,12 +321,12 @@ class Optimizer:
         """As `step`, without the pull: the arrays stay as they are."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
-        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
+        settings = PushSettings.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         self._check_arrays()
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             self._changes.settle()
-            return self._registration.push(rows, encoding, terms)
+            return self._registration.push(rows, encoding, settings)
 
     def flush(self, *, norms: bool | None = None) -> PushResult:
         """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
@@ -343,7 +343,7 @@ class Optimizer:
         with self._registration.lock, self._sending():
             self._changes.settle()
             with self._receiving() as registration:
-                return registration.flush(Terms(norms=self._norms if norms is None else norms))
+                return registration.flush(PushSettings(norms=self._norms if norms is None else norms))
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
@@ -449,7 +449,7 @@ class Optimizer:
                 else:
                     registration.write_given(rows)
 
-    def _rows(self, gradients: Any) -> Gradients:
+    def _rows(self, gradients: Any) -> GradientsByGroup:
         if gradients is None:
             gradients = self._gradients or {}
             made = [array for row in self._gradient_rows for array in row]

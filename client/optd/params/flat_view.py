@@ -18,6 +18,10 @@ from optd_wire.layout import GroupLayout, Segment, lay_out
 from optd_wire.values import FlatRange, ParameterInfo, ParameterSpec
 
 Array = npt.NDArray[Any]
+ArraysByGroup = Sequence[Sequence[Array]]
+"""Arrays by group and by place in its list of parameters."""
+OptionalArraysByGroup = Sequence[Sequence[Array | None]]
+"""As `ArraysByGroup`; None stands for a parameter without numbers."""
 # Bulk streams move fastest in messages of one to a few MiB.
 BATCH_BYTES = 1 << 20
 BATCH_FRAMES = 1024
@@ -42,7 +46,7 @@ class FlatView:
 
     def source(
         self,
-        arrays: Sequence[Sequence[Array | None]],
+        arrays: OptionalArraysByGroup,
         field: str = "",
         encoding: Encoding | None = None,
         most_bytes: int | None = None,
@@ -57,7 +61,7 @@ class FlatView:
 
     def batches(
         self,
-        arrays: Sequence[Sequence[Array | None]],
+        arrays: OptionalArraysByGroup,
         field: str = "",
         encoding: Encoding | None = None,
         most_bytes: int | None = None,
@@ -77,7 +81,7 @@ class FlatView:
             yield batch
 
     def _frames(
-        self, arrays: Sequence[Sequence[Array | None]], field: str, encoding: Encoding | None, most_bytes: int
+        self, arrays: OptionalArraysByGroup, field: str, encoding: Encoding | None, most_bytes: int
     ) -> Iterator[GatheredFrame]:
         """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
@@ -104,7 +108,7 @@ class FlatView:
                 rows[group][place] = values[start : start + parameter.size].reshape(parameter.shape)
         return rows
 
-    def ranges(self, arrays: Sequence[Sequence[Array | None]]) -> list[FlatRange]:
+    def ranges(self, arrays: OptionalArraysByGroup) -> list[FlatRange]:
         """The ranges of the parameters that `arrays` has numbers for, in order, neighbours of one dtype joined."""
         joined: list[FlatRange] = []
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
@@ -119,14 +123,14 @@ class FlatView:
                     joined.append(FlatRange(group, start, stop - start))
         return joined
 
-    def write(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Array]]) -> None:
+    def write(self, frames: Sequence[Frame], arrays: ArraysByGroup) -> None:
         """Copies frames into the arrays that their ranges touch; arrays may be of any strides."""
         pairs: list[Pair] = []
         for frame in frames:
             self._write(frame, arrays, pairs)
         copy_all(pairs)
 
-    def _write(self, frame: Frame, arrays: Sequence[Sequence[Array]], pairs: list[Pair]) -> None:
+    def _write(self, frame: Frame, arrays: ArraysByGroup, pairs: list[Pair]) -> None:
         """Copies a frame, or adds to `pairs` what is to be copied."""
         group = frame.group - self._first_group
         if not 0 <= group < len(self.layouts):

@@ -14,7 +14,7 @@ import numpy as np
 
 from optd.caller_warnings import warn_caller
 from optd.options.group_options import GROUP_OPTIONS
-from optd.params.flat_view import Array, same_bits
+from optd.params.flat_view import Array, ArraysByGroup, same_bits
 from optd.params.groups import ParamGroup
 from optd.session import environment
 from optd.session.departure import open_sessions
@@ -25,12 +25,9 @@ from optd_wire.values import GroupInfo, Membership, Options
 
 logger = logging.getLogger("optd")
 
-Rows = Sequence[Sequence[Array]]
-"""Arrays by group and place."""
-
 
 @dataclass(slots=True)
-class Attachment:
+class ExistingJob:
     """A job that was there before its worker, until the worker uses it."""
 
     own: list[list[Array]] | None = None
@@ -94,7 +91,7 @@ def differing_job_options(session: Session, found: Options) -> list[str]:
     ]
 
 
-def same_weights(one: Rows, other: Rows) -> bool:
+def same_weights(one: ArraysByGroup, other: ArraysByGroup) -> bool:
     """Whether two lists of arrays have the same bits."""
     return all(
         same_bits(mine, theirs)

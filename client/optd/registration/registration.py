@@ -7,17 +7,16 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from optd.exchange.incoming import WeightsIn
-from optd.exchange.outgoing import GradientsOut
-from optd.exchange.row_gradients import Gradients
+from optd.exchange.incoming import IncomingWeights
+from optd.exchange.outgoing import OutgoingGradients
+from optd.exchange.row_gradients import GradientsByGroup
 from optd.options.effective import Effective
 from optd.options.mirror import OptionMirror, Shown, as_numpy
-from optd.params.flat_view import Array
+from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
 from optd.params.group_arrays import GroupArrays
 from optd.params.groups import ParamGroup
 from optd.registration.existing_job import (
-    Attachment,
-    Rows,
+    ExistingJob,
     check_alone,
     differing_job_options,
     differing_options,
@@ -26,10 +25,10 @@ from optd.registration.existing_job import (
     same_weights,
 )
 from optd.session.lock import OwnedLock
-from optd.session.push_settings import AS_THEY_ARE, Terms
+from optd.session.push_settings import PLAIN_PUSH, PushSettings
 from optd.session.session import Session, Settle
 from optd.state.all_parameters import ParameterState, StateWriter
-from optd.state.server_state import RegisteredState
+from optd.state.server_state import ServerState
 from optd.transport.transport import Known, Names, Source
 from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, OptdError, UnknownAverage
 from optd_wire.values import (
@@ -49,9 +48,6 @@ from optd_wire.values import (
 )
 
 logger = logging.getLogger("optd")
-
-SomeRows = Sequence[Sequence[Array | None]]
-"""Arrays by group and place, None where there is none."""
 
 
 def belongs_to_a_session(optimizer: object) -> TypeError:
@@ -90,14 +86,14 @@ class Registration:
         self.zero_copy = zero_copy
         self.algorithm = algorithm
         self._own = GroupArrays(groups, session.batch_bytes)
-        self._incoming = WeightsIn(session, self._own, zero_copy=zero_copy, writable=writable)
-        self._outgoing = GradientsOut(session, self._own)
+        self._incoming = IncomingWeights(session, self._own, zero_copy=zero_copy, writable=writable)
+        self._outgoing = OutgoingGradients(session, self._own)
         self._dicts = list(dicts)
         self._defaults = defaults
         self._mirror = OptionMirror(shown)
         self.effective = Effective()
         self._lock = OwnedLock()
-        self.state = RegisteredState(session, self._own, self._lock, algorithm, self._write_state)
+        self.state = ServerState(session, self._own, self._lock, algorithm, self._write_state)
         """The optimizer state that the server holds."""
         self._has_average = False
         """Whether the arrays hold an average, or did when a call began that nobody knows the end of."""
@@ -123,7 +119,7 @@ class Registration:
             self._mirror.add(info.options, group)
         self.attached = not created or self._base.version > 0
         """Whether the job was there before, so that its weights are now in the arrays."""
-        self._attachment: Attachment | None = None
+        self._existing: ExistingJob | None = None
         if self.attached:
             self._attach(membership)
         else:
@@ -168,7 +164,7 @@ class Registration:
         return self._incoming.in_arrays
 
     def shared_gradients(self) -> list[list[Array]] | None:
-        """See `GradientsOut.shared_gradients`."""
+        """See `OutgoingGradients.shared_gradients`."""
         return self._outgoing.shared_gradients()
 
     @property
@@ -185,21 +181,21 @@ class Registration:
         """Takes the job's weights, and keeps what was here until the job is used."""
         own = [[array.copy() for array in row] for row in self._own.arrays]
         self.pull()
-        attachment = Attachment(
+        existing = ExistingJob(
             differing=[
                 *differing_options(self.session, self._defaults, self.groups, membership.job.groups),
                 *differing_job_options(self.session, membership.job.options.options),
             ]
         )
         if not same_weights(own, self.weights):
-            attachment.own, attachment.warning = own, replaced(self.session, membership)
-        self._attachment = attachment
+            existing.own, existing.warning = own, replaced(self.session, membership)
+        self._existing = existing
 
     def _use(self) -> None:
         """Goes on with the job's weights for good, and says what differs from what was asked for."""
-        attachment, self._attachment = self._attachment, None
-        if attachment is not None:
-            attachment.tell()
+        existing, self._existing = self._existing, None
+        if existing is not None:
+            existing.tell()
 
     def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
         """The weights that were here before the job's came, where they are to go with `states` that are loaded.
@@ -207,11 +203,11 @@ class Registration:
         None where they were the same, where the job has been used since, and where it has these very states: then its
         own weights go with them. (accelerate loads what it has just read, to put it on a device.)
         """
-        attachment = self._attachment
-        if attachment is None or attachment.own is None:
+        existing = self._existing
+        if existing is None or existing.own is None:
             return None
-        attachment.is_confirmed = same_states(self.state.read()[0], states)
-        return None if attachment.is_confirmed else attachment.own
+        existing.is_confirmed = same_states(self.state.read()[0], states)
+        return None if existing.is_confirmed else existing.own
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.
@@ -234,8 +230,8 @@ class Registration:
                 # The job keeps the group; adding it again finds it there.
                 self._own.pop()
                 raise
-            if self._attachment is not None and self._attachment.own is not None:
-                self._attachment.own.append(own)
+            if self._existing is not None and self._existing.own is not None:
+                self._existing.own.append(own)
             self._dicts.append(options)
             self._mirror.add(info.options, options)
             self._mirror.absorb(pulled.options, self._dicts)
@@ -280,9 +276,9 @@ class Registration:
 
     def step(
         self,
-        gradients: Gradients,
+        gradients: GradientsByGroup,
         encoding: str | None = None,
-        terms: Terms = AS_THEY_ARE,
+        settings: PushSettings = PLAIN_PUSH,
         *,
         has_weights: bool = True,
     ) -> PushResult:
@@ -297,7 +293,7 @@ class Registration:
             updates = self._changes()
             wire = self._outgoing.wire(encoding)
             source, settle = self._outgoing.source(
-                gradients, wire, terms, has_weights=has_weights and incoming.in_arrays and not self._has_average
+                gradients, wire, settings, has_weights=has_weights and incoming.in_arrays and not self._has_average
             )
             pushed, pulled = self.session.step(
                 source,
@@ -307,7 +303,7 @@ class Registration:
                 incoming.write,
                 incoming.in_place,
                 wire.weights,
-                terms,
+                settings,
             )
             self._take(pushed)
             # The options in force were told as of the step; what has changed since comes with the next reply.
@@ -315,24 +311,26 @@ class Registration:
             self._has_average = False
             return pushed
 
-    def push(self, gradients: Gradients, encoding: str | None = None, terms: Terms = AS_THEY_ARE) -> PushResult:
+    def push(
+        self, gradients: GradientsByGroup, encoding: str | None = None, settings: PushSettings = PLAIN_PUSH
+    ) -> PushResult:
         """Pushes gradients; the arrays stay as they are."""
         with self._lock:
             self._use()
             self._find_out()
             updates = self._changes()
-            source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), terms)
+            source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), settings)
             base = replace(self._base, revision=max(self._base.revision, self._told))
-            pushed = self.session.push(source, updates, base, self._settling(settle, updates), terms)
+            pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
             self._take(pushed)
             # The options of that revision are known; weights may have been written since those that are here.
             self._told = pushed.version.revision
             self._base = replace(self._base, durable_version=pushed.version.durable_version)
             return pushed
 
-    def flush(self, terms: Terms) -> PushResult:
+    def flush(self, settings: PushSettings) -> PushResult:
         """Makes the step of what the job has added up, and puts the new weights into the arrays as `step` does."""
-        return self.step([[None] * len(group.arrays) for group in self.groups], terms=replace(terms, flush=True))
+        return self.step([[None] * len(group.arrays) for group in self.groups], settings=replace(settings, flush=True))
 
     @property
     def pending(self) -> int:
@@ -399,7 +397,9 @@ class Registration:
         """Whether a step of the algorithm asks for loss and gradients several times."""
         return self.session.algorithm(self.algorithm).needs_closure
 
-    def write_state(self, states: Sequence[Sequence[ParameterState]], *, weights: SomeRows | None = None) -> None:
+    def write_state(
+        self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None
+    ) -> None:
         """Replaces the state of all parameters (as `state.read` gives it) and options, at once.
 
         Options are those of the dicts, whether they have been changed here or by somebody else; `weights`, by group and
@@ -410,10 +410,10 @@ class Registration:
             writer = StateWriter([group.names for group in self.groups], states)
             self._write(writer.groups, self._mirror.everything(self._dicts), [writer.frames], weights)
             self._is_loading = True
-            if self._attachment is not None and not self._attachment.is_confirmed:
-                self._attachment = None  # a checkpoint says what weights, state and options are to be
+            if self._existing is not None and not self._existing.is_confirmed:
+                self._existing = None  # a checkpoint says what weights, state and options are to be
 
-    def put_back(self, weights: Rows) -> None:
+    def put_back(self, weights: ArraysByGroup) -> None:
         """Puts weights into the arrays that the job has got from here."""
         self._incoming.put(weights)
 
@@ -422,12 +422,12 @@ class Registration:
         with self._lock:
             self._find_out()
             self._write((), (), [], self._own.arrays)
-            self._attachment = None
+            self._existing = None
 
-    def write_given(self, rows: SomeRows) -> None:
+    def write_given(self, rows: OptionalArraysByGroup) -> None:
         """Replaces the job's weights by others, by group and place, where they are not None; then pulls."""
         with self._lock:
-            self._attachment = None
+            self._existing = None
             self._find_out()
             self._write((), (), [self._own.view.source(rows, WEIGHTS)], None)
             self.pull()
@@ -467,7 +467,7 @@ class Registration:
         groups: tuple[GroupState, ...],
         updates: tuple[GroupUpdate, ...],
         numbers: Sequence[Source],
-        weights: SomeRows | None,
+        weights: OptionalArraysByGroup | None,
     ) -> JobVersion:
         session = self.session
         if weights is not None:

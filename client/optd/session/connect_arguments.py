@@ -21,7 +21,7 @@ ONLY_CONNECT = frozenset(inspect.signature(connect).parameters) - {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class SessionArguments:
     """Arguments of `optd.connect` that optimizers take, too."""
 
     server: str | None = None

@@ -7,7 +7,7 @@ from optd_wire.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class PushSettings:
     """What gradients count for in a mean, and what they are to be divided by; None: 1.
 
     And the loss, for an algorithm that asks for it, and whether the two are the first of a step. `norms` asks for the
@@ -24,7 +24,7 @@ class Terms:
     @classmethod
     def of(
         cls, weight: Any, loss_scale: Any, loss: Any = None, *, begins: bool = False, norms: bool = False
-    ) -> "Terms":
+    ) -> "PushSettings":
         """From what a caller gave: numbers, or arrays and tensors of one element; raises `InvalidRequest`."""
         given = _number("weight", weight), _number("loss_scale", loss_scale), _number("loss", loss)
         return cls(*given, begins, norms)
@@ -37,4 +37,4 @@ def _number(name: str, value: Any) -> float | None:
         raise InvalidRequest(problem=f"{name} must be a number, got {str(value)[:60]!r}") from None
 
 
-AS_THEY_ARE = Terms()
+PLAIN_PUSH = PushSettings()

@@ -19,7 +19,7 @@ from optd.session.heartbeat import Heartbeat
 from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, join, take_part
 from optd.session.progress import elements_of
-from optd.session.push_settings import AS_THEY_ARE, Terms
+from optd.session.push_settings import PLAIN_PUSH, PushSettings
 from optd.transport.encoding import Wire
 from optd.transport.lane import GrpcLane, Lane
 from optd.transport.lane_choice import LaneName, Who, share_memory, wants_shared_memory
@@ -265,14 +265,16 @@ class Session(Inquiry):
         updates: tuple[GroupUpdate, ...],
         base: JobVersion,
         settle: Settle,
-        terms: Terms = AS_THEY_ARE,
+        settings: PushSettings = PLAIN_PUSH,
     ) -> PushResult:
         """Pushes gradients that were computed on `base`; waits until they are part of a step.
 
         `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
         has found out.
         """
-        pushed = self._push(lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, terms)
+        pushed = self._push(
+            lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, settings
+        )
         self._added_up = pushed.accumulated
         return pushed
 
@@ -285,7 +287,7 @@ class Session(Inquiry):
         weights: StepSink,
         in_place: Sink | None,
         encoding: str,
-        terms: Terms = AS_THEY_ARE,
+        settings: PushSettings = PLAIN_PUSH,
     ) -> tuple[PushResult, PullResult]:
         """As `push`, and pulls in the same call: `in_place` is given what may stay where it is, `weights` the rest.
 
@@ -301,7 +303,7 @@ class Session(Inquiry):
                 updates,
                 base,
                 settle,
-                terms,
+                settings,
             )
         self._stepped = True
         self._version = pulled.version
@@ -314,7 +316,7 @@ class Session(Inquiry):
         updates: tuple[GroupUpdate, ...],
         base: JobVersion,
         settle: Settle,
-        terms: Terms,
+        settings: PushSettings,
     ) -> T:
         """Sends one push under the next sequence number, again and again where the answer is lost."""
         with self._lock:
@@ -333,12 +335,12 @@ class Session(Inquiry):
                     base_version=base.version,
                     updates=updates,
                     known_revision=base.revision,
-                    weight=terms.weight,
-                    loss_scale=terms.loss_scale,
-                    loss=terms.loss,
-                    begins=terms.begins,
-                    flush=terms.flush,
-                    norms=terms.norms,
+                    weight=settings.weight,
+                    loss_scale=settings.loss_scale,
+                    loss=settings.loss,
+                    begins=settings.begins,
+                    flush=settings.flush,
+                    norms=settings.norms,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

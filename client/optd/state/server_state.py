@@ -17,7 +17,7 @@ Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
 """Replaces state on the server; returns where the job stands then."""
 
 
-class RegisteredState:
+class ServerState:
     """State by group and place: "step", a count, and arrays; empty before a parameter's first step.
 
     One call at a time: others wait for `lock`.

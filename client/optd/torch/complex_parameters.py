@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from optd.exchange.row_gradients import Gradients, RowGradient
+from optd.exchange.row_gradients import GradientsByGroup, RowGradient
 from optd.torch.arrays import dtype_name
 from optd.torch.tensors import TensorGroup
 from optd_wire.dtypes import DTYPES
@@ -48,7 +48,7 @@ def check_norm_type(groups: Iterable[TensorGroup], options: Mapping[str, OptionV
         raise InvalidOption(algorithm="optd.Gradients", option="clip_norm_type", bound=bound, value=norm_type)
 
 
-def check_gradients(algorithm: str, gradients: Gradients, groups: Sequence[TensorGroup]) -> None:
+def check_gradients(algorithm: str, gradients: GradientsByGroup, groups: Sequence[TensorGroup]) -> None:
     """Raises `NotAnArray` for sparse gradients of complex parameters that torch's class computes with as complex."""
     if algorithm != _COMPLEX_ROWS:
         return

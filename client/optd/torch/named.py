@@ -6,7 +6,7 @@ import torch
 
 from optd.options.group_options import GROUP_OPTIONS
 from optd.registration.local_changes import SEND, check_local_changes
-from optd.session.connect_arguments import Opening
+from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
@@ -44,8 +44,8 @@ class Optimizer(Served):
         self._rules = OptionRules(algorithm, {})
         self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opening = Opening.taken_from(options)
-        opened, owned = opening.session(session, unnamed=shared_by_ranks)
+        arguments = SessionArguments.taken_from(options)
+        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options

@@ -11,15 +11,14 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import torch
 
-from optd.exchange.row_gradients import Gradients as GivenGradients
-from optd.exchange.row_gradients import has_rows
+from optd.exchange.row_gradients import GradientsByGroup, has_rows
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.groups import PARAMS, plain_option
 from optd.registration.accumulated import warn_of_loading, warn_of_saving
 from optd.registration.local_changes import SEND, check_local_changes
 from optd.registration.registration import belongs_to_a_session
-from optd.session.connect_arguments import Opening
-from optd.session.push_settings import Terms
+from optd.session.connect_arguments import SessionArguments
+from optd.session.push_settings import PushSettings
 from optd.session.session import Session
 from optd.state.state_dicts import start_at, start_from
 from optd.torch import complex_parameters
@@ -161,10 +160,10 @@ class Served(torch.optim.Optimizer):
         self._norms = norms
         self._exchange = Exchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opening = Opening.taken_from(options)
+        arguments = SessionArguments.taken_from(options)
         check_ordered(params)
         super().__init__(params, *args, **options)
-        opened, owned = opening.session(session, unnamed=shared_by_ranks)
+        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
         self._serve(opened, owned, zero_copy)
 
     def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
@@ -283,15 +282,15 @@ class Served(torch.optim.Optimizer):
         """
         norms = self._norms if norms is None else norms
         if closure is None:
-            self._push_and_pull(Terms.of(weight, loss_scale, norms=norms))
+            self._push_and_pull(PushSettings.of(weight, loss_scale, norms=norms))
             return None
         enabled = torch.enable_grad()(closure)
         loss = enabled()
         asks = self._exchange.registration.needs_closure
         told = _number(loss) if asks else None
-        pushed = self._push_and_pull(Terms.of(weight, loss_scale, told, begins=asks, norms=norms))
+        pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, told, begins=asks, norms=norms))
         while pushed.unfinished:
-            pushed = self._push_and_pull(Terms.of(weight, loss_scale, _number(enabled()), norms=norms))
+            pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, _number(enabled()), norms=norms))
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -313,13 +312,13 @@ class Served(torch.optim.Optimizer):
             self._check_options()
             exchange.changes.settle()
             with exchange.receiving(), exchange.sending() as registration:
-                flushed = registration.flush(Terms(norms=self._norms if norms is None else norms))
+                flushed = registration.flush(PushSettings(norms=self._norms if norms is None else norms))
         self._opt_called = True  # as for `push`
         return flushed
 
     # A function that torch compiles stops before this, and goes on after it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _push_and_pull(self, terms: Terms) -> PushResult:
+    def _push_and_pull(self, settings: PushSettings) -> PushResult:
         exchange = self._exchange
         with exchange.lock:
             self._follow_groups()
@@ -330,9 +329,9 @@ class Served(torch.optim.Optimizer):
             # Where the job has what was changed here, the weights that rows do not change are here.
             some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
-                return registration.step(gradients, terms=terms, has_weights=some)
+                return registration.step(gradients, settings=settings, has_weights=some)
 
-    def _gradients(self) -> GivenGradients:
+    def _gradients(self) -> GradientsByGroup:
         gradients = self._exchange.gradients()
         complex_parameters.check_gradients(self.algorithm, gradients, self._exchange.groups)
         return gradients
@@ -350,7 +349,7 @@ class Served(torch.optim.Optimizer):
         `encoding` is how messages carry this push, as `optd.connect` takes it; left out, the session's. `weight`,
         `loss_scale` and `norms` are those of `step`.
         """
-        terms = Terms.of(weight, loss_scale, norms=self._norms if norms is None else norms)
+        settings = PushSettings.of(weight, loss_scale, norms=self._norms if norms is None else norms)
         with self._exchange.lock:
             self._follow_groups()
             self._follow_state()
@@ -358,7 +357,7 @@ class Served(torch.optim.Optimizer):
             gradients = self._gradients()
             self._exchange.changes.settle()
             with self._exchange.sending() as registration:
-                pushed = registration.push(gradients, encoding, terms)
+                pushed = registration.push(gradients, encoding, settings)
         self._opt_called = True  # which schedulers look for, to warn who steps them first
         return pushed
 
@@ -521,4 +520,6 @@ def _signature(cls: type[Served]) -> inspect.Signature:
     torchs = cls.__mro__[cls.__mro__.index(Served) + 1]
     ours = inspect.signature(Served.__init__).parameters.values()
     session, *others = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    return inspect.Signature([*inspect.signature(torchs).parameters.values(), session, *Opening.parameters(), *others])
+    return inspect.Signature(
+        [*inspect.signature(torchs).parameters.values(), session, *SessionArguments.parameters(), *others]
+    )

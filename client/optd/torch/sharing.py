@@ -6,20 +6,19 @@ which the server reads in float32) stays where it is, and is copied as without.
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from optd.params.flat_view import Array
+from optd.params.flat_view import ArraysByGroup
 from optd.registration.registration import Registration
 from optd.torch.arrays import as_tensor
 from optd.torch.tensors import Place, TensorGroup, can_move, is_in_place
 from optd.transport.shm import SharedMemoryLane
 
-Rows = Sequence[Sequence[Array]]
 Places = list[list[Place]]
 # The server takes turns in a few sets of regions.
 MOST_SETS = 8
@@ -31,7 +30,7 @@ class SharedWeights:
     def __init__(self, registration: Registration) -> None:
         self._registration = registration
         self._lane: SharedMemoryLane | None = None
-        self._known: dict[int, tuple[Rows, Places]] = {}
+        self._known: dict[int, tuple[ArraysByGroup, Places]] = {}
 
     def places(self, index: int, group: TensorGroup) -> list[Place] | None:
         """Where a group's weights lie now; None where they are in its arrays."""
@@ -40,7 +39,7 @@ class SharedWeights:
             return None
         return self._places(rows)[index]
 
-    def _places(self, rows: Rows) -> Places:
+    def _places(self, rows: ArraysByGroup) -> Places:
         lane = self._registration.session.shared_memory
         if lane is not self._lane or len(self._known) > MOST_SETS:
             self._known.clear()  # which would hold memory that the server has given up
@@ -55,7 +54,7 @@ class SharedWeights:
 class _Home:
     """Where gradients lie, and for which rows of the registration that is so."""
 
-    rows: Rows
+    rows: ArraysByGroup
     places: Places
 
 
@@ -132,7 +131,7 @@ def _remove(handles: Iterable[RemovableHandle]) -> None:
         handle.remove()
 
 
-def _places_of(rows: Rows) -> Places:
+def _places_of(rows: ArraysByGroup) -> Places:
     return [[Place.of(array) for array in row] for row in rows]
 
 

@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 import torch
 
 from optd.exchange.read_gradients import check_gradients
-from optd.exchange.row_gradients import Gradients
-from optd.params.flat_view import Array
+from optd.exchange.row_gradients import GradientsByGroup
+from optd.params.flat_view import Array, ArraysByGroup
 from optd.params.groups import PARAMS, check_apart
-from optd.registration.existing_job import Rows
 from optd.registration.local_changes import IGNORE, LocalChanges
 from optd.registration.registration import Registration
 from optd.session.lock import OwnedLock
@@ -119,7 +118,7 @@ class Exchange:
         if self.shared_gradients is not None:
             self.shared_gradients.watch(len(self.groups) - 1)
 
-    def gradients(self) -> Gradients:
+    def gradients(self) -> GradientsByGroup:
         """The gradients that the tensors have now, by group and place."""
         places = None if self.shared_gradients is None else self.shared_gradients.places()
         given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self.groups)]
@@ -237,7 +236,7 @@ class Exchange:
         self._put(weights)
         self._note()
 
-    def _but(self, before: Rows, numbers: Collection[int]) -> list[list[Array]]:
+    def _but(self, before: ArraysByGroup, numbers: Collection[int]) -> list[list[Array]]:
         """The weights `before`, but for the tensors with these numbers, through all groups: what their arrays hold."""
         number = itertools.count()
         return [
@@ -245,7 +244,7 @@ class Exchange:
             for group, row in zip(self.groups, before, strict=True)
         ]
 
-    def _put(self, weights: Rows) -> None:
+    def _put(self, weights: ArraysByGroup) -> None:
         """Puts weights into the tensors."""
         copies = [[array.copy() for array in row] for row in weights]  # some are the tensors' own memory
         for group in self.groups:
