@@ -15,7 +15,7 @@ import optd.torch
 from optd import errors
 from optd.local import LocalServer
 from optd.transport.lane_choice import LaneName
-from optd.transport.transport import Sink
+from optd.transport.numbers import Sink
 from optd_wire.frames import Frame
 from optd_wire.values import AverageInfo, ReadStateResult, WriteStateHeader
 

@@ -3,7 +3,7 @@
 import pytest
 
 from optd import errors
-from optd.transport.encoding import Wire
+from optd.transport.encoding import MessageEncoding
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,17 @@ from optd.transport.encoding import Wire
     ],
 )
 def test_names(name, gradients, weights):
-    wire = Wire.of(name)
+    wire = MessageEncoding.of(name)
     assert (wire.gradients.name if wire.gradients else None, wire.weights) == (gradients, weights)
     assert wire.exact == (gradients is None)
 
 
 def test_the_fraction_counts():
-    assert [Wire.of(name).gradients.kept(1000) for name in ("topk", "topk:0.25", "topk:1e-3")] == [10, 250, 1]
+    assert [MessageEncoding.of(name).gradients.kept(1000) for name in ("topk", "topk:0.25", "topk:1e-3")] == [
+        10,
+        250,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,11 +52,11 @@ def test_the_fraction_counts():
 )
 def test_errors_say_what_to_write(name, error, message):
     with pytest.raises(error) as caught:
-        Wire.of(name)
+        MessageEncoding.of(name)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("wrong", [None, 8, b"int8"])
 def test_what_is_no_name(wrong):
     with pytest.raises(errors.InvalidRequest, match=r"an encoding must be given by name, as 'bfloat16', got"):
-        Wire.of(wrong)
+        MessageEncoding.of(wrong)

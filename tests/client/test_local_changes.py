@@ -22,7 +22,7 @@ from optd.errors import (
 )
 from optd.local import LocalServer
 from optd.registration.contents import MOST_WHOLE
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 
 LARGE = (MOST_WHOLE + 8, 2)
 
@@ -114,13 +114,13 @@ def connect(server: LocalServer, name: str) -> Iterator[Callable[..., optd.Sessi
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many elements each write of weights has sent."""
     counts: list[int] = []
-    write = GrpcTransport.write_state
+    write = ServerCalls.write_state
 
     def counted(self: Any, header: Any, numbers: Any, timeout: float) -> Any:
         counts.append(sum(frame.count for batch in numbers() for frame in batch))
         return write(self, header, numbers, timeout)
 
-    monkeypatch.setattr(GrpcTransport, "write_state", counted)
+    monkeypatch.setattr(ServerCalls, "write_state", counted)
     return counts
 
 

@@ -10,9 +10,8 @@ from optd.session import connect as connections
 from optd.session import environment
 from optd.session.retry import with_retries
 from optd.session.session import Session
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 from optd.transport.tls import TLS
-from optd.transport.transport import Transport
 from optd_wire.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -21,11 +20,11 @@ T = TypeVar("T")
 class Connection:
     """One server, asked as often as it takes to get an answer in time."""
 
-    def __init__(self, transport: Transport, timeout: float) -> None:
+    def __init__(self, transport: ServerCalls, timeout: float) -> None:
         self.transport = transport
         self.timeout = timeout
 
-    def ask(self, attempt: Callable[[Transport, float], T]) -> T:
+    def ask(self, attempt: Callable[[ServerCalls, float], T]) -> T:
         """Calls `attempt(transport, seconds left)`, which must be safe to repeat, until the server has answered.
 
         Raises `Unreachable` or `DeadlineExceeded` after the timeout, or what the server raised.
@@ -45,7 +44,7 @@ def connect(settings: Settings) -> Connection:
     """A connection that is made with its first call; raises `BadUsage` for settings that cannot be used."""
     try:
         address = environment.server(settings.server, DEFAULT_SERVER)
-        transport = GrpcTransport(address, token=_token(settings), tls=_tls(settings))
+        transport = ServerCalls.over_grpc(address, token=_token(settings), tls=_tls(settings))
     except InvalidRequest as error:
         raise BadUsage(str(error)) from None
     return Connection(transport, settings.timeout or DEFAULT_SECONDS)

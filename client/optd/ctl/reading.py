@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from optd.ctl.connection import Connection
-from optd.transport.transport import Sink, Transport
+from optd.transport.numbers import Sink
+from optd.transport.server_calls import ServerCalls
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import (
@@ -111,7 +112,7 @@ def read(
     """Reads the fields that the reports tell of; `limit` numbers of each, None for all."""
     fields = tuple(dict.fromkeys(field.field for report in reports for field in report.fields))
 
-    def attempt(transport: Transport, left: float) -> Reading:
+    def attempt(transport: ServerCalls, left: float) -> Reading:
         first = _FirstNumbers(group.index, reports, limit)
         result = transport.read_state(job, fields, first.begin, left, group=group.options.group, parameter=parameter)
         found = tuple(

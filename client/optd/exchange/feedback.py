@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optd.params.flat_view import Array, FlatView
-from optd.transport.transport import Source
+from optd.transport.numbers import Source
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.frames import Frame, GatheredFrame, Outgoing

@@ -7,8 +7,8 @@ from optd.params.flat_view import Array
 from optd.params.group_arrays import GroupArrays
 from optd.params.pulled_rows import whole_frames, write_rows
 from optd.session.session import Session
-from optd.transport.shm import Mapped, SharedMemoryLane
-from optd.transport.transport import Sink
+from optd.transport.lane import PlacedWeights, SharedBuffers
+from optd.transport.numbers import Sink
 from optd_wire.frames import Frame, Received
 
 
@@ -20,8 +20,8 @@ class IncomingWeights:
         self._own = own
         self._zero_copy = zero_copy
         self._writable = writable
-        self._lane: SharedMemoryLane | None = None
-        self._rows: dict[int, tuple[Mapped, list[list[Array]]]] = {}
+        self._lane: SharedBuffers | None = None
+        self._rows: dict[int, tuple[PlacedWeights, list[list[Array]]]] = {}
         self._placed: list[list[Array]] | None = None
 
     @property
@@ -46,8 +46,8 @@ class IncomingWeights:
 
     def write(self, received: Sequence[Received]) -> None:
         """Copies weights into the arrays."""
-        frames = received if isinstance(received, Mapped) else whole_frames(received)
-        if isinstance(frames, Mapped):
+        frames = received if isinstance(received, PlacedWeights) else whole_frames(received)
+        if isinstance(frames, PlacedWeights):
             self._copy(self._rows_of(frames))
         else:
             if self._placed is not None:
@@ -72,10 +72,10 @@ class IncomingWeights:
         )
 
     def _place(self, frames: Sequence[Frame]) -> None:
-        assert isinstance(frames, Mapped)
+        assert isinstance(frames, PlacedWeights)
         self._placed = self._rows_of(frames)
 
-    def _rows_of(self, frames: Mapped) -> list[list[Array]]:
+    def _rows_of(self, frames: PlacedWeights) -> list[list[Array]]:
         """Mapped weights by group and place, of the groups that are ours."""
         if self._session.shared_memory is not self._lane:
             self._rows.clear()  # which would hold memory that the server has given up

@@ -9,9 +9,9 @@ from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
 from optd.params.group_arrays import GroupArrays
 from optd.session.push_settings import PushSettings
 from optd.session.session import Session
-from optd.transport.encoding import Wire
-from optd.transport.shm import InMemory, SharedMemoryLane
-from optd.transport.transport import Source
+from optd.transport.encoding import MessageEncoding
+from optd.transport.lane import PlacedGradients, SharedBuffers
+from optd.transport.numbers import Source
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame
@@ -24,7 +24,7 @@ class OutgoingGradients:
         self._session = session
         self._own = own
         self._feedback: dict[str, ErrorFeedback] = {}
-        self._shared: tuple[SharedMemoryLane, list[list[Array]]] | None = None
+        self._shared: tuple[SharedBuffers, list[list[Array]]] | None = None
 
     def shared_gradients(self) -> list[list[Array]] | None:
         """Where the server reads gradients from, by group and place; the same list as long as that is the same place.
@@ -44,16 +44,16 @@ class OutgoingGradients:
             self._shared = (memory, self._own.view.rows(segments))
         return self._shared[1]
 
-    def wire(self, encoding: str | None) -> Wire:
+    def wire(self, encoding: str | None) -> MessageEncoding:
         """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
-        wire = self._session.wire if encoding is None else Wire.of(encoding)
+        wire = self._session.wire if encoding is None else MessageEncoding.of(encoding)
         if not wire.exact and self._session.shared_memory is not None:
             problem = f"lane 'shm' carries numbers unchanged; encoding {wire.name!r} is for lane 'grpc'"
             raise InvalidRequest(problem=problem)
         return wire
 
     def source(
-        self, gradients: GradientsByGroup, wire: Wire, settings: PushSettings, *, has_weights: bool = False
+        self, gradients: GradientsByGroup, wire: MessageEncoding, settings: PushSettings, *, has_weights: bool = False
     ) -> tuple[Source, Callable[[bool], None]]:
         """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
 
@@ -91,7 +91,7 @@ class OutgoingGradients:
         copy_all([(target, given.copy() if memory.holds(given) else given) for target, given in moved])
         everything = whole and len(memory.gradients) == len(self._own)
         ranges = None if everything else tuple(self._own.view.ranges(gradients))
-        return InMemory(memory, ranges, self._own.view.source(gradients))
+        return PlacedGradients(memory, ranges, self._own.view.source(gradients))
 
 
 def _forget(_: bool) -> None:

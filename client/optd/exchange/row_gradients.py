@@ -9,7 +9,7 @@ import numpy as np
 from optd.params.array_like import as_array
 from optd.params.flat_view import FRAME_OVERHEAD, Array
 from optd.params.pulled_rows import read_ids
-from optd.transport.transport import Source
+from optd.transport.numbers import RowSource, Source
 from optd_wire.dtypes import computed_dtype
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
@@ -73,13 +73,8 @@ def has_rows(gradients: GradientsByGroup) -> bool:
     return any(isinstance(each, RowGradient) for row in gradients for each in row)
 
 
-def may_leave_out(source: Source) -> bool:
-    """Whether the answer to a step of these gradients may leave out weights that have not changed."""
-    return isinstance(source, WithRows) and source.has_weights
-
-
 @dataclass(frozen=True, slots=True)
-class WithRows:
+class WithRows(RowSource):
     """A source of gradients with rows among them, which travel in messages on every lane, behind the whole ones."""
 
     whole: Source

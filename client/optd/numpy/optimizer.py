@@ -28,7 +28,7 @@ from optd.session.push_settings import PushSettings
 from optd.session.session import Session
 from optd.state.all_parameters import ParameterState
 from optd.state.state_dicts import checked_state, pack, start_at, unpack
-from optd.transport.transport import Names
+from optd.transport.requests import Names
 from optd_wire.errors import InvalidRequest, StructureMismatch
 from optd_wire.values import PushResult
 

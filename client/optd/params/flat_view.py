@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd.params.copying import Pair, copy_all
-from optd.transport.transport import Source
+from optd.transport.numbers import Source
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from optd.params.flat_view import Array, FlatView
 from optd.params.groups import ParamGroup
-from optd.transport.transport import Source
+from optd.transport.numbers import Source
 
 
 class GroupArrays:

@@ -10,7 +10,7 @@ from optd.caller_warnings import warn_caller
 from optd.params.groups import ParamGroup
 from optd.registration.contents import Contents, Differences, Look
 from optd.registration.registration import Registration
-from optd.transport.transport import Names, names_of
+from optd.transport.requests import Names, names_of
 from optd_wire.errors import InvalidRequest, OtherWorkers, WeightsMovedOn
 
 SEND, WARN, IGNORE = LOCAL_CHANGES = ("send", "warn", "ignore")

@@ -29,7 +29,8 @@ from optd.session.push_settings import PLAIN_PUSH, PushSettings
 from optd.session.session import Session, Settle
 from optd.state.all_parameters import ParameterState, StateWriter
 from optd.state.server_state import ServerState
-from optd.transport.transport import Known, Names, Source
+from optd.transport.numbers import Source
+from optd.transport.requests import Known, Names
 from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, OptdError, UnknownAverage
 from optd_wire.values import (
     WEIGHTS,

@@ -9,9 +9,9 @@ from optd.session.job_names import JobName, job_name
 from optd.session.join import IfExists
 from optd.session.retry import with_retries
 from optd.session.session import CALL_SECONDS, Session
-from optd.transport.encoding import Wire
-from optd.transport.grpc import GrpcTransport
+from optd.transport.encoding import MessageEncoding
 from optd.transport.lane_choice import LaneName
+from optd.transport.server_calls import ServerCalls
 from optd.transport.tls import TLS
 from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable
 from optd_wire.names import check_name
@@ -82,7 +82,7 @@ def connect(
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
-    wire = Wire.of(encoding)
+    wire = MessageEncoding.of(encoding)
     if lane == "shm" and not wire.exact:
         raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
     if not isinstance(policy, Async | Sync | None):
@@ -102,7 +102,7 @@ def connect(
         )
         raise InvalidRequest(problem=f"{problem}: pass job= or set OPTD_JOB")
     worker = check_name("worker", environment.worker(worker))
-    transport = GrpcTransport(address, token=environment.token(token), tls=environment.tls(tls))
+    transport = ServerCalls.over_grpc(address, token=environment.token(token), tls=environment.tls(tls))
     try:
         status = with_retries(transport.server_status, address=address, timeout=connect_timeout)
     except DeadlineExceeded:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from optd.transport.lane import Lane
-from optd.transport.transport import Transport
+from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import OptdError
 
 LEAVE_SECONDS = 2.0
@@ -21,7 +21,7 @@ class Departure:
 
     job: str
     worker: str
-    transport: Transport
+    transport: ServerCalls
     process: int
     epoch: int = 0
     lane: Lane | None = None

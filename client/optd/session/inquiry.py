@@ -16,7 +16,9 @@ from optd.params.pulled_rows import RowSink, read_ids
 from optd.session.lock import OwnedLock
 from optd.session.progress import Count, elements_of, showing
 from optd.session.retry import with_retries
-from optd.transport.transport import Names, OptionHistory, PullRequest, RowsRequest, StateSink, Transport, names_of
+from optd.transport.numbers import StateSink
+from optd.transport.requests import Names, OptionHistory, PullRequest, RowsRequest, names_of
+from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
 from optd_wire.values import (
     AlgorithmInfo,
@@ -41,7 +43,7 @@ logger = logging.getLogger("optd")
 class Inquiry:
     """Questions to a server about one job, asked until they are answered, or the time is up."""
 
-    def __init__(self, transport: Transport, *, job: str, timeout: float) -> None:
+    def __init__(self, transport: ServerCalls, *, job: str, timeout: float) -> None:
         self.job = job
         self.timeout = timeout
         self._transport = transport

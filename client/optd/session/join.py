@@ -5,7 +5,8 @@ import time
 from typing import Literal
 
 from optd.session.retry import with_retries
-from optd.transport.transport import Source, Transport
+from optd.transport.numbers import Source
+from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import DeadlineExceeded, JobExists, Unavailable, UnknownJob
 from optd_wire.values import JobSpec, Membership
 
@@ -17,7 +18,7 @@ WAIT_SECONDS = 5.0
 
 
 def take_part(
-    transport: Transport,
+    transport: ServerCalls,
     spec: JobSpec,
     weights: Source,
     worker: str,
@@ -44,7 +45,7 @@ def take_part(
     return membership, True
 
 
-def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> str:
+def _create(transport: ServerCalls, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> str:
     """Creates a job, once, however often the call has to be repeated; returns its id."""
     creation_id = secrets.token_hex(16)
 
@@ -60,7 +61,7 @@ def _create(transport: Transport, spec: JobSpec, weights: Source, timeout: float
 
 
 def _attach_or_create(
-    transport: Transport, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
+    transport: ServerCalls, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
 ) -> tuple[Membership, bool]:
     """Where another worker is creating the job, waits until it is whole; should that worker die, creates it."""
     deadline = time.monotonic() + timeout
@@ -83,7 +84,7 @@ def _attach_or_create(
 
 
 def join(
-    transport: Transport,
+    transport: ServerCalls,
     job: str,
     worker: str,
     spec: JobSpec | None,

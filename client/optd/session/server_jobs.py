@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 from optd.session import environment
 from optd.session.retry import with_retries
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 from optd.transport.tls import TLS
-from optd.transport.transport import Transport
 from optd_wire.values import JobSummary
 
 SECONDS = 10.0
@@ -44,8 +43,10 @@ def delete_job(
 
 
 @contextmanager
-def _transport(server: str | None, token: str | None, tls: TLS | bool | None) -> Iterator[Transport]:
-    transport = GrpcTransport(environment.server(server), token=environment.token(token), tls=environment.tls(tls))
+def _transport(server: str | None, token: str | None, tls: TLS | bool | None) -> Iterator[ServerCalls]:
+    transport = ServerCalls.over_grpc(
+        environment.server(server), token=environment.token(token), tls=environment.tls(tls)
+    )
     try:
         yield transport
     finally:

@@ -20,21 +20,12 @@ from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, join, take_part
 from optd.session.progress import elements_of
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
-from optd.transport.encoding import Wire
-from optd.transport.lane import GrpcLane, Lane
-from optd.transport.lane_choice import LaneName, Who, share_memory, wants_shared_memory
-from optd.transport.shm import SharedMemoryLane
-from optd.transport.transport import (
-    HEADER_BYTES,
-    Known,
-    Names,
-    PullRequest,
-    Sink,
-    Source,
-    StepSink,
-    Transport,
-    names_of,
-)
+from optd.transport.encoding import MessageEncoding
+from optd.transport.lane import Lane, Member, SharedBuffers
+from optd.transport.lane_choice import LaneName, first_lane, messages_only, open_lane
+from optd.transport.numbers import HEADER_BYTES, Sink, Source, StepSink
+from optd.transport.requests import Known, Names, PullRequest, names_of
+from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import (
     AlreadyRegistered,
     Conflict,
@@ -79,7 +70,7 @@ class Session(Inquiry):
 
     def __init__(
         self,
-        transport: Transport,
+        transport: ServerCalls,
         *,
         job: str,
         worker: str,
@@ -88,7 +79,7 @@ class Session(Inquiry):
         options: Options | None = None,
         max_message_bytes: int = 1 << 24,
         lane: LaneName = "grpc",
-        wire: Wire | None = None,
+        wire: MessageEncoding | None = None,
         if_exists: IfExists = "attach",
         ephemeral: bool = False,
         shared: bool = True,
@@ -105,7 +96,7 @@ class Session(Inquiry):
         """Whether workers of other processes may take part in the job: somebody has named it, or a launcher."""
         self.options: Options = options or {}
         """The options of the job as a whole, should it be created by this session."""
-        self.wire = wire or Wire.of("float32")
+        self.wire = wire or MessageEncoding.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
         """How many bytes of frames one message of this session may have."""
         self._progress = progress
@@ -113,7 +104,7 @@ class Session(Inquiry):
         self._stepped = False
         """Whether a step has been made here: only the first one is long, and shown."""
         self._wanted_lane = lane
-        self._lane: Lane = GrpcLane(transport)
+        self._lane = first_lane(transport)
         self._membership: Membership | None = None
         self._sequence = 0
         self._added_up = 0
@@ -153,9 +144,9 @@ class Session(Inquiry):
         return self._lane.name
 
     @property
-    def shared_memory(self) -> SharedMemoryLane | None:
-        """The memory that this session shares with the server, where it does."""
-        return self._lane if isinstance(self._lane, SharedMemoryLane) else None
+    def shared_memory(self) -> SharedBuffers | None:
+        """The memory that this session shares with the server; None if numbers travel in messages."""
+        return self._lane.buffers
 
     @property
     def in_doubt(self) -> bool:
@@ -212,7 +203,7 @@ class Session(Inquiry):
                     self.worker,
                     self.timeout,
                     self.if_exists,
-                    messages_only=not wants_shared_memory(self._wanted_lane, self.wire, spec.groups),
+                    messages_only=messages_only(self._wanted_lane, self.wire, spec.groups),
                 )
                 try:
                     self._enter(membership)
@@ -238,13 +229,11 @@ class Session(Inquiry):
     def _choose_lane(self, membership: Membership) -> None:
         """Shares memory with the server, where that is wanted and can be; raises where it must be and cannot."""
         self._lane.close()
-        self._departure.lane = self._lane = GrpcLane(self._transport)
-        who = Who(self.job, self.worker, membership.epoch)
-        groups = membership.job.groups
-        if wants_shared_memory(self._wanted_lane, self.wire, groups):
-            required = self._wanted_lane == "shm"
-            shared = share_memory(self._transport, who, groups, self.timeout, required=required)
-            self._departure.lane = self._lane = shared or self._lane
+        self._departure.lane = self._lane = first_lane(self._transport)
+        member = Member(self.job, self.worker, membership.epoch)
+        self._departure.lane = self._lane = open_lane(
+            self._transport, member, membership.job.groups, self._wanted_lane, self.wire, self.timeout
+        )
 
     def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
         """Adds a group to the job, or finds that another worker has added it."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from optd.params.flat_view import Array, FlatView, empty_arrays
-from optd.transport.transport import Sink
+from optd.transport.numbers import Sink
 from optd_wire import values
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import InvalidRequest

@@ -8,7 +8,7 @@ import numpy as np
 
 from optd.params.flat_view import Array, FlatView
 from optd.state.all_parameters import STEP, ParameterState, specs_of, state_dtypes
-from optd.transport.transport import Sink
+from optd.transport.numbers import Sink
 from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.layout import lay_out
 from optd_wire.values import GroupState, JobVersion, ParameterSpec, ReadStateResult, StateEntries, StateShape

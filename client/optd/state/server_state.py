@@ -8,7 +8,7 @@ from optd.session.lock import OwnedLock
 from optd.session.session import Session
 from optd.state.all_parameters import STEP, ParameterState, StateReader, StateWriter
 from optd.state.one_parameter import ParameterReader, StateIndex, changed_group, frames_of
-from optd.transport.transport import Source
+from optd.transport.numbers import Source
 from optd_wire.values import GroupState, JobVersion
 
 logger = logging.getLogger("optd")

@@ -31,7 +31,7 @@ from optd.torch.state_source import StateSource
 from optd.torch.state_view import StateOnServer
 from optd.torch.tensors import TensorGroup
 from optd.torch.weights import Exchange
-from optd.transport.transport import Names
+from optd.transport.requests import Names
 from optd_wire.values import PushResult
 
 

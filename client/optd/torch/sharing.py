@@ -17,7 +17,7 @@ from optd.params.flat_view import ArraysByGroup
 from optd.registration.registration import Registration
 from optd.torch.arrays import as_tensor
 from optd.torch.tensors import Place, TensorGroup, can_move, is_in_place
-from optd.transport.shm import SharedMemoryLane
+from optd.transport.lane import SharedBuffers
 
 Places = list[list[Place]]
 # The server takes turns in a few sets of regions.
@@ -29,7 +29,7 @@ class SharedWeights:
 
     def __init__(self, registration: Registration) -> None:
         self._registration = registration
-        self._lane: SharedMemoryLane | None = None
+        self._lane: SharedBuffers | None = None
         self._known: dict[int, tuple[ArraysByGroup, Places]] = {}
 
     def places(self, index: int, group: TensorGroup) -> list[Place] | None:

@@ -9,7 +9,7 @@ from optd_wire.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class MessageEncoding:
     """`gradients` is None where they travel unchanged; `weights` is a name, empty where they do."""
 
     name: str
@@ -22,7 +22,7 @@ class Wire:
         return self.gradients is None
 
     @classmethod
-    def of(cls, name: str) -> "Wire":
+    def of(cls, name: str) -> "MessageEncoding":
         """From a name as `connect` takes it; raises `UnknownEncoding`, or `InvalidRequest` for a fraction that is none.
 
         Weights are wanted in the same encoding where it can carry them.

@@ -6,20 +6,21 @@ to; of the weights' regions it can change nothing that anybody else sees.
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from optd.exchange.row_gradients import WithRows, may_leave_out
-from optd.transport.lane import Lane
+from optd.transport.lane import Lane, Member, PlacedGradients, PlacedWeights, SharedBuffers, refuse_weights
+from optd.transport.numbers import RowSource, Sink, Source, StepSink, may_leave_out
+from optd.transport.requests import Delivery, PullRequest
+from optd.transport.server_calls import ServerCalls
 from optd.transport.shared_region import Region
-from optd.transport.transport import Delivery, PullRequest, Sink, Source, StepSink, Transport
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
-from optd_wire.frames import Frame, GatheredFrame, Outgoing
+from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.layout import GroupLayout
 from optd_wire.rows import RowFrame
 from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult, SharedGradient, SharedWeights
@@ -32,35 +33,16 @@ MAX_DESCRIPTORS = 250
 MOST_SETS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class InMemory:
-    """A source of gradients that have been written to a lane's memory: in `ranges`, or of all parameters (None)."""
-
-    lane: "SharedMemoryLane"
-    ranges: tuple[FlatRange, ...] | None
-    source: Source
-
-    def __call__(self) -> Iterator[Sequence[Outgoing]]:
-        """The gradients as frames, for another lane."""
-        return self.source()
-
-
-class Mapped(list[Frame]):
-    """Weights where they lie in shared memory: the same object whenever they lie in the same place."""
-
-
-class SharedMemoryLane(Lane):
+class SharedMemoryLane(Lane, SharedBuffers):
     """Numbers in shared memory. Raises `SharedMemoryUnavailable` when it is made and there is none to be had."""
 
     name = "shm"
 
-    def __init__(
-        self, transport: Transport, *, job: str, worker: str, epoch: int, layouts: list[GroupLayout], timeout: float
-    ) -> None:
-        self._transport = transport
-        self._identity = (job, worker, epoch)
+    def __init__(self, calls: ServerCalls, member: Member, layouts: list[GroupLayout], timeout: float) -> None:
+        self._calls = calls
+        self._member = member
         self._layouts = layouts
-        self._memory = transport.open_shared_memory(job, worker, epoch, timeout)
+        self._memory = calls.open_shared_memory(*member, timeout)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._open(timeout)
@@ -68,7 +50,7 @@ class SharedMemoryLane(Lane):
             self._socket.close()
             raise
         self._weights: dict[int, Region] = {}
-        self._frames: dict[tuple[int, ...], Mapped] = {}
+        self._frames: dict[tuple[int, ...], PlacedWeights] = {}
         self._lent: tuple[int, ...] = ()
         """The regions of weights that were left in place; somebody may have written to them, or to others before."""
         self._ever_lent = False
@@ -77,6 +59,11 @@ class SharedMemoryLane(Lane):
 
     # The memory
 
+    @property
+    def buffers(self) -> SharedBuffers:
+        """The memory that both sides have."""
+        return self
+
     def _open(self, timeout: float) -> None:
         try:
             _connect(self._socket, self._memory.path)
@@ -84,10 +71,10 @@ class SharedMemoryLane(Lane):
             self.gradients = [self._segments(self._gradient, group) for group in range(len(self._layouts))]
             """By group and segment: the memory that gradients are read from."""
         except SharedMemoryUnavailable as unavailable:
-            self._transport.confirm_shared_memory(*self._identity, timeout, problem=unavailable.values["why"])
+            self._calls.confirm_shared_memory(*self._member, timeout, problem=unavailable.values["why"])
             raise
         token = self._gradient[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES).tobytes()
-        self._transport.confirm_shared_memory(*self._identity, timeout, token=token)
+        self._calls.confirm_shared_memory(*self._member, timeout, token=token)
 
     def _receive_gradient(self) -> list[Region]:
         descriptors = self._descriptors(self._memory.ticket, MAX_DESCRIPTORS)
@@ -159,7 +146,7 @@ class SharedMemoryLane(Lane):
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
         """Pushes gradients; waits until they are part of a step."""
         header, source = self._placed(header, gradients)
-        return self._transport.step(header, source, Delivery(none=True), _refuse, timeout)[0]
+        return self._calls.step(header, source, Delivery(none=True), refuse_weights, timeout)[0]
 
     def step(
         self,
@@ -177,7 +164,7 @@ class SharedMemoryLane(Lane):
             delivery = Delivery(changed=True)
         else:
             delivery = Delivery(shared=True, in_place=in_place is not None)
-        pushed, pulled = self._transport.step(header, source, delivery, weights, timeout)
+        pushed, pulled = self._calls.step(header, source, delivery, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pushed, pulled
 
@@ -185,23 +172,22 @@ class SharedMemoryLane(Lane):
         self, request: PullRequest, weights: Sink, timeout: float, *, in_place: Sink | None, encoding: str
     ) -> PullResult:
         """Reads the current weights; nothing is encoded."""
-        job, worker, epoch = self._identity
-        mine = (request.job, request.worker, request.epoch) == (job, worker, epoch)
+        mine = (request.job, request.worker, request.epoch) == self._member
         delivery = Delivery(encoding=encoding, shared=mine, in_place=in_place is not None)
         request = replace(request, delivery=delivery)
-        pulled = self._transport.pull(request, weights, timeout)
+        pulled = self._calls.pull(request, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pulled
 
     def _placed(self, header: PushHeader, gradients: Source) -> tuple[PushHeader, Source]:
         """Gradients where the server reads them; those with rows among them are sent, as they are no whole ones."""
-        if isinstance(gradients, WithRows):
+        if isinstance(gradients, RowSource):
             return header, gradients
         return replace(header, shared=self._write(gradients)), _nothing
 
     def _write(self, gradients: Source) -> SharedGradient:
         """Sees to it that gradients are where the server reads them; tells in which ranges."""
-        if isinstance(gradients, InMemory) and gradients.lane is self:
+        if isinstance(gradients, PlacedGradients) and gradients.buffers is self:
             return SharedGradient(gradients.ranges is None, gradients.ranges or ())
         ranges: list[FlatRange] = []
         for batch in gradients():
@@ -237,13 +223,13 @@ class SharedMemoryLane(Lane):
             weights(mapped)
             self._lent = ()
         if not shared.in_place:
-            self._transport.release(*self._identity)
+            self._calls.release(*self._member)
 
-    def _mapped(self, regions: tuple[int, ...]) -> Mapped:
+    def _mapped(self, regions: tuple[int, ...]) -> PlacedWeights:
         if regions not in self._frames:
             if len(self._frames) == MOST_SETS:
                 self._frames.clear()
-            self._frames[regions] = Mapped(self._frames_in(regions))
+            self._frames[regions] = PlacedWeights(self._frames_in(regions))
         return self._frames[regions]
 
     def _frames_in(self, regions: tuple[int, ...]) -> Iterator[Frame]:
@@ -274,7 +260,3 @@ def _mapped(descriptor: int, size: int, *, shared: bool) -> Region:
 
 def _nothing() -> Iterator[list[GatheredFrame]]:
     return iter(())
-
-
-def _refuse(_: object) -> None:
-    raise AssertionError("weights came that nobody has asked for")

@@ -12,9 +12,9 @@ from optd import errors
 from optd.local import local
 from optd.params.flat_view import FlatView
 from optd.session.retry import with_retries
-from optd.transport.grpc import GrpcTransport
+from optd.transport.requests import Delivery
+from optd.transport.server_calls import ServerCalls
 from optd.transport.step_stream import StepStream
-from optd.transport.transport import Delivery
 from optd_wire.values import Async, GroupSpec, JobSpec, ParameterSpec, PushHeader
 
 SIZE = 6
@@ -102,7 +102,7 @@ class Stepping:
     """A transport with workers in a job of its own."""
 
     def __init__(self, address, name):
-        self.transport = GrpcTransport(address)
+        self.transport = ServerCalls.over_grpc(address)
         self.name = name
         self.epochs = {}
         self.sequences = {}
