@@ -14,7 +14,8 @@ from optd.numpy.registered_arrays import RegisteredArrays
 from optd.params.flat_view import Array
 from optd.params.groups import NAME, PARAMS, ParamGroup, check_distinct, plain_option, read_group, read_groups
 from optd.registration.local_changes import IGNORE, SEND, LocalChanges, Unwatched, WatchedArrays, check_local_changes
-from optd.registration.registration import Registration, belongs_to_a_session
+from optd.registration.registration import Registration
+from optd.registration.unpicklable import belongs_to_a_session
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd_wire.values import PushResult

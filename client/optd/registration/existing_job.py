@@ -39,8 +39,27 @@ class ExistingJob:
     differing: list[str] = field(default_factory=list)
     """The options that are others than the worker asked for."""
 
+    @classmethod
+    def found(
+        cls,
+        session: Session,
+        membership: Membership,
+        defaults: Options,
+        groups: Sequence[ParamGroup],
+        own: list[list[Array]],
+        weights: ArraysByGroup,
+    ) -> "ExistingJob":
+        """Compares a job that was joined with what its worker asked for, and its `weights` with the worker's `own`."""
+        differing = [
+            *differing_options(session, defaults, groups, membership.job.groups),
+            *differing_job_options(session, membership.job.options.options),
+        ]
+        if same_weights(own, weights):
+            return cls(differing=differing)
+        return cls(own, warning=replaced(session, membership), differing=differing)
+
     def tell(self) -> None:
-        """Says what differs, to whoever uses the job."""
+        """Tells what differs, to whoever uses the job."""
         for notice in self.differing:
             logger.warning("%s", notice)
         if self.warning:

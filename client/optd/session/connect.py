@@ -7,8 +7,9 @@ from optd.options.job_options import Averages, Gradients, options_of
 from optd.session import environment
 from optd.session.job_names import JobName, job_name
 from optd.session.join import IfExists
+from optd.session.member_session import CALL_SECONDS
 from optd.session.retry import with_retries
-from optd.session.session import CALL_SECONDS, Session
+from optd.session.session import Session
 from optd.transport.encoding import MessageEncoding
 from optd.transport.lane_choice import LaneName
 from optd.transport.server_calls import ServerCalls

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.groups import plain_option
 from optd.registration.local_changes import SEND, check_local_changes
-from optd.registration.registration import belongs_to_a_session
+from optd.registration.unpicklable import belongs_to_a_session
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd.torch import complex_parameters
