@@ -20,28 +20,28 @@ from optd_wire.frames import Frame, GatheredFrame, Outgoing
 class ErrorFeedback:
     """The residuals of a job's parameters, as large as its gradients, zeros at first. One push at a time.
 
-    `begin` encodes a push, and `settle` says what became of it. In between the push exists as bytes: however often
-    it is sent, these are what is sent.
+    `begin` encodes a push, and `settle` takes whether it was applied. In between the push exists as bytes, and every
+    attempt sends these.
     """
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
-        # By group and offset of the segment, whose elements they are.
+        # By group and offset of the segment that they belong to.
         self._residuals: dict[tuple[int, int], Array] = {}
         self._scale = 1.0
         self._pending: list[tuple[Array, Array]] | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether a push waits to be settled."""
+        """Whether a push has not been settled yet."""
         return self._pending is not None
 
     def begin(self, view: FlatView, gradients: Sequence[Sequence[Array | None]], scale: float = 1.0) -> Source:
-        """What to push: the gradients and what is left of earlier ones, encoded, the same in each attempt.
+        """Encodes gradients plus the residuals of earlier ones; every attempt sends the same bytes.
 
-        Parameters without a gradient keep their residuals. `scale` is what the gradients are divided by where they
-        arrive: what is left of those with another one is brought to it. `gradients` are not needed any more
-        afterwards. Raises `EncodingOverflow`, and has changed nothing then.
+        Parameters without a gradient keep their residuals. `scale` is what the server divides the gradients by;
+        residuals of gradients with another scale are converted. `gradients` may be reused afterwards. Raises
+        `EncodingOverflow`, and has then changed nothing.
         """
         if self.pending:
             raise RuntimeError("the push before has not been settled")
@@ -61,16 +61,15 @@ class ErrorFeedback:
         return lambda: iter(batches)
 
     def _bring_to(self, scale: float) -> None:
-        if 0 < scale < math.inf and scale != self._scale:  # the server refuses what is none
+        if 0 < scale < math.inf and scale != self._scale:  # the server refuses any other scale
             for residual in self._residuals.values():
                 np.multiply(residual, scale / self._scale, out=residual)
             self._scale = scale
 
     def settle(self, applied: bool) -> None:
-        """Ends a push: where it was `applied` what it left out is the new residual, else all is as it was before.
+        """Ends a push: if it was `applied`, what it left out becomes the residual; if not, nothing changes.
 
-        Whoever does not know must find out first: either answer, where it is wrong, loses a part of the gradient or
-        applies it twice.
+        The caller must know: a wrong answer loses a part of the gradient or applies it twice.
         """
         if applied:
             for held, rest in self._pending or ():
@@ -78,7 +77,7 @@ class ErrorFeedback:
         self._pending = None
 
     def residual(self, view: FlatView, group: int, offset: int, count: int) -> Array:
-        """What is left of the gradients of a range of a group's flat buffer, which lies in one dtype; a view."""
+        """The residual of a range of a group's flat buffer, which lies in one segment; a view."""
         segments = view.layouts[group].segments
         segment = next(s for s in segments if s.offset <= offset and offset + count <= s.offset + s.count)
         key = group, segment.offset
@@ -93,7 +92,7 @@ class ErrorFeedback:
         frame = Frame(gathered.group, gathered.offset, gathered.count, self.encoding, payload, gathered.field)
         sent = np.empty_like(rest)
         frame.decode_into(sent)
-        # Where such a push is not refused, what was not finite is gone, and what travelled with it comes next time.
+        # If the server does not refuse the push, NaN and infinities are dropped, and leave no residual.
         sent[~np.isfinite(sent)] = 0
         rest -= sent
         rest[~np.isfinite(rest)] = 0

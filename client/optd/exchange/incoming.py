@@ -1,4 +1,4 @@
-"""Where weights that come in go: into the arrays of the groups, or nowhere, where they are used as they lie."""
+"""Weights that arrive: copied into the arrays of the groups, or used where they lie in shared memory."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ class IncomingWeights:
 
     @property
     def in_place(self) -> Sink | None:
-        """Takes weights that stay where they are; None where they are to be copied."""
+        """The sink of weights that stay in shared memory; None if they are to be copied."""
         if not self._zero_copy:
             return None
         memory = self._session.shared_memory
@@ -51,7 +51,7 @@ class IncomingWeights:
             self._copy(self._rows_of(frames))
         else:
             if self._placed is not None:
-                # These may be weights of some parameters only: the others stay what they are.
+                # The frames may hold some parameters only: the others keep the weights that lie in shared memory.
                 self._copy(self._placed)
             self._own.view.write(frames, self._own.arrays)
             write_rows(received, self._own.groups)
@@ -76,12 +76,12 @@ class IncomingWeights:
         self._placed = self._rows_of(frames)
 
     def _rows_of(self, frames: PlacedWeights) -> list[list[Array]]:
-        """Mapped weights by group and place, of the groups that are ours."""
+        """Weights in shared memory by group and place, of the groups that are registered here."""
         if self._session.shared_memory is not self._lane:
-            self._rows.clear()  # which would hold memory that the server has given up
+            self._rows.clear()  # they would keep memory alive that the server has given up
             self._lane = self._session.shared_memory
         known = self._rows.get(id(frames))
-        # Of an object that is gone another one may have the number.
+        # Another object may have the id of one that is gone.
         if known is None or known[0] is not frames or len(known[1]) != len(self._own):
             known = self._rows[id(frames)] = (frames, self._own.view.rows(frames))
         return known[1]

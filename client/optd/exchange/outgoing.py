@@ -1,4 +1,4 @@
-"""What a push sends of gradients: frames in some encoding, or what has been written to where the server reads it."""
+"""The gradients of a push as they leave: frames in an encoding, or numbers in shared memory."""
 
 from collections.abc import Callable
 
@@ -27,12 +27,12 @@ class OutgoingGradients:
         self._shared: tuple[SharedBuffers, list[list[Array]]] | None = None
 
     def shared_gradients(self) -> list[list[Array]] | None:
-        """Where the server reads gradients from, by group and place; the same list as long as that is the same place.
+        """The memory that the server reads gradients from, by group and place; the same list for the same memory.
 
-        None where it shares no memory with us, and while it may still read a push whose fate nobody knows.
+        None if there is no shared memory, and while the server may still read a push whose fate is unknown.
         """
         memory = self._session.shared_memory
-        # Groups that another worker has added have room there, and nothing of ours.
+        # The memory also has room for groups that other workers have added.
         if memory is None or self._session.in_doubt or len(memory.gradients) < len(self._own):
             return None
         if self._shared is None or self._shared[0] is not memory or len(self._shared[1]) != len(self._own):
@@ -45,7 +45,7 @@ class OutgoingGradients:
         return self._shared[1]
 
     def wire(self, encoding: str | None) -> MessageEncoding:
-        """How a push and its reply carry numbers; raises `InvalidRequest` where the lane carries them unchanged."""
+        """How a push and its reply carry numbers; raises `InvalidRequest` if the lane cannot encode them."""
         wire = self._session.wire if encoding is None else MessageEncoding.of(encoding)
         if not wire.exact and self._session.shared_memory is not None:
             problem = f"lane 'shm' carries numbers unchanged; encoding {wire.name!r} is for lane 'grpc'"
@@ -55,9 +55,9 @@ class OutgoingGradients:
     def source(
         self, gradients: GradientsByGroup, wire: MessageEncoding, settings: PushSettings, *, has_weights: bool = False
     ) -> tuple[Source, Callable[[bool], None]]:
-        """What to send of gradients, encoded or written where the server reads it; and whom to tell what became of it.
+        """What to send, encoded or already in shared memory, and the callback that takes whether it was applied.
 
-        What an encoding has left out of earlier gradients counts with this one, if it has the same encoding.
+        What an encoding has left out of earlier gradients is added, if this push has the same encoding.
         """
         whole, with_rows = whole_ones(gradients), has_rows(gradients)
         shared = None if with_rows else self.shared_gradients()
@@ -87,7 +87,7 @@ class OutgoingGradients:
         ]
         whole = len(pairs) == sum(map(len, shared))
         moved = [pair for pair in pairs if pair[0] is not pair[1]]
-        # What lies in another parameter's place must not be written over before it is read.
+        # A gradient that lies in another parameter's place is copied, before that place is overwritten.
         copy_all([(target, given.copy() if memory.holds(given) else given) for target, given in moved])
         everything = whole and len(memory.gradients) == len(self._own)
         ranges = None if everything else tuple(self._own.view.ranges(gradients))
@@ -95,4 +95,4 @@ class OutgoingGradients:
 
 
 def _forget(_: bool) -> None:
-    """For pushes that leave nothing behind."""
+    """The callback of pushes that keep no residuals."""

@@ -1,4 +1,4 @@
-"""Gradients as people pass them, in the structure of the params, made uniform: by group and place."""
+"""Reads gradients as people pass them, in the structure of the params, into lists by group and place."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,20 +25,20 @@ Row = list[Any]
 def read_gradients(gradients: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Given]]:
     """Gradients by group and place, from the structure that the parameters were given in.
 
-    That structure says what a gradient is: whatever is given in the place of a parameter. A dict or dataclass may leave
-    entries out; None stands for no gradient of whatever is there in the params. By their names the gradients of all
-    groups may be given in one dict or as pairs, in a list one by one. With `in_groups` an entry of a list may be what a
-    group has. `(ids, rows)` in the place of an array are some rows of it. Raises `StructureMismatch`,
-    `UnknownParameter`, `ShapeMismatch`, `DtypeMismatch`, or what is wrong with rows.
+    Gradients mirror the structure of `params`. A dict or dataclass may leave entries out; None stands for no gradient
+    of the parameter or subtree in its place. One dict, or pairs, may name the gradients of all groups; a list may give
+    them one by one. With `in_groups` an entry of a list may be what one group takes. `(ids, rows)` in the place of an
+    array is the gradient of some of its rows. Raises `StructureMismatch`, `UnknownParameter`, `ShapeMismatch`,
+    `DtypeMismatch`, or what is wrong with rows.
     """
     plain = _plain(gradients, groups)
     return plain or check_gradients(_rows(_by_name(gradients, groups, in_groups), groups), groups)
 
 
 def _plain(gradients: Any, groups: Sequence[ParamGroup]) -> list[list[Given]] | None:
-    """The same for a dict that has an array of numpy's for each parameter, all fitting, as most have; else None.
+    """A fast path: the result for a dict with a numpy array for each parameter, all fitting; None for all else.
 
-    Of many small parameters it takes an eighth of the time.
+    For many small parameters it takes an eighth of the time.
     """
     if type(gradients) is not dict or len(gradients) != sum(len(group.names) for group in groups):
         return None
@@ -55,7 +55,7 @@ def _plain(gradients: Any, groups: Sequence[ParamGroup]) -> list[list[Given]] | 
 
 
 def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup]) -> list[list[Given]]:
-    """Gradients by group and place as arrays that fit their parameters. Raises as `read_gradients`."""
+    """Checks gradients by group and place against their parameters. Raises as `read_gradients` does."""
     return [
         [_check_gradient(name, array, gradient) for name, array, gradient in zip(g.names, g.arrays, row, strict=True)]
         for g, row in zip(groups, rows, strict=True)
@@ -63,7 +63,7 @@ def check_gradients(rows: Sequence[Sequence[Any]], groups: Sequence[ParamGroup])
 
 
 def read_weights(weights: Any, groups: Sequence[ParamGroup], *, in_groups: bool) -> list[list[Array | None]]:
-    """Weights by group and place, given as gradients are, in the dtypes of the parameters; None where there are none.
+    """Reads weights, which are given as gradients are, in the dtypes of the parameters; None: not given.
 
     Raises `StructureMismatch`, `UnknownParameter`, `NotAnArray`, `ShapeMismatch` or `DtypeMismatch`.
     """
@@ -123,7 +123,7 @@ def _of_group(entry: Any, group: ParamGroup) -> list[tuple[str, Any]]:
     inner = group.inner
     single = len(inner) == len(inner[""]) == 1
     if single and (trees.children(entry) is None or (type(entry) is tuple and len(entry) == 2)):
-        return [(inner[""][0], entry)]  # of a single parameter, without a list around it
+        return [(inner[""][0], entry)]  # a single parameter needs no list around it
     return list(trees.collect(entry, inner, what=f"gradients of group {group.name!r}"))
 
 

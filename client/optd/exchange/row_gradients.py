@@ -1,4 +1,4 @@
-"""Gradients of some rows of a parameter, all others being zero: as callers give them, and as frames."""
+"""Gradients of some rows of a parameter, as callers give them and as frames; all other rows are zero."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _ID_BYTES = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowGradient:
-    """The gradient of the rows `ids` of a parameter, in any order; what one has several times is added up."""
+    """The gradient of the rows `ids` of a parameter, in any order; values of repeated ids are added up."""
 
     ids: Ids
     values: Array
     """Shape (ids, *shape[sparse_dims:]) for a parameter of this shape, in C order."""
     sparse_dims: int = 1
-    """How many leading dimensions of the parameter the ids count over, in row-major order."""
+    """How many leading dimensions of the parameter the ids index, in row-major order."""
 
     @classmethod
     def of(cls, name: str, array: Array, given: tuple[Any, Any]) -> "RowGradient":
@@ -59,12 +59,12 @@ GradientsByGroup = Sequence[Sequence[Given]]
 
 
 def are_rows(given: Any) -> TypeGuard[tuple[Any, Any]]:
-    """Whether something in the place of a gradient is `(ids, rows)`."""
+    """Whether a value in the place of a gradient is `(ids, rows)`."""
     return type(given) is tuple and len(given) == 2
 
 
 def whole_ones(gradients: GradientsByGroup) -> list[list[Array | None]]:
-    """The gradients of whole parameters; None in the place of others."""
+    """The gradients of whole parameters; None in the place of those of rows."""
     return [[None if isinstance(each, RowGradient) else each for each in row] for row in gradients]
 
 
@@ -75,15 +75,15 @@ def has_rows(gradients: GradientsByGroup) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class WithRows(RowSource):
-    """A source of gradients with rows among them, which travel in messages on every lane, behind the whole ones."""
+    """A source of gradients with rows among them; the row frames follow the whole ones."""
 
     whole: Source
     gradients: GradientsByGroup
     encoding: Encoding | None
-    """None: unchanged. What an encoding leaves out of rows is lost, so that they go unchanged there."""
+    """None: unchanged. An encoding that leaves numbers out is not used for rows, as they would be lost."""
     batch_bytes: int
     has_weights: bool
-    """Whether their sender has the weights of the base version, so that an answer may leave out what is still so."""
+    """See `RowSource`."""
 
     def __call__(self) -> Iterator[Sequence[Outgoing]]:
         """Lists of frames of a size that suits one message each."""
@@ -105,7 +105,7 @@ class WithRows(RowSource):
                     yield from self._frames_of(group, place, given)
 
     def _frames_of(self, group: int, place: int, given: RowGradient) -> Iterator[tuple[RowFrame, int]]:
-        """The frames of one parameter, and how many bytes each has; one at least, which says that it has a gradient."""
+        """The frames of one parameter with their sizes in bytes; at least one, to tell that it has a gradient."""
         wanted = None if self.encoding is None or self.encoding.leaves_out else self.encoding
         encoding = encoding_for(given.values.dtype, wanted)
         columns = int(np.prod(given.values.shape[1:], dtype=np.int64))

@@ -145,7 +145,7 @@ class OptimizerSteps(OptimizerArrays):
         self._check_arrays()
         with self._registration.lock:
             changed = self._changes.watched.differences().all
-            left_alone = self._changes.beside(changed, groups, parameters)
+            left_alone = self._changes.not_pulled(changed, groups, parameters)
             self._changes.expect()
             try:
                 pulled = self._registration.pull(

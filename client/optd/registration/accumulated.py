@@ -1,4 +1,4 @@
-"""Words about gradients that a job has added up and made no step of yet, where somebody could lose sight of them."""
+"""Warnings about gradients that a job has accumulated without a step, when a state dict would not have them."""
 
 import logging
 
@@ -10,7 +10,7 @@ logger = logging.getLogger("optd")
 
 
 def warn_of_saving(job: str, pending: int) -> None:
-    """Warns who makes a state dict while `pending` pushes, or rounds of them, are added up: it does not have them."""
+    """Warns that a state dict does not contain the `pending` accumulated pushes, or rounds."""
     if pending:
         warn_caller(
             f"job {job!r} has added up {_pushes(pending)} for a step that is still to come, and the state dict does "
@@ -19,7 +19,7 @@ def warn_of_saving(job: str, pending: int) -> None:
 
 
 def warn_of_loading(session: Session, info: JobInfo) -> None:
-    """Warns who loads a state dict into a job that has added up gradients: they become part of its next step."""
+    """Warns that gradients which the job has accumulated become part of the first step after loading."""
     if info.options.options.get("accumulate", 1) == 1:
         return
     pending = session.pending()

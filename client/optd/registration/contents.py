@@ -1,6 +1,6 @@
-"""What some arrays hold, remembered so that a later change is found: small arrays whole, large ones by a sample.
+"""Finds changes in the content of arrays: small arrays are remembered whole, large ones by a sample.
 
-Knows arrays and nothing of jobs. Which of them a script has changed is asked in `optd.registration.local_changes`.
+Knows nothing of jobs; `optd.registration.local_changes` decides what to do about changes.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,29 +14,29 @@ import xxhash
 from optd.params.flat_view import Array
 
 MOST_WHOLE = 1 << 14
-"""Larger arrays are sampled, of so many elements."""
+"""The largest number of elements of an array that is held whole; larger ones are sampled."""
 SAMPLE = 1_000
 LEAST_SAMPLE = 16
-"""About how many elements a sample has: where many arrays are sampled they share `SAMPLES`."""
+"""The approximate size of a sample is `SAMPLE`; if many arrays are sampled, they share `SAMPLES`."""
 SAMPLES = 1 << 15
-# How many elements are held whole in all. Reading them must not show beside a step, which also takes some time for
-# each array, however small.
+# How many elements are held whole in all. Reading them must take little time compared with a step, which also takes
+# some time for each array, however small.
 LEAST_HELD, MOST_HELD, HELD_FRACTION, HELD_EACH = 1 << 16, 1 << 18, 8, 128
 WATCHED_NOTES, FIRST_NOTES = 8, 3
-"""For so many notes fingerprints of a large array are taken after it was last written to, and at first."""
+"""For how many notes a large array is fingerprinted after it was written to, and at the start."""
 
 
 def fingerprint(array: Array) -> int:
-    """Return a hash of 128 bits of all elements, bit by bit, in C order. Reads the whole array.
+    """A hash of 128 bits of all elements in C order. Reads the whole array.
 
-    Arrays of one shape and dtype have the same fingerprint if, and but for chance only if, they hold the same bits:
-    0.0 and -0.0 differ, and a NaN is the same as itself.
+    Arrays of one shape and dtype with the same bits have the same fingerprint, and almost surely no others have it:
+    0.0 and -0.0 differ, and a NaN equals itself.
     """
     return xxhash.xxh3_128_intdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def sample_stride(size: int, most: int) -> int:
-    """The distance of sampled elements: a prime, so that in a matrix they do not all lie in a few columns."""
+    """The distance of sampled elements: a prime, so that they do not fall into a few columns of a matrix."""
     stride = max(2, -(-size // most))
     while any(stride % divisor == 0 for divisor in range(2, int(stride**0.5) + 1)):
         stride += 1
@@ -44,7 +44,7 @@ def sample_stride(size: int, most: int) -> int:
 
 
 def sampled(array: Array, stride: int) -> Array:
-    """The first element, each that is `stride` further, and the last one, in C order."""
+    """The first element, every element `stride` further, and the last one, in C order."""
     found: Array = array[np.unravel_index(sample_places(array.size, stride), array.shape)]
     return found
 
@@ -56,7 +56,7 @@ def sample_places(size: int, stride: int) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """Where arrays lie, by their number, at one moment: what is at an address must stay there while it is read.
+    """The addresses of arrays, by their number, at one moment. The arrays must stay there while they are read.
 
     Thousands of arrays are read in one go, by their addresses, which is faster than one by one.
     """
@@ -64,14 +64,14 @@ class Look:
     addresses: npt.NDArray[np.int64]
     """In bytes, of arrays in C order at multiples of the size of their elements; arbitrary for those in `given`.
 
-    Not to be changed: the same object says that all lie where they did.
+    Never changed: the same object means that all arrays lie where they did.
     """
     given: Mapping[int, Array]
-    """The others, of any strides; in the place of one that is sampled its sample may be given."""
+    """The other arrays, of any strides; a sampled array may be given by its sample."""
 
     @classmethod
     def at(cls, arrays: Sequence[Array]) -> "Look":
-        """At arrays that are here; whoever has the result keeps them."""
+        """The addresses of these arrays, which the caller must keep alive."""
         addresses = np.array([array.__array_interface__["data"][0] for array in arrays], np.int64)
         plain = [array.flags.c_contiguous and array.flags.aligned for array in arrays]
         return cls(addresses, {number: array for number, array in enumerate(arrays) if not plain[number]})
@@ -82,7 +82,7 @@ class Differences:
     """Numbers of arrays, in order."""
 
     certain: list[int]
-    """Those whose content is another one."""
+    """Those whose content differs."""
     unknown: list[int]
     """Those that were written to, or lie in other memory, and whose sample is the same."""
 
@@ -96,9 +96,9 @@ class Differences:
 
 
 class _Window:
-    """All memory of this process from an address on, as numpy is told of it.
+    """The memory of this process from an address on, as an array interface.
 
-    Most of it is not mapped: read only known addresses.
+    Most of it is not mapped: only known addresses may be read.
     """
 
     def __init__(self, address: int, count: int, itemsize: int) -> None:
@@ -107,7 +107,7 @@ class _Window:
 
 
 class _Reader:
-    """Reads the bits of some elements of some arrays, one array's behind the other's."""
+    """Reads the bits of some elements of several arrays into one array."""
 
     def __init__(self, itemsize: int, places: Sequence[npt.NDArray[np.int64]]) -> None:
         """`places` are those of the elements in each array."""
@@ -117,7 +117,7 @@ class _Reader:
         self._addresses: npt.NDArray[np.int64] | None = None
         self._window: Any = None
         self._index: Any = None
-        """Where in the window the elements are, while the arrays are at those addresses."""
+        """The elements' indices in the window, for arrays at `_addresses`."""
 
     def read(self, addresses: npt.NDArray[np.int64]) -> Array:
         """An array at address 0 is not read; its bits are arbitrary."""
@@ -155,11 +155,11 @@ class _Bucket:
         self._bounds = np.cumsum([0, *(each.size for each in places)])
         self._numbers = np.array(numbers)
         self._addresses: npt.NDArray[np.int64] | None = None
-        """The very array that the reader knows."""
+        """The array of addresses that the reader has its indices for."""
         self._reader = _Reader(itemsize, places)
 
     def span(self, place: int) -> slice:
-        """Where the bits of an array are, by its place in `numbers`."""
+        """The range of an array's bits in `held`, by its place in `numbers`."""
         return slice(self._bounds[place], self._bounds[place + 1])
 
     def bits(self, look: Look, strides: Mapping[int, int]) -> Array:
@@ -192,10 +192,10 @@ class _Bucket:
 
 
 class Contents:
-    """Remembers what arrays hold, which are given by their number; sizes and dtypes stay what they were at first."""
+    """Remembers what numbered arrays hold. Their sizes and dtypes must not change."""
 
     def __init__(self, arrays: Sequence[tuple[int, np.dtype[Any]]], *, tells_writes: bool = False) -> None:
-        """Of each array: how many elements it has, and its dtype; and whether somebody tells which are written to."""
+        """`arrays` are the size and dtype of each; `tells_writes` says that `differences` will be told of writes."""
         sizes = [size for size, _ in arrays]
         order = sorted(range(len(arrays)), key=sizes.__getitem__)
         room = max(LEAST_HELD, HELD_EACH * len(arrays), min(MOST_HELD, sum(sizes) // HELD_FRACTION))
@@ -204,10 +204,10 @@ class Contents:
         held = min(held, sum(size <= MOST_WHOLE for size in sizes))
         most = min(SAMPLE, max(LEAST_SAMPLE, SAMPLES // max(1, len(order) - held)))
         self.strides = {number: sample_stride(sizes[number], most) for number in order[held:]}
-        """By number, for those that are not held whole."""
+        """The strides of sampled arrays, by number."""
         first = WATCHED_NOTES - FIRST_NOTES
         self._watched = dict.fromkeys(self.strides, first) if tells_writes else {}
-        """Of large arrays whose fingerprints are taken: at how many notes since they were written to."""
+        """For large arrays that are fingerprinted: the number of notes since they were written to."""
         self._fingerprints: dict[int, int] = {}
         members: dict[int, list[int]] = {}
         for number in order:
@@ -222,7 +222,7 @@ class Contents:
         return np.arange(size) if stride is None else sample_places(size, stride)
 
     def note(self, look: Look, whole: Callable[[int], Array], *, but: Collection[int] = frozenset()) -> None:
-        """Remember what arrays hold now; of those in `but`, what was remembered stays. `whole` gives all of one."""
+        """Remembers what arrays hold now; for those in `but` the earlier note stays. `whole` returns a whole array."""
         for bucket in self._buckets:
             found, before = bucket.bits(look, self.strides), bucket.held
             if but and before is not None:
@@ -241,9 +241,9 @@ class Contents:
                 self._fingerprints[number] = fingerprint(whole(number))
 
     def differences(self, look: Look, whole: Callable[[int], Array], written: Collection[int] = ()) -> Differences:
-        """Which arrays hold something else than when they were noted; `written` are those that may.
+        """The arrays that differ from their note; `written` are those that were written to.
 
-        A large one that was written to is told by all of its content, where that was so at the start, or not long ago.
+        A large array in `written` is compared whole if it has a recent fingerprint; else it counts as unknown.
         """
         certain = [number for bucket in self._buckets for number in bucket.differing(bucket.bits(look, self.strides))]
         unknown = []

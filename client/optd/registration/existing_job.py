@@ -1,7 +1,7 @@
-"""What a worker finds in a job that it attaches to: other weights than its own, other options than it asked for.
+"""A job that existed before its worker: how its weights and options differ from the worker's.
 
-The job's weights count from then on, but a script that loads a checkpoint next means its own. So the worker's weights
-are kept, and the differences told, until its first step, push or pull.
+The job's weights replace the worker's. But a script that loads a checkpoint next relies on its own weights, so those
+are kept until its first step, push or pull, which also logs the differences.
 """
 
 import gc
@@ -31,13 +31,13 @@ class ExistingJob:
     """A job that was there before its worker, until the worker uses it."""
 
     own: list[list[Array]] | None = None
-    """The weights that the worker had, in copies; None where the job has the same ones."""
+    """Copies of the weights that the worker had; None if the job has the same."""
     is_confirmed: bool = False
-    """Whether the state that was loaded last was the job's own."""
+    """Whether the state that was loaded last is the job's own."""
     warning: str = ""
-    """That these have been replaced, where the worker has to be told."""
+    """The warning that these were replaced; empty if none is due."""
     differing: list[str] = field(default_factory=list)
-    """The options that are others than the worker asked for."""
+    """A text for each option that differs from what the worker asked for."""
 
     @classmethod
     def found(
@@ -59,7 +59,7 @@ class ExistingJob:
         return cls(own, warning=replaced(session, membership), differing=differing)
 
     def tell(self) -> None:
-        """Tells what differs, to whoever uses the job."""
+        """Logs the differences, and warns."""
         for notice in self.differing:
             logger.warning("%s", notice)
         if self.warning:
@@ -67,10 +67,10 @@ class ExistingJob:
 
 
 def replaced(session: Session, membership: Membership) -> str:
-    """The warning that a job's weights have replaced the worker's; empty where that is no surprise.
+    """The warning that a job's weights have replaced the worker's; empty if that is no surprise.
 
-    It is none in a job that has made no step, and in one that other workers are training. Those do not count whose
-    process was on this host, by their names, and is gone: their leases have not run out yet.
+    It is no surprise in a job without a step, and in one that other workers train. A worker does not count if its name
+    says that it ran on this host and its process has ended: its lease has just not run out yet.
     """
     job = membership.job
     if not job.version.version:
@@ -89,7 +89,7 @@ def replaced(session: Session, membership: Membership) -> str:
 def differing_options(
     session: Session, defaults: Options, groups: Sequence[ParamGroup], infos: Sequence[GroupInfo]
 ) -> list[str]:
-    """Which options the groups of a job have, and were asked for otherwise; a text for each."""
+    """A text for each group option that differs from what was asked for."""
     advice = "change it in param_groups"
     return [
         f"job {session.job} exists already: group {group.name} goes on with {name}={value}, not {asked[name]}; {advice}"
@@ -101,7 +101,7 @@ def differing_options(
 
 
 def differing_job_options(session: Session, found: Options) -> list[str]:
-    """The same of the options of the job as a whole."""
+    """A text for each option of the job as a whole that differs from what was asked for."""
     return [
         f"job {session.job} exists already: it goes on with {name}={found.get(name)}, not {asked}; change it with "
         "session.set_options()"
@@ -133,9 +133,9 @@ def same_states(one: Sequence[Sequence[ParameterState]], other: Sequence[Sequenc
 
 
 def check_alone(session: Session) -> None:
-    """Raises `WorkerInUse` where this process has an open session with an optimizer for the same job and worker."""
+    """Raises `WorkerInUse` if this process has another open session with an optimizer for this job and worker."""
     if _rival_of(session):
-        gc.collect()  # an optimizer that nobody holds any more may be part of a reference cycle
+        gc.collect()  # an optimizer that is garbage may be part of a reference cycle
         if _rival_of(session):
             raise WorkerInUse(job=session.job, worker=session.worker)
 

@@ -1,6 +1,6 @@
-"""What a script changes in its weights between two steps: sent to the job before the next one, warned of, or ignored.
+"""Changes that a script makes to its weights between two steps: sent before the next step, warned of, or ignored.
 
-What has changed is found in the content of the arrays (`contents`); how they are read is each face's own.
+`contents` finds them; how arrays or tensors are read is up to each optimizer face.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -34,27 +34,27 @@ _WHY = {
 
 
 def check_local_changes(given: Any) -> str:
-    """Return the option `local_changes`; raises `InvalidRequest` where it is none."""
+    """Returns the option `local_changes`; raises `InvalidRequest` for any other value."""
     if given not in LOCAL_CHANGES:
         raise InvalidRequest(problem=f"local_changes must be 'send', 'warn' or 'ignore', got {given!r}")
     return str(given)
 
 
 class Watched(Protocol):
-    """The weights that a script can write to, numbered through all groups, and what the job has of them."""
+    """The weights that a script can write to, numbered through all groups, compared with what the job has."""
 
     def note(self, but: Collection[int] = frozenset()) -> None:
-        """Remember that the job has what they hold now; of those in `but`, what was remembered stays."""
+        """Notes that the job has what they hold now; for those in `but` the earlier note stays."""
 
     def differences(self) -> Differences:
         """Those that hold something else now."""
 
     def read(self, numbers: Collection[int]) -> None:
-        """Make the registration's arrays hold them."""
+        """Copies them into the registration's arrays."""
 
 
 class WatchedArrays:
-    """Arrays of numpy. Nobody knows of writes to them, so that of large ones the sample alone tells."""
+    """Numpy arrays. Writes to them are not counted, so for large ones a sample decides."""
 
     def __init__(self, groups: Sequence[ParamGroup]) -> None:
         self._arrays = [array for group in groups for array in group.arrays]
@@ -70,27 +70,27 @@ class WatchedArrays:
         return self._contents.differences(self._look, self._arrays.__getitem__)
 
     def read(self, numbers: Collection[int]) -> None:
-        """They are the registration's."""
+        """Does nothing: they are the registration's arrays."""
 
 
 class Unwatched:
-    """Weights that nobody looks at."""
+    """Weights that are not compared."""
 
     def note(self, but: Collection[int] = frozenset()) -> None:
-        """Remember nothing."""
+        """Does nothing."""
 
     def differences(self) -> Differences:
-        """None that anybody knows of."""
+        """No differences."""
         return Differences([], [])
 
     def read(self, numbers: Collection[int]) -> None:
-        """There is none to read."""
+        """Does nothing."""
 
 
 class LocalChanges:
-    """What is done about changes, for one optimizer. Whoever calls it lets nobody else write to the weights meanwhile.
+    """Finds the changes of one optimizer's weights and sends them or warns. The caller holds the registration's lock.
 
-    `hold_weights` says whether the watched arrays are where the weights lie.
+    `hold_weights` tells whether the watched arrays hold the weights, which with `zero_copy` may lie elsewhere.
     """
 
     def __init__(
@@ -101,33 +101,33 @@ class LocalChanges:
         hold_weights: Callable[[], bool] = lambda: True,
     ) -> None:
         self.watched = watched
-        """To be replaced by others, and noted, where a group is added."""
+        """The watched weights. The owner replaces them when a group is added, and calls `note`."""
         self.mode = mode
         """The option `local_changes`."""
         self._registration = registration
         self._hold_weights = hold_weights
         self._warned: set[str] = set()
         self._others = False
-        """Whether other workers have been met."""
+        """Whether the last change was refused because of other workers."""
         self._is_open = False
-        """Whether weights are being written here, or were when a call was broken off."""
+        """Whether a call is writing weights, or was interrupted while it did."""
         self.unsent: list[int] = []
-        """The changes that the job did not get when they were last looked for."""
+        """The numbers of the changed weights that the job did not get."""
 
     def expect(self) -> None:
-        """Takes note that weights of the job are about to be written: until `note`, what is there is no change."""
+        """Says that the job's weights are about to be written here: until `note`, differences are no changes."""
         self._is_open = True
 
     def note(self, but: Collection[int] = frozenset()) -> None:
-        """Takes note that the job has what the watched weights hold; of those in `but`, what was noted stays."""
+        """Notes that the job has what the watched weights hold; for those in `but` the earlier note stays."""
         self.watched.note(but)
         self._is_open = False
 
     def settle(self) -> bool:
-        """See to it that the job has what a script has changed, before gradients are sent, or warn that it has not.
+        """Sends what a script has changed, before gradients are sent, or warns that it cannot.
 
-        Returns whether the job has what the arrays hold, if they hold the weights. A warning comes once for each
-        reason, but with "warn", where each change has one. Raises what keeps weights from being written.
+        Returns whether the job now has what the arrays hold. Warns once for each reason; with "warn", for each change.
+        Raises what prevents the write.
         """
         if self._is_open:
             return False  # an interrupt has left weights half written; the next step brings them all
@@ -144,7 +144,7 @@ class LocalChanges:
         return not why
 
     def _send(self, numbers: list[int]) -> tuple[str, dict[str, Any]]:
-        """Why the job does not get the changes, with what there is to say of it; an empty text where it does."""
+        """Sends changes; returns why the job does not get them, with values for the warning; "" if it gets them."""
         why, values = self._obstacle()
         if why:
             return why, values
@@ -162,7 +162,7 @@ class LocalChanges:
         return "", {}
 
     def _obstacle(self) -> tuple[str, dict[str, Any]]:
-        """The same, of what is known before anything is sent."""
+        """Why the changes cannot be sent, as far as that is known before anything is sent."""
         if not self._hold_weights():
             return "zero_copy", {}
         if self.mode != SEND:
@@ -172,7 +172,7 @@ class LocalChanges:
         wire = self._registration.session.wire
         if wire.weights:
             return "encoding", {"encoding": wire.weights}
-        # A refusal is found in the job's rejections, and numbers may have been on their way: it is asked for once.
+        # The server records each refusal, and numbers may travel in vain: after the first one, ask before sending.
         others = self._registration.session.other_workers() if self._others else ()
         return ("others", {"others": ", ".join(map(repr, others))}) if others else ("", {})
 
@@ -189,8 +189,8 @@ class LocalChanges:
         job = repr(self._registration.session.job)
         return f"parameter {name!r}{others} {what}; " + _WHY[why].format(**{**values, "job": job})
 
-    def beside(self, numbers: Collection[int], groups: Names, parameters: Names) -> list[int]:
-        """Those of some parameters that a pull of some groups and parameters leaves alone."""
+    def not_pulled(self, numbers: Collection[int], groups: Names, parameters: Names) -> list[int]:
+        """Those parameters of `numbers` that a pull of some groups and parameters does not write."""
         wanted = {*names_of(groups)}, {*names_of(parameters)}
         if not any(wanted):
             return []

@@ -1,4 +1,4 @@
-"""What a registration holds: its groups with arrays and dicts, and where these stand relative to the job."""
+"""The groups of a registration with arrays and dicts, and the version of the job that they hold."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ class RegisteredGroups:
         self._lock = OwnedLock()
         self._base = JobVersion()
         self._has_average = False
-        """Whether the arrays hold an average, or may, as a call that would have replaced it has failed."""
+        """Whether the arrays hold an average, or may, because a call that would have replaced it failed."""
         self._is_sync = False
         self._is_loading = False
         """Whether a state was loaded and nothing pushed since: weights that are written now belong to it."""
@@ -90,7 +90,7 @@ class RegisteredGroups:
 
     @property
     def dicts(self) -> Sequence[MutableMapping[str, Any]]:
-        """The groups' option dicts, which may be replaced by others for the same groups."""
+        """The option dicts of the groups. May be set to other dicts for the same groups."""
         return self._groups.dicts
 
     @dicts.setter
@@ -104,7 +104,7 @@ class RegisteredGroups:
 
     @property
     def lock(self) -> OwnedLock:
-        """Held by each call; by a caller for several that belong together."""
+        """Held by every call; a caller holds it for several calls that belong together."""
         return self._lock
 
     @property

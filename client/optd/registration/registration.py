@@ -40,10 +40,10 @@ from optd_wire.values import (
 class Registration(RegisteredGroups):
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 
-    Arrays are written in place with what is pulled; with `zero_copy`, where the session shares memory with the server,
-    `weights` are then what lies there, and the arrays stay as they are; `writable` says that the caller lets others
-    write to them, which is undone before they are read anew; `shown` makes of an option what the dicts have. One call
-    at a time: others wait.
+    Pulled weights are written to the arrays in place. With `zero_copy`, if the session shares memory with the server,
+    `weights` lie in that memory instead, and the arrays stay as they are. `writable` says that the caller lets others
+    write to these; that is undone before new weights are read. `shown` turns an option's value into what the dicts
+    have. One call at a time: other threads wait.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Registration(RegisteredGroups):
         return ExistingJob.found(self.session, membership, defaults, self.groups, own, self.weights)
 
     def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
-        """The weights that were here before the job's came, where they are to go with `states` that are loaded.
+        """The weights that the arrays held before the job's, if they belong to the `states` that are being loaded.
 
-        None where they were the same, where the job has been used since, and where it has these very states: then its
-        own weights go with them. (accelerate loads what it has just read, to put it on a device.)
+        None if they were equal, if the job has been used since, or if the job has these very states: then its own
+        weights belong to them. (accelerate loads the state that it has just read, to move it to a device.)
         """
         existing = self._existing
         if existing is None or existing.own is None:
@@ -87,16 +87,16 @@ class Registration(RegisteredGroups):
         return None if existing.is_confirmed else existing.own
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group to the job, with its arrays as weights, or finds it there; then pulls.
+        """Adds a group to the job with its arrays as weights, or finds it there; then pulls.
 
-        Raises `JobMismatch` where these lack a group that was added before it.
+        Raises `JobMismatch` if another worker has added a group that is missing here.
         """
         with self._lock:
             if group.name in [known.name for known in self.groups]:
                 raise DuplicateName(kind="group", name=group.name, job=self.session.job)
             info = self.session.add_group(group.spec(), self._own.source_of(group))
             if info.index != len(self.groups):
-                # Others have added groups that these lack: everything is addressed by place.
+                # Groups are addressed by place, so none may be missing here.
                 aspect = f"group {group.name!r} at place"
                 raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
             self._own.append(group)
@@ -124,7 +124,7 @@ class Registration(RegisteredGroups):
     ) -> PushResult:
         """Pushes gradients and puts the new weights into the arrays.
 
-        Those that have not changed since `base` may be left out, unless the arrays may hold others (`has_weights`).
+        The server may leave out weights that have not changed since `base`, if the arrays hold those (`has_weights`).
         """
         incoming = self._incoming
         with self._lock:
@@ -147,7 +147,7 @@ class Registration(RegisteredGroups):
             )
             self.last, self._is_loading = pushed, False
             self._groups.absorb_pushed(pushed)
-            # The options in force were told as of the step; what has changed since comes with the next reply.
+            # The reply has the options as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             self._has_average = False
             return pushed
@@ -165,24 +165,24 @@ class Registration(RegisteredGroups):
             pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
             self.last, self._is_loading = pushed, False
             self._groups.absorb_pushed(pushed)
-            # The options of that revision are known; weights may have been written since those that are here.
+            # The options of that revision are known here; the weights of that revision may not be.
             self._told = pushed.version.revision
             self._base = replace(self._base, durable_version=pushed.version.durable_version)
             return pushed
 
     def flush(self, settings: PushSettings) -> PushResult:
-        """Makes the step of what the job has added up, and puts the new weights into the arrays as `step` does."""
+        """Makes the step of what the job has accumulated; puts the new weights into the arrays, as `step` does."""
         return self.step([[None] * len(group.arrays) for group in self.groups], settings=replace(settings, flush=True))
 
     @property
     def pending(self) -> int:
-        """How many pushes, or rounds of them, were added up without a step, as of the last answer."""
+        """How many pushes, or rounds, were accumulated without a step, as of the last answer."""
         return 0 if self.last is None else self.last.accumulated
 
     def _find_out(self) -> None:
-        """Finds out what became of the last push, where nobody knows: the changes that went with it may be in force.
+        """Learns the fate of the last push, if it is unknown: option changes that it brought may be in force.
 
-        The session may end on another lane, so that nothing is to be encoded before.
+        The session may change its lane here, so gradients must be encoded after this.
         """
         if self.session.in_doubt:
             self.session.find_out()
@@ -200,9 +200,8 @@ class Registration(RegisteredGroups):
     ) -> bool:
         """Puts the current weights into the arrays and the current options into the dicts.
 
-        With `only_if_newer` nothing is sent, and False returned, where the arrays hold them. With some `groups` or
-        `parameters`, or an average as `weights`, only these are read, and the version that gradients are computed on
-        stays what it was.
+        With `only_if_newer`, returns False and transfers nothing if the arrays hold them already. With some `groups` or
+        `parameters`, or an average as `weights`, only these are read, and `base` stays what it was.
         """
         with self._lock:
             self._use()
@@ -220,7 +219,7 @@ class Registration(RegisteredGroups):
                     weights_of=weights,
                 )
             except (EmptyAverage, UnknownAverage, NotFound):
-                self._has_average = had_average  # nothing has come
+                self._has_average = had_average  # nothing was written
                 raise
             if pulled.not_modified:
                 return False
@@ -234,16 +233,16 @@ class Registration(RegisteredGroups):
 
     @cached_property
     def needs_closure(self) -> bool:
-        """Whether a step of the algorithm asks for loss and gradients several times."""
+        """Whether the algorithm asks for loss and gradients several times in one step."""
         return self.session.algorithm(self.algorithm).needs_closure
 
     def write_state(
         self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None
     ) -> None:
-        """Replaces the state of all parameters (as `state.read` gives it) and options, at once.
+        """Replaces options and the state of all parameters (as `state.read` gives it), all or nothing.
 
-        Options are those of the dicts, whether they have been changed here or by somebody else; `weights`, by group and
-        place, go with them, where they are not None.
+        The options are those of the dicts, whoever changed them last. `weights` replace the job's in the same call;
+        None leaves a parameter as it is.
         """
         with self._lock:
             self._find_out()
@@ -251,21 +250,21 @@ class Registration(RegisteredGroups):
             self._write(writer.groups, self._groups.everything(), [writer.frames], weights)
             self._is_loading = True
             if self._existing is not None and not self._existing.is_confirmed:
-                self._existing = None  # a checkpoint says what weights, state and options are to be
+                self._existing = None  # the checkpoint decides on weights, state and options
 
     def put_back(self, weights: ArraysByGroup) -> None:
-        """Puts weights into the arrays that the job has got from here."""
+        """Puts weights into the arrays, after they were sent to the job."""
         self._incoming.put(weights)
 
     def write_weights(self) -> None:
-        """Replaces the job's weights by what the arrays hold now."""
+        """Replaces the job's weights with those of the arrays."""
         with self._lock:
             self._find_out()
             self._write((), (), [], self._own.arrays)
             self._existing = None
 
     def write_given(self, rows: OptionalArraysByGroup) -> None:
-        """Replaces the job's weights by others, by group and place, where they are not None; then pulls."""
+        """Replaces the job's weights with others by group and place (None: unchanged), then pulls."""
         with self._lock:
             self._existing = None
             self._find_out()
@@ -273,9 +272,9 @@ class Registration(RegisteredGroups):
             self.pull()
 
     def write_changes(self, places: Collection[tuple[int, int]]) -> None:
-        """Replaces the weights of parameters, by group and place, by what their arrays hold.
+        """Replaces the weights of the parameters at these places (group, place) with those of their arrays.
 
-        Raises `OtherWorkers` or `WeightsMovedOn` where that would undo steps that are not in the arrays.
+        Raises `OtherWorkers` or `WeightsMovedOn` if that would undo steps that the arrays do not contain.
         """
         with self._lock:
             self._find_out()

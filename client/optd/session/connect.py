@@ -1,4 +1,4 @@
-"""`optd.connect()`: from arguments and environment to a session with a server that answers."""
+"""`optd.connect()`: from arguments and environment to an open session."""
 
 from numbers import Real
 from typing import get_args
@@ -38,48 +38,49 @@ def connect(
     if_exists: IfExists | None = None,
     progress: bool | None = None,
 ) -> Session:
-    """Opens a session with a server, and makes sure that the server answers.
+    """Opens a session with a server. Blocks until the server has answered once.
 
     Args:
-        address: HOST:PORT; left out, OPTD_SERVER.
-        job: The job's name, which makes it one that others can share; left out, OPTD_JOB. Without either the job is
-            this session's own: it is called after the program and ends with the session. The ranks of one launch of
-            torchrun share a job: the n-th session without a name of each.
-        worker: This worker's name; left out, OPTD_WORKER, or host and process id. A name is held by one session at a
-            time: a second one fences the first.
-        token: What the server's --token-file accepts; left out, OPTD_TOKEN or OPTD_TOKEN_FILE.
-        tls: Certificates, or True for the authorities that gRPC brings along; left out, OPTD_TLS_CA decides.
-        timeout: Seconds that any one call may take, retries included. A step of a `sync` job waits for the other
-            workers that long.
+        address: HOST:PORT; default: OPTD_SERVER.
+        job: The job's name, under which other workers can join it; default: OPTD_JOB. Without either the job is this
+            session's own: it is named after the program and ends with the session. The ranks of one launch of torchrun
+            share jobs: the n-th unnamed session of each rank is in the same job.
+        worker: This worker's name; default: OPTD_WORKER, or host and process id. One session at a time holds a name:
+            a second one fences the first.
+        token: A token that the server's --token-file accepts; default: OPTD_TOKEN, or the one in OPTD_TOKEN_FILE.
+        tls: Certificates, or True to trust the authorities that gRPC includes; default: OPTD_TLS_CA decides.
+        timeout: Seconds that one call may take, retries included. A step of a `sync` job waits that long for the other
+            workers.
         connect_timeout: Seconds to try before `Unreachable` is raised.
-        lane: How numbers travel: "grpc" in messages, "shm" in memory that this process and the server share, "auto"
-            in shared memory where both run on one host and the job has some size (65,536 elements), in messages
-            otherwise. With "shm" the optimizer raises `SharedMemoryUnavailable` where there is none to be had; a job
-            that it has created by then stays.
+        lane: How numbers travel: "grpc" in messages; "shm" in memory that this process and the server share; "auto" in
+            shared memory if both run on one host and the job has at least 65,536 elements, else in messages. With
+            "shm" the optimizer raises `SharedMemoryUnavailable` if no memory can be shared; a job that it has created
+            by then stays.
         encoding: How messages carry numbers: "float32" unchanged (as float64 is, too), "bfloat16" or "float16" in
-            half the bytes, rounded, but parameters of 16 bits unchanged; "int8" in a quarter; "topk" or "topk:0.01"
-            only that fraction of each gradient. What the last two leave out of a gradient is kept here and added to the
-            next one. Weights come in the same encoding, but unchanged with "topk". With "auto" the lane is then "grpc".
-        policy: When pushes become a step. Left out, that of the job; `Async()` where this session creates it.
-        gradients: How gradients are treated before each step; counts for whoever creates the job. Left out, they are
-            taken as they come.
-        averages: Averages of the weights that the server keeps, `optd.EMA(...)`, `optd.SWA(...)` or both; counts for
-            whoever creates the job. Left out, there is none.
-        if_exists: What to do where a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
-            "replace" deletes it and creates it anew, unless another worker takes part in it (`JobInUse`). Left out,
-            OPTD_IF_EXISTS, or "attach". It counts when an optimizer registers.
-        progress: Whether to tell of registration, first step and pulls of a large model, where one takes more than a
-            second: with a bar on a terminal, elsewhere in lines of the logger "optd", at level INFO, or on stderr
-            where no logging is set up. Left out, yes, unless OPTD_PROGRESS is 0.
+            half the bytes, rounded (parameters of 16 bits unchanged); "int8" in a quarter of the bytes; "topk" or
+            "topk:0.01" only that fraction of each gradient. "int8" and "topk" add to the next gradient what they leave
+            out of this one. Weights travel in the same encoding, except with "topk": then unchanged. With any encoding
+            but "float32", lane "auto" is "grpc".
+        policy: When pushes become a step. Default: the policy of the job; `Async()` if this session creates it.
+        gradients: How gradients are treated before each step. Counts only if this session creates the job. Default:
+            they are applied as they come.
+        averages: Averages of the weights that the server keeps: `optd.EMA(...)`, `optd.SWA(...)` or both. Counts only
+            if this session creates the job. Default: none.
+        if_exists: What an optimizer does if a job of this name exists: "attach" joins it, "fail" raises `JobExists`,
+            "replace" deletes it and creates a new one, unless another worker takes part in it (`JobInUse`). Default:
+            OPTD_IF_EXISTS, or "attach".
+        progress: Whether to show the progress of registration, first step and pulls of a large model that last more than
+            a second: with a bar on a terminal, else in lines of the logger "optd" at level INFO, or on stderr if no
+            logging is set up. Default: yes, unless OPTD_PROGRESS is 0.
 
     Raises:
         Unreachable: Nothing answers there.
-        MissingToken, WrongToken: The server wants a token, or another one.
-        InvalidName: A job's or worker's name is not one.
+        MissingToken, WrongToken: The server demands a token, or does not accept this one.
+        InvalidName: The name of the job or the worker is not allowed.
         UnknownEncoding: There is no such encoding.
-        InvalidRequest: A job without a name is to wait for several workers; there is no such lane, or it carries no
-            such encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
-            `if_exists` is not one.
+        InvalidRequest: A job without a name would wait for several workers; there is no such lane, or it does not carry
+            the encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
+            `if_exists` has a wrong type or value.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")

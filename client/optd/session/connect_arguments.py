@@ -1,4 +1,4 @@
-"""What an optimizer says of the session that it opens for itself, where it is given none."""
+"""The arguments of `optd.connect` that optimizers take: for the session that an optimizer opens for itself."""
 
 import inspect
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ONLY_CONNECT = frozenset(inspect.signature(connect).parameters) - {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionArguments:
-    """Arguments of `optd.connect` that optimizers take, too."""
+    """Arguments of `optd.connect` as an optimizer gets them; None: left out."""
 
     server: str | None = None
     job: str | None = None
@@ -35,9 +35,9 @@ class SessionArguments:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Self:
-        """Takes them out of an optimizer's keyword arguments, so that what is left are options of its groups.
+        """Removes these arguments from an optimizer's keyword arguments; the others are options of its groups.
 
-        Raises `InvalidRequest` for an argument that `optd.connect` alone takes.
+        Raises `InvalidRequest` for an argument that only `optd.connect` takes.
         """
         for name in ONLY_CONNECT & options.keys():
             problem = f"{name}= is an argument of optd.connect(): open a session with it, and pass session= here"
@@ -46,16 +46,16 @@ class SessionArguments:
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
-        """As they stand in a signature."""
+        """The arguments, for a signature."""
         return list(inspect.signature(cls).parameters.values())
 
     def session(
         self, given: Session | None, unnamed: Callable[[], JobName | None] = lambda: None
     ) -> tuple[Session, bool]:
-        """The session to use, and whether it was opened here and has to be closed here.
+        """The session to use, and whether it was opened here, so that the optimizer must close it.
 
-        `unnamed` may have a name for a job that nobody has named. Raises `InvalidRequest` where there is a session
-        already, so that these arguments come too late, or what `optd.connect` raises.
+        `unnamed` returns a name for a job without one, or None. Raises `InvalidRequest` if a session is given together
+        with arguments for opening one, or what `optd.connect` raises.
         """
         if given is None:
             name = job_name(environment.job(self.job))

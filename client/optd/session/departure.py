@@ -1,4 +1,4 @@
-"""How sessions leave their jobs: when they are closed, when nobody holds them any more, when the program ends."""
+"""How sessions leave their jobs: when they are closed, when they are garbage, when the program ends."""
 
 import atexit
 import os
@@ -17,7 +17,7 @@ LEAVE_SECONDS = 2.0
 
 @dataclass(slots=True)
 class Departure:
-    """What it takes to leave a job; apart from the session, so that it can be done when the session is gone."""
+    """Everything needed to leave a job. Separate from the session, so that it outlives a session that is garbage."""
 
     job: str
     worker: str
@@ -31,17 +31,17 @@ class Departure:
         if os.getpid() != self.process:
             return
         if self.lane is not None:
-            # What this worker holds in place the server may write to as soon as it has left.
+            # Once the worker has left, the server may write to the memory of weights in place.
             self.lane.close()
         if self.epoch:
-            # Fenced, deleted or unreachable: then there is nothing to leave, or the lease runs out.
+            # A worker that is fenced has nothing to leave; if the server is away, the lease will run out.
             with suppress(OptdError):
                 self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
         self.transport.close()
 
 
 class OpenSession(Protocol):
-    """A session, as far as ending it and telling it from others take it."""
+    """A session, as far as this module needs it: to close it, and to tell it from others."""
 
     job: str
     worker: str
@@ -71,7 +71,7 @@ _leaving: list[threading.Thread] = []
 
 
 def leave_later(departure: Departure) -> None:
-    """For a session that nobody holds any more. The garbage collector must not wait for a server."""
+    """Leaves in a thread, for a session that is garbage: the garbage collector must not wait for a server."""
     thread = threading.Thread(target=departure.leave, name="optd-leave", daemon=True)
     _leaving.append(thread)
     thread.start()
@@ -79,7 +79,7 @@ def leave_later(departure: Departure) -> None:
 
 @atexit.register
 def _leave_all() -> None:
-    """A program that ends without closing its sessions leaves their jobs at once, not when the leases run out."""
+    """Closes all sessions when the program ends, so that their jobs need not wait for the leases to run out."""
     for session in list(open_sessions):
         session.close()
     for thread in _leaving:

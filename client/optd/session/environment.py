@@ -46,7 +46,7 @@ def worker(given: str | None) -> str:
 
 
 def has_ended(worker: str) -> bool:
-    """Whether a worker that was called after host and process was one of this host, and its process is gone."""
+    """Whether a worker that is named after host and process ran on this host, and its process has ended."""
     host, _, process = worker.rpartition("-")
     if not host.endswith(socket.gethostname()[:150]) or not process.isdecimal():
         return False
@@ -54,7 +54,7 @@ def has_ended(worker: str) -> bool:
 
 
 def if_exists(given: str | None) -> IfExists:
-    """What to do about a job that exists, from the argument, OPTD_IF_EXISTS, or "attach"."""
+    """What to do if a job exists: from the argument, OPTD_IF_EXISTS, or "attach"."""
     setting, wanted = (
         ("if_exists", given) if given is not None else ("OPTD_IF_EXISTS", os.environ.get("OPTD_IF_EXISTS"))
     )
@@ -66,7 +66,7 @@ def if_exists(given: str | None) -> IfExists:
 
 
 def progress(given: bool | None) -> bool:
-    """Whether progress is shown: the argument, else OPTD_PROGRESS, 0 or 1; left out, it is."""
+    """Whether progress is shown: from the argument, OPTD_PROGRESS (0 or 1), or True."""
     if isinstance(given, bool):
         return given
     if given is not None:
@@ -89,7 +89,7 @@ def token(given: str | None) -> str | None:
 
 
 def read_token(setting: str, file: str) -> str:
-    """The first token of a file; raises `InvalidRequest`, which names the setting, where there is none."""
+    """The first token of a file; raises `InvalidRequest`, which names the setting, if there is none."""
     try:
         lines = [line.strip() for line in Path(file).read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -102,7 +102,7 @@ def read_token(setting: str, file: str) -> str:
 
 
 def tls(given: TLS | bool | None) -> TLS | None:
-    """TLS from the argument (True: with the authorities that gRPC brings along), or from OPTD_TLS_CA."""
+    """TLS from the argument (True: trusting the authorities that gRPC includes), or from OPTD_TLS_CA."""
     if isinstance(given, TLS):
         return given
     authority = os.environ.get("OPTD_TLS_CA")

@@ -11,9 +11,9 @@ logger = logging.getLogger("optd")
 
 
 class Heartbeat:
-    """Renews a lease three times in its length, in a thread of its own, until stopped.
+    """Renews a lease three times during its length, in its own thread, until stopped.
 
-    Holds its session weakly: a session that nobody holds any more ends, and its lease with it.
+    Refers to its session weakly, so that a session which is otherwise garbage ends, and its lease with it.
     """
 
     def __init__(self, renew: "weakref.WeakMethod[Callable[[], None]]", lease_seconds: float) -> None:
@@ -23,7 +23,7 @@ class Heartbeat:
         threading.Thread(target=self._beat, name="optd-heartbeat", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends it; a renewal under way may still reach the server."""
+        """Stops renewing; a renewal under way may still reach the server."""
         self._stopped.set()
 
     def _beat(self) -> None:
@@ -36,10 +36,10 @@ class Heartbeat:
                 renew()
                 told = False
             except (StaleEpoch, NotFound) as error:
-                # The next call raises it where somebody sees it; an epoch may also have been renewed meanwhile.
+                # The next call raises it to the caller, unless the session has a new epoch by then.
                 logger.debug("lease not renewed: %s", error)
             except OptdError as error:
-                # Once for each time that the server is away.
+                # One warning for each time that the server is away.
                 logger.log(logging.DEBUG if told else logging.WARNING, "lease not renewed, trying again: %s", error)
                 told = True
             del renew

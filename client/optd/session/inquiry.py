@@ -1,4 +1,4 @@
-"""What anyone may ask about a job, whether they take part in it or not."""
+"""Questions about a job that need no membership."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ logger = logging.getLogger("optd")
 
 
 class Inquiry:
-    """Questions to a server about one job, asked until they are answered, or the time is up."""
+    """Questions to a server about one job, repeated until they are answered or `timeout` seconds have passed."""
 
     def __init__(self, transport: ServerCalls, *, job: str, timeout: float) -> None:
         self.job = job
@@ -51,7 +51,7 @@ class Inquiry:
         self._lock = OwnedLock()
         self._closed = False
         self._progress = False
-        """Whether what takes long is shown."""
+        """Whether progress of long transfers is shown."""
 
     def _showing(self, what: str, elements: int) -> AbstractContextManager[Count]:
         return showing(f"{what}, job {self.job}", elements, enabled=self._progress)
@@ -66,7 +66,7 @@ class Inquiry:
         return self._ask(lambda left: self._transport.get_job(self.job, left))
 
     def groups(self) -> tuple[GroupSummary, ...]:
-        """The job's groups with their resolved options, a line each."""
+        """The job's groups with their resolved options."""
         return self._ask(lambda left: self._transport.list_groups(self.job, left))
 
     def workers(self) -> tuple[WorkerInfo, ...]:
@@ -74,21 +74,21 @@ class Inquiry:
         return self._ask(lambda left: self._transport.list_workers(self.job, left))
 
     def rejections(self) -> tuple[dict[str, int], tuple[Rejection, ...]]:
-        """What the job has refused: counts by reason, and the last ones."""
+        """What the job has refused: counts by reason, and the last refusals."""
         return self._ask(lambda left: self._transport.list_rejections(self.job, left))
 
     def option_changes(self, group: str = "") -> OptionHistory:
-        """Which options of a group, or of the job, have changed since it was created, and at which versions.
+        """The changes of options of a group, or of the job, since it was created, with their versions.
 
-        A tuple, oldest first: the last 256, and of each option the last one; its `forgotten` tells how many more there
-        have been. Raises `UnknownGroup`.
+        A tuple, oldest first: the last 256 changes, and the last one of each option. Its `forgotten` counts the others.
+        Raises `UnknownGroup`.
         """
         return self._ask(lambda left: self._transport.list_option_changes(self.job, group, left))
 
     def parameters(
         self, group: str, parameter: str = "", *, statistics: bool = True, bins: int = 16
     ) -> tuple[ParameterReport, ...]:
-        """The parameters of a group, with statistics of weights, last gradient and state where asked."""
+        """The parameters of a group; with `statistics` also those of weights, last gradient and state."""
         return self._ask(
             lambda left: self._transport.inspect_group(
                 self.job, group, left, parameter=parameter, statistics=statistics, bins=bins
@@ -96,10 +96,10 @@ class Inquiry:
         )
 
     def pull(self, *, groups: Names = (), parameters: Names = (), weights: str = "") -> dict[str, Array]:
-        """The current weights by parameter name, in arrays of their own; all of one version.
+        """The current weights by parameter name, in new arrays, all of one version.
 
-        Of the whole job, or of some groups and some parameters. With `weights="ema"` or `"swa"` it is that average of
-        them. Raises `UnknownGroup`, `UnknownParameter`, `UnknownAverage` or `EmptyAverage`.
+        Reads the whole job, or the named groups and parameters. `weights="ema"` or `"swa"` reads that average instead.
+        Raises `UnknownGroup`, `UnknownParameter`, `UnknownAverage` or `EmptyAverage`.
         """
         request = PullRequest(self.job, groups=names_of(groups), parameters=names_of(parameters), weights=weights)
 
@@ -121,9 +121,9 @@ class Inquiry:
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, all of one version, in a new array of shape (n, *shape[1:]).
 
-        `ids` are n integers, in any order, with repeats where wanted; `weights` is that of `pull`. Raises
-        `UnknownParameter`, `RowOutOfRange`, `UnknownAverage`, `EmptyAverage`, or `NotAnArray` for ids that are none.
-        Takes time by the rows, and by the number of the job's parameters.
+        `ids` are n integers in any order, repeats allowed; `weights` is that of `pull`. Raises `UnknownParameter`,
+        `RowOutOfRange`, `UnknownAverage`, `EmptyAverage`, or `NotAnArray` if the ids are no list of integers. The time
+        grows with the number of rows and of the job's parameters.
         """
         infos = [info for group in self.info().groups for info in group.parameters if info.name == parameter]
         if not infos:
@@ -140,7 +140,7 @@ class Inquiry:
         encoding: str = "",
         weights: str = "",
     ) -> Array:
-        """As `pull_rows`, of a parameter whose shape and dtype are known; `encoding` is how messages carry them."""
+        """As `pull_rows`, for a parameter of known shape and dtype; `encoding` is how messages carry the rows."""
         wanted = read_ids(ids, parameter, shape)
         out = np.empty((wanted.size, *shape[1:]), dtype)
         request = RowsRequest(self.job, parameter, wanted, encoding, weights)
@@ -156,9 +156,9 @@ class Inquiry:
     def read_state(
         self, fields: Sequence[str] = (), group: str = "", parameter: str = "", *, into: StateSink
     ) -> ReadStateResult:
-        """Reads fields of one version: `weights`, `gradient`, states; all states where none is named.
+        """Reads fields of one version: "weights", "gradient" or states; all states if no field is named.
 
-        `into` is called with the result, which tells what is to come, and returns what takes the frames.
+        `into` gets the result, which tells what will come, and returns what takes the frames.
         """
         return self._ask(
             lambda left: self._transport.read_state(
@@ -167,7 +167,7 @@ class Inquiry:
         )
 
     def algorithm(self, name: str) -> AlgorithmInfo:
-        """What the server says of an algorithm: options, states, conditions; raises `UnknownAlgorithm`."""
+        """The options, states and conditions of an algorithm; raises `UnknownAlgorithm`."""
         return find_algorithm(self._ask(self._transport.list_algorithms), name)
 
     def update_group(self, update: GroupUpdate) -> GroupOptions:
@@ -178,8 +178,8 @@ class Inquiry:
     def set_options(self, *, expected_revision: int | None = None, **options: Any) -> JobOptions:
         """Changes options of the job as a whole, such as `clip_norm`, from the next step on; returns all of them.
 
-        `info().options` tells what they are, and since which version. With `expected_revision`, the revision told
-        there, the change is refused with `JobOptionConflict` where somebody else has made another one since. Raises
+        `info().options` has their values, with the version since which they hold, and their revision. With that
+        revision as `expected_revision`, raises `JobOptionConflict` if the options have changed since. Raises
         `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
         """
         given = {name: plain_option(value) for name, value in options.items()}
@@ -187,7 +187,7 @@ class Inquiry:
         return self._ask(lambda left: self._transport.update_job(update, left))[0]
 
     def pending(self) -> int:
-        """How many pushes, or rounds of them, the job has added up for a step that is still to come."""
+        """How many pushes, or rounds, the job has accumulated since its last step."""
         jobs = self._ask(self._transport.list_jobs)
         return next((found.gradients.accumulated for found in jobs if found.name == self.job), 0)
 
@@ -201,7 +201,7 @@ class Inquiry:
                 usable_attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss
             )
         except DeadlineExceeded as error:
-            # The caller wants to know the time that it gave, not what was left of it for the last attempt.
+            # The message names the time that the caller gave, not what was left of it for the last attempt.
             seconds = f"{self.timeout:g}"
             hint = self._why_late()
             raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
@@ -210,7 +210,7 @@ class Inquiry:
         return ""
 
     def _tell_of_loss(self, error: Unavailable) -> None:
-        # The call goes on for minutes from here; somebody who waits for it wants to know why.
+        # The call may go on for minutes from here; the log tells why.
         logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
 
     def _check_usable(self) -> None:

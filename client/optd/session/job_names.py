@@ -1,6 +1,6 @@
-"""Which job an optimizer belongs to: the one that somebody named, the one that a launcher's ranks share, or its own.
+"""Names of jobs: the one that a person gave, one that the ranks of a launcher share, or one of its own.
 
-Knows the variables that launchers set; those that a person sets are in `optd.session.environment`.
+Knows the environment variables that launchers set; those that people set are in `optd.session.environment`.
 """
 
 import itertools
@@ -18,9 +18,9 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class JobName:
-    """The name of a job. `unnamed` says that nobody has chosen it: the job then ends with its workers.
+    """The name of a job. `unnamed` says that no person chose it: the job then ends with its workers.
 
-    `shared` says whether workers of other processes may come to the same name.
+    `shared` says whether workers of other processes may arrive at the same name.
     """
 
     name: str
@@ -29,7 +29,7 @@ class JobName:
 
 
 def job_name(named: str | None) -> JobName:
-    """The job that somebody has named; else one that the ranks of a launcher share; else one of its own."""
+    """The name that was given; else one that the ranks of a launcher share; else one of its own."""
     if named:
         return JobName(named)
     launched = _launch()
@@ -37,12 +37,12 @@ def job_name(named: str | None) -> JobName:
 
 
 def own_job() -> JobName:
-    """A name that no other job has: the program's, and a random part."""
+    """A name that no other job has: the program's name and a random part."""
     return JobName(f"{program()}-{secrets.token_hex(4)}", unnamed=True, shared=False)
 
 
 def program() -> str:
-    """What a person calls this program: its script or module; "python" or "notebook" where there is none."""
+    """The name of this program: its script or module; "python" or "notebook" if it has none."""
     if "ipykernel" in sys.modules:
         notebook = os.environ.get("JPY_SESSION_NAME", "")
         return _plain(Path(notebook).stem) or "notebook"
@@ -56,7 +56,7 @@ def _plain(name: str) -> str:
 
 
 def _launch() -> str | None:
-    """What tells one launch of several ranks from another one, by the variables that torchrun sets; None without."""
+    """An identifier of this launch of several ranks, from the variables that torchrun sets; None without them."""
     ranks = ranks_of_launch()
     if ranks is None or ranks[1] < 2:
         return None
@@ -65,7 +65,7 @@ def _launch() -> str | None:
         run = f"{os.environ['MASTER_ADDR']}-{os.environ['MASTER_PORT']}"
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             run += f"-{os.getppid()}"
-    # Ranks that torchrun starts again begin with the script's own checkpoint, not with what the others have left.
+    # Ranks that torchrun restarts begin with the script's own checkpoint, not with the weights of the last attempt.
     return _plain(f"{run}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
 
 

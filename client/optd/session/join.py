@@ -1,4 +1,4 @@
-"""How a worker comes to take part in a job: it attaches to the one that is there, or creates it."""
+"""How a worker joins a job: it attaches to one that exists, or creates it."""
 
 import secrets
 import time
@@ -11,9 +11,9 @@ from optd_wire.errors import DeadlineExceeded, JobExists, Unavailable, UnknownJo
 from optd_wire.values import JobSpec, Membership
 
 IfExists = Literal["attach", "fail", "replace"]
-"""What to do where a job of the name exists: take part in it, raise `JobExists`, or delete it and create it anew."""
+"""What to do if a job of this name exists: join it, raise `JobExists`, or delete it and create a new one."""
 
-# How long one call waits for a job that another worker is creating, before it asks again.
+# How long one call waits for a job that another worker is creating.
 WAIT_SECONDS = 5.0
 
 
@@ -27,11 +27,10 @@ def take_part(
     *,
     messages_only: bool = False,
 ) -> tuple[Membership, bool]:
-    """Joins the job of `spec`, which is created with `weights` if need be; says whether it was created here.
+    """Joins the job of `spec`, and creates it with `weights` if necessary; returns whether it was created here.
 
-    `messages_only` says that the worker will share no memory with the server.
-
-    Raises `JobExists` or `JobInUse` where `if_exists` says that a job must be a new one and it cannot be.
+    `messages_only` says that the worker will share no memory with the server. Blocks for up to `timeout` seconds.
+    Raises `JobExists` or `JobInUse` if `if_exists` demands a new job and there cannot be one.
     """
     if if_exists == "attach":
         return _attach_or_create(transport, spec, weights, worker, timeout, messages_only=messages_only)
@@ -46,7 +45,7 @@ def take_part(
 
 
 def _create(transport: ServerCalls, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> str:
-    """Creates a job, once, however often the call has to be repeated; returns its id."""
+    """Creates a job once, however often the call is repeated; returns the job's id."""
     creation_id = secrets.token_hex(16)
 
     def attempt(left: float) -> None:
@@ -63,20 +62,20 @@ def _create(transport: ServerCalls, spec: JobSpec, weights: Source, timeout: flo
 def _attach_or_create(
     transport: ServerCalls, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
 ) -> tuple[Membership, bool]:
-    """Where another worker is creating the job, waits until it is whole; should that worker die, creates it."""
+    """Waits for a job that another worker is creating; creates it if there is none, or if that worker dies."""
     deadline = time.monotonic() + timeout
     creation_id = secrets.token_hex(16)
     while time.monotonic() < deadline:
         try:
             left = deadline - time.monotonic()
             membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
-            # Somebody may have replaced what was created here.
+            # Another worker may have replaced the job that was created here.
             return membership, membership.job.id == creation_id
         except UnknownJob:
             try:
                 transport.create_job(spec, weights, deadline - time.monotonic(), creation_id=creation_id)
             except (JobExists, Unavailable):
-                # Somebody else was first, or the answer was lost: joining tells which.
+                # Another worker was first, or the answer was lost: joining tells which.
                 time.sleep(0.01)
     raise DeadlineExceeded(
         rpc="Join", address=transport.address, seconds=f"{timeout:g}", hint="; the job is still being created"
@@ -93,7 +92,7 @@ def join(
     messages_only: bool = False,
     job_id: str = "",
 ) -> Membership:
-    """Joins a job; with a `spec`, the job must be what that says. Or joins the one with this `job_id` again."""
+    """Joins a job, which must match `spec` if there is one; with `job_id` joins that very job again."""
 
     def attempt(left: float) -> Membership:
         wait = min(WAIT_SECONDS, left / 2)

@@ -1,4 +1,4 @@
-"""A lock that a forked child cannot wait for in vain."""
+"""A lock on which a forked child cannot hang."""
 
 import os
 import threading
@@ -8,10 +8,10 @@ from optd_wire.errors import ForkedSession
 
 
 class OwnedLock:
-    """A reentrant lock of the process that made it; entering it in another one raises `ForkedSession`.
+    """A reentrant lock of the process that made it; entering it in another process raises `ForkedSession`.
 
-    A child gets a copy of the lock as it was at the fork. If a thread of the parent held it then, nobody in the child
-    would ever release it.
+    A forked child has a copy of the lock. If a thread of the parent held it at the fork, no thread of the child would
+    ever release the copy.
     """
 
     def __init__(self) -> None:

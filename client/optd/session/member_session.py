@@ -39,13 +39,16 @@ T = TypeVar("T")
 logger = logging.getLogger("optd")
 
 Settle = Callable[[bool, Sequence[GroupOptions]], None]
-"""Is told whether a push was applied; and where that was unknown until the worker joined again, the options then."""
+"""Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
 
 CALL_SECONDS = 300.0
 
 
 class MemberSession(Inquiry):
-    """The membership of a session, without its pushes and pulls; see `Session`."""
+    """The membership of a session, without its pushes and pulls; see `Session`.
+
+    Owns the epoch, the lease, the lane and the connection.
+    """
 
     def __init__(
         self,
@@ -67,17 +70,17 @@ class MemberSession(Inquiry):
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
         self.policy = policy
-        """The policy that the job is to have; None: whatever it has, `Async()` should it be created by this session."""
+        """The policy that the job must have. None: any; `Async()` if this session creates the job."""
         self.if_exists: IfExists = if_exists
         self.ephemeral = ephemeral
-        """Whether the job ends with its workers, should it be created by this session."""
+        """Whether the job ends with its last worker, if this session creates it."""
         self.shared = shared
-        """Whether workers of other processes may take part in the job: somebody has named it, or a launcher."""
+        """Whether workers of other processes may join the job: a person or a launcher has named it."""
         self.options: Options = options or {}
-        """The options of the job as a whole, should it be created by this session."""
+        """The options of the job as a whole, if this session creates it."""
         self.wire = wire or MessageEncoding.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
-        """How many bytes of frames one message of this session may have."""
+        """The largest size of the frames in one message, in bytes."""
         self._progress = progress
         self._elements = 0
         self._stepped = False
@@ -90,12 +93,12 @@ class MemberSession(Inquiry):
         self._sequence = 0
         """The number of the last push under this epoch that counts."""
         self._in_doubt: Settle | None = None
-        """Is told what became of the last push, while nobody knows."""
+        """The callback of the last push while the fate of that push is unknown; else None."""
         self._added_up = 0
         self._heartbeat: Heartbeat | None = None
         self._departure = Departure(job, worker, transport, self._process)
         self._forgotten = weakref.finalize(self, leave_later, self._departure)
-        self._forgotten.atexit = False  # what is open then is closed, and waited for
+        self._forgotten.atexit = False  # at exit sessions are closed by `departure`, which waits for them
         open_sessions.add(self)
 
     def __enter__(self) -> Self:
@@ -141,7 +144,7 @@ class MemberSession(Inquiry):
         return not self._closed and os.getpid() == self._process
 
     def close(self) -> None:
-        """Leaves the job and ends the connection. Safe to call twice, and in a forked child, where it does nothing."""
+        """Leaves the job and ends the connection. Safe to call twice; does nothing in a forked child."""
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
@@ -159,11 +162,11 @@ class MemberSession(Inquiry):
         self._departure.leave()
 
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
-        """Attaches to the job, or creates it with `weights`; returns what it is, and whether it was created.
+        """Joins the job, or creates it with `weights`; returns the membership, and whether the job was created here.
 
-        `if_exists` says what to do where the job exists. Where another worker is creating it, waits until it is whole;
-        should that worker die, this one creates it. Raises `JobMismatch` where the job is another one, `JobExists` or
-        `JobInUse` where there must be none and is one, or what is wrong with the spec.
+        `if_exists` says what to do if the job exists. If another worker is creating it, blocks until it is complete;
+        if that worker dies, creates it. Raises `JobMismatch` if the job differs from `spec`, `JobExists` or `JobInUse`
+        if `if_exists` forbids it, or what is wrong with the spec.
         """
         with self._lock:
             self._check_usable()
@@ -183,7 +186,7 @@ class MemberSession(Inquiry):
                 try:
                     self._enter(membership)
                 except BaseException:
-                    self._membership = None  # there is no optimizer, and there may be another attempt
+                    self._membership = None  # no optimizer comes of it, and the caller may try again
                     raise
             return membership, created
 
@@ -202,7 +205,7 @@ class MemberSession(Inquiry):
             self._transport.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 1000)
 
     def _choose_lane(self, membership: Membership) -> None:
-        """Shares memory with the server, where that is wanted and can be; raises where it must be and cannot."""
+        """Opens the lane for this epoch; raises `SharedMemoryUnavailable` if only shared memory was asked for."""
         self._lane.close()
         self._departure.lane = self._lane = first_lane(self._transport)
         member = Member(self.job, self.worker, membership.epoch)
@@ -211,7 +214,7 @@ class MemberSession(Inquiry):
         )
 
     def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
-        """Adds a group to the job, or finds that another worker has added it."""
+        """Adds a group to the job; does nothing if another worker has added it already."""
         with self._lock:
             info = self._ask(lambda left: self._transport.add_group(self.job, spec, weights, left))
             if self._membership is not None:
@@ -222,9 +225,9 @@ class MemberSession(Inquiry):
             return info
 
     def _on_lane(self, send: Callable[[Lane], T]) -> T:
-        """Sends on the lane; where the server has given shared memory up, on another one.
+        """Sends on the lane; if the server has given up its shared memory, opens another lane and sends again.
 
-        It says so before anything else; or the weights cannot be had, and a push that is sent again counts once.
+        That is safe: the server refuses before it reads, or the push has been applied and its repeat counts once.
         """
         try:
             return send(self._lane)
@@ -239,6 +242,6 @@ class MemberSession(Inquiry):
         return tuple(worker.name for worker in self.workers() if worker.active and worker.name != self.worker)
 
     def _why_late(self) -> str:
-        """A step of a sync job waits for all its workers."""
+        """The hint of an error about a call that took too long."""
         waits = self._membership is not None and isinstance(self._membership.job.policy, Sync)
         return "; a step of a sync job waits for all its workers" if waits else ""

@@ -1,7 +1,7 @@
-"""Tells people that a large model is on its way: a bar on a terminal, lines of the log elsewhere.
+"""Shows the progress of long transfers: a bar on a terminal, lines of the log elsewhere.
 
-Only what takes longer than a second is told. Elements are counted as they pass in frames; those in shared memory do not
-pass, and of these only the time is told.
+Nothing is shown in the first second. Elements are counted as they pass in frames; for shared memory, in which no frames
+pass, only the time is shown.
 """
 
 import logging
@@ -21,7 +21,7 @@ from optd_wire.values import GroupInfo, GroupSpec
 logger = logging.getLogger("optd")
 
 LEAST = 4 << 20
-"""Elements; what moves fewer is over in no time, and is not watched."""
+"""Elements; transfers of fewer are not watched."""
 PATIENCE_SECONDS = 1.0
 FIRST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 5.0, 60.0
 TICK_SECONDS = 0.2
@@ -35,14 +35,14 @@ def elements_of(groups: Iterable[GroupSpec | GroupInfo]) -> int:
 
 
 class Count:
-    """How many elements have passed. Counted by one thread, looked at by another."""
+    """How many elements have passed. One thread counts, another one reads."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.passed = 0
 
     def source(self, source: Callable[[], Iterator[F]]) -> Callable[[], Iterator[F]]:
-        """A source that counts what it gives, anew with each attempt."""
+        """A source that counts its elements; the count restarts with each attempt."""
 
         def counted() -> Iterator[F]:
             self.passed = 0
@@ -53,7 +53,7 @@ class Count:
         return counted
 
     def sink(self, sink: Callable[[F], None]) -> Callable[[F], None]:
-        """A sink that counts what it is given."""
+        """A sink that counts the elements that it takes."""
 
         def counted(frames: F) -> None:
             sink(frames)
@@ -63,7 +63,7 @@ class Count:
 
 
 def showing(what: str, total: int, *, enabled: bool) -> AbstractContextManager[Count]:
-    """Shows what the block has counted of `total` elements, once it has taken a second; `what` says what it does.
+    """Shows how many of `total` elements the block has counted, after its first second; `what` names its work.
 
     May be used from several threads at once. Never raises anything of its own.
     """
@@ -78,7 +78,7 @@ def _watching(what: str, count: Count) -> Iterator[Count]:
     watcher = threading.Thread(target=_watch, args=(what, count, done, began), name="optd-progress", daemon=True)
     try:
         watcher.start()
-    except RuntimeError:  # no thread is to be had, as when the program ends
+    except RuntimeError:  # no thread can start, for instance at interpreter shutdown
         yield count
         return
     try:
@@ -102,7 +102,7 @@ def _draw(what: str, count: Count, done: threading.Event) -> None:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, shown="")
         while not done.wait(TICK_SECONDS):
-            # Before anything has passed, and when all has and the server is at it, the bar moves to and fro.
+            # Without a total the bar pulses: before the first element, and after the last while the server works.
             moving = 0 < count.passed < count.total
             total = count.total if moving else None
             bar.update(task, total=total, completed=count.passed, shown=_passed(count))
@@ -123,7 +123,7 @@ def _passed(count: Count) -> str:
 
 
 def _say(line: str) -> None:
-    """To the log; where a program has set none up, to stderr, as Python does with warnings."""
+    """Logs a line; writes it to stderr if the program has set up no logging, as Python does with warnings."""
     if logger.hasHandlers():
         logger.info(line)
     elif sys.stderr is not None:

@@ -1,4 +1,4 @@
-"""What is said of one push as a whole, besides its gradients."""
+"""The settings of one push, besides its gradients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,24 +8,26 @@ from optd_wire.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class PushSettings:
-    """What gradients count for in a mean, and what they are to be divided by; None: 1.
-
-    And the loss, for an algorithm that asks for it, and whether the two are the first of a step. `norms` asks for the
-    norms of the step; `flush` asks for the step of what has been added up, and brings no gradient.
-    """
+    """See the fields."""
 
     weight: float | None = None
+    """The weight of the gradients in a mean with others; None: 1."""
     loss_scale: float | None = None
+    """What the server divides the gradients by; None: 1."""
     loss: float | None = None
+    """The loss whose gradients these are, for an algorithm that needs it."""
     begins: bool = False
+    """Whether loss and gradients are the first of a step that takes several."""
     norms: bool = False
+    """Whether the result is to have the norms of the step."""
     flush: bool = False
+    """Whether the push brings no gradient and asks for the step of what has been accumulated."""
 
     @classmethod
     def of(
         cls, weight: Any, loss_scale: Any, loss: Any = None, *, begins: bool = False, norms: bool = False
     ) -> "PushSettings":
-        """From what a caller gave: numbers, or arrays and tensors of one element; raises `InvalidRequest`."""
+        """Reads numbers, or arrays and tensors of one element; raises `InvalidRequest` for anything else."""
         given = _number("weight", weight), _number("loss_scale", loss_scale), _number("loss", loss)
         return cls(*given, begins, norms)
 
@@ -33,7 +35,7 @@ class PushSettings:
 def _number(name: str, value: Any) -> float | None:
     try:
         return None if value is None else float(value)
-    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several elements
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several elements raises RuntimeError
         raise InvalidRequest(problem=f"{name} must be a number, got {str(value)[:60]!r}") from None
 
 

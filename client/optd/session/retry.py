@@ -1,4 +1,4 @@
-"""Trying again: what was lost on the way, with jitter, until the time is up."""
+"""Retries of calls that were lost on the way, with jitter, until the time is up."""
 
 import random
 import time
@@ -35,7 +35,7 @@ def with_retries(
         try:
             return attempt(max(left, 0.001))
         except DeadlineExceeded:
-            # The last attempt has hardly any time to find out anew what the one before it was told.
+            # A last attempt with hardly any time left says less than the error of the one before it.
             if lost is None or left > LONGEST_PAUSE:
                 raise
             raise _unreachable(lost, address, clock() - began) from lost
@@ -46,7 +46,7 @@ def with_retries(
                 raise _unreachable(lost, address, clock() - began) from lost
             if pause == FIRST_PAUSE and on_first_loss is not None:
                 on_first_loss(error)
-            # The last pause ends with the time: there is one more attempt then.
+            # The last pause ends when the time is up; one more attempt follows it.
             sleep(min(random.uniform(0, pause), left))  # noqa: S311 - spreads load, protects nothing
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -1,4 +1,4 @@
-"""The jobs of a server, listed and deleted by scripts that take part in none. `optctl` does the same for people."""
+"""Lists and deletes the jobs of a server, for scripts. `optctl` does the same for people."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ SECONDS = 10.0
 def jobs(
     *, server: str | None = None, token: str | None = None, tls: TLS | bool | None = None, timeout: float = SECONDS
 ) -> tuple[JobSummary, ...]:
-    """The jobs of a server in the order of their names, one `JobSummary` each.
+    """Lists the jobs of a server in the order of their names, one `JobSummary` each.
 
     `server`, `token` and `tls` are those of `optd.connect`. Blocks for up to `timeout` seconds; raises `Unreachable`,
     `MissingToken` or `WrongToken`.
@@ -32,13 +32,13 @@ def delete_job(
     tls: TLS | bool | None = None,
     timeout: float = SECONDS,
 ) -> JobSummary:
-    """Deletes a job with its weights and state, whoever takes part in it; returns what it was.
+    """Deletes a job with its weights and state, whether workers take part in it or not; returns what it was.
 
-    Its workers get `UnknownJob` with their next call. Arguments and errors are those of `jobs`; raises `UnknownJob`
-    where there is none of the name.
+    Its workers get `UnknownJob` from their next call. Arguments and errors are those of `jobs`; raises `UnknownJob`
+    if there is no job of this name.
     """
     with _transport(server, token, tls) as transport:
-        # Not repeated: where the answer is lost, another job may have the name by then.
+        # Not repeated: if the answer is lost, the name may belong to another job already.
         return transport.delete_job(name, timeout)
 
 

@@ -1,6 +1,6 @@
-"""A session: one worker's part in one job. Owns the epoch, the sequence of its pushes, the lease and the lane.
+"""A session: pushes and pulls of one worker in one job, sent again until they are answered.
 
-Everything that is sent more than once is safe to send more than once; sessions are the only ones that retry.
+Everything that a session repeats is safe to repeat. Nothing else in the client retries.
 """
 
 import secrets
@@ -38,13 +38,13 @@ T = TypeVar("T")
 class Session(MemberSession):
     """One worker's part in one job; opened by `connect`, and closed as a context manager or by `close`.
 
-    May be used from several threads: its pushes follow one another. After a fork it belongs to the parent; using it
-    in the child raises `ForkedSession`.
+    May be used from several threads: its pushes follow one another. After a fork it belongs to the parent process; the
+    child raises `ForkedSession`.
     """
 
     @property
     def in_doubt(self) -> bool:
-        """Whether nobody knows yet what became of the last push: the server may still be reading it."""
+        """Whether the fate of the last push is unknown. The server may then still be reading it."""
         return self._in_doubt is not None
 
     def push(
@@ -55,10 +55,10 @@ class Session(MemberSession):
         settle: Settle,
         settings: PushSettings = PLAIN_PUSH,
     ) -> PushResult:
-        """Pushes gradients that were computed on `base`; waits until they are part of a step.
+        """Pushes gradients that were computed on `base`; blocks until they are part of a step.
 
-        `settle` is told whether the push was applied: now, or where nobody can know, once the next push or `find_out`
-        has found out.
+        `settle` is told whether the push was applied: before this returns or raises, or, if the fate of the push is
+        unknown, when the next push or `find_out` has learnt it.
         """
         pushed = self._push(
             lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, settings
@@ -77,12 +77,13 @@ class Session(MemberSession):
         encoding: str,
         settings: PushSettings = PLAIN_PUSH,
     ) -> tuple[PushResult, PullResult]:
-        """As `push`, and pulls in the same call: `in_place` is given what may stay where it is, `weights` the rest.
+        """As `push`, and pulls in the same call.
 
-        `encoding` is how messages carry the weights, empty for unchanged.
+        `in_place`, if given, takes weights that may stay where they are; `weights` takes all others. `encoding` is how
+        messages carry weights, empty for unchanged.
         """
         with self._showing("first step", 0 if self._stepped else 2 * self._elements) as count:
-            if not self._stepped and isfunction(gradients):  # others say by their class what they are
+            if not self._stepped and isfunction(gradients):  # sources of other types are told apart by their type
                 gradients, weights = count.source(gradients), count.sink(weights)
             pushed, pulled = self._push(
                 lambda lane, header, left: lane.step(
@@ -106,7 +107,7 @@ class Session(MemberSession):
         settle: Settle,
         settings: PushSettings,
     ) -> T:
-        """Sends one push under the next sequence number, again and again where the answer is lost."""
+        """Sends one push under the next sequence number, and again under the same number if the answer is lost."""
         with self._lock:
             self._check_usable()
             epoch = self._resolved_epoch()
@@ -132,8 +133,8 @@ class Session(MemberSession):
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 
-            # Until the answer is there, nobody knows whether this push counts. A refusal says that it does not,
-            # unless it comes to a second attempt: then the first may have been applied.
+            # The fate of the push is unknown until the answer arrives. A refusal of the first attempt means that it
+            # was not applied. A refusal of a later one says nothing about the attempts before it.
             self._in_doubt = settle
             try:
                 result = self._ask(attempt)
@@ -148,16 +149,16 @@ class Session(MemberSession):
             return result
 
     def find_out(self) -> None:
-        """Settles the last push, if nobody knows what became of it; raises what keeps the server from telling."""
+        """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that."""
         with self._lock:
             self._check_usable()
             self._resolved_epoch()
 
     def _resolved_epoch(self) -> int:
-        """The epoch to push under. Where the last push's fate is unknown, a new one.
+        """The epoch to push under: a new one if the fate of the last push is unknown.
 
-        Joining again fences the old epoch: the push in doubt has been applied, which the answer tells, or never will
-        be. So the next one can be neither taken for it nor be applied beside it later.
+        Joining again fences the old epoch. The answer tells whether the push in doubt was applied; if not, it never
+        will be. So the next push can neither be mistaken for it nor be applied in addition to it.
         """
         membership = self._membership
         if membership is None:
@@ -165,12 +166,12 @@ class Session(MemberSession):
         if self._in_doubt is None:
             return membership.epoch
         sequence, settle = self._sequence + 1, self._in_doubt
-        # The server lets go of what the old epoch holds.
+        # The server may reuse the memory of weights in place once the old epoch is fenced.
         self._lane.keep()
         joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
         applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
         settle(applied, [group.options for group in joined.job.groups])
-        # All at once: an interrupt in between would leave this worker with an epoch that is fenced, and no doubt of it.
+        # In one statement: an interrupt in between would leave a fenced epoch that is not known to be fenced.
         self._membership, self._departure.epoch, self._sequence, self._in_doubt = joined, joined.epoch, 0, None
         self._enter(joined)
         return joined.epoch
@@ -185,9 +186,9 @@ class Session(MemberSession):
         parameters: Names = (),
         weights_of: str = "",
     ) -> PullResult:
-        """Reads the current weights as this worker, unless they are `known`; sinks as those of `step`.
+        """Reads the current weights as this worker, unless they are `known`. `weights` and `in_place` are as in `step`.
 
-        `weights_of` names an average that is read instead.
+        `weights_of` names an average to read instead.
         """
         membership = self._membership
         request = PullRequest(
@@ -216,8 +217,8 @@ class Session(MemberSession):
     def write_state(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         """Replaces state, weights and options of the job, all or nothing; returns the options of all groups.
 
-        A call whose answer is lost is repeated, and counts once. Raises `OtherWorkers` or `WeightsMovedOn` for a header
-        that says `if_alone_at`.
+        A call whose answer is lost is repeated and counts once. Raises `OtherWorkers` or `WeightsMovedOn` if the header
+        has `if_alone_at` and its condition does not hold.
         """
         known = replace(header, write_id=secrets.token_hex(16))
         with self._lock:

@@ -155,7 +155,7 @@ class Exchange:
     def pull(self, **wanted: Any) -> bool:
         """As `Registration.pull`, into the tensors."""
         changed = self.changes.watched.differences().all
-        left_alone = self.changes.beside(changed, wanted.get("groups", ()), wanted.get("parameters", ()))
+        left_alone = self.changes.not_pulled(changed, wanted.get("groups", ()), wanted.get("parameters", ()))
         self.changes.expect()
         for group in self.groups:
             if wanted.get("groups") or wanted.get("parameters"):

@@ -1,8 +1,8 @@
-"""Calls into gRPC that the main thread waits for, made by other threads.
+"""Threads that call gRPC on behalf of the main thread.
 
-An interrupt (Ctrl-C) is raised in the main thread, wherever that is. In gRPC's Python code it may leave a lock taken
-that no call of the connection gets any more. So the main thread waits in a queue of C's instead, which is left as it
-was.
+An interrupt (Ctrl-C) is raised in the main thread, whatever that executes. Inside gRPC's Python code it may leave a
+lock held, on which every later call of the connection would hang. So the main thread waits in a queue implemented in C,
+which an interrupt leaves intact.
 """
 
 import os
@@ -14,12 +14,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 Work = tuple[Callable[[], Any], "queue.SimpleQueue[tuple[bool, Any]]"]
 
-# Threads that have nothing to do, by where they look for work.
+# The inboxes of idle threads.
 _idle: list["queue.SimpleQueue[Work]"] = []
 
 
 def run(work: Callable[[], T]) -> T:
-    """What `work` returns or raises; of the main thread another one does it, and goes on when that is interrupted."""
+    """Returns or raises what `work` does. Another thread does it for the main thread, to the end if that is interrupted.
+
+    Other threads do it themselves.
+    """
     if threading.current_thread() is not threading.main_thread():
         return work()
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
@@ -33,13 +36,13 @@ def run(work: Callable[[], T]) -> T:
 
 
 def begin(work: Callable[[], object]) -> None:
-    """Has another thread do `work`, whatever becomes of it."""
+    """Has another thread do `work`, and does not wait for it."""
     if not _hand_over((work, queue.SimpleQueue())):
         work()
 
 
 def _hand_over(work: Work) -> bool:
-    """Gives work to a thread; returns False where there is none, and none to be had, as when the program ends."""
+    """Gives work to a thread; returns False if none can start, for instance at interpreter shutdown."""
     try:
         inbox = _idle.pop()
     except IndexError:
@@ -64,5 +67,5 @@ def _serve(inbox: "queue.SimpleQueue[Work]") -> None:
         _idle.append(inbox)
 
 
-# A forked child has none of the threads.
+# The threads do not exist in a forked child.
 os.register_at_fork(after_in_child=_idle.clear)

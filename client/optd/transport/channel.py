@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-# gRPC's own lines on stderr repeat what is raised here, and it reads this when it is first imported.
+# gRPC's lines on stderr repeat the errors that are raised here. It reads this when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
@@ -38,7 +38,7 @@ from optd_wire.status import from_status
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
-# Slower than the server's own bound on pings, so that it never takes us for a flood.
+# Less often than the server's bound on pings, so that it never takes them for a flood.
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -143,7 +143,7 @@ class Channel(Connection):
             return known
         problem = error.details() or "no details"
         match error.code():
-            # A server that goes down cancels what it has not finished.
+            # A server that shuts down cancels the calls that it has not finished.
             case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
                 return ConnectionLost(address=self.address, rpc=name, problem=problem)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -201,15 +201,15 @@ def _own_error(error: Any) -> OptdError | None:
     """The error of optd that a failed call carries, if it carries one."""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # what is in the trailers contradicts the call's own status, as a cut-off reply does
+    except ValueError:  # the trailers contradict the call's status, as in a reply that was cut off
         return None
     return None if status is None else from_status(status)
 
 
 def messages_of(first: Message, batches: Batches) -> Iterator[bytes]:
-    """The messages of an upload: `first` with the first frames, then messages of frames alone; the last one says so."""
+    """The messages of an upload: `first` with the first frames, then frames alone; the last message has `last` set."""
     message: Any = first
-    # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
+    # A large header (the spec of many parameters) travels alone: with frames the message might be too large.
     waiting: Sequence[Outgoing] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
     for batch in batches:
         if waiting is not None:

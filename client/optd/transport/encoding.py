@@ -1,4 +1,4 @@
-"""How a session's messages carry numbers: one encoding for gradients, one for weights."""
+"""How the messages of a session carry numbers."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from optd_wire.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class MessageEncoding:
-    """`gradients` is None where they travel unchanged; `weights` is a name, empty where they do."""
+    """The encodings of gradients (None: unchanged) and of weights (by name; empty: unchanged)."""
 
     name: str
     gradients: Encoding | None
@@ -23,9 +23,9 @@ class MessageEncoding:
 
     @classmethod
     def of(cls, name: str) -> "MessageEncoding":
-        """From a name as `connect` takes it; raises `UnknownEncoding`, or `InvalidRequest` for a fraction that is none.
+        """Reads a name as `connect` takes it; raises `UnknownEncoding`, or `InvalidRequest` for a bad fraction.
 
-        Weights are wanted in the same encoding where it can carry them.
+        Weights travel in the same encoding if it can carry them.
         """
         if not isinstance(name, str):
             raise InvalidRequest(problem=f"an encoding must be given by name, as 'bfloat16', got {name!r}")

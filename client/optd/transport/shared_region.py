@@ -1,8 +1,8 @@
 """Regions of shared memory as a worker maps them.
 
-A region of weights is mapped privately: of what the server writes everything is seen, and of what is written here the
-server and others see nothing. A page that is written here becomes a copy of this process's own, and shows from then on
-nothing of what the server writes: `refresh` gives it up, and `keep` makes such copies of all pages.
+A region of weights is mapped privately: this process sees what the server writes, and nobody else sees what this one
+writes. A page that this process writes to becomes its own copy, which no longer shows what the server writes. `refresh`
+drops such copies; `keep` makes them of all pages.
 """
 
 import mmap
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# In Linux since 5.14: as writing to each page, without a change to what is there.
+# Since Linux 5.14: has the effect of a write to each page, and changes no content.
 _POPULATE_WRITE = 23
-# What /proc/self/pagemap tells of a page, in 64 bits (https://docs.kernel.org/admin-guide/mm/pagemap.html).
+# The 64 bits that /proc/self/pagemap has for each page (https://docs.kernel.org/admin-guide/mm/pagemap.html).
 _PRESENT, _SWAPPED, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1 << 61)
 
 
 class Region:
-    """A mapped region, which takes its descriptor over. Stays mapped while anything in it is referred to."""
+    """A mapped region; it closes its descriptor. Stays mapped while an array in it is referred to."""
 
     def __init__(self, descriptor: int, size: int, *, shared: bool) -> None:
         try:
@@ -35,17 +35,17 @@ class Region:
         return np.frombuffer(self._memory, dtype, count, byte_offset)
 
     def touch(self) -> None:
-        """Finds all pages now, so that no first write waits for it; where the system cannot, that write does."""
+        """Maps all pages now, so that the first write does not have to; does nothing on older kernels."""
         with suppress(OSError):
             self._memory.madvise(_POPULATE_WRITE)
 
     def refresh(self) -> None:
-        """Shows what the server has written, whatever was written here."""
+        """Shows what the server has written; drops what was written here."""
         if self._has_own_pages():
             self._memory.madvise(mmap.MADV_DONTNEED)
 
     def keep(self) -> None:
-        """Leaves all numbers as they are now, whatever the server writes from now on."""
+        """Keeps all numbers as they are now, whatever the server writes from now on."""
         try:
             self._memory.madvise(_POPULATE_WRITE)
         except OSError:
@@ -53,7 +53,7 @@ class Region:
             pages[:] = pages.copy()
 
     def _has_own_pages(self) -> bool:
-        """Looking takes a tenth of the time that all pages take to be found again; where one cannot look, True."""
+        """True also if the kernel does not tell. Looking takes a tenth of the time of mapping all pages again."""
         first = self.address // mmap.PAGESIZE
         pages = -(-self.size // mmap.PAGESIZE)
         try:

@@ -1,7 +1,7 @@
-"""The `shm` lane: numbers in memory that worker and server both have, and small messages by gRPC.
+"""The `shm` lane: numbers in memory that worker and server share, and small messages by gRPC.
 
-The server makes the memory and hands it over through a Unix socket. The gradient's regions are for this worker to write
-to; of the weights' regions it can change nothing that anybody else sees.
+The server makes the memory and passes it through a Unix socket. The worker writes gradients to their regions. The
+regions of weights it maps privately, so that nothing it writes there is seen by others.
 """
 
 import os
@@ -29,12 +29,12 @@ Array = npt.NDArray[Any]
 TOKEN_BYTES = 32
 CONNECT_SECONDS = 5.0
 MAX_DESCRIPTORS = 250
-# The server takes turns in a few sets of regions; there are others after a change of groups.
+# The server alternates between a few sets of regions; a change of groups brings new ones.
 MOST_SETS = 8
 
 
 class SharedMemoryLane(Lane, SharedBuffers):
-    """Numbers in shared memory. Raises `SharedMemoryUnavailable` when it is made and there is none to be had."""
+    """Numbers in shared memory. The constructor raises `SharedMemoryUnavailable` if no memory can be shared."""
 
     name = "shm"
 
@@ -52,10 +52,10 @@ class SharedMemoryLane(Lane, SharedBuffers):
         self._weights: dict[int, Region] = {}
         self._frames: dict[tuple[int, ...], PlacedWeights] = {}
         self._lent: tuple[int, ...] = ()
-        """The regions of weights that were left in place; somebody may have written to them, or to others before."""
+        """The regions of weights that are in place now; the caller may have written to them, or to earlier ones."""
         self._ever_lent = False
         self.writable = False
-        """Whether whom weights are left to in place may write to them: then that is looked for, and undone."""
+        """See `SharedBuffers`."""
 
     # The memory
 
@@ -69,7 +69,7 @@ class SharedMemoryLane(Lane, SharedBuffers):
             _connect(self._socket, self._memory.path)
             self._gradient = self._receive_gradient()
             self.gradients = [self._segments(self._gradient, group) for group in range(len(self._layouts))]
-            """By group and segment: the memory that gradients are read from."""
+            """See `SharedBuffers`."""
         except SharedMemoryUnavailable as unavailable:
             self._calls.confirm_shared_memory(*self._member, timeout, problem=unavailable.values["why"])
             raise
@@ -88,7 +88,7 @@ class SharedMemoryLane(Lane, SharedBuffers):
                 region.touch()
             return regions
         finally:
-            for descriptor in descriptors:  # behind one that could not be mapped, or too few or too many
+            for descriptor in descriptors:  # after one that could not be mapped, or if their number is wrong
                 os.close(descriptor)
 
     def _descriptors(self, asked: bytes, most: int) -> list[int]:
@@ -100,7 +100,7 @@ class SharedMemoryLane(Lane, SharedBuffers):
             raise SharedMemoryUnavailable(why=why) from None
 
     def _region(self, number: int, size: int) -> Region:
-        """A region of weights, mapped when it is first read from."""
+        """A region of weights, which is mapped at its first use."""
         if number not in self._weights:
             descriptors = self._descriptors(str(number).encode(), 1)
             if not descriptors:
@@ -125,18 +125,18 @@ class SharedMemoryLane(Lane, SharedBuffers):
         raise SharedMemoryUnavailable(why=why)
 
     def holds(self, array: Array) -> bool:
-        """Whether an array lies where gradients are read from."""
+        """Whether an array lies where the server reads gradients."""
         address: int = array.__array_interface__["data"][0]
         return any(region.address <= address < region.address + region.size for region in self._gradient)
 
     def keep(self) -> None:
-        """Leaves the weights that were left in place as they are, whatever the server writes there from now on."""
+        """Makes weights in place keep their values, whatever the server writes there from now on."""
         lent, self._lent = self._lent, ()
         for number in lent:
             self._weights[number].keep()
 
     def close(self) -> None:
-        """Gives the memory up. Arrays that somebody still has stay as they are."""
+        """Gives the memory up. Arrays in it that are still in use keep their values."""
         self.keep()
         self._socket.close()
         self._weights.clear()
@@ -144,7 +144,7 @@ class SharedMemoryLane(Lane, SharedBuffers):
     # Pushes and pulls
 
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
-        """Pushes gradients; waits until they are part of a step."""
+        """Pushes gradients; blocks until they are part of a step."""
         header, source = self._placed(header, gradients)
         return self._calls.step(header, source, Delivery(none=True), refuse_weights, timeout)[0]
 
@@ -180,13 +180,13 @@ class SharedMemoryLane(Lane, SharedBuffers):
         return pulled
 
     def _placed(self, header: PushHeader, gradients: Source) -> tuple[PushHeader, Source]:
-        """Gradients where the server reads them; those with rows among them are sent, as they are no whole ones."""
+        """Puts gradients where the server reads them; a source with rows travels in messages instead."""
         if isinstance(gradients, RowSource):
             return header, gradients
         return replace(header, shared=self._write(gradients)), _nothing
 
     def _write(self, gradients: Source) -> SharedGradient:
-        """Sees to it that gradients are where the server reads them; tells in which ranges."""
+        """Writes gradients to the shared memory, unless they lie there already; returns their ranges."""
         if isinstance(gradients, PlacedGradients) and gradients.buffers is self:
             return SharedGradient(gradients.ranges is None, gradients.ranges or ())
         ranges: list[FlatRange] = []

@@ -1,4 +1,4 @@
-"""An open call of TrainingService.Step: one step after another, without the cost of a call for each."""
+"""A gRPC stream that carries one step after another, as bytes, without the cost of a call for each."""
 
 import queue
 import threading
@@ -12,11 +12,11 @@ CLOSING_SECONDS = 2.0
 
 
 class StepStream:
-    """A stream of steps. One step at a time; the caller sees to that.
+    """A stream of steps. The caller sends one step at a time.
 
-    `begin` starts the call with an iterator of requests, as gRPC's stubs do. A thread of the stream's own reads what
-    comes, a message ahead of who receives it: so it learns at once of an end, and interrupts stay out of gRPC (see
-    `call_threads`).
+    `begin` starts the call with an iterator of requests, as gRPC's stubs do. A thread of the stream reads the answers,
+    one message ahead of the caller: so the stream learns at once when the call ends, and interrupts stay out of gRPC
+    (see `call_threads`).
     """
 
     def __init__(self, begin: Callable[[Messages], Any]) -> None:
@@ -27,7 +27,7 @@ class StepStream:
         self._call: Any = None
         self._is_over = False
         self.late = False
-        """Whether the time of a step was up, which has ended the stream."""
+        """Whether the stream was ended because a step took too long."""
         self._reader = threading.Thread(target=self._read, args=(begin,), name="optd-steps", daemon=True)
         self._reader.start()
 
@@ -37,13 +37,13 @@ class StepStream:
         return not self._is_over
 
     def send(self, messages: Messages) -> None:
-        """Sends messages, which are encoded one by one as the other side takes them."""
+        """Sends messages, which are encoded one by one as gRPC takes them."""
         self._outbox.put(messages)
 
     def receive(self, seconds: float) -> bytes | None:
-        """The next message, None at the end; raises what encoding a request has raised, or gRPC's error.
+        """The next message, None at the end; raises what the encoding of a request has raised, or gRPC's error.
 
-        After so many seconds the stream is cancelled, and `late`: None, too.
+        After `seconds` it cancels the stream, sets `late` and returns None.
         """
         try:
             found = self._inbox.get(timeout=max(seconds, 0))
@@ -54,7 +54,7 @@ class StepStream:
         if isinstance(found, bytes):
             self._taken.put(None)
             return found
-        self._inbox.put(found)  # for whoever asks again
+        self._inbox.put(found)  # for the next call
         if self._problem is not None:
             raise self._problem from None
         if found is not None:
@@ -67,7 +67,7 @@ class StepStream:
         call_threads.begin(self._cancel_call)
 
     def close(self) -> None:
-        """As `cancel`, and waits until no thread is at it: what one has of gRPC a program that ends would wait for."""
+        """As `cancel`; also joins the reader thread, which would otherwise delay interpreter exit."""
         self._end()
         call_threads.run(self._cancel_call)
         self._reader.join(CLOSING_SECONDS)
@@ -90,13 +90,13 @@ class StepStream:
             while (message := next(self._call, None)) is not None:
                 self._inbox.put(message)
                 self._taken.get()
-        except Exception as error:  # noqa: BLE001 - raised where a message is waited for
+        except Exception as error:  # noqa: BLE001 - raised by `receive`
             end = error
         self._is_over = True
         self._inbox.put(end)
 
     def _requests(self) -> Iterator[bytes]:
-        """In a thread of gRPC's: what it raises would be lost there."""
+        """Runs in a thread of gRPC, which would drop what it raises."""
         while True:
             messages = self._outbox.get()
             if messages is None:

@@ -1,4 +1,4 @@
-"""What a client needs to know to speak TLS."""
+"""The certificates and the key that a client uses for TLS."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from optd_wire.errors import InvalidRequest
 class TLS:
     """Files in PEM format: the authority that signed the server's certificate, and the client's own pair.
 
-    Without `ca` the authorities that gRPC brings along are trusted. `cert` and `key` are for servers that demand
+    Without `ca` the client trusts the authorities that gRPC includes. `cert` and `key` are for servers that demand
     client certificates (`--tls-client-ca`).
     """
 

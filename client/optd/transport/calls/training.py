@@ -95,7 +95,7 @@ class TrainingCalls(Calls):
                 stream.send(first, gradients())
                 response = _first_then_frames(self._step_answers(stream, timeout), weights)
             except BaseException:
-                # What is left of its answer must not be taken for that of the next step.
+                # The rest of its answer must not be taken for the answer to the next step.
                 stream.cancel()
                 raise
         return from_message(response.pushed, PushResult), from_message(response.pulled, PullResult)
@@ -134,12 +134,12 @@ def _delivery(delivery: Delivery) -> training_pb.Delivery:
 
 
 def _enum_name(encoding: str) -> str | None:
-    """The name in the contract of an encoding by its name here, None where there is none."""
+    """The contract's name for an encoding; None for unchanged."""
     return Encoding.Name(encoding_named(encoding).number) if encoding else None
 
 
 def _first_then_frames(responses: Iterator[tuple[M, list[Any]]], sink: Callable[[list[Any]], None]) -> M:
-    """The first message of an answer; the frames of all go to `sink`."""
+    """The first message of an answer; the frames of all its messages go to `sink`."""
     first: M | None = None
     for message, frames in responses:
         if first is None:
