@@ -1,4 +1,4 @@
-"""Optimizers as people read them at a prompt: algorithm, job, version, groups."""
+"""The `repr` of optimizers: algorithm, job, version, groups."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from optd.session.session import Session
 
 
 def place_of(session: Session, version: int) -> str:
-    """Which job an optimizer takes part in, as whom and where, and the version of the weights that it holds."""
+    """The job, version, worker and server of an optimizer, as text."""
     return f"job {session.job!r} at version {version}, worker {session.worker!r}, server {session.address}"
 
 

@@ -1,7 +1,7 @@
-"""`effective_lr` and the like in `param_groups`: what schedules make of options in the step that comes next.
+"""`effective_lr` and the like in `param_groups`: the values that schedules give options in the next step.
 
-Such an entry is there as long as the option has a schedule of the group's, and is as of the last reply. It is never
-sent: what a script writes into it is replaced, with a warning.
+Such an entry exists while its option has a schedule, and is as of the last reply. It is never sent: a value that a
+script writes into it is replaced, with a warning.
 """
 
 import json
@@ -19,7 +19,7 @@ ParamGroups = Sequence[MutableMapping[str, Any]]
 
 
 def scheduled(options: Options) -> dict[str, str]:
-    """The options of a group that have a schedule, with what sets it: `lr_schedule='cosine(steps=10)'`."""
+    """The options of a group that have a schedule, with its text: `lr_schedule='cosine(steps=10)'`."""
     momentum = "momentum" if "momentum" in options else "betas"
     found = {
         option: f"{schedule}={options[schedule]!r}"
@@ -34,7 +34,7 @@ def scheduled(options: Options) -> dict[str, str]:
 
 
 class Effective:
-    """The entries of the groups' dicts, kept level with what the server says."""
+    """The entries of the groups' dicts, in step with the server's replies."""
 
     def __init__(self) -> None:
         self._known: Sequence[GroupOptions] = ()
@@ -44,11 +44,11 @@ class Effective:
 
     @property
     def any(self) -> bool:
-        """Whether there is an entry, or is to be one."""
+        """Whether there is an entry, or must be one."""
         return any(self._scheduled) or any(self._shown)
 
     def read(self, known: Sequence[GroupOptions]) -> None:
-        """Notes which options have a schedule, by the options that the server has."""
+        """Notes which of the server's options have a schedule."""
         self._known = list(known)
         self._scheduled = [scheduled(group.options) for group in known]
         self._shown += [{} for _ in self._scheduled[len(self._shown) :]]
@@ -59,7 +59,7 @@ class Effective:
         return next(((group.group, found[option]) for group, found in pairs if option in found), None)
 
     def show(self, told: Sequence[EffectiveOptions], groups: ParamGroups) -> None:
-        """Puts the entries into the groups; of an option that is not `told`, a schedule makes nothing else now."""
+        """Puts the entries into the groups; an option that is not in `told` has its own value now."""
         by_group = {each.group: each.options for each in told}
         for index, (known, found) in enumerate(zip(self._known, self._scheduled, strict=True)):
             if not found and not self._shown[index]:
@@ -92,7 +92,7 @@ class Effective:
         ]
 
     def check_changes(self, updates: Sequence[GroupUpdate]) -> None:
-        """Warns once of an option that is changed here while a schedule of the server's multiplies it."""
+        """Warns once if an option is changed here while a schedule of the server multiplies it."""
         if self._has_warned:
             return
         by_group = {group.group: found for group, found in zip(self._known, self._scheduled, strict=True)}
@@ -104,7 +104,7 @@ class Effective:
                 return
 
     def warn_of_two(self, group: str, option: str, schedule: str, what: str) -> None:
-        """Warns once that an option follows two schedules; `what` tells of the one here."""
+        """Warns once that an option follows two schedules; `what` describes the one here."""
         if self._has_warned:
             return
         self._has_warned = True

@@ -1,4 +1,4 @@
-"""`param_groups`: the options as the worker sees and changes them, kept level with those that the server holds."""
+"""`param_groups`: the options as the worker sees and changes them, in step with those of the server."""
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -16,22 +16,22 @@ from optd_wire.values import GroupOptions, GroupUpdate, OptionValue
 
 ParamGroups = Sequence[MutableMapping[str, Any]]
 Shown = Callable[[OptionValue], Any]
-"""Makes of an option's value what `param_groups` has: a float32 there is what its face computes with as such."""
+"""Turns an option's value into that of `param_groups`, where float32 is a type of numpy or torch."""
 
 
 def as_numpy(value: OptionValue, make: Callable[[float], Any] = np.float32) -> Any:
-    """An option's value with what `make` makes of numbers of float32; all others are Python's own."""
+    """An option's value in which `make` has converted numbers of float32; other numbers are Python's own."""
     if isinstance(value, tuple):
         return tuple(as_numpy(each, make) for each in value)
     return make(value) if isinstance(value, Single) else value
 
 
 class OptionMirror:
-    """What the server's options were when this worker last heard of them.
+    """The server's options as of the last reply.
 
-    A group's dict that differs from it has been changed here, by hand or by a scheduler: the change travels with the
-    next push, made on the revision that was seen. What others have changed comes back with the reply, and is put into
-    the dicts wherever they have not been changed here.
+    If a group's dict differs from it, a script or a scheduler has changed the dict: the change travels with the next
+    push, based on the revision that was seen. Changes of other workers come with the reply, and are put into the dicts
+    unless the same option was changed here.
     """
 
     def __init__(self, shown: Shown = as_numpy) -> None:
@@ -40,14 +40,14 @@ class OptionMirror:
 
     @property
     def known(self) -> Sequence[GroupOptions]:
-        """The options by group, as the server last told them."""
+        """The options by group, as of the last reply."""
         return self._known
 
     def __len__(self) -> int:
         return len(self._known)
 
     def add(self, options: GroupOptions, group: MutableMapping[str, Any]) -> None:
-        """Takes a group over as the server resolved it."""
+        """Adds a group, and puts its options into the dict as the server resolved them."""
         self._known.append(options)
         for name, value in _all(options).items():
             given = group.get(name)
@@ -55,7 +55,7 @@ class OptionMirror:
                 group[name] = self._shown(value)
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
-        """What has been changed here since."""
+        """What has been changed in the dicts since."""
         return tuple(
             GroupUpdate(known.group, changed, known.revision)
             for known, group in zip(self._known, groups, strict=False)
@@ -63,7 +63,7 @@ class OptionMirror:
         )
 
     def everything(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
-        """All options of the groups, for those that replace whatever is in force; made on what was seen, too."""
+        """All options of the groups, to replace whatever is in force, based on the revision that was seen."""
         return tuple(
             GroupUpdate(
                 known.group,
@@ -74,15 +74,15 @@ class OptionMirror:
         )
 
     def absorb(self, options: Sequence[GroupOptions], groups: ParamGroups) -> None:
-        """Takes over what a reply told; empty where nothing has changed."""
+        """Takes over the options of a reply; empty if none have changed."""
         for news in options:
             self.absorb_one(news, groups)
 
     def absorb_own(self, updates: Sequence[GroupUpdate], options: Sequence[GroupOptions], groups: ParamGroups) -> None:
-        """Takes over what is in force after a push that brought `updates`, which was learnt later.
+        """Takes over the options in force after a push with `updates` whose success was learnt later.
 
-        A group in which somebody else has changed what was changed here stays as it was: that is a conflict, which the
-        next push finds.
+        If another worker has changed an option that was changed here, the group stays as it was: the next push finds
+        that conflict.
         """
         sent = {update.group: update.options for update in updates}
         for news in options:
@@ -101,26 +101,26 @@ class OptionMirror:
         return next((i for i, known in enumerate(self._known) if known.group == group), None)
 
     def absorb_one(self, news: GroupOptions, groups: ParamGroups) -> None:
-        """Takes over what the server says of one group; a group that only others have is none of ours."""
+        """Takes over the options of one group; ignores groups that are not registered here."""
         index = self._index(news.group)
         if index is None or news.revision <= self._known[index].revision:
             return
         known, group = self._known[index], groups[index]
         before, now = _all(known), _all(news)
         for name, value in now.items():
-            # A value that was changed here, and that the server has not heard of, stays.
+            # A value that was changed here and not sent yet stays.
             if _same(group, name, before[name]) and not _same(group, name, value):
                 group[name] = self._shown(value)
         self._known[index] = news
 
 
 def _all(options: GroupOptions) -> dict[str, OptionValue]:
-    """The options of a group, with those that every group has and that are not told where they are at their default."""
+    """The options of a group, including those of every group, which replies omit at their defaults."""
     return {**GROUP_OPTIONS, **options.options}
 
 
 def _is_unchanged(known: GroupOptions, group: Mapping[str, Any]) -> bool:
-    """Whether a group has these very values; what is equal but not the same is left to a closer look."""
+    """A fast check whether a group has these very objects; False if a value is only equal."""
     return all(map(is_, known.options.values(), map(group.get, known.options))) and not any(
         name in group and name not in known.options for name in GROUP_OPTIONS
     )
@@ -135,7 +135,7 @@ def _changed(known: GroupOptions, group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(group: Mapping[str, Any], name: str, value: Any) -> bool:
-    """Whether a group has a value; of an option that every group has, the default where its dict does not have it."""
+    """Whether a group has a value; a missing entry of an option that every group has counts as the default."""
     if name not in group:
         return name in GROUP_OPTIONS and value == GROUP_OPTIONS[name]
     plain = plain_option(group[name])
@@ -143,5 +143,5 @@ def _same(group: Mapping[str, Any], name: str, value: Any) -> bool:
 
 
 def _precision(value: OptionValue) -> list[bool]:
-    """Which of an option's numbers are computed with in float32: equal ones may differ in that."""
+    """Which of an option's numbers are float32: equal numbers may differ in that."""
     return [isinstance(each, Single) for each in (value if isinstance(value, tuple) else (value,))]

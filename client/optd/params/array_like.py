@@ -1,4 +1,4 @@
-"""What counts as an array in a tree, and how its owner gets the new weights: written into it, or as another array."""
+"""Leaves of a tree as numpy arrays, and how their owner gets new weights: in place, or as new leaves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +11,15 @@ from optd_wire.dtypes import check_dtype
 from optd_wire.errors import NotAnArray
 
 Renew = Callable[[Array], Any]
-"""Makes another leaf for new weights, out of an array that will be written to again."""
+"""Makes a new leaf from an array of new weights. It must copy: the array will be overwritten."""
 
 
 def read_parameter(name: str, leaf: Any) -> tuple[Array, Renew | None]:
-    """A parameter as a numpy array that can be written to, and how to renew its leaf; None where they share memory.
+    """A parameter as a writable numpy array, and how to renew its leaf; None if leaf and array share memory.
 
-    A numpy array must be writable, as somebody who gives one looks for the weights there, and none may overlap itself,
-    as broadcast ones do. Other leaves that have a
-    buffer, `__array__` or `__dlpack__` are written to where that is their own memory, as it is with `array.array`.
-    Where it is not, as with arrays of JAX, another one of their kind takes their place. Raises `NotAnArray` or
+    A numpy array must be writable, because its owner expects the weights in it, and its elements must not overlap.
+    Another leaf with a buffer, `__array__` or `__dlpack__` is written in place if these give access to its own memory,
+    as with `array.array`. If not, as with arrays of JAX, a new leaf of its type replaces it. Raises `NotAnArray` or
     `UnsupportedDtype`.
     """
     what, array = f"parameter {name!r}", as_array(leaf)
@@ -37,7 +36,7 @@ def read_parameter(name: str, leaf: Any) -> tuple[Array, Renew | None]:
 
 
 def as_array(leaf: Any) -> Array | None:
-    """A leaf as a numpy array, which may be a view of its memory; None where it is no array."""
+    """A leaf as a numpy array, which may be a view of its memory; None if it is no array."""
     if isinstance(leaf, np.ndarray):
         return leaf
     try:
@@ -47,7 +46,7 @@ def as_array(leaf: Any) -> Array | None:
             array = np.from_dlpack(leaf)
         else:
             return None
-    except (BufferError, RuntimeError, TypeError, ValueError):  # such as that of a tensor that requires a gradient
+    except (BufferError, RuntimeError, TypeError, ValueError):  # for instance a tensor that requires a gradient
         return None
     return array
 
@@ -63,7 +62,7 @@ def _has_buffer(leaf: Any) -> bool:
 
 
 def _is_its_memory(leaf: Any, array: Array) -> bool:
-    """Whether what is written to the array shows in the leaf, and not in a copy that was made for us."""
+    """Whether the array is the leaf's own memory, and not a copy."""
     if array is leaf:
         return True
     again = as_array(leaf)
@@ -75,6 +74,6 @@ def _renewal(leaf: Any) -> Renew:
         return lambda array: array.copy()[()]
     if not hasattr(leaf, "__array_namespace__"):
         return lambda array: array.copy()
-    # The standard of array libraries, which JAX follows, says how another one of a kind is made.
+    # The array API standard, which JAX follows, defines how to make another array of the same kind.
     namespace, device = leaf.__array_namespace__(), leaf.device
     return lambda array: namespace.asarray(array, device=device, copy=True)

@@ -1,4 +1,4 @@
-"""Copies of many numbers, shared by threads where they are large: one core cannot fill the memory's bandwidth."""
+"""Copies of arrays, by several threads if they are large: one core cannot use the memory's full bandwidth."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Pair = tuple[Array, Array]
-"""Where to, and where from, of one shape; numbers become what the target's dtype is."""
+"""Target and source of one shape; numbers are converted to the target's dtype."""
 
 # Below this, threads cost more than they save.
 LARGE_BYTES = 4 << 20
@@ -19,7 +19,7 @@ MOST_THREADS = 4
 
 
 def copy_all(pairs: Sequence[Pair]) -> None:
-    """Copies all pairs; returns when that is done."""
+    """Copies all pairs; blocks until that is done."""
     total = sum(target.nbytes for target, _ in pairs)
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     if total < LARGE_BYTES or threads == 1:
@@ -38,7 +38,7 @@ def _copy(pairs: Sequence[Pair]) -> None:
 
 
 def _shares(pairs: Sequence[Pair], total: int, threads: int) -> list[list[Pair]]:
-    """The pairs in as many parts of about the same size, cut where need be."""
+    """The pairs in `threads` shares of about the same size; large pairs are cut."""
     shares: list[list[Pair]] = [[]]
     most = -(-total // threads)
     room = most
@@ -65,5 +65,5 @@ def _shares(pairs: Sequence[Pair], total: int, threads: int) -> list[list[Pair]]
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of a process; after a fork the child has none, and makes its own."""
+    """The threads of a process; a forked child makes its own."""
     return ThreadPoolExecutor(MOST_THREADS - 1, thread_name_prefix="optd-copy")

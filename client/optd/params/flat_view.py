@@ -22,7 +22,7 @@ ArraysByGroup = Sequence[Sequence[Array]]
 """Arrays by group and by place in its list of parameters."""
 OptionalArraysByGroup = Sequence[Sequence[Array | None]]
 """As `ArraysByGroup`; None stands for a parameter without numbers."""
-# Bulk streams move fastest in messages of one to a few MiB.
+# Bulk streams are fastest with messages of one to a few MiB.
 BATCH_BYTES = 1 << 20
 BATCH_FRAMES = 1024
 # A frame's own header, with room to spare.
@@ -30,7 +30,7 @@ FRAME_OVERHEAD = 64
 
 
 class FlatView:
-    """The groups of a job and where their parameters lie. Parameters are addressed by group and place in its list."""
+    """The layouts of a job's groups. Parameters are addressed by group and by place in its list."""
 
     def __init__(
         self,
@@ -51,11 +51,10 @@ class FlatView:
         encoding: Encoding | None = None,
         most_bytes: int | None = None,
     ) -> Source:
-        """Frames of `arrays`, which are given by group and place; None stands for a parameter without numbers.
+        """A source of the frames of `arrays`; parameters whose array is None are left out.
 
-        They are exact unless there is an `encoding` that saves bytes, and as large as suits a message unless
-        `most_bytes` says otherwise. Where frames begin and end depends on nothing but the shapes and dtypes, the
-        encoding and which arrays are None.
+        Frames are exact unless `encoding` saves bytes. A list of frames suits one message, or has up to `most_bytes`.
+        The bounds of frames depend only on shapes, dtypes, the encoding, and which arrays are None.
         """
         return lambda: self.batches(arrays, field, encoding, most_bytes)
 
@@ -66,7 +65,7 @@ class FlatView:
         encoding: Encoding | None = None,
         most_bytes: int | None = None,
     ) -> Iterator[list[GatheredFrame]]:
-        """What one call of `source` gives: lists of frames that suit one message each."""
+        """The lists of frames that one call of `source` yields."""
         batch: list[GatheredFrame] = []
         most = most_bytes or self._batch_bytes
         room = most
@@ -83,7 +82,7 @@ class FlatView:
     def _frames(
         self, arrays: OptionalArraysByGroup, field: str, encoding: Encoding | None, most_bytes: int
     ) -> Iterator[GatheredFrame]:
-        """Runs of neighbouring parameters, cut so that none has more bytes than a batch."""
+        """Runs of neighbouring parameters, cut so that no frame has more bytes than a batch."""
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
                 for run in _runs(layout, segment, given):
@@ -94,7 +93,7 @@ class FlatView:
                         yield GatheredFrame(group, start, count, chosen, pieces, field)
 
     def rows(self, frames: Sequence[Frame]) -> list[list[Array]]:
-        """Views of exact frames, which hold whole segments, by group and place; frames of other groups are left out."""
+        """Views of frames that hold whole segments exactly, by group and place; ignores frames of other groups."""
         rows = [[np.empty(0)] * len(layout.parameters) for layout in self.layouts]
         for frame in frames:
             group = frame.group - self._first_group
@@ -109,7 +108,7 @@ class FlatView:
         return rows
 
     def ranges(self, arrays: OptionalArraysByGroup) -> list[FlatRange]:
-        """The ranges of the parameters that `arrays` has numbers for, in order, neighbours of one dtype joined."""
+        """The ranges of the parameters that have an array, in order; neighbours of one dtype are joined."""
         joined: list[FlatRange] = []
         for group, (layout, given) in enumerate(zip(self.layouts, arrays, strict=True), self._first_group):
             for segment in layout.segments:
@@ -124,17 +123,17 @@ class FlatView:
         return joined
 
     def write(self, frames: Sequence[Frame], arrays: ArraysByGroup) -> None:
-        """Copies frames into the arrays that their ranges touch; arrays may be of any strides."""
+        """Copies frames into the arrays of their ranges; arrays may have any strides."""
         pairs: list[Pair] = []
         for frame in frames:
             self._write(frame, arrays, pairs)
         copy_all(pairs)
 
     def _write(self, frame: Frame, arrays: ArraysByGroup, pairs: list[Pair]) -> None:
-        """Copies a frame, or adds to `pairs` what is to be copied."""
+        """Copies a frame, or adds its copies to `pairs`."""
         group = frame.group - self._first_group
         if not 0 <= group < len(self.layouts):
-            return  # a group that another worker has added, and this one does not have
+            return  # a group that another worker has added
         order = self._order[group]
         index = max(0, bisect_right(order.offsets, frame.offset) - 1)
         numbers: Array | None = None
@@ -158,14 +157,14 @@ class FlatView:
 
 @dataclass(slots=True)
 class _Run:
-    """Arrays of one dtype that lie one behind the other from `offset` on."""
+    """Arrays of one dtype whose ranges follow one another from `offset` on."""
 
     offset: int
     dtype: np.dtype[Any]
     arrays: list[Array]
 
     def cut(self, most: int) -> Iterator[tuple[int, list[Array]]]:
-        """Parts of at most `most` elements: where each starts, and its pieces. One without elements is a part, too."""
+        """Parts of at most `most` elements: their offsets and pieces. A run without elements is one part."""
         pieces: list[Array] = []
         start, count = self.offset, 0
         for array in self.arrays:
@@ -186,7 +185,7 @@ class _Run:
 
 
 def _runs(layout: GroupLayout, segment: Segment, given: Sequence[Array | None]) -> Iterator[_Run]:
-    """The arrays that are there of a segment's parameters. Their dtype may be another than that of the segment."""
+    """The runs of a segment's arrays that are not None. Their dtype may differ from the segment's."""
     run: _Run | None = None
     for member in segment.members:
         array = given[member]
@@ -213,10 +212,7 @@ class _Order:
 def empty_arrays(
     groups: Sequence[Sequence[ParameterSpec | ParameterInfo]], dtypes: Mapping[str, np.dtype[Any]] = DTYPES
 ) -> list[list[Array]]:
-    """New arrays for all parameters, by group and place, of dtypes by those of the parameters.
-
-    Parameters without elements are there, too.
-    """
+    """New arrays for all parameters, including those without elements; `dtypes` maps the parameters' dtypes."""
     return [[np.empty(parameter.shape, dtypes[parameter.dtype]) for parameter in parameters] for parameters in groups]
 
 

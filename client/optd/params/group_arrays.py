@@ -1,4 +1,4 @@
-"""The groups of a registration: their arrays, and where these lie in the flat buffers of the job."""
+"""The arrays of several groups, with their layout in the flat buffers of the job."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from optd.transport.numbers import Source
 
 
 class GroupArrays:
-    """Groups in the order of the job's; messages have so many bytes of frames at most."""
+    """Groups in the job's order; `batch_bytes` bounds the frames of one message."""
 
     def __init__(self, groups: Sequence[ParamGroup], batch_bytes: int) -> None:
         self.groups = list(groups)
@@ -24,11 +24,11 @@ class GroupArrays:
         return [group.arrays for group in self.groups]
 
     def source_of(self, group: ParamGroup) -> Source:
-        """The arrays of a group that is to come next."""
+        """A source of the arrays of a group that will be the next one."""
         return self._view_of([group], first_group=len(self)).source([group.arrays])
 
     def append(self, group: ParamGroup) -> None:
-        """Takes a group in, as the last one."""
+        """Adds a group, as the last one."""
         self.groups.append(group)
         self.view = self._view_of(self.groups)
 

@@ -25,7 +25,7 @@ from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec
 
 PARAMS = "params"
 NAME = "name"
-# How long to look for memory that views with strides have in common.
+# Bounds on the search for memory that strided views share.
 SHARING_WORK = 1000
 PAIRS = 20
 
@@ -39,14 +39,14 @@ class ParamGroup:
     arrays: list[Array] = field(default_factory=list)
     options: Options = field(default_factory=dict)
     renewals: list[Renew | None] = field(default_factory=list)
-    """For each array what makes a new leaf of it, where the leaf that was given cannot be changed."""
+    """For each array how to make a new leaf, if the leaf that was given cannot be written to; else None."""
     outline: Any = None
-    """The tree that the parameters were given in, without them."""
+    """The outline of the tree that the parameters were given in."""
     inner: trees.Paths = field(default_factory=dict)
     """The inner nodes of that tree."""
 
     def spec(self) -> GroupSpec:
-        """What is registered for it."""
+        """The group as it is registered."""
         parameters = tuple(
             ParameterSpec(name, tuple(array.shape), array.dtype.name)
             for name, array in zip(self.names, self.arrays, strict=True)
@@ -55,9 +55,9 @@ class ParamGroup:
 
 
 def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:
-    """Groups from a tree of arrays or from a list of group dicts, and whether it was such a list.
+    """Reads groups from a tree of arrays or a list of group dicts; returns also whether it was such a list.
 
-    A list of dicts that have the key "params" is one of group dicts, whatever tree it could be. Raises `NotAnArray`,
+    A list with a dict that has the key "params" is a list of group dicts. Raises `NotAnArray`,
     `UnsupportedDtype`, `EmptyGroup`, `DuplicateParameter`, `ParameterInTwoGroups` or `StructureMismatch`.
     """
     params = _listed(params)
@@ -85,16 +85,16 @@ def _is_plain_sequence(params: Any) -> bool:
 
 
 def _listed(params: Any) -> Any:
-    """Params, with what people pass that can be iterated over once as a list."""
+    """Params, with generators turned into lists."""
     iterable = isinstance(params, Iterable) and not isinstance(params, str | bytes | Set)
     return list(params) if iterable and trees.children(params) is None and as_array(params) is None else params
 
 
 def read_group(group: Any, index: int, first_parameter: int) -> ParamGroup:
-    """A group from its dict; what has no name gets one by its place in the job, `index` and from `first_parameter` on.
+    """Reads a group from its dict; default names count groups from `index` and parameters from `first_parameter`.
 
-    Parameters have the names of their pairs, or of a plain list or a single array `param0`, `param1`, …; elsewhere
-    their paths (see `optd.params.trees`). Raises as `read_groups`.
+    Parameters get the names of their pairs; in a plain list, or alone, `param0`, `param1`, …; in other trees their
+    paths (see `optd.params.trees`). Raises as `read_groups`.
     """
     if not _is_group(group):
         got = type(group).__name__
@@ -136,7 +136,7 @@ def _outline_of_entry(entry: Any) -> Any:
 
 
 def _named_entries(params: Sequence[Any], first_parameter: int) -> list[tuple[str, Any]]:
-    """The entries of a list with their names: those of pairs, else places, or `param0` where there are only arrays."""
+    """The entries of a list with their names: those of pairs, else places, or `param0` if all are arrays."""
     plain = not any(trees.children(entry) for entry in params if not is_pair(entry))
     return [
         entry if is_pair(entry) else (f"param{first_parameter + place}" if plain else str(place), entry)
@@ -145,7 +145,7 @@ def _named_entries(params: Sequence[Any], first_parameter: int) -> list[tuple[st
 
 
 def check_distinct(groups: Sequence[ParamGroup], earlier: Sequence[ParamGroup] = ()) -> None:
-    """Raises where an array or a name occurs twice."""
+    """Raises if an array or a name occurs twice."""
     holders: dict[int, tuple[str, str]] = {}
     for group in (*earlier, *groups):
         for name, array in zip(group.names, group.arrays, strict=True):
@@ -158,9 +158,9 @@ def check_distinct(groups: Sequence[ParamGroup], earlier: Sequence[ParamGroup] =
 
 
 def check_apart(arrays: Sequence[tuple[str, Array]]) -> None:
-    """Raises `SharedParameters` where two of some named arrays have memory in common.
+    """Raises `SharedParameters` if two of the named arrays share memory.
 
-    Where very many are views of one memory that lie between each other, not all pairs are looked at.
+    If very many of them are interleaved views of one memory, only some pairs are compared.
     """
     spans = sorted(
         (*byte_bounds(array), place) for place, (_, array) in enumerate(arrays) if array.size and array.flags.writeable
@@ -187,9 +187,9 @@ def _share(one: Array, other: Array) -> bool:
 
 
 def plain_option(value: Any) -> OptionValue:
-    """An option's value as the contract has it; arrays and tensors of one element become numbers, schedules texts.
+    """An option's value in the contract's types: arrays and tensors of one element become numbers, schedules texts.
 
-    Tuples may be any sequences, arrays or tensors. Numbers of float32 stay such: see `optd_wire.single`.
+    Tuples may be any sequences, arrays or tensors. Numbers of float32 are marked as such: see `optd_wire.single`.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -200,17 +200,17 @@ def plain_option(value: Any) -> OptionValue:
     if isinstance(value, Mapping):
         return schedules_text(value)
     plain = tuple(map(_number, value)) if isinstance(value, Sequence) else _number(value)
-    # What is no option at all is told as text, for the check to name it.
+    # Anything else becomes text, so that the server's check can name it.
     return plain if isinstance(plain, bool | int | float | str | tuple) else repr(plain)[:80]
 
 
 def _number(value: Any) -> Any:
-    """The numbers of an array or a tensor, 0-d ones and scalars of numpy among them; all else as it is."""
+    """The numbers of an array or a tensor, including 0-d arrays and numpy scalars; other values unchanged."""
     if not hasattr(value, "tolist"):
         return value
     dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if dtype in ("float16", "bfloat16"):
-        return repr(value)[:80]  # torch computes with them in 16 bits, which a server does not
+        return repr(value)[:80]  # torch would compute with it in 16 bits, which the server does not
     numbers = value.tolist()
     while isinstance(numbers, list) and len(numbers) == 1:
         (numbers,) = numbers

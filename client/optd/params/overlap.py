@@ -1,4 +1,4 @@
-"""Arrays of which several elements lie at one address: what is written to one of these shows in the others."""
+"""Arrays whose elements overlap in memory: a write to one element changes others."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def overlaps_itself(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
-    """Whether an array of this shape has elements in common memory; `strides` and `itemsize` are of one unit.
+    """Whether elements of an array of this shape overlap in memory; `strides` and `itemsize` have the same unit.
 
-    Broadcast and expanded arrays have, with strides of 0, and so have sliding windows. Most layouts are known to be
-    apart by their strides alone; of others all addresses are looked at.
+    Those of broadcast and expanded arrays (stride 0) and of sliding windows do. For most layouts the strides alone
+    tell; for the others all addresses are compared.
     """
     if 0 in shape:
         return False

@@ -1,4 +1,4 @@
-"""Rows of parameters by their numbers: what callers give, and where the rows go that a server sends."""
+"""Rows of parameters by their ids: as callers ask for them, and as a server sends them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from optd_wire.rows import Ids, RowFrame, check_ids, table_shape
 
 
 def read_ids(ids: Any, name: str, shape: tuple[int, ...]) -> Ids:
-    """The numbers of rows of the parameter `name` as they travel.
+    """Checks the ids of rows of the parameter `name`.
 
-    Raises `NotAnArray` for what is no list of integers, `RowOutOfRange`, or `InvalidRequest` for a parameter of no
-    dimension.
+    Raises `NotAnArray` if they are no list of integers, `RowOutOfRange`, or `InvalidRequest` for a parameter without
+    dimensions.
     """
     if not shape:
         raise InvalidRequest(problem=f"parameter {name!r} has no rows, as its shape is ()")
@@ -29,7 +29,7 @@ def read_ids(ids: Any, name: str, shape: tuple[int, ...]) -> Ids:
 
 
 class RowSink:
-    """Takes the rows of one answer, in the order in which they come."""
+    """Takes the rows of one answer, in the order of the request."""
 
     def __init__(self, name: str, rows: int, ids: Ids, out: Array) -> None:
         self._name = name
@@ -60,12 +60,12 @@ def _unexpected(problem: str) -> UnexpectedStatus:
 
 
 def whole_frames(received: Sequence[Received]) -> list[Frame]:
-    """What of received frames is no rows."""
+    """The received frames that are not rows."""
     return [frame for frame in received if isinstance(frame, Frame)]
 
 
 def write_rows(received: Sequence[Received], groups: Sequence[ParamGroup]) -> None:
-    """Writes received rows into the arrays of the groups; those of groups that are not here pass by."""
+    """Writes received rows into the arrays of the groups; ignores groups that are not registered here."""
     for frame in received:
         if isinstance(frame, RowFrame) and frame.group < len(groups):
             group = groups[frame.group]
@@ -74,7 +74,7 @@ def write_rows(received: Sequence[Received], groups: Sequence[ParamGroup]) -> No
             frame.check(name, rows, elements)
             values = np.empty((frame.count, elements), array.dtype)
             frame.decode_into(values)
-            # The ids become places along the dimensions that they count over, as the array may have any strides.
+            # The array may have any strides, so ids become indices along the leading dimensions.
             dims = max(1, frame.sparse_dims)
             places = np.unravel_index(frame.ids.astype(np.int64), array.shape[:dims])
             array[places] = values.reshape(frame.count, *array.shape[dims:])

@@ -1,4 +1,4 @@
-"""Trees of arrays, as people of numpy and JAX keep parameters: taken apart into named leaves, and put together again.
+"""Trees of arrays, as numpy and JAX programs keep parameters: taken apart into named leaves, and rebuilt.
 
 A tree is a mapping, list, tuple, namedtuple or dataclass of trees. None is a tree without leaves; anything else is a
 leaf. The name of a leaf is its path: keys, fields and places, joined by dots, as torch names the parameters of a
@@ -20,7 +20,7 @@ class _Leaf:
 
 
 LEAF: Final = _Leaf()
-"""Where an outline has a leaf."""
+"""Stands for a leaf in an outline."""
 
 Paths = dict[str, tuple[str, ...]]
 """For each inner node of a tree, by its path, the paths of its children; the root's path is empty."""
@@ -79,14 +79,14 @@ def outline(tree: Any) -> Any:
 
 
 def rebuild(shape: Any, values: Iterator[Any]) -> Any:
-    """A tree of the outline `shape`, which takes its leaves from `values` in their order; names in it stay."""
+    """Rebuilds a tree from its outline `shape`, with leaves from `values` in order; names in it stay."""
     if shape is LEAF or isinstance(shape, str):
         return next(values) if shape is LEAF else shape
     return _with_children(shape, lambda child: rebuild(child, values))
 
 
 def _with_children(tree: Any, change: Any) -> Any:
-    """A node like `tree` whose children are changed; `LEAF` where it is none."""
+    """A copy of a node with changed children; `LEAF` for a leaf."""
     if tree is None:
         return None
     if isinstance(tree, Mapping):
@@ -103,7 +103,7 @@ def _with_children(tree: Any, change: Any) -> Any:
 def _like_mapping(tree: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
     if type(tree) is dict:
         return changed
-    if isinstance(tree, MutableMapping):  # which may know more than its entries, as a defaultdict does
+    if isinstance(tree, MutableMapping):  # a copy keeps what is not an entry, such as the factory of a defaultdict
         made = copy.copy(tree)
         made.update(changed)
         return made
@@ -114,7 +114,7 @@ def _like_mapping(tree: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
 def _like_dataclass(tree: Any, changed: dict[str, Any]) -> Any:
     made = copy.copy(tree)
     for name, child in changed.items():
-        object.__setattr__(made, name, child)  # which frozen ones let happen
+        object.__setattr__(made, name, child)  # works on frozen dataclasses too
     return made
 
 
@@ -127,7 +127,7 @@ def paths(tree: Any, path: str = "") -> Paths:
 def paths_of(entries: Sequence[tuple[str, Any]], path: str = "") -> Paths:
     """The inner nodes of a tree whose root has these entries.
 
-    Raises `StructureMismatch` where two nodes have one path, as in `{"a": {"b": [...]}, "a.b": [...]}`.
+    Raises `StructureMismatch` if two nodes have one path, as in `{"a": {"b": [...]}, "a.b": [...]}`.
     """
     inner = {path: tuple(join(path, key) for key, _ in entries)}
     for key, child in entries:
@@ -150,12 +150,12 @@ def merge(some: Sequence[Paths]) -> Paths:
 
 
 def collect(given: Any, inner: Paths, path: str = "", what: str = "gradients") -> Iterator[tuple[str, Any]]:
-    """What `given` has for each leaf of the tree with these inner nodes, with the leaf's path.
+    """The path and the value in `given` for each leaf of the tree with these inner nodes.
 
-    The tree says what is a leaf: what is given there may be anything. Of a mapping or a dataclass, entries may be left
-    out, and a path may be given at once (`{"encoder.bias": …}`); None stands for no entry at all. A list or tuple has
-    as many entries as the node has children; anything else raises `StructureMismatch` with the path. Paths that are no
-    leaves of the tree come along: it is for the caller to know its leaves.
+    The tree decides what is a leaf: the value there may be anything. A mapping or a dataclass may leave entries out,
+    and may name a whole path (`{"encoder.bias": …}`); None stands for no entry. A list or tuple must have one entry for
+    each child of the node; anything else raises `StructureMismatch` with the path. Unknown paths are yielded too: the
+    caller checks them.
     """
     if path not in inner:
         yield path, given

@@ -67,9 +67,9 @@ def connect(
         averages: Averages of the weights that the server keeps: `optd.EMA(...)`, `optd.SWA(...)` or both. Counts only
             if this session creates the job. Default: none.
         if_exists: What an optimizer does if a job of this name exists: "attach" joins it, "fail" raises `JobExists`,
-            "replace" deletes it and creates a new one, unless another worker takes part in it (`JobInUse`). Default:
+            "replace" deletes it and creates a new one, unless other workers take part in it (`JobInUse`). Default:
             OPTD_IF_EXISTS, or "attach".
-        progress: Whether to show the progress of registration, first step and pulls of a large model that last more than
+        progress: Whether to show the progress of registration, first step and pulls of a large model that last over
             a second: with a bar on a terminal, else in lines of the logger "optd" at level INFO, or on stderr if no
             logging is set up. Default: yes, unless OPTD_PROGRESS is 0.
 

@@ -1,4 +1,4 @@
-"""The state of a job's parameters, as dicts of arrays here and as frames on the wire."""
+"""The state of all parameters of a job: dicts of arrays here, frames on the wire."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,15 +24,15 @@ Groups = Sequence[Sequence[ParameterSpec]]
 
 
 class StateReader:
-    """Takes the frames of a reading of the groups whose parameters are `groups`."""
+    """Takes the frames of a `read_state` of groups with these parameters."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._fields: dict[str, tuple[FlatView, list[list[Array]]]] = {}
 
     def begin(self, result: ReadStateResult) -> Sink:
-        """Makes room for what is to come; the sink takes it."""
-        # A group that another worker has added is none of these.
+        """Makes arrays for the state that the result announces; returns the sink that fills them."""
+        # Groups that other workers have added are ignored.
         self._result = result.groups[: len(self._groups)]
         self._fields.clear()
         for field in dict.fromkeys(entry.field for group in self._result for entry in group.entries):
@@ -40,7 +40,7 @@ class StateReader:
                 specs_of(parameters, _entries(group, field))
                 for parameters, group in zip(self._groups, self._result, strict=False)
             ]
-            # What says nothing of itself lies as the weights do, with numbers of the arithmetic's dtype.
+            # Entries without shapes have those of the weights, in the dtype of the arithmetic.
             shaped = any(entry.shapes for group in self._result for entry in group.entries if entry.field == field)
             arrays = empty_arrays(specs, DTYPES if shaped else _COMPUTED)
             self._fields[field] = FlatView(specs), arrays
@@ -56,7 +56,7 @@ class StateReader:
         return [[self._state(group, place) for place in range(len(group.steps))] for group in self._result]
 
     def _state(self, group: GroupState, place: int) -> ParameterState:
-        """In torch's order: the step first."""
+        """In torch's order: "step" first."""
         counted: ParameterState = {STEP: group.steps[place]} if group.steps[place] else {}
         kept = {
             entry.field: self._fields[entry.field][1][group.group][place]
@@ -67,7 +67,7 @@ class StateReader:
 
 
 class StateWriter:
-    """Gives the frames of the states of parameters that are called `names`, both by group and place."""
+    """Yields the frames of states; `names` and `states` are by group and place."""
 
     def __init__(self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]]) -> None:
         fields = sorted({name for row in states for state in row for name in state} - {STEP})
@@ -80,10 +80,10 @@ class StateWriter:
             for field, rows in self._rows.items()
         }
         self.groups = tuple(self._group(index, row) for index, row in enumerate(states))
-        """What goes before the frames."""
+        """What the header of the write tells about the frames."""
 
     def _group(self, index: int, row: Sequence[ParameterState]) -> GroupState:
-        # torch's SGD keeps no count; a parameter that has a state has had a step.
+        # torch's SGD keeps no count; a parameter with state has had at least one step.
         steps = tuple(int(np.asarray(state.get(STEP, 1 if state else 0))) for state in row)
         entries = (
             StateEntries(
@@ -102,7 +102,7 @@ class StateWriter:
 
 
 def step_count(name: str, value: Any) -> int:
-    """How many steps the parameter `name` has had, from an entry "step"; raises `InvalidRequest` where it says not."""
+    """The step count in the entry "step" of the parameter `name`; raises `InvalidRequest` if it is no count."""
     number = float(np.asarray(value))
     if not (0 <= number < MOST_STEPS and number.is_integer()):
         raise InvalidRequest(problem=f"step of parameter {name!r} must be a whole number in [0, 2**62), got {number:g}")
@@ -114,7 +114,7 @@ def _entries(group: GroupState, field: str) -> StateEntries | None:
 
 
 def specs_of(parameters: Sequence[ParameterSpec], entries: StateEntries | None) -> Sequence[ParameterSpec]:
-    """What lies in the flat buffer of a field: the states of `parameters`, if they are told, else their likes."""
+    """Specs of what the flat buffer of a field holds: with the shapes of the entries, if any, else as the weights."""
     if entries is None or not entries.shapes:
         return parameters
     return [

@@ -1,4 +1,4 @@
-"""The state of one parameter, read and written alone: a job's other parameters stay as they are and are not sent."""
+"""The state of one parameter, read and written without that of the job's other parameters."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,9 +52,9 @@ class ParameterReader:
         self._place = place
 
     def begin(self, result: ReadStateResult) -> Sink:
-        """Makes room for what is to come; the sink takes it."""
+        """Makes arrays for the state that the result announces; returns the sink that fills them."""
         self.version = result.version
-        """The version that the state is of."""
+        """The version of the state."""
         (self._group,) = result.groups
         self._offsets: dict[str, int] = {}
         self._arrays: dict[str, Array] = {}
@@ -74,7 +74,7 @@ class ParameterReader:
                 array.reshape(-1)[start : start + frame.count] = frame.decoded(array.dtype)
 
     def state(self, fields: Collection[str]) -> ParameterState:
-        """The entries that were asked for and are there, in torch's order."""
+        """Those of `fields` that the parameter has, in torch's order."""
         counted: ParameterState = {STEP: self._group.steps[self._place]} if self._group.steps[self._place] else {}
         return counted | {name: array for name, array in self._arrays.items() if name in fields}
 
@@ -87,7 +87,7 @@ def changed_group(
     steps: int,
     shaped: Collection[str],
 ) -> GroupState:
-    """A group's steps and entries where one parameter gets the entries of `state` and loses those in `gone`.
+    """The steps and entries of a group after one parameter gets the entries of `state` and loses those in `gone`.
 
     Fields in `shaped` have shapes of their own.
     """

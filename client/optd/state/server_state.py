@@ -1,4 +1,4 @@
-"""The optimizer state of a registered job, apart from its steps: read and replaced whole, or by parameter."""
+"""The optimizer state that the server holds for a registration: read and replaced whole, or by parameter."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -14,13 +14,13 @@ from optd_wire.values import GroupState, JobVersion
 logger = logging.getLogger("optd")
 
 Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
-"""Replaces state on the server; returns where the job stands then."""
+"""Replaces state on the server; returns the job's version after it."""
 
 
 class ServerState:
     """State by group and place: "step", a count, and arrays; empty before a parameter's first step.
 
-    One call at a time: others wait for `lock`.
+    One call at a time: other threads wait for `lock`.
     """
 
     def __init__(self, session: Session, own: GroupArrays, lock: OwnedLock, algorithm: str, write: Write) -> None:
@@ -31,24 +31,24 @@ class ServerState:
         self._write = write
 
     def shaped_fields(self) -> frozenset[str]:
-        """The states that have shapes or dtypes of their own: what fits there the server alone knows."""
+        """The states whose shapes or dtypes are not the parameters'; only the server can check those."""
         return frozenset(self._session.algorithm(self._algorithm).shaped_state)
 
     def read(self) -> tuple[list[list[ParameterState]], StateIndex]:
-        """The state of all parameters, with the version that it is of."""
+        """The state of all parameters, with its version."""
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self._own.groups])
             result = self._session.read_state(into=reader.begin)
             return reader.states(), StateIndex(result.version, result.groups[: len(self._own)])
 
     def index(self) -> StateIndex:
-        """What state each parameter has now, without the numbers."""
+        """Which state each parameter has now, without the numbers."""
         with self._lock:
             result = self._session.read_state((STEP,), into=lambda _: lambda _: None)
             return StateIndex(result.version, result.groups[: len(self._own)])
 
     def read_parameter(self, group: int, place: int, fields: Collection[str]) -> tuple[ParameterState, JobVersion]:
-        """Some entries of one parameter's state, those that are there, and the version that they are of."""
+        """Those of `fields` that one parameter has, and their version."""
         with self._lock:
             spec = self._own.groups[group].spec()
             reader = ParameterReader(spec.parameters, place)
@@ -63,10 +63,10 @@ class ServerState:
             self._write(writer.groups, writer.frames)
 
     def write_parameter(self, group: int, place: int, state: ParameterState, gone: Collection[str]) -> None:
-        """Replaces some entries of one parameter's state, and takes those in `gone` from it; others stay.
+        """Replaces some entries of one parameter's state and removes those in `gone`; others stay.
 
-        Without "step" it keeps its count, which is 1 at least if it has a state. Warns if another worker has stepped
-        meanwhile: the step counts of the group's other parameters are then those of before.
+        Without "step" the count stays, but is at least 1 if there is state. Warns if another worker has stepped
+        meanwhile: the step counts of the group's other parameters are then out of date.
         """
         with self._lock:
             spec = self._own.groups[group].spec()

@@ -1,4 +1,4 @@
-"""State dicts as torch has them, with numpy arrays: packed from groups and states, taken apart, checked."""
+"""State dicts in torch's form with numpy arrays: packed, unpacked, checked."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _START = "schedule_start"
 
 
 def pack(states: Sequence[ParameterState], param_groups: Sequence[Mapping[str, Any]], version: int) -> dict[str, Any]:
-    """A state dict: parameters are indexed in the order of the groups, and those without a state are left out."""
+    """Packs a state dict: parameters are indexed in the order of the groups; those without state are left out."""
     packed = []
     start = 0
     for group in param_groups:
@@ -29,9 +29,9 @@ def pack(states: Sequence[ParameterState], param_groups: Sequence[Mapping[str, A
 
 
 def start_from(group: Mapping[str, Any], version: int) -> dict[str, int]:
-    """Where the schedules of a group start, counted from a version, for a state dict of it.
+    """The entry `schedule_start` of a group for a state dict, counted from `version`.
 
-    Nothing where it has neither schedules nor rules, and says of no start either.
+    Empty if the group has no schedules, no rules and no start.
     """
     if _START not in group and all(group.get(name) is None for name in _WITH_SCHEDULES):
         return {}
@@ -39,12 +39,12 @@ def start_from(group: Mapping[str, Any], version: int) -> dict[str, int]:
 
 
 def start_at(saved: Mapping[str, Any], version: int) -> dict[str, int]:
-    """The way back: where schedules start that are to go on at a version as in a state dict."""
+    """The inverse of `start_from`: the entry for a job at `version`."""
     return {_START: saved[_START] + version} if _START in saved else {}
 
 
 def unpack(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """The states of a state dict by group and place; raises `StructureMismatch` where it is of other groups."""
+    """The states of a state dict by group and place; raises `StructureMismatch` if its groups differ."""
     groups = state_dict["param_groups"]
     ours = [len(group[PARAMS]) for group in param_groups]
     theirs = [len(group[PARAMS]) for group in groups]
@@ -54,9 +54,9 @@ def unpack(state_dict: Mapping[str, Any], param_groups: Sequence[Mapping[str, An
 
 
 def checked_state(name: str, array: Array, state: Mapping[str, Any], shaped: Collection[str]) -> ParameterState:
-    """The state of the parameter `name` with arrays that fit it; entries that are None are as good as absent.
+    """Checks the state of the parameter `name` against its `array`; entries that are None count as absent.
 
-    Those in `shaped` have shapes of their own. Raises `ShapeMismatch` or `DtypeMismatch`.
+    Entries in `shaped` have shapes of their own. Raises `ShapeMismatch` or `DtypeMismatch`.
     """
     checked: ParameterState = {}
     for field, value in state.items():
@@ -75,7 +75,7 @@ def checked_state(name: str, array: Array, state: Mapping[str, Any], shaped: Col
         if not own:
             found = found.astype(expected, copy=False)
         elif found.dtype.name in COMPUTED:
-            # torch rounds such state to the parameters' 16 bits, too; here it is computed with.
+            # torch rounds such state to the parameters' 16 bits; the server computes with it in float32.
             found = found.astype(COMPUTED[found.dtype.name], copy=False)
         checked[field] = found
     return checked

@@ -19,7 +19,7 @@ _idle: list["queue.SimpleQueue[Work]"] = []
 
 
 def run(work: Callable[[], T]) -> T:
-    """Returns or raises what `work` does. Another thread does it for the main thread, to the end if that is interrupted.
+    """Returns or raises what `work` does. Another thread does it for the main thread, which may be interrupted.
 
     Other threads do it themselves.
     """
