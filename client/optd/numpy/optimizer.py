@@ -1,7 +1,4 @@
-"""The optimizer face for numpy arrays, by an algorithm's name; `optd.algorithms` has a class for each.
-
-For torch's parameters there is `optd.torch`.
-"""
+"""`Optimizer`, for numpy arrays and an algorithm by name; `optd.algorithms` has a class for each algorithm."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -32,28 +29,29 @@ class Optimizer(OptimizerSteps, OptimizerState):
             weights: they are written in place with what is pulled. In place of others, such as JAX's, new ones come
             with each pull: take them from `params`.
         session: An open session; one optimizer each.
-        server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
-            job, in the environment either, the job is this optimizer's own and ends with it.
-        zero_copy: Where the session shares memory with the server, leave weights and gradients there: compute with
+        server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
+        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's name,
+            here or in the environment, the job is this optimizer's own and ends with it.
+        zero_copy: If the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
-            are. Elsewhere it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits lie there
-            in float32.
-        norms: Have each step tell the norms of its gradient and of its update: see `last`.
-        local_changes: What is done with weights that a script has changed in the arrays, found before each step: "send"
-            them, if no other worker takes part in the job; "warn", each time, that the step replaces them; "ignore"
-            them. Of an array of more than 16,384 elements, or fewer where they are many, about 1,000 are compared: call
-            `push_weights()` after a change of a few elements of a large array. A change that is not sent because it
-            would undo steps of other workers, or that messages would round (`encoding`), is warned of once.
+            are. Otherwise it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits are float32
+            in shared memory.
+        norms: Have each step report the norms of its gradient and of its update: see `last`.
+        local_changes: What to do if a script has changed weights in the arrays, which is looked for before each step:
+            "send" them, if no other worker takes part in the job; "warn", each time, that the step replaces them;
+            "ignore" them. Of arrays above 16,384 elements (or fewer, if there are many arrays) about 1,000 elements are
+            compared: call `push_weights()` after you change a few elements of a large array. If a change is not sent
+            because it would undo steps of other workers, or because messages would round it (`encoding`), a warning
+            says so once.
         **options: Defaults of all groups, under torch's names; or those of every algorithm, such as
             `schedules={"weight_decay": optd.schedules.Linear(steps=1000)}`, or `master_weights=True`, which keeps
             float32 weights of parameters of 16 bits as state.
 
-    The first worker creates the job with the values that its arrays have; others attach, if they register the same
-    names, shapes and algorithm, and get its weights.
+    The first worker creates the job with the values of its arrays. Others that register the same names, shapes and
+    algorithm attach to the job and get its weights.
 
     Raises:
-        OptdError: What is wrong with params or options, before anything has changed; see `optd.errors`.
+        OptdError: Params or options are wrong; nothing has changed. See `optd.errors`.
     """
 
     def __init__(
@@ -74,9 +72,9 @@ class Optimizer(OptimizerSteps, OptimizerState):
         self.session, self._owns_session = SessionArguments.taken_from(options).session(session)
         self.param_groups: list[dict[str, Any]] = [_group_dict(group) for group in groups]
         """The groups as torch has them: "params" (numpy arrays, whatever the leaves of the tree are), "name", and the
-        resolved options, as the server held them at the last reply. A value that is changed here goes to the server
-        with the next step or push. Where an option has a schedule, `effective_lr` and the like are what it makes of the
-        option in the step that comes next, as of the last reply; writing to them changes nothing, and is warned of."""
+        resolved options of the server as of the last reply. A value that is changed here travels to the server with the
+        next step or push. If an option has a schedule, `effective_lr` and the like hold the value that the schedule
+        gives it in the next step, as of the last reply; writing to them changes nothing and causes a warning."""
         self._gradients: dict[str, Any] | None = None
         self._gradient_rows: list[list[Array | None]] = []
         defaults = {name: plain_option(value) for name, value in options.items()}
@@ -93,7 +91,7 @@ class Optimizer(OptimizerSteps, OptimizerState):
         self._registered = RegisteredArrays(groups)
 
     def _watch(self) -> None:
-        """Begins to look for changes in the arrays of all groups, which are what the job has."""
+        """Begins to look for changes in the arrays of all groups, which now equal the job's weights."""
         if self._changes.mode != IGNORE:
             self._changes.watched = WatchedArrays(self._registration.groups)
             self._changes.watched.note()
@@ -108,7 +106,7 @@ class Optimizer(OptimizerSteps, OptimizerState):
 
     def __repr__(self) -> str:
         registration = vars(self).get("_registration")
-        if registration is None:  # its constructor has failed, and a debugger shows it
+        if registration is None:  # the constructor has failed, and a debugger shows the object
             return f"<optd.{type(self).__name__} of no job>"
         place = place_of(self.session, self.version)
         return describe(type(self).__name__, registration.algorithm, place, self.param_groups)
@@ -130,26 +128,24 @@ class Optimizer(OptimizerSteps, OptimizerState):
     def last(self) -> PushResult | None:
         """The result of the last answered step, push or flush; None before the first.
 
-        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
-        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
-        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
-        made smaller. `repeat`: the call was sent more than once, and counted once.
+        `version.version` is the job's version after it; `staleness` is how many versions the job was ahead of the
+        weights that the gradients were computed on. `skipped`: no step was made because of a NaN or an infinity.
+        `accumulated`: this many pushes, or rounds, are accumulated, and no step was made yet. `clipped`: the gradient
+        was scaled down. `repeat`: the call was sent more than once, and counted once.
 
-        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
-        norm over all groups of the gradient that the step was made of, put together from all pushes and before
-        clipping; `norm.update` that of the new weights minus the old ones, as they are stored; `group_norms["name"]`
-        has both for a group. They are ``(sum of |x|**p)**(1/p)`` in float64, where p is the job's `clip_norm_type`, 2
-        unless set. Otherwise `norm` is None and `group_norms` is empty, as where there was no step.
+        With `norms=True` (of this optimizer or of the call), and whenever gradients are clipped, `norm.gradient` is the
+        norm over all groups of the step's gradient, combined from all pushes and before clipping; `norm.update` is that
+        of the new weights minus the old ones, as they are stored; `group_norms["name"]` has both for one group. They
+        are ``(sum of |x|**p)**(1/p)`` in float64 with the job's `clip_norm_type` as p (default: 2). Otherwise, and if
+        there was no step, `norm` is None and `group_norms` is empty.
         """
         return self._registration.last
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
-        """Adds a group in mid-training; every worker of the job does so.
+        """Adds a group during training; every worker of the job must add it.
 
-        `gradients` begin anew: what has been added up there and not been pushed is gone.
-
-        Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
-        name.
+        Resets `gradients`: what has been added up there and not been pushed is lost. Raises what is wrong with the
+        group, or `JobMismatch` if another worker has added a different group of this name.
         """
         self._check_arrays()
         known = self._registration.groups

@@ -34,9 +34,9 @@ class OptimizerArrays:
 
     @property
     def params(self) -> Any:
-        """The current weights in the structure of the params; for groups a list with what "params" was of each.
+        """The current weights in the structure of the params; for groups a list of the structures of each "params".
 
-        Leaves are those of `weights`. After `add_param_group` it is a list for groups, too.
+        The leaves are those of `weights`. After `add_param_group` this is always a list.
         """
         groups = self._registration.groups
         made = [
@@ -46,11 +46,11 @@ class OptimizerArrays:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The current weights by parameter name: the arrays of params, or what takes their place (see `params`).
+        """The current weights by parameter name: the arrays of params, or new leaves in their place (see `params`).
 
-        With `zero_copy`, where the session shares memory with the server: arrays that cannot be written to, and that
-        hold these weights until the next step or pull, whatever other workers do. Take them from here anew after each;
-        what is to outlive that, copy. After the session is closed they stay as they are.
+        With `zero_copy`, if the session shares memory with the server: read-only arrays that hold these weights until
+        the next step or pull, whatever other workers do. Read this property again after each; copy weights that must
+        live longer. After the session is closed they keep their values.
         """
         groups = self._registration.groups
         return {
@@ -60,7 +60,7 @@ class OptimizerArrays:
         }
 
     def _current_leaves(self) -> list[list[Any]]:
-        """The weights by group and place as their owner sees them; the same ones until the next step or pull."""
+        """The weights by group and place as leaves; the same objects until the next step or pull."""
         if self._leaves is None:
             registration = self._registration
             self._leaves = [
@@ -70,12 +70,12 @@ class OptimizerArrays:
         return self._leaves
 
     def _check_arrays(self) -> None:
-        """Raises what keeps weights from being written to the arrays, before anything changes anywhere."""
+        """Raises what prevents writing weights to the arrays, before anything changes anywhere."""
         self._registered.check(self._registration.groups, self.param_groups)
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:
-        """The registration, for a call that brings weights. After one that fails, changes are changes still."""
+        """The registration, for a call that writes weights. If it fails, unsent changes still count as changes."""
         self._changes.expect()
         unsent: Collection[int] = self._changes.unsent
         try:
@@ -87,12 +87,12 @@ class OptimizerArrays:
 
     @property
     def gradients(self) -> dict[str, Any]:
-        """Arrays to put or add up gradients in, by parameter name, for a `step()` without arguments; zeros at first.
+        """Arrays to fill with gradients, by parameter name, for a `step()` without arguments; zeros at first.
 
-        An entry may be replaced by another array, or by None where a parameter has no gradient.
+        An entry may be replaced with another array, or with None if the parameter has no gradient.
 
-        With `zero_copy`, where the session shares memory with the server, they lie there. After a step that nobody
-        knows the fate of, they have moved: take them from here again.
+        With `zero_copy`, if the session shares memory with the server, they lie in that memory. After a step whose fate
+        is unknown they are other arrays: read this property again.
         """
         if self._gradients is None:
             self._gradients = self._new_gradients()
@@ -114,17 +114,17 @@ class OptimizerArrays:
         return named
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets `gradients`, or with `set_to_none=False` fills them with zeros."""
+        """Drops `gradients`, or with `set_to_none=False` fills them with zeros."""
         if set_to_none:
             self._gradients = None
         else:
             for gradient in self.gradients.values():
-                if gradient is not None:  # which says that there is none
+                if gradient is not None:  # None stands for no gradient
                     gradient.fill(0)
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
-        """For a call that sends gradients: where its fate is unknown, the server may still read them."""
+        """For a call that sends gradients: if its fate is unknown, copies them, as the server may still read the memory."""
         try:
             yield
         except BaseException:
@@ -139,12 +139,12 @@ class OptimizerArrays:
             gradients = self._gradients or {}
             made = [array for row in self._gradient_rows for array in row]
             if made and len(gradients) == len(made) and all(map(is_, gradients.values(), made)):
-                return self._gradient_rows  # which were made to fit
+                return self._gradient_rows  # made here, so they need no check
         return read_gradients(gradients, self._registration.groups, in_groups=self._in_groups)
 
 
 def _leaf(renew: Renew | None, own: Array, array: Array) -> Any:
-    """What the owner of a parameter sees of its weights, which lie in `array`."""
+    """The leaf that shows a parameter's weights, which lie in `array`."""
     if renew is not None:
         return renew(array)
     if array is own:

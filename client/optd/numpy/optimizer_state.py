@@ -14,9 +14,9 @@ class OptimizerState(OptimizerArrays):
     """State dicts in torch's form, with numpy arrays; see `optd.numpy.optimizer.Optimizer`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as torch's `state_dict` has it, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
+        """The state in the form of torch's `state_dict`, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
 
-        Read from the server, all of one version. Parameters are indexed in the order of the groups.
+        Reads it from the server, all of one version. Parameters are indexed in the order of the groups.
         """
         warn_of_saving(self.session.job, self._registration.pending)
         rows, index = self._registration.state.read()
@@ -24,11 +24,11 @@ class OptimizerState(OptimizerArrays):
         return pack(self._gathered(rows), groups, index.version.version)
 
     def _gathered(self, rows: Sequence[Sequence[ParameterState]]) -> list[ParameterState]:
-        """The state of each parameter as `state_dict` has it, from what the server has by group and place."""
+        """The state of each parameter as `state_dict` has it, from that of the server by group and place."""
         return [state for row in rows for state in row]
 
     def _spread(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[ParameterState]]:
-        """The way back: what the server is to have; raises what does not fit."""
+        """The inverse of `_gathered`: the server's state; raises what does not fit."""
         shaped = self._registration.state.shaped_fields()
         return [
             [
@@ -39,14 +39,14 @@ class OptimizerState(OptimizerArrays):
         ]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Replaces state and options, on the server, by what `state_dict` gave. Weights stay as they are.
+        """Replaces state and options on the server with those of a state dict. Weights stay as they are.
 
-        An optimizer that has attached to a job, and has not used it since, takes the weights back that its arrays had
-        before, and sends them along: they go with the state. Not where the arrays have been written to since, and not
-        where the job has the very same state, whose weights it has, too.
+        Exception: an optimizer that has attached to a job and not used it since takes back the weights that its arrays
+        held before, which belong to the state, and sends them too. It does not if the arrays have been written to
+        since, or if the job has this very state, to which the job's own weights belong.
 
-        All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` where it is of other groups or
-        parameters, or what the server finds wrong.
+        All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` if groups or parameters differ,
+        or what the server refuses.
         """
         self._check_arrays()
         groups = state_dict["param_groups"]
@@ -58,7 +58,7 @@ class OptimizerState(OptimizerArrays):
         for entry, given in zip(self.param_groups, groups, strict=True):
             entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
             entry.update(start_at(given, version))
-        # What a script has put into the arrays since it attached is what goes with the state.
+        # If a script has written into the arrays since it attached, those weights belong to the state.
         has_loaded = bool(self._changes.watched.differences())
         weights = None if has_loaded else self._registration.weights_before(rows)
         try:

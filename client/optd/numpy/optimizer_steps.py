@@ -28,36 +28,36 @@ class OptimizerSteps(OptimizerArrays):
         loss_scale: float | None = None,
         norms: bool | None = None,
     ) -> Any:
-        """Pushes gradients, steps on the server and pulls: the parameters' arrays, and `params`, then hold the weights.
+        """Pushes gradients, steps on the server and pulls: the arrays, and `params`, then hold the new weights.
 
         Args:
-            gradients: Arrays in the structure of the params; None in it, or an entry left out of a dict, means no
-                gradient. `(ids, rows)` in the place of an array are the gradients of some rows of it: n integers, and
-                an array of shape (n, *shape[1:]). What is given for a row several times is added up. Or a dict of them
-                by name. Or a closure that returns (loss, gradients), which `optd.LBFGS` calls several times. Left out:
-                `gradients` of this optimizer, and no gradient for any parameter after `zero_grad()`.
-            encoding: How messages carry this push and its reply, as `connect` takes it; left out, the session's.
-            weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
-            loss_scale: What the server is to divide them by; left out, 1. It multiplies by the reciprocal in float32,
-                as torch's GradScaler does.
-            norms: Whether the result is to tell the norms of the step; left out, what the optimizer was given.
+            gradients: Arrays in the structure of the params, or a dict of arrays by name. None, or an entry left out of a
+                dict, means no gradient. `(ids, rows)` in the place of an array is the gradient of some of its rows: n
+                integers, and an array of shape (n, *shape[1:]); rows of repeated ids are added up. Or a closure that
+                returns (loss, gradients), which `optd.LBFGS` calls several times. Default: `gradients` of this
+                optimizer, which after `zero_grad()` means no gradient for any parameter.
+            encoding: How messages carry this push and its reply, as `connect` takes it; default: the session's.
+            weight: The weight of the gradients in a mean with others, such as the number of examples; default: 1.
+            loss_scale: What the server divides them by; default: 1. It multiplies by the reciprocal in float32, as torch's
+                GradScaler does.
+            norms: Whether the result has the norms of the step; default: what the optimizer was given.
 
-        Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
-        lost is repeated and counts once. After gradients of rows only those weights are written that have changed since
-        `version`: what a script writes into the arrays itself may stay there.
+        Blocks until the step is done; in a `sync` job it waits for the pushes of the other workers. A call whose answer
+        is lost is repeated and counts once. After gradients of rows only weights that have changed since `version` are
+        written: what a script has written into the arrays may stay there.
 
         Returns:
             The closure's loss, else a `PushResult`.
 
         Raises:
             NonfiniteGradient: A gradient has a NaN or an infinite element; nothing has changed. (Unless the job skips
-                such steps, which the result then tells, or zeroes such elements: see `optd.Gradients`.)
+                such steps, as the result then says, or zeroes such elements: see `optd.Gradients`.)
             ShapeMismatch, DtypeMismatch, StructureMismatch, UnknownParameter: Gradients do not fit the params.
             RowOutOfRange: A parameter has no such row.
-            RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm does not take rows, or nothing else, or not with this
-                option, as in torch.
-            OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
-                other's value.
+            RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm does not take rows, or takes only rows, or does not take
+                them with this option, as in torch.
+            OptionConflict: An option was changed here and by another worker; `pull()`, then step again or take the
+                other value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             UnknownEncoding, InvalidRequest: There is no such encoding, or the session's lane does not carry it.
             EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
@@ -92,7 +92,7 @@ class OptimizerSteps(OptimizerArrays):
         loss_scale: float | None = None,
         norms: bool | None = None,
     ) -> PushResult:
-        """As `step`, without the pull: the arrays stay as they are."""
+        """As `step`, without the pull: the arrays keep their weights."""
         if callable(gradients):
             _, gradients = _evaluated(gradients)
         settings = PushSettings.of(weight, loss_scale, norms=self._norms if norms is None else norms)
@@ -105,9 +105,9 @@ class OptimizerSteps(OptimizerArrays):
     def flush(self, *, norms: bool | None = None) -> PushResult:
         """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
 
-        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
-        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
-        made, and the result is `nothing_pending`. Options that have been changed in `param_groups` go with it. Counts
+        For the end of an epoch or of a program, when fewer pushes have come than make a step. The step takes the mean,
+        or the sum, of all pushes so far, whichever workers sent them. If none is accumulated, no step is made and the
+        result is `nothing_pending`. Options that have been changed in `param_groups` go with it. Counts
         once, as `step` does. Blocks until the step is done; in a `sync` job all workers of a round flush, and it waits
         for the others.
 
@@ -125,21 +125,21 @@ class OptimizerSteps(OptimizerArrays):
         """Puts the current weights into the arrays, and the current options into `param_groups`.
 
         Args:
-            only_if_newer: Where neither weights nor options have moved on since the last step or pull, transfer
-                nothing and return None.
+            only_if_newer: If neither weights nor options have changed since the last step or pull, transfer nothing and
+                return None.
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters; with `groups`, of both.
             weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
                 themselves, which the next step, or `pull()`, brings back. `session.pull(weights="ema")` gives it in
                 arrays of its own.
 
-        With some groups or parameters `version` stays what it was, as gradients are computed on the oldest weights.
+        With some groups or parameters `version` does not change, as gradients are computed on the oldest weights.
 
         Returns:
-            The weights, as `params` has them; None where nothing was read.
+            The weights, as `params` has them; None if nothing was read.
 
         Raises:
-            UnknownGroup, UnknownParameter: The job has none of that name; nothing has changed.
+            UnknownGroup, UnknownParameter: The job has no group or parameter of this name; nothing has changed.
             UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
         self._check_arrays()
@@ -165,29 +165,28 @@ class OptimizerSteps(OptimizerArrays):
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, in a new array of shape (n, *shape[1:]); nothing else changes.
 
-        `ids` are n integers, in any order, with repeats where wanted. All rows are of one version, the job's current
+        `ids` are n integers in any order, repeats allowed. All rows are of one version, the job's current
         one; `weights` names an average of them, as in `pull`. To have them in an array of the params:
         `array[ids] = optimizer.pull_rows("table", ids)`.
 
         Raises:
             UnknownParameter: No group has a parameter of that name.
             RowOutOfRange: An id is not in [0, shape[0]).
-            NotAnArray: The ids are no integers in one dimension.
+            NotAnArray: The ids are not integers in one dimension.
         """
         array = find_array(self._registration.groups, parameter, self.session.job)
         encoding = self.session.wire.weights
         return self.session.read_rows(parameter, array.shape, array.dtype, ids, encoding=encoding, weights=weights)
 
     def push_weights(self, weights: Any = None) -> None:
-        """Replaces the job's weights by what the arrays of the params hold; the optimizer's state stays.
+        """Replaces the job's weights with those in the arrays of the params; the optimizer's state stays.
 
         Args:
-            weights: What replaces them instead, in the structure of the params or by name, as `step` takes gradients,
-                in the dtypes of the params; None in it, or an entry left out of a dict, leaves that parameter as it is.
-                For arrays that cannot be written to, such as JAX's, and with `zero_copy`. The current weights are then
-                pulled.
+            weights: Weights to send instead, in the structure of the params or by name, as `step` takes gradients, in the
+                dtypes of the params; None, or an entry left out of a dict, leaves a parameter unchanged. For arrays
+                that cannot be written to, such as JAX's, and with `zero_copy`. The current weights are then pulled.
 
-        Counts whoever else takes part in the job; where there is nobody else, the next step sends changes by itself
+        Works whether or not other workers take part in the job; without others, the next step sends changes by itself
         (see `local_changes`).
 
         Raises:
@@ -213,7 +212,7 @@ class OptimizerSteps(OptimizerArrays):
 
 
 def _evaluated(closure: Callable[[], Any]) -> tuple[Any, Any]:
-    """Loss and gradients, of a closure; raises `StructureMismatch` where it returns something else."""
+    """Loss and gradients of a closure; raises `StructureMismatch` if it returns anything else."""
     result = closure()
     if type(result) is not tuple or len(result) != 2:
         raise StructureMismatch(what="a closure's result", expected="(loss, gradients)", got=type(result).__name__)

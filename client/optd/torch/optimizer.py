@@ -35,7 +35,7 @@ class Served(ServedSteps, ServedState):
             `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. Where
             a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
         session: An open session; one optimizer each.
-        server: HOST:PORT to open a session with, where none is given; also from OPTD_SERVER.
+        server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
         job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
             job, in the environment either, the job is this optimizer's own and ends with it. Where torch.distributed
             runs with several ranks, the n-th optimizer of each is one job, and its policy, unless one is named,
@@ -61,46 +61,45 @@ class Served(ServedSteps, ServedState):
             other worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See
             below.
 
-    Where torch computes on parameters of 16 bits in 16 bits, the server does in float32, and rounds the weights after
-    each step: the numbers are those of torch's class on float32 parameters that are rounded so. Their state is float32
-    in `state_dict()`, which torch's class rounds to the parameters' dtype when it loads it; that of torch's class is
-    loaded as it is.
+    Torch computes on parameters of 16 bits in 16 bits; the server computes in float32 and rounds the weights after each
+    step, which gives the numbers of torch's class on float32 parameters rounded likewise. Their state is float32 in
+    `state_dict()`; torch's class rounds it to the parameters' dtype when it loads it. State dicts of torch's class are
+    loaded unchanged.
 
-    The first worker creates the job with the values that its tensors have; others attach, if they register the same
-    names, shapes and algorithm, and get its weights.
+    The first worker creates the job with the values of its tensors. Others that register the same names, shapes and
+    algorithm attach to the job and get its weights.
 
-    A step writes the new weights into the tensors. What a script has changed in them since the last exchange counts, as
-    in torch: the step, or push, sends those parameters first, by their content, whether torch knows of the change or it
-    went through `.data`. Of a parameter of more than 16,384 elements, or fewer where they are many, about 1,000 are
-    compared: a write through `.data` that meets none of them is not found. A change is not sent, but warned of once and
-    replaced, if other workers hold leases, or have stepped since these weights were pulled: it would undo their steps.
-    In a `sync` job, and right after `load_state_dict`, it is sent beside others who have not stepped since. It is not
-    sent either if messages round weights (`encoding`): that would round all of the parameter on the server.
-    `push_weights()` makes it count all the same. What a script or a scheduler changes in `param_groups` goes to the
-    server with the next step. `state` is a view of what the server holds, read when asked for; what is assigned to it
-    is sent. See `StateOnServer`.
+    A step writes the new weights into the tensors. A change that a script has made to them since the last exchange counts,
+    as in torch: the next step or push sends those parameters first. It finds them by their content, so that writes
+    through `.data` count too. Of parameters above 16,384 elements (or fewer, if there are many) about 1,000 elements
+    are compared: a write through `.data` that touches none of them is not found. A change is not sent if other workers
+    hold leases, or have stepped since these weights were pulled, because it would undo their steps: the step replaces
+    it, and a warning says so once. In a `sync` job, and right after `load_state_dict`, it is sent although other
+    workers hold leases, if they have not stepped since. It is not sent if messages round weights (`encoding`), because
+    that would round the whole parameter on the server. `push_weights()` sends a change in every case. Changes of
+    `param_groups` by a script or a scheduler travel to the server with the next step. `state` is a view of the server's
+    state, read when it is asked for; what is assigned to it is sent. See `StateOnServer`.
 
-    Sparse gradients, as of `nn.Embedding(sparse=True)`, travel as the rows that they have, and those that are sparse in
-    more dimensions as the elements that they name. Only those weights come back that have changed. SGD, SparseAdam and
-    Adagrad take them, as in torch.
+    Sparse gradients, such as those of `nn.Embedding(sparse=True)`, travel as their rows; gradients that are sparse in
+    more dimensions travel as their elements. Only weights that have changed come back. SGD, SparseAdam and Adagrad take
+    sparse gradients, as in torch.
 
     The server holds a complex parameter as its real and imaginary parts, with a last dimension of 2; `state_dict()` has
-    complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which is that of their parts. Of
-    other norms, and of `clip_value`, complex gradients are refused.
+    complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which equals that of their parts.
+    Other norms and `clip_value` are refused for complex gradients.
 
-    A tensor of float32 as an option, such as `lr`, is computed with in float32, as in torch, whatever the parameters
-    are. Those of 16 bits are refused. Tuples such as `betas` may be any sequences.
+    An option such as `lr` may be a float32 tensor, and is then computed with in float32, as in torch, whatever the dtype
+    of the parameters. Tensors of 16 bits are refused. Tuples such as `betas` may be any sequences.
 
-    `foreach` and `fused` are taken and change nothing. `capturable=True` and `differentiable=True` are refused: no
-    graph captures a step on a server, and autograd does not reach into one.
+    `foreach` and `fused` are accepted and change nothing. `capturable=True` and `differentiable=True` are refused: a
+    graph cannot capture a step on a server, and autograd does not reach into one.
 
-    With `zero_copy` each step and pull gives the parameters other memory (`.data`), which the server has written, and
-    each backward pass puts gradients into memory that the server reads. To the model, to clipping, accumulation and
-    scaling that makes no difference. But `.grad` is the same memory after each `zero_grad()`, so clone what is to be
-    kept; and who has a view of a parameter's memory, or of a tensor that it is a view of, does not see the new weights.
-    After `close()` weights stay as they are. In a forked child they are those of the parent until it steps; clone what
-    is needed there. Parameters on another device, or not in C order, are copied as without, and so are gradients of 16
-    bits.
+    With `zero_copy` each step and pull gives the parameters new memory (`.data`), which the server has written, and each
+    backward pass puts gradients into memory that the server reads. The model, clipping, accumulation and scaling work
+    as before. But `.grad` has the same memory after each `zero_grad()`, so clone gradients that you keep; and a view of
+    a parameter's memory, or a tensor of which the parameter is a view, does not show the new weights. After `close()`
+    the weights keep their values. In a forked child the weights follow those of the parent until the child steps; clone
+    what you need there. Parameters on another device or not in C order are copied, and so are gradients of 16 bits.
 
     May be used from several threads; their steps follow one another.
     """
@@ -122,8 +121,8 @@ class Served(ServedSteps, ServedState):
         """Ties a class to an algorithm: `class Adam(Served, torch.optim.Adam, algorithm="adam")`.
 
         A subclass of such a class needs no arguments. `keeps_step` says whether torch's class has "step" in its state,
-        `counts_in_int` whether that is an int and no tensor, `fixed` which of its options the server's algorithm does
-        not have.
+        `counts_in_int` whether that is an int instead of a tensor, `fixed` which of its options the server's algorithm
+        does not have.
         """
         super().__init_subclass__(**kwargs)
         if algorithm is not None:
@@ -154,13 +153,13 @@ class Served(ServedSteps, ServedState):
         self._serve(opened, owned, zero_copy)
 
     def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
-        """Has a server hold what torch's class has read."""
-        # Some classes begin with a state; the server's begins with the first step.
+        """Registers with the server what torch's class has read."""
+        # Some of torch's classes begin with a state; the server's begins with the first step.
         self._state_source = self._source_of_state(
             self._exchange, self.state, keeps_step=self._keeps_step, counts_in_int=self._counts_in_int
         )
         self.state = self._state_view = StateOnServer(self._state_source)
-        # fused=True: a GradScaler would leave it to torch's kernel to unscale the gradients.
+        # With fused=True a GradScaler would rely on torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
         self.session, self._owns_session = session, owned
         try:
@@ -198,23 +197,23 @@ class Served(ServedSteps, ServedState):
     def last(self) -> PushResult | None:
         """The result of the last answered step, push or flush; None before the first.
 
-        `version.version` is the job's version after it, and `staleness` how many versions the job had moved on since
-        the weights that the gradients were computed on. `skipped`: there was no step, for a NaN or an infinity.
-        `accumulated`: so many pushes, or rounds, are added up, and there was no step yet. `clipped`: the gradient was
-        made smaller. `repeat`: the call was sent more than once, and counted once.
+        `version.version` is the job's version after it; `staleness` is how many versions the job was ahead of the
+        weights that the gradients were computed on. `skipped`: no step was made because of a NaN or an infinity.
+        `accumulated`: this many pushes, or rounds, are accumulated, and no step was made yet. `clipped`: the gradient
+        was scaled down. `repeat`: the call was sent more than once, and counted once.
 
-        With `norms=True`, of this optimizer or of the call, and where gradients are clipped: `norm.gradient` is the
-        norm over all groups of the gradient that the step was made of, put together from all pushes and before
-        clipping, as `torch.nn.utils.clip_grad_norm_` returns it; `norm.update` that of the new weights minus the old
-        ones, as they are stored; `group_norms["name"]` has both for a group. They are ``(sum of |x|**p)**(1/p)`` in
-        float64, where p is the job's `clip_norm_type`, 2 unless set. Otherwise `norm` is None and `group_norms` is
-        empty, as where there was no step.
+        With `norms=True` (of this optimizer or of the call), and whenever gradients are clipped, `norm.gradient` is the
+        norm over all groups of the step's gradient, combined from all pushes and before clipping, as
+        `torch.nn.utils.clip_grad_norm_` returns it; `norm.update` is that of the new weights minus the old ones, as
+        they are stored; `group_norms["name"]` has both for one group. They are ``(sum of |x|**p)**(1/p)`` in float64
+        with the job's `clip_norm_type` as p (default: 2). Otherwise, and if there was no step, `norm` is None and
+        `group_norms` is empty.
         """
         return self._exchange.registration.last
 
 
 def _signature(cls: type[Served]) -> inspect.Signature:
-    """Torch's arguments, and after them those that say where the server is and what the optimizer does."""
+    """The arguments of torch's class, then those of `Served`."""
     torchs = next(base for base in cls.__mro__[1:] if not issubclass(Served, base) and base is not cls)
     ours = inspect.signature(Served.__init__).parameters.values()
     session, *others = [parameter for parameter in ours if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
