@@ -30,12 +30,12 @@ class Optimizer(OptimizerSteps, OptimizerState):
             with each pull: take them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's name,
-            here or in the environment, the job is this optimizer's own and ends with it.
+        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's
+            name, here or in the environment, the job is this optimizer's own and ends with it.
         zero_copy: If the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
-            are. Otherwise it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits are float32
-            in shared memory.
+            are. Otherwise it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits are
+            float32 in shared memory.
         norms: Have each step report the norms of its gradient and of its update: see `last`.
         local_changes: What to do if a script has changed weights in the arrays, which is looked for before each step:
             "send" them, if no other worker takes part in the job; "warn", each time, that the step replaces them;

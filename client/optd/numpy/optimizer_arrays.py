@@ -124,7 +124,7 @@ class OptimizerArrays:
 
     @contextmanager
     def _sending(self) -> Iterator[None]:
-        """For a call that sends gradients: if its fate is unknown, copies them, as the server may still read the memory."""
+        """For a call that sends gradients; copies them if its fate is unknown, as the server may still read them."""
         try:
             yield
         except BaseException:

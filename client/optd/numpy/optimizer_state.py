@@ -14,7 +14,7 @@ class OptimizerState(OptimizerArrays):
     """State dicts in torch's form, with numpy arrays; see `optd.numpy.optimizer.Optimizer`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in the form of torch's `state_dict`, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
+        """The state as torch's `state_dict` has it, with numpy arrays: `{"state": {0: ...}, "param_groups": [...]}`.
 
         Reads it from the server, all of one version. Parameters are indexed in the order of the groups.
         """

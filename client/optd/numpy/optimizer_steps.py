@@ -31,15 +31,15 @@ class OptimizerSteps(OptimizerArrays):
         """Pushes gradients, steps on the server and pulls: the arrays, and `params`, then hold the new weights.
 
         Args:
-            gradients: Arrays in the structure of the params, or a dict of arrays by name. None, or an entry left out of a
-                dict, means no gradient. `(ids, rows)` in the place of an array is the gradient of some of its rows: n
+            gradients: Arrays in the structure of the params, or a dict of arrays by name. None, or an entry left out of
+                a dict, means no gradient. `(ids, rows)` in the place of an array is the gradient of some of its rows: n
                 integers, and an array of shape (n, *shape[1:]); rows of repeated ids are added up. Or a closure that
                 returns (loss, gradients), which `optd.LBFGS` calls several times. Default: `gradients` of this
                 optimizer, which after `zero_grad()` means no gradient for any parameter.
             encoding: How messages carry this push and its reply, as `connect` takes it; default: the session's.
             weight: The weight of the gradients in a mean with others, such as the number of examples; default: 1.
-            loss_scale: What the server divides them by; default: 1. It multiplies by the reciprocal in float32, as torch's
-                GradScaler does.
+            loss_scale: What the server divides them by; default: 1. It multiplies by the reciprocal in float32, as
+                torch's GradScaler does.
             norms: Whether the result has the norms of the step; default: what the optimizer was given.
 
         Blocks until the step is done; in a `sync` job it waits for the pushes of the other workers. A call whose answer
@@ -182,8 +182,8 @@ class OptimizerSteps(OptimizerArrays):
         """Replaces the job's weights with those in the arrays of the params; the optimizer's state stays.
 
         Args:
-            weights: Weights to send instead, in the structure of the params or by name, as `step` takes gradients, in the
-                dtypes of the params; None, or an entry left out of a dict, leaves a parameter unchanged. For arrays
+            weights: Weights to send instead, in the structure of the params or by name, as `step` takes gradients, in
+                the dtypes of the params; None, or an entry left out of a dict, leaves a parameter unchanged. For arrays
                 that cannot be written to, such as JAX's, and with `zero_copy`. The current weights are then pulled.
 
         Works whether or not other workers take part in the job; without others, the next step sends changes by itself

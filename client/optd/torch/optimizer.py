@@ -69,16 +69,16 @@ class Served(ServedSteps, ServedState):
     The first worker creates the job with the values of its tensors. Others that register the same names, shapes and
     algorithm attach to the job and get its weights.
 
-    A step writes the new weights into the tensors. A change that a script has made to them since the last exchange counts,
-    as in torch: the next step or push sends those parameters first. It finds them by their content, so that writes
-    through `.data` count too. Of parameters above 16,384 elements (or fewer, if there are many) about 1,000 elements
-    are compared: a write through `.data` that touches none of them is not found. A change is not sent if other workers
-    hold leases, or have stepped since these weights were pulled, because it would undo their steps: the step replaces
-    it, and a warning says so once. In a `sync` job, and right after `load_state_dict`, it is sent although other
-    workers hold leases, if they have not stepped since. It is not sent if messages round weights (`encoding`), because
-    that would round the whole parameter on the server. `push_weights()` sends a change in every case. Changes of
-    `param_groups` by a script or a scheduler travel to the server with the next step. `state` is a view of the server's
-    state, read when it is asked for; what is assigned to it is sent. See `StateOnServer`.
+    A step writes the new weights into the tensors. A change that a script has made to them since the last exchange
+    counts, as in torch: the next step or push sends those parameters first. It finds them by their content, so that
+    writes through `.data` count too. Of parameters above 16,384 elements (or fewer, if there are many) about 1,000
+    elements are compared: a write through `.data` that touches none of them is not found. A change is not sent if other
+    workers hold leases, or have stepped since these weights were pulled, because it would undo their steps: the step
+    replaces it, and a warning says so once. In a `sync` job, and right after `load_state_dict`, it is sent although
+    other workers hold leases, if they have not stepped since. It is not sent if messages round weights (`encoding`),
+    because that would round the whole parameter on the server. `push_weights()` sends a change in every case. Changes
+    of `param_groups` by a script or a scheduler travel to the server with the next step. `state` is a view of the
+    server's state, read when it is asked for; what is assigned to it is sent. See `StateOnServer`.
 
     Sparse gradients, such as those of `nn.Embedding(sparse=True)`, travel as their rows; gradients that are sparse in
     more dimensions travel as their elements. Only weights that have changed come back. SGD, SparseAdam and Adagrad take
@@ -88,18 +88,19 @@ class Served(ServedSteps, ServedState):
     complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which equals that of their parts.
     Other norms and `clip_value` are refused for complex gradients.
 
-    An option such as `lr` may be a float32 tensor, and is then computed with in float32, as in torch, whatever the dtype
-    of the parameters. Tensors of 16 bits are refused. Tuples such as `betas` may be any sequences.
+    An option such as `lr` may be a float32 tensor, and is then computed with in float32, as in torch, whatever the
+    dtype of the parameters. Tensors of 16 bits are refused. Tuples such as `betas` may be any sequences.
 
     `foreach` and `fused` are accepted and change nothing. `capturable=True` and `differentiable=True` are refused: a
     graph cannot capture a step on a server, and autograd does not reach into one.
 
-    With `zero_copy` each step and pull gives the parameters new memory (`.data`), which the server has written, and each
-    backward pass puts gradients into memory that the server reads. The model, clipping, accumulation and scaling work
-    as before. But `.grad` has the same memory after each `zero_grad()`, so clone gradients that you keep; and a view of
-    a parameter's memory, or a tensor of which the parameter is a view, does not show the new weights. After `close()`
-    the weights keep their values. In a forked child the weights follow those of the parent until the child steps; clone
-    what you need there. Parameters on another device or not in C order are copied, and so are gradients of 16 bits.
+    With `zero_copy` each step and pull gives the parameters new memory (`.data`), which the server has written, and
+    each backward pass puts gradients into memory that the server reads. The model, clipping, accumulation and scaling
+    work as before. But `.grad` has the same memory after each `zero_grad()`, so clone gradients that you keep; and a
+    view of a parameter's memory, or a tensor of which the parameter is a view, does not show the new weights. After
+    `close()` the weights keep their values. In a forked child the weights follow those of the parent until the child
+    steps; clone what you need there. Parameters on another device or not in C order are copied, and so are gradients of
+    16 bits.
 
     May be used from several threads; their steps follow one another.
     """
