@@ -1,4 +1,4 @@
-"""From settings and environment to a connection, and calls on it."""
+"""The connection of a command: made from settings and environment, and used with retries."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Connection:
-    """One server, asked as often as it takes to get an answer in time."""
+    """One server; calls are repeated until they are answered or the timeout has passed."""
 
     def __init__(self, transport: ServerCalls, timeout: float) -> None:
         self.transport = transport
@@ -36,12 +36,12 @@ class Connection:
         )
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the connection."""
         self.transport.close()
 
 
 def connect(settings: Settings) -> Connection:
-    """A connection that is made with its first call; raises `BadUsage` for settings that cannot be used."""
+    """A connection, which opens with its first call; raises `BadUsage` for settings that cannot be used."""
     try:
         address = environment.server(settings.server, DEFAULT_SERVER)
         transport = ServerCalls.over_grpc(address, token=_token(settings), tls=_tls(settings))
@@ -51,7 +51,7 @@ def connect(settings: Settings) -> Connection:
 
 
 def open_session(settings: Settings, job: str, **how: Any) -> Session:
-    """A session of a worker, where `connect` leads to; `how` is for `optd.connect`."""
+    """A session of a worker with the server of `connect`; `how` is for `optd.connect`."""
     timeout = settings.timeout or DEFAULT_SECONDS
     return connections.connect(
         environment.server(settings.server, DEFAULT_SERVER),
@@ -60,7 +60,7 @@ def open_session(settings: Settings, job: str, **how: Any) -> Session:
         tls=_tls(settings),
         timeout=timeout,
         connect_timeout=timeout,
-        progress=False,  # what a command says is its answer
+        progress=False,  # a command prints only its answer
         **how,
     )
 

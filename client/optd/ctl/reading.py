@@ -1,4 +1,4 @@
-"""The numbers themselves: the first ones of weights, last gradient and state of a group's parameters."""
+"""Reads the first numbers of weights, last gradient and state of a group's parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Reading:
 
 
 class _FirstNumbers:
-    """Keeps the first `limit` numbers of each parameter and field of a group, and lets the rest pass by."""
+    """Keeps the first `limit` numbers of each parameter and field of a group, and drops the others."""
 
     def __init__(self, group: int, reports: Sequence[ParameterReport], limit: int | None) -> None:
         self._group = group
@@ -53,7 +53,7 @@ class _FirstNumbers:
         self._numbers: dict[str, list[npt.NDArray[np.float64]]] = {}
 
     def begin(self, result: ReadStateResult) -> Sink:
-        """Learns which fields have flat buffers of their own, and begins anew."""
+        """Learns which fields have flat buffers of their own, and resets what was kept."""
         self._offsets.clear()
         self.has_gradient = any(
             any(entry.present) for group in result.groups for entry in group.entries if entry.field == GRADIENT

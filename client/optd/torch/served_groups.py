@@ -31,11 +31,11 @@ class ServedGroups(torch.optim.Optimizer):
     _state_view: StateOnServer
 
     def _follow_groups(self) -> None:
-        """Goes on with the dicts that `param_groups` has now; raises `StructureMismatch` for other groups."""
+        """Uses the dicts that `param_groups` has now; raises `StructureMismatch` if they are of other groups."""
         self._exchange.follow(self.param_groups)
 
     def _follow_state(self) -> None:
-        """Sends the state that a script has put in the place of `state`; what was read of it is read anew."""
+        """Sends the state that a script has assigned to `state`, and drops the cache of the state."""
         if self.state is not self._state_view:
             self._state_source.replace(self.state)
             self.state = self._state_view
@@ -50,9 +50,9 @@ class ServedGroups(torch.optim.Optimizer):
             complex_parameters.check_group(self.algorithm, group, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group in mid-training; every worker of the job does so.
+        """Adds a group during training; every worker of the job must add it.
 
-        Raises what is wrong with the group, or `JobMismatch` where another worker has added another one under its
+        Raises what is wrong with the group, or `JobMismatch` if another worker has added a different group of this
         name.
         """
         with self._exchange.lock:

@@ -13,7 +13,7 @@ class ServedState(ServedGroups):
     """State dicts in torch's form, read from the server and written to it; see `optd.torch.optimizer.Served`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, read from the server, all of one version."""
+        """As in torch; reads the state from the server, all of one version."""
         with self._exchange.lock:
             self._follow_groups()
             self._follow_state()
@@ -23,7 +23,7 @@ class ServedState(ServedGroups):
             self.state = self._state_source.states(rows)
             starts = [start_from(group, index.version.version) for group in groups]
             if any(starts) or registration.effective.any:
-                # What torch packs, and hands to hooks, has to have them.
+                # torch packs these groups and passes them to hooks.
                 saved = registration.effective.saved(groups)
                 self.param_groups = [{**group, **start} for group, start in zip(saved, starts, strict=True)]
             try:
@@ -32,17 +32,18 @@ class ServedState(ServedGroups):
                 self.param_groups, self.state = groups, self._state_view
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Replaces state and options, on the server, by those of an optimizer of this class or of torch's.
+        """Replaces state and options on the server with those of an optimizer of this class or of torch's.
 
-        Weights that have been changed here since the last exchange, as `model.load_state_dict()` does, are sent with
-        them. All or nothing: raises torch's own errors, `ShapeMismatch`, or what the server finds wrong.
+        Also sends weights that have been changed here since the last exchange, for instance by
+        `model.load_state_dict()`. All or nothing: raises torch's own errors, `ShapeMismatch`, or what the server
+        refuses.
         """
         with self._exchange.lock:
             self._follow_groups()
             self._follow_state()
             groups, defaults = self.param_groups, dict(self.defaults)
             before = [dict(group) for group in groups]
-            # As those hooks leave it that were there before.
+            # As earlier hooks leave the state dict.
             saved: list[dict[str, Any]] = []
             handle = self.register_load_state_dict_pre_hook(lambda _, given: saved.append(given))
             try:
@@ -53,9 +54,9 @@ class ServedState(ServedGroups):
                 version = info.version.version
                 for group, loaded in zip(before, self.param_groups, strict=True):
                     loaded.update(start_at(loaded, version))
-                    # What torch's classes do not have stays, where it is not told.
+                    # Options that torch's classes do not have keep their values, unless the state dict has them.
                     loaded.update({name: group[name] for name in GROUP_OPTIONS.keys() & group.keys() - loaded.keys()})
-                self.defaults = defaults  # torch gives each class one of "differentiable", as if all had the option
+                self.defaults = defaults  # torch adds "differentiable" to those of every class that lacks it, too
                 _replace(groups, self.param_groups)
                 self._upload()
                 self._state_source.initial = {}
@@ -64,7 +65,7 @@ class ServedState(ServedGroups):
                 raise
             finally:
                 handle.remove()
-                # torch has put others in their place; the registration goes on with those that it knows.
+                # torch has replaced the dicts; the registration keeps those that it knows.
                 self.param_groups = groups
                 self.state = self._state_view
                 self._state_source.forget()

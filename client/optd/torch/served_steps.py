@@ -49,13 +49,13 @@ class ServedSteps(ServedGroups):
         """Pushes the gradients, steps on the server and pulls: the tensors then hold the new weights.
 
         Args:
-            closure: Computes the gradients anew, and returns the loss. `LBFGS` calls it several times.
-            weight: What the gradients count for in a mean with others, such as the number of examples; left out, 1.
-            loss_scale: What the server is to divide them by, as a GradScaler would; left out, 1.
-            norms: Whether `last` is to tell the norms of the step; left out, what the optimizer was given.
+            closure: Computes the gradients and returns the loss. `LBFGS` calls it several times.
+            weight: The weight of the gradients in a mean with others, such as the number of examples; default: 1.
+            loss_scale: What the server divides them by, as a GradScaler would; default: 1.
+            norms: Whether `last` has the norms of the step; default: what the optimizer was given.
 
-        Blocks until the step is done; in a `sync` job that takes the other workers' pushes. A call whose answer is
-        lost is repeated and counts once. Gradients stay as they are.
+        Blocks until the step is done; in a `sync` job it waits for the pushes of the other workers. A call whose answer
+        is lost is repeated and counts once. Gradients stay as they are.
 
         Returns:
             The closure's loss, of its first call.
@@ -65,8 +65,8 @@ class ServedSteps(ServedGroups):
                 such steps or zeroes such elements: see `optd.Gradients`.)
             RowsNotTaken, RowsOnly, RowsNeedZero: The algorithm takes no sparse gradients, or no others, or not with
                 this option, as in torch.
-            OptionConflict: An option was changed here and by somebody else; `pull()`, then step again or take the
-                other's value.
+            OptionConflict: An option was changed here and by another worker; `pull()`, then step again or take the
+                other value.
             StaleEpoch: Another session has taken this worker's name, or the lease ran out.
             Unreachable, DeadlineExceeded: No answer in time.
             MemoryExceeded: The server has no room for weights that were changed here; there was no step.
@@ -88,9 +88,9 @@ class ServedSteps(ServedGroups):
     def flush(self, *, norms: bool | None = None) -> PushResult:
         """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.
 
-        For the end of an epoch or of a program, where fewer pushes have come than make a step: it is of the mean of
-        those that there are, or of their sum, whichever worker they are from. Where nothing is added up no step is
-        made, and the result is `nothing_pending`. Gradients of the tensors are neither read nor changed; options that
+        For the end of an epoch or of a program, when fewer pushes have come than make a step. The step takes the mean,
+        or the sum, of all pushes so far, whichever workers sent them. If none is accumulated, no step is made and the
+        result is `nothing_pending`. Gradients of the tensors are neither read nor changed; options that
         have been changed in `param_groups` go with it. Counts once, as `step` does. Blocks until the step is done; in a
         `sync` job all workers of a round flush, and it waits for the others.
 
@@ -107,7 +107,7 @@ class ServedSteps(ServedGroups):
         self._opt_called = True  # as for `push`
         return flushed
 
-    # A function that torch compiles stops before this, and goes on after it.
+    # A function that torch compiles breaks its graph here.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _push_and_pull(self, settings: PushSettings) -> PushResult:
         exchange = self._exchange
@@ -117,7 +117,7 @@ class ServedSteps(ServedGroups):
             self._check_options()
             gradients = self._gradients()
             are_here = exchange.changes.settle()
-            # Where the job has what was changed here, the weights that rows do not change are here.
+            # If the job has all changes, the tensors hold the weights that rows do not change.
             some = has_rows(gradients) and exchange.registration.in_arrays and are_here
             with exchange.receiving(some=some), exchange.sending() as registration:
                 return registration.step(gradients, settings=settings, has_weights=some)
@@ -149,7 +149,7 @@ class ServedSteps(ServedGroups):
             self._exchange.changes.settle()
             with self._exchange.sending() as registration:
                 pushed = registration.push(gradients, encoding, settings)
-        self._opt_called = True  # which schedulers look for, to warn who steps them first
+        self._opt_called = True  # schedulers look for this, to warn if they are stepped first
         return pushed
 
     def pull(
@@ -158,8 +158,8 @@ class ServedSteps(ServedGroups):
         """Puts the current weights into the tensors, and the current options into `param_groups`.
 
         Args:
-            only_if_newer: Where neither weights nor options have moved on since the last step or pull, transfer
-                nothing and return False.
+            only_if_newer: If neither weights nor options have changed since the last step or pull, transfer nothing and
+                return False.
             groups: Only the weights of these groups.
             parameters: Only the weights of these parameters, or of these, too.
             weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
@@ -174,7 +174,7 @@ class ServedSteps(ServedGroups):
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> torch.Tensor:
         """Rows of a parameter's current weights by its name, in a new tensor on the parameter's device.
 
-        `ids` are integers, in any order, with repeats where wanted. To have them in the parameter, under
+        `ids` are integers in any order, repeats allowed. To have them in the parameter, under
         `torch.no_grad()`: `weight[ids] = optimizer.pull_rows("weight", ids)`. Raises what `optd.Optimizer.pull_rows`
         does.
         """
@@ -182,7 +182,7 @@ class ServedSteps(ServedGroups):
             return self._exchange.pull_rows(parameter, ids, weights)
 
     def push_weights(self) -> None:
-        """Replaces the job's weights by what the tensors hold, whoever else takes part; the optimizer's state stays."""
+        """Replaces the job's weights with those of the tensors, also beside other workers; keeps the state."""
         with self._exchange.lock:
             self._follow_groups()
             self._exchange.push_weights()

@@ -1,4 +1,4 @@
-"""What goes between the tensors of an optimizer and the job that they are registered in: gradients out, weights in."""
+"""The exchange between the tensors of an optimizer and their job: gradients out, weights in."""
 
 import itertools
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
@@ -28,9 +28,9 @@ from optd_wire.values import Options
 
 
 class Exchange:
-    """Groups of tensors, and from `register` on the job that holds their weights.
+    """Groups of tensors, and after `register` the job that holds their weights.
 
-    Whoever uses several of its methods in a row holds `lock`. `local_changes` is that of `Served`.
+    A caller holds `lock` while it uses several methods in a row. `local_changes` is that of `Served`.
     """
 
     def __init__(self, local_changes: str) -> None:
@@ -51,7 +51,7 @@ class Exchange:
         *,
         zero_copy: bool,
     ) -> None:
-        """Creates the job of a session with the groups, or attaches to it: the tensors then have its weights."""
+        """Creates the session's job with the groups, or attaches to it; the tensors then hold its weights."""
         check_apart([pair for group in self.groups for pair in group.places()])
         registration = Registration(
             session,
@@ -81,28 +81,28 @@ class Exchange:
 
     @property
     def changes(self) -> LocalChanges:
-        """What is done about changes that are made here, once there is a job."""
+        """Finds changes that a script makes to the tensors; exists once there is a job."""
         assert self._changes is not None
         return self._changes
 
     @property
     def is_registered(self) -> bool:
-        """Whether there is a job yet."""
+        """Whether `register` has succeeded."""
         return self._registration is not None
 
     @property
     def registration(self) -> Registration:
-        """The job's, once it is registered."""
+        """The lock of the registration."""
         assert self._registration is not None
         return self._registration
 
     def close(self) -> None:
-        """Leaves tensors and gradients as they are."""
+        """Stops moving gradients; tensors and gradients keep their values."""
         if self.shared_gradients is not None:
             self.shared_gradients.close()
 
     def add(self, group: TensorGroup, options: MutableMapping[str, Any]) -> None:
-        """Adds a group, to the job if there is one; the weights of the others come with it."""
+        """Adds a group, also to the job if there is one; that pulls the weights of all groups."""
         if self._registration is None:
             self.groups.append(group)
             return
@@ -119,14 +119,14 @@ class Exchange:
             self.shared_gradients.watch(len(self.groups) - 1)
 
     def gradients(self) -> GradientsByGroup:
-        """The gradients that the tensors have now, by group and place."""
+        """The gradients of the tensors now, by group and place."""
         places = None if self.shared_gradients is None else self.shared_gradients.places()
         given = [group.gradients(None if places is None else places[index]) for index, group in enumerate(self.groups)]
         return check_gradients(given, self.groups)
 
     @contextmanager
     def sending(self) -> Iterator[Registration]:
-        """The registration, for a call that sends gradients: where its fate is unknown, the server may still read."""
+        """The registration, for a call that sends gradients; frees them from shared memory if its fate is unknown."""
         try:
             yield self.registration
         except BaseException:
@@ -136,7 +136,7 @@ class Exchange:
 
     @contextmanager
     def receiving(self, *, some: bool = False) -> Iterator[Registration]:
-        """The registration, for a call that brings weights; with `some`, maybe not all of them."""
+        """The registration, for a call that brings weights; with `some` it may bring only some of them."""
         with self.lock:
             self.changes.expect()
             for group in self.groups:
@@ -149,7 +149,7 @@ class Exchange:
                 yield self.registration
                 complete = True
             finally:
-                # After a call that fails, changes are changes still.
+                # After a call that fails, unsent changes still count as changes.
                 self._take(complete=complete, but=() if complete else self.changes.unsent)
 
     def pull(self, **wanted: Any) -> bool:
@@ -180,14 +180,14 @@ class Exchange:
             for name, tensor in zip(group.names, group.tensors, strict=True):
                 if name == parameter:
                     wanted = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else ids
-                    # A complex one has no rows either if it has no dimension of its own.
+                    # A complex parameter without dimensions has no rows either.
                     shape, dtype = shape_of(tensor) if tensor.dim() else (), dtype_of(tensor)
                     rows = session.read_rows(name, shape, dtype, wanted, encoding=session.wire.weights, weights=weights)
                     return as_tensor(rows, is_complex=tensor.is_complex()).to(tensor.device)
         raise UnknownParameter(where=f"job {session.job!r}", parameter=parameter)
 
     def push_weights(self) -> None:
-        """Replaces the job's weights by what the tensors hold."""
+        """Replaces the job's weights with those of the tensors."""
         self._read()
         self.registration.write_weights()
         self._note()
@@ -201,7 +201,7 @@ class Exchange:
         self.changes.note()
 
     def follow(self, param_groups: Sequence[MutableMapping[str, Any]]) -> None:
-        """Goes on with other dicts for the groups; raises `StructureMismatch` where they are not of these groups."""
+        """Uses other dicts for the groups from now on; raises `StructureMismatch` if they are not of these groups."""
         if len(param_groups) != len(self.groups):
             what = "param_groups (add_param_group() adds one, and none can be taken away)"
             expected = f"the {len(self.groups)} groups that are registered"
@@ -213,10 +213,10 @@ class Exchange:
             self.registration.dicts = param_groups
 
     def write_state(self, states: Sequence[Sequence[ParameterState]]) -> None:
-        """Replaces the job's state and options, and its weights where the tensors' have been changed here.
+        """Replaces the job's state and options, and the weights of tensors that a script has changed.
 
-        Tensors that have not been changed since they got the weights of a job that was there before, and that has not
-        been used, get those back that they had: these go with the state.
+        If the job existed before and has not been used since it was joined, tensors that were not changed get back the
+        weights that they had before, which belong to the state.
         """
         changed = set(self.changes.watched.differences().all)
         before = self.registration.weights_before(states)
@@ -228,16 +228,16 @@ class Exchange:
             number = itertools.count()
             rows = [[array if next(number) in changed else None for array in group.arrays] for group in self.groups]
             self.registration.write_state(states, weights=rows)
-            self.pull()  # those that were not sent may have moved on
+            self.pull()  # weights that were not sent may have changed on the server
             return
-        # Who loads a model writes to all of its tensors, to some of them maybe what they held.
+        # Loading a model writes to all of its tensors, and may write the values that they hold already.
         weights = self._but(before, changed.union(self._attached.differences().all))
         self.registration.write_state(states, weights=weights)
         self._put(weights)
         self._note()
 
     def _but(self, before: ArraysByGroup, numbers: Collection[int]) -> list[list[Array]]:
-        """The weights `before`, but for the tensors with these numbers, through all groups: what their arrays hold."""
+        """The weights `before`, but those of the arrays for tensors with these numbers, counted through all groups."""
         number = itertools.count()
         return [
             [array if next(number) in numbers else earlier for array, earlier in zip(group.arrays, row, strict=True)]
@@ -246,7 +246,7 @@ class Exchange:
 
     def _put(self, weights: ArraysByGroup) -> None:
         """Puts weights into the tensors."""
-        copies = [[array.copy() for array in row] for row in weights]  # some are the tensors' own memory
+        copies = [[array.copy() for array in row] for row in weights]  # some arrays are the tensors' own memory
         for group in self.groups:
             group.open()
         self.registration.put_back(copies)
@@ -275,5 +275,5 @@ def _raise_other_tensors(what: str, group: TensorGroup, given: Sequence[torch.Te
 
 
 def _are_same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two sequences have the very same entries."""
+    """Whether two sequences have the same objects as entries."""
     return len(one) == len(other) and all(map(is_, one, other))
