@@ -12,7 +12,7 @@ from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
-from optd.torch.weights import Exchange
+from optd.torch.tensor_exchange import TensorExchange
 
 
 class Optimizer(Served):
@@ -42,7 +42,7 @@ class Optimizer(Served):
         self._norms = norms
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
-        self._exchange = Exchange(check_local_changes(local_changes))
+        self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
         opened, owned = arguments.session(session, unnamed=shared_by_ranks)

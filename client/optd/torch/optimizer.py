@@ -22,7 +22,7 @@ from optd.torch.served_state import ServedState
 from optd.torch.served_steps import ServedSteps
 from optd.torch.state_source import StateSource
 from optd.torch.state_view import StateOnServer
-from optd.torch.weights import Exchange
+from optd.torch.tensor_exchange import TensorExchange
 from optd_wire.values import PushResult
 
 
@@ -145,7 +145,7 @@ class Served(ServedSteps, ServedState):
         **options: Any,
     ) -> None:
         self._norms = norms
-        self._exchange = Exchange(check_local_changes(local_changes))
+        self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
         check_ordered(params)

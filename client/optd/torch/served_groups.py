@@ -12,8 +12,8 @@ from optd.torch.options import OptionRules
 from optd.torch.schedulers import warn_of_scheduler
 from optd.torch.state_source import StateSource
 from optd.torch.state_view import StateOnServer
+from optd.torch.tensor_exchange import TensorExchange
 from optd.torch.tensors import TensorGroup
-from optd.torch.weights import Exchange
 
 
 class ServedGroups(torch.optim.Optimizer):
@@ -23,7 +23,7 @@ class ServedGroups(torch.optim.Optimizer):
     session: Session
     state: Any
     """A view of the server's state: `StateOnServer`."""
-    _exchange: Exchange
+    _exchange: TensorExchange
     _rules: OptionRules
     _common: dict[str, Any]
     """Options that every algorithm has, as the constructor got them; torch's class does not know them."""

@@ -18,7 +18,7 @@ from optd.torch.state import (
     step_to_torch,
     value_to_torch,
 )
-from optd.torch.weights import Exchange
+from optd.torch.tensor_exchange import TensorExchange
 from optd_wire.errors import UnknownParameter
 from optd_wire.values import JobVersion
 
@@ -43,7 +43,7 @@ class StateSource:
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: TensorExchange,
         initial: Mapping[torch.Tensor, Mapping[str, Any]],
         *,
         keeps_step: bool,

@@ -27,7 +27,7 @@ from optd_wire.errors import StructureMismatch, UnknownParameter
 from optd_wire.values import Options
 
 
-class Exchange:
+class TensorExchange:
     """Groups of tensors, and after `register` the job that holds their weights.
 
     A caller holds `lock` while it uses several methods in a row. `local_changes` is that of `Served`.
