@@ -19,8 +19,8 @@ def generated(declarations: Mapping[str, Any]) -> dict[str, str]:
     algorithms, of_groups = declarations["algorithms"], declarations["group_options"]
     files = {
         DECLARATIONS: json.dumps(declarations, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "optd/group_options.py": group_options_module(of_groups),
-        "optd/job_options.py": job_options_module(declarations["job_options"]),
+        "optd/options/group_options.py": group_options_module(of_groups),
+        "optd/options/job_options.py": job_options_module(declarations["job_options"]),
         f"{_CLASSES}/__init__.py": optimizer_classes.init_module(algorithms),
         f"{_TORCH_CLASSES}/__init__.py": torch_classes.init_module(algorithms),
     }

@@ -28,13 +28,13 @@ from optd.algorithms import (
     Rprop,
     SparseAdam,
 )
-from optd.connection import connect
-from optd.job_options import EMA, SWA, Gradients
-from optd.jobs import delete_job, jobs
 from optd.local import local
-from optd.optimizer import Optimizer
-from optd.session import Session
-from optd.tls import TLS
+from optd.numpy.optimizer import Optimizer
+from optd.options.job_options import EMA, SWA, Gradients
+from optd.session.connect import connect
+from optd.session.server_jobs import delete_job, jobs
+from optd.session.session import Session
+from optd.transport.tls import TLS
 from optd_wire.errors import OptdError
 from optd_wire.values import Async, Sync
 

@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the program, however many calls of ours and of torch's lie between."""
+"""Warnings that point at the caller's line, past all frames of this package and of torch."""
 
 import sys
 import warnings

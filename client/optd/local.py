@@ -1,4 +1,4 @@
-"""`optd.local()`: a server of one's own, for a notebook or a test."""
+"""`optd.local()`: a server in a process of its own, for a notebook or a test."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def local(*arguments: str) -> "LocalServer":
     """Starts a server process on a free loopback port; `arguments` are more flags of `optd`.
 
     A context manager: `with optd.local() as server: optd.connect(server.address)`. Blocks until the server is ready;
-    raises `Unreachable` with its last words where it does not come up.
+    raises `Unreachable` with the last line of its log if it does not start.
     """
     return LocalServer(arguments)
 
@@ -42,13 +42,13 @@ class LocalServer:
             "--stop-with-stdin",
             *arguments,
         ]
-        # Settings in the environment are for servers that somebody means to run, not for this one.
+        # OPTD_* settings in the environment are meant for servers that people run, not for this one.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("OPTD_")}
         with self._log.open("wb") as log:
             # A new session: Ctrl-C in the terminal is for the program, which then stops the server.
             self.process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,  # it ends with this process, however that ends
+                stdin=subprocess.PIPE,  # the server ends when this pipe closes, so with this process
                 stdout=log,
                 stderr=log,
                 env=inherited,

@@ -11,9 +11,9 @@ The `schedules` of a group replace all those of the defaults. `schedules={"lr": 
 for one option are refused.
 
 A schedule gives a factor for each version, and a step takes the option times the factor. So all workers of a job share
-one schedule, `lr` stays what people set and may be changed meanwhile, and a job that is resumed goes on where it stood.
-Where torch has the same, the numbers are those of `torch.optim.lr_scheduler`. Torch's own classes work, too, on one
-worker of a job.
+one schedule, `lr` keeps the value that people set and may be changed meanwhile, and the schedule survives restarts of
+workers. Schedules that torch has too give the numbers of `torch.optim.lr_scheduler`. Torch's own classes also work, on
+one worker of a job.
 
 On the wire and in `optctl set` a schedule is its text: `cosine(steps=1000, warmup=100)`, which an option takes as well.
 The server checks the arguments, and raises `InvalidOption` with what they must be.
@@ -28,7 +28,7 @@ from optd_wire.errors import InvalidRequest
 
 
 class Schedule:
-    """What all schedules have: `str()` gives the text that stands for one."""
+    """The base of all schedules; `str()` gives the text of one."""
 
     name: ClassVar[str]
 
@@ -47,9 +47,9 @@ Schedules = Mapping[str, "Schedule | str | None"]
 
 
 def schedules_text(schedules: Mapping[Any, Any]) -> str | None:
-    """The text that stands for several; None where there is none. Raises `InvalidRequest` for functions."""
+    """The text of several schedules; None if there are none. Raises `InvalidRequest` for functions."""
     for name, value in schedules.items():
-        if callable(value):  # no code goes to a server; of all else the server says what is wrong
+        if callable(value):  # no code travels to a server; any other bad value is for the server to refuse
             example = "optd.schedules.Cosine(steps=1000)"
             raise InvalidRequest(problem=f"schedules[{name!r}] must be a schedule, such as {example}, got {value!r}")
     given = {str(name): str(value) for name, value in schedules.items() if value is not None}

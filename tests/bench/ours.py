@@ -12,8 +12,8 @@ import optd
 from bench.processes import in_rounds, pace
 from bench.row import NotAvailable
 from bench.sizes import Shapes, arrays, joined, single
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 from optd_server.optim import option
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend

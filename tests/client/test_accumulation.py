@@ -10,8 +10,8 @@ from tests.client.test_conditioned_gradients import summary
 import optd
 import optd.torch
 from optd import errors
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 
 SIZES = (70_000, 30)
 

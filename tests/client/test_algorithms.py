@@ -10,14 +10,15 @@ import torch
 
 import optd
 import optd.torch
-from optd.group_options import GROUP_OPTIONS, GroupOptionArguments
-from optd.opening import Opening
+from optd.options.group_options import GROUP_OPTIONS, GroupOptionArguments
+from optd.session.connect_arguments import SessionArguments
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.group_options import GROUP_OPTIONS as OF_EVERY_GROUP
 from optd_server.optim.job_options import JOB
 
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
-JOB_AND_BEHAVIOUR = ["session", *(each.name for each in Opening.parameters()), "zero_copy", "local_changes", "norms"]
+OF_SESSION = [each.name for each in SessionArguments.parameters()]
+JOB_AND_BEHAVIOUR = ["session", *OF_SESSION, "zero_copy", "local_changes", "norms"]
 HERE = {"self", "params", "others", *GROUP_OPTIONS, *JOB_AND_BEHAVIOUR}
 EACH = pytest.mark.parametrize("name", ALGORITHMS)
 

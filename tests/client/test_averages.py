@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 import optd
 import optd.torch
 from optd import errors
-from optd.lanes import LaneName
 from optd.local import LocalServer
-from optd.transport.base import Sink
+from optd.transport.lane_choice import LaneName
+from optd.transport.numbers import Sink
 from optd_wire.frames import Frame
 from optd_wire.values import AverageInfo, ReadStateResult, WriteStateHeader
 

@@ -6,7 +6,7 @@ import torch
 
 import optd
 import optd.torch
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 from optd_wire.row_frames import RowFrame
 
 SHAPE = (20_000, 4)
@@ -17,7 +17,7 @@ LANES = pytest.mark.parametrize("lane", ["grpc", "shm"])
 def received(monkeypatch):
     """How many elements of weights have come in answers of steps, and how many of them as rows."""
     counts = [0, 0]
-    answers = GrpcTransport._step_answers
+    answers = ServerCalls._step_answers
 
     def counted(self, stream, timeout):
         for message, frames in answers(self, stream, timeout):
@@ -26,7 +26,7 @@ def received(monkeypatch):
                 counts[rows] += frame.count * (SHAPE[1] if rows else 1)
             yield message, frames
 
-    monkeypatch.setattr(GrpcTransport, "_step_answers", counted)
+    monkeypatch.setattr(ServerCalls, "_step_answers", counted)
     return counts
 
 

@@ -12,8 +12,8 @@ import torch
 import optd
 import optd.torch
 from optd import errors
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 from optd_wire.values import GradientSummary
 
 SIZES = (70_000, 300)  # more than a step's few elements, so that the auto lane shares memory

@@ -15,8 +15,8 @@ import optd
 import optd.torch
 from optd import errors
 from optd.ctl.app import app
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 
 SIZES = (70_000, 30)
 LANES = pytest.mark.parametrize("lane", ["grpc", "shm"])

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 import optd
 import optd.torch
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 from optd_server.optim.difference import difference_norm
 from optd_wire.values import PushResult
 

@@ -10,7 +10,7 @@ from tests.client.frozen import Frozen
 
 import optd
 from optd import errors
-from optd.trees import leaves, outline, rebuild
+from optd.params.trees import leaves, outline, rebuild
 
 State = namedtuple("State", "layers head")
 

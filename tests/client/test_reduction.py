@@ -9,8 +9,8 @@ import torch
 import optd
 import optd.torch
 from optd import errors
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 
 SIZES = (70_000, 30)
 LANES = pytest.mark.parametrize("lane", ["grpc", "shm"])

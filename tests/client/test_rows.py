@@ -5,7 +5,7 @@ import pytest
 
 import optd
 from optd import errors
-from optd.rows import RowSink
+from optd.params.pulled_rows import RowSink
 from optd_wire.encodings.registry import exact_for
 from optd_wire.row_frames import RowFrame
 

@@ -11,8 +11,8 @@ import pytest
 
 import optd
 from optd.local import LocalServer
-from optd.transport.base import Source
-from optd.transport.grpc import GrpcTransport
+from optd.transport.numbers import Source
+from optd.transport.server_calls import ServerCalls
 from optd_wire import errors
 from optd_wire.frames import Outgoing
 from optd_wire.values import WriteStateHeader
@@ -154,7 +154,7 @@ def test_memory_is_planned_for_its_shapes(server: LocalServer, name: str) -> Non
     def planned(cls: type[optd.Optimizer]) -> int:
         with optd.connect(server.address, job=f"{name}-{cls.__name__}") as session:
             cls({"w": np.zeros((100, 50), np.float32)}, session=session)
-            transport = GrpcTransport(server.address)
+            transport = ServerCalls.over_grpc(server.address)
             (job,) = [job for job in transport.list_jobs(20) if job.name == session.job]
             transport.close()
             return job.planned_bytes

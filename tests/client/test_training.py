@@ -161,7 +161,7 @@ def test_topk_counts_each_gradient_once_whatever_becomes_of_its_answer(seed, who
         return real(*args)
 
     monkeypatch.setattr(transport, "step", step)
-    monkeypatch.setattr("optd.retry.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("optd.session.retry.FIRST_PAUSE", 0.001)
     for _ in range(25):
         given = gradient()
         kind = str(random.choice(["fine", "lost before", "lost after", "late before", "late after", "refused"]))

@@ -11,8 +11,9 @@ import pytest
 from faults.processes import wait_for
 
 import optd
-from optd import errors, job_names
+from optd import errors
 from optd.local import LocalServer
+from optd.session import job_names
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ def ignore_interrupts() -> None:
 
 
 def test_tests_that_interrupt_themselves_pass_in_the_background():
-    tests = ROOT / "tests/client/transport/test_beside.py"
+    tests = ROOT / "tests/client/transport/test_call_threads.py"
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(tests)],
         cwd=ROOT,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from optd import environment, errors
+from optd import errors
 from optd.local import LocalServer
+from optd.session import environment
 from optd_server.config import Config, load
 from optd_server.optim.backends.compiled import cache as kernel_cache
 

@@ -7,12 +7,12 @@ from typing import Any, Literal, Unpack
 
 from optd.algorithms.lbfgs_base import LBFGSBase
 from optd.algorithms.unknown_options import UnknownOptions
-from optd.job_options import Averages, Gradients
-from optd.joining import IfExists
-from optd.rules import Rules
+from optd.options.job_options import Averages, Gradients
+from optd.params.rules import Rules
+from optd.registration.shared_arguments import given
 from optd.schedules import Schedule, Schedules
-from optd.session import Session
-from optd.shared_arguments import given
+from optd.session.join import IfExists
+from optd.session.session import Session
 from optd_wire.values import Policy
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optd.lbfgs_state import gather, spread
-from optd.optimizer import Optimizer
-from optd.states import ParameterState
+from optd.numpy.optimizer import Optimizer
+from optd.state.all_parameters import ParameterState
+from optd.state.lbfgs import gather, spread
 from optd_wire.dtypes import computed_dtype
 
 

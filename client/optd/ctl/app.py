@@ -79,11 +79,11 @@ app = _build()
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line; returns the exit code. What goes wrong is one line on standard error."""
+    """Runs one command line; returns the exit code. Prints an error as one line to standard error."""
     try:
         code = app(list(arguments), prog_name="optctl", standalone_mode=False)
     except SystemExit:
-        return Exit.OK  # typer's answer to a pipe that nobody reads, of its help
+        return Exit.OK  # raised by typer if the reader of its help has gone
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort of a program

@@ -14,7 +14,7 @@ _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None}
 
 
 def parse(assignments: Iterable[str]) -> dict[str, OptionValue]:
-    """Options by name; raises `BadUsage` with what is wrong with the first bad one."""
+    """Options by name; raises `BadUsage` for the first one that is wrong."""
     options: dict[str, OptionValue] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -45,7 +45,7 @@ def _value(name: str, given: str) -> OptionValue:
 
 
 def _number(given: str) -> int | float | None:
-    """A number; None for what is none, and so is a text, such as a schedule."""
+    """A number; None for other text, such as a schedule."""
     if _INTEGER.fullmatch(given) and len(given) <= _MOST_DIGITS:
         return int(given)
     try:

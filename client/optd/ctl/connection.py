@@ -1,31 +1,30 @@
-"""From settings and environment to a connection, and calls on it."""
+"""The connection of a command: made from settings and environment, and used with retries."""
 
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from optd import connection as connections
-from optd import environment
 from optd.ctl.exits import BadUsage
 from optd.ctl.settings import DEFAULT_SECONDS, DEFAULT_SERVER, Settings
-from optd.retry import with_retries
-from optd.session import Session
-from optd.tls import TLS
-from optd.transport.base import Transport
-from optd.transport.grpc import GrpcTransport
+from optd.session import connect as connections
+from optd.session import environment
+from optd.session.retry import with_retries
+from optd.session.session import Session
+from optd.transport.server_calls import ServerCalls
+from optd.transport.tls import TLS
 from optd_wire.errors import InvalidRequest
 
 T = TypeVar("T")
 
 
 class Connection:
-    """One server, asked as often as it takes to get an answer in time."""
+    """One server; calls are repeated until they are answered or the timeout has passed."""
 
-    def __init__(self, transport: Transport, timeout: float) -> None:
+    def __init__(self, transport: ServerCalls, timeout: float) -> None:
         self.transport = transport
         self.timeout = timeout
 
-    def ask(self, attempt: Callable[[Transport, float], T]) -> T:
+    def ask(self, attempt: Callable[[ServerCalls, float], T]) -> T:
         """Calls `attempt(transport, seconds left)`, which must be safe to repeat, until the server has answered.
 
         Raises `Unreachable` or `DeadlineExceeded` after the timeout, or what the server raised.
@@ -37,22 +36,22 @@ class Connection:
         )
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the connection."""
         self.transport.close()
 
 
 def connect(settings: Settings) -> Connection:
-    """A connection that is made with its first call; raises `BadUsage` for settings that cannot be used."""
+    """A connection, which opens with its first call; raises `BadUsage` for settings that cannot be used."""
     try:
         address = environment.server(settings.server, DEFAULT_SERVER)
-        transport = GrpcTransport(address, token=_token(settings), tls=_tls(settings))
+        transport = ServerCalls.over_grpc(address, token=_token(settings), tls=_tls(settings))
     except InvalidRequest as error:
         raise BadUsage(str(error)) from None
     return Connection(transport, settings.timeout or DEFAULT_SECONDS)
 
 
 def open_session(settings: Settings, job: str, **how: Any) -> Session:
-    """A session of a worker, where `connect` leads to; `how` is for `optd.connect`."""
+    """A session of a worker with the server of `connect`; `how` is for `optd.connect`."""
     timeout = settings.timeout or DEFAULT_SECONDS
     return connections.connect(
         environment.server(settings.server, DEFAULT_SERVER),
@@ -61,7 +60,7 @@ def open_session(settings: Settings, job: str, **how: Any) -> Session:
         tls=_tls(settings),
         timeout=timeout,
         connect_timeout=timeout,
-        progress=False,  # what a command says is its answer
+        progress=False,  # a command prints only its answer
         **how,
     )
 

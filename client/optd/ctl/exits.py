@@ -1,4 +1,4 @@
-"""How `optctl` ends: its exit codes, and the one line that says what went wrong."""
+"""The exit codes of `optctl`, and its one-line errors."""
 
 from enum import IntEnum
 
@@ -6,10 +6,10 @@ import typer
 
 from optd_wire.errors import Expired, NotFound, OptdError, Unauthenticated, Unavailable, UnknownAlgorithm
 
-# typer brings click along under a name of its own; this is the class of all errors in a command line.
+# typer includes click under another name; this is the class of all errors of a command line.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C has ended
+INTERRUPTED = 130  # the convention for a program that was ended by Ctrl-C
 
 
 class Exit(IntEnum):
@@ -44,16 +44,16 @@ _CODES: tuple[tuple[type[OptdError], Exit], ...] = (
 
 
 class BadUsage(Exception):
-    """What a command was told cannot be used; the message says all that there is to say."""
+    """An argument or option that cannot be used; the message says why."""
 
 
 def code_of(error: OptdError) -> Exit:
-    """The exit code that an error of optd stands for."""
+    """The exit code of an error of optd."""
     return next(code for kind, code in _CODES if isinstance(error, kind))
 
 
 def usage_line(error: Exception) -> str:
-    """What typer finds wrong with a command line, and where its help is."""
+    """Typer's error about a command line, and the command that shows its help."""
     message = getattr(error, "format_message", error.__str__)().removesuffix(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "optctl"

@@ -12,7 +12,7 @@ from optd.ctl import output
 from optd.ctl.connection import Connection, connect, open_session
 from optd.ctl.documents import dump
 from optd.ctl.settings import Output, Settings
-from optd.session import Session
+from optd.session.session import Session
 
 P = ParamSpec("P")
 
@@ -25,12 +25,12 @@ class Invocation:
 
     @property
     def json(self) -> bool:
-        """Whether a program reads the answer."""
+        """Whether the answer is JSON, for programs."""
         return self.settings.output is Output.JSON
 
     @cached_property
     def server(self) -> Connection:
-        """The connection, made when it is first wanted."""
+        """The connection, which opens when it is first used."""
         return connect(self.settings)
 
     def session(self, job: str, **how: Any) -> Session:
@@ -38,7 +38,7 @@ class Invocation:
         return open_session(self.settings, job, **how)
 
     def answer(self, value: Any, *views: RenderableType) -> None:
-        """Answers with a value as JSON, or with its views for people."""
+        """Prints a value as JSON, or its views for people."""
         if self.json:
             output.write(dump(value) + "\n")
         else:

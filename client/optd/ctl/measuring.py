@@ -1,4 +1,4 @@
-"""How fast a server steps for a worker that sits here: one job, one worker, step after step."""
+"""Measures how fast a server steps for one worker on this host, in a job of its own."""
 
 import signal
 import time
@@ -12,8 +12,8 @@ import numpy as np
 
 from optd.ctl import output
 from optd.ctl.invocation import Invocation
-from optd.optimizer import Optimizer
-from optd.session import Session
+from optd.numpy.optimizer import Optimizer
+from optd.session.session import Session
 from optd_wire.errors import NotFound, OptdError
 
 ALGORITHM = "adam"
@@ -81,7 +81,7 @@ def _lengths(work: Callable[[], object], seconds: float, tell: Callable[[float],
 
 
 def summary(way: Way, elements: int, lengths: list[float]) -> Measurement:
-    """What the lengths of steps, in seconds, say."""
+    """A measurement from the lengths of steps, in seconds."""
     median, slow = np.quantile(lengths, (0.5, 0.99)).tolist()
     rate = len(lengths) / sum(lengths)
     return Measurement(
@@ -98,7 +98,7 @@ def summary(way: Way, elements: int, lengths: list[float]) -> Measurement:
 
 @contextmanager
 def _job(invocation: Invocation, way: Way) -> Iterator[Session]:
-    """A session with a job of a name that nobody else has. Both end with the block."""
+    """A session with a job of a unique name. Both end with the block."""
     name = f"optctl-bench-{uuid.uuid4().hex[:12]}"
     try:
         with invocation.session(name, lane=way.lane, encoding=way.encoding) as session:
@@ -113,9 +113,9 @@ def _delete(invocation: Invocation, name: str) -> None:
     try:
         server.transport.delete_job(name, server.timeout)
     except NotFound:
-        pass  # it was never made
+        pass  # the job was never created
     except OptdError as error:
-        # What else went wrong counts; this comes on top of it.
+        # An earlier error is more important than this one.
         output.complain(f"job {name} may be left: {error}")
 
 

@@ -1,4 +1,4 @@
-"""Standard output: one JSON document, or what people read."""
+"""Standard output: one JSON document, or views for people."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from optd.ctl.exits import Exit
 from optd.ctl.text import printable
 
-# Where nobody looks at a terminal, lines are as long as they are: folded names are no use to grep.
+# Without a terminal, lines are not folded: grep needs whole names.
 _ENDLESS = 10_000
 
 
@@ -25,21 +25,21 @@ def show(*views: RenderableType) -> None:
     with target.capture() as captured:
         for view in views:
             target.print(view)
-    # What fills a cell up to its width is nobody's business behind the last column.
+    # Padding after the last column is removed.
     write("".join(f"{line.rstrip(' ')}\n" for line in captured.get().splitlines()))
 
 
 def write(text: str) -> None:
-    """Writes to standard output at once; where nobody reads it any more, the program ends well and in silence."""
+    """Writes to standard output at once; if the reader of a pipe has gone, the program ends silently with success."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends.
+        # The interpreter flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(Exit.OK) from None
 
 
 def complain(problem: object) -> None:
-    """Says in one line on standard error what went wrong."""
+    """Prints one line about an error to standard error."""
     sys.stderr.write(f"optctl: {printable(str(problem))}\n")

@@ -18,7 +18,7 @@ class Pace:
             self._seen.popleft()
 
     def steps_per_second(self, now: float) -> float | None:
-        """The mean up to `now`; None while there is nothing to compare, neither another version nor a long wait."""
+        """The mean up to `now`; None before the version has changed or enough time has passed."""
         if not self._seen or (len(self._seen) == 1 and now - self._seen[0][0] < self._window):
             return None
         began, first = self._seen[0]

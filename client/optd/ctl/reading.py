@@ -1,4 +1,4 @@
-"""The numbers themselves: the first ones of weights, last gradient and state of a group's parameters."""
+"""Reads the first numbers of weights, last gradient and state of a group's parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from optd.ctl.connection import Connection
-from optd.transport.base import Sink, Transport
+from optd.transport.numbers import Sink
+from optd.transport.server_calls import ServerCalls
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import (
@@ -40,7 +41,7 @@ class Reading:
 
 
 class _FirstNumbers:
-    """Keeps the first `limit` numbers of each parameter and field of a group, and lets the rest pass by."""
+    """Keeps the first `limit` numbers of each parameter and field of a group, and drops the others."""
 
     def __init__(self, group: int, reports: Sequence[ParameterReport], limit: int | None) -> None:
         self._group = group
@@ -52,7 +53,7 @@ class _FirstNumbers:
         self._numbers: dict[str, list[npt.NDArray[np.float64]]] = {}
 
     def begin(self, result: ReadStateResult) -> Sink:
-        """Learns which fields have flat buffers of their own, and begins anew."""
+        """Learns which fields have flat buffers of their own, and resets what was kept."""
         self._offsets.clear()
         self.has_gradient = any(
             any(entry.present) for group in result.groups for entry in group.entries if entry.field == GRADIENT
@@ -111,7 +112,7 @@ def read(
     """Reads the fields that the reports tell of; `limit` numbers of each, None for all."""
     fields = tuple(dict.fromkeys(field.field for report in reports for field in report.fields))
 
-    def attempt(transport: Transport, left: float) -> Reading:
+    def attempt(transport: ServerCalls, left: float) -> Reading:
         first = _FirstNumbers(group.index, reports, limit)
         result = transport.read_state(job, fields, first.begin, left, group=group.options.group, parameter=parameter)
         found = tuple(

@@ -1,4 +1,4 @@
-"""What may be said before and after every command: where the server is, who asks, and how to answer."""
+"""The options of every command: the server's address, credentials, and the form of the answer."""
 
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -20,7 +20,7 @@ class Output(StrEnum):
 
 
 def seconds(value: float | None) -> float | None:
-    """Checks a length of time; NaN is none."""
+    """Checks a length of time in seconds; refuses NaN."""
     if value is not None and not 0.001 <= value <= LONGEST_SECONDS:
         raise typer.BadParameter(f"must be in [0.001, {LONGEST_SECONDS:g}] seconds, got {value:g}.")
     return value
@@ -28,7 +28,7 @@ def seconds(value: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of every command, as they were given; None where they were not."""
+    """The options of every command as given; None: not given."""
 
     server: Annotated[
         str | None,
@@ -92,7 +92,7 @@ class Settings:
     ] = None
 
     def over(self, earlier: "Settings") -> "Settings":
-        """These settings, and the earlier ones where these say nothing."""
+        """These settings, completed by the earlier ones."""
         names = [field.name for field in fields(self)]
         given = {name: getattr(self, name) for name in names}
         return Settings(**{name: getattr(earlier, name) if value is None else value for name, value in given.items()})

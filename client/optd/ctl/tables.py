@@ -1,4 +1,4 @@
-"""Tables that fit their terminal: columns that may be spared go first, then long names are folded."""
+"""Tables that fit the terminal: optional columns are dropped first, then long names are folded."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ class Column:
     whole: bool = False
     """Whether it is never broken."""
     spare: bool = False
-    """Whether it may be left out; the last one goes first."""
+    """Whether it may be dropped; the last such column is dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
 class FittingTable:
-    """Rows under columns, as many as the terminal has room for."""
+    """Rows under as many columns as fit the terminal."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     narrow: "FittingTable | None" = None
-    """What is shown where this has no room."""
+    """What is shown if the table does not fit."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         shown = list(range(len(self.columns)))
@@ -62,12 +62,12 @@ class FittingTable:
 
 
 def table(columns: Iterable[Column], rows: Iterable[Sequence[str]], narrow: FittingTable | None = None) -> FittingTable:
-    """A table of texts; `narrow` is shown where it has no room."""
+    """A table of texts; `narrow` is shown instead if it does not fit."""
     return FittingTable(tuple(columns), tuple(rows), narrow)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Names on the left, what is to be said of them on the right."""
+    """Names on the left, their values on the right."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")

@@ -21,7 +21,7 @@ def counted(number: int, what: str) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits; `-` where there is no number."""
+    """Four significant digits; `-` for None."""
     return NONE if math.isnan(value) else f"{value:.4g}"
 
 
@@ -100,7 +100,7 @@ def policy(value: Policy) -> str:
 
 
 def gradients(found: GradientSummary) -> str:
-    """What has become of gradients, as far as there is something to tell: `clipped 3  norm 1.25`."""
+    """The counts of a job's gradients that are not zero: `clipped 3  norm 1.25`."""
     parts = [
         ("clipped", count(found.clipped_steps), found.clipped_steps),
         ("accumulated", count(found.accumulated), found.accumulated),
@@ -123,7 +123,7 @@ def shape(dimensions: tuple[int, ...]) -> str:
 
 
 def steps(low: int, high: int) -> str:
-    """One number where all are the same, else the range."""
+    """One number if all are equal, else the range."""
     return count(low) if low == high else f"{count(low)}-{count(high)}"
 
 
@@ -140,5 +140,5 @@ def histogram(counts: Iterable[int]) -> str:
 
 
 def printable(line: str) -> str:
-    """One line without control characters: what servers and callers send must not move the cursor."""
+    """One line without control characters: text of servers and callers must not move the cursor."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line.replace("\n", " "))

@@ -1,6 +1,6 @@
-"""Tensors and numpy arrays that have one memory. Of bfloat16, which torch and numpy do not exchange, by the bits.
+"""Tensors and numpy arrays that share memory. Bfloat16, which torch and numpy do not exchange, passes as its bits.
 
-A complex tensor is here what `torch.view_as_real` makes of it: an array with one more dimension, of two parts.
+A complex tensor becomes what `torch.view_as_real` gives: an array with a last dimension of two parts.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
+from optd.params.flat_view import Array
 from optd_wire.dtypes import DTYPES
 
 _BFLOAT16 = DTYPES["bfloat16"]
@@ -16,7 +16,7 @@ _PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """The numbers of a tensor: its own memory where numpy can have that, else a copy."""
+    """The numbers of a tensor: its own memory if numpy can share that, else a copy."""
     if tensor.is_complex():
         tensor = real(tensor)
     if tensor.dtype == torch.bfloat16:
@@ -27,14 +27,14 @@ def as_array(tensor: torch.Tensor) -> Array:
 
 
 def real(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor itself, or of a complex one its parts."""
+    """The tensor itself, or the parts of a complex one."""
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 
 def as_tensor(array: Array, *, is_complex: bool = False) -> torch.Tensor:
-    """A tensor in the memory of an array; with `is_complex` a complex one, whose parts the last dimension has."""
+    """A tensor in the memory of an array; with `is_complex` a complex one, whose parts are the last dimension."""
     if is_complex:
-        # By numpy: of no elements its strides are 0, which torch.view_as_complex refuses.
+        # By numpy: without elements the strides are 0, which torch.view_as_complex refuses.
         return torch.from_numpy(array.view(np.result_type(array.dtype, np.complex64))[..., 0])
     if array.dtype == _BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
@@ -52,7 +52,7 @@ def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
 
 
 def served_dtype(tensor: torch.Tensor) -> str:
-    """What the contract calls that dtype, or would call it if it had it."""
+    """The contract's name of that dtype, whether or not the contract has it."""
     return dtype_name(_PARTS.get(tensor.dtype, tensor.dtype))
 
 

@@ -1,16 +1,16 @@
-"""What a tensor must be for a server to hold it as a parameter. All else is refused before anything has changed."""
+"""Checks of the tensors that a server can hold as parameters, made before anything changes."""
 
 from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
-from optd.overlap import overlaps_itself
+from optd.params.overlap import overlaps_itself
 from optd.torch.arrays import dtype_name
 from optd.torch.distributed import ranks
 from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
 
-# What a subclass makes of its memory nobody knows.
+# A subclass may interpret its memory in its own way.
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -34,7 +34,7 @@ def check_parameter(name: str, tensor: torch.Tensor) -> None:
 
 
 def _is_shard(tensor: torch.Tensor) -> bool:
-    """Whether each rank holds another part of a parameter: as FSDP has it, in either version, or a DTensor."""
+    """Whether each rank holds a different part of a parameter, as with FSDP (either version) or a DTensor."""
     if type(tensor).__name__ == "DTensor" or type(getattr(tensor, "data", None)).__name__ == "DTensor":
         return True
     flattened = getattr(tensor, "_is_flat_param", False) or getattr(tensor, "_fsdp_flattened", False)
@@ -51,9 +51,9 @@ def check_ordered(params: Any) -> None:
 
 
 def check_registered(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    """Raises what keeps a parameter from being exchanged that was registered with this shape and dtype.
+    """Raises what prevents the exchange of a parameter that was registered with this shape and dtype.
 
-    Its memory may be another one by now: `.data` has been assigned to, or the model converted.
+    Its memory may have changed since, by an assignment to `.data` or a conversion of the model.
     """
     if tensor.shape != shape:
         got = f"{tuple(tensor.shape)}: a parameter keeps its shape as long as its optimizer; construct another one"
@@ -66,7 +66,7 @@ def check_registered(name: str, tensor: torch.Tensor, shape: torch.Size, dtype: 
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's numbers surely lie in memory of the host: then nothing else has to be asked about that."""
+    """Whether a tensor is certainly plain memory of the host; a fast check that spares the others."""
     return type(tensor) in PLAIN and tensor.is_cpu and tensor.layout is torch.strided and tensor.data_ptr() != 0
 
 

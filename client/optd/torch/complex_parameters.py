@@ -1,7 +1,7 @@
 """Complex parameters: a server holds their real and imaginary parts, as `torch.view_as_real` has them.
 
-That is what torch's classes compute with. What they do not take of complex parameters, or where they compute with
-complex numbers, is refused here.
+Torch's classes compute with the parts as well. Options and gradients that they refuse for complex parameters, or with
+which they compute with complex numbers, are refused here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from optd.row_gradients import Gradients, RowGradient
+from optd.exchange.row_gradients import GradientsByGroup, RowGradient
 from optd.torch.arrays import dtype_name
 from optd.torch.tensors import TensorGroup
 from optd_wire.dtypes import DTYPES
@@ -19,7 +19,7 @@ from optd_wire.values import OptionValue
 _REAL_ONLY = ("adafactor", "lion", "muon", "sparse_adam")
 """Those of torch raise an error for complex parameters; Lion's step is a sign, which complex numbers do not have."""
 _COMPLEX_ROWS = "adagrad"
-"""Its class squares the complex numbers of a sparse gradient, where those of a dense one count part by part."""
+"""Torch's class squares the complex numbers of a sparse gradient; for dense ones it squares their parts."""
 
 
 def check_group(algorithm: str, group: TensorGroup, options: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ def check_group(algorithm: str, group: TensorGroup, options: Mapping[str, Any]) 
 
 
 def check_norm_type(groups: Iterable[TensorGroup], options: Mapping[str, OptionValue]) -> None:
-    """Raises `InvalidOption` where a job is to clip by a norm that parts have another one of than complex numbers."""
+    """Raises `InvalidOption` if the job clips by a norm that differs between complex numbers and their parts."""
     norm_type = options.get("clip_norm_type", 2.0)
     first = next((each for group in groups for each in _complex_ones(group)), None)
     if norm_type != 2 and first is not None:
@@ -48,8 +48,8 @@ def check_norm_type(groups: Iterable[TensorGroup], options: Mapping[str, OptionV
         raise InvalidOption(algorithm="optd.Gradients", option="clip_norm_type", bound=bound, value=norm_type)
 
 
-def check_gradients(algorithm: str, gradients: Gradients, groups: Sequence[TensorGroup]) -> None:
-    """Raises `NotAnArray` for sparse gradients of complex parameters that torch's class computes with as complex."""
+def check_gradients(algorithm: str, gradients: GradientsByGroup, groups: Sequence[TensorGroup]) -> None:
+    """Raises `NotAnArray` for sparse complex gradients if torch's class computes with complex numbers."""
     if algorithm != _COMPLEX_ROWS:
         return
     for row, group in zip(gradients, groups, strict=True):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from optd.arrays import same_bits
-from optd.lbfgs_state import gather, spread
-from optd.params import PARAMS
-from optd.states import STEP, ParameterState
+from optd.params.flat_view import same_bits
+from optd.params.groups import PARAMS
+from optd.state.all_parameters import STEP, ParameterState
+from optd.state.lbfgs import gather, spread
 from optd.torch.arrays import as_array, dtype_of, shape_of
 from optd.torch.optimizer import Served
 from optd.torch.state_source import Place, StateSource

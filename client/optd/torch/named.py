@@ -4,16 +4,16 @@ from typing import Any
 
 import torch
 
-from optd.group_options import GROUP_OPTIONS
-from optd.local_changes import SEND, check_local_changes
-from optd.opening import Opening
-from optd.session import Session
-from optd.shared_arguments import names_shared
+from optd.options.group_options import GROUP_OPTIONS
+from optd.registration.local_changes import SEND, check_local_changes
+from optd.registration.shared_arguments import names_shared
+from optd.session.connect_arguments import SessionArguments
+from optd.session.session import Session
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
-from optd.torch.weights import Exchange
+from optd.torch.tensor_exchange import TensorExchange
 
 
 class Optimizer(Served):
@@ -44,10 +44,10 @@ class Optimizer(Served):
         self._norms = norms
         self.algorithm = algorithm
         self._rules = OptionRules(algorithm, {})
-        self._exchange = Exchange(check_local_changes(local_changes))
+        self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
-        opening = Opening.taken_from(options)
-        opened, owned = opening.session(session, unnamed=shared_by_ranks)
+        arguments = SessionArguments.taken_from(options)
+        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
         try:
             declared = opened.algorithm(algorithm).options
             defaults = {option.name: option.default_value for option in declared} | options

@@ -1,13 +1,13 @@
-"""Names for the server, where every group and every parameter of a job has its own: torch lets names repeat.
+"""Unique names of groups and parameters for the server; torch lets names repeat.
 
-They follow from the order of the groups alone, so that every worker that registers the same ones has the same names.
+They depend only on the order of the groups, so that all workers that register the same groups have the same names.
 """
 
 from collections.abc import Collection, Iterable
 
 
 def distinct_name(wanted: str, taken: Collection[str]) -> str:
-    """`wanted`, or where that is taken `wanted.2`, `wanted.3`, …: the first that is not."""
+    """The name that is wanted, or if it is taken, the first free one of `wanted.2`, `wanted.3` and so on."""
     name, number = wanted, 1
     while name in taken:
         number += 1
@@ -16,9 +16,9 @@ def distinct_name(wanted: str, taken: Collection[str]) -> str:
 
 
 def parameter_names(group: str, wanted: Iterable[str], taken: Iterable[str]) -> list[str]:
-    """The names of a group's parameters: one that is taken, in the group or elsewhere, has the group's before it.
+    """The names of a group's parameters: a name that is taken, in the group or elsewhere, becomes `GROUP.NAME`.
 
-    So patterns for the ends of names, such as `*.bias`, go on matching.
+    So patterns for the ends of names, such as `*.bias`, still match.
     """
     used, names = set(taken), []
     for each in wanted:

@@ -1,4 +1,4 @@
-"""Which options of a class of torch a server's algorithm has, too, and which values it can only refuse."""
+"""The options of a class of torch: which the server's algorithm has too, and which values it must refuse."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,43 +7,43 @@ from typing import Any
 
 import torch
 
-from optd.options import as_numpy
+from optd.options.mirror import as_numpy
 from optd_wire.errors import InvalidOption, UnknownOption
 from optd_wire.values import OptionValue
 
 Fixed = Mapping[str, tuple[bool, str]]
-"""Options of which a server has one value: the value, and why."""
+"""Options for which the server supports one value: that value, and the reason."""
 
 IMPLEMENTATION = ("foreach", "fused")
-"""Options that say how torch computes, not what: they change no result, and the server does not hear of them."""
+"""Options that select an implementation in torch. They change no result and are not sent to the server."""
 
 UNSERVED: Fixed = {
     "differentiable": (False, "autograd does not reach into a server"),
     "capturable": (False, "no graph can capture a step on a server"),
 }
-"""Options that would have the step do what it cannot do on a server."""
+"""Options that no step on a server can support."""
 
 
 def as_torch(value: OptionValue) -> Any:
-    """An option's value as torch's classes have it: a number of float32 is a tensor, with which torch computes so."""
+    """An option's value in torch's types: a number of float32 is a tensor, so that torch computes in float32."""
     return as_numpy(value, lambda number: torch.tensor(number, dtype=torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class OptionRules:
-    """The options of one class; `defaults` are those that torch's class has resolved."""
+    """The options of one class. `defaults` in its methods are those that torch's class has resolved."""
 
     algorithm: str
     fixed: Fixed
 
     def served(self, defaults: Mapping[str, Any]) -> list[str]:
-        """Those that the server's algorithm has, too."""
+        """The options that the server's algorithm has too."""
         return [name for name in defaults if name not in IMPLEMENTATION and name not in self.fixed]
 
     def check_fixed(self, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Raises `InvalidOption` where a group asks for what no server can do.
+        """Raises `InvalidOption` if a group asks for what no server can do.
 
-        Of an option that torch's class does not have, torch takes no notice either. None is as good as False.
+        Ignores options that torch's class does not have, as torch does. None counts as False.
         """
         for name, (value, why) in self.fixed.items():
             given = options.get(name, value)
@@ -51,7 +51,7 @@ class OptionRules:
                 raise InvalidOption(algorithm=self.algorithm, option=name, bound=f"{value} ({why})", value=given)
 
     def check_spelling(self, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Torch lets a group have any entries, and schedulers use that; a slip of the pen it would lose in silence."""
+        """Raises `UnknownOption` for a misspelt option, which torch would ignore: groups may have any entries."""
         for name in options:
             close = difflib.get_close_matches(name, defaults, n=1, cutoff=0.85)
             if close and name not in defaults:

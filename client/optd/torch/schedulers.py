@@ -1,12 +1,12 @@
-"""A scheduler of torch's beside a schedule of the server's."""
+"""The warning about a scheduler of torch together with a schedule of the server."""
 
 from typing import Any
 
-from optd.effective import Effective
+from optd.options.effective import Effective
 
 
 def warn_of_scheduler(optimizer: Any, effective: Effective) -> None:
-    """Warns once where a scheduler of torch's was made for an optimizer whose `lr` follows a schedule of the server's.
+    """Warns once if a scheduler of torch was made for an optimizer whose `lr` follows a schedule of the server.
 
     Torch's schedulers wrap the `step` of their optimizer. One that does not, `ReduceLROnPlateau`, is found when it
     changes `lr`.

@@ -1,49 +1,48 @@
-"""Tensors in memory that is shared with the server: weights where it writes them, gradients where it reads them.
+"""Tensors in memory that is shared with the server, for `zero_copy`: it writes weights there and reads gradients.
 
-For `zero_copy`. Whatever does not fit there (another device, strides of its own, a subclass, a gradient of 16 bits,
-which the server reads in float32) stays where it is, and is copied as without.
+A tensor that does not fit there (another device, other strides, a subclass, a gradient of 16 bits, which the server
+reads in float32) keeps its memory and is copied.
 """
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from optd.arrays import Array
-from optd.registration import Registration
+from optd.params.flat_view import ArraysByGroup
+from optd.registration.registration import Registration
 from optd.torch.arrays import as_tensor
 from optd.torch.tensors import Place, TensorGroup, can_move, is_in_place
-from optd.transport.shm import SharedMemoryLane
+from optd.transport.lane import SharedBuffers
 
-Rows = Sequence[Sequence[Array]]
 Places = list[list[Place]]
-# The server takes turns in a few sets of regions.
+# The server alternates between a few sets of regions.
 MOST_SETS = 8
 
 
 class SharedWeights:
-    """A tensor for each parameter in each set of regions, so that steps go back and forth between the same ones."""
+    """A tensor for each parameter in each set of regions, so that steps alternate between the same tensors."""
 
     def __init__(self, registration: Registration) -> None:
         self._registration = registration
-        self._lane: SharedMemoryLane | None = None
-        self._known: dict[int, tuple[Rows, Places]] = {}
+        self._lane: SharedBuffers | None = None
+        self._known: dict[int, tuple[ArraysByGroup, Places]] = {}
 
     def places(self, index: int, group: TensorGroup) -> list[Place] | None:
-        """Where a group's weights lie now; None where they are in its arrays."""
+        """The places of a group's weights now; None if they are in its arrays."""
         rows = self._registration.weights
         if rows[index] is group.arrays:
             return None
         return self._places(rows)[index]
 
-    def _places(self, rows: Rows) -> Places:
+    def _places(self, rows: ArraysByGroup) -> Places:
         lane = self._registration.session.shared_memory
         if lane is not self._lane or len(self._known) > MOST_SETS:
-            self._known.clear()  # which would hold memory that the server has given up
+            self._known.clear()  # they would keep memory alive that the server has given up
             self._lane = lane
         known = self._known.get(id(rows))
         if known is None or known[0] is not rows:
@@ -53,16 +52,16 @@ class SharedWeights:
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """Where gradients lie, and for which rows of the registration that is so."""
+    """The places of gradients, and the registration's list that they were made from."""
 
-    rows: Rows
+    rows: ArraysByGroup
     places: Places
 
 
 class SharedGradients:
     """Moves each gradient to where the server reads it, as soon as it is computed, and points `.grad` there.
 
-    From then on it is added to, clipped and unscaled in place. Ends with `close`, or when nobody holds it any more.
+    From then on it is accumulated, clipped and unscaled in place. Ends with `close`, or when this object is garbage.
     """
 
     def __init__(self, registration: Registration, groups: list[TensorGroup]) -> None:
@@ -73,13 +72,13 @@ class SharedGradients:
         handles: list[RemovableHandle] = []
         self._handles = handles
         self.close = weakref.finalize(self, _remove, handles)
-        """Leaves gradients where they are, and moves no others."""
+        """Leaves gradients where they are, and moves no more of them."""
         for index in range(len(groups)):
             self.watch(index)
         _watching.add(self)
 
     def watch(self, index: int) -> None:
-        """Begins with a group. A parameter that needs no gradient now is left alone."""
+        """Begins to move the gradients of a group, except of parameters that need none now."""
         for place, tensor in enumerate(self._groups[index].tensors):
             if tensor.requires_grad and tensor.is_leaf and can_move(tensor):
                 mover = _mover(weakref.ref(self), index, place)
@@ -87,7 +86,7 @@ class SharedGradients:
                 self._handles.append(register(mover))
 
     def places(self) -> Places | None:
-        """Where gradients are to lie; None while that is nowhere."""
+        """The places for gradients; None while there are none."""
         rows = self._registration.shared_gradients()
         if rows is None or os.getpid() != self._process:
             return None
@@ -96,7 +95,7 @@ class SharedGradients:
         return self._home.places
 
     def move(self, tensor: torch.Tensor, index: int, number: int) -> None:
-        """Moves the gradient of a parameter, if it is one that fits there."""
+        """Moves the gradient of a parameter, if it fits there."""
         places, gradient = self.places(), tensor.grad
         if places is None or gradient is None or not can_move(tensor) or not can_move(gradient, strides=False):
             return
@@ -104,17 +103,17 @@ class SharedGradients:
         alike = gradient.dtype == place.tensor.dtype and gradient.shape == place.tensor.shape
         if alike and not gradient.requires_grad and gradient.numel() and not is_in_place(gradient, place):
             place.tensor.copy_(gradient)
-            # An alias: whatever is done to the tensor itself, such as giving it other memory, leaves ours alone.
+            # An alias, so that other memory for `.grad` does not change the place's own tensor.
             tensor.grad = place.tensor.detach()
 
     def withdraw(self) -> None:
-        """Gives gradients memory of their own: what lies in that of the server must stay as it is for now."""
+        """Copies gradients out of the shared memory, whose content must not change for now."""
         if self._home is None:
             return
         for group, row in zip(self._groups, self._home.places, strict=False):
             for tensor, place in zip(group.tensors, row, strict=False):
                 if tensor.grad is not None and is_in_place(tensor.grad, place):
-                    # Not by torch, whose threads do not survive a fork.
+                    # Copied by numpy, as torch's threads do not survive a fork.
                     tensor.grad = as_tensor(place.array.copy())
 
 
@@ -132,7 +131,7 @@ def _remove(handles: Iterable[RemovableHandle]) -> None:
         handle.remove()
 
 
-def _places_of(rows: Rows) -> Places:
+def _places_of(rows: ArraysByGroup) -> Places:
     return [[Place.of(array) for array in row] for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""State, as `torch.optim.Optimizer.state` has it, and as a `Registration` reads and writes it."""
+"""Conversion of state between torch's form and that of a `Registration`."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.params import PARAMS
-from optd.states import STEP, ParameterState, step_count
+from optd.params.flat_view import Array
+from optd.params.groups import PARAMS
+from optd.state.all_parameters import STEP, ParameterState, step_count
 from optd.torch.arrays import as_array, as_tensor, dtype_of, shape_of
 from optd.torch.tensors import TensorGroup, shares_memory
 from optd_wire.dtypes import COMPUTED, computed_dtype
@@ -27,9 +27,9 @@ def rows_to_torch(
     keeps_step: bool,
     counts_in_int: bool,
 ) -> defaultdict[torch.Tensor, Any]:
-    """The state of all parameters, as `read_state` gives it; of those without one as it is initially, if at all.
+    """The state of all parameters in torch's form; parameters without state have their initial one, if any.
 
-    `counts_in_int` says that "step" is no tensor.
+    `counts_in_int` says that "step" is an int instead of a tensor.
     """
     states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
     found_states = [state for row in rows for state in row]
@@ -49,9 +49,9 @@ def undo_rounding(
     param_groups: Sequence[Mapping[str, Any]],
     saved: Mapping[str, Any],
 ) -> None:
-    """Puts the state of parameters of 16 bits back as it was `saved`: torch rounds it to their dtype on loading.
+    """Restores the `saved` state of parameters of 16 bits, which torch rounds to their dtype on loading.
 
-    What is no longer what torch made of it, because a hook has changed it, stays.
+    State that a hook has changed stays as it is.
     """
     tensors = [tensor for group in param_groups for tensor in group[PARAMS]]
     keys = [key for group in saved["param_groups"] for key in group[PARAMS]]
@@ -63,7 +63,7 @@ def undo_rounding(
 
 
 def _is_rounded(loaded: Any, saved: Any) -> bool:
-    """Whether what was loaded is what was saved, or that rounded; of lists, such as those of LBFGS, each of them."""
+    """Whether the loaded value is the saved one, or that rounded; lists, as LBFGS has them, entry by entry."""
     if isinstance(loaded, list) and isinstance(saved, list) and len(loaded) == len(saved):
         return all(each is None or _is_rounded(own, each) for own, each in zip(loaded, saved, strict=True))
     if isinstance(loaded, torch.Tensor) and isinstance(saved, torch.Tensor):
@@ -74,7 +74,7 @@ def _is_rounded(loaded: Any, saved: Any) -> bool:
 def rows_from_torch(
     states: Mapping[torch.Tensor, Mapping[str, Any]], groups: Sequence[TensorGroup], shaped: Collection[str]
 ) -> list[list[ParameterState]]:
-    """The state of all parameters, as `write_state` takes it; fields in `shaped` have shapes of their own.
+    """The state of all parameters in the form that `write_state` takes; fields in `shaped` have their own shapes.
 
     Raises `ShapeMismatch`.
     """
@@ -96,10 +96,10 @@ def to_torch(
     keeps_step: bool,
     fused: bool,
 ) -> dict[str, Any]:
-    """Tensors with the device and the strides of the parameter's `tensor`; owns the arrays of `state` from then on.
+    """Tensors with the device and the strides of the parameter's `tensor`; takes the arrays of `state` over.
 
-    Those of fields in `shaped` have strides of their own, and `numbers`, of a whole parameter, are in memory of the
-    host, as torch has them.
+    Fields in `shaped` have their own strides. Fields in `numbers`, one number for a parameter, are in memory of the
+    host, as in torch.
     """
     if state and STEP not in state:
         state = {STEP: 0, **state}
@@ -107,7 +107,7 @@ def to_torch(
     for name, value in state.items():
         if name != STEP:
             made[name] = value_to_torch(name, value, tensor, shaped, numbers)
-        elif keeps_step or SLOW_WEIGHTS in state:  # which return to them by the count
+        elif keeps_step or SLOW_WEIGHTS in state:  # lookahead decides by the count when to return to them
             made[name] = step_to_torch(value, tensor, fused)
     return made
 
@@ -115,7 +115,7 @@ def to_torch(
 def value_to_torch(
     name: str, value: Array, tensor: torch.Tensor, shaped: Collection[str], numbers: Collection[str]
 ) -> torch.Tensor:
-    """One entry of `to_torch` that is no count."""
+    """One entry of `to_torch`, except the count."""
     if name in numbers:
         return torch.from_numpy(value).to(_scalar_dtype())
     if name in shaped:
@@ -124,14 +124,14 @@ def value_to_torch(
 
 
 def step_to_torch(count: int, tensor: torch.Tensor, fused: bool) -> torch.Tensor:
-    """A count as torch keeps it: in floats, in memory of the host unless its fused kernels count."""
+    """A count as torch keeps it: a float tensor, in memory of the host unless the class is fused."""
     if fused:
         return torch.tensor(float(count), dtype=torch.float32, device=tensor.device)
     return torch.tensor(float(count), dtype=_scalar_dtype(), device="cpu")
 
 
 def _scalar_dtype() -> torch.dtype:
-    """What torch keeps numbers of a whole parameter in."""
+    """The dtype in which torch keeps single numbers."""
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
@@ -143,7 +143,7 @@ def _beside(tensor: torch.Tensor, array: Array) -> torch.Tensor:
 
 
 def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped: Collection[str]) -> ParameterState:
-    """Arrays that fit the parameter `name`; entries that are None are as good as absent. Raises `ShapeMismatch`."""
+    """Arrays that fit the parameter `name`; entries that are None count as absent. Raises `ShapeMismatch`."""
     read: ParameterState = {}
     for field, value in state.items():
         if value is None:
@@ -152,7 +152,7 @@ def from_torch(state: Mapping[str, Any], tensor: torch.Tensor, name: str, shaped
         if field == STEP:
             read[field] = step_count(name, array)
         elif field in shaped:
-            # torch has rounded it to the parameters' 16 bits, if they have no more; here it is computed with.
+            # torch has rounded it to the parameters' 16 bits; the server computes with it in float32.
             read[field] = array.astype(COMPUTED.get(array.dtype.name, array.dtype), copy=False)
         elif array.shape != shape_of(tensor):
             raise ShapeMismatch(what=field, parameter=name, expected=shape_of(tensor), got=array.shape)

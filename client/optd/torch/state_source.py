@@ -1,4 +1,4 @@
-"""Where `optimizer.state` comes from: the state of single parameters, as torch's class has it, read when asked for."""
+"""The source of `optimizer.state`: the state of single parameters in torch's form, read when it is asked for."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from optd.arrays import same_bits
 from optd.caller_warnings import warn_caller
-from optd.parameter_state import StateIndex
-from optd.states import STEP, ParameterState
+from optd.params.flat_view import same_bits
+from optd.state.all_parameters import STEP, ParameterState
+from optd.state.one_parameter import StateIndex
 from optd.torch.state import (
     SLOW_WEIGHTS,
     from_torch,
@@ -18,7 +18,7 @@ from optd.torch.state import (
     step_to_torch,
     value_to_torch,
 )
-from optd.torch.weights import Exchange
+from optd.torch.tensor_exchange import TensorExchange
 from optd_wire.errors import UnknownParameter
 from optd_wire.values import JobVersion
 
@@ -31,19 +31,19 @@ Place = tuple[int, int]
 class StateSource:
     """Reads and writes the state of an optimizer's parameters.
 
-    What has been read is kept until `forget`, until the tensors get weights of another version, or until a reading
-    shows that other workers have changed the job: all that is kept is of one version.
+    What has been read is cached until `forget`, until the tensors get weights of another version, or until a read shows
+    that other workers have changed the job: everything cached is of one version.
 
     Args:
-        exchange: Knows the tensors, and the job.
+        exchange: The tensors and their job.
         keeps_step: Whether torch's class has "step" in its state.
-        counts_in_int: Whether that is an int and no tensor.
-        initial: What torch's class gives its parameters at construction; it counts until the server has a state.
+        counts_in_int: Whether that is an int instead of a tensor.
+        initial: The state that torch's class creates at construction; it holds until the server has state.
     """
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: TensorExchange,
         initial: Mapping[torch.Tensor, Mapping[str, Any]],
         *,
         keeps_step: bool,
@@ -55,25 +55,25 @@ class StateSource:
         self._index: StateIndex | None = None
         self._kept: dict[torch.Tensor, TorchState] = {}
         self._kept_at = JobVersion()
-        """The version of the job that `_kept` is of, and the one that the tensors had weights of then."""
+        """The version of the job in `_kept`."""
         self._base = JobVersion()
         self._told: list[tuple[torch.Tensor, str, torch.Tensor, int]] = []
-        """Tensors that were handed out, and how often torch had changed them then."""
+        """Tensors that were returned, with torch's count of writes at that time."""
 
     # Reading
 
     def tensors(self) -> Iterator[tuple[torch.Tensor, Place]]:
-        """The parameters in the order of their groups, and where each is."""
+        """The parameters in the order of their groups, with their places."""
         for index, group in enumerate(self.exchange.groups):
             for place, tensor in enumerate(group.originals):
                 yield tensor, (index, place)
 
     def place_of(self, tensor: Any) -> Place | None:
-        """Where a parameter is; None for anything else."""
+        """The place of a parameter; None for anything else."""
         return next((place for each, place in self.tensors() if each is tensor), None)
 
     def index(self) -> StateIndex:
-        """What there is of state, without the numbers."""
+        """Which state there is, without the numbers."""
         registration = self.exchange.registration
         if self._base != registration.base:
             self.forget()
@@ -84,7 +84,7 @@ class StateSource:
         return self._index
 
     def _keep_at(self, version: JobVersion) -> None:
-        """Drops what is kept unless it is of this version."""
+        """Drops the cache unless it is of this version."""
         if (version.version, version.revision) != (self._kept_at.version, self._kept_at.revision):
             self.forget()
             self._kept_at = version
@@ -107,7 +107,7 @@ class StateSource:
             return [tensor for tensor, place in self.tensors() if self._has_state(tensor, place)]
 
     def has_state(self, tensor: Any) -> bool:
-        """Whether it is a parameter that has a state."""
+        """Whether it is a parameter that has state."""
         with self.exchange.lock:
             place = self.place_of(tensor)
             return place is not None and self._has_state(tensor, place)
@@ -116,7 +116,7 @@ class StateSource:
         return bool(self._names(tensor, place))
 
     def names(self, tensor: Any) -> list[str]:
-        """The entries that a parameter's state has, in torch's order; none for what is no parameter."""
+        """The names of the entries of a parameter's state, in torch's order; empty if it is no parameter."""
         with self.exchange.lock:
             place = self.place_of(tensor)
             return [] if place is None else self._names(tensor, place)
@@ -130,7 +130,7 @@ class StateSource:
         return found or list(self.initial.get(tensor, ()))
 
     def read(self, tensor: torch.Tensor, names: Sequence[str]) -> TorchState:
-        """Some entries of a parameter's state, which it has; what is not kept is read in one call."""
+        """Entries of a parameter's state that exist; one call reads those that are not cached."""
         with self.exchange.lock:
             place = self.place_of(tensor)
             if place is None:
@@ -168,7 +168,7 @@ class StateSource:
             self._told.extend((tensor, name, each, each._version) for each in _tensors_in(value))
 
     def read_all(self) -> None:
-        """Reads the state of all parameters at once, of one version, so that reading each of them asks no more."""
+        """Reads the state of all parameters into the cache, all of one version."""
         with self.exchange.lock:
             self.index()
             if all(
@@ -187,7 +187,7 @@ class StateSource:
             self._keep(tensor, found)
 
     def states(self, rows: Sequence[Sequence[ParameterState]]) -> defaultdict[torch.Tensor, Any]:
-        """State as torch's class has it, from what the server has by group and place."""
+        """State in torch's form, from the server's by group and place."""
         registration = self.exchange.registration
         return rows_to_torch(
             rows,
@@ -201,13 +201,13 @@ class StateSource:
     # Writing
 
     def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
-        """The way back of `states`: what the server is to have; raises what does not fit."""
+        """The inverse of `states`; raises what does not fit."""
         return rows_from_torch(states, self.exchange.groups, self.exchange.registration.state.shaped_fields())
 
     def replace(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
-        """Replaces the state of all parameters; those that `states` does not have begin without one.
+        """Replaces the state of all parameters; parameters that `states` leaves out lose theirs.
 
-        Raises `UnknownParameter` for a key that is no parameter, `ShapeMismatch`, or what the server finds wrong.
+        Raises `UnknownParameter` for a key that is no parameter, `ShapeMismatch`, or what the server refuses.
         """
         with self.exchange.lock:
             known = {tensor for tensor, _ in self.tensors()}
@@ -220,7 +220,7 @@ class StateSource:
             self.forget()
 
     def write(self, tensor: Any, state: Mapping[str, Any]) -> None:
-        """Replaces the state of one parameter, unless the server has just that; raises what `replace` does.
+        """Replaces the state of one parameter, unless the server has it already; raises as `replace` does.
 
         The other parameters' state is neither sent nor changed.
         """
@@ -228,7 +228,7 @@ class StateSource:
             place, arrays = self._arrays_of(tensor, state)
             held = self.exchange.registration.state.index().names(*place)
             current = self._current(tensor, place, held, arrays)
-            # A class that keeps no "step" does not tell the count, which stays.
+            # A class without "step" does not give the count, so the server's stays.
             untold = set() if self._keeps_step or SLOW_WEIGHTS in arrays or not arrays else {STEP}
             gone = set(held) - arrays.keys() - untold
             same = current.keys() - untold == arrays.keys() and _are_same(current, arrays)
@@ -239,7 +239,7 @@ class StateSource:
             self.forget(assigned=tensor)
 
     def write_entry(self, tensor: Any, name: str, value: Any) -> None:
-        """Replaces one entry of a parameter's state, unless the server has just that; None takes it away."""
+        """Replaces one entry of a parameter's state, unless the server has it already; None removes it."""
         with self.exchange.lock:
             place, arrays = self._arrays_of(tensor, {name: value})
             held = self.exchange.registration.state.index().names(*place)
@@ -248,7 +248,7 @@ class StateSource:
                 self._forget_parameter(tensor, name)
                 return
             if not held:
-                # What torch's class began with becomes the server's with the first entry.
+                # The first entry that is sent takes the initial state of torch's class along.
                 arrays = {key: each for key, each in {**current, **arrays}.items() if key != name or arrays}
             self._send(tensor, place, arrays, {name} - arrays.keys())
             self.forget(assigned=tensor)
@@ -263,7 +263,7 @@ class StateSource:
     def _current(
         self, tensor: torch.Tensor, place: Place, held: Sequence[str], wanted: Collection[str]
     ) -> ParameterState:
-        """What the server has now, in its own form: what is kept here may have been changed in place."""
+        """The server's state now, in its own form, read anew: cached tensors may have been changed in place."""
         if not held:
             return self._arrays_of(tensor, self.initial.get(tensor, {}))[1]
         state, _ = self.exchange.registration.state.read_parameter(*place, [name for name in held if name in wanted])
@@ -276,9 +276,9 @@ class StateSource:
     # What is kept
 
     def forget(self, assigned: torch.Tensor | None = None) -> None:
-        """Reads anew from now on.
+        """Drops the cache.
 
-        Warns of tensors that were changed in place, which has changed nothing on the server; not of those of a
+        Warns of returned tensors that were changed in place, which has no effect on the server; except of those of a
         parameter that was `assigned`.
         """
         told, self._told = self._told, []
@@ -290,7 +290,7 @@ class StateSource:
                 break
 
     def _forget_parameter(self, tensor: torch.Tensor, name: str = "") -> None:
-        """Has a parameter's state, or one entry of it, read anew: it was assigned, and is what the server has."""
+        """Drops a parameter's state, or one entry, from the cache, after it was assigned and sent."""
         self._told = [told for told in self._told if told[0] is not tensor or name not in ("", told[1])]
         kept = self._kept.get(tensor, {})
         for each in [name] if name else list(kept):
@@ -306,7 +306,7 @@ class StateSource:
 
 
 def _are_same(current: ParameterState, given: ParameterState) -> bool:
-    """Whether all that is `given` is what is there."""
+    """Whether all entries in `given` equal the current ones."""
     return all(
         int(current[name]) == int(value) if name == STEP else same_bits(current[name], value)
         for name, value in given.items()

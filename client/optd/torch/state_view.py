@@ -13,13 +13,13 @@ K = TypeVar("K")
 
 
 class _LikeADict(dict[K, Any]):
-    """A dict by its type, whose own storage stays empty: every method goes by those that a subclass defines.
+    """A subclass of dict whose own storage stays empty: all methods use those that a subclass defines.
 
-    C code that takes a dict for granted asks `keys()` of one that has an `__iter__` of its own.
+    C code that expects a dict calls `keys()` on a subclass that defines `__iter__`.
     """
 
     def pop(self, key: Any, *default: Any) -> Any:
-        """Takes a key away, and returns its value as it was; `default` for one that is not there."""
+        """Removes a key and returns its value; `default` if there is no such key."""
         if key not in self:
             if default:
                 return default[0]
@@ -30,13 +30,13 @@ class _LikeADict(dict[K, Any]):
         return value
 
     def popitem(self) -> tuple[K, Any]:
-        """Takes the last key away."""
+        """Removes the last key and returns it with its value."""
         for key in reversed(self):
             return key, self.pop(key)
         raise KeyError("the state is empty")
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        """Assigns `default` to a key that is not there."""
+        """Assigns `default` to a key that does not exist."""
         if key not in self:
             self[key] = default
         return self[key]
@@ -79,23 +79,23 @@ class _LikeADict(dict[K, Any]):
 class StateOnServer(_LikeADict[torch.Tensor], defaultdict[torch.Tensor, Any]):
     """The state of an optimizer's parameters by parameter, as torch's `defaultdict` has it, read when asked for.
 
-    True where the server holds state or step counts; its length is the number of parameters that have a state. As in
-    torch, `state[p]` of a parameter without one is empty; unlike there, asking for it changes nothing. Reading blocks
-    until the server answers. `state[p]["exp_avg"]` reads that entry alone, `items()` and `values()` everything at
-    once. What has been read is kept until the optimizer steps, pulls or loads; steps of other workers show then.
+    Its truth value is whether the server holds state or step counts; its length is the number of parameters with state.
+    As in torch, `state[p]` of a parameter without state is empty; unlike in torch, reading it changes nothing. Reading
+    blocks until the server answers. `state[p]["exp_avg"]` reads that entry alone, `items()` and `values()` read
+    everything at once. What has been read is cached until the optimizer steps, pulls or loads; only then do steps of
+    other workers show.
 
     Assigning sends: `state[p] = {...}`, `state[p]["exp_avg"] = tensor`, `del state[p]`, `clear()`. Other parameters
-    keep their state, and nothing is sent where the server has just that already.
+    keep their state, and nothing is sent if the server has this state already.
 
-    The tensors are copies of what the server held. Changing them in place changes nothing there; the next step warns
-    of it where torch has counted the change.
+    The tensors are copies of the server's state. Changing them in place changes nothing there; the next step warns of
+    changes that torch has counted.
 
-    It is a dict by its type only: whoever makes another one of its type, by `copy` or `pickle`, gets torch's
-    `defaultdict(dict)`.
+    It is a dict only by its type: `copy` and `pickle` make torch's `defaultdict(dict)` of it.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """A view of a source; of anything else what torch has, as functions want that rebuild a mapping by its type."""
+        """A view of a source; for other arguments a `defaultdict`, for functions that rebuild a mapping by its type."""
         if not args or not isinstance(args[0], StateSource):
             return defaultdict(*(args or (dict,)), **kwargs)
         return super().__new__(cls)
@@ -131,7 +131,7 @@ class StateOnServer(_LikeADict[torch.Tensor], defaultdict[torch.Tensor, Any]):
         return not self._source.is_empty()
 
     def items(self) -> ItemsView[torch.Tensor, Any]:  # type: ignore[override]
-        """The parameters that have a state, each with it; all of it is read at once."""
+        """The parameters that have state, with their states; reads everything at once."""
         self._source.read_all()
         return ItemsView(self)
 
@@ -141,11 +141,11 @@ class StateOnServer(_LikeADict[torch.Tensor], defaultdict[torch.Tensor, Any]):
         return ValuesView(self)
 
     def clear(self) -> None:
-        """Drops all state on the server: the next step begins without one."""
+        """Drops all state on the server: the next step begins without state."""
         self._source.replace({})
 
     def copy(self) -> defaultdict[torch.Tensor, Any]:  # type: ignore[override]
-        """What the server holds now, in dicts that do not change any more."""
+        """The server's state now, in plain dicts."""
         return defaultdict(dict, {tensor: dict(state) for tensor, state in self.items()})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -159,7 +159,7 @@ class StateOfParameter(_LikeADict[str]):
     """The state of one parameter; see `StateOnServer`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """A view of a source; of anything else a dict, as functions want that rebuild a mapping by its type."""
+        """A view of a source; for other arguments a dict, for functions that rebuild a mapping by its type."""
         return super().__new__(cls) if args and isinstance(args[0], StateSource) else dict(*args, **kwargs)
 
     def __init__(self, source: StateSource, tensor: torch.Tensor) -> None:
@@ -214,18 +214,18 @@ class StateOfParameter(_LikeADict[str]):
         self._source.write(self._tensor, {})
 
     def copy(self) -> TorchState:
-        """What the server holds now, in a dict that does not change any more."""
+        """The server's state of the parameter now, in a plain dict."""
         return dict(self.items())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Of all dicts, this is the one that torch.load(weights_only=True) lets a class be reduced to.
+        # torch.load(weights_only=True) allows this class among all dicts.
         return OrderedDict, (), None, None, iter(self.copy().items())
 
     def __repr__(self) -> str:
         return repr(self.copy())
 
 
-# torch's tree functions look at the exact type, and would take a view for a leaf.
+# torch's tree functions look at the exact type, and would treat a view as a leaf.
 pytree.register_pytree_node(
     StateOnServer,
     lambda view: (list(view.values()), list(view)),

@@ -1,4 +1,4 @@
-"""Torch's tensors as numpy arrays, which is what a `Registration` reads and writes."""
+"""Tensors as numpy arrays, which a `Registration` reads and writes."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.group_options import GROUP_OPTIONS
-from optd.params import NAME, PARAMS, ParamGroup, plain_option
-from optd.row_gradients import RowGradient
+from optd.exchange.row_gradients import RowGradient
+from optd.options.group_options import GROUP_OPTIONS
+from optd.params.flat_view import Array
+from optd.params.groups import NAME, PARAMS, ParamGroup, plain_option
 from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of, served_dtype, shape_of
 from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered, is_plain
 from optd.torch.naming import distinct_name, parameter_names
@@ -22,7 +22,7 @@ PARAM_NAMES = "param_names"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a parameter's numbers lie in memory that is shared with the server."""
+    """The place of a parameter's numbers in memory that is shared with the server."""
 
     array: Array
     tensor: torch.Tensor
@@ -37,28 +37,28 @@ class Place:
 
 @dataclass(slots=True)
 class TensorGroup(ParamGroup):
-    """A group of tensors. Its `arrays` are their memory where numpy can share it, and stand in for it elsewhere.
+    """A group of tensors. Its `arrays` are the tensors' memory if numpy can share that, else copies.
 
-    A tensor may get other memory at any time (`model.cuda()`, `tensor.data = ...`), so arrays are good for one
+    A tensor may get other memory at any time (`model.cuda()`, `tensor.data = ...`), so arrays are valid for one
     exchange with the server: `read` or `open` them before it, and `take` what was written into them after it.
     """
 
     tensors: list[torch.Tensor] = field(default_factory=list)
-    """The list in torch's own group."""
+    """The list in torch's group."""
     originals: tuple[torch.Tensor, ...] = ()
     """The tensors that were registered."""
     _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
     _lent: dict[int, int] = field(default_factory=dict)
-    """By number of a tensor, the address of the shared memory that it was last given."""
+    """The address of the shared memory that a tensor was last given, by its number."""
     _spare: dict[int, Array] = field(default_factory=dict)
-    """Memory for weights that are copied, of tensors that lie in shared memory until then."""
+    """New memory for tensors that lie in shared memory, until their weights are copied there."""
 
     @classmethod
     def of(cls, group: Mapping[str, Any], options: Collection[str], known: "Sequence[TensorGroup]") -> "TensorGroup":
-        """A group as torch resolved it, behind `known` ones; `options` are those that the server's algorithm has.
+        """Reads a group as torch resolved it, after the `known` groups; `options` are those of the server's algorithm.
 
         Parameters without a name are `param0` and so on over all groups, a group without one is `group{index}`. Names
-        that are taken become others: see `optd.torch.naming`. Raises `DuplicateParameter`, `UnsupportedDtype` or
+        that are taken are changed: see `optd.torch.naming`. Raises `DuplicateParameter`, `UnsupportedDtype` or
         `NotAnArray`.
         """
         tensors, first = group[PARAMS], sum(len(each.tensors) for each in known)
@@ -110,7 +110,7 @@ class TensorGroup(ParamGroup):
         self.arrays[:] = [np.asarray(as_array(tensor), order="C") for tensor in self.tensors]
 
     def open(self) -> None:
-        """Makes `arrays` ready to be written to; what stands in for a tensor's memory has no numbers yet."""
+        """Makes `arrays` ready to be written to; copies do not hold the tensors' numbers yet."""
         self.check_still_fits()
         self.arrays[:] = [self._opened(number, tensor) for number, tensor in enumerate(self.tensors)]
 
@@ -119,13 +119,13 @@ class TensorGroup(ParamGroup):
             return np.empty_like(self.arrays[number])
         if self._lent.get(number) != tensor.data_ptr():
             return as_array(tensor)
-        # It lies where the server writes, which may take the memory back; until it is written to, this takes none.
+        # The tensor lies in shared memory, which the server may take back. An unwritten spare takes no memory.
         if number not in self._spare:
             self._spare[number] = np.empty(shape_of(tensor), dtype_of(tensor))
         return self._spare[number]
 
     def check_still_fits(self) -> None:
-        """Raises what is wrong with tensors that are others, or otherwise, than they were when they were registered."""
+        """Raises what is wrong if the tensors are not those that were registered, or have another shape or dtype."""
         if len(self.tensors) != len(self.names):
             expected = f"{len(self.names)} parameters"
             raise StructureMismatch(what=f"group {self.name!r}", expected=expected, got=len(self.tensors))
@@ -134,16 +134,16 @@ class TensorGroup(ParamGroup):
 
     @torch.no_grad()
     def take(self, *, complete: bool, places: Sequence[Place] | None = None) -> None:
-        """Puts what was written into `arrays`, or lies in `places`, into the tensors, as far as it is `complete`.
+        """Puts what was written into `arrays`, or lies in `places`, into the tensors, if it is `complete`.
 
-        Where a tensor can have the memory of its place it gets that. Torch has not seen what went into memory that it
-        shares. It is told, so that a backward pass through a graph of the old weights fails, as it does after a step
-        of torch's own.
+        A tensor that can have the memory of its place gets that. Torch does not notice writes to memory that it shares
+        with numpy, so it is told of them: a backward pass through a graph of the old weights then fails, as it does
+        after a step of torch.
         """
         if places is not None and complete:
             for number, (tensor, place) in enumerate(zip(self.tensors, places, strict=True)):
                 if not can_move(tensor) and self._lent.get(number) == tensor.data_ptr():
-                    # It was given its own memory the other way round, which the server takes back.
+                    # It still has the shared memory of an earlier step, which the server takes back.
                     tensor.data = torch.empty_like(tensor)
                 _move_to(tensor, place)
                 self._lent[number] = place.address
@@ -157,9 +157,9 @@ class TensorGroup(ParamGroup):
                     tensor.copy_(as_tensor(array, is_complex=tensor.is_complex()))
 
     def gradients(self, places: Sequence[Place] | None = None) -> list[Any]:
-        """The gradients as they are; None where there is none. Raises `NotAnArray` or what no longer fits.
+        """The gradients; None for a tensor without one. Raises `NotAnArray`, or what no longer fits.
 
-        One that lies in its place is given as that place's array.
+        A gradient that lies in its place is returned as that place's array.
         """
         self.check_still_fits()
         if places is None:
@@ -172,7 +172,7 @@ class TensorGroup(ParamGroup):
 
 def _move_to(tensor: torch.Tensor, place: Place) -> None:
     if not can_move(tensor) or place.tensor.data_ptr() != place.address:
-        # A tensor that was moved to memory of other processes has taken what it lay in along.
+        # `share_memory_()` on the tensor moved the place's own tensor along with it.
         tensor.copy_(as_tensor(place.array, is_complex=tensor.is_complex()))
         return
     tensor.data = place.tensor
@@ -180,7 +180,7 @@ def _move_to(tensor: torch.Tensor, place: Place) -> None:
 
 
 def can_move(tensor: torch.Tensor, *, strides: bool = True) -> bool:
-    """Whether a tensor is one of numbers in plain memory, in C order unless `strides` do not matter."""
+    """Whether a tensor is plain memory of the host, in C order unless `strides` is False."""
     return (
         type(tensor) in PLAIN
         and tensor.layout is torch.strided
@@ -191,7 +191,7 @@ def can_move(tensor: torch.Tensor, *, strides: bool = True) -> bool:
 
 
 def is_in_place(tensor: torch.Tensor, place: Place) -> bool:
-    """Whether a tensor has just the memory of a place."""
+    """Whether a tensor has exactly the memory of a place."""
     return (
         can_move(tensor)
         and tensor.data_ptr() == place.address
@@ -201,7 +201,7 @@ def is_in_place(tensor: torch.Tensor, place: Place) -> bool:
 
 
 def shares_memory(tensor: torch.Tensor) -> bool:
-    """Whether numpy can have a tensor's memory as an array in C order."""
+    """Whether numpy can share a tensor's memory as an array in C order."""
     return tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
@@ -223,9 +223,9 @@ def _gradient(name: str, tensor: torch.Tensor) -> Array | RowGradient | None:
 
 
 def _rows_of(what: str, gradient: torch.Tensor) -> RowGradient:
-    """A sparse gradient with each row once, as torch's optimizers take it.
+    """A sparse gradient with each row once, as torch's optimizers coalesce it.
 
-    That of `nn.Embedding(sparse=True)` is sparse in its first dimension; `to_sparse()` makes them sparse in all.
+    `nn.Embedding(sparse=True)` gives gradients that are sparse in the first dimension, `to_sparse()` in all.
     """
     dims = gradient.sparse_dim()
     if not dims:

@@ -1,7 +1,7 @@
-"""What tensors hold, for `optd.local_changes`: their numbers as arrays of numpy, and what torch tells of writes.
+"""Finds changes of tensors, for `local_changes`: by their content, and by the writes that torch counts.
 
-Torch counts the writes to a tensor, but not those through `.data`, and not those of numpy; so content decides. What
-torch tells says of which large tensors all of the content has to be looked at.
+Torch does not count writes through `.data` or by numpy, so the content decides. Torch's count tells for which large
+tensors all of the content must be compared.
 """
 
 import math
@@ -10,14 +10,14 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import torch
 
-from optd.arrays import Array
-from optd.contents import Contents, Differences, Look, sample_places
+from optd.params.flat_view import Array
+from optd.registration.contents import Contents, Differences, Look, sample_places
 from optd.torch.arrays import as_array, dtype_of, real, shape_of
 from optd.torch.tensors import TensorGroup
 
 
 class WatchedTensors:
-    """The tensors of all groups, by their content."""
+    """The tensors of all groups, compared by their content."""
 
     def __init__(self, groups: Sequence[TensorGroup]) -> None:
         self._groups = groups
@@ -29,9 +29,9 @@ class WatchedTensors:
         self._addresses = np.empty(0, np.int64)
         self._itemsizes = np.array([dtype.itemsize for _, dtype in sizes], np.int64)
         self._odd: set[int] = set()
-        """Those at odd addresses, where numpy reads no elements."""
+        """Tensors at unaligned addresses, which numpy does not read."""
         self._elsewhere: list[int] = []
-        """Those on other devices, while tensors lie where `_pointers` says."""
+        """Tensors on other devices, as long as all tensors have the addresses in `_pointers`."""
         self._noted: tuple[list[int], list[int]] = ([], [])
 
     def note(self, but: Collection[int] = frozenset()) -> None:
@@ -45,7 +45,7 @@ class WatchedTensors:
         self._noted = pointers, versions
 
     def differences(self) -> Differences:
-        """Those that hold something else now."""
+        """Those whose content differs now."""
         look, hints = self._look(checked=False), self._hints()
         if hints == self._noted:
             return self._contents.differences(look, self._whole)
@@ -58,14 +58,14 @@ class WatchedTensors:
         _read(self._groups, numbers)
 
     def _hints(self) -> tuple[list[int], list[int]]:
-        """Where large tensors lie, and how often torch has written to them."""
+        """The addresses of large tensors, and how often torch has written to them."""
         return [self._pointers[number] for number in self._large], [self._tensors[n]._version for n in self._large]
 
     def _whole(self, number: int) -> Array:
         return as_array(self._tensors[number])
 
     def _look(self, *, checked: bool = True) -> Look:
-        """Where all numbers are. Unless it is `checked` already, raises what no longer fits, before memory is read."""
+        """The addresses of all numbers. Unless `checked`, raises what no longer fits, before memory is read."""
         pointers = [tensor.data_ptr() for tensor in self._tensors]
         if pointers != self._pointers:
             for group in () if checked else self._groups:
@@ -81,7 +81,7 @@ class WatchedTensors:
 
     @torch.no_grad()
     def _fetched(self) -> dict[int, Array]:
-        """Tensors of other devices, or their samples, in one transfer for each device and dtype."""
+        """Tensors of other devices, or samples of them, with one transfer for each device and dtype."""
         together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for number in self._elsewhere:
             tensor = self._tensors[number]
@@ -105,7 +105,7 @@ class WatchedTensors:
 
 
 class CountedTensors:
-    """The tensors of all groups, by what torch tells: nothing of them is read."""
+    """The tensors of all groups, by the writes that torch counts: no content is read."""
 
     def __init__(self, groups: Sequence[TensorGroup]) -> None:
         self._groups = groups
@@ -120,7 +120,7 @@ class CountedTensors:
         self._noted = versions
 
     def add(self, group: TensorGroup) -> None:
-        """Begins with a group, whose tensors the job has what they hold of."""
+        """Begins to watch a group whose tensors hold the job's weights."""
         self._tensors += group.originals
         self._noted += [tensor._version for tensor in group.originals]
 

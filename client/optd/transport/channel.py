@@ -1,26 +1,29 @@
-"""A connection to a server: the kinds of call, who calls, and what it means where one fails.
+"""The connection over gRPC: one HTTP/2 channel, the token of each call, and what its failures mean.
 
-Messages pass gRPC as bytes: frames have an encoding of their own.
+Messages pass gRPC as bytes, because frames have an encoder of their own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-# gRPC's own lines on stderr repeat what is raised here, and it reads this when it is first imported.
+# gRPC's lines on stderr repeat the errors that are raised here. It reads this when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from optd.tls import TLS
-from optd.transport import beside
-from optd.transport.base import HEADER_BYTES
-from optd.transport.steps import StepStream
+from optd.transport import call_threads
+from optd.transport.connection import Batches, Connection, Steps
+from optd.transport.numbers import HEADER_BYTES
+from optd.transport.rpcs import Rpc
+from optd.transport.step_stream import StepStream
+from optd.transport.tls import TLS
 from optd_wire.error_status import from_status
 from optd_wire.errors import (
     ConnectionLost,
@@ -30,11 +33,12 @@ from optd_wire.errors import (
     TooManyRequests,
     UnexpectedStatus,
 )
-from optd_wire.frames import Outgoing, decode, encode
+from optd_wire.frames import Outgoing, encode
 
-M = TypeVar("M", bound=Message)
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
 
-# Slower than the server's own bound on pings, so that it never takes us for a flood.
+# Less often than the server's bound on pings, so that it never takes them for a flood.
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -48,11 +52,8 @@ _OPTIONS = [
 ]
 
 
-class Channel:
-    """An HTTP/2 connection; `rpc` is "Service/Method" of optd.v1, or a path from the root.
-
-    Every method raises the server's own error where a call fails, or one of the connection.
-    """
+class Channel(Connection):
+    """See `Connection`. The connection is made with the first call."""
 
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
@@ -65,90 +66,84 @@ class Channel:
             self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
 
     def close(self) -> None:
-        """Ends the connection; calls under way fail."""
+        """Ends the connection; calls under way raise `ConnectionLost`."""
         self._channel.close()
 
-    def ask(self, rpc: str, request: Message, answer: type[M], timeout: float) -> M:
-        """One message, and the answer to it."""
+    def call(self, rpc: Rpc[Q, A], request: Q, timeout: float) -> A:
+        """Sends one message and returns the answer."""
 
         def call() -> bytes:
-            made: Any = self._channel.unary_unary(_path(rpc))
+            made: Any = self._channel.unary_unary(rpc.path)
             data: bytes = made(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
             return data
 
-        with self.errors(rpc, timeout):
-            return answer.FromString(beside.run(call))
+        with self.errors(rpc.name, timeout):
+            return rpc.answer.FromString(call_threads.run(call))
 
-    def upload(
-        self, rpc: str, first: Message, batches: Iterable[Sequence[Outgoing]], answer: type[M], timeout: float
-    ) -> M:
-        """The message `first` and batches of frames, and the answer to all of them."""
+    def upload(self, rpc: Rpc[Q, A], first: Q, batches: Batches, timeout: float) -> A:
+        """Sends `first` and all frames, and returns the one answer."""
         is_given_up = False
 
         def messages() -> Iterator[bytes]:
             for message in messages_of(first, batches):
-                if is_given_up:  # what is left belongs to the caller again
+                if is_given_up:  # the arrays belong to the caller again
                     raise InterruptedError
                 yield message
 
         def call() -> bytes:
-            made: Any = self._channel.stream_unary(_path(rpc))
+            made: Any = self._channel.stream_unary(rpc.path)
             data: bytes = made(messages(), timeout=timeout, metadata=self._metadata)
             return data
 
         try:
-            with self.errors(rpc, timeout):
-                return answer.FromString(beside.run(call))
+            with self.errors(rpc.name, timeout):
+                return rpc.answer.FromString(call_threads.run(call))
         finally:
             is_given_up = True
 
-    def receive(
-        self,
-        rpc: str,
-        request: Message,
-        answer: type[M],
-        timeout: float | None,
-        read: Callable[[type[M], bytes], tuple[M, list[Any]]] = decode,
-    ) -> Iterator[tuple[M, list[Any]]]:
-        """One message, and a stream of answers with their frames, as `read` finds them; ends with the iterator."""
+    def download(self, rpc: Rpc[Q, A], request: Q, timeout: float | None) -> Iterator[tuple[A, list[Any]]]:
+        """Sends one message; yields the messages of the answer, each with its frames."""
         calls: list[Any] = []
         is_over = False
 
         def begin() -> None:
-            made: Any = self._channel.unary_stream(_path(rpc))
+            made: Any = self._channel.unary_stream(rpc.path)
             calls.append(made(request.SerializeToString(), timeout=timeout, metadata=self._metadata))
 
         try:
-            with self.errors(rpc, timeout):
-                beside.run(begin)
-                while (data := beside.run(lambda: next(calls[0], None))) is not None:
-                    yield read(answer, data)
+            with self.errors(rpc.name, timeout):
+                call_threads.run(begin)
+                while (data := call_threads.run(lambda: next(calls[0], None))) is not None:
+                    yield rpc.read(rpc.answer, data)
                 is_over = True
         finally:
             if not is_over:
-                beside.begin(lambda: [call.cancel() for call in calls])
+                call_threads.begin(lambda: [call.cancel() for call in calls])
 
-    def open_steps(self, rpc: str) -> StepStream:
-        """Begins a stream that one step after another is sent on."""
-        call: Any = self._channel.stream_stream(_path(rpc))
+    def steps(self, rpc: Rpc[Q, A]) -> ChannelSteps[Q, A]:
+        """Opens a stream of steps."""
+        return ChannelSteps(self, rpc, self._open_stream(rpc.path))
+
+    def _open_stream(self, path: str) -> StepStream:
+        call: Any = self._channel.stream_stream(path)
         return StepStream(lambda requests: call(requests, metadata=self._metadata))
 
     @contextmanager
-    def errors(self, rpc: str, timeout: float | None) -> Iterator[None]:
-        """Turns what gRPC raises in the block into an error of optd."""
+    def errors(self, name: str, timeout: float | None) -> Iterator[None]:
+        """Turns what gRPC raises in the block, in a call of this name, into an error of optd."""
         try:
             yield
         except grpc.RpcError as error:
-            raise self._translate(rpc, error, timeout) from None
+            raise self._translate(name, error, timeout) from None
 
-    def _translate(self, rpc: str, error: Any, timeout: float | None) -> OptdError:
-        """What a failed call means: the server's own error, or one of the connection."""
+    def _translate(self, name: str, error: Any, timeout: float | None) -> OptdError:
+        """The server's own error, if the failed call carries one, else an error of the connection."""
         known = _own_error(error)
         if known is not None:
             return known
-        name, problem = rpc.rpartition("/")[2], error.details() or "no details"
+        problem = error.details() or "no details"
         match error.code():
-            # A server that goes down cancels what it has not finished.
+            # A server that shuts down cancels the calls that it has not finished.
             case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
                 return ConnectionLost(address=self.address, rpc=name, problem=problem)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -161,23 +156,60 @@ class Channel:
                 return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
 
 
+class ChannelSteps(Steps[Q, A]):
+    """See `Steps`: messages and frames over a `StepStream`, which carries bytes."""
+
+    def __init__(self, channel: Channel, rpc: Rpc[Q, A], stream: StepStream) -> None:
+        self._channel = channel
+        self._rpc = rpc
+        self._stream = stream
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream goes on, as far as is known here."""
+        return self._stream.open
+
+    def send(self, first: Q, batches: Batches = ()) -> None:
+        """Sends the messages of one step, which are encoded one by one as gRPC takes them."""
+        self._stream.send(messages_of(first, batches))
+
+    def tell(self, message: Q) -> None:
+        """Sends one message that has no answer."""
+        self._stream.send(iter([message.SerializeToString()]))
+
+    def receive(self, deadline: float, timeout: float) -> tuple[A, list[Any]]:
+        """The next message of the answer with its frames."""
+        address, name = self._channel.address, self._rpc.name
+        with self._channel.errors(name, timeout):
+            data = self._stream.receive(deadline - time.monotonic())
+        if self._stream.late:
+            raise DeadlineExceeded(rpc=name, address=address, seconds=f"{timeout:g}", hint="")
+        if data is None:
+            raise ConnectionLost(address=address, rpc=name, problem="the server has ended the stream")
+        return self._rpc.read(self._rpc.answer, data)
+
+    def cancel(self) -> None:
+        """Ends the stream at once."""
+        self._stream.cancel()
+
+    def close(self) -> None:
+        """Ends the stream and waits for its threads."""
+        self._stream.close()
+
+
 def _own_error(error: Any) -> OptdError | None:
     """The error of optd that a failed call carries, if it carries one."""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # what is in the trailers contradicts the call's own status, as a cut-off reply does
+    except ValueError:  # the trailers contradict the call's status, as in a reply that was cut off
         return None
     return None if status is None else from_status(status)
 
 
-def _path(rpc: str) -> str:
-    return rpc if rpc.startswith("/") else f"/optd.v1.{rpc}"
-
-
-def messages_of(first: Message, batches: Iterable[Sequence[Outgoing]]) -> Iterator[bytes]:
-    """The messages of an upload: `first` with the first frames, then messages of frames alone; the last one says so."""
+def messages_of(first: Message, batches: Batches) -> Iterator[bytes]:
+    """The messages of an upload: `first` with the first frames, then frames alone; the last message has `last` set."""
     message: Any = first
-    # A large header (the spec of many parameters) goes alone: with frames it might be more than one message may be.
+    # A large header (the spec of many parameters) travels alone: with frames the message might be too large.
     waiting: Sequence[Outgoing] | None = [] if first.ByteSize() > HEADER_BYTES // 2 else None
     for batch in batches:
         if waiting is not None:

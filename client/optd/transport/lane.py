@@ -1,20 +1,72 @@
-"""Lanes: how the numbers of pushes and pulls travel. Everything else goes by the transport's calls."""
+"""Lanes: how the numbers of pushes and pulls travel. All other calls go over the connection directly."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from optd.row_gradients import may_leave_out
-from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
-from optd_wire.values import PullResult, PushHeader, PushResult
+import numpy as np
+import numpy.typing as npt
+
+from optd.transport.numbers import Sink, Source, StepSink
+from optd.transport.requests import PullRequest
+from optd_wire.frames import Frame, Outgoing
+from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult
+
+Array = npt.NDArray[Any]
+
+
+class Member(NamedTuple):
+    """A worker that has joined a job, under its epoch."""
+
+    job: str
+    worker: str
+    epoch: int
+
+
+class SharedBuffers(ABC):
+    """Memory that a lane shares with the server: gradients are written there, weights may be read there."""
+
+    gradients: list[list[Array]]
+    """The memory that the server reads gradients from, by group and segment of its flat buffer."""
+    writable: bool
+    """Whether the caller lets others write to weights in place; the lane then undoes that before it shows new ones."""
+
+    @abstractmethod
+    def holds(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether an array lies where the server reads gradients."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedGradients:
+    """A source of gradients that already lie in a lane's buffers: in `ranges`, or of all parameters if None."""
+
+    buffers: SharedBuffers
+    ranges: tuple[FlatRange, ...] | None
+    source: Source
+
+    def __call__(self) -> Iterator[Sequence[Outgoing]]:
+        """The gradients as frames, for another lane."""
+        return self.source()
+
+
+class PlacedWeights(list[Frame]):
+    """Weights where they lie in a lane's buffers: the same object whenever they lie in the same place."""
 
 
 class Lane(ABC):
-    """Pushes and pulls of one worker. One call at a time; each blocks as the transport's calls do."""
+    """Pushes and pulls of one worker. One call at a time; each blocks and raises as the calls of the connection do."""
 
     name: str
 
+    @property
+    def buffers(self) -> SharedBuffers | None:
+        """Memory that the lane shares with the server; None if numbers travel in messages."""
+        return None
+
     @abstractmethod
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
-        """Pushes gradients; waits until they are part of a step."""
+        """Pushes gradients; blocks until they are part of a step."""
 
     @abstractmethod
     def step(
@@ -29,8 +81,9 @@ class Lane(ABC):
     ) -> tuple[PushResult, PullResult]:
         """Pushes and pulls.
 
-        Weights that may stay where they are until the next call go to `in_place`, where that is given. `encoding` is
-        how messages carry weights, empty for unchanged; gradients come as their frames are made.
+        `in_place`, if given, takes weights that may stay where they are until the next call; `weights` takes all
+        others. `encoding` is how messages carry weights, empty for unchanged; gradients travel as their frames are
+        made.
         """
 
     @abstractmethod
@@ -41,62 +94,13 @@ class Lane(ABC):
 
     @abstractmethod
     def keep(self) -> None:
-        """Makes weights that were left in place stay as they are after the hold on them has ended."""
+        """Makes weights in place keep their values after the server has reused their memory."""
 
     @abstractmethod
     def close(self) -> None:
-        """Gives up what the lane holds; the connection stays."""
+        """Gives up what the lane holds; the connection stays open."""
 
 
-class GrpcLane(Lane):
-    """Frames in messages."""
-
-    name = "grpc"
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
-        """Pushes gradients; waits until they are part of a step."""
-        # On the stream of steps, which is open already.
-        return self._transport.step(header, gradients, Delivery(none=True), _refuse, timeout)[0]
-
-    def step(
-        self,
-        header: PushHeader,
-        gradients: Source,
-        weights: StepSink,
-        timeout: float,
-        *,
-        in_place: Sink | None,
-        encoding: str,
-    ) -> tuple[PushResult, PullResult]:
-        """Pushes and pulls; what is in messages is never in place."""
-        delivery = Delivery(encoding=encoding, changed=may_leave_out(gradients))
-        return self._transport.step(header, gradients, delivery, weights, timeout)
-
-    def pull(
-        self, request: PullRequest, weights: Sink, timeout: float, *, in_place: Sink | None, encoding: str
-    ) -> PullResult:
-        """Reads the current weights."""
-        wanted = PullRequest(
-            request.job,
-            request.worker,
-            request.epoch,
-            request.known,
-            Delivery(encoding=encoding),
-            request.groups,
-            request.parameters,
-            request.weights,
-        )
-        return self._transport.pull(wanted, weights, timeout)
-
-    def keep(self) -> None:
-        """Nothing is in place."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def _refuse(_: object) -> None:
+def refuse_weights(_: object) -> None:
+    """The sink of a push, which asks for no weights."""
     raise AssertionError("weights came that nobody has asked for")

@@ -1,25 +1,26 @@
-"""The `shm` lane: numbers in memory that worker and server both have, and small messages by gRPC.
+"""The `shm` lane: numbers in memory that worker and server share, and small messages by gRPC.
 
-The server makes the memory and hands it over through a Unix socket. The gradient's regions are for this worker to write
-to; of the weights' regions it can change nothing that anybody else sees.
+The server makes the memory and passes it through a Unix socket. The worker writes gradients to their regions. The
+regions of weights it maps privately, so that nothing it writes there is seen by others.
 """
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from optd.row_gradients import WithRows, may_leave_out
-from optd.transport.base import Delivery, PullRequest, Sink, Source, StepSink, Transport
-from optd.transport.lane import Lane
-from optd.transport.mapping import Region
+from optd.transport.lane import Lane, Member, PlacedGradients, PlacedWeights, SharedBuffers, refuse_weights
+from optd.transport.numbers import RowSource, Sink, Source, StepSink, may_leave_out
+from optd.transport.requests import Delivery, PullRequest
+from optd.transport.server_calls import ServerCalls
+from optd.transport.shared_region import Region
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.errors import SharedMemoryUnavailable
-from optd_wire.frames import Frame, GatheredFrame, Outgoing
+from optd_wire.frames import Frame, GatheredFrame
 from optd_wire.layout import GroupLayout
 from optd_wire.row_frames import RowFrame
 from optd_wire.values import FlatRange, PullResult, PushHeader, PushResult, SharedGradient, SharedWeights
@@ -28,39 +29,20 @@ Array = npt.NDArray[Any]
 TOKEN_BYTES = 32
 CONNECT_SECONDS = 5.0
 MAX_DESCRIPTORS = 250
-# The server takes turns in a few sets of regions; there are others after a change of groups.
+# The server alternates between a few sets of regions; a change of groups brings new ones.
 MOST_SETS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class InMemory:
-    """A source of gradients that have been written to a lane's memory: in `ranges`, or of all parameters (None)."""
-
-    lane: "SharedMemoryLane"
-    ranges: tuple[FlatRange, ...] | None
-    source: Source
-
-    def __call__(self) -> Iterator[Sequence[Outgoing]]:
-        """The gradients as frames, for another lane."""
-        return self.source()
-
-
-class Mapped(list[Frame]):
-    """Weights where they lie in shared memory: the same object whenever they lie in the same place."""
-
-
-class SharedMemoryLane(Lane):
-    """Numbers in shared memory. Raises `SharedMemoryUnavailable` when it is made and there is none to be had."""
+class SharedMemoryLane(Lane, SharedBuffers):
+    """Numbers in shared memory. The constructor raises `SharedMemoryUnavailable` if no memory can be shared."""
 
     name = "shm"
 
-    def __init__(
-        self, transport: Transport, *, job: str, worker: str, epoch: int, layouts: list[GroupLayout], timeout: float
-    ) -> None:
-        self._transport = transport
-        self._identity = (job, worker, epoch)
+    def __init__(self, calls: ServerCalls, member: Member, layouts: list[GroupLayout], timeout: float) -> None:
+        self._calls = calls
+        self._member = member
         self._layouts = layouts
-        self._memory = transport.open_shared_memory(job, worker, epoch, timeout)
+        self._memory = calls.open_shared_memory(*member, timeout)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._open(timeout)
@@ -68,26 +50,31 @@ class SharedMemoryLane(Lane):
             self._socket.close()
             raise
         self._weights: dict[int, Region] = {}
-        self._frames: dict[tuple[int, ...], Mapped] = {}
+        self._frames: dict[tuple[int, ...], PlacedWeights] = {}
         self._lent: tuple[int, ...] = ()
-        """The regions of weights that were left in place; somebody may have written to them, or to others before."""
+        """The regions of weights that are in place now; the caller may have written to them, or to earlier ones."""
         self._ever_lent = False
         self.writable = False
-        """Whether whom weights are left to in place may write to them: then that is looked for, and undone."""
+        """See `SharedBuffers`."""
 
     # The memory
+
+    @property
+    def buffers(self) -> SharedBuffers:
+        """The memory that both sides have."""
+        return self
 
     def _open(self, timeout: float) -> None:
         try:
             _connect(self._socket, self._memory.path)
             self._gradient = self._receive_gradient()
             self.gradients = [self._segments(self._gradient, group) for group in range(len(self._layouts))]
-            """By group and segment: the memory that gradients are read from."""
+            """See `SharedBuffers`."""
         except SharedMemoryUnavailable as unavailable:
-            self._transport.confirm_shared_memory(*self._identity, timeout, problem=unavailable.values["why"])
+            self._calls.confirm_shared_memory(*self._member, timeout, problem=unavailable.values["why"])
             raise
         token = self._gradient[0].array(np.dtype(np.uint8), 0, TOKEN_BYTES).tobytes()
-        self._transport.confirm_shared_memory(*self._identity, timeout, token=token)
+        self._calls.confirm_shared_memory(*self._member, timeout, token=token)
 
     def _receive_gradient(self) -> list[Region]:
         descriptors = self._descriptors(self._memory.ticket, MAX_DESCRIPTORS)
@@ -101,7 +88,7 @@ class SharedMemoryLane(Lane):
                 region.touch()
             return regions
         finally:
-            for descriptor in descriptors:  # behind one that could not be mapped, or too few or too many
+            for descriptor in descriptors:  # after one that could not be mapped, or if their number is wrong
                 os.close(descriptor)
 
     def _descriptors(self, asked: bytes, most: int) -> list[int]:
@@ -113,7 +100,7 @@ class SharedMemoryLane(Lane):
             raise SharedMemoryUnavailable(why=why) from None
 
     def _region(self, number: int, size: int) -> Region:
-        """A region of weights, mapped when it is first read from."""
+        """A region of weights, which is mapped at its first use."""
         if number not in self._weights:
             descriptors = self._descriptors(str(number).encode(), 1)
             if not descriptors:
@@ -138,18 +125,18 @@ class SharedMemoryLane(Lane):
         raise SharedMemoryUnavailable(why=why)
 
     def holds(self, array: Array) -> bool:
-        """Whether an array lies where gradients are read from."""
+        """Whether an array lies where the server reads gradients."""
         address: int = array.__array_interface__["data"][0]
         return any(region.address <= address < region.address + region.size for region in self._gradient)
 
     def keep(self) -> None:
-        """Leaves the weights that were left in place as they are, whatever the server writes there from now on."""
+        """Makes weights in place keep their values, whatever the server writes there from now on."""
         lent, self._lent = self._lent, ()
         for number in lent:
             self._weights[number].keep()
 
     def close(self) -> None:
-        """Gives the memory up. Arrays that somebody still has stay as they are."""
+        """Gives the memory up. Arrays in it that are still in use keep their values."""
         self.keep()
         self._socket.close()
         self._weights.clear()
@@ -157,9 +144,9 @@ class SharedMemoryLane(Lane):
     # Pushes and pulls
 
     def push(self, header: PushHeader, gradients: Source, timeout: float) -> PushResult:
-        """Pushes gradients; waits until they are part of a step."""
+        """Pushes gradients; blocks until they are part of a step."""
         header, source = self._placed(header, gradients)
-        return self._transport.step(header, source, Delivery(none=True), _refuse, timeout)[0]
+        return self._calls.step(header, source, Delivery(none=True), refuse_weights, timeout)[0]
 
     def step(
         self,
@@ -177,7 +164,7 @@ class SharedMemoryLane(Lane):
             delivery = Delivery(changed=True)
         else:
             delivery = Delivery(shared=True, in_place=in_place is not None)
-        pushed, pulled = self._transport.step(header, source, delivery, weights, timeout)
+        pushed, pulled = self._calls.step(header, source, delivery, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pushed, pulled
 
@@ -185,23 +172,22 @@ class SharedMemoryLane(Lane):
         self, request: PullRequest, weights: Sink, timeout: float, *, in_place: Sink | None, encoding: str
     ) -> PullResult:
         """Reads the current weights; nothing is encoded."""
-        job, worker, epoch = self._identity
-        mine = (request.job, request.worker, request.epoch) == (job, worker, epoch)
+        mine = (request.job, request.worker, request.epoch) == self._member
         delivery = Delivery(encoding=encoding, shared=mine, in_place=in_place is not None)
         request = replace(request, delivery=delivery)
-        pulled = self._transport.pull(request, weights, timeout)
+        pulled = self._calls.pull(request, weights, timeout)
         self._read(pulled.shared, weights, in_place)
         return pulled
 
     def _placed(self, header: PushHeader, gradients: Source) -> tuple[PushHeader, Source]:
-        """Gradients where the server reads them; those with rows among them are sent, as they are no whole ones."""
-        if isinstance(gradients, WithRows):
+        """Puts gradients where the server reads them; a source with rows travels in messages instead."""
+        if isinstance(gradients, RowSource):
             return header, gradients
         return replace(header, shared=self._write(gradients)), _nothing
 
     def _write(self, gradients: Source) -> SharedGradient:
-        """Sees to it that gradients are where the server reads them; tells in which ranges."""
-        if isinstance(gradients, InMemory) and gradients.lane is self:
+        """Writes gradients to the shared memory, unless they lie there already; returns their ranges."""
+        if isinstance(gradients, PlacedGradients) and gradients.buffers is self:
             return SharedGradient(gradients.ranges is None, gradients.ranges or ())
         ranges: list[FlatRange] = []
         for batch in gradients():
@@ -237,13 +223,13 @@ class SharedMemoryLane(Lane):
             weights(mapped)
             self._lent = ()
         if not shared.in_place:
-            self._transport.release(*self._identity)
+            self._calls.release(*self._member)
 
-    def _mapped(self, regions: tuple[int, ...]) -> Mapped:
+    def _mapped(self, regions: tuple[int, ...]) -> PlacedWeights:
         if regions not in self._frames:
             if len(self._frames) == MOST_SETS:
                 self._frames.clear()
-            self._frames[regions] = Mapped(self._frames_in(regions))
+            self._frames[regions] = PlacedWeights(self._frames_in(regions))
         return self._frames[regions]
 
     def _frames_in(self, regions: tuple[int, ...]) -> Iterator[Frame]:
@@ -274,7 +260,3 @@ def _mapped(descriptor: int, size: int, *, shared: bool) -> Region:
 
 def _nothing() -> Iterator[list[GatheredFrame]]:
     return iter(())
-
-
-def _refuse(_: object) -> None:
-    raise AssertionError("weights came that nobody has asked for")

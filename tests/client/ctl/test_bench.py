@@ -14,7 +14,7 @@ from optd.ctl import measuring
 from optd.ctl.commands.bench import ENCODINGS, LANES, NOT_MEASURED, SMALL, Bench
 from optd.ctl.measuring import Measurement, Way
 from optd.local import LocalServer, local
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 
 from .conftest import SECONDS, Optctl, finish
 
@@ -23,7 +23,7 @@ PREFIX = "optctl-bench-"
 
 
 def jobs_of(server: LocalServer) -> list[str]:
-    transport = GrpcTransport(server.address)
+    transport = ServerCalls.over_grpc(server.address)
     try:
         return [job.name for job in transport.list_jobs(10) if job.name.startswith(PREFIX)]
     finally:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import optd
-from optd.transport.grpc import GrpcTransport
+from optd.transport.server_calls import ServerCalls
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_server.optim.job_options import JOB
@@ -122,7 +122,7 @@ def test_values_are_those_of_the_job(optctl, server):
     read = {(one["parameter"], one["field"]): one for one in document["values"]["fields"]}
     assert {field for _, field in read} == {"weights", "gradient", "exp_avg", "exp_avg_sq"}
     expected = {}
-    transport = GrpcTransport(server.address)
+    transport = ServerCalls.over_grpc(server.address)
 
     def take(frames):
         expected.update({frame.group: frame.values.tolist() for frame in frames})

@@ -181,7 +181,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch):
     def tell(**answers: object) -> None:
-        monkeypatch.setattr(connection, "GrpcTransport", lambda *_, **__: Told(**answers))
+        monkeypatch.setattr(connection.ServerCalls, "over_grpc", lambda *_, **__: Told(**answers))
 
     return tell
 

@@ -11,8 +11,8 @@ from torch import nn
 import optd
 import optd.torch
 from optd.errors import InvalidOption, StructureMismatch
-from optd.lanes import LaneName
 from optd.local import LocalServer
+from optd.transport.lane_choice import LaneName
 
 
 def tensor(*shape: int, seed: int = 0) -> nn.Parameter:

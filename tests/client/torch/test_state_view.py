@@ -151,13 +151,13 @@ def test_steps_of_others_show_with_the_next_pull(server: LocalServer, name: str)
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """What states are read: fields, group and parameter of each call."""
     calls: list[Any] = []
-    read = optd.session.Session.read_state
+    read = optd.session.session.Session.read_state
 
     def noting(self: Any, fields: Any = (), group: str = "", parameter: str = "", *, into: Any) -> Any:
         calls.append((tuple(fields), group, parameter))
         return read(self, fields, group, parameter, into=into)
 
-    monkeypatch.setattr(optd.session.Session, "read_state", noting)
+    monkeypatch.setattr(optd.session.session.Session, "read_state", noting)
     return calls
 
 

@@ -18,7 +18,7 @@ from optd.errors import (
     SharedParameters,
     Unreachable,
 )
-from optd.group_options import GROUP_OPTIONS
+from optd.options.group_options import GROUP_OPTIONS
 from optd.torch import SGD, Adam, AdamW
 
 
@@ -157,7 +157,7 @@ def test_no_server_given() -> None:
 
 
 def test_no_server_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optd.opening.connect", partial(optd.connect, connect_timeout=0.1))
+    monkeypatch.setattr("optd.session.connect_arguments.connect", partial(optd.connect, connect_timeout=0.1))
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         SGD(Model().parameters(), server="127.0.0.1:1")
 

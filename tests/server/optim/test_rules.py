@@ -2,7 +2,7 @@
 
 import pytest
 
-from optd.params import plain_option
+from optd.params.groups import plain_option
 from optd_server.optim.rules import LONGEST, Matches, parse
 
 FORM = 'a list of rules such as [{"match": "*.bias", "weight_decay": 0}]'

@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from optd.ctl import text
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, facts, table
-from optd.inquiry import find_algorithm
-from optd.transport.base import AlgorithmList
+from optd.session.inquiry import find_algorithm
+from optd.transport.requests import AlgorithmList
 from optd_wire.values import AlgorithmInfo, OptionInfo
 
 _COLUMNS = (

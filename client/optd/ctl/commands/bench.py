@@ -20,7 +20,7 @@ from optd.ctl.tables import Column, table
 from optd_wire.errors import Expired, OptdError, Unauthenticated, Unavailable
 
 SMALL = 1_000
-"""Elements of a job whose steps are all latency."""
+"""Elements of a job whose steps measure latency alone."""
 PLAIN = "float32"
 LANES = ("grpc", "shm")
 ENCODINGS = (PLAIN, "bfloat16", "float16", "int8", "topk:0.01")
@@ -34,7 +34,7 @@ TELL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What the server, or the lane, would not do."""
+    """A combination that the server or the lane refused."""
 
     lane: str
     encoding: str

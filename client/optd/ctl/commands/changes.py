@@ -15,7 +15,7 @@ from optd.ctl.connection import Connection
 from optd.ctl.exits import BadUsage
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, table
-from optd.group_options import GROUP_OPTIONS
+from optd.options.group_options import GROUP_OPTIONS
 from optd_wire.errors import JobOptionConflict, OptionConflict, UnknownGroup
 from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, JobUpdate, JobVersion, OptionChange, Options
 

@@ -11,7 +11,7 @@ from optd.ctl.commands.arguments import Group, Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.reading import Reading, read
 from optd.ctl.tables import Column, FittingTable, facts, table
-from optd.transport.base import GroupInspection
+from optd.transport.requests import GroupInspection
 from optd_wire.values import GRADIENT, WEIGHTS, FieldStatistics, GroupOptions, GroupSummary, ParameterReport, Statistics
 
 BINS = 12

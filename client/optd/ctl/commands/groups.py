@@ -9,7 +9,7 @@ from optd.ctl import text
 from optd.ctl.commands.arguments import Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, table
-from optd.group_options import GROUP_OPTIONS
+from optd.options.group_options import GROUP_OPTIONS
 from optd_wire.values import GroupSummary, Options
 
 SPARED = ("parameters", "elements", "dtype")

@@ -6,7 +6,7 @@ from optd.ctl import text
 from optd.ctl.commands.arguments import Job
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import facts
-from optd.transport.base import Transport
+from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import UnknownJob
 from optd_wire.values import AverageInfo, JobOptions, JobSummary
 
@@ -23,7 +23,7 @@ class JobView:
 def job(invocation: Invocation, job: Job) -> None:
     """Show a job: its options as a whole, what has become of its gradients, and the averages that it keeps."""
 
-    def attempt(server: Transport, left: float) -> JobView:
+    def attempt(server: ServerCalls, left: float) -> JobView:
         summary = next((found for found in server.list_jobs(left) if found.name == job), None)
         if summary is None:
             raise UnknownJob(job=job)

@@ -33,7 +33,7 @@ def delete(
         raise UnknownJob(job=job)
     if not yes:
         _confirm(found)
-    # Not repeated: where the answer is lost, another job may have the name by then.
+    # Not repeated: if the answer is lost, the name may belong to another job already.
     server = invocation.server
     gone = server.transport.delete_job(job, server.timeout)
     invocation.answer(gone, f"deleted {gone.name} at version {text.count(gone.version.version)}{_lost(gone)}")

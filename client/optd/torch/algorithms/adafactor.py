@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.optim.optimizer import ParamsT
 
-from optd.job_options import Averages, Gradients
-from optd.joining import IfExists
-from optd.rules import Rules
+from optd.options.job_options import Averages, Gradients
+from optd.params.rules import Rules
 from optd.schedules import Schedule, Schedules
-from optd.session import Session
+from optd.session.join import IfExists
+from optd.session.session import Session
 from optd.torch.optimizer import Served
 from optd_wire.values import Policy
 

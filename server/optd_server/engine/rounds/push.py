@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from optd_server.engine.rounds.policies.base import PushId
 from optd_server.store.gradients import Gradient
-from optd_wire.errors import OptdError
+from optd_wire.errors import OptdError, RoundBroken
 from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
@@ -102,3 +103,21 @@ class Push:
         """Tells the callers that the push has come to nothing."""
         self.begun.fail(error)
         self.outcome.fail(error)
+
+
+def has_gradient(gradient: Gradient) -> bool:
+    """Whether any parameter has a gradient."""
+    return bool(gradient.rows) or any(flags.any() for row in gradient.presence for flags in row)
+
+
+async def outcome(known: PushResult | Push) -> PushResult:
+    """The result of a push for a call that repeats it. The caller may be cancelled; the push goes on."""
+    while isinstance(known, Push):
+        push = known
+        try:
+            known = await push.outcome.wait()
+        except RoundBroken:
+            if push.successor is None:
+                raise
+            known = push.successor
+    return replace(known, repeat=True)

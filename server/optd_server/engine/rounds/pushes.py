@@ -13,7 +13,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.base import Decisions, HoldPush, MakeStep, Policy, PushId, RefusePush
-from optd_server.engine.rounds.push import Push, Upload
+from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
 from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.stepping import Stepping, no_memory
 from optd_server.engine.step.intake import check_header
@@ -132,7 +132,7 @@ class Pushes:
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
-        if header.flush and push.shared is not None and _has_gradient(push.shared):
+        if header.flush and push.shared is not None and has_gradient(push.shared):
             raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
         self._check_kind(push)
         decide.check_evaluation(self._state, header)
@@ -399,20 +399,3 @@ class Pushes:
         """Gives the callers of a push its reply."""
         self._let_go(push)
         push.outcome.succeed(reply)
-
-
-def _has_gradient(gradient: Gradient) -> bool:
-    return bool(gradient.rows) or any(flags.any() for row in gradient.presence for flags in row)
-
-
-async def outcome(known: PushResult | Push) -> PushResult:
-    """The result of a push for a call that repeats it. The caller may be cancelled; the push goes on."""
-    while isinstance(known, Push):
-        push = known
-        try:
-            known = await push.outcome.wait()
-        except RoundBroken:
-            if push.successor is None:
-                raise
-            known = push.successor
-    return replace(known, repeat=True)

@@ -1,0 +1,138 @@
+"""The groups of a registration with arrays and dicts, and the version of the job that they hold."""
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from optd.exchange.incoming import IncomingWeights
+from optd.exchange.outgoing import OutgoingGradients
+from optd.options.effective import Effective
+from optd.options.mirror import Shown
+from optd.params.flat_view import Array, ArraysByGroup
+from optd.params.group_arrays import GroupArrays
+from optd.params.groups import ParamGroup
+from optd.registration.existing_job import ExistingJob, check_alone
+from optd.registration.group_dicts import GroupDicts
+from optd.session.lock import OwnedLock
+from optd.session.session import Session
+from optd_wire.errors import JobMismatch
+from optd_wire.values import JobSpec, JobVersion, Membership, Options, Policy, PushResult, Sync
+
+
+class RegisteredGroups:
+    """The groups of a registration, and the job's version that their arrays hold; see `Registration`."""
+
+    def __init__(
+        self,
+        session: Session,
+        algorithm: str,
+        groups: Sequence[ParamGroup],
+        dicts: Sequence[MutableMapping[str, Any]],
+        *,
+        zero_copy: bool,
+        writable: bool,
+        shown: Shown,
+    ) -> None:
+        check_alone(session)
+        self.session = session
+        self.zero_copy = zero_copy
+        self.algorithm = algorithm
+        self._own = GroupArrays(groups, session.batch_bytes)
+        self._incoming = IncomingWeights(session, self._own, zero_copy=zero_copy, writable=writable)
+        self._outgoing = OutgoingGradients(session, self._own)
+        self._groups = GroupDicts(session, dicts, shown)
+        self._lock = OwnedLock()
+        self._base = JobVersion()
+        self._has_average = False
+        """Whether the arrays hold an average, or may, because a call that would have replaced it failed."""
+        self._is_sync = False
+        self._is_loading = False
+        """Whether a state was loaded and nothing pushed since: weights that are written now belong to it."""
+        self._told = 0
+        """The revision whose options the last push brought, if it is later than that of `base`."""
+        self._existing: ExistingJob | None = None
+        self.last: PushResult | None = None
+        """The result of the last answered push; see `Optimizer.last`."""
+        self.attached = False
+        """Whether the job was there before, so that its weights are now in the arrays."""
+
+    def _join(self, defaults: Options, default_policy: Policy | None) -> Membership:
+        """Creates the job, or joins the one that is there; its weights are not pulled yet."""
+        session = self.session
+        spec = JobSpec(
+            name=session.job,
+            algorithm=self.algorithm,
+            defaults=defaults,
+            groups=tuple(group.spec() for group in self.groups),
+            policy=session.policy or (default_policy if session.shared else None),
+            options=session.options,
+            ephemeral=session.ephemeral,
+        )
+        membership, created = self._register(spec, default_policy)
+        self._base = membership.job.version
+        self._is_sync = isinstance(membership.job.policy, Sync)
+        self._groups.read(membership.job.groups)
+        self.attached = not created or self._base.version > 0
+        return membership
+
+    def _register(self, spec: JobSpec, default_policy: Policy | None) -> tuple[Membership, bool]:
+        try:
+            return self.session.register(spec, self._own.view.source(self._own.arrays))
+        except JobMismatch as error:
+            if error.values["aspect"] != "policy" or self.session.policy is not None:
+                raise
+            ours = f"{default_policy}, as that of all ranks of torch.distributed; pass policy= to name another one"
+            raise JobMismatch(**{**error.values, "ours": ours}) from None
+
+    @property
+    def groups(self) -> list[ParamGroup]:
+        """The groups, in the order of the job's."""
+        return self._own.groups
+
+    @property
+    def dicts(self) -> Sequence[MutableMapping[str, Any]]:
+        """The option dicts of the groups. May be set to other dicts for the same groups."""
+        return self._groups.dicts
+
+    @dicts.setter
+    def dicts(self, dicts: Sequence[MutableMapping[str, Any]]) -> None:
+        self._groups.dicts = list(dicts)
+
+    @property
+    def effective(self) -> Effective:
+        """What schedules make of options, as the dicts show it."""
+        return self._groups.effective
+
+    @property
+    def lock(self) -> OwnedLock:
+        """Held by every call; a caller holds it for several calls that belong together."""
+        return self._lock
+
+    @property
+    def weights(self) -> ArraysByGroup:
+        """The weights by group and place: the groups' arrays, or what lies in shared memory, until the next call."""
+        return self._incoming.weights
+
+    @property
+    def in_arrays(self) -> bool:
+        """Whether the weights are in the groups' arrays, and not in shared memory."""
+        return self._incoming.in_arrays
+
+    def shared_gradients(self) -> list[list[Array]] | None:
+        """See `OutgoingGradients.shared_gradients`."""
+        return self._outgoing.shared_gradients()
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the arrays hold an average of the weights, or may."""
+        return self._has_average
+
+    @property
+    def base(self) -> JobVersion:
+        """The version and revision of the weights that the arrays hold."""
+        return self._base
+
+    def _use(self) -> None:
+        """Goes on with the job's weights for good, and tells what differs from what was asked for."""
+        existing, self._existing = self._existing, None
+        if existing is not None:
+            existing.tell()

@@ -1,0 +1,320 @@
+"""What both optimizer faces (numpy and torch) share: arrays tied to a job's groups through a session."""
+
+from collections.abc import Callable, Collection, MutableMapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from optd.exchange.row_gradients import GradientsByGroup
+from optd.options.mirror import Shown, as_numpy
+from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
+from optd.params.groups import ParamGroup
+from optd.registration.existing_job import (
+    ExistingJob,
+    same_states,
+)
+from optd.registration.registered_groups import RegisteredGroups
+from optd.session.member_session import Settle
+from optd.session.push_settings import PLAIN_PUSH, PushSettings
+from optd.session.session import Session
+from optd.state.all_parameters import ParameterState, StateWriter
+from optd.state.server_state import ServerState
+from optd.transport.numbers import Source
+from optd.transport.requests import Known, Names
+from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, UnknownAverage
+from optd_wire.values import (
+    WEIGHTS,
+    GroupOptions,
+    GroupState,
+    GroupUpdate,
+    JobVersion,
+    Membership,
+    Options,
+    Policy,
+    PushResult,
+    WriteStateHeader,
+)
+
+
+class Registration(RegisteredGroups):
+    """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
+
+    Pulled weights are written to the arrays in place. With `zero_copy`, if the session shares memory with the server,
+    `weights` lie in that memory instead, and the arrays stay as they are. `writable` says that the caller lets others
+    write to these; that is undone before new weights are read. `shown` turns an option's value into what the dicts
+    have. One call at a time: other threads wait.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        algorithm: str,
+        defaults: Options,
+        groups: Sequence[ParamGroup],
+        dicts: Sequence[MutableMapping[str, Any]],
+        *,
+        zero_copy: bool = False,
+        writable: bool = False,
+        default_policy: Policy | None = None,
+        shown: Shown = as_numpy,
+    ) -> None:
+        super().__init__(session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown)
+        self.state = ServerState(session, self._own, self._lock, algorithm, self._write_state)
+        """The optimizer state that the server holds."""
+        membership = self._join(defaults, default_policy)
+        if self.attached:
+            self._existing = self._attach(membership, defaults)
+        else:
+            self._groups.ask_effective()
+
+    def _attach(self, membership: Membership, defaults: Options) -> ExistingJob:
+        """Takes the job's weights over; keeps the worker's own until the job is used."""
+        own = [[array.copy() for array in row] for row in self._own.arrays]
+        self.pull()
+        return ExistingJob.found(self.session, membership, defaults, self.groups, own, self.weights)
+
+    def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
+        """The weights that the arrays held before the job's, if they belong to the `states` that are being loaded.
+
+        None if they were equal, if the job has been used since, or if the job has these very states: then its own
+        weights belong to them. (accelerate loads the state that it has just read, to move it to a device.)
+        """
+        existing = self._existing
+        if existing is None or existing.own is None:
+            return None
+        existing.is_confirmed = same_states(self.state.read()[0], states)
+        return None if existing.is_confirmed else existing.own
+
+    def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
+        """Adds a group to the job with its arrays as weights, or finds it there; then pulls.
+
+        Raises `JobMismatch` if another worker has added a group that is missing here.
+        """
+        with self._lock:
+            if group.name in [known.name for known in self.groups]:
+                raise DuplicateName(kind="group", name=group.name, job=self.session.job)
+            info = self.session.add_group(group.spec(), self._own.source_of(group))
+            if info.index != len(self.groups):
+                # Groups are addressed by place, so none may be missing here.
+                aspect = f"group {group.name!r} at place"
+                raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
+            self._own.append(group)
+            own = [array.copy() for array in group.arrays]
+            try:
+                pulled = self.session.pull_into(self._incoming.write, None, in_place=self._incoming.in_place)
+            except BaseException:
+                # The job keeps the group; adding it again finds it there.
+                self._own.pop()
+                raise
+            if self._existing is not None and self._existing.own is not None:
+                self._existing.own.append(own)
+            self._groups.append(info.options, options)
+            self._groups.absorb(pulled.options)
+            self._base = pulled.version
+            self._groups.ask_effective()
+
+    def step(
+        self,
+        gradients: GradientsByGroup,
+        encoding: str | None = None,
+        settings: PushSettings = PLAIN_PUSH,
+        *,
+        has_weights: bool = True,
+    ) -> PushResult:
+        """Pushes gradients and puts the new weights into the arrays.
+
+        The server may leave out weights that have not changed since `base`, if the arrays hold those (`has_weights`).
+        """
+        incoming = self._incoming
+        with self._lock:
+            self._use()
+            self._find_out()
+            updates = self._groups.changes()
+            wire = self._outgoing.wire(encoding)
+            source, settle = self._outgoing.source(
+                gradients, wire, settings, has_weights=has_weights and incoming.in_arrays and not self._has_average
+            )
+            pushed, pulled = self.session.step(
+                source,
+                updates,
+                self._base,
+                self._settling(settle, updates),
+                incoming.write,
+                incoming.in_place,
+                wire.weights,
+                settings,
+            )
+            self.last, self._is_loading = pushed, False
+            self._groups.absorb_pushed(pushed)
+            # The reply has the options as of the step; what has changed since comes with the next reply.
+            self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
+            self._has_average = False
+            return pushed
+
+    def push(
+        self, gradients: GradientsByGroup, encoding: str | None = None, settings: PushSettings = PLAIN_PUSH
+    ) -> PushResult:
+        """Pushes gradients; the arrays stay as they are."""
+        with self._lock:
+            self._use()
+            self._find_out()
+            updates = self._groups.changes()
+            source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), settings)
+            base = replace(self._base, revision=max(self._base.revision, self._told))
+            pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
+            self.last, self._is_loading = pushed, False
+            self._groups.absorb_pushed(pushed)
+            # The options of that revision are known here; the weights of that revision may not be.
+            self._told = pushed.version.revision
+            self._base = replace(self._base, durable_version=pushed.version.durable_version)
+            return pushed
+
+    def flush(self, settings: PushSettings) -> PushResult:
+        """Makes the step of what the job has accumulated; puts the new weights into the arrays, as `step` does."""
+        return self.step([[None] * len(group.arrays) for group in self.groups], settings=replace(settings, flush=True))
+
+    @property
+    def pending(self) -> int:
+        """How many pushes, or rounds, were accumulated without a step, as of the last answer."""
+        return 0 if self.last is None else self.last.accumulated
+
+    def _find_out(self) -> None:
+        """Learns the fate of the last push, if it is unknown: option changes that it brought may be in force.
+
+        The session may change its lane here, so gradients must be encoded after this.
+        """
+        if self.session.in_doubt:
+            self.session.find_out()
+
+    def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
+        def settled(applied: bool, options: Sequence[GroupOptions]) -> None:
+            settle(applied)
+            if applied:
+                self._groups.absorb_own(updates, options)
+
+        return settled
+
+    def pull(
+        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+    ) -> bool:
+        """Puts the current weights into the arrays and the current options into the dicts.
+
+        With `only_if_newer`, returns False and transfers nothing if the arrays hold them already. With some `groups` or
+        `parameters`, or an average as `weights`, only these are read, and `base` stays what it was.
+        """
+        with self._lock:
+            self._use()
+            only_if_newer = only_if_newer and not self._has_average
+            known = Known(self._base.version, self._base.revision) if only_if_newer else None
+            some = bool(groups or parameters or weights)
+            had_average, self._has_average = self._has_average, self._has_average or bool(weights)
+            try:
+                pulled = self.session.pull_into(
+                    self._incoming.write,
+                    known,
+                    in_place=None if some else self._incoming.in_place,
+                    groups=groups,
+                    parameters=parameters,
+                    weights_of=weights,
+                )
+            except (EmptyAverage, UnknownAverage, NotFound):
+                self._has_average = had_average  # nothing was written
+                raise
+            if pulled.not_modified:
+                return False
+            self._groups.absorb(pulled.options)
+            if not some:
+                self._base, self._has_average = pulled.version, False
+            self._groups.ask_effective()
+            return True
+
+    # State
+
+    @cached_property
+    def needs_closure(self) -> bool:
+        """Whether the algorithm asks for loss and gradients several times in one step."""
+        return self.session.algorithm(self.algorithm).needs_closure
+
+    def write_state(
+        self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None
+    ) -> None:
+        """Replaces options and the state of all parameters (as `state.read` gives it), all or nothing.
+
+        The options are those of the dicts, whoever changed them last. `weights` replace the job's in the same call;
+        None leaves a parameter as it is.
+        """
+        with self._lock:
+            self._find_out()
+            writer = StateWriter([group.names for group in self.groups], states)
+            self._write(writer.groups, self._groups.everything(), [writer.frames], weights)
+            self._is_loading = True
+            if self._existing is not None and not self._existing.is_confirmed:
+                self._existing = None  # the checkpoint decides on weights, state and options
+
+    def put_back(self, weights: ArraysByGroup) -> None:
+        """Puts weights into the arrays, after they were sent to the job."""
+        self._incoming.put(weights)
+
+    def write_weights(self) -> None:
+        """Replaces the job's weights with those of the arrays."""
+        with self._lock:
+            self._find_out()
+            self._write((), (), [], self._own.arrays)
+            self._existing = None
+
+    def write_given(self, rows: OptionalArraysByGroup) -> None:
+        """Replaces the job's weights with others by group and place (None: unchanged), then pulls."""
+        with self._lock:
+            self._existing = None
+            self._find_out()
+            self._write((), (), [self._own.view.source(rows, WEIGHTS)], None)
+            self.pull()
+
+    def write_changes(self, places: Collection[tuple[int, int]]) -> None:
+        """Replaces the weights of the parameters at these places (group, place) with those of their arrays.
+
+        Raises `OtherWorkers` or `WeightsMovedOn` if that would undo steps that the arrays do not contain.
+        """
+        with self._lock:
+            self._find_out()
+            session = self.session
+            rows = [
+                [array if (index, place) in places else None for place, array in enumerate(row)]
+                for index, row in enumerate(self._own.arrays)
+            ]
+            header = WriteStateHeader(
+                session.job,
+                session.worker,
+                session.epoch,
+                (),
+                if_alone_at=self._base,
+                # In a sync job all workers make the same change, as they do everything.
+                beside_others=self._is_sync or self._is_loading,
+            )
+            options, version = session.write_state(header, self._own.view.source(rows, WEIGHTS))
+            self._groups.absorb(options)
+            self._base = version
+
+    def _write_state(self, groups: tuple[GroupState, ...], numbers: Source) -> JobVersion:
+        """Replaces state; weights and options stay."""
+        self._find_out()
+        return self._write(groups, (), [numbers], None)
+
+    def _write(
+        self,
+        groups: tuple[GroupState, ...],
+        updates: tuple[GroupUpdate, ...],
+        numbers: Sequence[Source],
+        weights: OptionalArraysByGroup | None,
+    ) -> JobVersion:
+        session = self.session
+        if weights is not None:
+            numbers = [*numbers, self._own.view.source(weights, WEIGHTS)]
+        header = WriteStateHeader(session.job, session.worker, session.epoch, groups, updates=updates)
+        options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
+        self._groups.absorb(options)
+        if weights is not None and all(array is not None for row in weights for array in row):
+            self._base, self._has_average = version, False
+        self._groups.ask_effective()
+        return version

@@ -1,0 +1,86 @@
+"""How sessions leave their jobs: when they are closed, when they are garbage, when the program ends."""
+
+import atexit
+import os
+import threading
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from optd.transport.lane import Lane
+from optd.transport.server_calls import ServerCalls
+from optd_wire.errors import OptdError
+
+LEAVE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Departure:
+    """Everything needed to leave a job. Separate from the session, so that it outlives a session that is garbage."""
+
+    job: str
+    worker: str
+    transport: ServerCalls
+    process: int
+    epoch: int = 0
+    lane: Lane | None = None
+
+    def leave(self) -> None:
+        """Leaves the job, if it was joined, and ends the connection. In a forked child it does nothing."""
+        if os.getpid() != self.process:
+            return
+        if self.lane is not None:
+            # Once the worker has left, the server may write to the memory of weights in place.
+            self.lane.close()
+        if self.epoch:
+            # A worker that is fenced has nothing to leave; if the server is away, the lease will run out.
+            with suppress(OptdError):
+                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
+        self.transport.close()
+
+
+class OpenSession(Protocol):
+    """A session, as far as this module needs it: to close it, and to tell it from others."""
+
+    job: str
+    worker: str
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the server."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it pushes under; 0 before it has registered."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor of another process."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the job and ends the connection."""
+        ...
+
+
+open_sessions: "weakref.WeakSet[OpenSession]" = weakref.WeakSet()
+_leaving: list[threading.Thread] = []
+
+
+def leave_later(departure: Departure) -> None:
+    """Leaves in a thread, for a session that is garbage: the garbage collector must not wait for a server."""
+    thread = threading.Thread(target=departure.leave, name="optd-leave", daemon=True)
+    _leaving.append(thread)
+    thread.start()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Closes all sessions when the program ends, so that their jobs need not wait for the leases to run out."""
+    for session in list(open_sessions):
+        session.close()
+    for thread in _leaving:
+        thread.join(LEAVE_SECONDS)

@@ -1,0 +1,115 @@
+"""What the environment says where an argument is left out."""
+
+import os
+import socket
+from pathlib import Path
+from typing import cast, get_args
+
+import psutil
+
+from optd.session.job_names import ranks_of_launch
+from optd.session.join import IfExists
+from optd.transport.tls import TLS
+from optd_wire.errors import InvalidRequest, NoAddress
+
+
+def server(given: str | None, default: str | None = None) -> str:
+    """HOST:PORT from the argument, OPTD_SERVER or `default`; raises `NoAddress`, or `InvalidRequest` for none."""
+    address = given or os.environ.get("OPTD_SERVER") or default
+    if not address:
+        raise NoAddress()
+    host, _, port = address.rpartition(":")
+    if "/" in address:
+        raise InvalidRequest(problem=f"the server must be HOST:PORT, without a scheme or path, got {address!r}")
+    # gRPC takes 99999 for a port, and calls another one.
+    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidRequest(problem=f"the server must be HOST:PORT, got {address!r}")
+    return address
+
+
+def job(given: str | None) -> str | None:
+    """The job's name from the argument or OPTD_JOB; None where nobody has named it."""
+    return given or os.environ.get("OPTD_JOB") or None
+
+
+def worker(given: str | None) -> str:
+    """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
+
+    A rank's name begins with the rank, so that rounds are added up in the order of the ranks.
+    """
+    named = given or os.environ.get("OPTD_WORKER")
+    if named:
+        return named
+    launched = ranks_of_launch()
+    rank = "" if launched is None else f"rank{launched[0]:0{len(str(launched[1] - 1))}}-"
+    return f"{rank}{socket.gethostname()[:150]}-{os.getpid()}"
+
+
+def has_ended(worker: str) -> bool:
+    """Whether a worker that is named after host and process ran on this host, and its process has ended."""
+    host, _, process = worker.rpartition("-")
+    if not host.endswith(socket.gethostname()[:150]) or not process.isdecimal():
+        return False
+    return not psutil.pid_exists(int(process))
+
+
+def if_exists(given: str | None) -> IfExists:
+    """What to do if a job exists: from the argument, OPTD_IF_EXISTS, or "attach"."""
+    setting, wanted = (
+        ("if_exists", given) if given is not None else ("OPTD_IF_EXISTS", os.environ.get("OPTD_IF_EXISTS"))
+    )
+    if not wanted and given is None:
+        return "attach"
+    if wanted in get_args(IfExists):
+        return cast(IfExists, wanted)
+    raise InvalidRequest(problem=f"{setting} must be 'attach', 'fail' or 'replace', got {wanted!r}")
+
+
+def progress(given: bool | None) -> bool:
+    """Whether progress is shown: from the argument, OPTD_PROGRESS (0 or 1), or True."""
+    if isinstance(given, bool):
+        return given
+    if given is not None:
+        raise InvalidRequest(problem=f"progress must be True or False, got {given!r}")
+    said = os.environ.get("OPTD_PROGRESS") or "1"
+    if said not in ("0", "1"):
+        raise InvalidRequest(problem=f"OPTD_PROGRESS must be 0 or 1, got {said!r}")
+    return said == "1"
+
+
+def token(given: str | None) -> str | None:
+    """The token from the argument, OPTD_TOKEN, or the first one of the file OPTD_TOKEN_FILE."""
+    token = given or os.environ.get("OPTD_TOKEN")
+    file = os.environ.get("OPTD_TOKEN_FILE")
+    if not token and file:
+        token = read_token("OPTD_TOKEN_FILE", file)
+    if token and not (token.isascii() and token.isprintable()):
+        raise InvalidRequest(problem="the token has characters that cannot be sent: only printable ASCII can")
+    return token
+
+
+def read_token(setting: str, file: str) -> str:
+    """The first token of a file; raises `InvalidRequest`, which names the setting, if there is none."""
+    try:
+        lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is no text"
+        raise InvalidRequest(problem=f"{setting}: cannot read {file}: {problem}") from None
+    found = next((line for line in lines if line and not line.startswith("#")), None)
+    if found is None:
+        raise InvalidRequest(problem=f"{setting}: no token in {file}")
+    return found
+
+
+def tls(given: TLS | bool | None) -> TLS | None:
+    """TLS from the argument (True: trusting the authorities that gRPC includes), or from OPTD_TLS_CA."""
+    if isinstance(given, TLS):
+        return given
+    authority = os.environ.get("OPTD_TLS_CA")
+    if given is False or (given is None and not authority):
+        return None
+    return TLS(
+        ca=authority,
+        cert=os.environ.get("OPTD_TLS_CLIENT_CERT"),
+        key=os.environ.get("OPTD_TLS_CLIENT_KEY"),
+    )

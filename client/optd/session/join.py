@@ -1,0 +1,101 @@
+"""How a worker joins a job: it attaches to one that exists, or creates it."""
+
+import secrets
+import time
+from typing import Literal
+
+from optd.session.retry import with_retries
+from optd.transport.numbers import Source
+from optd.transport.server_calls import ServerCalls
+from optd_wire.errors import DeadlineExceeded, JobExists, Unavailable, UnknownJob
+from optd_wire.values import JobSpec, Membership
+
+IfExists = Literal["attach", "fail", "replace"]
+"""What to do if a job of this name exists: join it, raise `JobExists`, or delete it and create a new one."""
+
+# How long one call waits for a job that another worker is creating.
+WAIT_SECONDS = 5.0
+
+
+def take_part(
+    transport: ServerCalls,
+    spec: JobSpec,
+    weights: Source,
+    worker: str,
+    timeout: float,
+    if_exists: IfExists,
+    *,
+    messages_only: bool = False,
+) -> tuple[Membership, bool]:
+    """Joins the job of `spec`, and creates it with `weights` if necessary; returns whether it was created here.
+
+    `messages_only` says that the worker will share no memory with the server. Blocks for up to `timeout` seconds.
+    Raises `JobExists` or `JobInUse` if `if_exists` demands a new job and there cannot be one.
+    """
+    if if_exists == "attach":
+        return _attach_or_create(transport, spec, weights, worker, timeout, messages_only=messages_only)
+    began = time.monotonic()
+    job_id = _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
+    left = timeout - (time.monotonic() - began)
+    membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+    if membership.job.id != job_id:
+        how = "was replaced by another worker at the same time: only one can, and the others attach"
+        raise JobExists(job=spec.name, how=how)
+    return membership, True
+
+
+def _create(transport: ServerCalls, spec: JobSpec, weights: Source, timeout: float, *, replace_for: str | None) -> str:
+    """Creates a job once, however often the call is repeated; returns the job's id."""
+    creation_id = secrets.token_hex(16)
+
+    def attempt(left: float) -> None:
+        transport.create_job(spec, weights, left, creation_id=creation_id, replace_for=replace_for)
+
+    try:
+        with_retries(attempt, address=transport.address, timeout=timeout)
+    except JobExists as error:
+        advice = "if_exists='attach' takes part in it, if_exists='replace' deletes it first"
+        raise JobExists(job=spec.name, how=f"{error.values['how']}; {advice}") from None
+    return creation_id
+
+
+def _attach_or_create(
+    transport: ServerCalls, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
+) -> tuple[Membership, bool]:
+    """Waits for a job that another worker is creating; creates it if there is none, or if that worker dies."""
+    deadline = time.monotonic() + timeout
+    creation_id = secrets.token_hex(16)
+    while time.monotonic() < deadline:
+        try:
+            left = deadline - time.monotonic()
+            membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+            # Another worker may have replaced the job that was created here.
+            return membership, membership.job.id == creation_id
+        except UnknownJob:
+            try:
+                transport.create_job(spec, weights, deadline - time.monotonic(), creation_id=creation_id)
+            except (JobExists, Unavailable):
+                # Another worker was first, or the answer was lost: joining tells which.
+                time.sleep(0.01)
+    raise DeadlineExceeded(
+        rpc="Join", address=transport.address, seconds=f"{timeout:g}", hint="; the job is still being created"
+    )
+
+
+def join(
+    transport: ServerCalls,
+    job: str,
+    worker: str,
+    spec: JobSpec | None,
+    timeout: float,
+    *,
+    messages_only: bool = False,
+    job_id: str = "",
+) -> Membership:
+    """Joins a job, which must match `spec` if there is one; with `job_id` joins that very job again."""
+
+    def attempt(left: float) -> Membership:
+        wait = min(WAIT_SECONDS, left / 2)
+        return transport.join(job, worker, spec, wait, left, messages_only=messages_only, job_id=job_id)
+
+    return with_retries(attempt, address=transport.address, timeout=max(timeout, 0.001))

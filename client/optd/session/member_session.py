@@ -1,0 +1,247 @@
+"""How a session takes part in its job: it joins, keeps its lease, chooses a lane, and leaves."""
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self, TypeVar
+
+from optd.params.flat_view import BATCH_BYTES
+from optd.session.departure import Departure, leave_later, open_sessions
+from optd.session.heartbeat import Heartbeat
+from optd.session.inquiry import Inquiry
+from optd.session.join import IfExists, take_part
+from optd.session.progress import elements_of
+from optd.transport.encoding import MessageEncoding
+from optd.transport.lane import Lane, Member, SharedBuffers
+from optd.transport.lane_choice import LaneName, first_lane, messages_only, open_lane
+from optd.transport.numbers import HEADER_BYTES, Source
+from optd.transport.server_calls import ServerCalls
+from optd_wire.errors import (
+    AlreadyRegistered,
+    SharedMemoryUnavailable,
+)
+from optd_wire.values import (
+    GroupInfo,
+    GroupOptions,
+    GroupSpec,
+    JobSpec,
+    JobVersion,
+    Membership,
+    Options,
+    Policy,
+    Sync,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger("optd")
+
+Settle = Callable[[bool, Sequence[GroupOptions]], None]
+"""Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
+
+CALL_SECONDS = 300.0
+
+
+class MemberSession(Inquiry):
+    """The membership of a session, without its pushes and pulls; see `Session`.
+
+    Owns the epoch, the lease, the lane and the connection.
+    """
+
+    def __init__(
+        self,
+        transport: ServerCalls,
+        *,
+        job: str,
+        worker: str,
+        timeout: float,
+        policy: Policy | None = None,
+        options: Options | None = None,
+        max_message_bytes: int = 1 << 24,
+        lane: LaneName = "grpc",
+        wire: MessageEncoding | None = None,
+        if_exists: IfExists = "attach",
+        ephemeral: bool = False,
+        shared: bool = True,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(transport, job=job, timeout=timeout)
+        self.worker = worker
+        self.policy = policy
+        """The policy that the job must have. None: any; `Async()` if this session creates the job."""
+        self.if_exists: IfExists = if_exists
+        self.ephemeral = ephemeral
+        """Whether the job ends with its last worker, if this session creates it."""
+        self.shared = shared
+        """Whether workers of other processes may join the job: a person or a launcher has named it."""
+        self.options: Options = options or {}
+        """The options of the job as a whole, if this session creates it."""
+        self.wire = wire or MessageEncoding.of("float32")
+        self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
+        """The largest size of the frames in one message, in bytes."""
+        self._progress = progress
+        self._elements = 0
+        self._stepped = False
+        """Whether a step has been made here: only the first one takes long, and is shown."""
+        self._version = JobVersion()
+        """Where the job stood when its weights were last pulled here."""
+        self._wanted_lane = lane
+        self._lane = first_lane(transport)
+        self._membership: Membership | None = None
+        self._sequence = 0
+        """The number of the last push under this epoch that counts."""
+        self._in_doubt: Settle | None = None
+        """The callback of the last push while the fate of that push is unknown; else None."""
+        self._added_up = 0
+        self._heartbeat: Heartbeat | None = None
+        self._departure = Departure(job, worker, transport, self._process)
+        self._forgotten = weakref.finalize(self, leave_later, self._departure)
+        self._forgotten.atexit = False  # at exit sessions are closed by `departure`, which waits for them
+        open_sessions.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"version={self.version} lane={self.lane}"
+        return f"<optd.Session {self.address} job={self.job!r} worker={self.worker!r} {state}>"
+
+    @property
+    def version(self) -> int:
+        """The job's version that this session last pulled."""
+        return self._version.version
+
+    @property
+    def durable_version(self) -> int:
+        """The last version that would survive a crash of the server, as of the last reply."""
+        return self._version.durable_version
+
+    @property
+    def lane(self) -> str:
+        """How numbers travel: "grpc" or "shm". Decided when an optimizer registers; until then "grpc"."""
+        return self._lane.name
+
+    @property
+    def shared_memory(self) -> SharedBuffers | None:
+        """The memory that this session shares with the server; None if numbers travel in messages."""
+        return self._lane.buffers
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this session pushes under; 0 before it has registered."""
+        return 0 if self._membership is None else self._membership.epoch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor of another process."""
+        return not self._closed and os.getpid() == self._process
+
+    def close(self) -> None:
+        """Leaves the job and ends the connection. Safe to call twice; does nothing in a forked child."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        if self._added_up:
+            logger.warning(
+                "job %s: worker %s leaves while gradients are added up that no step has taken (pushes or rounds: %d); "
+                "call flush() before you close, or from another worker",
+                self.job,
+                self.worker,
+                self._added_up,
+            )
+        self._forgotten.detach()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+        self._departure.leave()
+
+    def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
+        """Joins the job, or creates it with `weights`; returns the membership, and whether the job was created here.
+
+        `if_exists` says what to do if the job exists. If another worker is creating it, blocks until it is complete;
+        if that worker dies, creates it. Raises `JobMismatch` if the job differs from `spec`, `JobExists` or `JobInUse`
+        if `if_exists` forbids it, or what is wrong with the spec.
+        """
+        with self._lock:
+            self._check_usable()
+            if self._membership is not None:
+                raise AlreadyRegistered(job=self.job)
+            with self._showing("registering", elements_of(spec.groups)) as count:
+                weights = count.source(weights)
+                membership, created = take_part(
+                    self._transport,
+                    spec,
+                    weights,
+                    self.worker,
+                    self.timeout,
+                    self.if_exists,
+                    messages_only=messages_only(self._wanted_lane, self.wire, spec.groups),
+                )
+                try:
+                    self._enter(membership)
+                except BaseException:
+                    self._membership = None  # no optimizer comes of it, and the caller may try again
+                    raise
+            return membership, created
+
+    def _enter(self, membership: Membership) -> None:
+        self._membership = membership
+        self._elements = elements_of(membership.job.groups)
+        self._departure.epoch = membership.epoch
+        self._sequence = 0
+        self._choose_lane(membership)
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(weakref.WeakMethod(self._renew), membership.lease_ms / 1000)
+
+    def _renew(self) -> None:
+        membership = self._membership
+        if membership is not None:
+            self._transport.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 1000)
+
+    def _choose_lane(self, membership: Membership) -> None:
+        """Opens the lane for this epoch; raises `SharedMemoryUnavailable` if only shared memory was asked for."""
+        self._lane.close()
+        self._departure.lane = self._lane = first_lane(self._transport)
+        member = Member(self.job, self.worker, membership.epoch)
+        self._departure.lane = self._lane = open_lane(
+            self._transport, member, membership.job.groups, self._wanted_lane, self.wire, self.timeout
+        )
+
+    def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
+        """Adds a group to the job; does nothing if another worker has added it already."""
+        with self._lock:
+            info = self._ask(lambda left: self._transport.add_group(self.job, spec, weights, left))
+            if self._membership is not None:
+                job = self._ask(lambda left: self._transport.get_job(self.job, left))
+                self._membership = replace(self._membership, job=job)
+                if self.shared_memory is not None:
+                    self._choose_lane(self._membership)
+            return info
+
+    def _on_lane(self, send: Callable[[Lane], T]) -> T:
+        """Sends on the lane; if the server has given up its shared memory, opens another lane and sends again.
+
+        That is safe: the server refuses before it reads, or the push has been applied and its repeat counts once.
+        """
+        try:
+            return send(self._lane)
+        except SharedMemoryUnavailable:
+            if self._membership is None:
+                raise
+            self._choose_lane(self._membership)
+            return send(self._lane)
+
+    def other_workers(self) -> tuple[str, ...]:
+        """The names of the other workers that hold a lease now."""
+        return tuple(worker.name for worker in self.workers() if worker.active and worker.name != self.worker)
+
+    def _why_late(self) -> str:
+        """The hint of an error about a call that took too long."""
+        waits = self._membership is not None and isinstance(self._membership.job.policy, Sync)
+        return "; a step of a sync job waits for all its workers" if waits else ""

@@ -1,0 +1,226 @@
+"""A session: pushes and pulls of one worker in one job, sent again until they are answered.
+
+Everything that a session repeats is safe to repeat. Nothing else in the client retries.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from inspect import isfunction
+from typing import TypeVar
+
+from optd.session.join import join
+from optd.session.member_session import MemberSession, Settle
+from optd.session.push_settings import PLAIN_PUSH, PushSettings
+from optd.transport.lane import Lane
+from optd.transport.numbers import Sink, Source, StepSink
+from optd.transport.requests import Known, Names, PullRequest, names_of
+from optd_wire.errors import (
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+    UnknownWorker,
+)
+from optd_wire.values import (
+    GroupOptions,
+    GroupUpdate,
+    JobVersion,
+    PullResult,
+    PushHeader,
+    PushResult,
+    WriteStateHeader,
+)
+
+T = TypeVar("T")
+
+
+class Session(MemberSession):
+    """One worker's part in one job; opened by `connect`, and closed as a context manager or by `close`.
+
+    May be used from several threads: its pushes follow one another. After a fork it belongs to the parent process; the
+    child raises `ForkedSession`.
+    """
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the fate of the last push is unknown. The server may then still be reading it."""
+        return self._in_doubt is not None
+
+    def push(
+        self,
+        gradients: Source,
+        updates: tuple[GroupUpdate, ...],
+        base: JobVersion,
+        settle: Settle,
+        settings: PushSettings = PLAIN_PUSH,
+    ) -> PushResult:
+        """Pushes gradients that were computed on `base`; blocks until they are part of a step.
+
+        `settle` is told whether the push was applied: before this returns or raises, or, if the fate of the push is
+        unknown, when the next push or `find_out` has learnt it.
+        """
+        pushed = self._push(
+            lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, settings
+        )
+        self._added_up = pushed.accumulated
+        return pushed
+
+    def step(
+        self,
+        gradients: Source,
+        updates: tuple[GroupUpdate, ...],
+        base: JobVersion,
+        settle: Settle,
+        weights: StepSink,
+        in_place: Sink | None,
+        encoding: str,
+        settings: PushSettings = PLAIN_PUSH,
+    ) -> tuple[PushResult, PullResult]:
+        """As `push`, and pulls in the same call.
+
+        `in_place`, if given, takes weights that may stay where they are; `weights` takes all others. `encoding` is how
+        messages carry weights, empty for unchanged.
+        """
+        with self._showing("first step", 0 if self._stepped else 2 * self._elements) as count:
+            if not self._stepped and isfunction(gradients):  # sources of other types are told apart by their type
+                gradients, weights = count.source(gradients), count.sink(weights)
+            pushed, pulled = self._push(
+                lambda lane, header, left: lane.step(
+                    header, gradients, weights, left, in_place=in_place, encoding=encoding
+                ),
+                updates,
+                base,
+                settle,
+                settings,
+            )
+        self._stepped = True
+        self._version = pulled.version
+        self._added_up = pushed.accumulated
+        return pushed, pulled
+
+    def _push(
+        self,
+        send: Callable[[Lane, PushHeader, float], T],
+        updates: tuple[GroupUpdate, ...],
+        base: JobVersion,
+        settle: Settle,
+        settings: PushSettings,
+    ) -> T:
+        """Sends one push under the next sequence number, and again under the same number if the answer is lost."""
+        with self._lock:
+            self._check_usable()
+            epoch = self._resolved_epoch()
+            attempts = 0
+
+            def attempt(left: float) -> T:
+                nonlocal attempts, epoch
+                attempts += 1
+                header = PushHeader(
+                    job=self.job,
+                    worker=self.worker,
+                    epoch=epoch,
+                    sequence=self._sequence + 1,
+                    base_version=base.version,
+                    updates=updates,
+                    known_revision=base.revision,
+                    weight=settings.weight,
+                    loss_scale=settings.loss_scale,
+                    loss=settings.loss,
+                    begins=settings.begins,
+                    flush=settings.flush,
+                    norms=settings.norms,
+                )
+                return self._on_lane(lambda lane: send(lane, header, left))
+
+            # The fate of the push is unknown until the answer arrives. A refusal of the first attempt means that it
+            # was not applied. A refusal of a later one says nothing about the attempts before it.
+            self._in_doubt = settle
+            try:
+                result = self._ask(attempt)
+            except (InvalidArgument, Unauthenticated, NotFound, Conflict):
+                if attempts == 1:
+                    self._in_doubt = None
+                    settle(False, ())
+                raise
+            self._sequence += 1
+            self._in_doubt = None
+            settle(True, ())
+            return result
+
+    def find_out(self) -> None:
+        """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that."""
+        with self._lock:
+            self._check_usable()
+            self._resolved_epoch()
+
+    def _resolved_epoch(self) -> int:
+        """The epoch to push under: a new one if the fate of the last push is unknown.
+
+        Joining again fences the old epoch. The answer tells whether the push in doubt was applied; if not, it never
+        will be. So the next push can neither be mistaken for it nor be applied in addition to it.
+        """
+        membership = self._membership
+        if membership is None:
+            raise UnknownWorker(worker=self.worker, job=self.job)
+        if self._in_doubt is None:
+            return membership.epoch
+        sequence, settle = self._sequence + 1, self._in_doubt
+        # The server may reuse the memory of weights in place once the old epoch is fenced.
+        self._lane.keep()
+        joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
+        applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
+        settle(applied, [group.options for group in joined.job.groups])
+        # In one statement: an interrupt in between would leave a fenced epoch that is not known to be fenced.
+        self._membership, self._departure.epoch, self._sequence, self._in_doubt = joined, joined.epoch, 0, None
+        self._enter(joined)
+        return joined.epoch
+
+    def pull_into(
+        self,
+        weights: Sink,
+        known: Known | None,
+        *,
+        in_place: Sink | None = None,
+        groups: Names = (),
+        parameters: Names = (),
+        weights_of: str = "",
+    ) -> PullResult:
+        """Reads the current weights as this worker, unless they are `known`. `weights` and `in_place` are as in `step`.
+
+        `weights_of` names an average to read instead.
+        """
+        membership = self._membership
+        request = PullRequest(
+            self.job,
+            self.worker if membership is not None else "",
+            membership.epoch if membership is not None else 0,
+            known,
+            groups=names_of(groups),
+            parameters=names_of(parameters),
+            weights=weights_of,
+        )
+        encoding = self.wire.weights
+
+        with self._lock, self._showing("pulling", self._elements) as count:
+
+            def attempt(left: float) -> PullResult:
+                count.passed = 0
+                sink = count.sink(weights)
+                return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
+
+            result = self._ask(attempt)
+        if not groups and not parameters and not weights_of:
+            self._version = result.version
+        return result
+
+    def write_state(self, header: WriteStateHeader, numbers: Source) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+        """Replaces state, weights and options of the job, all or nothing; returns the options of all groups.
+
+        A call whose answer is lost is repeated and counts once. Raises `OtherWorkers` or `WeightsMovedOn` if the header
+        has `if_alone_at` and its condition does not hold.
+        """
+        known = replace(header, write_id=secrets.token_hex(16))
+        with self._lock:
+            self._check_usable()
+            return self._ask(lambda left: self._transport.write_state(known, numbers, left))

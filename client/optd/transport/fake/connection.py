@@ -1,0 +1,97 @@
+"""The connection to a fake server: the seam, implemented by plain function calls."""
+
+import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from optd.transport.connection import Batches, Connection, Steps
+from optd.transport.fake.server import FakeServer
+from optd.transport.rpcs import Rpc
+from optd_wire.errors import ConnectionLost, DeadlineExceeded
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+
+class FakeConnection(Connection):
+    """See `Connection`. Never blocks, but for other calls of the same server."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.address = server.address
+        self.is_closed = False
+        self._server = server
+
+    def call(self, rpc: Rpc[Q, A], request: Q, timeout: float) -> A:
+        """Sends one message and returns the answer."""
+        return self.answer(rpc, request, ())[0]
+
+    def upload(self, rpc: Rpc[Q, A], first: Q, batches: Batches, timeout: float) -> A:
+        """Sends `first` and all frames, and returns the one answer."""
+        return self.answer(rpc, first, batches)[0]
+
+    def download(self, rpc: Rpc[Q, A], request: Q, timeout: float | None) -> Iterator[tuple[A, list[Any]]]:
+        """Sends one message; yields the answer, which is one message, with its frames."""
+        yield self.answer(rpc, request, ())
+
+    def steps(self, rpc: Rpc[Q, A]) -> "FakeSteps[Q, A]":
+        """Opens a stream of steps."""
+        return FakeSteps(self, rpc)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self.is_closed = True
+
+    def answer(self, rpc: Rpc[Q, A], request: Q, batches: Batches) -> tuple[A, list[Any]]:
+        """Asks the server; returns the message and the frames of its answer."""
+        if self.is_closed:
+            raise ConnectionLost(address=self.address, rpc=rpc.name, problem="the connection is closed")
+        message, frames = self._server.handle(rpc, request, chain.from_iterable(batches))
+        assert isinstance(message, rpc.answer), "a handler answers with its RPC's message"
+        return message, list(frames)
+
+
+class FakeSteps(Steps[Q, A]):
+    """See `Steps`. A step reaches the server when its answer is received."""
+
+    def __init__(self, connection: FakeConnection, rpc: Rpc[Q, A]) -> None:
+        self._connection = connection
+        self._rpc = rpc
+        self._sent: tuple[Q, Batches] | None = None
+        self._is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the stream goes on."""
+        return self._is_open
+
+    def send(self, first: Q, batches: Batches = ()) -> None:
+        """Holds one step until its answer is received."""
+        self._sent = first, batches
+
+    def tell(self, message: Q) -> None:
+        """Drops the message: it would end a hold on shared memory, and there is none."""
+
+    def receive(self, deadline: float, timeout: float) -> tuple[A, list[Any]]:
+        """The answer of the step that was sent, with its frames."""
+        if self._sent is None:
+            raise ConnectionLost(address=self._connection.address, rpc=self._rpc.name, problem="nothing was sent")
+        (first, batches), self._sent = self._sent, None
+        try:
+            if deadline <= time.monotonic():
+                address, seconds = self._connection.address, f"{timeout:g}"
+                raise DeadlineExceeded(rpc=self._rpc.name, address=address, seconds=seconds, hint="")
+            return self._connection.answer(self._rpc, first, batches)
+        except BaseException:
+            self._is_open = False
+            raise
+
+    def cancel(self) -> None:
+        """Ends the stream."""
+        self._is_open = False
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._is_open = False
