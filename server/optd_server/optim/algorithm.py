@@ -148,6 +148,8 @@ class Algorithm:
     state: tuple[StateField, ...] = ()
     shape_problem: Callable[[Shape], str | None] | None = None
     """What is wrong with parameters of a shape, as the end of "parameter 'w' must …"; None: nothing, with any."""
+    takes_values: bool = False
+    """Whether values for the weights are pushed, not gradients, so that clipping and lookahead must not apply."""
     rows: RowRule | None = None
     """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
-from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS
+from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS, LOOKAHEAD_STEPS
 from optd_server.optim.option import Option, Options, Range, Rule, floats, integer, number, text
 from optd_server.optim.rules import RULES, RULES_OPTION
 from optd_server.optim.scheduled import LR_SCHEDULE, MOMENTUM_SCHEDULE, SCHEDULE_OPTIONS, SCHEDULES, Target, at, targets
@@ -66,6 +66,11 @@ def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
+                rules.append(Rule(text_, _differs(option), option.name))
+    if algorithm.takes_values:
+        for option in GROUP_OPTIONS:
+            if option.name in (CLIP_NORM, CLIP_VALUE, LOOKAHEAD_STEPS):
+                text_ = f"None, as {algorithm.name} sets weights to the very values that are pushed"
                 rules.append(Rule(text_, _differs(option), option.name))
     scheduled = scheduled_options(algorithm)
     rules += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]

@@ -4,8 +4,11 @@ import dataclasses
 
 import pytest
 
+from optd_server.optim import option
 from optd_server.optim.algorithms import registry
+from optd_server.optim.algorithms.assign import ASSIGN
 from optd_server.optim.algorithms.sgd import SGD
+from optd_server.optim.group_options import GROUP_OPTIONS, group_rules
 from optd_server.optim.row_rule import RowRule
 
 
@@ -49,6 +52,26 @@ def test_a_default_outside_its_range_is_refused() -> None:
     wrong = dataclasses.replace(SGD, name="mine", options=(dataclasses.replace(lr, default=-1.0), *others))
     with pytest.raises(ValueError, match=r"mine: the default of lr must be in \[0, inf\), got -1"):
         registry.register(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, None),
+        ({"master_weights": True, "schedules": None, "rules": None}, None),
+        ({"lr_schedule": "cosine(10)"}, "lr_schedule must be None, as there is no lr"),
+        ({"momentum_schedule": "cosine(10)"}, "momentum_schedule must be None, as there is neither momentum nor betas"),
+        *(
+            ({name: 2}, f"{name} must be None, as assign sets weights to the very values that are pushed")
+            for name in ("clip_norm", "clip_value", "lookahead_steps")
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_every_group_that_would_change_what_is_assigned_are_refused(options, problem) -> None:
+    resolved = option.resolve(GROUP_OPTIONS, options)
+    broken = [rule for rule in group_rules(ASSIGN) if rule.broken(resolved)]
+    assert [f"{rule.option} must be {rule.text}" for rule in broken] == ([] if problem is None else [problem])
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,9 @@ def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(nam
     groups = [1, 52, len(sizes) - 53]
     special = {"rprop": {"step_sizes": (0.0, 0.3)}, "sparse_adam": {"eps": 0.3}}
     second = {"lr": 0.2, **special.get(name, {"weight_decay": 0.3})}
-    options = [[{"lr": 0.1}, second, {"lr": 0.1}]] * 4
+    declared = {each.name for each in ELEMENTWISE[name].options}
+    by_group = [{key: value for key, value in each.items() if key in declared} for each in ({"lr": 0.1}, second)]
+    options = [[*by_group, by_group[0]]] * 4
     training = Training(ELEMENTWISE[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
     for backend in BACKENDS.values():

@@ -13,6 +13,7 @@ from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
 from optd_server.optim.algorithms.asgd import ASGD
+from optd_server.optim.algorithms.assign import ASSIGN
 from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.lion import LION
 from optd_server.optim.algorithms.muon import MUON
@@ -42,6 +43,7 @@ BUILT_IN: tuple[Algorithm, ...] = (
     MUON,
     LBFGS,
     LION,
+    ASSIGN,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
