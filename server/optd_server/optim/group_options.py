@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
 from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS, LOOKAHEAD_STEPS
-from optd_server.optim.option import Option, Options, Range, Rule, floats, integer, number, text
+from optd_server.optim.option import Constraint, Option, Options, Range, floats, integer, number, text
 from optd_server.optim.rules import RULES, RULES_OPTION
 from optd_server.optim.scheduled import LR_SCHEDULE, MOMENTUM_SCHEDULE, SCHEDULE_OPTIONS, SCHEDULES, Target, at, targets
 from optd_server.optim.schedules.text import parse
@@ -59,27 +59,27 @@ _SCHEDULED = tuple(option for option in GROUP_OPTIONS if option.name in (CLIP_NO
 """Those of them that may have a schedule."""
 
 
-def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
+def group_constraints(algorithm: Algorithm) -> tuple[Constraint, ...]:
     """Return the conditions that group options put on an algorithm."""
-    rules = []
+    constraints = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
-                rules.append(Rule(text_, _differs(option), option.name))
+                constraints.append(Constraint(text_, _differs(option), option.name))
     if algorithm.takes_values:
         for option in GROUP_OPTIONS:
             if option.name in (CLIP_NORM, CLIP_VALUE, LOOKAHEAD_STEPS):
                 text_ = f"None, as {algorithm.name} sets weights to the very values that are pushed"
-                rules.append(Rule(text_, _differs(option), option.name))
+                constraints.append(Constraint(text_, _differs(option), option.name))
     scheduled = scheduled_options(algorithm)
-    rules += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]
+    constraints += [_stays_in_range(schedule, option) for schedule, option in scheduled.items()]
     if LR_SCHEDULE not in scheduled:
-        rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
+        constraints.append(Constraint("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
     if MOMENTUM_SCHEDULE not in scheduled:
         text_ = "None, as there is neither momentum nor betas"
-        rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
-    return tuple(rules)
+        constraints.append(Constraint(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
+    return tuple(constraints)
 
 
 def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
@@ -89,7 +89,7 @@ def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
     return {schedule: option for schedule, option in found.items() if option is not None}
 
 
-def _stays_in_range(schedule: str, option: Option) -> Rule:
+def _stays_in_range(schedule: str, option: Option) -> Constraint:
     """Return the condition that an option is in its range whatever the version."""
     name, bounds = (f"{option.name}[0]", option.entries[0]) if option.entries else (option.name, option.range)
 
@@ -100,7 +100,7 @@ def _stays_in_range(schedule: str, option: Option) -> Rule:
         value = floats(options, option.name)[0] if option.entries else number(options, option.name)
         return not all(bounds.holds(value * factor) for factor in parse(written).bounds)
 
-    return Rule(f"one under which {name} stays in {bounds}", broken, schedule)
+    return Constraint(f"one under which {name} stays in {bounds}", broken, schedule)
 
 
 def _differs(option: Option) -> Callable[[Options], bool]:

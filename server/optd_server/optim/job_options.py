@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optd_server.optim.option import Option, Range, Rule
+from optd_server.optim.option import Constraint, Option, Range
 
 CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
@@ -80,7 +80,7 @@ class JobDeclaration:
         ),
         Option(SWA_EVERY, "int", 1, Range(1, None), doc="how many versions lie between two that enter the average"),
     )
-    rules: Sequence[Rule] = ()
+    constraints: Sequence[Constraint] = ()
 
 
 JOB = JobDeclaration()

@@ -8,8 +8,8 @@ from optd_server.optim import option
 from optd_server.optim.algorithms import registry
 from optd_server.optim.algorithms.assign import ASSIGN
 from optd_server.optim.algorithms.sgd import SGD
-from optd_server.optim.group_options import GROUP_OPTIONS, group_rules
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.group_options import GROUP_OPTIONS, group_constraints
+from optd_server.optim.row_support import RowSupport
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
@@ -28,7 +28,7 @@ def test_a_declaration_is_documented_and_names_are_unique(name) -> None:
     for names in ([o.name for o in algorithm.options], [f.name for f in algorithm.state]):
         assert len(set(names)) == len(names)
     declared = {option.name for option in algorithm.options}
-    assert {rule.option for rule in algorithm.rules} <= declared
+    assert {each.option for each in algorithm.constraints} <= declared
 
 
 @pytest.mark.parametrize(
@@ -70,16 +70,20 @@ def test_a_default_outside_its_range_is_refused() -> None:
 )
 def test_options_of_every_group_that_would_change_what_is_assigned_are_refused(options, problem) -> None:
     resolved = option.resolve(GROUP_OPTIONS, options)
-    broken = [rule for rule in group_rules(ASSIGN) if rule.broken(resolved)]
-    assert [f"{rule.option} must be {rule.text}" for rule in broken] == ([] if problem is None else [problem])
+    broken = [each for each in group_constraints(ASSIGN) if each.broken(resolved)]
+    assert [f"{each.option} must be {each.text}" for each in broken] == ([] if problem is None else [problem])
 
 
 @pytest.mark.parametrize(
     ("base", "rule", "problem"),
     [
-        ("muon", RowRule(), "muon takes rows, which parameterwise algorithms cannot"),
-        ("sgd", RowRule(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
-        ("sgd", RowRule(), "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows"),
+        ("muon", RowSupport(), "muon takes rows, which parameterwise algorithms cannot"),
+        ("sgd", RowSupport(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
+        (
+            "sgd",
+            RowSupport(),
+            "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows",
+        ),
     ],
 )
 def test_rows_that_no_step_could_follow_are_refused(base, rule, problem) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.optim.backends import BACKENDS, COMPILED, ELEMENTWISE
 
-from optd_server.optim import cases, option, runs
+from optd_server.optim import option, runs, shared_coefficients
 from optd_server.optim.algorithm import Algorithm, Block, StateField
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
@@ -238,10 +238,10 @@ def test_a_step_without_elements_counts(backend, sizes) -> None:
     assert call["segment"].steps.tolist() == [1] * len(sizes)
 
 
-def assignment_of(call: dict[str, Any]) -> cases.Plan:
+def assignment_of(call: dict[str, Any]) -> shared_coefficients.SharedCoefficients:
     """What has been kept of a segment's last step."""
     kept = ASSIGNMENTS.of(call["algorithm"], call["options"], call["segment"])
-    assert isinstance(kept, cases.Plan)
+    assert isinstance(kept, shared_coefficients.SharedCoefficients)
     return kept
 
 
@@ -423,12 +423,12 @@ def test_what_a_plan_remembers_of_steps_is_bounded(name: str, steps: int) -> Non
     weights, gradient, out = np.ones((3, 1), np.float32)
     options = [option.resolve(ALGORITHMS[name].options, {})]
     most = 0
-    for _ in range(2 * cases.MOST_REMEMBERED + 100):
+    for _ in range(2 * shared_coefficients.MOST_REMEMBERED + 100):
         apply(ALGORITHMS[name], options, segment, weights=weights, gradient=gradient, out=out)
-        plan = ASSIGNMENTS.of(ALGORITHMS[name], options, segment)
-        assert isinstance(plan, cases.Plan)
-        most = max(most, sum(map(len, plan._rows)))
-    assert cases.MOST_REMEMBERED < most < cases.MOST_REMEMBERED + 10
+        shared = ASSIGNMENTS.of(ALGORITHMS[name], options, segment)
+        assert isinstance(shared, shared_coefficients.SharedCoefficients)
+        most = max(most, sum(map(len, shared._rows)))
+    assert shared_coefficients.MOST_REMEMBERED < most < shared_coefficients.MOST_REMEMBERED + 10
 
 
 def test_groups_tell_their_fewest_and_most_steps() -> None:
