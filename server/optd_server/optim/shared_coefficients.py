@@ -87,7 +87,7 @@ class CoefficientTable:
 
     @property
     def families(self) -> Sequence[int]:
-        """The family of each kind. Kinds of one family may share a block: only coefficients that may be arrays differ."""
+        """The family of each kind. Those of one family may share a block: only coefficients that may be arrays differ."""
         for coefficients, fields in self._exact[len(self._families) // 2 :]:
             # See `Algorithm.coefficients`.
             declared = getattr(type(coefficients), "__annotations__", {})
@@ -220,7 +220,7 @@ class SharedCoefficients(Assignment):
         return rows
 
     def _histories(self, segment: SegmentState, chosen: Any) -> tuple[Sequence[_History], Indices]:
-        """Return distinct step counts, with the scalars before the step, and which of them each chosen parameter has."""
+        """Return distinct step counts, with the scalars before the step, and which of them each chosen one has."""
         counts = segment.steps[chosen] + 1
         if self._scalars:
             columns = [segment.state[field.name][chosen].astype(np.float64) for field in self._scalars]
