@@ -13,9 +13,10 @@ from optd_server.optim.option import Option, Range
 def exported(algorithms: Mapping[str, Algorithm] | None = None) -> dict[str, Any]:
     """Return the algorithms of this package by name, the options of every group, and those of a job.
 
+    An algorithm that takes values for buffers, not gradients, is left out: it has no class, a group names it.
     `algorithms` replaces the server's own, for tests.
     """
-    built_in = {algorithm.name: algorithm for algorithm in registry.BUILT_IN}
+    built_in = {algorithm.name: algorithm for algorithm in registry.BUILT_IN if not algorithm.takes_values}
     return {
         "algorithms": {name: _algorithm(each) for name, each in (algorithms or built_in).items()},
         "group_options": [_option(option) for option in GROUP_OPTIONS],
@@ -29,7 +30,7 @@ def _algorithm(algorithm: Algorithm) -> dict[str, Any]:
         "doc": algorithm.doc,
         "needs_closure": isinstance(algorithm, Iterative),
         "options": [_option(option) for option in algorithm.options],
-        "rules": [f"{rule.option} must be {rule.text}" for rule in (*algorithm.rules, *unusable(algorithm))],
+        "rules": [f"{rule.option} must be {rule.text}" for rule in (*algorithm.constraints, *unusable(algorithm))],
         "state": [field.name for field in algorithm.state],
     }
 

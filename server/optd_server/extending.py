@@ -9,29 +9,29 @@ from optd_server.optim.algorithm import (
     Elementwise,
     Evaluation,
     Iterative,
-    Memory,
     Number,
     Parameter,
     Parameterwise,
     Progress,
+    Remembered,
     StateField,
     Vector,
     scalar_field,
 )
 from optd_server.optim.algorithms.options import BETAS, MAXIMIZE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import add, addcdiv, addcmul, directed, lerp
-from optd_server.optim.option import Option, Options, Range, Rule, flag, floats, integer, number, text
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.option import Constraint, Option, Options, Range, flag, floats, integer, number, text
+from optd_server.optim.row_support import RowSupport
 
 __all__ = [
     "BETAS",
     "MAXIMIZE",
     "Array",
     "Block",
+    "Constraint",
     "Elementwise",
     "Evaluation",
     "Iterative",
-    "Memory",
     "Number",
     "Option",
     "Options",
@@ -39,8 +39,8 @@ __all__ = [
     "Parameterwise",
     "Progress",
     "Range",
-    "RowRule",
-    "Rule",
+    "Remembered",
+    "RowSupport",
     "StateField",
     "Vector",
     "add",

@@ -20,7 +20,8 @@ IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 OF_SESSION = [each.name for each in SessionArguments.parameters()]
 JOB_AND_BEHAVIOUR = ["session", *OF_SESSION, "zero_copy", "local_changes", "norms"]
 HERE = {"self", "params", "others", *GROUP_OPTIONS, *JOB_AND_BEHAVIOUR}
-EACH = pytest.mark.parametrize("name", ALGORITHMS)
+# What takes values for buffers instead of gradients has no class: a group names it.
+EACH = pytest.mark.parametrize("name", [name for name, each in ALGORITHMS.items() if not each.takes_values])
 
 
 def class_of(name: str) -> type:

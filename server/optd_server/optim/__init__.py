@@ -7,7 +7,7 @@ standard library only, and ``backends.compiled`` numba. What is where:
 - ``algorithm``: what an algorithm declares; ``algorithms``: a file for each, and ``registry``, their names
 - ``arithmetic``: the few fused operations of torch that the algorithms are written in
 - ``step``: the driver, one step on one flat segment; ``segment``: its state; ``assignment``: which options and state
-  each parameter has; ``cases``, ``runs``: how elementwise work is cut, and ``backends``, who does it;
+  each parameter has; ``shared_coefficients``, ``runs``: how elementwise work is cut, and ``backends``, who does it;
   ``parameterwise``: those that take a parameter as a whole; ``iterative``: those that take all, and ask back, with
   ``line_search``; ``plain``: such a step as named arrays and texts
 - ``masters``: float32 weights beside those of 16 bits; ``lookahead``: slow weights; ``averages``, ``clipping``,

@@ -1,4 +1,4 @@
-"""What an algorithm declares, and what its functions are given.
+"""What an algorithm declares, and what its functions get.
 
 An algorithm is a plain value: options, state fields, and pure functions. There are three kinds. Most are `Elementwise`:
 each new weight follows from what belongs to that same element, so `step.apply` and the backends may cut a segment into
@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.option import Option, Options, Rule
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.option import Constraint, Option, Options
+from optd_server.optim.row_support import RowSupport
 
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
@@ -144,11 +144,13 @@ class Algorithm:
     doc: str
     """One line."""
     options: tuple[Option, ...]
-    rules: tuple[Rule, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     state: tuple[StateField, ...] = ()
     shape_problem: Callable[[Shape], str | None] | None = None
     """What is wrong with parameters of a shape, as the end of "parameter 'w' must …"; None: nothing, with any."""
-    rows: RowRule | None = None
+    takes_values: bool = False
+    """Whether values for the weights are pushed, not gradients, so that clipping and lookahead must not apply."""
+    rows: RowSupport | None = None
     """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
 
     @cached_property
@@ -270,7 +272,7 @@ class Evaluation:
     """The weights of this evaluation, shape (N,), if somebody wrote them meanwhile; else None."""
 
 
-Memory: TypeAlias = Mapping[str, Any]
+Remembered: TypeAlias = Mapping[str, Any]
 """What an `Iterative` algorithm remembers from one step to the next, by the names of its state fields: a vector of
 shape (N,), a float, or for a series a list of vectors. A name that it has never set is absent."""
 
@@ -283,7 +285,7 @@ class Progress:
     """The weights to evaluate next, or those after the step. Shape (N,); nobody changes them."""
     search: Any | None
     """The search, which waits for that evaluation; None at the end of the step."""
-    memory: Memory | None = None
+    remembered: Remembered | None = None
     """At the end of the step, what is to be remembered; names that are left out stay as they are."""
 
 
@@ -308,8 +310,8 @@ class Iterative(Algorithm):
     of these. A field that holds dataclasses is annotated with their classes, so that `plain.rebuild` finds them. The
     options that a step begins with are part of it, and no vector in it is ever changed in place.
     """
-    begin: Callable[[Options, Memory, Vector, Evaluation], Progress]
-    """Begin a step, from resolved options, memory, weights of shape (N,), and what a client has found at these.
+    begin: Callable[[Options, Remembered, Vector, Evaluation], Progress]
+    """Begin a step, from resolved options, what is remembered, weights of shape (N,), and their evaluation.
 
     It may keep all vectors that it gets, and must change none.
     """

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Iterative
-from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS
-from optd_server.optim.option import Option, Options, Range, Rule, floats, integer, number, text
+from optd_server.optim.lookahead import LOOKAHEAD_ALPHA, LOOKAHEAD_OPTIONS, LOOKAHEAD_STEPS
+from optd_server.optim.option import Constraint, Option, Options, Range, floats, integer, number, text
 from optd_server.optim.rules import RULES, RULES_OPTION
 from optd_server.optim.scheduled import LR_SCHEDULE, MOMENTUM_SCHEDULE, SCHEDULE_OPTIONS, SCHEDULES, Target, at, targets
 from optd_server.optim.schedules.text import parse
@@ -65,27 +65,32 @@ _SCHEDULED = tuple(option for option in GROUP_OPTIONS if option.name in (CLIP_NO
 """The group options that may have a schedule."""
 
 
-def group_rules(algorithm: Algorithm) -> tuple[Rule, ...]:
+def group_constraints(algorithm: Algorithm) -> tuple[Constraint, ...]:
     """Return the conditions that group options must meet with an algorithm."""
     scheduled = scheduled_options(algorithm)
     return (*unusable(algorithm), *(_stays_in_range(schedule, option) for schedule, option in scheduled.items()))
 
 
-def unusable(algorithm: Algorithm) -> tuple[Rule, ...]:
+def unusable(algorithm: Algorithm) -> tuple[Constraint, ...]:
     """Return the conditions that leave group options at their defaults, if an algorithm has no use for them."""
-    rules = []
+    constraints = []
     if isinstance(algorithm, Iterative):
         for option in GROUP_OPTIONS:
             if option.name in OF_PARAMETERS | {RULES} and option.name not in (LR_SCHEDULE, SCHEDULES):
                 text_ = f"left out, as {algorithm.name} looks at all parameters as one vector"
-                rules.append(Rule(text_, _differs(option), option.name))
-    scheduled, refused = scheduled_options(algorithm), {rule.option for rule in rules}
+                constraints.append(Constraint(text_, _differs(option), option.name))
+    if algorithm.takes_values:
+        for option in GROUP_OPTIONS:
+            if option.name in (CLIP_NORM, CLIP_VALUE, LOOKAHEAD_STEPS):
+                text_ = f"None, as {algorithm.name} sets weights to the very values that are pushed"
+                constraints.append(Constraint(text_, _differs(option), option.name))
+    scheduled, refused = scheduled_options(algorithm), {constraint.option for constraint in constraints}
     if LR_SCHEDULE not in scheduled:
-        rules.append(Rule("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
+        constraints.append(Constraint("None, as there is no lr", _is_set(LR_SCHEDULE), LR_SCHEDULE))
     if MOMENTUM_SCHEDULE not in scheduled and MOMENTUM_SCHEDULE not in refused:
         text_ = "None, as there is neither momentum nor betas"
-        rules.append(Rule(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
-    return tuple(rules)
+        constraints.append(Constraint(text_, _is_set(MOMENTUM_SCHEDULE), MOMENTUM_SCHEDULE))
+    return tuple(constraints)
 
 
 def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
@@ -95,7 +100,7 @@ def scheduled_options(algorithm: Algorithm) -> dict[str, Option]:
     return {schedule: option for schedule, option in found.items() if option is not None}
 
 
-def _stays_in_range(schedule: str, option: Option) -> Rule:
+def _stays_in_range(schedule: str, option: Option) -> Constraint:
     """Return the condition that a scheduled option stays in its range at every version."""
     name, bounds = (f"{option.name}[0]", option.entries[0]) if option.entries else (option.name, option.range)
 
@@ -106,7 +111,7 @@ def _stays_in_range(schedule: str, option: Option) -> Rule:
         value = floats(options, option.name)[0] if option.entries else number(options, option.name)
         return not all(bounds.holds(value * factor) for factor in parse(written).bounds)
 
-    return Rule(f"one under which {name} stays in {bounds}", broken, schedule)
+    return Constraint(f"one under which {name} stays in {bounds}", broken, schedule)
 
 
 def _differs(option: Option) -> Callable[[Options], bool]:

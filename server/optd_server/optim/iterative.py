@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.optim.algorithm import Evaluation, Iterative, Memory, StateField, Vector, scalar
+from optd_server.optim.algorithm import Evaluation, Iterative, Remembered, StateField, Vector, scalar
 from optd_server.optim.option import Options
 from optd_server.optim.plain import Arrays, Texts, flatten, rebuild
 from optd_server.optim.segment import SegmentState
@@ -108,15 +108,15 @@ class Searches:
         # What overflows here overflows in torch, too, and silently.
         with np.errstate(all="ignore"):
             if self.state.search is None:
-                memory = recall(algorithm, options, segment)
-                progress = algorithm.begin(options, memory, weights.astype(segment.dtype), evaluation)
+                remembered = recall(algorithm, options, segment)
+                progress = algorithm.begin(options, remembered, weights.astype(segment.dtype), evaluation)
             else:
                 progress = algorithm.advance(self.state.search, evaluation)
             np.copyto(out, progress.weights, casting="same_kind")
         self.state = SearchState(progress.search)
         if progress.search is not None:
             return False
-        keep(progress.memory or {}, algorithm, options, segment)
+        keep(progress.remembered or {}, algorithm, options, segment)
         segment.steps += 1
         return True
 
@@ -140,17 +140,17 @@ def from_fields(
     return state
 
 
-def recall(algorithm: Iterative, options: Options, segment: SegmentState) -> Memory:
+def recall(algorithm: Iterative, options: Options, segment: SegmentState) -> Remembered:
     """Return what a segment remembers, for a new step: its own vectors, which a step replaces and never changes."""
-    memory: dict[str, Any] = {}
+    remembered: dict[str, Any] = {}
     for field in algorithm.state:
         members = list(_known(field, options, segment))
         if field.series is not None:
-            memory[field.name] = [segment.state[member.name] for member in members]
+            remembered[field.name] = [segment.state[member.name] for member in members]
         elif members:
             array = segment.state[field.name]
-            memory[field.name] = float(array[0]) if field.shape is scalar else array
-    return memory
+            remembered[field.name] = float(array[0]) if field.shape is scalar else array
+    return remembered
 
 
 def _known(field: StateField, options: Options, segment: SegmentState) -> Iterator[StateField]:
@@ -161,12 +161,12 @@ def _known(field: StateField, options: Options, segment: SegmentState) -> Iterat
         yield member
 
 
-def keep(memory: Memory, algorithm: Iterative, options: Options, segment: SegmentState) -> None:
+def keep(remembered: Remembered, algorithm: Iterative, options: Options, segment: SegmentState) -> None:
     """Put into a segment what is to be remembered. The segment takes the vectors over."""
     for field in algorithm.state:
-        if field.name not in memory:
+        if field.name not in remembered:
             continue
-        value = memory[field.name]
+        value = remembered[field.name]
         values = [value] if field.series is None else value
         members = field.members(options)
         for unused in members[len(values) :]:

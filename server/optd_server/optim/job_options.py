@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optd_server.optim.option import Option, Range, Rule
+from optd_server.optim.option import Constraint, Option, Range
 
 CLIP_NORM = "clip_norm"
 CLIP_NORM_TYPE = "clip_norm_type"
@@ -89,7 +89,7 @@ class JobDeclaration:
         ),
         Option(SWA_EVERY, "int", 1, Range(1, None), doc="Every so many versions, one enters the equal average."),
     )
-    rules: Sequence[Rule] = ()
+    constraints: Sequence[Constraint] = ()
 
 
 JOB = JobDeclaration()

@@ -116,7 +116,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Constraint:
     """A condition across options.
 
     `broken` gets complete options, each of the right kind and in its range.
@@ -138,7 +138,7 @@ class Violation:
     option: str
     """The option's name, with an index if one of several numbers is wrong: ``betas[0]``."""
     bound: str
-    """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``), choices, or a rule's text."""
+    """A range (``[0, 1)``), a kind (``a number``, ``true or false``, ``2 numbers``), choices, or constraint text."""
     value: str
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ class Declaration(Protocol):
         """The options it declares."""
 
     @property
-    def rules(self) -> Sequence[Rule]:
+    def constraints(self) -> Sequence[Constraint]:
         """The conditions across them."""
 
 
@@ -175,16 +175,16 @@ def check(algorithm: Declaration, options: Mapping[str, object]) -> Violation | 
     """Return the first thing wrong with the values of `options`, or None.
 
     Options that are left out have their defaults. Ranges are checked in the order of the declaration, then
-    the rules. Raises KeyError for a name that is not declared; `unknown` finds such names.
+    the constraints. Raises KeyError for a name that is not declared; `unknown` finds such names.
     """
     resolved = resolve(algorithm.options, options)
     for option in algorithm.options:
         violation = _violation(option, resolved[option.name])
         if violation is not None:
             return violation
-    for rule in algorithm.rules:
-        if rule.broken(resolved):
-            return Violation(rule.option, rule.text, _value_text(resolved[rule.option]))
+    for constraint in algorithm.constraints:
+        if constraint.broken(resolved):
+            return Violation(constraint.option, constraint.text, _value_text(resolved[constraint.option]))
     return None
 
 

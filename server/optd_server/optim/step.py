@@ -2,8 +2,8 @@
 
 Here every new weight is written; `touched` has a step that reads and writes only what has a gradient.
 
-Of an elementwise algorithm, `cases` says which parameters share coefficients and `runs` where these lie, and a backend
-does the arithmetic; `parameterwise` takes one parameter after the other.
+For an elementwise algorithm, `shared_coefficients` says which parameters share coefficients, `runs` says where these
+lie, and a backend does the arithmetic. `parameterwise` updates one parameter after the other.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from optd_server.optim.algorithm import Algorithm, Elementwise, Parameterwise, V
 from optd_server.optim.assignment import Assignment
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
-from optd_server.optim.cases import Plan
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
+from optd_server.optim.shared_coefficients import SharedCoefficients
 
 __all__ = ["ASSIGNMENTS", "Assignments", "SegmentState", "apply", "begin", "check"]
 
@@ -44,8 +44,11 @@ class Assignments:
         """Return the segment's assignment under these options; see `apply`."""
         assignment = self._by_segment.get(segment)
         if assignment is None or not assignment.fits(algorithm, options, counts):
-            made = Plan(algorithm, options, segment, counts) if isinstance(algorithm, Elementwise) else None
-            assignment = self._by_segment[segment] = made or Assignment(algorithm, options, segment, counts)
+            if isinstance(algorithm, Elementwise):
+                assignment = SharedCoefficients(algorithm, options, segment, counts)
+            else:
+                assignment = Assignment(algorithm, options, segment, counts)
+            self._by_segment[segment] = assignment
         return assignment
 
 
@@ -106,7 +109,7 @@ def apply(
         present = None
     weights, gradient = _read_only(weights), _read_only(gradient)
     assignment = begin(algorithm, options, segment, weights, present, counts, assignments)
-    if isinstance(assignment, Plan):
+    if isinstance(assignment, SharedCoefficients):
         work = Work(
             algorithm=assignment.algorithm,
             runs=assignment.sort(segment, present),

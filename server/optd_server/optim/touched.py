@@ -16,9 +16,9 @@ from optd_server.optim.algorithm import SLOW_WEIGHTS, Array, Elementwise, StateF
 from optd_server.optim.assignment import Indices, Mask
 from optd_server.optim.backends.base import Backend, Work
 from optd_server.optim.backends.blocked import BLOCKED
-from optd_server.optim.cases import Plan
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
+from optd_server.optim.shared_coefficients import SharedCoefficients
 from optd_server.optim.step import ASSIGNMENTS, Assignments, begin, check
 
 GATHERED = 1 << 20
@@ -60,10 +60,10 @@ def apply_touched(
     )
     touched = present.copy()
     touched[[each.parameter for each in rows]] = True
-    plan = begin(algorithm, options, segment, weights, touched, counts, assignments)
-    assert isinstance(plan, Plan)
-    kinds = _kinds(plan.sort(segment, touched), segment)
-    step = _Step(algorithm, plan, segment, weights, out, backend, threads)
+    shared = begin(algorithm, options, segment, weights, touched, counts, assignments)
+    assert isinstance(shared, SharedCoefficients)
+    kinds = _kinds(shared.sort(segment, touched), segment)
+    step = _TouchedStep(algorithm, shared, segment, weights, out, backend, threads)
     dense = runs.merge(segment.sizes, segment.offsets, np.where(present, kinds, 0))
     starts, lengths = dense.starts[:-1], np.diff(dense.starts)
     short = (dense.kinds != 0) & (lengths < runs.SHORT)
@@ -75,7 +75,7 @@ def apply_touched(
     for each in rows:
         if each.values.size:
             step.rows(each, int(kinds[each.parameter]))
-    plan.finish(segment, out, touched, threads)
+    shared.finish(segment, out, touched, threads)
 
 
 def _kinds(found: runs.Runs, segment: SegmentState) -> Indices:
@@ -86,11 +86,11 @@ def _kinds(found: runs.Runs, segment: SegmentState) -> Indices:
     return found.kinds[np.minimum(places, len(found.kinds) - 1)]
 
 
-class _Step(NamedTuple):
+class _TouchedStep(NamedTuple):
     """What all parts of one step share. Each part becomes a small segment of its own for the backend."""
 
     algorithm: Elementwise
-    plan: Plan
+    shared: SharedCoefficients
     segment: SegmentState
     weights: Vector
     out: Vector
@@ -102,11 +102,11 @@ class _Step(NamedTuple):
         work = Work(
             algorithm=self.algorithm,
             runs=found,
-            table=self.plan.table,
+            table=self.shared.table,
             weights=_read_only(take(self.weights)),
             gradient=_read_only(gradient),
             out=out,
-            state={f.name: take(self.segment.state[f.name]) for f in self.plan.needs if self._is_stepped(f)},
+            state={f.name: take(self.segment.state[f.name]) for f in self.shared.needs if self._is_stepped(f)},
         )
         self.backend.step(work, self.threads)
         return work

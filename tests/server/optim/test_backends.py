@@ -113,7 +113,7 @@ def test_copy_writes_all_and_nothing_else_wherever_lines_begin(backend, dtype, s
 @pytest.mark.parametrize("name", sorted(ELEMENTWISE))
 def test_weights_are_streamed_wherever_lines_begin(name, dtype) -> None:
     algorithm = ALGORITHMS[name]
-    resolved = [option.resolve(algorithm.options, {"lr": 0.1})]
+    resolved = [option.resolve(algorithm.options, {"lr": 0.1} if algorithm.options else {})]
     gradient = np.random.default_rng(0).standard_normal(1000).astype(dtype)
     room = np.empty(1100, dtype)
     expected = np.empty(1000, dtype)

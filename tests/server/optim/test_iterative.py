@@ -153,6 +153,7 @@ def test_a_state_that_was_kept_can_be_gone_back_to(search: str | None) -> None:
         steps=journey.segment.steps.copy(),
         state=dict(journey.segment.state),
         started={name: each.copy() for name, each in journey.segment.started.items()},
+        fields=LBFGS.state_of(option.resolve(LBFGS.options, journey.options)),
     )
     journey.go(["nothing"] * 30)
     path = journey.path[seen:]

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 
+from optd_server.optim import option
 from optd_server.optim.algorithms import registry
+from optd_server.optim.algorithms.assign import ASSIGN
 from optd_server.optim.algorithms.sgd import SGD
-from optd_server.optim.group_options import GROUP_OPTIONS
+from optd_server.optim.group_options import GROUP_OPTIONS, group_constraints
 from optd_server.optim.job_options import JOB
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.row_support import RowSupport
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
@@ -26,9 +28,9 @@ def test_an_algorithm_is_found_by_its_exact_name(name) -> None:
 )
 def test_every_option_says_in_a_sentence_what_it_means(options) -> None:
     """The client's docstrings and `optctl algorithms` show it as it is."""
-    for option in options:
-        assert option.doc[0].isupper(), option.name
-        assert option.doc.endswith("."), option.name
+    for each in options:
+        assert each.doc[0].isupper(), each.name
+        assert each.doc.endswith("."), each.name
 
 
 @pytest.mark.parametrize("name", sorted(registry.ALGORITHMS))
@@ -39,7 +41,7 @@ def test_a_declaration_is_documented_and_names_are_unique(name) -> None:
     for names in ([o.name for o in algorithm.options], [f.name for f in algorithm.state]):
         assert len(set(names)) == len(names)
     declared = {option.name for option in algorithm.options}
-    assert {rule.option for rule in algorithm.rules} <= declared
+    assert {each.option for each in algorithm.constraints} <= declared
 
 
 @pytest.mark.parametrize(
@@ -66,11 +68,35 @@ def test_a_default_outside_its_range_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({}, None),
+        ({"master_weights": True, "schedules": None, "rules": None}, None),
+        ({"lr_schedule": "cosine(10)"}, "lr_schedule must be None, as there is no lr"),
+        ({"momentum_schedule": "cosine(10)"}, "momentum_schedule must be None, as there is neither momentum nor betas"),
+        *(
+            ({name: 2}, f"{name} must be None, as assign sets weights to the very values that are pushed")
+            for name in ("clip_norm", "clip_value", "lookahead_steps")
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_every_group_that_would_change_what_is_assigned_are_refused(options, problem) -> None:
+    resolved = option.resolve(GROUP_OPTIONS, options)
+    broken = [each for each in group_constraints(ASSIGN) if each.broken(resolved)]
+    assert [f"{each.option} must be {each.text}" for each in broken] == ([] if problem is None else [problem])
+
+
+@pytest.mark.parametrize(
     ("base", "rule", "problem"),
     [
-        ("muon", RowRule(), "muon takes rows, which parameterwise algorithms cannot"),
-        ("sgd", RowRule(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
-        ("sgd", RowRule(), "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows"),
+        ("muon", RowSupport(), "muon takes rows, which parameterwise algorithms cannot"),
+        ("sgd", RowSupport(zero=("decay",)), "sgd takes rows where 'decay' is 0, which is no option of it"),
+        (
+            "sgd",
+            RowSupport(),
+            "sgd takes rows, but its 'momentum_buffer' is set by a first step, which has not all rows",
+        ),
     ],
 )
 def test_rows_that_no_step_could_follow_are_refused(base, rule, problem) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server.optim.backends import BACKENDS, COMPILED, ELEMENTWISE
 
-from optd_server.optim import cases, option, runs
+from optd_server.optim import option, runs, shared_coefficients
 from optd_server.optim.algorithm import Algorithm, Block, StateField
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.base import Backend
@@ -193,7 +193,9 @@ def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(nam
     groups = [1, 52, len(sizes) - 53]
     special = {"rprop": {"step_sizes": (0.0, 0.3)}, "sparse_adam": {"eps": 0.3}}
     second = {"lr": 0.2, **special.get(name, {"weight_decay": 0.3})}
-    options = [[{"lr": 0.1}, second, {"lr": 0.1}]] * 4
+    declared = {each.name for each in ELEMENTWISE[name].options}
+    by_group = [{key: value for key, value in each.items() if key in declared} for each in ({"lr": 0.1}, second)]
+    options = [[*by_group, by_group[0]]] * 4
     training = Training(ELEMENTWISE[name], options, sizes, groups, present, np.dtype(np.float32), 5)
     expected = run(training)
     for backend in BACKENDS.values():
@@ -236,10 +238,10 @@ def test_a_step_without_elements_counts(backend, sizes) -> None:
     assert call["segment"].steps.tolist() == [1] * len(sizes)
 
 
-def assignment_of(call: dict[str, Any]) -> cases.Plan:
+def assignment_of(call: dict[str, Any]) -> shared_coefficients.SharedCoefficients:
     """What has been kept of a segment's last step."""
     kept = ASSIGNMENTS.of(call["algorithm"], call["options"], call["segment"])
-    assert isinstance(kept, cases.Plan)
+    assert isinstance(kept, shared_coefficients.SharedCoefficients)
     return kept
 
 
@@ -421,12 +423,12 @@ def test_what_a_plan_remembers_of_steps_is_bounded(name: str, steps: int) -> Non
     weights, gradient, out = np.ones((3, 1), np.float32)
     options = [option.resolve(ALGORITHMS[name].options, {})]
     most = 0
-    for _ in range(2 * cases.MOST_REMEMBERED + 100):
+    for _ in range(2 * shared_coefficients.MOST_REMEMBERED + 100):
         apply(ALGORITHMS[name], options, segment, weights=weights, gradient=gradient, out=out)
-        plan = ASSIGNMENTS.of(ALGORITHMS[name], options, segment)
-        assert isinstance(plan, cases.Plan)
-        most = max(most, sum(map(len, plan._rows)))
-    assert cases.MOST_REMEMBERED < most < cases.MOST_REMEMBERED + 10
+        shared = ASSIGNMENTS.of(ALGORITHMS[name], options, segment)
+        assert isinstance(shared, shared_coefficients.SharedCoefficients)
+        most = max(most, sum(map(len, shared._rows)))
+    assert shared_coefficients.MOST_REMEMBERED < most < shared_coefficients.MOST_REMEMBERED + 10
 
 
 def test_groups_tell_their_fewest_and_most_steps() -> None:

@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from tests.server.optim.assign import Assign
 from tests.server.optim.backends import BACKENDS
 from tests.server.optim.lion import Lion
 
@@ -53,6 +54,10 @@ class Row:
     def of(self, parameters: Sequence[torch.Tensor] = (), **options: Any) -> torch.optim.Optimizer:
         """An optimizer of torch's; without parameters, of one that it takes."""
         return self.torch_class(parameters or [torch.zeros(self.shapes[-1], dtype=torch.float64)], **options)
+
+    def learning(self, lr: float) -> dict[str, float]:
+        """A learning rate, for an algorithm that has one."""
+        return {"lr": lr} if "lr" in self.grid else {}
 
     def combinations(self) -> list[dict[str, Any]]:
         every = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
@@ -221,6 +226,7 @@ TABLE = [
         Lion,
         {"lr": (1e-3,), "betas": ((0.9, 0.99), (0.0, 0.5)), "weight_decay": PENALTY, "maximize": FALSE_TRUE},
     ),
+    Row("assign", Assign, {}),
 ]
 ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
@@ -390,7 +396,7 @@ def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: np.dty
     noise = rng.standard_normal(size + STEPS * 100).astype(dtype)
     for step in range(STEPS):
         if step == STEPS // 3:
-            twins.set(lr=1e-3)
+            twins.set(**row.learning(1e-3))
         twins.step(noise[step * 100 : step * 100 + size], presence(step, len(twins.groups), rng, len(row.shapes)))
         if step in (5, STEPS - 1):
             twins.assert_equal(TOLERANCE[dtype])
@@ -400,7 +406,7 @@ def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: np.dty
 @pytest.mark.parametrize("row", [row for row in TABLE if row.name != "muon"], ids=lambda row: row.name)
 def test_a_parameter_of_more_than_a_block_is_one_parameter_on_several_threads(row: Row, dtype: np.dtype) -> None:
     rng = np.random.default_rng(4)
-    twins = Twins(row, dtype, [{"lr": 0.01}], rng, [(70_001,), (3,)])
+    twins = Twins(row, dtype, [row.learning(0.01)], rng, [(70_001,), (3,)])
     with mock.patch.object(runs, "BLOCK", 65_536):
         for _ in range(4):
             twins.step(rng.standard_normal(70_004).astype(dtype))

@@ -7,9 +7,9 @@ from functools import cache
 from optd_server.optim import option, scheduled
 from optd_server.optim.algorithm import Algorithm, Iterative
 from optd_server.optim.algorithms import registry
-from optd_server.optim.group_options import GROUP_OPTIONS, group_rules, schedulable
+from optd_server.optim.group_options import GROUP_OPTIONS, group_constraints, schedulable, unusable
 from optd_server.optim.job_options import JOB
-from optd_server.optim.option import Declaration, Option, Rule
+from optd_server.optim.option import Constraint, Declaration, Option
 from optd_server.optim.scheduled import SCHEDULES
 from optd_wire.errors import InvalidOption, OptionOutOfRange, UnknownAlgorithm, UnknownOption
 from optd_wire.values import AlgorithmInfo, GroupSpec, OptionInfo, Options
@@ -51,7 +51,7 @@ class Schema:
 
     name: str
     options: tuple[Option, ...]
-    rules: tuple[Rule, ...]
+    constraints: tuple[Constraint, ...]
 
 
 @cache
@@ -60,7 +60,7 @@ def schema_of(algorithm: Algorithm) -> Schema:
     return Schema(
         algorithm.name,
         (*algorithm.options, *GROUP_OPTIONS),
-        (*(rule for rule in algorithm.rules if not rule.of_defaults), *group_rules(algorithm)),
+        (*(each for each in algorithm.constraints if not each.of_defaults), *group_constraints(algorithm)),
     )
 
 
@@ -129,7 +129,7 @@ def _resolve(declared: Declaration, layers: Iterable[Options]) -> Options:
 
 
 def describe_algorithms() -> tuple[AlgorithmInfo, ...]:
-    """Every algorithm with its options, state and rules, as they declare them."""
+    """Every algorithm with its options, state and constraints, as they declare them."""
     return tuple(_describe(algorithm) for algorithm in registry.ALGORITHMS.values())
 
 
@@ -161,7 +161,7 @@ def _describe(algorithm: Algorithm) -> AlgorithmInfo:
         title=algorithm.title,
         options=tuple(map(_describe_option, algorithm.options)),
         state=tuple(field.name for field in algorithm.state),
-        rules=tuple(f"{rule.option} must be {rule.text}" for rule in algorithm.rules),
+        rules=tuple(f"{each.option} must be {each.text}" for each in (*algorithm.constraints, *unusable(algorithm))),
         doc=algorithm.doc,
         package=registry.package_of(algorithm.name),
         needs_closure=isinstance(algorithm, Iterative),

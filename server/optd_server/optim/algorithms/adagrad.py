@@ -12,7 +12,7 @@ from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, 
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, epsilon, learning_rate, penalty
 from optd_server.optim.arithmetic import addcdiv, addcmul, directed
 from optd_server.optim.option import Option, Options, flag, number
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.row_support import RowSupport
 
 
 class AdagradCoefficients(NamedTuple):
@@ -86,7 +86,7 @@ ADAGRAD = Elementwise(
         MAXIMIZE,
     ),
     state=(StateField("sum", initial=lambda options: number(options, "initial_accumulator_value")),),
-    rows=RowRule(zero=("weight_decay",)),
+    rows=RowSupport(zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,
     scratch=3,

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from optd_server.optim import line_search
-from optd_server.optim.algorithm import Evaluation, Iterative, Memory, Progress, StateField, Vector, scalar
+from optd_server.optim.algorithm import Evaluation, Iterative, Progress, Remembered, StateField, Vector, scalar
 from optd_server.optim.algorithms.options import learning_rate
 from optd_server.optim.line_search import Bracketing, Found, Line, Point, Scalar, Zooming, largest
-from optd_server.optim.option import Option, Options, Range, Rule, integer, number, text
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.option import Constraint, Option, Options, Range, integer, number, text
+from optd_server.optim.row_support import RowSupport
 
 STRONG_WOLFE = "strong_wolfe"
 MOST_PAIRS = 10_000
@@ -78,15 +78,15 @@ class History:
     """How long the first estimate of a change of the weights is, by the change of the gradient."""
 
     @classmethod
-    def of(cls, memory: Memory) -> "History":
+    def of(cls, remembered: Remembered) -> "History":
         """Take it from what earlier steps have remembered."""
-        of_gradient, of_weights = list(memory.get("old_dirs", ())), list(memory.get("old_stps", ()))
+        of_gradient, of_weights = list(remembered.get("old_dirs", ())), list(remembered.get("old_stps", ()))
         products = [np.dot(*pair) for pair in zip(of_gradient, of_weights, strict=True)]
         return cls(
-            direction=memory.get("d"),
-            distance=memory.get("t", 0.0),
-            gradient=memory.get("prev_flat_grad"),
-            loss=memory.get("prev_loss"),
+            direction=remembered.get("d"),
+            distance=remembered.get("t", 0.0),
+            gradient=remembered.get("prev_flat_grad"),
+            loss=remembered.get("prev_loss"),
             of_gradient=of_gradient,
             of_weights=of_weights,
             inverses=[1.0 / product for product in products],
@@ -162,10 +162,10 @@ class Search:
         return self.iterations == self.settings.max_iter
 
 
-def begin(options: Options, memory: Memory, weights: Vector, first: Evaluation) -> Progress:
+def begin(options: Options, remembered: Remembered, weights: Vector, first: Evaluation) -> Progress:
     """Begin a step."""
-    settings, history = Settings.of(options), History.of(memory)
-    before = memory.get("func_evals", 0.0), memory.get("n_iter", 0.0)
+    settings, history = Settings.of(options), History.of(remembered)
+    before = remembered.get("func_evals", 0.0), remembered.get("n_iter", 0.0)
     search = Search(settings, history, weights, 1, 0, *before, line_search=None)
     return _end(search) if settings.is_flat(first.gradient) or settings.max_iter < 1 else _turn(search, first)
 
@@ -226,18 +226,26 @@ def _arrive(search: Search, weights: Vector, here: Evaluation, evaluations: int)
 
 def _end(search: Search, weights: Vector | None = None) -> Progress:
     """End a step at `weights`, or where its last direction begins; torch's names say what it remembers."""
-    history, memory = search.history, dict[str, object]()
-    memory["func_evals"] = search.evaluations_before + search.evaluations
-    memory["n_iter"] = search.iterations_before + search.iterations
+    history = search.history
+    remembered: dict[str, object] = {
+        "func_evals": search.evaluations_before + search.evaluations,
+        "n_iter": search.iterations_before + search.iterations,
+    }
     if search.iterations:
-        memory["d"], memory["prev_flat_grad"], memory["prev_loss"] = history.direction, history.gradient, history.loss
-        memory["t"], memory["t_is_tensor"] = float(history.distance), float(isinstance(history.distance, np.floating))
-        memory["old_dirs"], memory["old_stps"] = history.of_gradient, history.of_weights
-    return Progress(search.weights if weights is None else weights, None, memory)
+        remembered |= {
+            "d": history.direction,
+            "t": float(history.distance),
+            "t_is_tensor": float(isinstance(history.distance, np.floating)),
+            "old_dirs": history.of_gradient,
+            "old_stps": history.of_weights,
+            "prev_flat_grad": history.gradient,
+            "prev_loss": history.loss,
+        }
+    return Progress(search.weights if weights is None else weights, None, remembered)
 
 
 def incomplete(names: Collection[str]) -> str | None:
-    """Return what is missing from a memory that is there in part, as the end of "state must …"."""
+    """Return what is missing from what is remembered if it is there in part, as the end of "state must …"."""
     counts = [sum(name.startswith(f"{series}.") for name in names) for series in ("old_dirs", "old_stps")]
     if counts[0] != counts[1]:
         return f"have as many old_dirs as old_stps, got {counts[0]} and {counts[1]}"
@@ -290,8 +298,8 @@ LBFGS = Iterative(
             "it is `lr` times the direction.",
         ),
     ),
-    rules=(
-        Rule(
+    constraints=(
+        Constraint(
             "at least 1 for line_search_fn='strong_wolfe'",
             lambda options: text(options, "line_search_fn") is not None and _most_evaluations(options) < 1,
             "max_eval",
@@ -313,5 +321,5 @@ LBFGS = Iterative(
     search=Search,
     begin=begin,
     advance=advance,
-    rows=RowRule(whole=lambda _: True),
+    rows=RowSupport(whole=lambda _: True),
 )

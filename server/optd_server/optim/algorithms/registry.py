@@ -13,6 +13,7 @@ from optd_server.optim.algorithms.adam import ADAM
 from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
 from optd_server.optim.algorithms.asgd import ASGD
+from optd_server.optim.algorithms.assign import ASSIGN
 from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.lion import LION
 from optd_server.optim.algorithms.muon import MUON
@@ -23,7 +24,7 @@ from optd_server.optim.algorithms.rprop import RPROP
 from optd_server.optim.algorithms.sgd import SGD
 from optd_server.optim.algorithms.sparse_adam import SPARSE_ADAM
 from optd_server.optim.group_options import GROUP_OPTIONS
-from optd_server.optim.row_rule import never
+from optd_server.optim.row_support import never
 
 BUILT_IN: tuple[Algorithm, ...] = (
     SGD,
@@ -42,6 +43,7 @@ BUILT_IN: tuple[Algorithm, ...] = (
     MUON,
     LBFGS,
     LION,
+    ASSIGN,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
@@ -91,18 +93,18 @@ def register(algorithm: Algorithm, package: str = "") -> None:
 
 def _check_rows(algorithm: Algorithm) -> None:
     """Raise ValueError for a declaration of rows that no step could follow."""
-    rule = algorithm.rows
-    if rule is None:
+    support = algorithm.rows
+    if support is None:
         return
     if not isinstance(algorithm, Elementwise):
         if isinstance(algorithm, Iterative):
             return  # it gets rows as part of a whole gradient
         raise ValueError(f"{algorithm.name} takes rows, which parameterwise algorithms cannot")
-    missing = set(rule.zero) - {each.name for each in algorithm.options}
+    missing = set(support.zero) - {each.name for each in algorithm.options}
     if missing:
         raise ValueError(f"{algorithm.name} takes rows where {min(missing)!r} is 0, which is no option of it")
     seeded = next((field.name for field in algorithm.state if field.seeded), None)
-    if seeded is not None and rule.whole is never:
+    if seeded is not None and support.whole is never:
         raise ValueError(
             f"{algorithm.name} takes rows, but its {seeded!r} is set by a first step, which has not all rows"
         )

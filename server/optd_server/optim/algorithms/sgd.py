@@ -10,8 +10,8 @@ import numpy as np
 from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, Vector
 from optd_server.optim.algorithms.options import MAXIMIZE, NOT_NEGATIVE, learning_rate, penalty
 from optd_server.optim.arithmetic import add, directed
-from optd_server.optim.option import Option, Options, Rule, flag, number
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.option import Constraint, Option, Options, flag, number
+from optd_server.optim.row_support import RowSupport
 
 
 class SgdCoefficients(NamedTuple):
@@ -116,9 +116,9 @@ SGD = Elementwise(
         Option("nesterov", "bool", False, doc="Use Nesterov momentum; needs `momentum` above 0 and no `dampening`."),
         MAXIMIZE,
     ),
-    rules=(
+    constraints=(
         # torch, in its constructor: "Nesterov momentum requires a momentum and zero dampening"
-        Rule(
+        Constraint(
             "false unless momentum > 0 and dampening = 0",
             lambda o: flag(o, "nesterov") and (number(o, "momentum") <= 0 or number(o, "dampening") != 0),
             option="nesterov",
@@ -127,7 +127,7 @@ SGD = Elementwise(
     ),
     state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
     # Momentum keeps moving a row after its gradient has become zero.
-    rows=RowRule(whole=_has_momentum, zero=("weight_decay",)),
+    rows=RowSupport(whole=_has_momentum, zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,
     scratch=2,

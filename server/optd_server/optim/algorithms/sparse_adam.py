@@ -13,7 +13,7 @@ from optd_server.optim.algorithm import Block, Elementwise, Number, StateField, 
 from optd_server.optim.algorithms.options import BETAS, MAXIMIZE
 from optd_server.optim.arithmetic import add
 from optd_server.optim.option import Option, Options, Range, flag, floats, number
-from optd_server.optim.row_rule import RowRule
+from optd_server.optim.row_support import RowSupport
 
 POSITIVE = Range(low=0, low_open=True)
 
@@ -86,5 +86,5 @@ SPARSE_ADAM = Elementwise(
     update=update,
     scratch=2,
     fused=fused,
-    rows=RowRule(only=True),
+    rows=RowSupport(only=True),
 )

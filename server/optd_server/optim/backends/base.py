@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.optim.algorithm import Algorithm, Elementwise, Vector
-from optd_server.optim.cases import Table
 from optd_server.optim.reduce import Contribution, Reduction
 from optd_server.optim.runs import Runs
+from optd_server.optim.shared_coefficients import CoefficientTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Work:
     algorithm: Elementwise
     runs: Runs
     """Where which kind of elements lies; kinds are of `table`."""
-    table: Table
+    table: CoefficientTable
     weights: Vector
     """Read only."""
     gradient: Vector

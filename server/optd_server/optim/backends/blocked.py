@@ -15,8 +15,8 @@ import numpy.typing as npt
 from optd_server.optim import finite, reduce, runs
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Algorithm, Block, Vector
 from optd_server.optim.backends.base import Backend, Work
-from optd_server.optim.cases import Row
 from optd_server.optim.reduce import Contribution, Reduction
+from optd_server.optim.shared_coefficients import TableRow
 from optd_server.optim.threads import share
 
 _Pieces: TypeAlias = Sequence[runs.Span | runs.Patchwork]
@@ -133,7 +133,7 @@ class _Worker:
         for name, array in block.state.items():
             work.state[name][index] = array
 
-    def _block(self, where: _Where, row: Row, fresh: bool, scratch: tuple[Vector, ...]) -> Block:
+    def _block(self, where: _Where, row: TableRow, fresh: bool, scratch: tuple[Vector, ...]) -> Block:
         """The elements at `where`: views for a slice, copies otherwise; weights in the dtype of the arithmetic."""
         work = self.work
         state = {name: work.state[name][where] for name in row.fields}
@@ -146,7 +146,7 @@ class _Worker:
         out = work.out[where] if in_place else np.empty_like(gradient)
         return Block(weights=weights, gradient=gradient, out=out, state=state, scratch=scratch, fresh=fresh)
 
-    def _put(self, where: _Where, row: Row, new: Vector) -> None:
+    def _put(self, where: _Where, row: TableRow, new: Vector) -> None:
         """Writes new weights, rounded to their dtype, and what is kept of them unrounded."""
         self.work.out[where] = new
         if MASTER_WEIGHTS.name in row.fields:

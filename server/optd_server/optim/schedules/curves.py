@@ -7,7 +7,7 @@ follows begins after it. Unlike torch's CosineAnnealingLR, which rises again, a 
 import math
 from itertools import pairwise
 
-from optd_server.optim.option import Option, Options, Range, Rule, flag, floats, integer, number, text
+from optd_server.optim.option import Constraint, Option, Options, Range, flag, floats, integer, number, text
 from optd_server.optim.schedules.schedule import Schedule
 
 _COUNT = Range(low=1)
@@ -106,7 +106,7 @@ _CYCLE = (
     Option("anneal", "text", "cos", choices=("cos", "linear"), doc="the shape between the ends of a phase"),
     Option("three_phase", "bool", False, doc="fall as long as it rose, and then to the end"),
 )
-_LONG_ENOUGH = Rule("so large that each phase has a step, with this pct_start", _cycle_too_short, "steps")
+_LONG_ENOUGH = Constraint("so large that each phase has a step, with this pct_start", _cycle_too_short, "steps")
 
 
 def _not_ascending(options: Options) -> bool:
@@ -186,8 +186,8 @@ CURVES: tuple[Schedule, ...] = (
         _piecewise,
         lambda o: (1.0, *floats(o, "factors")),
         (
-            Rule("whole numbers, one larger than the other", _not_ascending, "at"),
-            Rule("as many as `at` has", lambda o: len(floats(o, "at")) != len(floats(o, "factors")), "factors"),
+            Constraint("whole numbers, one larger than the other", _not_ascending, "at"),
+            Constraint("as many as `at` has", lambda o: len(floats(o, "at")) != len(floats(o, "factors")), "factors"),
         ),
     ),
 )

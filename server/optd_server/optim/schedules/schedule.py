@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from optd_server.optim.option import Option, Options, Rule, integer, number
+from optd_server.optim.option import Constraint, Option, Options, integer, number
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Schedule:
     """The factor of the step that follows `count` versions, of resolved arguments."""
     ends: Callable[[Options], Sequence[float]]
     """Factors between the lowest and the highest of which all are."""
-    rules: Sequence[Rule] = ()
+    constraints: Sequence[Constraint] = ()
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.optim.backends.compiled import kernels, narrow
 from optd_server.optim.backends.compiled.narrow import fields_of
 from optd_server.optim.backends.compiled.stores import LINE
-from optd_server.optim.cases import record_dtype
 from optd_server.optim.option import resolve
 from optd_server.optim.reduce import Contribution, Reduction, presence
 from optd_server.optim.runs import Runs, merge
+from optd_server.optim.shared_coefficients import record_dtype
 from optd_server.optim.threads import share
 
 STREAMED_BYTES = 16 << 20

@@ -108,7 +108,7 @@ def stepper(fused: Callable[..., None]) -> Any:
     """Return the kernel that makes one step of an algorithm on a range of a segment.
 
     Its arguments: weights, gradient, out, state as a tuple; the records of coefficients; where each run starts and
-    of which kind it is (see `cases`); the range; the first element of `out` that begins a cache line, or -1 where
+    of which kind it is (see `runs`); the range; the first element of `out` that begins a cache line, or -1 where
     nothing is to be streamed; a tile.
     """
     # Not a dispatcher of its own: numba's key for what is on disk would then hold a random number.

@@ -12,7 +12,7 @@ def never(_: Options) -> bool:
 
 
 @dataclass(frozen=True)
-class RowRule:
+class RowSupport:
     """What an algorithm declares that takes such gradients. It needs no seeded fields where `whole` is false."""
 
     whole: Callable[[Options], bool] = never

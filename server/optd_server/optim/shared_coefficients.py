@@ -1,12 +1,12 @@
 """Which parameters of a segment share coefficients in one step, and what these are.
 
-A parameter's coefficients follow from its group's options, its own step count and its scalars, where it has some.
-Groups of equal options share them, parameters that always came together do, and all do where the algorithm does not use
-the step count. What depends on layout and options alone is worked out once, in a `Plan`; a step then costs a few
-operations on arrays of P, and Python only for combinations of options and step count that are new.
+A parameter's coefficients follow from its group's options, its own step count and its scalars, if it has any. Groups
+with equal options share them, and so do parameters that always came together; if the algorithm does not use the step
+count, all parameters do. `SharedCoefficients` works out once what depends on layout and options alone. A step then
+costs a few operations on arrays of P, and Python only for combinations of options and step count that are new.
 
-A *kind* is a number for what the elements of a parameter have in common: 0 where it is absent and stays as it is,
-else ``1 + 2 * row + fresh``, with `row` in the `Table`.
+A *kind* is a number for what the elements of a parameter have in common: 0 if the parameter is absent and stays as it
+is, else ``1 + 2 * row + fresh``, with `row` in the `CoefficientTable`.
 """
 
 from collections.abc import Sequence
@@ -25,24 +25,24 @@ from optd_server.optim.segment import SegmentState
 Coefficients: TypeAlias = tuple[Any, ...]
 """A NamedTuple of the algorithm's, its floats in the dtype of the data."""
 _History: TypeAlias = tuple[int, tuple[float, ...]]
-"""How many steps a parameter has had with this one, and its scalars before it."""
+"""A parameter's step count, this step included, and its scalars before the step."""
 _Row: TypeAlias = tuple[int, tuple[float, ...]]
 """A row of the table, and the scalars after the step."""
 
 MOST_REMEMBERED = 1024
-"""How many steps a plan remembers the rows of, beside four for each parameter."""
+"""For how many steps the rows are remembered, beside four for each parameter."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Coefficients, and the state fields that go with them, those of the algorithm and master weights."""
+class TableRow:
+    """Coefficients, with the state fields that a step needs beside them: the algorithm's and master weights."""
 
     coefficients: Coefficients
     fields: tuple[str, ...]
 
 
-class Table:
-    """The rows that a segment has needed lately. What a backend does not ask for is not worked out.
+class CoefficientTable:
+    """The coefficients that a segment has needed lately. What no backend asks for is never computed.
 
     Threads may share it once `records` has been asked for.
     """
@@ -53,7 +53,7 @@ class Table:
         self._known: dict[tuple[Coefficients, tuple[str, ...]], int] = {}
         self._records = np.empty(0)
         self._recorded = 0
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, TableRow] = {}
         self._families: list[int] = [0]
         self._known_families: dict[Any, int] = {}
 
@@ -70,7 +70,10 @@ class Table:
 
     @property
     def records(self) -> npt.NDArray[Any]:
-        """All rows as a structured array, with room behind. Floats are of the data's dtype, as torch rounds scalars."""
+        """All rows as a structured array, with spare room at its end.
+
+        Floats have the data's dtype, as torch rounds scalars.
+        """
         new = [tuple(coefficients) for coefficients, _ in self._exact[self._recorded :]]
         if new:
             if len(self._exact) > len(self._records):
@@ -84,7 +87,7 @@ class Table:
 
     @property
     def families(self) -> Sequence[int]:
-        """By kind. Kinds of one family may share a block: the same but for coefficients that may be arrays there."""
+        """The family of each kind. Kinds of one may share a block: only coefficients that may be arrays differ."""
         for coefficients, fields in self._exact[len(self._families) // 2 :]:
             # See `Algorithm.coefficients`.
             declared = getattr(type(coefficients), "__annotations__", {})
@@ -95,18 +98,18 @@ class Table:
         return self._families
 
     def with_field(self, name: str) -> Mask:
-        """Return by kind whether it has a field."""
+        """Return for each kind whether it has a field."""
         rows = np.array([name in fields for _, fields in self._exact], np.bool_)
         return np.concatenate(([False], np.repeat(rows, 2)))
 
-    def of(self, kind: int) -> tuple[Row, bool]:
+    def of(self, kind: int) -> tuple[TableRow, bool]:
         """Return the row of a kind that is not 0, and whether its parameters are fresh."""
         number, fresh = divmod(kind - 1, 2)
         if number not in self._rows:
             exact, fields = self._exact[number]
             record = self.records[number]
             values = [record[i] if isinstance(value, float) else value for i, value in enumerate(exact)]
-            self._rows[number] = Row(type(exact)(*values), fields)
+            self._rows[number] = TableRow(type(exact)(*values), fields)
         return self._rows[number], bool(fresh)
 
     def spread(self, kinds: runs.Indices, lengths: runs.Indices) -> Coefficients:
@@ -135,8 +138,8 @@ def _names(coefficients: Coefficients) -> Sequence[str]:
     return getattr(coefficients, "_fields", [f"f{i}" for i in range(len(coefficients))])
 
 
-class Plan(Assignment):
-    """How the parameters of one segment sort under the options of its groups. Kept until these change."""
+class SharedCoefficients(Assignment):
+    """An assignment that also tells which parameters share coefficients. Kept until the options change."""
 
     def __init__(
         self,
@@ -156,16 +159,16 @@ class Plan(Assignment):
         self._forget(segment.dtype)
 
     def _forget(self, dtype: np.dtype[Any]) -> None:
-        self.table = Table(dtype)
+        self.table = CoefficientTable(dtype)
         self._rows: list[dict[_History, _Row]] = [{} for _ in self.distinct]
-        """For each of the distinct options, what its steps were."""
+        """For each of the distinct options, the rows of its steps."""
         self._remembered = 0
-        """How many these are; not fewer than the table's rows, which many of them may share."""
+        """How many steps these are; at least as many as the table's rows, because several steps may share a row."""
 
     def sort(self, segment: SegmentState, present: Mask | None) -> runs.Runs:
-        """Return the segment's runs in a step that the parameters of `present`, shape (P,) or all, take part in.
+        """Return the segment's runs in a step of the parameters in `present`, shape (P,), or of all.
 
-        Moves their scalars on to what they are after it.
+        Sets their scalars to the values after the step.
         """
         if self._remembered > MOST_REMEMBERED + 4 * len(self.which):
             self._forget(segment.dtype)
@@ -182,7 +185,7 @@ class Plan(Assignment):
         return runs.merge(self._sizes, self._offsets, kinds)
 
     def _fresh(self, segment: SegmentState) -> Mask | None:
-        """Return whose seeded fields have never been set; None where there are none."""
+        """Return which parameters have seeded fields that have never been set; None if no parameter has."""
         fresh = None
         for field in self._seeded:
             waiting = self.waiting(field, segment)
@@ -191,7 +194,7 @@ class Plan(Assignment):
         return fresh
 
     def _rows_of(self, segment: SegmentState, present: Mask | None) -> Indices:
-        """Return the row of each parameter, shape (P,); of absent ones anything."""
+        """Return the row of each parameter, shape (P,); that of an absent one means nothing."""
         chosen: Any = slice(None) if present is None else present
         which = self.which[chosen]
         rows = np.zeros(len(self.which), np.int64)
@@ -217,7 +220,7 @@ class Plan(Assignment):
         return rows
 
     def _histories(self, segment: SegmentState, chosen: Any) -> tuple[Sequence[_History], Indices]:
-        """Return step counts with the scalars before the step, and which of them each chosen parameter has."""
+        """Return distinct step counts, with the scalars before the step, and which of them each chosen one has."""
         counts = segment.steps[chosen] + 1
         if self._scalars:
             columns = [segment.state[field.name][chosen].astype(np.float64) for field in self._scalars]
@@ -236,8 +239,8 @@ class Plan(Assignment):
         known = self._rows[which]
         row = known.get(history)
         if row is None:
-            # In Python floats, although numpy could take many counts at once: its vectorised pow has not the bits of
-            # the C library's, which torch uses, and a formula may well branch on the count.
+            # In Python floats, although numpy could take many counts at once: its vectorised pow differs in bits from
+            # the C library's, which torch uses, and a formula may branch on the count.
             exact, scalars = self.algorithm.numbers(self.distinct[which], *history)
             row = known[history] = self.table.add(exact, self._fields[which]), scalars
             self._remembered += 1
