@@ -1,4 +1,4 @@
-"""What the last versions of the weights have changed, so that older weights can be brought up to date by that alone."""
+"""Record which elements recent steps changed, so that older weights can be brought up to date by copying only these."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,32 +9,32 @@ from optd_server.store.rows import Ids, RowPlace
 
 MOST_ENTRIES = 64
 FEW_IDS = 1 << 20
-"""So many ids are kept whatever a job's size."""
+"""The number of row ids that may be kept for a job of any size; a large job may keep more."""
 FRACTION = 4
-"""Where more than one in so many elements of a slab has changed, copying all of it is no slower."""
+"""If more than 1 / FRACTION of a slab's elements changed, copying the whole slab is just as fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Elements of one slab that have changed."""
+    """The elements of one slab that a step changed."""
 
     ranges: tuple[tuple[int, int], ...] = ()
     rows: tuple[tuple[RowPlace, Ids], ...] = ()
-    """Some rows of parameters; ids ascend."""
+    """Changed rows of parameters; ids ascend."""
 
     @property
     def elements(self) -> int:
-        """How many they are."""
+        """The number of changed elements."""
         ranges = sum(stop - start for start, stop in self.ranges)
         return ranges + sum(len(ids) * place.columns for place, ids in self.rows)
 
     @property
     def ids(self) -> int:
-        """How many numbers of rows it keeps."""
+        """The number of row ids that it holds."""
         return sum(len(ids) for _, ids in self.rows)
 
     def copy(self, target: Array, source: Array) -> None:
-        """Copies these elements from one slab to another."""
+        """Copy these elements from one slab to another."""
         for start, stop in self.ranges:
             target[start:stop] = source[start:stop]
         for place, ids in self.rows:
@@ -42,19 +42,22 @@ class Change:
 
 
 Changes = list[list[Change | None]]
-"""By extent and slab; None for a slab of which most has changed."""
+"""Indexed by extent, then by slab; None for a slab that a step changed mostly or entirely."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What led to the weights with a number; `changes` None: everything, by no step."""
+    """What one publication of weights changed.
+
+    `changes` is None if the weights were replaced by something other than a step: then all of them may differ.
+    """
 
     number: int
     version: int
     changes: Changes | None
 
     def begins(self, version: int) -> bool:
-        """Whether it is the step that led to a version."""
+        """Return whether this is the step that made `version`."""
         return self.version == version and self.changes is not None
 
     @property
@@ -63,20 +66,23 @@ class _Entry:
 
 
 class Journal:
-    """The changes that led to the current weights, as far back as there is room for.
+    """The most recent changes of a job's weights; older ones are forgotten when there is no room left.
 
-    Weights are numbered by how many were published before them, and have the version of the job, which stays the same
-    where they are replaced.
+    Each publication of weights gets the next number. A number says more than the job's version, which stays the same
+    when weights are replaced without a step.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        """That of the current weights."""
+        """The number of the current weights."""
         self._entries: deque[_Entry] = deque(maxlen=MOST_ENTRIES)
         self._ids = 0
 
     def note(self, version: int, changes: Changes | None, elements: int) -> None:
-        """New weights have been published, of a job with so many elements; `changes` None: by no step."""
+        """Record a publication of weights, of a job with `elements` elements.
+
+        `changes` is None if something other than a step replaced the weights.
+        """
         self.number += 1
         if len(self._entries) == MOST_ENTRIES:
             self._forget()
@@ -90,16 +96,16 @@ class Journal:
         self._ids -= self._entries.popleft().ids
 
     def since(self, number: int, extent: int, slab: int) -> list[Change] | None:
-        """What of a slab has changed since the weights with a number; None where all may have."""
+        """Return what changed in a slab since the weights with `number`, or None if everything may have changed."""
         if number < self.number - len(self._entries):
             return None
         return _of_slab([entry for entry in self._entries if entry.number > number], extent, slab)
 
     def since_version(self, version: int, extent: int, slab: int) -> list[Change] | None:
-        """What of a slab has changed since any weights of a version; None where all may have.
+        """Return what changed in a slab since any weights of `version`, or None if everything may have changed.
 
-        Those that the version began with may have been replaced since. That is known where the step that led to it is,
-        or where all is.
+        Weights may have been replaced within a version, and such a replacement counts as a change. The answer is
+        certain only if nothing has been forgotten, or if the step that made the version is still remembered.
         """
         complete = self.number == len(self._entries) or any(entry.begins(version) for entry in self._entries)
         if not complete:
@@ -112,9 +118,9 @@ class Journal:
 def _of_slab(entries: Sequence[_Entry], extent: int, slab: int) -> list[Change] | None:
     changes = []
     for entry in entries:
-        # Of groups that were added later it knows nothing, nor did it change anything there.
         if entry.changes is None:
             return None
+        # A step before an extent was added changed nothing in it.
         change = entry.changes[extent][slab] if extent < len(entry.changes) else Change()
         if change is None:
             return None
