@@ -1,4 +1,4 @@
-"""Flat arrays cut into frames of a size that suits the wire."""
+"""Cut flat arrays into frames, and group the frames into messages of a size that travels well."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,18 +7,19 @@ from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing
 
-# Bulk streams move fastest in messages of one to a few MiB, well below what a message may be.
+# Bulk data travels fastest in messages of one to a few MiB, which is well below the limit on messages.
 FRAME_BYTES = 1 << 20
-# A frame's own header, with room to spare.
+# At least as large as the header of any frame.
 FRAME_OVERHEAD = 64
 
 
 def cut(
     frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
 ) -> Iterator[list[Outgoing]]:
-    """Cuts and gathers frames of plain numbers into lists that fit one message of about `most_bytes` each.
+    """Cut and gather frames of plain numbers into lists, each of which fits a message of about `most_bytes`.
 
-    With an `encoding` they are written in that one where it saves bytes; `optd_wire.frames.encode` does the work.
+    An `encoding` is used for the dtypes for which it saves bytes. Nothing is encoded yet: `optd_wire.frames.encode`
+    does that.
     """
     batch: list[Outgoing] = []
     room = most_bytes
@@ -41,7 +42,7 @@ def cut(
 
 
 def weights_of(snapshot: Snapshot) -> Iterator[Frame]:
-    """All weights of a snapshot, a frame a segment; valid while the snapshot is held."""
+    """Yield all weights of a snapshot, one frame for each segment; they are valid while the snapshot is held."""
     for group, layout in enumerate(snapshot.layouts):
         for segment, array in zip(layout.segments, snapshot.arrays(group), strict=True):
             yield Frame.of(group, segment.offset, array)

@@ -1,4 +1,4 @@
-"""Who may talk to the server: the address it binds, tokens, certificates. Safe by default, said clearly where not."""
+"""Who may talk to the server: its address, tokens and certificates. Safe unless `--insecure` says otherwise."""
 
 import ipaddress
 import socket
@@ -15,7 +15,7 @@ MIN_TOKEN = 16
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What a checked configuration comes to."""
+    """The tokens and certificates of a configuration that has been checked."""
 
     tokens: tuple[str, ...]
     credentials: grpc.ServerCredentials | None
@@ -23,13 +23,13 @@ class Security:
 
     @property
     def authentication(self) -> str:
-        """How callers show who they are."""
+        """How callers prove who they are, such as `token`, `mtls`, `token+mtls` or `none`."""
         shown = [name for name, on in (("token", self.tokens), ("mtls", self.mutual)) if on]
         return "+".join(shown) or "none"
 
 
 def secure(config: Config) -> Security:
-    """Reads tokens and certificates; raises `ConfigError` for what is missing, unreadable or unsafe."""
+    """Read tokens and certificates; raise `ConfigError` if a setting is missing, unreadable or unsafe."""
     tokens = _read_tokens(config.token_file) if config.token_file else ()
     if not (tokens or config.tls or config.insecure or _is_loopback(config.host)):
         raise ConfigError(
@@ -80,7 +80,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
 
 
 def _check_pair(config: Config) -> None:
-    """GRPC only says that it cannot; OpenSSL says why."""
+    """Check the certificate and its key with OpenSSL, which says why a pair is unusable; gRPC does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     assert config.tls_cert is not None
     try:

@@ -1,4 +1,4 @@
-"""StateService: weights, last gradients and state as numbers."""
+"""StateService: read and replace the numbers of weights, last gradients and optimizer state."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -27,7 +27,7 @@ class StateService:
         self._catalog = catalog
 
     async def read_state(self, request: pb.ReadStateRequest, caller: Caller) -> AsyncIterator[bytes]:
-        """Sends a copy of the selected fields."""
+        """Send a copy of the selected fields."""
         job = self._catalog.find(request.job)
         selection = select(job, request.fields, request.group, request.parameter)
         with self._catalog.memory.lend(f"a copy of the state of job {job.name!r}", selected_bytes(job, selection)):
@@ -37,7 +37,7 @@ class StateService:
                 yield encode(pb.ReadStateResponse(), frames)
 
     async def write_state(self, requests: Requests, caller: Caller) -> Any:
-        """Receives fields and options, and puts them in force at once."""
+        """Receive fields and options, and put all of them in force together."""
         message, frames = await requests.first()
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message must have the header")
