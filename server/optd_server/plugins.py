@@ -78,7 +78,7 @@ def _try_out(algorithm: Algorithm) -> None:
         else:
             apply(algorithm, [options], segment, weights=weights, gradient=weights, out=out)
         if not np.isfinite(out).all():
-            raise ValueError(f"a step with its defaults gives weights that are not finite: {out.tolist()}")
+            raise ValueError(f"a step with the default options gives weights that are not finite: {out.tolist()}")
         weights = out
 
 

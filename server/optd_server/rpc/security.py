@@ -46,7 +46,7 @@ def _is_loopback(host: str) -> bool:
         try:
             found = socket.getaddrinfo(host, None)
         except OSError as error:
-            raise ConfigError(f"host: {host!r} is no address of this machine: {error}") from None
+            raise ConfigError(f"host: {host!r} is not an address of this machine: {error}") from None
         return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
 
 
@@ -73,7 +73,7 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
         ("tls_cert", b"CERTIFICATE", pair[1]),
     ):
         if marker not in content:
-            raise ConfigError(f"{name}: {getattr(config, name)} is no PEM file with a {marker.decode().lower()}")
+            raise ConfigError(f"{name}: {getattr(config, name)} is not a PEM file with a {marker.decode().lower()}")
     authorities = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
     _check_pair(config)
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
@@ -87,7 +87,7 @@ def _check_pair(config: Config) -> None:
         context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
-            f"tls_cert: {config.tls_cert} and tls_key {config.tls_key} are no usable pair: {_reason(error)}"
+            f"tls_cert: {config.tls_cert} and tls_key {config.tls_key} are not a usable pair: {_reason(error)}"
         ) from None
     if config.tls_client_ca is not None:
         try:
@@ -97,7 +97,7 @@ def _check_pair(config: Config) -> None:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted; a server needs one that is not")
+    raise ValueError("the key is encrypted; the server needs one without a password")
 
 
 def _reason(error: Exception) -> str:

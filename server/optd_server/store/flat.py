@@ -110,7 +110,7 @@ class FrameSink:
     def place(self, frame: Frame) -> tuple[int, int, int]:
         """Like `claim`, but return the indices of the extent, of the slab and of the first element in the slab."""
         if frame.field not in ("", self._field):
-            raise InvalidRequest(problem=f"a frame of {frame.field!r} among frames of {self._field!r}")
+            raise InvalidRequest(problem=f"a frame of field {frame.field!r} in an upload of {self._field!r}")
         if self._field != GRADIENT and not frame.encoding.carries_weights:
             raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
         return self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))

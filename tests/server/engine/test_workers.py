@@ -1,6 +1,6 @@
 import pytest
-
 from optd_server.engine.membership.workers import REMEMBERED, Workers
+
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 

@@ -158,7 +158,9 @@ class TrainingService:
             if header.shared is None:
                 return job, await job.push(header, _Upload(requests, message, frames))
             if frames or not message.last:
-                raise InvalidRequest(problem="a push whose gradient is shared has one message, without frames")
+                raise InvalidRequest(
+                    problem="a push whose gradient is in shared memory must be one message without frames"
+                )
             requests.give_back()
             return job, await job.push_shared(header, header.shared)
 
