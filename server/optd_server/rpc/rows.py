@@ -11,7 +11,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import ChangedRows
 from optd_server.engine.readers.selection import Table
 from optd_server.engine.reading import Reading
-from optd_server.rpc.frames import FRAME_BYTES
+from optd_server.rpc.batches import BATCH_BYTES
 from optd_server.store.flat import Array
 from optd_server.store.rows import Ids as RowNumbers
 from optd_server.store.snapshots import Snapshot
@@ -52,7 +52,7 @@ class RowMessages:
         began, snapshot = time.monotonic(), reading.snapshot
         rows = table.of(snapshot)
         chosen = encoding_for(rows.dtype, encoding)
-        step = max(1, FRAME_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
+        step = max(1, BATCH_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
         first = PullRowsResponse(version=to_message(version))
         for start in range(0, max(1, table.ids.size), step):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
@@ -79,7 +79,7 @@ class RowMessages:
         waiting = first.SerializeToString()
         for each in rows:
             chosen = encoding_for(DTYPES[each.place.dtype], encoding)
-            step = max(1, FRAME_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
+            step = max(1, BATCH_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
             for start in range(0, len(each.ids), step):
                 if reading.is_in_the_way and time.monotonic() - began > self._patience:
                     raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
@@ -87,7 +87,7 @@ class RowMessages:
                 work = partial(_changed, snapshot, each, ids, chosen)
                 # In protobuf, the bytes of two messages in a row are the bytes of both merged.
                 waiting += await self._offload.copy(ids.size * each.place.columns, work)
-                if len(waiting) > FRAME_BYTES // 2:
+                if len(waiting) > BATCH_BYTES // 2:
                     yield waiting
                     waiting = b""
         yield waiting + last.SerializeToString()

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.reading import Reading
-from optd_server.rpc.frames import cut
+from optd_server.rpc.batches import batches_of
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import TooSlow
@@ -84,7 +84,7 @@ class WeightMessages:
         tail = b"" if last is None else last.SerializeToString()
         version = snapshot.version
         name = "" if encoding is None else encoding.name
-        for index, frames in enumerate(cut(_frames(snapshot, ranges), encoding=encoding)):
+        for index, frames in enumerate(batches_of(_frames(snapshot, ranges), encoding=encoding)):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
             piece = _Piece(reading.job, version.version, version.revision, name, ranges, index, average)

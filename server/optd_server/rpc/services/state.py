@@ -7,9 +7,9 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.state import read_state, select, selected_bytes
 from optd_server.engine.state_upload import StateUpload
+from optd_server.rpc.batches import batches_of
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
-from optd_server.rpc.frames import cut
 from optd_server.rpc.patience import wait_for_step
 from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.errors import InvalidRequest
@@ -33,7 +33,7 @@ class StateService:
         with self._catalog.memory.lend(f"a copy of the state of job {job.name!r}", selected_bytes(job, selection)):
             reading = await read_state(job, selection, wait_for_step)
             yield encode(pb.ReadStateResponse(result=to_message(reading.result)))
-            for frames in cut(reading.frames):
+            for frames in batches_of(reading.frames):
                 yield encode(pb.ReadStateResponse(), frames)
 
     async def write_state(self, requests: Requests, caller: Caller) -> Any:

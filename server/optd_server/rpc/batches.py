@@ -2,19 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 
-from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing
 
 # Bulk data travels fastest in messages of one to a few MiB, which is well below the limit on messages.
-FRAME_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20
 # At least as large as the header of any frame.
 FRAME_OVERHEAD = 64
 
 
-def cut(
-    frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
+def batches_of(
+    frames: Iterable[Frame], most_bytes: int = BATCH_BYTES, encoding: Encoding | None = None
 ) -> Iterator[list[Outgoing]]:
     """Cut and gather frames of plain numbers into lists, each of which fits a message of about `most_bytes`.
 
@@ -39,10 +38,3 @@ def cut(
                 batch, room = [], most_bytes
     if batch:
         yield batch
-
-
-def weights_of(snapshot: Snapshot) -> Iterator[Frame]:
-    """Yield all weights of a snapshot, one frame for each segment; they are valid while the snapshot is held."""
-    for group, layout in enumerate(snapshot.layouts):
-        for segment, array in zip(layout.segments, snapshot.arrays(group), strict=True):
-            yield Frame.of(group, segment.offset, array)
