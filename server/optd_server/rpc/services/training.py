@@ -12,9 +12,9 @@ from optd_server.engine.readers.selection import ranges_of, table_of
 from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import Requests
-from optd_server.rpc.rows import RowMessages
+from optd_server.rpc.row_messages import RowMessages
 from optd_server.rpc.uploads import receive, skip
-from optd_server.rpc.weights import Ranges, WeightMessages
+from optd_server.rpc.weight_messages import Ranges, WeightMessages
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
