@@ -83,7 +83,7 @@ class Calls:
         @asynccontextmanager
         async def taken(request: Any, context: Context) -> AsyncIterator[Any]:
             if many_in:
-                requests = Requests(context, decode, self)
+                requests = RequestStream(context, decode, self)
                 try:
                     yield requests
                 finally:
@@ -167,7 +167,7 @@ class _Guarded:
             await abort(self._context, InternalError(incident=incident))
 
 
-class Requests:
+class RequestStream:
     """The messages of a client stream, read and decoded one at a time; later messages stay with the sender."""
 
     def __init__(self, context: Context, decode: Callable[[bytes], Any], calls: Calls) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from optd_server.engine.offload import Offload
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Received
 
@@ -13,7 +13,7 @@ Write = Callable[[Sequence[Frame]], Awaitable[None]]
 
 
 async def receive(
-    requests: Requests, first: Any, frames: list[F], write: Callable[[Sequence[F]], Awaitable[None]]
+    requests: RequestStream, first: Any, frames: list[F], write: Callable[[Sequence[F]], Awaitable[None]]
 ) -> None:
     """Write the frames of `first` and of the messages that follow it, up to the one that is marked as the last.
 
@@ -34,7 +34,7 @@ async def receive(
             raise InvalidRequest(problem="only the first message of an upload may hold more than frames")
 
 
-async def skip(requests: Requests, first: Any) -> None:
+async def skip(requests: RequestStream, first: Any) -> None:
     """Read an upload to its end and discard it, so that the stream is ready for the next one."""
     message = first
     while not message.last:

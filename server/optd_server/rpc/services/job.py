@@ -6,7 +6,7 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
@@ -23,7 +23,7 @@ class JobService:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def create_job(self, requests: Requests, caller: Caller) -> Any:
+    async def create_job(self, requests: RequestStream, caller: Caller) -> Any:
         """Receive a job's weights and make the job visible when it has all of them."""
         first, frames = await requests.first()
         created = await self._catalog.find_created(first.spec.name, first.creation_id)
@@ -53,7 +53,7 @@ class JobService:
         await self._catalog.delete(request.job)
         return pb.DeleteJobResponse(job=to_message(summary))
 
-    async def add_group(self, requests: Requests, caller: Caller) -> Any:
+    async def add_group(self, requests: RequestStream, caller: Caller) -> Any:
         """Receive a group's weights and add the group, unless the job already has it."""
         first, frames = await requests.first()
         job = self._catalog.find(first.job)
@@ -84,7 +84,7 @@ class JobService:
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def _receive_group(
-        self, requests: Requests, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
+        self, requests: RequestStream, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
     ) -> FlatBuffers:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
@@ -94,7 +94,7 @@ class JobService:
             await self._receive(requests, first, frames, sink)
         return weights
 
-    async def _receive(self, requests: Requests, first: Any, frames: list[Any], sink: FrameSink) -> None:
+    async def _receive(self, requests: RequestStream, first: Any, frames: list[Any], sink: FrameSink) -> None:
         """Write all frames of a stream; raise `IncompleteParameter` if weights are missing."""
         await receive(requests, first, frames, offloaded(sink.write_all, self._catalog.offload))
         sink.ledger.require_all()

@@ -9,7 +9,7 @@ from optd_server.engine.readers.state import read_state, select, selected_bytes
 from optd_server.engine.state_upload import StateUpload
 from optd_server.rpc.batches import batches_of
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.patience import wait_for_step
 from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.errors import InvalidRequest
@@ -36,7 +36,7 @@ class StateService:
             for frames in batches_of(reading.frames):
                 yield encode(pb.ReadStateResponse(), frames)
 
-    async def write_state(self, requests: Requests, caller: Caller) -> Any:
+    async def write_state(self, requests: RequestStream, caller: Caller) -> Any:
         """Receive fields and options, and put all of them in force together."""
         message, frames = await requests.first()
         if not message.HasField("header"):
@@ -48,7 +48,7 @@ class StateService:
         return pb.WriteStateResponse(version=to_message(job.stamped(version)), options=map(to_message, options))
 
     async def _receive(
-        self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
+        self, requests: RequestStream, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         worker = job.workers.check(header.worker, header.epoch)
         known = worker.answer_to(check_id("write_id", header.write_id))

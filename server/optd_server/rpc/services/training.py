@@ -11,7 +11,7 @@ from optd_server.engine.readers.changed import changed_since
 from optd_server.engine.readers.selection import ranges_of, table_of
 from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.row_messages import RowMessages
 from optd_server.rpc.uploads import receive, skip
 from optd_server.rpc.weight_messages import Ranges, WeightMessages
@@ -34,7 +34,7 @@ class TrainingService:
         self._messages = WeightMessages(catalog.offload, idle_seconds)
         self._rows = RowMessages(catalog.offload, idle_seconds)
 
-    async def push(self, requests: Requests, caller: Caller) -> Any:
+    async def push(self, requests: RequestStream, caller: Caller) -> Any:
         """Take one push; answer when its step is done."""
         with self._catalog.noting_rejections():
             message, frames = await requests.first()
@@ -97,7 +97,7 @@ class TrainingService:
             async for encoded in self._rows.answer(reading, table, encoding, version):
                 yield encoded
 
-    async def step(self, requests: Requests, caller: Caller) -> AsyncIterator[bytes]:
+    async def step(self, requests: RequestStream, caller: Caller) -> AsyncIterator[bytes]:
         """Take pushes one after the other; answer each with the current weights of its job."""
         while True:
             with self._catalog.noting_rejections():
@@ -146,7 +146,7 @@ class TrainingService:
         async for encoded in self._rows.changes(reading, changed.rows, encoding, first, last):
             yield encoded
 
-    async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> tuple[Job, PushResult]:
+    async def _take(self, requests: RequestStream, message: Any, frames: list[Received]) -> tuple[Job, PushResult]:
         with self._catalog.noting_rejections():
             if not message.HasField("header"):
                 raise InvalidRequest(problem="the first message of a push must have its header")
@@ -156,7 +156,7 @@ class TrainingService:
             if isinstance(message, pb.StepRequest):
                 _encoding(message.delivery.encoding)  # refuses a wrong encoding before anything changes
             if header.shared is None:
-                return job, await job.push(header, _Upload(requests, message, frames))
+                return job, await job.push(header, _PushStream(requests, message, frames))
             if frames or not message.last:
                 raise InvalidRequest(
                     problem="a push whose gradient is in shared memory must be one message without frames"
@@ -171,10 +171,10 @@ class TrainingService:
 
 
 @dataclass(frozen=True, slots=True)
-class _Upload:
+class _PushStream:
     """A push whose first message has been read; the engine decides whether the rest is received or skipped."""
 
-    requests: Requests
+    requests: RequestStream
     first: Any
     frames: list[Received]
 
