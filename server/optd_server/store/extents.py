@@ -22,7 +22,7 @@ from optd_wire.values import ParameterInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SegmentPlace:
     """Where one segment of a group lies in its extent."""
 
     slab: int
@@ -72,7 +72,7 @@ class Extent:
     """The index of its first group in the job's list; the others follow."""
     layouts: tuple[GroupLayout, ...]
     slabs: tuple[Slab, ...]
-    places: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[SegmentPlace, ...], ...]
     """Indexed by group of the extent, then by segment of the group."""
     bytes: int
     """The size of its region."""
@@ -98,7 +98,7 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Seque
     """Lay groups out as one extent; without `kinds` they are all of the same kind."""
     kinds = kinds or [""] * len(layouts)
     slabs: list[Slab] = []
-    places: list[list[Place]] = [[] for _ in layouts]
+    places: list[list[SegmentPlace]] = [[] for _ in layouts]
     for dtype, kind in product(DTYPES, dict.fromkeys(kinds)):
         parts: list[int] = []
         groups: list[int] = []
@@ -107,7 +107,7 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Seque
         for index, (layout, own) in enumerate(zip(layouts, kinds, strict=True)):
             for segment in layout.segments if own == kind else ():
                 if segment.dtype == dtype:
-                    places[index].append(Place(len(slabs), start, len(sizes), len(groups)))
+                    places[index].append(SegmentPlace(len(slabs), start, len(sizes), len(groups)))
                     groups.append(first_group + index)
                     parts.append(len(segment.members))
                     sizes.extend(layout.parameters[member].size for member in segment.members)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.store.coverage import Coverage
-from optd_server.store.extents import Extent, Place, Slab
+from optd_server.store.extents import Extent, SegmentPlace, Slab
 from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
 from optd_wire.layout import GroupLayout, Segment
 from optd_wire.values import ParameterInfo
@@ -123,7 +123,7 @@ class Ledger:
 
 # Every push of a job looks up the same groups.
 @lru_cache(maxsize=256)
-def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tuple[Place, ...]]]:
+def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tuple[SegmentPlace, ...]]]:
     """Return each group's extent, its layout, and where its segments lie."""
     return [
         (number, layout, places)

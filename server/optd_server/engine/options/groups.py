@@ -13,7 +13,7 @@ from optd_server.optim.group_options import effective
 from optd_server.optim.option import singles
 from optd_server.optim.rules import RULES, Matches
 from optd_server.optim.segment import SegmentPart, SegmentState
-from optd_server.store.extents import Extent, Place, Slab, extent_of
+from optd_server.store.extents import Extent, SegmentPlace, Slab, extent_of
 from optd_server.store.flat import Array
 from optd_server.store.rows import RowPlace
 from optd_server.store.snapshots import StepRanges, changed_options
@@ -385,7 +385,7 @@ class Groups:
         """The state of a slab."""
         return self._states[extent][slab]
 
-    def place(self, group: int, segment: int) -> tuple[int, Place]:
+    def place(self, group: int, segment: int) -> tuple[int, SegmentPlace]:
         """The extent of a group, and where one of its segments lies there."""
         number = self._extent_of[group]
         extent = self.extents[number]
