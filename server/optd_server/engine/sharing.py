@@ -202,7 +202,7 @@ def _described(extent: Extent) -> SharedExtent:
     segments = [
         SharedSegment(
             FlatRange(extent.first_group + index, segment.offset, segment.count),
-            extent.slabs[place.slab].byte_offset + place.start * extent.slabs[place.slab].numbers.itemsize,
+            extent.slabs[place.slab].byte_offset + place.start * extent.slabs[place.slab].element_dtype.itemsize,
         )
         for index, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True))
         for segment, place in zip(layout.segments, places, strict=True)

@@ -43,7 +43,7 @@ class Slab:
     """The kind of its groups."""
     dtype: str
     """The dtype of its parameters."""
-    numbers: np.dtype[Any]
+    element_dtype: np.dtype[Any]
     """The dtype of its elements: that of the parameters for weights, that of the arithmetic for gradients and state."""
     count: int
     """The number of its elements."""
@@ -51,8 +51,8 @@ class Slab:
     """Where it begins in the extent's region, in bytes."""
     groups: tuple[int, ...]
     """Its groups, as indices in the job's list."""
-    parts: npt.NDArray[np.int64]
-    """For each of its groups, the number of parameters that the group has here."""
+    parameter_counts: npt.NDArray[np.int64]
+    """For each of its groups, the number of parameters."""
     sizes: npt.NDArray[np.int64]
     """For each of its parameters, the number of elements."""
     starts: npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class Slab:
     @property
     def ranks(self) -> npt.NDArray[np.int64]:
         """For each parameter, the number of groups that come before its own."""
-        return np.repeat(np.arange(len(self.parts)), self.parts)
+        return np.repeat(np.arange(len(self.parameter_counts)), self.parameter_counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,10 +128,10 @@ def computed(extents: Iterable[Extent]) -> tuple[Extent, ...]:
 # Every push asks for the layout of its job, whose extents are always the same objects.
 @lru_cache(maxsize=256)
 def _computed(extent: Extent) -> Extent:
-    numbers = [DTYPES[COMPUTED[slab.dtype]] for slab in extent.slabs]
-    if all(slab.numbers == dtype for slab, dtype in zip(extent.slabs, numbers, strict=True)):
+    dtypes = [DTYPES[COMPUTED[slab.dtype]] for slab in extent.slabs]
+    if all(slab.element_dtype == dtype for slab, dtype in zip(extent.slabs, dtypes, strict=True)):
         return extent
-    slabs = tuple(replace(slab, numbers=dtype) for slab, dtype in zip(extent.slabs, numbers, strict=True))
+    slabs = tuple(replace(slab, element_dtype=dtype) for slab, dtype in zip(extent.slabs, dtypes, strict=True))
     return _placed(replace(extent, slabs=slabs))
 
 
@@ -141,5 +141,5 @@ def _placed(extent: Extent) -> Extent:
     end = 0
     for slab in extent.slabs:
         slabs.append(replace(slab, byte_offset=end))
-        end += -(-slab.count * slab.numbers.itemsize // ALIGNMENT) * ALIGNMENT
+        end += -(-slab.count * slab.element_dtype.itemsize // ALIGNMENT) * ALIGNMENT
     return replace(extent, slabs=tuple(slabs), bytes=end)

@@ -64,7 +64,7 @@ class FlatBuffers:
     def _add(self, extent: Extent, region: Region) -> None:
         self.extents = (*self.extents, extent)
         self.regions.append(region)
-        slabs = [region.array(slab.numbers, slab.byte_offset, slab.count) for slab in extent.slabs]
+        slabs = [region.array(slab.element_dtype, slab.byte_offset, slab.count) for slab in extent.slabs]
         self.slabs.append(slabs)
         for layout, places in zip(extent.layouts, extent.places, strict=True):
             self.arrays.append(

@@ -44,7 +44,7 @@ class Ledger:
             raise InvalidRequest(problem=f"a frame addresses group {group}; it must be in {groups}")
         extent, layout, places = self._places[index]
         slabs = self._extents[extent].slabs
-        kept = [slabs[place.slab].numbers for place in places]
+        kept = [slabs[place.slab].element_dtype for place in places]
         number = _segment_at(layout, kept, group, offset, offset + count, dtype)
         segment, place = layout.segments[number], places[number]
         if dtype is not None and dtype != kept[number]:
@@ -114,7 +114,7 @@ class Ledger:
         """Yield each written range as (extent, slab, first element, end)."""
         for number, extent in enumerate(self._extents):
             for index, slab in enumerate(extent.slabs):
-                elements = np.add.reduceat(slab.sizes, np.cumsum(slab.parts) - slab.parts)
+                elements = np.add.reduceat(slab.sizes, np.cumsum(slab.parameter_counts) - slab.parameter_counts)
                 ends = np.cumsum(elements + 1)
                 for start, stop in self._coverage[number][index].ranges:
                     rank = int(np.searchsorted(ends, start, side="right"))
@@ -169,8 +169,8 @@ def _parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> Paramet
 def owner_of(extent: Extent, slab: Slab, element: int) -> tuple[ParameterInfo, int]:
     """Return the parameter that holds an element of a slab, and the index of the element in that parameter."""
     index = int(np.searchsorted(slab.starts + slab.sizes, element, side="right"))
-    position = int(np.searchsorted(np.cumsum(slab.parts), index, side="right"))
+    position = int(np.searchsorted(np.cumsum(slab.parameter_counts), index, side="right"))
     layout = extent.layouts[slab.groups[position] - extent.first_group]
     segment = next(segment for segment in layout.segments if segment.dtype == slab.dtype)
-    place = index - int(slab.parts[:position].sum())
+    place = index - int(slab.parameter_counts[:position].sum())
     return layout.parameters[segment.members[place]], element - int(slab.starts[index])

@@ -210,10 +210,10 @@ def test_what_is_computed_lies_in_the_same_order(job):
         end = 0
         for slab, wide in zip(extent.slabs, other.slabs, strict=True):
             assert (wide.dtype, wide.count, wide.groups) == (slab.dtype, slab.count, slab.groups)
-            assert wide.numbers == DTYPES[COMPUTED[slab.dtype]]
+            assert wide.element_dtype == DTYPES[COMPUTED[slab.dtype]]
             assert wide.byte_offset >= end
             assert wide.byte_offset % ALIGNMENT == 0
-            end = wide.byte_offset + wide.count * wide.numbers.itemsize
+            end = wide.byte_offset + wide.count * wide.element_dtype.itemsize
         assert end <= other.bytes
     for layout, arrays in zip(layouts, buffers.arrays, strict=True):
         for segment, array in zip(layout.segments, arrays, strict=True):

@@ -294,7 +294,7 @@ class Groups:
             return self._dealt[id(slab)][2], None
         options: list[Options] = []
         counts: list[int] = []
-        for group, part in zip(slab.groups, slab.parts.tolist(), strict=True):
+        for group, part in zip(slab.groups, slab.parameter_counts.tolist(), strict=True):
             by_name = self.by_name(group)
             if by_name is None:
                 options.append(groups[group])
@@ -371,7 +371,12 @@ class Groups:
             state.prepare(field)[state.layout(field).elements(first, first + count)]
             for number, index, slab, state in self.slabs()
             if (number, index) not in without
-            for group, first, count in zip(slab.groups, np.cumsum(slab.parts) - slab.parts, slab.parts, strict=True)
+            for group, first, count in zip(
+                slab.groups,
+                np.cumsum(slab.parameter_counts) - slab.parameter_counts,
+                slab.parameter_counts,
+                strict=True,
+            )
             for field in self.fields(group, self.options[group].options)
             if state.has(field) and field.name not in state.state
         ]
@@ -418,4 +423,4 @@ def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
 
 
 def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
-    return SegmentState(slab.sizes, slab.numbers, shapes=extent.shapes(slab), groups=slab.parts)
+    return SegmentState(slab.sizes, slab.element_dtype, shapes=extent.shapes(slab), groups=slab.parameter_counts)

@@ -122,7 +122,7 @@ class Step:
         if change is not None:
             touched = present.copy()
             touched[[each.place.parameter for each in rows]] = True
-            if (touched & returns(options, slab.parts if counts is None else counts, state.steps + 1)).any():
+            if (touched & returns(options, slab.parameter_counts if counts is None else counts, state.steps + 1)).any():
                 change = None
         lacks = self._lacks(number, index) if self._lacks is not None and (rows or change is not None) else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:

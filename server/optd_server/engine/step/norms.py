@@ -44,8 +44,8 @@ def norms_of_step(
 
 def _changed(slab: Slab, change: Change | None, new: Array, old: Array) -> Iterator[Pair]:
     """The elements of a slab that a step has changed, by group."""
-    last = np.cumsum(slab.parts)
-    for group, first, end in zip(slab.groups, last - slab.parts, last, strict=True):
+    last = np.cumsum(slab.parameter_counts)
+    for group, first, end in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
         if first == end:
             continue
         start, stop = int(slab.starts[first]), int(slab.starts[end - 1] + slab.sizes[end - 1])
