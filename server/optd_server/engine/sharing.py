@@ -18,7 +18,7 @@ from optd_server.store.extents import Extent, computed
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
-from optd_server.store.memory import SharedRegion, received
+from optd_server.store.memory import SharedRegion, writable_by_workers
 from optd_server.store.snapshots import Snapshot, Snapshots
 from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
 from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
@@ -72,7 +72,7 @@ class Sharing:
             raise
         try:
             extents = computed(self._state.groups.extents)
-            buffers = FlatBuffers(extents, received)
+            buffers = FlatBuffers(extents, writable_by_workers)
         except OSError as error:
             self._memory.release(reservation)
             raise self.unavailable(worker, error) from None

@@ -73,11 +73,11 @@ Allocate = Callable[[int], Region]
 """Returns a region of at least the given number of bytes; raises `OSError` if there is no memory for it."""
 
 
-def published(size: int) -> Region:
+def readable_by_workers(size: int) -> Region:
     """Allocate memory that this process writes and workers may read."""
     return SharedRegion(size, writers=False)
 
 
-def received(size: int) -> Region:
+def writable_by_workers(size: int) -> Region:
     """Allocate memory that a worker writes and this process reads."""
     return SharedRegion(size, writers=True)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.journal import Change, Changes, Journal
-from optd_server.store.memory import Allocate, Region, SharedRegion, published
+from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
 
@@ -35,7 +35,7 @@ class WeightSet:
         self.in_place = 0
         self.numbers: list[int] = []
         """By extent, the number of the weights that lie in it: see `Journal`. Empty while it holds none."""
-        self.shared = allocate is published
+        self.shared = allocate is readable_by_workers
         """Whether workers of this host can map it into their memory."""
 
     @classmethod
@@ -152,7 +152,7 @@ class Snapshots:
         return self.current.weights
 
     def _copied_to_shared(self, weights: WeightSet) -> WeightSet:
-        copied = WeightSet(weights.buffers.extents, published)
+        copied = WeightSet(weights.buffers.extents, readable_by_workers)
         for target, source in zip(copied.buffers.all_slabs(), weights.buffers.all_slabs(), strict=True):
             target[:] = source
         copied.numbers = list(weights.numbers)
@@ -163,7 +163,7 @@ class Snapshots:
         """Return a new group's weights, copied to shared memory if the current set is shared; raise `OSError`."""
         if not self.current.weights.shared:
             return buffers
-        here = FlatBuffers(buffers.extents, published)
+        here = FlatBuffers(buffers.extents, readable_by_workers)
         for target, source in zip(here.all_slabs(), buffers.all_slabs(), strict=True):
             target[:] = source
         return here
@@ -209,7 +209,7 @@ class Snapshots:
         if self.shared:
             # If the process has no descriptors left, steps go on in private memory, and weights travel in messages.
             with suppress(OSError):
-                return WeightSet(extents, published)
+                return WeightSet(extents, readable_by_workers)
         return WeightSet(extents)
 
     def shared_regions(self) -> Iterator[SharedRegion]:
