@@ -14,7 +14,7 @@ from optd_server.engine.membership.leases import GRPC, Leases
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.state import JobState
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
@@ -71,7 +71,7 @@ class Sharing:
             self.decline(worker, str(error))
             raise
         try:
-            extents = computed(self._state.groups.extents)
+            extents = in_compute_dtype(self._state.groups.extents)
             buffers = FlatBuffers(extents, writable_by_workers)
         except OSError as error:
             self._memory.release(reservation)
@@ -88,7 +88,7 @@ class Sharing:
 
     def gradient_extents(self) -> tuple[SharedExtent, ...]:
         """What lies where in the regions of gradients."""
-        return tuple(map(_described, computed(self._state.groups.extents)))
+        return tuple(map(_described, in_compute_dtype(self._state.groups.extents)))
 
     def confirm(self, worker: str, token: bytes) -> None:
         """Takes the token that the worker has read there as the proof that it sees the same memory.

@@ -120,7 +120,7 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Seque
     return _placed(Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), 0))
 
 
-def computed(extents: Iterable[Extent]) -> tuple[Extent, ...]:
+def in_compute_dtype(extents: Iterable[Extent]) -> tuple[Extent, ...]:
     """Lay out gradients and state of the groups in `extents`: in the same order, in the dtype of the arithmetic."""
     return tuple(map(_computed, extents))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import Rows
@@ -46,7 +46,7 @@ class Slot:
 
     def fit(self, extents: Iterable[Extent]) -> None:
         """Allocate memory for those of `extents` that it does not have yet; raise `OSError` if there is none."""
-        self.buffers.extend(computed(extents))
+        self.buffers.extend(in_compute_dtype(extents))
 
     def holding(self, presence: Presence, rows: tuple[Rows, ...] = ()) -> Gradient:
         """Return what lies here as a gradient, together with the row-sparse gradients of other parameters."""
