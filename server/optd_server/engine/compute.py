@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.store.flat import FlatBuffers
-from optd_server.store.journal import Change
+from optd_server.store.recent_changes import Change
 from optd_server.store.snapshots import WeightSet
 
 INLINE_ELEMENTS = 32 * 1024

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.journal import Change, Changes, Journal
 from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
+from optd_server.store.recent_changes import Change, Changes, RecentChanges
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
 
@@ -34,7 +34,7 @@ class WeightSet:
         self.holders = 0
         self.in_place = 0
         self.numbers: list[int] = []
-        """By extent, the number of the weights that lie in it: see `Journal`. Empty while it holds none."""
+        """By extent, the number of the weights that lie in it: see `RecentChanges`. Empty while it holds none."""
         self.shared = allocate is readable_by_workers
         """Whether workers of this host can map it into their memory."""
 
@@ -97,7 +97,7 @@ class Snapshots:
 
     def __init__(self, first: Snapshot, *, most: int) -> None:
         self.current = first
-        self.journal = Journal()
+        self.recent_changes = RecentChanges()
         self.shared = False
         self.wanted = False
         """Whether a step waits for readers to finish."""
@@ -254,16 +254,16 @@ class Snapshots:
         """Return the changes that a spare set lacks in a slab, or None if all of its elements may be out of date."""
         if extent >= len(weights.numbers):
             return None
-        return self.journal.since(weights.numbers[extent], extent, slab)
+        return self.recent_changes.since(weights.numbers[extent], extent, slab)
 
     def publish(self, snapshot: Snapshot, changes: Changes | None = None) -> None:
         """Make `snapshot` the current one; `changes` says which weights a step changed."""
         if snapshot.weights is not self.current.weights:
             elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
-            self.journal.note(snapshot.version.version, changes, elements)
+            self.recent_changes.note(snapshot.version.version, changes, elements)
         self._number(snapshot.weights)
         self.current = snapshot
 
     def _number(self, weights: WeightSet) -> None:
         """Mark a set as holding the current weights."""
-        weights.numbers = [self.journal.number] * len(weights.buffers.extents)
+        weights.numbers = [self.recent_changes.number] * len(weights.buffers.extents)

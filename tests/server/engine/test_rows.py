@@ -9,7 +9,7 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import changed_since
-from optd_server.store import journal
+from optd_server.store import recent_changes
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.encodings.registry import exact_for
@@ -159,7 +159,7 @@ class Play:
 
     def bring_up_to_date(self, version, copied):
         current = self.job.model.snapshots.current
-        changed = changed_since(self.job.model.snapshots.journal, self.job.model.groups.extents, version)
+        changed = changed_since(self.job.model.snapshots.recent_changes, self.job.model.groups.extents, version)
         for part in changed.ranges:
             flat = np.concatenate([copied[name].reshape(-1) for name in GROUPS[part.group]])
             here = slice(part.offset, part.offset + part.count)
@@ -191,7 +191,7 @@ def run(scenario, limit=1 << 24):
 @pytest.mark.parametrize("entries", [1, 3, 64])
 @pytest.mark.parametrize("seed", range(2))
 def test_weights_are_what_they_should_be_whatever_happens_between_steps(monkeypatch, entries, seed):
-    monkeypatch.setattr(journal, "MOST_ENTRIES", entries)
+    monkeypatch.setattr(recent_changes, "MOST_ENTRIES", entries)
 
     async def scenario(catalog):
         play = Play(catalog, Async(), seed)
@@ -212,7 +212,7 @@ def test_a_step_of_few_rows_says_what_it_changes():
         for sequence in (1, 2, 3):
             play.sequence = sequence
             await play.push([play.rows("table", np.array([7, sequence]), np.ones((2, 3), DTYPE))])
-        since_first = changed_since(snapshots.journal, extents, 1)
+        since_first = changed_since(snapshots.recent_changes, extents, 1)
         assert since_first.ranges == ()
         assert [(rows.place.name, rows.ids.tolist()) for rows in since_first.rows] == [("table", [2, 3, 7])]
         assert snapshots.lacks(await snapshots.spare(), 0, 0)[-1].elements == 6

@@ -23,8 +23,8 @@ from optd_server.optim.touched import RowGradient, apply_touched
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
-from optd_server.store.journal import FRACTION, Change, Changes
 from optd_server.store.ledger import Mask
+from optd_server.store.recent_changes import FRACTION, Change, Changes
 from optd_server.store.rows import Rows, densify
 from optd_server.store.snapshots import WeightSet
 

@@ -11,7 +11,7 @@ from optd_server.optim.clipping import norm_of
 from optd_server.optim.difference import difference_norm
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.journal import Change, Changes
+from optd_server.store.recent_changes import Change, Changes
 from optd_wire.values import GroupNorms
 
 Pair = tuple[int, Array, Array]

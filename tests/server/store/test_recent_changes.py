@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from optd_server.store import journal
-from optd_server.store.journal import Change, Journal
+from optd_server.store import recent_changes
+from optd_server.store.recent_changes import Change, RecentChanges
 from optd_server.store.rows import RowPlace
 
 PLACE = RowPlace(0, 0, 0, 0, 0, "t", "float32", 2, 10, 3, (10, 3))
@@ -19,8 +19,8 @@ def ids_of(changes):
 
 
 def test_changes_are_told_as_far_back_as_they_are_kept(monkeypatch):
-    monkeypatch.setattr(journal, "MOST_ENTRIES", 3)
-    kept = Journal()
+    monkeypatch.setattr(recent_changes, "MOST_ENTRIES", 3)
+    kept = RecentChanges()
     for version in range(1, 6):
         kept.note(version, rows(version), elements=32)
     assert kept.number == 5
@@ -30,7 +30,7 @@ def test_changes_are_told_as_far_back_as_they_are_kept(monkeypatch):
 
 
 def test_weights_that_are_replaced_are_all_new():
-    kept = Journal()
+    kept = RecentChanges()
     kept.note(1, rows(1), elements=32)
     assert ids_of(kept.since_version(0, 0, 0)) == [[1]]
     kept.note(1, None, elements=32)
@@ -47,8 +47,8 @@ def test_weights_that_are_replaced_are_all_new():
 
 @pytest.mark.parametrize(("elements", "oldest"), [(8, 3), (24, 1), (32, 0)])
 def test_ids_that_are_kept_take_no_more_than_a_part_of_the_weights(monkeypatch, elements, oldest):
-    monkeypatch.setattr(journal, "FEW_IDS", 1)
-    kept = Journal()
+    monkeypatch.setattr(recent_changes, "FEW_IDS", 1)
+    kept = RecentChanges()
     for version in range(1, 5):
         kept.note(version, rows(version), elements)
     assert [kept.since(number, 0, 0) is not None for number in range(5)] == [number >= oldest for number in range(5)]
@@ -58,7 +58,7 @@ def test_ids_that_are_kept_take_no_more_than_a_part_of_the_weights(monkeypatch, 
 
 
 def test_a_group_that_came_later_was_not_changed_before():
-    kept = Journal()
+    kept = RecentChanges()
     kept.note(1, rows(1), elements=32)
     assert kept.since(0, 1, 0) == [Change()]
 

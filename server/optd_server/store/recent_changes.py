@@ -65,7 +65,7 @@ class _Entry:
         return sum(change.ids for row in self.changes or () for change in row if change is not None)
 
 
-class Journal:
+class RecentChanges:
     """The most recent changes of a job's weights; older ones are forgotten when there is no room left.
 
     Each publication of weights gets the next number. A number says more than the job's version, which stays the same
