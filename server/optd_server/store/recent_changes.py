@@ -15,7 +15,7 @@ FRACTION = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ChangedElements:
     """The elements of one slab that a step changed."""
 
     ranges: tuple[tuple[int, int], ...] = ()
@@ -41,7 +41,7 @@ class Change:
             place.table(target)[ids] = place.table(source)[ids]
 
 
-Changes = list[list[Change | None]]
+ChangedBySlab = list[list[ChangedElements | None]]
 """Indexed by extent, then by slab; None for a slab that a step changed mostly or entirely."""
 
 
@@ -54,7 +54,7 @@ class _Entry:
 
     number: int
     version: int
-    changes: Changes | None
+    changes: ChangedBySlab | None
 
     def begins(self, version: int) -> bool:
         """Return whether this is the step that made `version`."""
@@ -78,7 +78,7 @@ class RecentChanges:
         self._entries: deque[_Entry] = deque(maxlen=MOST_ENTRIES)
         self._ids = 0
 
-    def note(self, version: int, changes: Changes | None, elements: int) -> None:
+    def note(self, version: int, changes: ChangedBySlab | None, elements: int) -> None:
         """Record a publication of weights, of a job with `elements` elements.
 
         `changes` is None if something other than a step replaced the weights.
@@ -95,13 +95,13 @@ class RecentChanges:
     def _forget(self) -> None:
         self._ids -= self._entries.popleft().ids
 
-    def since(self, number: int, extent: int, slab: int) -> list[Change] | None:
+    def since(self, number: int, extent: int, slab: int) -> list[ChangedElements] | None:
         """Return what changed in a slab since the weights with `number`, or None if everything may have changed."""
         if number < self.number - len(self._entries):
             return None
         return _of_slab([entry for entry in self._entries if entry.number > number], extent, slab)
 
-    def since_version(self, version: int, extent: int, slab: int) -> list[Change] | None:
+    def since_version(self, version: int, extent: int, slab: int) -> list[ChangedElements] | None:
         """Return what changed in a slab since any weights of `version`, or None if everything may have changed.
 
         Weights may have been replaced within a version, and such a replacement counts as a change. The answer is
@@ -115,13 +115,13 @@ class RecentChanges:
         return _of_slab([*replaced, *later], extent, slab)
 
 
-def _of_slab(entries: Sequence[_Entry], extent: int, slab: int) -> list[Change] | None:
+def _of_slab(entries: Sequence[_Entry], extent: int, slab: int) -> list[ChangedElements] | None:
     changes = []
     for entry in entries:
         if entry.changes is None:
             return None
         # A step before an extent was added changed nothing in it.
-        change = entry.changes[extent][slab] if extent < len(entry.changes) else Change()
+        change = entry.changes[extent][slab] if extent < len(entry.changes) else ChangedElements()
         if change is None:
             return None
         changes.append(change)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
-from optd_server.store.recent_changes import Change, Changes, RecentChanges
+from optd_server.store.recent_changes import ChangedBySlab, ChangedElements, RecentChanges
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
 
@@ -250,13 +250,13 @@ class Snapshots:
             if not weights.holders:
                 weights.buffers.release()
 
-    def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[Change] | None:
+    def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[ChangedElements] | None:
         """Return the changes that a spare set lacks in a slab, or None if all of its elements may be out of date."""
         if extent >= len(weights.numbers):
             return None
         return self.recent_changes.since(weights.numbers[extent], extent, slab)
 
-    def publish(self, snapshot: Snapshot, changes: Changes | None = None) -> None:
+    def publish(self, snapshot: Snapshot, changes: ChangedBySlab | None = None) -> None:
         """Make `snapshot` the current one; `changes` says which weights a step changed."""
         if snapshot.weights is not self.current.weights:
             elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())

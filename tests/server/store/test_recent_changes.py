@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from optd_server.store import recent_changes
-from optd_server.store.recent_changes import Change, RecentChanges
+from optd_server.store.recent_changes import ChangedElements, RecentChanges
 from optd_server.store.rows import RowPlace
 
 PLACE = RowPlace(0, 0, 0, 0, 0, "t", "float32", 2, 10, 3, (10, 3))
 
 
 def rows(*ids):
-    return [[Change(rows=((PLACE, np.array(ids)),))]]
+    return [[ChangedElements(rows=((PLACE, np.array(ids)),))]]
 
 
 def ids_of(changes):
@@ -60,11 +60,11 @@ def test_ids_that_are_kept_take_no_more_than_a_part_of_the_weights(monkeypatch, 
 def test_a_group_that_came_later_was_not_changed_before():
     kept = RecentChanges()
     kept.note(1, rows(1), elements=32)
-    assert kept.since(0, 1, 0) == [Change()]
+    assert kept.since(0, 1, 0) == [ChangedElements()]
 
 
 def test_what_has_changed_is_copied_and_nothing_else():
-    change = Change(ranges=((0, 1),), rows=((PLACE, np.array([0, 9])),))
+    change = ChangedElements(ranges=((0, 1),), rows=((PLACE, np.array([0, 9])),))
     target, source = np.zeros(32, "f4"), np.arange(1, 33, dtype="f4")
     change.copy(target, source)
     assert change.elements == 7

@@ -8,7 +8,7 @@ import numpy as np
 from optd_server.engine.job import Job
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
-from optd_server.store.recent_changes import Change
+from optd_server.store.recent_changes import ChangedElements
 from optd_server.store.rows import Ids, RowPlace
 from optd_server.store.snapshots import Snapshot
 from optd_wire.values import FlatRange
@@ -71,7 +71,7 @@ def _addressed(extent: Extent, slab: int, start: int, stop: int) -> Iterator[Fla
                 yield FlatRange(group, segment.offset + low - place.start, high - low)
 
 
-def _rows(changes: Sequence[Change]) -> list[ChangedRows]:
+def _rows(changes: Sequence[ChangedElements]) -> list[ChangedRows]:
     found: dict[RowPlace, list[Ids]] = {}
     for change in changes:
         for place, ids in change.rows:
