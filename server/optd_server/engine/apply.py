@@ -307,7 +307,7 @@ def _group_added(state: JobState, event: GroupAdded, compute: Compute) -> Applyi
 def _state_replaced(state: JobState, event: StateReplaced, compute: Compute) -> Applying:
     groups = state.groups
     into = WeightSet(groups.extents) if compute.into is None else compute.into
-    into.numbers.clear()
+    into.publications.clear()
     yield Work(groups.cost(groups.elements), lambda: replace_state(state, event, into.buffers))
     _change_options(state, event.edits)
     state.revision += 1

@@ -52,7 +52,7 @@ class _Entry:
     `changes` is None if the weights were replaced by something other than a step: then all of them may differ.
     """
 
-    number: int
+    publication: int
     version: int
     changes: ChangedBySlab | None
 
@@ -68,13 +68,13 @@ class _Entry:
 class RecentChanges:
     """The most recent changes of a job's weights; older ones are forgotten when there is no room left.
 
-    Each publication of weights gets the next number. A number says more than the job's version, which stays the same
-    when weights are replaced without a step.
+    Publications of weights are numbered. The number says more than the job's version, which stays the same when weights
+    are replaced without a step.
     """
 
     def __init__(self) -> None:
-        self.number = 0
-        """The number of the current weights."""
+        self.publication = 0
+        """The number of publications so far, which is that of the current weights."""
         self._entries: deque[_Entry] = deque(maxlen=MOST_ENTRIES)
         self._ids = 0
 
@@ -83,10 +83,10 @@ class RecentChanges:
 
         `changes` is None if something other than a step replaced the weights.
         """
-        self.number += 1
+        self.publication += 1
         if len(self._entries) == MOST_ENTRIES:
             self._forget()
-        entry = _Entry(self.number, version, changes)
+        entry = _Entry(self.publication, version, changes)
         self._entries.append(entry)
         self._ids += entry.ids
         while self._ids > max(FEW_IDS, elements // 8):
@@ -95,11 +95,11 @@ class RecentChanges:
     def _forget(self) -> None:
         self._ids -= self._entries.popleft().ids
 
-    def since(self, number: int, extent: int, slab: int) -> list[ChangedElements] | None:
-        """Return what changed in a slab since the weights with `number`, or None if everything may have changed."""
-        if number < self.number - len(self._entries):
+    def since(self, publication: int, extent: int, slab: int) -> list[ChangedElements] | None:
+        """Return what changed in a slab since the weights of `publication`, or None if everything may have changed."""
+        if publication < self.publication - len(self._entries):
             return None
-        return _of_slab([entry for entry in self._entries if entry.number > number], extent, slab)
+        return _of_slab([entry for entry in self._entries if entry.publication > publication], extent, slab)
 
     def since_version(self, version: int, extent: int, slab: int) -> list[ChangedElements] | None:
         """Return what changed in a slab since any weights of `version`, or None if everything may have changed.
@@ -107,7 +107,7 @@ class RecentChanges:
         Weights may have been replaced within a version, and such a replacement counts as a change. The answer is
         certain only if nothing has been forgotten, or if the step that made the version is still remembered.
         """
-        complete = self.number == len(self._entries) or any(entry.begins(version) for entry in self._entries)
+        complete = self.publication == len(self._entries) or any(entry.begins(version) for entry in self._entries)
         if not complete:
             return None
         replaced = [entry for entry in self._entries if entry.version == version and entry.changes is None]

@@ -33,8 +33,8 @@ class WeightSet:
         self.buffers = FlatBuffers(extents, allocate)
         self.holders = 0
         self.in_place = 0
-        self.numbers: list[int] = []
-        """By extent, the number of the weights that lie in it: see `RecentChanges`. Empty while it holds none."""
+        self.publications: list[int] = []
+        """By extent, the publication of the weights in it: see `RecentChanges`. Empty if it holds none."""
         self.shared = allocate is readable_by_workers
         """Whether workers of this host can map it into their memory."""
 
@@ -102,7 +102,7 @@ class Snapshots:
         self.wanted = False
         """Whether a step waits for readers to finish."""
         self._sets = [first.weights]
-        self._number(first.weights)
+        self._mark_current(first.weights)
         self._most = most
         self._released = asyncio.Event()
         self._closed: Exception | None = None
@@ -155,7 +155,7 @@ class Snapshots:
         copied = WeightSet(weights.buffers.extents, readable_by_workers)
         for target, source in zip(copied.buffers.all_slabs(), weights.buffers.all_slabs(), strict=True):
             target[:] = source
-        copied.numbers = list(weights.numbers)
+        copied.publications = list(weights.publications)
         self._sets.append(copied)
         return copied
 
@@ -252,18 +252,18 @@ class Snapshots:
 
     def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[ChangedElements] | None:
         """Return the changes that a spare set lacks in a slab, or None if all of its elements may be out of date."""
-        if extent >= len(weights.numbers):
+        if extent >= len(weights.publications):
             return None
-        return self.recent_changes.since(weights.numbers[extent], extent, slab)
+        return self.recent_changes.since(weights.publications[extent], extent, slab)
 
     def publish(self, snapshot: Snapshot, changes: ChangedBySlab | None = None) -> None:
         """Make `snapshot` the current one; `changes` says which weights a step changed."""
         if snapshot.weights is not self.current.weights:
             elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
             self.recent_changes.note(snapshot.version.version, changes, elements)
-        self._number(snapshot.weights)
+        self._mark_current(snapshot.weights)
         self.current = snapshot
 
-    def _number(self, weights: WeightSet) -> None:
+    def _mark_current(self, weights: WeightSet) -> None:
         """Mark a set as holding the current weights."""
-        weights.numbers = [self.recent_changes.number] * len(weights.buffers.extents)
+        weights.publications = [self.recent_changes.publication] * len(weights.buffers.extents)

@@ -23,7 +23,7 @@ def test_changes_are_told_as_far_back_as_they_are_kept(monkeypatch):
     kept = RecentChanges()
     for version in range(1, 6):
         kept.note(version, rows(version), elements=32)
-    assert kept.number == 5
+    assert kept.publication == 5
     assert [ids_of(kept.since(number, 0, 0)) for number in (5, 3, 2, 1)] == [[], [[4], [5]], [[3], [4], [5]], None]
     # Of version 2 nobody knows whether its weights were replaced before the next step.
     assert [ids_of(kept.since_version(version, 0, 0)) for version in (5, 3, 2)] == [[], [[4], [5]], None]

@@ -97,7 +97,7 @@ class Step:
             [self._part(current, into, number, index) for index in range(len(extent.slabs))]
             for number, extent in enumerate(groups.extents)
         ]
-        into.numbers.clear()
+        into.publications.clear()
 
     def _moves_all(self, rows: Rows) -> bool:
         rule = self._groups.algorithms[rows.place.group].rows
