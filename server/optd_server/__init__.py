@@ -1,1 +1,1 @@
-"""The server `optd`: owns jobs (weights, groups, optimizer state) and applies the steps that workers push."""
+"""The server `optd`: it owns jobs (weights, groups, optimizer state) and applies the gradients that workers push."""

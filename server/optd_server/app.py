@@ -1,4 +1,4 @@
-"""From a configuration to a running server, and down again."""
+"""Start a server from a configuration, and stop it again."""
 
 import asyncio
 import ctypes
@@ -24,11 +24,11 @@ log = structlog.get_logger("optd")
 
 CALLS_SECONDS = 1.0
 M_ARENA_MAX = -8
-"""Of malloc.h."""
+"""From glibc's malloc.h."""
 
 
 async def run(config: Config) -> None:
-    """Serves until SIGTERM or SIGINT; raises `ConfigError` where the server cannot start."""
+    """Serve until SIGTERM or SIGINT; raise `ConfigError` if the server cannot start."""
     _share_heaps()
     security = secure(config)
     added = _algorithms()
@@ -73,9 +73,10 @@ async def run(config: Config) -> None:
 
 
 def _share_heaps() -> None:
-    """Lets all threads share two heaps: glibc gives each its own, and what messages leave free in one no other can use.
+    """Let all threads share two heaps.
 
-    At 100 M parameters and four workers that is 60 to 200 MB. Other C libraries have no such setting.
+    By default glibc gives each thread a heap of its own, and memory that is free in one cannot be used in another. With
+    100 million parameters and four workers, that wastes 60 to 200 MB. Other C libraries have no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -83,7 +84,7 @@ def _share_heaps() -> None:
 
 
 def _handover(config: Config, catalog: Catalog) -> Handover | str:
-    """Where workers of this host get shared memory, or why they get none."""
+    """Open the socket over which workers of this host get shared memory, or return why they get none."""
     if not config.shared_memory:
         return "it was started with --no-shared-memory"
     try:
@@ -100,7 +101,7 @@ def _handover(config: Config, catalog: Catalog) -> Handover | str:
 
 
 def _algorithms() -> tuple[str, ...]:
-    """Registers the algorithms of other packages; their names."""
+    """Register the algorithms of other packages; return their names."""
     try:
         return plugins.load()
     except plugins.PluginError as error:
@@ -115,7 +116,7 @@ def _kernels(config: Config) -> Backend:
 
 
 async def _calls_to_end() -> None:
-    """Lets calls that were cancelled come to their end, before the loop does."""
+    """Wait a moment for cancelled calls to finish, before the event loop ends."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=CALLS_SECONDS)
@@ -141,7 +142,7 @@ async def _stop_on_end_of_stdin(stop: asyncio.Event) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Whoever waits for the file must never see half of it."""
+    """Write a file by renaming a finished one, so that nobody ever reads half of it."""
     scratch = path.with_name(path.name + ".new")
     scratch.write_text(text)
     scratch.replace(path)

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write them: `16777216`, `16MiB`, `16MB`, `1.5 GiB`."""
+"""Read and write sizes in bytes as people do: `16777216`, `16MiB`, `16MB`, `1.5 GiB`."""
 
 import re
 from typing import Annotated
@@ -15,9 +15,10 @@ EXAMPLES = "16777216, 16MiB or 1.5GiB"
 
 
 def parse(value: object) -> int:
-    """The bytes that a value stands for; KiB, MiB, GiB and TiB are powers of 1024, KB, MB, GB and TB of 1000.
+    """Return the number of bytes that `value` stands for.
 
-    Raises `ValueError` where it is no whole number of bytes.
+    KiB, MiB, GiB and TiB are powers of 1024; KB, MB, GB and TB are powers of 1000. Raises `ValueError` if `value` is
+    not a whole number of bytes.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -32,7 +33,7 @@ def parse(value: object) -> int:
 
 
 def text(size: int) -> str:
-    """A size as `parse` reads it, in the largest unit of which it is a whole number."""
+    """Write a size as `parse` reads it, in the largest binary unit that needs no fraction."""
     for prefix, power in (("T", 4), ("G", 3), ("M", 2), ("K", 1)):
         if size and size % 1024**power == 0:
             return f"{size // 1024**power}{prefix}iB"
@@ -40,7 +41,7 @@ def text(size: int) -> str:
 
 
 def bounded(least: int, most: int | None = None) -> BeforeValidator:
-    """Reads a size; what lies outside the bounds is refused with these and the value as it was written."""
+    """Return a validator that reads a size and refuses one outside the bounds, in a message that states them."""
     bound = f"at least {text(least)} ({least} bytes)"
     if most is not None:
         bound += f" and at most {text(most)} ({most} bytes)"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 
-# gRPC's own log lines repeat, in its words, what optd says in one line. It reads this when it is first imported.
+# gRPC's log lines only repeat what optd itself logs. gRPC reads this variable when it is first imported.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from optd_server.app import run
@@ -15,7 +15,7 @@ EXIT_CONFIG = 2
 
 
 def main() -> None:
-    """Runs the server; exits 0 after a graceful stop, 2 with one line where it cannot start."""
+    """Run the server; exit with 0 after a graceful stop, or with 2 and one line on stderr if it cannot start."""
     try:
         config = load(sys.argv[1:])
         configure(config.log_level, config.log_format)

@@ -1,15 +1,15 @@
-"""The clock of the running server."""
+"""The clocks that a running server reads."""
 
 import time
 
 
 class SystemClock:
-    """The clocks of the machine; see `engine.clock.Clock`."""
+    """The clocks of the machine, as an `engine.clock.Clock`."""
 
     def monotonic(self) -> float:
-        """Seconds since some time in the past."""
+        """Return the seconds since some fixed moment; this clock never goes back."""
         return time.monotonic()
 
     def wall(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the Unix epoch."""
         return time.time()

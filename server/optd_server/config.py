@@ -1,4 +1,4 @@
-"""The server's settings: each declared once, and taken from flag, environment, TOML file or default, in this order."""
+"""The server's settings, each declared once. A flag wins over the environment, then the TOML file, then the default."""
 
 import argparse
 import difflib
@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 def _memory() -> int:
-    """Bytes that this process may have: the machine's, or fewer where its control group (its container) has fewer."""
+    """Return the bytes of memory that this process may use: the machine's, or the limit of its container if lower."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -35,14 +35,15 @@ def _memory() -> int:
 
 
 class ConfigError(Exception):
-    """A setting that the server cannot start with."""
+    """A setting with which the server cannot start."""
 
 
 class Config(BaseSettings):
     """optd: torch.optim as a service.
 
-    Every setting may be given as a flag, as OPTD_<NAME> in the environment, or as <name> in a TOML file.
-    BYTES is a number, such as 16777216, or one with a unit, such as 16MiB (1024 KiB each) or 16MB (1000 KB each).
+    Every setting can be given as a flag, as OPTD_<NAME> in the environment, or as <name> in a TOML file.
+    BYTES is a number, such as 16777216, or a number with a unit, such as 16MiB or 16MB. KiB, MiB, GiB and TiB are
+    powers of 1024; KB, MB, GB and TB are powers of 1000.
     """
 
     model_config = SettingsConfigDict(
@@ -56,39 +57,40 @@ class Config(BaseSettings):
         frozen=True,
     )
 
-    config: Path | None = Field(None, description="TOML file with settings")
+    config: Path | None = Field(None, description="TOML file to read settings from")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     address_file: Path | None = Field(None, description="file to write HOST:PORT to when the server is ready")
     insecure: bool = Field(False, description="allow an address beyond loopback without TLS or a token")
     token_file: Path | None = Field(
-        None, description="file with the accepted tokens, one a line; every call must show one"
+        None, description="file with the accepted tokens, one per line; every call must carry one"
     )
     tls_cert: Path | None = Field(None, description="PEM file with the server's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file with the certificate's private key")
     tls_client_ca: Path | None = Field(
-        None, description="PEM file with the authorities whose client certificates are accepted, and demanded"
+        None,
+        description="PEM file with CA certificates; every client must then show a certificate signed by one of them",
     )
     max_message_bytes: MessageBytes = Field(16 * MIB, description="largest message that is accepted")
     max_inflight_bytes: Bytes = Field(
-        1024 * MIB, description="bytes of requests that are held at the same time; more have to wait"
+        1024 * MIB, description="bytes of requests held in memory at the same time; further requests wait"
     )
-    max_requests: int = Field(1024, ge=1, description="calls that are answered at the same time")
-    max_streams: int = Field(256, ge=1, description="calls at the same time on one connection")
+    max_requests: int = Field(1024, ge=1, description="calls served at the same time; further calls are refused")
+    max_streams: int = Field(256, ge=1, description="calls served at the same time on one connection")
     max_memory_bytes: Bytes = Field(
         int(_memory() * 0.8) // MIB * MIB,
-        description="memory that may be planned for all jobs; unless given, 80 percent of what there is",
+        description="memory that all jobs together may plan; by default 80 percent of what the server may use",
     )
     kernels: Literal["auto", "numba", "numpy"] = Field(
-        "auto", description="what does the arithmetic; auto is numba where it works, else numpy"
+        "auto", description="implementation of the arithmetic; auto means numba if it works here, otherwise numpy"
     )
     threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="threads for arithmetic")
     shared_memory: bool = Field(
-        True, description="share memory with workers of this host, so that numbers need not travel"
+        True, description="share memory with workers on this host, so that they need not send and receive numbers"
     )
     shared_memory_dir: Path = Field(
         Path("/dev/shm"),  # noqa: S108 - a socket of a random name, for this user alone
-        description="folder for the socket over which workers get shared memory",
+        description="folder of the socket over which workers on this host get shared memory",
     )
     lease_seconds: float = Field(
         30.0, ge=0.1, le=86400, description="how long a worker counts as alive after its last sign of life"
@@ -97,19 +99,19 @@ class Config(BaseSettings):
         600.0,
         ge=0,
         le=30 * 86400,
-        description="how long a job that nobody has named is kept after its worker's lease ran out",
+        description="how long an unnamed job is kept after the lease of its worker has expired",
     )
     idle_seconds: float = Field(
-        30.0, ge=0.1, le=86400, description="how long an upload may stand still before it is given up"
+        30.0, ge=0.1, le=86400, description="how long an upload or a reader may stall before its call ends"
     )
     grace_seconds: float = Field(
-        10.0, ge=0, le=3600, description="how long running calls may go on after SIGTERM or SIGINT"
+        10.0, ge=0, le=3600, description="how long running calls may continue after SIGTERM or SIGINT"
     )
     stop_with_stdin: bool = Field(
-        False, description="stop when standard input ends, as it does when the program that started the server is gone"
+        False, description="stop when standard input ends, which happens when the program that started the server ends"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to log")
-    log_format: Literal["text", "json"] = Field("text", description="how log lines are written, to stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="format of the log lines, which go to stderr")
 
     @classmethod
     def settings_customise_sources(
@@ -120,7 +122,7 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment before TOML file; the flags are put in front of both."""
+        """Let the environment win over the TOML file; `load` puts the flags in front of both."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @model_validator(mode="after")
@@ -138,9 +140,9 @@ class Config(BaseSettings):
 
 
 def load(arguments: Sequence[str]) -> Config:
-    """Settings from flags, environment and file; raises `ConfigError` with one line that names the setting.
+    """Read the settings from flags, environment and file; raise `ConfigError` with one line that names the setting.
 
-    `--help` and `--version` print and exit, as argparse does.
+    With `--help` or `--version` it prints and exits, as argparse does.
     """
     first = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     first.add_argument("--config", default=os.environ.get("OPTD_CONFIG"))

@@ -1,6 +1,6 @@
-"""What a package needs to declare an algorithm of its own. See docs/extending.md.
+"""The names that a package needs to declare an algorithm of its own. See docs/extending.md.
 
-These names stay; whatever else the server consists of may change with any version.
+These names are stable. Everything else in the server may change in any release.
 """
 
 from optd_server.optim.algorithm import (

@@ -1,4 +1,4 @@
-"""How `optd --help` shows the settings: in groups, with a placeholder for each value, and its default."""
+"""Show the settings in `optd --help`: in groups, each with a placeholder for its value and its default."""
 
 import inspect
 from argparse import ArgumentParser
@@ -21,12 +21,12 @@ SECTIONS = {
     "lease_seconds": "time",
     "log_level": "log",
 }
-"""The setting that each group begins with, in the order of the settings."""
+"""The title of each group of settings, by the first setting in it; in the order of the settings."""
 _BY_ENDING = {"host": "ADDRESS", "port": "PORT", "bytes": "BYTES", "seconds": "SECONDS"}
 
 
 def source(settings: type[BaseSettings]) -> CliSettingsSource[ArgumentParser]:
-    """The flags of `settings`; errors are raised as `SettingsError`."""
+    """Return the source that reads `settings` from flags; it raises `SettingsError` for a wrong flag."""
     fields = settings.model_fields
     groups: dict[str, Any] = {}
 
@@ -57,7 +57,7 @@ def source(settings: type[BaseSettings]) -> CliSettingsSource[ArgumentParser]:
 
 
 def placeholder(name: str, field: FieldInfo) -> str:
-    """What stands for a setting's value, such as PATH."""
+    """Return the word that stands for a setting's value in the help, such as PATH."""
     if get_origin(field.annotation) is Literal:
         return "{" + ",".join(map(str, get_args(field.annotation))) + "}"
     if Path in (field.annotation, *get_args(field.annotation)):
@@ -66,7 +66,7 @@ def placeholder(name: str, field: FieldInfo) -> str:
 
 
 def _section(fields: list[str], name: str) -> str:
-    """The group of a setting: the last one that begins at it, or before it."""
+    """Return the group of a setting: the last one that begins at or before it."""
     return [SECTIONS[field] for field in fields[: fields.index(name) + 1] if field in SECTIONS][-1]
 
 

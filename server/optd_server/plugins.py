@@ -1,6 +1,6 @@
-"""Algorithms of other packages, which say by an entry point of the group `optd.optimizers` that they have some.
+"""Load the algorithms of other packages, which declare them as entry points of the group `optd.optimizers`.
 
-Only what the server's operator has installed is found so; nothing that a client sends makes a server load code.
+Only packages that the server's operator has installed are found. Nothing that a client sends makes a server load code.
 """
 
 from collections.abc import Iterable
@@ -17,18 +17,18 @@ from optd_server.optim.step import apply
 
 GROUP = "optd.optimizers"
 TRIED = ((), (3,), (2, 3))
-"""Shapes of the parameters that a new algorithm takes its first steps with."""
+"""Shapes of the parameters with which a new algorithm is tried out."""
 
 
 class PluginError(Exception):
-    """An entry point that gives no usable algorithm; the text names it and its package."""
+    """An entry point without a usable algorithm; the message names it and its package."""
 
 
 def load(found: Iterable[EntryPoint] | None = None) -> tuple[str, ...]:
-    """Registers the algorithms of all installed packages; returns their names.
+    """Register the algorithms of all installed packages; return their names.
 
-    Raises `PluginError` for the first one that does not work: a server that lacks an algorithm that its operator has
-    installed would find out in the middle of somebody's training.
+    Raises `PluginError` for the first one that does not work. Otherwise its absence would be noticed only when somebody
+    trains with it.
     """
     names = []
     for point in sorted(entry_points(group=GROUP) if found is None else found, key=lambda point: point.name):
@@ -55,7 +55,7 @@ def _algorithm_of(point: EntryPoint) -> Algorithm:
 
 
 def _try_out(algorithm: Algorithm) -> None:
-    """Takes two steps with the defaults, so that a slip shows when the server starts."""
+    """Take two steps with the default options, so that a mistake shows when the server starts."""
     shapes = [shape for shape in TRIED if algorithm.shape_problem is None or algorithm.shape_problem(shape) is None]
     sizes = [int(np.prod(shape)) for shape in shapes]
     segment = SegmentState(sizes, np.float32, shapes=shapes)
@@ -78,7 +78,7 @@ def _try_out(algorithm: Algorithm) -> None:
         else:
             apply(algorithm, [options], segment, weights=weights, gradient=weights, out=out)
         if not np.isfinite(out).all():
-            raise ValueError(f"a step with its defaults gives weights that are not finite: {out.tolist()}")
+            raise ValueError(f"a step with the default options gives weights that are not finite: {out.tolist()}")
         weights = out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optd_server.engine.step.reduction import present_ranges
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Totals
 from optd_server.store.ledger import Presence
@@ -111,7 +111,7 @@ def gradient_of(
     rows: Iterable[tensor_pb2.RowFrame],
 ) -> Gradient:
     """The gradient that frames are of; `present` has the flags of each group, as `packed` gives them."""
-    buffers = filled(FlatBuffers(computed(extents)), GRADIENT, groups, frames)
+    buffers = filled(FlatBuffers(in_compute_dtype(extents)), GRADIENT, groups, frames)
     presence: Presence = [[np.zeros(len(slab.sizes), np.bool_) for slab in each.slabs] for each in extents]
     for part in _parts(extents):
         if part.group < len(present):

@@ -8,7 +8,7 @@ from optd_server.durability.v1 import event_pb2 as pb
 from optd_server.engine import events
 from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.state import JobState
-from optd_server.store.extents import Extent, computed, extent_of
+from optd_server.store.extents import Extent, extent_of, in_compute_dtype
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Gradient
 from optd_wire.frames import Frame, Outgoing, encode
@@ -267,7 +267,7 @@ def _read_field(message: pb.FieldWritten, given: _Numbers) -> events.FieldWritte
     elif message.field == WEIGHTS or message.field in averages:
         buffers = FlatBuffers(groups.extents)
     else:
-        buffers = FlatBuffers(computed(groups.extents))
+        buffers = FlatBuffers(in_compute_dtype(groups.extents))
     sink = numbers.sink(buffers, message.field, groups.names, frames)
     return events.FieldWritten(
         message.field,

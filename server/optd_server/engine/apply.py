@@ -45,7 +45,7 @@ from optd_server.engine.step.conditioning import bounded, bounds_of, settings_of
 from optd_server.engine.step.norms import norms_of_step
 from optd_server.optim.clipping import Clipped, Floats
 from optd_server.store.gradients import Gradient
-from optd_server.store.journal import Changes
+from optd_server.store.recent_changes import ChangedBySlab
 from optd_server.store.snapshots import WeightSet
 from optd_wire.values import WEIGHTS, GradientSummary, GroupNorms, PushResult
 
@@ -66,7 +66,7 @@ class Applied:
     """To the event's pushes, in their order."""
     gradient: Gradient | None = None
     """The gradient that a step has taken."""
-    changes: Changes | None = None
+    changes: ChangedBySlab | None = None
     """What a step has changed in the weights; None: everything, or nothing."""
 
 
@@ -307,7 +307,7 @@ def _group_added(state: JobState, event: GroupAdded, compute: Compute) -> Applyi
 def _state_replaced(state: JobState, event: StateReplaced, compute: Compute) -> Applying:
     groups = state.groups
     into = WeightSet(groups.extents) if compute.into is None else compute.into
-    into.numbers.clear()
+    into.publications.clear()
     yield Work(groups.cost(groups.elements), lambda: replace_state(state, event, into.buffers))
     _change_options(state, event.edits)
     state.revision += 1

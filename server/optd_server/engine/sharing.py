@@ -14,11 +14,11 @@ from optd_server.engine.membership.leases import GRPC, Leases
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.state import JobState
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
-from optd_server.store.memory import SharedRegion, received
+from optd_server.store.memory import SharedRegion, writable_by_workers
 from optd_server.store.snapshots import Snapshot, Snapshots
 from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
 from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
@@ -71,8 +71,8 @@ class Sharing:
             self.decline(worker, str(error))
             raise
         try:
-            extents = computed(self._state.groups.extents)
-            buffers = FlatBuffers(extents, received)
+            extents = in_compute_dtype(self._state.groups.extents)
+            buffers = FlatBuffers(extents, writable_by_workers)
         except OSError as error:
             self._memory.release(reservation)
             raise self.unavailable(worker, error) from None
@@ -88,7 +88,7 @@ class Sharing:
 
     def gradient_extents(self) -> tuple[SharedExtent, ...]:
         """What lies where in the regions of gradients."""
-        return tuple(map(_described, computed(self._state.groups.extents)))
+        return tuple(map(_described, in_compute_dtype(self._state.groups.extents)))
 
     def confirm(self, worker: str, token: bytes) -> None:
         """Takes the token that the worker has read there as the proof that it sees the same memory.
@@ -202,7 +202,7 @@ def _described(extent: Extent) -> SharedExtent:
     segments = [
         SharedSegment(
             FlatRange(extent.first_group + index, segment.offset, segment.count),
-            extent.slabs[place.slab].byte_offset + place.start * extent.slabs[place.slab].numbers.itemsize,
+            extent.slabs[place.slab].byte_offset + place.start * extent.slabs[place.slab].element_dtype.itemsize,
         )
         for index, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True))
         for segment, place in zip(layout.segments, places, strict=True)

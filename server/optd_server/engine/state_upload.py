@@ -16,7 +16,7 @@ from optd_server.engine.memory import Memory
 from optd_server.engine.options.fields import NOTHING, has, layout_of, shapes_of, state_bytes
 from optd_server.engine.options.history import Origin
 from optd_server.engine.options.registration import MAX_DIMS
-from optd_server.store.extents import Extent, computed, extent_of
+from optd_server.store.extents import Extent, extent_of, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.errors import (
     DtypeMismatch,
@@ -140,7 +140,7 @@ class StateUpload:
         if field == WEIGHTS or field in self._averages:
             return self._extents
         if not self._own_buffer(field):
-            return computed(self._extents)
+            return in_compute_dtype(self._extents)
         return [
             extent_of(
                 [self._layout(field, group, layout) for group, layout in enumerate(each.layouts, each.first_group)],

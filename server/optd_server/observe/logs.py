@@ -1,4 +1,4 @@
-"""Log lines to stderr: for people, or one JSON object a line for programs."""
+"""Write log lines to stderr: as text for people, or as one JSON object per line for programs."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(level: str, style: str) -> None:
-    """Sets up structlog and the standard library's logging alike."""
+    """Configure structlog and the standard library's logging to write the same kind of lines."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -19,7 +19,7 @@ def configure(level: str, style: str) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # Plain tracebacks: pretty ones print local variables, and those may be tokens, or megabytes.
+        # Plain tracebacks, because pretty ones print local variables, which may hold tokens or megabytes.
         render = [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
@@ -39,8 +39,8 @@ def configure(level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # gRPC logs with a traceback each call that a stop has cancelled; what a call raises is logged by optd itself.
+    # gRPC logs a traceback for each call that a stop cancels. optd itself logs whatever a call raises.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
-    # The debug lines of the event loop and of the compiler of kernels say nothing about optd.
+    # Debug lines of the event loop and of the kernel compiler say nothing about optd.
     for name in ("asyncio", "numba"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Bearer tokens, on every RPC of the server, health and reflection included."""
+"""Demand a bearer token for every RPC of the server, including health and reflection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optd_wire.errors import Unauthenticated
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls of nobody that is known."""
+    """Refuses calls that show no valid token."""
 
     def __init__(self, callers: Callers) -> None:
         self._callers = callers
@@ -23,10 +23,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Lets the call go on, or answers it with the refusal."""
+        """Pass the call on if its token is valid; otherwise answer it with the refusal."""
         handler = await continuation(handler_call_details)
         caller = self._callers.identify(handler_call_details.invocation_metadata or ())
-        # gRPC answers a method that does not exist by itself.
+        # Without a handler the method does not exist, and gRPC answers that itself.
         if isinstance(caller, Caller) or handler is None:
             return handler
         return _refusing(handler, caller)
@@ -38,7 +38,7 @@ def _refusing(handler: Handler, refusal: Unauthenticated) -> Handler:
 
     async def refuse_many(request: object, context: Context) -> Any:
         await abort(context, refusal)
-        yield  # makes it an asynchronous generator, as gRPC expects of a streaming answer
+        yield  # makes this an asynchronous generator, which gRPC expects for a streaming answer
 
     answer = refuse_many if handler.response_streaming else refuse_one
     kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"

@@ -1,4 +1,4 @@
-"""How many bytes of requests the server holds at the same time."""
+"""Limit the bytes of requests that the server holds at the same time."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ from optd_wire.errors import TooManyBytes
 
 
 class ByteBudget:
-    """Counts the messages that have been received and not yet been dealt with.
+    """Counts the bytes of messages that have been received and not yet processed.
 
-    A message that does not fit waits, and while it waits its sender is not read any further: backpressure. One that
-    waits too long ends its call. Lives on one event loop.
+    A message that does not fit waits, and nothing more is read from its sender meanwhile: backpressure. If it waits too
+    long, its call fails. Lives on one event loop.
     """
 
     def __init__(self, limit: int, patience_seconds: float) -> None:
@@ -19,8 +19,8 @@ class ByteBudget:
         self._freed = asyncio.Event()
 
     async def take(self, count: int) -> None:
-        """Counts `count` bytes as held; raises `TooManyBytes` where there is no room for too long."""
-        # A message alone always fits: the limit on messages is the smaller one.
+        """Count `count` bytes as held, after waiting for room; raise `TooManyBytes` if that takes too long."""
+        # A message that is alone always fits, because `max_message_bytes` is the smaller limit.
         while self._held and self._held + count > self._limit:
             self._freed.clear()
             try:
@@ -31,6 +31,6 @@ class ByteBudget:
         self._held += count
 
     def give_back(self, count: int) -> None:
-        """Ends the hold of `count` bytes."""
+        """Count `count` bytes as held no longer."""
         self._held -= count
         self._freed.set()

@@ -1,4 +1,4 @@
-"""Who is calling: known by the token that a call shows."""
+"""Who makes a call, known by the token that the call shows."""
 
 import hmac
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ SCHEME = "Bearer "
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who has made a call. Services are told with every call."""
+    """Who made a call. Each method of a service gets it as an argument."""
 
     name: str
 
@@ -22,15 +22,15 @@ ANONYMOUS = Caller("anonymous")
 
 
 class Callers:
-    """Tells callers by their tokens; without tokens everyone is anonymous."""
+    """Identifies callers by their tokens. If the server has no tokens, everyone is anonymous."""
 
     def __init__(self, tokens: Sequence[str] = ()) -> None:
         self._tokens = [token.encode() for token in tokens]
         self._callers = [Caller(f"token {number}") for number in range(1, len(tokens) + 1)]
-        """By the place of the token in its file: the token itself must not show up in a log."""
+        """Named by the position of the token in its file, because the token itself must never appear in a log."""
 
     def identify(self, metadata: Iterable[tuple[str, Any]]) -> Caller | Unauthenticated:
-        """The caller, or why the call is refused."""
+        """Return the caller, or the error with which the call is refused."""
         if not self._tokens:
             return ANONYMOUS
         sent = next((value for key, value in metadata if key == HEADER), None)
@@ -40,6 +40,6 @@ class Callers:
         if not credential.startswith(SCHEME.encode()):
             return WrongToken()
         shown = credential[len(SCHEME) :]
-        # Compares with every token, in a time that does not tell how much of one was right.
+        # Compares with every token, in a time that does not reveal how many characters were right.
         matches = [hmac.compare_digest(shown, token) for token in self._tokens]
         return self._callers[matches.index(True)] if any(matches) else WrongToken()

@@ -1,4 +1,4 @@
-"""From a gRPC call to a method of a service and back: decoding, limits, errors. One way for every RPC.
+"""Take a gRPC call to the method of a service and back: decoding, limits, errors. All RPCs pass through here.
 
 A service is a class with one coroutine method for each RPC of its descriptor, in snake_case:
 
@@ -7,8 +7,8 @@ A service is a class with one coroutine method for each RPC of its descriptor, i
     server stream         async def method(self, request, caller) -> async iterator of responses
     both                  async def method(self, requests, caller) -> async iterator of responses
 
-A request is a message, or `(message, frames)` where the message carries frames; a response is a message or the bytes
-of one. `caller` tells who is calling. Errors are raised as `OptdError`.
+A request is a message, or `(message, frames)` if the message carries frames. A response is a message or the bytes of
+one. `caller` says who is calling. A method reports an error by raising an `OptdError`.
 """
 
 import asyncio
@@ -50,26 +50,26 @@ _SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
 
 @dataclass
 class Calls:
-    """What all calls share: limits, and how many there are now."""
+    """What all calls share: limits, who may call, and the number of running calls."""
 
     max_requests: int
     idle_seconds: float
-    """How long a call may wait for the next message of an upload, or for its reader to take one."""
+    """How long a call waits for the next message of an upload, or for its reader to accept one."""
     budget: ByteBudget
     callers: Callers
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     patient: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Calls that wait for their sender for as long as it likes."""
+    """Tasks of calls that wait for their sender without a limit."""
 
     def stop(self) -> None:
-        """Lets no call begin any more and ends those that only wait; the others come to their end by themselves."""
+        """Refuse new calls and end calls that only wait for their sender; let all other calls finish."""
         self.stopping.set()
         for task in tuple(self.patient):
             task.cancel()
 
     def handlers(self, descriptor: ServiceDescriptor, service: object) -> grpc.GenericRpcHandler:
-        """The handlers of all RPCs of a service; raises AttributeError where the service lacks one."""
+        """Return the handlers of all RPCs of a service; raise `AttributeError` if the service lacks a method."""
         methods = {
             method.name: self._handler(method, getattr(service, snake_case(method.name)))
             for method in descriptor.methods
@@ -83,7 +83,7 @@ class Calls:
         @asynccontextmanager
         async def taken(request: Any, context: Context) -> AsyncIterator[Any]:
             if many_in:
-                requests = Requests(context, decode, self)
+                requests = RequestStream(context, decode, self)
                 try:
                     yield requests
                 finally:
@@ -109,7 +109,7 @@ class Calls:
                 async for response in responses:
                     await self._write(context, _encode(response))
 
-        # Messages pass gRPC as bytes: what cannot be decoded is then our error, with our reason.
+        # Messages pass through gRPC as bytes, so that a malformed one gets our error and our reason.
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
         make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(answer_many if many_out else answer_one)
@@ -117,11 +117,11 @@ class Calls:
     def _caller(self, context: Context) -> Caller:
         caller = self.callers.identify(context.invocation_metadata() or ())
         if not isinstance(caller, Caller):
-            raise caller  # the interceptor has refused such calls before
+            raise caller  # unreachable: the interceptor has refused such calls
         return caller
 
     async def _write(self, context: Context, data: bytes) -> None:
-        """Hands a message to the reader; one that takes none for too long loses its call, and what it holds."""
+        """Send a message; raise `Stalled`, which ends the call, if the reader does not accept it in time."""
         try:
             async with asyncio.timeout(self.idle_seconds):
                 await context.write(data)
@@ -130,7 +130,7 @@ class Calls:
 
 
 class _Guarded:
-    """Counts a call while it runs, and turns what it raises into a status."""
+    """Counts a call while it runs, and turns an error into the status of the call."""
 
     def __init__(self, calls: Calls, method: MethodDescriptor, context: Context) -> None:
         self._calls = calls
@@ -151,7 +151,7 @@ class _Guarded:
         if error is None:
             log.debug("call", rpc=self._method.full_name, ms=milliseconds)
         elif isinstance(error, OptdError):
-            # The first worker of a job finds out in this way that it is the first.
+            # `UnknownJob` is routine: it tells the first worker of a job that it is the first.
             tell = log.debug if isinstance(error, UnknownJob) else log.info
             tell(
                 "refused",
@@ -167,8 +167,8 @@ class _Guarded:
             await abort(self._context, InternalError(incident=incident))
 
 
-class Requests:
-    """The messages of a client stream, decoded one at a time: what is not asked for stays with the sender."""
+class RequestStream:
+    """The messages of a client stream, read and decoded one at a time; later messages stay with the sender."""
 
     def __init__(self, context: Context, decode: Callable[[bytes], Any], calls: Calls) -> None:
         self._context = context
@@ -178,14 +178,16 @@ class Requests:
         self._held = 0
 
     def give_back(self) -> None:
-        """Says that the last message has been dealt with: its bytes count no more."""
+        """Release the bytes of the last message, which has been processed."""
         self._budget.give_back(self._held)
         self._held = 0
 
     async def next(self, *, patient: bool = False) -> Any | None:
-        """The next message, None at the end; raises `Stalled` unless the caller is `patient`.
+        """Return the next message, or None at the end of the stream.
 
-        A patient caller waits for as long as the sender likes, until the server goes down.
+        Raises `Stalled` if the message does not come in time. If `patient`, waits without a limit, and raises
+        `ShuttingDown` when the server stops. Raises `TooManyBytes` if there is no room for the message in time, and
+        `MalformedMessage` if it cannot be decoded.
         """
         if patient:
             return await self._taken(await self._read_patiently())
@@ -197,14 +199,14 @@ class Requests:
         return await self._taken(data)
 
     async def first(self) -> Any:
-        """The first message; raises `InvalidRequest` where there is none."""
+        """Return the first message; raise `InvalidRequest` if there is none, and what `next` raises."""
         request = await self.next()
         if request is None:
             raise InvalidRequest(problem="the stream ended before its first message")
         return request
 
     async def _read(self) -> bytes | None:
-        # Whoever asks for the next message has dealt with the last one.
+        # Whoever asks for the next message has processed the last one.
         self.give_back()
         data = await self._context.read()
         return data if isinstance(data, bytes) else None
@@ -234,7 +236,7 @@ class Requests:
 
 
 async def abort(context: Context, error: OptdError) -> None:
-    """Ends a call with the status of an error."""
+    """End a call with the status of an error."""
     status = rpc_status.to_status(to_status(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
 

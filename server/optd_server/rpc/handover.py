@@ -1,8 +1,8 @@
-"""Hands shared memory over to workers of this host: descriptors, over a Unix socket in a folder that both can reach.
+"""Hand shared memory to workers of this host: file descriptors, over a Unix socket in a folder that both can reach.
 
-A worker shows the ticket that it was given over gRPC, under whatever authentication that has. It gets the regions for
-its gradients, and then, one by one, the regions of weights that it is told to read. The connection stays open for as
-long as the worker shares memory: when it ends, the worker is gone, and so is what it held.
+A worker shows the ticket that it was given over gRPC, and thereby has passed the authentication of gRPC. It gets the
+regions for its gradients, and then, one by one, the regions of weights that it is told to read. The connection stays
+open as long as the worker shares memory. When it ends, the server closes the worker's share and releases what it held.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ PREFIX = "optd-"
 SUFFIX = ".sock"
 UNFINISHED = ".new"
 UNFINISHED_SECONDS = 60.0
-# Longer than a ticket or the number of a region.
+# Bytes: longer than a ticket or the number of a region.
 MAX_REQUEST = 64
-# So many descriptors fit one message of a Unix socket.
+# A message of a Unix socket holds at most 253 descriptors (SCM_MAX_FD).
 MAX_DESCRIPTORS = 250
 TICKET_SECONDS = 10.0
 
@@ -45,11 +45,11 @@ class Handover:
 
     @property
     def path(self) -> str:
-        """Where the socket is."""
+        """The path of the socket."""
         return str(self._path)
 
     async def close(self) -> None:
-        """Takes no more workers, ends the connections, and removes the socket."""
+        """Accept no more workers, end all connections, and remove the socket."""
         self._accepting.cancel()
         for task in self._tasks:
             task.cancel()
@@ -62,7 +62,7 @@ class Handover:
         while True:
             try:
                 connection, _ = await loop.sock_accept(self._socket)
-            except OSError as error:  # no descriptors left, or a peer that is gone already
+            except OSError as error:  # no descriptors left, or the worker is already gone
                 log.warning("shared memory: a worker could not connect", problem=str(error))
                 await asyncio.sleep(1)
                 continue
@@ -107,7 +107,7 @@ class Handover:
                 await loop.sock_sendall(connection, b"unknown")
             else:
                 socket.send_fds(connection, [b"weights"], [region.descriptor])
-            del region  # the wait for the next request is long, and the job may end meanwhile
+            del region  # the next request may take long, and the memory must go if the job ends meanwhile
 
 
 def _listen(path: Path) -> socket.socket:
@@ -115,9 +115,9 @@ def _listen(path: Path) -> socket.socket:
     scratch = path.with_suffix(UNFINISHED)
     before = os.umask(0o177)
     try:
-        # Its name follows when it listens: until then another server would take it for a dead one.
+        # Renamed only when it listens, because another server would take it for a dead one until then.
         listener.bind(str(scratch))
-        # All workers of a host may come at once, and who finds no room here is turned away.
+        # All workers of a host may connect at once, and a full backlog would turn some away.
         listener.listen(socket.SOMAXCONN)
         scratch.rename(path)
     except OSError:
@@ -130,13 +130,13 @@ def _listen(path: Path) -> socket.socket:
 
 
 def remove_dead(folder: Path) -> None:
-    """Removes the sockets of servers that were killed: nobody listens on them any more."""
+    """Remove the sockets of servers that were killed, on which nobody listens."""
     for path in _sockets(folder):
         with suppress(OSError):
             if not stat.S_ISSOCK(path.lstat().st_mode) or path.lstat().st_uid != os.getuid():
                 continue
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-                # A living server that takes no connections for now must not keep this one from starting.
+                # Does not wait: a live server with a full backlog must not keep this one from starting.
                 probe.setblocking(False)
                 try:
                     probe.connect(str(path))
@@ -145,11 +145,11 @@ def remove_dead(folder: Path) -> None:
 
 
 def _sockets(folder: Path) -> list[Path]:
-    """Those that somebody has listened on, and those that nobody has come to listen on in all this time."""
+    """Return the sockets of servers: finished ones, and unfinished ones too old to belong to a server that starts."""
     since = time.time() - UNFINISHED_SECONDS
     found = [*folder.glob(f"{PREFIX}*{SUFFIX}")]
     for path in folder.glob(f"{PREFIX}*{UNFINISHED}"):
-        with suppress(FileNotFoundError):  # it has got its name meanwhile
+        with suppress(FileNotFoundError):  # it was renamed meanwhile
             if path.lstat().st_mtime < since:
                 found.append(path)
     return found

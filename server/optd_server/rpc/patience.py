@@ -1,11 +1,11 @@
-"""How long calls wait for what may not come."""
+"""How long a call waits for something that may never happen."""
 
 import asyncio
 
 STEP_SECONDS = 1.0
-"""For the next step, whose gradient somebody wants to see: jobs that run make one in less, and others keep nobody."""
+"""How long a caller that asks for a gradient waits for the next step: a running job makes one in less time."""
 
 
 async def wait_for_step() -> None:
-    """Waits as long as is waited for a step."""
+    """Sleep for as long as a caller may wait for a step."""
     await asyncio.sleep(STEP_SECONDS)

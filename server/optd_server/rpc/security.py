@@ -1,4 +1,4 @@
-"""Who may talk to the server: the address it binds, tokens, certificates. Safe by default, said clearly where not."""
+"""Who may talk to the server: its address, tokens and certificates. Safe unless `--insecure` says otherwise."""
 
 import ipaddress
 import socket
@@ -15,7 +15,7 @@ MIN_TOKEN = 16
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What a checked configuration comes to."""
+    """The tokens and certificates of a configuration that has been checked."""
 
     tokens: tuple[str, ...]
     credentials: grpc.ServerCredentials | None
@@ -23,13 +23,13 @@ class Security:
 
     @property
     def authentication(self) -> str:
-        """How callers show who they are."""
+        """How callers prove who they are, such as `token`, `mtls`, `token+mtls` or `none`."""
         shown = [name for name, on in (("token", self.tokens), ("mtls", self.mutual)) if on]
         return "+".join(shown) or "none"
 
 
 def secure(config: Config) -> Security:
-    """Reads tokens and certificates; raises `ConfigError` for what is missing, unreadable or unsafe."""
+    """Read tokens and certificates; raise `ConfigError` if a setting is missing, unreadable or unsafe."""
     tokens = _read_tokens(config.token_file) if config.token_file else ()
     if not (tokens or config.tls or config.insecure or _is_loopback(config.host)):
         raise ConfigError(
@@ -46,7 +46,7 @@ def _is_loopback(host: str) -> bool:
         try:
             found = socket.getaddrinfo(host, None)
         except OSError as error:
-            raise ConfigError(f"host: {host!r} is no address of this machine: {error}") from None
+            raise ConfigError(f"host: {host!r} is not an address of this machine: {error}") from None
         return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
 
 
@@ -73,21 +73,21 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
         ("tls_cert", b"CERTIFICATE", pair[1]),
     ):
         if marker not in content:
-            raise ConfigError(f"{name}: {getattr(config, name)} is no PEM file with a {marker.decode().lower()}")
+            raise ConfigError(f"{name}: {getattr(config, name)} is not a PEM file with a {marker.decode().lower()}")
     authorities = _read("tls_client_ca", config.tls_client_ca) if config.tls_client_ca else None
     _check_pair(config)
     return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
 def _check_pair(config: Config) -> None:
-    """GRPC only says that it cannot; OpenSSL says why."""
+    """Check the certificate and its key with OpenSSL, which says why a pair is unusable; gRPC does not."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     assert config.tls_cert is not None
     try:
         context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         raise ConfigError(
-            f"tls_cert: {config.tls_cert} and tls_key {config.tls_key} are no usable pair: {_reason(error)}"
+            f"tls_cert: {config.tls_cert} and tls_key {config.tls_key} are not a usable pair: {_reason(error)}"
         ) from None
     if config.tls_client_ca is not None:
         try:
@@ -97,7 +97,7 @@ def _check_pair(config: Config) -> None:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted; a server needs one that is not")
+    raise ValueError("the key is encrypted; the server needs one without a password")
 
 
 def _reason(error: Exception) -> str:

@@ -32,14 +32,14 @@ from optd_wire.v1 import (
 )
 from optd_wire.values import Limits, ServerStatus
 
-# Bit 0 is "identity", and the only one that is set.
+# Only bit 0, "identity", is set.
 _NO_GZIP = ("grpc.compression_enabled_algorithms_bitset", 1)
 KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 5_000
 MAX_METADATA_BYTES = 16 * 1024
 WINDOW_BYTES = 4 << 20
-# Health and reflection have room left when all other calls are taken.
+# Leaves room for health and reflection when all other calls are in use.
 SPARE_CALLS = 64
 
 
@@ -83,7 +83,7 @@ class Server:
         return names
 
     async def start(self) -> str:
-        """Binds and serves; returns HOST:PORT. Raises `ConfigError` where the address cannot be had."""
+        """Bind the address and serve; return HOST:PORT. Raises `ConfigError` if it cannot listen there."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{self._config.port}"
@@ -100,12 +100,12 @@ class Server:
         return f"{host}:{port}"
 
     async def stop(self, grace_seconds: float) -> None:
-        """Takes no new calls, lets the running ones end for up to `grace_seconds`, then cancels them."""
-        # First, so that no call begins once anybody has been told that none does.
+        """Refuse new calls, give running ones up to `grace_seconds` to finish, then cancel them."""
+        # First, so that no call begins after the health service has said NOT_SERVING.
         self._calls.stop()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
-        # What still waits for others after a moment waits in vain: no call is taken any more.
+        # A push that still waits for others now waits in vain, because no further call is accepted.
         await asyncio.wait([stopping], timeout=min(0.5, grace_seconds * 0.8))
         self._catalog.refuse_waiting(ShuttingDown())
         await stopping
@@ -116,7 +116,7 @@ class Server:
             await self._health.set(name, status)
 
     def status(self) -> ServerStatus:
-        """The server at a glance."""
+        """Describe the server."""
         return ServerStatus(
             server_version=metadata.version("optd"),
             uptime_ms=int((self._catalog.clock.monotonic() - self._started) * 1000),
@@ -142,7 +142,7 @@ class Server:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises `ConfigError` with the system's reason where a port cannot be had; gRPC gives none."""
+    """Raise `ConfigError` with the system's reason if the port cannot be bound; gRPC gives no reason."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -153,7 +153,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 async def expire_leases(catalog: Catalog, lease_seconds: float) -> None:
-    """Ends leases that have run out, and what ends with them, for as long as the server runs."""
+    """End leases that have run out, and ephemeral jobs with them, as long as the server runs."""
     while True:
         await asyncio.sleep(min(1.0, lease_seconds / 4))
         await catalog.expire()
@@ -165,10 +165,10 @@ def _options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", config.max_streams),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        # gzip would let a few bytes become gigabytes before anybody counts them.
+        # With gzip, a few bytes could become gigabytes before the byte budget counts them.
         _NO_GZIP,
         ("grpc.so_reuseport", 0),
-        # What gRPC takes in of a stream before anybody asks for it; left to itself, it lets that grow to 16 MiB.
+        # Bounds what gRPC reads of a stream in advance; by default that grows to 16 MiB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.http2.max_frame_size", WINDOW_BYTES),

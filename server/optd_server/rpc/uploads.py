@@ -1,10 +1,10 @@
-"""The frames of an upload, message by message, to wherever they are written."""
+"""Read the frames of an upload, message by message, and pass them to a function that writes them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from optd_server.engine.offload import Offload
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_wire.errors import InvalidRequest
 from optd_wire.frames import Frame, Received
 
@@ -13,17 +13,17 @@ Write = Callable[[Sequence[Frame]], Awaitable[None]]
 
 
 async def receive(
-    requests: Requests, first: Any, frames: list[F], write: Callable[[Sequence[F]], Awaitable[None]]
+    requests: RequestStream, first: Any, frames: list[F], write: Callable[[Sequence[F]], Awaitable[None]]
 ) -> None:
-    """Writes the frames of `first` and of what follows it, up to the message that says it is the last.
+    """Write the frames of `first` and of the messages that follow it, up to the one that is marked as the last.
 
-    Raises what `write` raises, and `InvalidRequest` for a stream that ends before: it has broken off.
+    Raises what `write` raises, and `InvalidRequest` if the stream ends before its last message.
     """
     message = first
     while True:
         await write(frames)
         if message.last:
-            # What comes next may be a long wait for others, who need the room.
+            # The caller may now wait long for other workers, whose messages need the budget.
             requests.give_back()
             return
         request = await requests.next()
@@ -34,8 +34,8 @@ async def receive(
             raise InvalidRequest(problem="only the first message of an upload may hold more than frames")
 
 
-async def skip(requests: Requests, first: Any) -> None:
-    """Reads an upload to its end without looking at it, so that the stream is ready for the next one."""
+async def skip(requests: RequestStream, first: Any) -> None:
+    """Read an upload to its end and discard it, so that the stream is ready for the next one."""
     message = first
     while not message.last:
         request = await requests.next()
@@ -46,7 +46,7 @@ async def skip(requests: Requests, first: Any) -> None:
 
 
 def offloaded(write: Callable[[Sequence[Frame]], None], offload: Offload) -> Write:
-    """`write`, done off the event loop where the frames are large."""
+    """Return a coroutine function that calls `write`, in another thread if the frames are large."""
 
     async def written(frames: Sequence[Frame]) -> None:
         await offload.copy(sum(frame.count for frame in frames), lambda: write(frames))

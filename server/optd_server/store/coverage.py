@@ -1,4 +1,4 @@
-"""Which elements of a flat range have been written, and which parameters that makes whole."""
+"""Track which elements of a flat range have been written, and which parameters are therefore complete."""
 
 from bisect import bisect_right
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 class Coverage:
-    """Half-open ranges that do not overlap. Adding one costs O(log n) where ranges come in order."""
+    """A set of half-open ranges that do not overlap. Adding a range costs O(log n) if ranges arrive in order."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -15,17 +15,17 @@ class Coverage:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The written ranges in order, with neighbours joined."""
+        """The written ranges in ascending order; adjacent ranges are joined."""
         return list(zip(self._starts, self._stops, strict=True))
 
     def is_just(self, start: int, stop: int) -> bool:
-        """Whether `[start, stop)` has been written, in one range, and nothing else."""
+        """Whether `[start, stop)` is the only range that has been written."""
         return self._starts == [start] and self._stops == [stop]
 
     def add(self, start: int, stop: int) -> int | None:
-        """Adds `[start, stop)`; returns the first element that was written before, or None.
+        """Add `[start, stop)`; return its first element that was already written, or None if there is none.
 
-        A range that overlaps changes nothing. An empty range says only that this place was touched.
+        A range that overlaps another one is not added. An empty range only marks its position as touched.
         """
         index = bisect_right(self._starts, start)
         if index and self._stops[index - 1] > start:
@@ -35,7 +35,7 @@ class Coverage:
             if self._stops[following] > self._starts[following]:
                 return self._starts[following]
             following += 1
-        # Only places without elements lie within: the new range covers them.
+        # The ranges within the new one are empty, so it replaces them.
         del self._starts[index:following], self._stops[index:following]
         joins_left = index > 0 and self._stops[index - 1] == start
         joins_right = index < len(self._starts) and self._starts[index] == stop
@@ -54,9 +54,9 @@ class Coverage:
     def of(
         self, starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """For parameters that lie at `starts` with `sizes`: which are whole, and which are written in part only.
+        """Return two masks over parameters at `starts` with `sizes`: completely written, and only partly written.
 
-        A parameter without elements is whole where a range begins, ends or passes at its place.
+        A parameter without elements is complete if a range begins, ends or passes at its position.
         """
         stops = starts + sizes
         if not self._starts:
@@ -73,5 +73,5 @@ class Coverage:
         return whole, touched & ~whole
 
     def elements(self, start: int, stop: int) -> int:
-        """How many elements of `[start, stop)` have been written."""
+        """Return the number of elements of `[start, stop)` that have been written."""
         return sum(max(0, min(stop, end) - max(start, begin)) for begin, end in self.ranges)

@@ -1,9 +1,9 @@
-"""Where the elements of groups lie in memory: those of one dtype and one kind one behind the other, over all groups.
+"""Lay groups out in memory: elements of one dtype and one kind lie next to each other, across groups.
 
-A frame addresses one group. Arithmetic does better with few large arrays than with many small ones: the groups that
-were registered together are one *extent*, and an extent has one *slab* for each dtype and kind, so that a step is one
-pass over a slab however many groups have a part in it. The kind of a group says which arithmetic is done on it: groups
-of different kinds share no slab. A group that is added later is an extent of its own: nothing that is there moves.
+A frame addresses one group, but arithmetic is faster on a few large arrays than on many small ones. So the groups that
+were registered together form one *extent*, and an extent has one *slab* for each dtype and kind. A step is then one
+pass over each slab, however many groups share it. The kind of a group says which arithmetic is done on it; groups of
+different kinds never share a slab. A group that is added later is an extent of its own, so nothing moves.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,64 +22,71 @@ from optd_wire.values import ParameterInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one segment of a group lies: elements from `start` on, parameters from `first` on, in a slab."""
+class SegmentPlace:
+    """Where one segment of a group lies in its extent."""
 
     slab: int
+    """Index of its slab in the extent."""
     start: int
+    """Index of its first element in the slab."""
     first: int
+    """Index of its first parameter in the slab."""
     rank: int
-    """How many groups come before it in the slab."""
+    """The number of groups that come before it in the slab."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slab:
-    """The elements of an extent's parameters of one dtype and kind, and which parameters they belong to.
-
-    `groups` are indices in the job's list, of the groups that have a part in it, and `parts` how many parameters
-    each of them has there; `sizes` and `starts` are of all its parameters, in elements.
-    """
+    """One flat array of an extent: the parameters of one dtype and kind, and where each of them lies."""
 
     kind: str
-    """Of the groups."""
+    """The kind of its groups."""
     dtype: str
-    """Of the parameters."""
-    numbers: np.dtype[Any]
-    """Of what lies here: the parameters' own, or what is computed with them."""
+    """The dtype of its parameters."""
+    element_dtype: np.dtype[Any]
+    """The dtype of its elements: that of the parameters for weights, that of the arithmetic for gradients and state."""
     count: int
+    """The number of its elements."""
     byte_offset: int
+    """Where it begins in the extent's region, in bytes."""
     groups: tuple[int, ...]
-    parts: npt.NDArray[np.int64]
+    """Its groups, as indices in the job's list."""
+    parameter_counts: npt.NDArray[np.int64]
+    """For each of its groups, the number of parameters."""
     sizes: npt.NDArray[np.int64]
+    """For each of its parameters, the number of elements."""
     starts: npt.NDArray[np.int64]
+    """For each of its parameters, the index of the first element."""
 
     @property
     def ranks(self) -> npt.NDArray[np.int64]:
-        """For each parameter, how many groups come before its own."""
-        return np.repeat(np.arange(len(self.parts)), self.parts)
+        """For each parameter, the number of groups that come before its own."""
+        return np.repeat(np.arange(len(self.parameter_counts)), self.parameter_counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extent:
-    """Groups that were registered together, from `first_group` of the job's list on."""
+    """The layout of groups that were registered together."""
 
     first_group: int
+    """The index of its first group in the job's list; the others follow."""
     layouts: tuple[GroupLayout, ...]
     slabs: tuple[Slab, ...]
-    places: tuple[tuple[Place, ...], ...]
-    """By group of the extent and segment of the group."""
+    places: tuple[tuple[SegmentPlace, ...], ...]
+    """Indexed by group of the extent, then by segment of the group."""
     bytes: int
+    """The size of its region."""
 
     def shapes(self, slab: Slab) -> list[tuple[int, ...]]:
-        """The shape of each parameter of a slab."""
+        """Return the shape of each parameter of a slab."""
         return [parameter.shape for parameter in self.parameters(slab)]
 
     def parameters(self, slab: Slab) -> list[ParameterInfo]:
-        """The parameters of a slab in order."""
+        """Return the parameters of a slab in order."""
         return [self.layouts[group - self.first_group].parameters[member] for group, member in self.members(slab)]
 
     def members(self, slab: Slab) -> Iterator[tuple[int, int]]:
-        """The parameters of a slab in order, as frames address them: the group, and the number in the group's list."""
+        """Yield the parameters of a slab in order, as frames address them: (group, index in the group's list)."""
         for group in slab.groups:
             for segment in self.layouts[group - self.first_group].segments:
                 if segment.dtype == slab.dtype:
@@ -88,10 +95,10 @@ class Extent:
 
 
 def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Sequence[str] = ()) -> Extent:
-    """Lays groups out; without `kinds` all are of one."""
+    """Lay groups out as one extent; without `kinds` they are all of the same kind."""
     kinds = kinds or [""] * len(layouts)
     slabs: list[Slab] = []
-    places: list[list[Place]] = [[] for _ in layouts]
+    places: list[list[SegmentPlace]] = [[] for _ in layouts]
     for dtype, kind in product(DTYPES, dict.fromkeys(kinds)):
         parts: list[int] = []
         groups: list[int] = []
@@ -100,7 +107,7 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Seque
         for index, (layout, own) in enumerate(zip(layouts, kinds, strict=True)):
             for segment in layout.segments if own == kind else ():
                 if segment.dtype == dtype:
-                    places[index].append(Place(len(slabs), start, len(sizes), len(groups)))
+                    places[index].append(SegmentPlace(len(slabs), start, len(sizes), len(groups)))
                     groups.append(first_group + index)
                     parts.append(len(segment.members))
                     sizes.extend(layout.parameters[member].size for member in segment.members)
@@ -113,26 +120,26 @@ def extent_of(layouts: Sequence[GroupLayout], first_group: int = 0, kinds: Seque
     return _placed(Extent(first_group, tuple(layouts), tuple(slabs), tuple(map(tuple, places)), 0))
 
 
-def computed(extents: Iterable[Extent]) -> tuple[Extent, ...]:
-    """Where gradients and state of the groups in `extents` lie: in the same order, in the dtype of the arithmetic."""
+def in_compute_dtype(extents: Iterable[Extent]) -> tuple[Extent, ...]:
+    """Lay out gradients and state of the groups in `extents`: in the same order, in the dtype of the arithmetic."""
     return tuple(map(_computed, extents))
 
 
-# Those of a job are asked for with every push, and known by which objects they are.
+# Every push asks for the layout of its job, whose extents are always the same objects.
 @lru_cache(maxsize=256)
 def _computed(extent: Extent) -> Extent:
-    numbers = [DTYPES[COMPUTED[slab.dtype]] for slab in extent.slabs]
-    if all(slab.numbers == dtype for slab, dtype in zip(extent.slabs, numbers, strict=True)):
+    dtypes = [DTYPES[COMPUTED[slab.dtype]] for slab in extent.slabs]
+    if all(slab.element_dtype == dtype for slab, dtype in zip(extent.slabs, dtypes, strict=True)):
         return extent
-    slabs = tuple(replace(slab, numbers=dtype) for slab, dtype in zip(extent.slabs, numbers, strict=True))
+    slabs = tuple(replace(slab, element_dtype=dtype) for slab, dtype in zip(extent.slabs, dtypes, strict=True))
     return _placed(replace(extent, slabs=slabs))
 
 
 def _placed(extent: Extent) -> Extent:
-    """The extent with its slabs one behind the other in memory."""
+    """Return the extent with its slabs one after the other in memory, each aligned."""
     slabs = []
     end = 0
     for slab in extent.slabs:
         slabs.append(replace(slab, byte_offset=end))
-        end += -(-slab.count * slab.numbers.itemsize // ALIGNMENT) * ALIGNMENT
+        end += -(-slab.count * slab.element_dtype.itemsize // ALIGNMENT) * ALIGNMENT
     return replace(extent, slabs=tuple(slabs), bytes=end)

@@ -1,4 +1,4 @@
-"""Flat buffers: one array a slab of every extent, addressed by element ranges of groups as frames address them."""
+"""Flat buffers: one array for each slab of each extent, and a sink that writes frames into them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,31 +20,34 @@ Array = npt.NDArray[Any]
 
 
 def bytes_of(layouts: Iterable[GroupLayout]) -> int:
-    """How many bytes the weights of all groups take."""
+    """Return the number of bytes that the weights of all groups take."""
     return sum(segment.count * DTYPES[segment.dtype].itemsize for layout in layouts for segment in layout.segments)
 
 
 def computed_bytes_of(layouts: Iterable[GroupLayout]) -> int:
-    """How many bytes a gradient of all groups takes, or a state that has a number for each weight."""
+    """Return the bytes of a gradient of all groups, or of a state field with one number for each weight."""
     segments = [segment for layout in layouts for segment in layout.segments]
     return sum(segment.count * DTYPES[COMPUTED[segment.dtype]].itemsize for segment in segments)
 
 
 class FlatBuffers:
-    """Arrays by extent and slab, of zeros at first: what nobody has written must not tell what lay there before."""
+    """One array for each extent and slab.
+
+    All are zero at first, so that elements which nobody has written never reveal what the memory held before.
+    """
 
     def __init__(self, extents: Iterable[Extent], allocate: Allocate = Region) -> None:
         self.extents: tuple[Extent, ...] = ()
         self.regions: list[Region] = []
         self.slabs: list[list[Array]] = []
-        """By extent and slab."""
+        """Indexed by extent, then by slab."""
         self.arrays: list[list[Array]] = []
-        """By group and segment: views into the slabs."""
+        """Views into the slabs, indexed by group, then by segment."""
         self._allocate = allocate
         self.extend(extents)
 
     def extend(self, extents: Iterable[Extent]) -> None:
-        """Allocates those of `extents` that are not there yet."""
+        """Allocate memory for those of `extents` that it does not have yet; raise `OSError` if there is none."""
         for extent in tuple(extents)[len(self.extents) :]:
             self._add(extent, self._allocate(extent.bytes))
 
@@ -56,19 +59,19 @@ class FlatBuffers:
         return made
 
     def adopt(self, others: "FlatBuffers") -> None:
-        """Takes the extents of `others` over behind its own, without copying."""
+        """Append the extents of `others` and take over their memory, without a copy."""
         for extent, region in zip(others.extents, others.regions, strict=True):
             self._add(extent, region)
 
     def release(self) -> None:
-        """Lets go of all arrays; the memory goes with the last one that somebody else has."""
+        """Drop all arrays. The memory is freed when nobody else refers to it either."""
         self.extents = ()
         self.regions, self.slabs, self.arrays = [], [], []
 
     def _add(self, extent: Extent, region: Region) -> None:
         self.extents = (*self.extents, extent)
         self.regions.append(region)
-        slabs = [region.array(slab.numbers, slab.byte_offset, slab.count) for slab in extent.slabs]
+        slabs = [region.array(slab.element_dtype, slab.byte_offset, slab.count) for slab in extent.slabs]
         self.slabs.append(slabs)
         for layout, places in zip(extent.layouts, extent.places, strict=True):
             self.arrays.append(
@@ -79,15 +82,15 @@ class FlatBuffers:
             )
 
     def all_slabs(self) -> Iterator[Array]:
-        """Every slab, in order."""
+        """Yield every slab, in order."""
         for slabs in self.slabs:
             yield from slabs
 
 
 class FrameSink:
-    """Collects frames of one field into flat buffers and keeps account of what has been written.
+    """Writes frames of one field into flat buffers and records which elements have been written.
 
-    `groups` are the names of the buffers' groups, and `first_group` is the index that frames give to the first of
+    `groups` are the names of the buffers' groups, and `first_group` is the index by which frames address the first of
     them. Not thread-safe: one frame at a time.
     """
 
@@ -97,25 +100,29 @@ class FrameSink:
         self._field = field
 
     def write_all(self, frames: Iterable[Frame]) -> None:
-        """Writes one frame after the other; raises what `claim` raises, and writes nothing of that frame then."""
+        """Write frames in order; raise what `claim` raises, and then write neither that frame nor later ones."""
         for frame in frames:
             frame.check()
             frame.decode_into(self.claim(frame))
 
     def claim(self, frame: Frame) -> Array:
-        """The elements that a frame is for, which count as written from now on; raises what `Ledger.claim` raises."""
+        """Mark the elements that a frame addresses as written, and return them.
+
+        Raises `InvalidRequest` for a frame of another field or in an encoding that cannot carry it, and whatever
+        `Ledger.claim` raises.
+        """
         extent, slab, start = self.place(frame)
         return self.buffers.slabs[extent][slab][start : start + frame.count]
 
     def place(self, frame: Frame) -> tuple[int, int, int]:
-        """As `claim`: the extent and slab that these elements lie in, and the first of them."""
+        """Like `claim`, but return the indices of the extent, of the slab and of the first element in the slab."""
         if frame.field not in ("", self._field):
-            raise InvalidRequest(problem=f"a frame of {frame.field!r} among frames of {self._field!r}")
+            raise InvalidRequest(problem=f"a frame of field {frame.field!r} in an upload of {self._field!r}")
         if self._field != GRADIENT and not frame.encoding.carries_weights:
             raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
         return self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
 
 
 def _only_dtype(encoding: Encoding) -> np.dtype[Any] | None:
-    """The dtype that numbers must become; None where they may become any."""
+    """Return the only dtype that an encoding can be decoded into, or None if it can be decoded into any."""
     return None if encoding.converts else encoding.dtype

@@ -1,4 +1,4 @@
-"""Gradients on their way into a step: room for a whole gradient of a job, of which there is a bounded number."""
+"""Gradients on their way into a step, and the bounded number of slots that hold one gradient of a job each."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,55 +8,55 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import Rows
 
 Totals = list[list[npt.NDArray[np.float64]]]
-"""By extent and slab, shape (P,): the sum of the weights of the pushes that have each parameter."""
+"""Indexed by extent, then by slab. For each parameter, the total weight of the pushes that have it; shape (P,)."""
 
 
 @dataclass(slots=True)
 class Gradient:
-    """A gradient of the whole job: by extent and slab its numbers, and which parameters have some.
-
-    Parameters of `rows` are none of these: they have numbers for some rows only, which lie elsewhere.
-    """
+    """A gradient of the whole job."""
 
     slabs: list[list[Array]]
+    """Its numbers, indexed by extent, then by slab."""
     presence: Presence
+    """Which parameters have numbers in `slabs`."""
     rows: tuple[Rows, ...] = ()
+    """Row-sparse gradients of other parameters, which do not count as present."""
 
     def cover(self, extents: Sequence[Extent]) -> None:
-        """Says that there is nothing for groups that were added after it was computed."""
+        """Mark the groups that were added after it was computed as absent."""
         for extent in extents[len(self.presence) :]:
             self.presence.append([np.zeros(len(slab.sizes), np.bool_) for slab in extent.slabs])
 
     def has(self, extent: int, slab: int, parameter: int) -> bool:
-        """Whether a parameter of a slab has a gradient."""
+        """Return whether a parameter of a slab has a gradient."""
         return extent < len(self.presence) and bool(self.presence[extent][slab][parameter])
 
 
 @dataclass(eq=False, slots=True)
 class Slot:
-    """Room for one gradient."""
+    """The buffers that one gradient is collected in."""
 
     buffers: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
 
     def fit(self, extents: Iterable[Extent]) -> None:
-        """Makes room for all of `extents`."""
-        self.buffers.extend(computed(extents))
+        """Allocate memory for those of `extents` that it does not have yet; raise `OSError` if there is none."""
+        self.buffers.extend(in_compute_dtype(extents))
 
     def holding(self, presence: Presence, rows: tuple[Rows, ...] = ()) -> Gradient:
-        """The gradient that lies here, and rows of other parameters."""
+        """Return what lies here as a gradient, together with the row-sparse gradients of other parameters."""
         return Gradient(self.buffers.slabs, presence, rows)
 
 
 class Slots:
-    """The slots of one job, handed out in the order of asking. Lives on one event loop.
+    """The slots of one job, handed out first come, first served. Lives on one event loop.
 
-    The gradient of the last step stays readable in its slot until the slot is needed.
+    The gradient of the last step stays readable in its slot until that slot is needed.
     """
 
     def __init__(self, *, most: int) -> None:
@@ -69,7 +69,7 @@ class Slots:
         self._closed = False
 
     def allow(self, most: int) -> None:
-        """Changes how many slots there may be; those that are too many go when they are given back."""
+        """Change the number of slots; surplus slots are dropped as they are given back."""
         self._most = most
         self._shrink()
         self._serve()
@@ -80,7 +80,10 @@ class Slots:
             self._made -= 1
 
     def prepare(self) -> Slot | None:
-        """A slot that nobody has asked for yet, which the next one to ask gets; None where there has been one."""
+        """Create the first slot in advance and return it; return None if a slot was ever created.
+
+        The slot remains free: whoever calls `take` next gets it.
+        """
         if self._made or not self._most:
             return None
         self._made += 1
@@ -89,7 +92,7 @@ class Slots:
         return slot
 
     def release_all(self) -> None:
-        """Lets go of the memory of a job that is closed: now, or when a slot is given back."""
+        """Free the memory of a closed job: now, or for slots in use when they are given back."""
         self._closed = True
         self._waiting.clear()
         if self._kept is not None:
@@ -100,16 +103,16 @@ class Slots:
 
     @property
     def last(self) -> Gradient | None:
-        """The gradient of the last step, where it is still there."""
+        """The gradient of the last step, or None if its slot has been reused."""
         return None if self._kept is None else self._kept[1]
 
     def take(self, start: Callable[[Slot], None]) -> None:
-        """Calls `start` with a slot: now, or when one is free."""
+        """Call `start` with a slot: at once, or as soon as one is free."""
         self._waiting.append(start)
         self._serve()
 
     def give_back(self, slot: Slot) -> None:
-        """Returns a slot."""
+        """Give a slot back."""
         if self._closed:
             slot.buffers.release()
         self._free.append(slot)
@@ -117,7 +120,7 @@ class Slots:
         self._serve()
 
     def keep(self, slot: Slot, gradient: Gradient) -> None:
-        """Returns a slot with the gradient of the last step in it."""
+        """Give a slot back that holds the gradient of the last step."""
         if self._kept is not None:
             self._free.append(self._kept[0])
         self._kept = (slot, gradient)
@@ -125,7 +128,7 @@ class Slots:
         self._serve()
 
     def forget(self) -> None:
-        """Drops the gradient of the last step: another step has followed, of which none is kept."""
+        """Drop the kept gradient unless it is being read: a later step has kept none."""
         if self._kept is not None and not self._readers:
             self._free.append(self._kept[0])
             self._kept = None
@@ -134,7 +137,7 @@ class Slots:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Leaves the last gradient where it is while the block runs."""
+        """Keep the slot of the last gradient from being reused while the block runs."""
         self._readers += 1
         try:
             yield

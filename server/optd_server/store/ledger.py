@@ -1,4 +1,4 @@
-"""Which element ranges of groups have been written, claim by claim, and which parameters that makes whole."""
+"""Record which element ranges of groups have been written, and which parameters are therefore complete."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -8,20 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.store.coverage import Coverage
-from optd_server.store.extents import Extent, Place, Slab
+from optd_server.store.extents import Extent, SegmentPlace, Slab
 from optd_wire.errors import DtypeMismatch, FrameOutOfRange, FrameOverlap, IncompleteParameter, InvalidRequest
 from optd_wire.layout import GroupLayout, Segment
 from optd_wire.values import ParameterInfo
 
 Mask = npt.NDArray[np.bool_]
 Presence = list[list[Mask]]
-"""By extent and slab: for each parameter, whether it is there."""
+"""Whether each parameter is present; indexed by extent, then by slab."""
 
 
 class Ledger:
-    """The account of one field of the groups in `extents`.
+    """The record of what has been written of one field of the groups in `extents`.
 
-    `groups` are their names, and `first_group` is the index by which the first of them is addressed.
+    `groups` are their names, and `first_group` is the index by which frames address the first of them.
     """
 
     def __init__(self, extents: tuple[Extent, ...], field: str, groups: Sequence[str], *, first_group: int = 0) -> None:
@@ -33,10 +33,10 @@ class Ledger:
         self._places = _directory(extents)
 
     def claim(self, group: int, offset: int, count: int, dtype: np.dtype[Any] | None) -> tuple[int, int, int]:
-        """Counts a range as written; returns the extent and slab that it lies in, and its first element there.
+        """Mark a range as written; return the indices of its extent, of its slab and of its first element there.
 
-        `dtype` is that of the numbers, None where they become whatever is kept. Raises `InvalidRequest`,
-        `FrameOutOfRange`, `DtypeMismatch` or `FrameOverlap`, and counts nothing then.
+        `dtype` is the dtype of the numbers, or None if they can be converted to the dtype of the slab. Raises
+        `InvalidRequest`, `FrameOutOfRange`, `DtypeMismatch` or `FrameOverlap`, and then marks nothing.
         """
         index = group - self._first_group
         if not 0 <= index < len(self._places):
@@ -44,7 +44,7 @@ class Ledger:
             raise InvalidRequest(problem=f"a frame addresses group {group}; it must be in {groups}")
         extent, layout, places = self._places[index]
         slabs = self._extents[extent].slabs
-        kept = [slabs[place.slab].numbers for place in places]
+        kept = [slabs[place.slab].element_dtype for place in places]
         number = _segment_at(layout, kept, group, offset, offset + count, dtype)
         segment, place = layout.segments[number], places[number]
         if dtype is not None and dtype != kept[number]:
@@ -55,7 +55,7 @@ class Ledger:
                 got=dtype.name,
             )
         start = place.start + offset - segment.offset
-        # One place more than its elements for each group: so ranges of two groups never join.
+        # Leaves one unused position after each group, so that ranges of two groups never join.
         twice = self._coverage[extent][place.slab].add(start + place.rank, start + place.rank + count)
         if twice is not None:
             element = twice - place.rank - place.start + segment.offset
@@ -68,7 +68,7 @@ class Ledger:
         return extent, place.slab, start
 
     def presence(self) -> Presence:
-        """Which parameters have been written whole; raises `IncompleteParameter` where one was written in part."""
+        """Return which parameters are complete; raise `IncompleteParameter` if one was written only in part."""
         return [
             [self._presence_in(extent, slab, coverage) for slab, coverage in zip(extent.slabs, row, strict=True)]
             for extent, row in zip(self._extents, self._coverage, strict=True)
@@ -91,10 +91,10 @@ class Ledger:
         return whole
 
     def require_all(self) -> None:
-        """Raises `IncompleteParameter` for the first parameter that has not been written whole."""
+        """Raise `IncompleteParameter` for the first parameter that is not complete."""
         for extent, by_slab in zip(self._extents, self.presence(), strict=True):
             for slab, whole in zip(extent.slabs, by_slab, strict=True):
-                # There is no element of an empty parameter that could be missing.
+                # An empty parameter has no element that could be missing.
                 missing = np.flatnonzero(~whole & (slab.sizes > 0))
                 if len(missing):
                     first = int(missing[0])
@@ -102,7 +102,7 @@ class Ledger:
                     raise IncompleteParameter(what=self._field, parameter=name, got=0, size=int(slab.sizes[first]))
 
     def parameters(self) -> set[tuple[int, int]]:
-        """The parameters that have been written whole: the group's index, and the parameter's in the group's list."""
+        """Return the complete parameters, each as (group's index, index in the group's list)."""
         whole: set[tuple[int, int]] = set()
         for extent, by_slab in zip(self._extents, self.presence(), strict=True):
             for slab, present in zip(extent.slabs, by_slab, strict=True):
@@ -111,20 +111,20 @@ class Ledger:
         return whole
 
     def written(self) -> Iterator[tuple[int, int, int, int]]:
-        """The ranges that have been written: extent, slab, and elements from where to where."""
+        """Yield each written range as (extent, slab, first element, end)."""
         for number, extent in enumerate(self._extents):
             for index, slab in enumerate(extent.slabs):
-                elements = np.add.reduceat(slab.sizes, np.cumsum(slab.parts) - slab.parts)
+                elements = np.add.reduceat(slab.sizes, np.cumsum(slab.parameter_counts) - slab.parameter_counts)
                 ends = np.cumsum(elements + 1)
                 for start, stop in self._coverage[number][index].ranges:
                     rank = int(np.searchsorted(ends, start, side="right"))
                     yield number, index, start - rank, stop - rank
 
 
-# A job looks its groups up anew with every push.
+# Every push of a job looks up the same groups.
 @lru_cache(maxsize=256)
-def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tuple[Place, ...]]]:
-    """By group: its extent, its layout, and where it lies."""
+def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tuple[SegmentPlace, ...]]]:
+    """Return each group's extent, its layout, and where its segments lie."""
     return [
         (number, layout, places)
         for number, extent in enumerate(extents)
@@ -140,9 +140,10 @@ def _segment_at(
     stop: int,
     dtype: np.dtype[Any] | None,
 ) -> int:
-    """The index of the segment that a range lies in; raises `FrameOutOfRange`. `kept` are the segments' dtypes.
+    """Return the index of the segment that holds a range; raise `FrameOutOfRange` if none does.
 
-    A range without elements may lie on the border of two segments; it belongs to the one of its dtype.
+    `kept` are the dtypes in which the segments are held. An empty range on the border of two segments belongs to the
+    one of its dtype.
     """
     if len(layout.segments) == 1 and layout.segments[0].offset <= start and stop <= layout.segments[0].count:
         return 0
@@ -154,22 +155,22 @@ def _segment_at(
     if not holding:
         ranges = ", ".join(f"[{s.offset}, {s.offset + s.count}) {s.dtype}" for s in layout.segments)
         raise FrameOutOfRange(group=group, start=start, stop=stop, ranges=ranges)
-    # numpy takes None for float64 where it compares dtypes.
+    # A comparison of a dtype with None would take None for float64.
     return next((i for i in holding if dtype is not None and kept[i] == dtype), holding[0])
 
 
 def _parameter_at(layout: GroupLayout, segment: Segment, offset: int) -> ParameterInfo:
-    """The parameter that element `offset` of the group belongs to, or the last one before it."""
+    """Return the parameter that holds element `offset` of the group, or the last one before that element."""
     members = [layout.parameters[index] for index in segment.members]
     holding = [parameter for parameter in members if parameter.offset <= offset and parameter.size]
     return holding[-1] if holding else members[0]
 
 
 def owner_of(extent: Extent, slab: Slab, element: int) -> tuple[ParameterInfo, int]:
-    """The parameter that an element of a slab belongs to, and which of its elements it is."""
+    """Return the parameter that holds an element of a slab, and the index of the element in that parameter."""
     index = int(np.searchsorted(slab.starts + slab.sizes, element, side="right"))
-    position = int(np.searchsorted(np.cumsum(slab.parts), index, side="right"))
+    position = int(np.searchsorted(np.cumsum(slab.parameter_counts), index, side="right"))
     layout = extent.layouts[slab.groups[position] - extent.first_group]
     segment = next(segment for segment in layout.segments if segment.dtype == slab.dtype)
-    place = index - int(slab.parts[:position].sum())
+    place = index - int(slab.parameter_counts[:position].sum())
     return layout.parameters[segment.members[place]], element - int(slab.starts[index])

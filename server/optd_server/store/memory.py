@@ -1,7 +1,7 @@
 """Memory for flat buffers: private to this process, or shared with workers of this host.
 
-Shared memory is a memfd: it has no name that another process could guess, its size is sealed, so that nobody can pull
-it away from under a reader, and it is gone as soon as the last process that has it is gone, however that ends.
+Shared memory is a memfd. It has no name that another process could guess. Its size is sealed, so that nobody can
+shrink it under a reader. The system frees it when the last process that holds it ends, even if that process is killed.
 """
 
 import fcntl
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64
-"""Bytes; what vector units and caches like best."""
+"""Bytes: a cache line, and enough for every vector unit."""
 
-# In Linux since 5.1, in Python's fcntl since 3.13: no mapping or write after this one may change the memory.
+# Forbids every later write and writable mapping. In Linux since 5.1, in Python's fcntl since 3.13.
 _F_SEAL_FUTURE_WRITE = 0x10
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -26,7 +26,7 @@ _numbers = count(1)
 
 
 class Region:
-    """Zeroed bytes at an aligned address. Freed when the last array in it is gone."""
+    """Zeroed memory of this process at an aligned address. It is freed with the last array in it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -34,28 +34,28 @@ class Region:
 
     def _map(self, size: int) -> mmap.mmap:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Large pages spare address translation; where the system has none to give, it says nothing.
+        # Huge pages make address translation cheaper. If the system has none, the advice has no effect.
         if hasattr(mmap, "MADV_HUGEPAGE") and size >= 1 << 22:
             memory.madvise(mmap.MADV_HUGEPAGE)
         return memory
 
     def array(self, dtype: np.dtype[Any], offset: int, elements: int) -> npt.NDArray[Any]:
-        """A writable view of `elements` numbers that begin at byte `offset`."""
+        """Return a writable view of `elements` numbers that begin at byte `offset`."""
         return np.frombuffer(self._memory, dtype, elements, offset)
 
 
 class SharedRegion(Region):
     """A region that other processes can map through `descriptor`; its size never changes.
 
-    With `writers=False` this process is the only one that can write to it, now and later.
+    If `writers` is false, no other process can ever write to it.
     """
 
     LEAST = ALIGNMENT
-    """Bytes that it has at least: nobody can map nothing, and there is room for a token."""
+    """The smallest size in bytes: an empty mapping is impossible, and a token must fit."""
 
     def __init__(self, size: int, *, writers: bool) -> None:
         self.number = next(_numbers)
-        """Tells the shared regions of this process apart."""
+        """A number that no other shared region of this process has."""
         self._writers = writers
         super().__init__(max(size, self.LEAST))
 
@@ -70,14 +70,14 @@ class SharedRegion(Region):
 
 
 Allocate = Callable[[int], Region]
-"""Gives a region of so many bytes."""
+"""Returns a region of at least the given number of bytes; raises `OSError` if there is no memory for it."""
 
 
-def published(size: int) -> Region:
-    """Memory that this process writes and others may read."""
+def readable_by_workers(size: int) -> Region:
+    """Allocate memory that this process writes and workers may read."""
     return SharedRegion(size, writers=False)
 
 
-def received(size: int) -> Region:
-    """Memory that another process writes and this one reads."""
+def writable_by_workers(size: int) -> Region:
+    """Allocate memory that a worker writes and this process reads."""
     return SharedRegion(size, writers=True)

@@ -1,6 +1,6 @@
-"""Memory pages: found before they are needed, and given back when nothing needs them any more.
+"""Memory pages: allocated before they are needed, and returned to the system when they are free.
 
-The system gives memory to a page when something first writes to it, which takes longer than many a computation on it.
+The system allocates a page when something first writes to it. That often takes longer than the computation on it.
 """
 
 import ctypes
@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy.typing as npt
 
-# In Linux since 5.14: as writing to each page, without a change to what is there.
+# MADV_POPULATE_WRITE: allocates pages as a write would, but keeps their content. In Linux since 5.14.
 _POPULATE_WRITE = 23
 LEAST = 4 << 20
-"""Bytes; smaller arrays are found in no time."""
+"""Bytes: the pages of smaller arrays are not worth a call."""
 PIECE = 32 << 20
-"""Bytes that are found in one go: so several threads share the work, and it can be ended early."""
+"""Bytes that one call of `touch` allocates: small enough to share the work among threads and to stop early."""
 
 _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def pieces(arrays: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-    """Arrays of one dimension cut into pieces that `touch` takes in a moment; small arrays are left out."""
+    """Cut arrays of one dimension into pieces that `touch` handles quickly; leave out small arrays."""
     for array in arrays:
         if array.nbytes >= LEAST:
             step = max(1, PIECE // array.itemsize)
@@ -30,9 +30,10 @@ def pieces(arrays: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
 
 
 def touch(array: npt.NDArray[Any]) -> bool:
-    """Has the system give memory to all pages of an array that lies in one piece; what is in it stays as it is.
+    """Allocate all pages of a contiguous array without changing its content.
 
-    Safe while others read and write there. Returns False where the system cannot do that: then the first use does.
+    Other threads may read and write the array meanwhile. Returns False if the system cannot do this; the pages are
+    then allocated at their first use.
     """
     first: int = array.__array_interface__["data"][0]
     start = first // mmap.PAGESIZE * mmap.PAGESIZE
@@ -40,9 +41,9 @@ def touch(array: npt.NDArray[Any]) -> bool:
 
 
 def give_back() -> None:
-    """Gives the system the pages that this process has freed, and that its allocator keeps for later.
+    """Return the pages that this process has freed, but its allocator keeps for later, to the system.
 
-    Does nothing where the C library has no such function: not all are glibc.
+    Does nothing unless the C library has `malloc_trim`, as glibc does.
     """
     trim = getattr(_libc, "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Row-sparse gradients on their way into a step: rows of parameters, added up by their numbers as they arrive."""
+"""Row-sparse gradients on their way into a step: rows of parameters, summed by row id as they arrive."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,35 +16,38 @@ from optd_wire.values import GRADIENT
 
 Ids = npt.NDArray[np.int64]
 
-# Up to so many rows of one number are added one after the other for all numbers at once.
+# The first so many rows of each id are added one after the other, for all ids at once; the rest by `np.add.at`.
 _RANKS = 16
 _ID_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """Where a parameter lies whose rows are addressed: its extent, slab and number there, and its elements.
+    """A parameter as a table of rows, and where the table lies.
 
-    `group` and `member` are how it is addressed: the group's index, and the parameter's in the group's list.
-    `sparse_dims` leading dimensions of its `shape` count the rows. Two places of one parameter may differ in that:
-    `whole` is the same for both, and `finer` the one with the shorter rows.
+    The first `sparse_dims` dimensions of `shape` count the rows. Two places of one parameter may differ in that number:
+    `whole` is the same for both, and `finer` is the one with the shorter rows.
     """
 
     group: int
+    """The index of its group in the job's list."""
     member: int
+    """Its index in the group's list."""
     extent: int
     slab: int
     parameter: int
+    """Its index in the slab."""
     name: str
     dtype: str
     start: int
+    """The index of its first element in the slab."""
     rows: int
     columns: int
     shape: tuple[int, ...]
     sparse_dims: int = 1
 
     def with_dims(self, sparse_dims: int) -> "RowPlace":
-        """The same parameter with its rows counted over other dimensions; raises `InvalidRequest`."""
+        """Return the parameter with another `sparse_dims`; raise `InvalidRequest` if its shape has fewer dimensions."""
         if sparse_dims == self.sparse_dims:
             return self
         if sparse_dims > len(self.shape):
@@ -57,41 +60,41 @@ class RowPlace:
 
     @property
     def whole(self) -> "RowPlace":
-        """The parameter, however its rows are counted."""
+        """The same parameter with `sparse_dims` 1: equal for all places of one parameter."""
         return self.with_dims(1)
 
     def finer(self, other: "RowPlace") -> "RowPlace":
-        """Whichever of two places of one parameter has the shorter rows."""
+        """Return whichever of two places of one parameter has the shorter rows."""
         return self if self.sparse_dims >= other.sparse_dims else other
 
     def table(self, slab: Array) -> Array:
-        """The parameter's elements in its slab, row by row."""
+        """Return a view of the parameter in its slab, shape (rows, columns)."""
         return slab[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
     def element(self, ids: Ids, number: int) -> int:
-        """Which of the parameter's elements one of the numbers of the rows `ids` is."""
+        """Return the index in the parameter of element `number` of an array that holds the rows `ids`."""
         row, column = divmod(number, self.columns)
         return int(ids[row]) * self.columns + column
 
 
 Accept = Callable[[RowPlace, Ids, Array], None]
-"""Takes the numbers of a frame of rows, shape (ids, columns), before they are added up; it may change them."""
+"""Called with the values of a row frame, shape (ids, columns), before they are summed; may change or refuse them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of a parameter: ascending ids, each once, and the elements of each."""
+    """Some rows of a parameter: distinct ascending ids, and values of shape (ids, columns)."""
 
     place: RowPlace
     ids: Ids
     values: Array
 
     def at(self, place: RowPlace) -> "Rows":
-        """The same elements as the shorter rows of a finer place."""
+        """Return the same elements as shorter rows, which a finer `place` has."""
         return self if place == self.place else Rows(place, *_split(self.place, place, self.ids, self.values))
 
     def add_to(self, slab: Array) -> None:
-        """Adds them to the parameter's elements in a slab."""
+        """Add the rows to the parameter's elements in a slab."""
         table = self.place.table(slab)
         # What overflows here overflows in torch, too.
         with np.errstate(all="ignore"):
@@ -99,11 +102,10 @@ class Rows:
 
 
 class RowSums:
-    """Rows of any number of frames, those of one number added up in the order in which they came.
+    """The sum of any number of row frames. Rows with the same id are added in the order of their arrival.
 
-    Keeps no more than about two whole gradients of the parameters that it has rows of, and their ids; adding them up
-    takes another one for a moment.
-    Not thread-safe: one frame at a time.
+    It keeps at most about twice the elements of each parameter that it has rows of, and the row ids; a summation
+    briefly takes as much as one of the parameters again. Not thread-safe: one frame at a time.
     """
 
     def __init__(self, extents: tuple[Extent, ...]) -> None:
@@ -111,12 +113,13 @@ class RowSums:
         self._parts: dict[RowPlace, list[tuple[Ids, Array]]] = {}
         self._waiting: dict[RowPlace, int] = {}
         self._finest: dict[RowPlace, RowPlace] = {}
-        """By `whole` place: the one with the shortest rows so far, which all rows of the parameter are split into."""
+        """For each `whole` place, the place with the shortest rows so far, which all its rows are split into."""
 
     def add(self, frame: RowFrame, accept: Accept | None = None) -> RowPlace:
-        """Adds a frame; returns its parameter's `whole` place. Raises what is wrong with it, and adds nothing then.
+        """Add a frame; return its parameter's `whole` place.
 
-        `accept` makes its numbers ready to be added up, or refuses them; without it all must be finite.
+        `accept` prepares the values for the sum, or refuses them; without it all values must be finite. Raises
+        `InvalidRequest`, `DtypeMismatch`, or whatever the frame's own check or `accept` raises, and then adds nothing.
         """
         place = _place_of(self._extents, frame)
         frame.check(place.name, place.rows, place.columns)
@@ -137,7 +140,7 @@ class RowSums:
         return place.whole
 
     def _refine(self, place: RowPlace) -> RowPlace:
-        """The finest place of a parameter from now on; what has been added before is split where it is coarser."""
+        """Return the finest place of a parameter so far; split the rows that were added with longer rows."""
         known = self._finest.get(place.whole, place)
         finest = self._finest[place.whole] = known.finer(place)
         if known != finest:
@@ -147,7 +150,7 @@ class RowSums:
         return finest
 
     def bytes_with(self, frames: Iterable[RowFrame]) -> int:
-        """How many bytes it would hold with these frames; raises `InvalidRequest` for one of no parameter."""
+        """Return the bytes it would hold with these frames; raise `InvalidRequest` if one addresses no parameter."""
         finest = dict(self._finest)
         elements = {place.whole: sum(values.size for _, values in parts) for place, parts in self._parts.items()}
         for frame in frames:
@@ -161,14 +164,14 @@ class RowSums:
 
     @property
     def size(self) -> int:
-        """How many elements all that it holds has."""
+        """The number of elements that it holds now."""
         return sum(values.size for parts in self._parts.values() for _, values in parts)
 
     def _merge(self, place: RowPlace) -> Rows:
         parts = self._parts[place]
         if len(parts) > 1:
             ids, values = np.concatenate([ids for ids, _ in parts]), np.concatenate([values for _, values in parts])
-            parts.clear()  # before there is a third copy
+            parts.clear()  # frees the parts before `merge` makes another copy
         else:
             ids, values = parts[0]
         merged = merge(ids, values)
@@ -176,13 +179,13 @@ class RowSums:
         return Rows(place, *merged)
 
     def sums(self) -> Iterator[Rows]:
-        """The rows of each parameter that has been sent any, or has been said to have none."""
+        """Yield the summed rows of each parameter that a frame addressed, even by a frame without rows."""
         for place in self._parts:
             yield self._merge(place)
 
 
 def merge(ids: Ids, values: Array) -> tuple[Ids, Array]:
-    """Adds up the rows of each id, from first to last; the ids that are returned ascend, each once."""
+    """Sum the rows of each id in their order; return distinct ascending ids and their sums."""
     if (ids[1:] > ids[:-1]).all():
         return ids, values
     order = np.argsort(ids, kind="stable")
@@ -203,7 +206,7 @@ def merge(ids: Ids, values: Array) -> tuple[Ids, Array]:
 
 
 def check_finite(place: RowPlace, ids: Ids, values: Array) -> None:
-    """Raises `NonfiniteGradient` for rows with a NaN or an infinity."""
+    """Raise `NonfiniteGradient` if a value is NaN or infinite."""
     finite = np.isfinite(values)
     if not finite.all():
         first = int(finite.argmin())
@@ -211,7 +214,7 @@ def check_finite(place: RowPlace, ids: Ids, values: Array) -> None:
 
 
 def place_of(extents: tuple[Extent, ...], group: int, parameter: int) -> RowPlace:
-    """Where the rows of a parameter lie; raises `InvalidRequest` for one that is not there, or has no rows."""
+    """Return where the rows of a parameter lie; raise `InvalidRequest` if it does not exist or has no dimension."""
     places = _places(extents)
     if not 0 <= group < len(places):
         raise InvalidRequest(problem=f"a row frame addresses group {group}; it must be in [0, {len(places)})")
@@ -231,7 +234,7 @@ def _place_of(extents: tuple[Extent, ...], frame: RowFrame) -> RowPlace:
 
 
 def _split(place: RowPlace, finer: RowPlace, ids: Ids, values: Array) -> tuple[Ids, Array]:
-    """Rows of one place as the shorter rows of a finer one; ids that ascend go on ascending."""
+    """Split rows of one place into the shorter rows of a finer one; ascending ids stay ascending."""
     if place == finer:
         return ids, values
     parts = finer.rows // max(1, place.rows)
@@ -239,10 +242,10 @@ def _split(place: RowPlace, finer: RowPlace, ids: Ids, values: Array) -> tuple[I
     return numbers.reshape(-1), values.reshape(numbers.size, finer.columns)
 
 
-# A job looks its parameters up anew with every push.
+# Every push of a job looks up the same parameters.
 @lru_cache(maxsize=256)
 def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
-    """By group and parameter; the name alone of one without a dimension."""
+    """Return the place of each parameter by group and index, or only its name if it has no dimension."""
     found: list[list[RowPlace | str]] = []
     for number, extent in enumerate(extents):
         for layout, places in zip(extent.layouts, extent.places, strict=True):
@@ -271,7 +274,7 @@ def _places(extents: tuple[Extent, ...]) -> list[list[RowPlace | str]]:
 
 
 def densify(rows: Sequence[Rows], slabs: list[list[Array]]) -> None:
-    """Writes rows into their parameters' elements, with zeros in all others."""
+    """Write rows into the slabs, and zeros into all other elements of their parameters."""
     for each in rows:
         slab = slabs[each.place.extent][each.place.slab]
         each.place.table(slab)[:] = 0

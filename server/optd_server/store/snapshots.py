@@ -1,11 +1,11 @@
 """Versions of the weights: the current one, older ones that are still being read, and room for the next.
 
-A step reads the current weights and writes the next ones beside them, into a set of buffers that nobody reads;
-publishing is one assignment. So a reader never waits for a step and never sees half of one. The number of sets is
-bounded: when all of them are being read, the next step waits for a reader to finish.
+A step reads the current weights and writes the next ones into another set of buffers, which nobody reads; publishing
+is one assignment. So a reader never waits for a step and never sees half of one. The number of sets is bounded: if all
+of them are being read, the next step waits for a reader to finish.
 
-Most readers hold a version while it is sent to them. A worker that shares memory may read it in place for as long as it
-computes, as long as steps can go on beside it.
+Most readers hold a version only while it is sent to them. A worker that shares memory may read it in place for the
+length of its computation, provided that enough other sets remain for steps.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.journal import Change, Changes, Journal
-from optd_server.store.memory import Allocate, Region, SharedRegion, published
+from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
+from optd_server.store.recent_changes import ChangedBySlab, ChangedElements, RecentChanges
 from optd_wire.layout import GroupLayout
 from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
 
@@ -27,26 +27,26 @@ StepRanges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class WeightSet:
-    """The weights of a whole job at one version, and how many readers hold them: for a moment, or in place."""
+    """The weights of a whole job at one version, and the number of readers that hold them: in all, and in place."""
 
     def __init__(self, extents: Iterable[Extent], allocate: Allocate = Region) -> None:
         self.buffers = FlatBuffers(extents, allocate)
         self.holders = 0
         self.in_place = 0
-        self.numbers: list[int] = []
-        """By extent, which of the job's weights lie in it: see `Journal`. Empty while it holds none."""
-        self.shared = allocate is published
-        """Whether workers of this host can map it."""
+        self.publications: list[int] = []
+        """By extent, the publication of the weights in it: see `RecentChanges`. Empty if it holds none."""
+        self.shared = allocate is readable_by_workers
+        """Whether workers of this host can map it into their memory."""
 
     @classmethod
     def holding(cls, buffers: FlatBuffers) -> "WeightSet":
-        """A set of weights that are there already; takes the buffers over."""
+        """Make a set of existing weights; it takes the buffers over."""
         made = cls(())
         made.buffers = buffers
         return made
 
     def region_numbers(self) -> tuple[int, ...]:
-        """The numbers of its regions, by extent."""
+        """Return the numbers of its shared regions, by extent."""
         return tuple(region.number for region in self.buffers.regions if isinstance(region, SharedRegion))
 
 
@@ -59,12 +59,12 @@ class Snapshot:
     options: tuple[GroupOptions, ...]
     weights: WeightSet
     steps: StepRanges
-    """By group, the fewest and the most steps that a parameter of it has had."""
+    """For each group, the fewest and the most steps that any of its parameters has had."""
     effective: tuple[Options, ...]
-    """By group, the options of the step that follows, where schedules make these other ones."""
+    """For each group, the options of the next step: after schedules have been applied."""
 
     def summary(self, index: int) -> GroupSummary:
-        """One line about a group."""
+        """Summarize a group."""
         layout = self.layouts[index]
         fewest, most = self.steps
         return GroupSummary(
@@ -79,16 +79,16 @@ class Snapshot:
         )
 
     def summaries(self) -> tuple[GroupSummary, ...]:
-        """A line about each group."""
+        """Summarize each group."""
         return tuple(self.summary(index) for index in range(len(self.layouts)))
 
     def arrays(self, group: int) -> list[Array]:
-        """The weights of a group, an array a segment; read only by convention, valid while held."""
+        """Return the weights of a group, an array for each segment. Do not write to them; they are valid while held."""
         return self.weights.buffers.arrays[group]
 
 
 def changed_options(options: Options, effective: Options) -> Options:
-    """What differs in effective options from those that a group was told."""
+    """Return the effective options that differ from the ones that were set."""
     return {} if effective is options else {n: v for n, v in effective.items() if v != options.get(n)}
 
 
@@ -97,12 +97,12 @@ class Snapshots:
 
     def __init__(self, first: Snapshot, *, most: int) -> None:
         self.current = first
-        self.journal = Journal()
+        self.recent_changes = RecentChanges()
         self.shared = False
         self.wanted = False
-        """Whether a writer waits for readers to finish."""
+        """Whether a step waits for readers to finish."""
         self._sets = [first.weights]
-        self._number(first.weights)
+        self._mark_current(first.weights)
         self._most = most
         self._released = asyncio.Event()
         self._closed: Exception | None = None
@@ -110,23 +110,23 @@ class Snapshots:
     # Readers
 
     def hold(self) -> Snapshot:
-        """The current snapshot; its weights stay as they are until it is released."""
-        # Read once: `share` may replace it from another thread.
+        """Return the current snapshot, whose weights stay unchanged until it is released."""
+        # Read once, because `share` may replace it from another thread.
         snapshot = self.current
         snapshot.weights.holders += 1
         return snapshot
 
     def release(self, snapshot: Snapshot) -> None:
-        """Ends one hold."""
+        """End one hold."""
         snapshot.weights.holders -= 1
         self._released.set()
         if self._closed is not None:
             self._let_go()
 
     def settle(self, snapshot: Snapshot) -> bool:
-        """Makes a hold one in place, for as long as its reader likes; returns False where it has to stay short.
+        """Turn a hold into one in place, which may last as long as its reader likes; return whether it did.
 
-        Two sets must be left for steps to take turns in, whatever the readers in place do.
+        Steps alternate between two sets, so readers in place must leave two: otherwise it stays an ordinary hold.
         """
         taken = {id(weights) for weights in self._sets if weights.in_place} | {id(snapshot.weights)}
         if len(taken) > self._most - 2:
@@ -135,16 +135,16 @@ class Snapshots:
         return True
 
     def unsettle(self, snapshot: Snapshot) -> None:
-        """Makes a hold in place an ordinary one again."""
+        """Turn a hold in place back into an ordinary one."""
         snapshot.weights.in_place -= 1
 
     # Writers
 
     def share(self) -> WeightSet:
-        """From now on weights lie in memory that workers of this host can map; copies the current ones there.
+        """Keep weights in memory that workers of this host can map, from now on; return the current set.
 
-        Called while no step runs. Who holds a set that is not shared keeps it. Returns the current set. Raises
-        `OSError`, and changes nothing then.
+        Copies the current weights there; a reader that holds the old set keeps it. Must not be called while a step
+        runs. Raises `OSError` if there is no memory, and then changes nothing.
         """
         if not self.current.weights.shared:
             self.current = replace(self.current, weights=self._copied_to_shared(self.current.weights))
@@ -152,26 +152,26 @@ class Snapshots:
         return self.current.weights
 
     def _copied_to_shared(self, weights: WeightSet) -> WeightSet:
-        copied = WeightSet(weights.buffers.extents, published)
+        copied = WeightSet(weights.buffers.extents, readable_by_workers)
         for target, source in zip(copied.buffers.all_slabs(), weights.buffers.all_slabs(), strict=True):
             target[:] = source
-        copied.numbers = list(weights.numbers)
+        copied.publications = list(weights.publications)
         self._sets.append(copied)
         return copied
 
     def placed(self, buffers: FlatBuffers) -> FlatBuffers:
-        """The weights of a new group, in memory of the kind that the current set has; raises `OSError`."""
+        """Return a new group's weights, copied to shared memory if the current set is shared; raise `OSError`."""
         if not self.current.weights.shared:
             return buffers
-        here = FlatBuffers(buffers.extents, published)
+        here = FlatBuffers(buffers.extents, readable_by_workers)
         for target, source in zip(here.all_slabs(), buffers.all_slabs(), strict=True):
             target[:] = source
         return here
 
     async def spare(self) -> WeightSet:
-        """A set to write the next version into; waits while the bound is reached and all others are being read.
+        """Return a set to write the next version into; wait while all sets are in use and no other may be made.
 
-        Raises `OSError` where the system has no memory for it.
+        Raises `OSError` if the system has no memory for it, or the error that `close` was given.
         """
         while True:
             found = self._find_spare()
@@ -207,23 +207,23 @@ class Snapshots:
 
     def _new_set(self, extents: Iterable[Extent]) -> WeightSet:
         if self.shared:
-            # Without descriptors a step goes on all the same, and its weights go out in messages.
+            # If the process has no descriptors left, steps go on in private memory, and weights travel in messages.
             with suppress(OSError):
-                return WeightSet(extents, published)
+                return WeightSet(extents, readable_by_workers)
         return WeightSet(extents)
 
     def shared_regions(self) -> Iterator[SharedRegion]:
-        """The regions of all sets that lie in shared memory."""
+        """Yield the regions of all sets that lie in shared memory."""
         for weights in self._sets:
             yield from (region for region in weights.buffers.regions if isinstance(region, SharedRegion))
 
     def prepare(self) -> list[Array]:
-        """Makes the set that the next step is going to write to, where there is none; its slabs, to be touched.
+        """Make the set that the next step will write to, unless there is one; return its slabs, to be touched.
 
-        Makes none where the system has no memory for it: the step finds that out.
+        Returns no slabs if it made no set. If the system has no memory for one, the step will report that.
         """
         current = self.current.weights
-        # Those of before the weights were shared are of no use any more.
+        # Sets from before the weights were shared cannot be used again.
         for weights in [w for w in self._sets if w is not current and not w.holders and w.shared != self.shared]:
             self._drop(weights)
         if any(weights is not current and weights.shared == self.shared for weights in self._sets):
@@ -237,12 +237,12 @@ class Snapshots:
         return list(self._sets[-1].buffers.all_slabs())
 
     def close(self, error: Exception) -> None:
-        """Whoever waits for a spare set gets `error` instead."""
+        """Raise `error` in whoever waits for a spare set."""
         self._closed = error
         self._released.set()
 
     def release_all(self) -> None:
-        """Lets go of the memory of a job that is closed: now, or of what is being read when its reader has finished."""
+        """Free the memory of a closed job: now, or for a set that is being read when its reader has finished."""
         self._let_go()
 
     def _let_go(self) -> None:
@@ -250,20 +250,20 @@ class Snapshots:
             if not weights.holders:
                 weights.buffers.release()
 
-    def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[Change] | None:
-        """What a spare set lacks of the current weights of a slab; None where that may be everything."""
-        if extent >= len(weights.numbers):
+    def lacks(self, weights: WeightSet, extent: int, slab: int) -> list[ChangedElements] | None:
+        """Return the changes that a spare set lacks in a slab, or None if all of its elements may be out of date."""
+        if extent >= len(weights.publications):
             return None
-        return self.journal.since(weights.numbers[extent], extent, slab)
+        return self.recent_changes.since(weights.publications[extent], extent, slab)
 
-    def publish(self, snapshot: Snapshot, changes: Changes | None = None) -> None:
-        """Makes `snapshot` the current one; `changes` tells what a step has changed in its weights."""
+    def publish(self, snapshot: Snapshot, changes: ChangedBySlab | None = None) -> None:
+        """Make `snapshot` the current one; `changes` says which weights a step changed."""
         if snapshot.weights is not self.current.weights:
             elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
-            self.journal.note(snapshot.version.version, changes, elements)
-        self._number(snapshot.weights)
+            self.recent_changes.note(snapshot.version.version, changes, elements)
+        self._mark_current(snapshot.weights)
         self.current = snapshot
 
-    def _number(self, weights: WeightSet) -> None:
-        """Says that a set holds the current weights."""
-        weights.numbers = [self.journal.number] * len(weights.buffers.extents)
+    def _mark_current(self, weights: WeightSet) -> None:
+        """Mark a set as holding the current weights."""
+        weights.publications = [self.recent_changes.publication] * len(weights.buffers.extents)

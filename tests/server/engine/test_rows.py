@@ -11,7 +11,7 @@ from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import changed_since
 from optd_server.engine.state_upload import StateUpload
-from optd_server.store import journal
+from optd_server.store import recent_changes
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.encodings.registry import exact_for
@@ -196,7 +196,7 @@ def run(scenario, limit=1 << 24):
 @pytest.mark.parametrize("entries", [1, 3, 64])
 @pytest.mark.parametrize("seed", range(2))
 def test_weights_are_what_they_should_be_whatever_happens_between_steps(monkeypatch, entries, seed):
-    monkeypatch.setattr(journal, "MOST_ENTRIES", entries)
+    monkeypatch.setattr(recent_changes, "MOST_ENTRIES", entries)
 
     async def scenario(catalog):
         play = await Play.begin(catalog, Async(), seed)

@@ -13,7 +13,7 @@ from optd_server.engine.offload import Offload
 from optd_server.rpc import weights as module
 from optd_server.rpc.callers import ANONYMOUS
 from optd_server.rpc.services.training import TrainingService
-from optd_server.rpc.weights import KEPT_BYTES, WeightMessages
+from optd_server.rpc.weight_messages import KEPT_BYTES, WeightMessages
 from optd_wire import frames as wire
 from optd_wire.encodings.registry import ENCODINGS
 from optd_wire.errors import InvalidRequest, TooSlow, UnknownGroup, UnknownParameter

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optd_server.store.extents import computed, extent_of
+from optd_server.store.extents import extent_of, in_compute_dtype
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.ledger import Ledger, owner_of
 from optd_server.store.memory import ALIGNMENT
@@ -202,7 +202,7 @@ def test_a_ledger_of_an_added_group_is_addressed_by_its_index():
 @settings(max_examples=50)
 def test_what_is_computed_lies_in_the_same_order(job):
     extents, layouts = laid_out(job)
-    buffers = FlatBuffers(computed(extents))
+    buffers = FlatBuffers(in_compute_dtype(extents))
     for extent, other in zip(extents, buffers.extents, strict=True):
         # Where nothing is narrower than the arithmetic, it is the same one.
         assert (extent is other) == all(COMPUTED[slab.dtype] == slab.dtype for slab in extent.slabs)
@@ -210,10 +210,10 @@ def test_what_is_computed_lies_in_the_same_order(job):
         end = 0
         for slab, wide in zip(extent.slabs, other.slabs, strict=True):
             assert (wide.dtype, wide.count, wide.groups) == (slab.dtype, slab.count, slab.groups)
-            assert wide.numbers == DTYPES[COMPUTED[slab.dtype]]
+            assert wide.element_dtype == DTYPES[COMPUTED[slab.dtype]]
             assert wide.byte_offset >= end
             assert wide.byte_offset % ALIGNMENT == 0
-            end = wide.byte_offset + wide.count * wide.numbers.itemsize
+            end = wide.byte_offset + wide.count * wide.element_dtype.itemsize
         assert end <= other.bytes
     for layout, arrays in zip(layouts, buffers.arrays, strict=True):
         for segment, array in zip(layout.segments, arrays, strict=True):

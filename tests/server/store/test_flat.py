@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from optd_server.store.extents import computed, extent_of
+from optd_server.store.extents import extent_of, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.registry import ENCODINGS
@@ -126,7 +126,7 @@ def test_gradients_of_16_bits_may_come_in_float32_and_weights_may_not(dtype):
     extents = [extent_of([layout])]
     assert layout.segments[1].offset == 2
     weights = FrameSink(FlatBuffers(extents), "weights", ["g"])
-    gradient = FrameSink(FlatBuffers(computed(extents)), GRADIENT, ["g"])
+    gradient = FrameSink(FlatBuffers(in_compute_dtype(extents)), GRADIENT, ["g"])
     with pytest.raises(DtypeMismatch, match=f"weights of parameter 'a' must have dtype {dtype}, got float32"):
         weights.write_all([Frame.of(0, 2, f4(1))])
     with pytest.raises(DtypeMismatch, match="gradient of parameter 'a' must have dtype float32, got float64"):

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optd_server.store.memory import Region, published, received
+from optd_server.store.memory import Region, readable_by_workers, writable_by_workers
 
 SIZE = 3 * mmap.PAGESIZE
 
 
-@pytest.fixture(params=["published", "received"])
+@pytest.fixture(params=["readable_by_workers", "writable_by_workers"])
 def region(request):
-    return {"published": published, "received": received}[request.param](SIZE)
+    return {"readable_by_workers": readable_by_workers, "writable_by_workers": writable_by_workers}[request.param](SIZE)
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_it_begins_with_zeros(region):
 
 
 def test_what_is_received_is_written_by_others(descriptor):
-    region = received(SIZE)
+    region = writable_by_workers(SIZE)
     mapped = mmap.mmap(descriptor(region), SIZE)
     mapped[5] = 7
     assert bytes_of(region)[5] == 7
 
 
 def test_what_is_published_nobody_else_writes_to(descriptor):
-    region = published(SIZE)
+    region = readable_by_workers(SIZE)
     theirs = descriptor(region)
     with pytest.raises(PermissionError):
         mmap.mmap(theirs, SIZE)
@@ -69,7 +69,7 @@ def test_what_is_published_nobody_else_writes_to(descriptor):
 
 
 def test_a_private_mapping_of_what_is_published_sees_it_and_changes_only_itself(descriptor):
-    region = published(SIZE)
+    region = readable_by_workers(SIZE)
     private = mmap.mmap(descriptor(region), SIZE, flags=mmap.MAP_PRIVATE)
     bytes_of(region)[:] = 3
     assert private[10] == 3
@@ -88,22 +88,22 @@ def test_it_has_no_name_that_others_find_and_its_descriptor_ends_with_it(region)
 def test_descriptors_do_not_pile_up():
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(50):
-        published(SIZE)
+        readable_by_workers(SIZE)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
 def test_arrays_outlive_their_region():
-    array = bytes_of(published(SIZE))
+    array = bytes_of(readable_by_workers(SIZE))
     gc.collect()
     array[:] = 1
     assert array.all()
 
 
 def test_regions_have_numbers_of_their_own():
-    assert len({published(8).number, received(8).number, published(8).number}) == 3
+    assert len({readable_by_workers(8).number, writable_by_workers(8).number, readable_by_workers(8).number}) == 3
 
 
-@pytest.mark.parametrize("allocate", [Region, published, received])
+@pytest.mark.parametrize("allocate", [Region, readable_by_workers, writable_by_workers])
 def test_a_region_may_be_empty(allocate):
     assert allocate(0).array(np.dtype("f4"), 0, 0).size == 0

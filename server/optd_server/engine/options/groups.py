@@ -19,7 +19,7 @@ from optd_server.optim.algorithm import Algorithm, Iterative, StateField
 from optd_server.optim.option import singles
 from optd_server.optim.rules import RULES
 from optd_server.optim.segment import SegmentPart, SegmentState
-from optd_server.store.extents import Extent, Place, Slab, extent_of
+from optd_server.store.extents import Extent, SegmentPlace, Slab, extent_of
 from optd_server.store.flat import Array
 from optd_server.store.snapshots import StepRanges
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
@@ -250,9 +250,9 @@ class Groups:
             fields = self.state_fields[slab.groups[0]]
             made._states[number][index] = SegmentState(
                 slab.sizes,
-                slab.numbers,
+                slab.element_dtype,
                 shapes=state.shapes,
-                groups=slab.parts,
+                groups=slab.parameter_counts,
                 steps=state.steps.copy(),
                 state={name: array.copy() for name, array in state.state.items()},
                 started={name: flags.copy() for name, flags in state.started.items()},
@@ -304,7 +304,12 @@ class Groups:
             state.prepare(field)[state.layout(field).elements(first, first + count)]
             for number, index, slab, state in self.slabs()
             if (number, index) not in without
-            for group, first, count in zip(slab.groups, np.cumsum(slab.parts) - slab.parts, slab.parts, strict=True)
+            for group, first, count in zip(
+                slab.groups,
+                np.cumsum(slab.parameter_counts) - slab.parameter_counts,
+                slab.parameter_counts,
+                strict=True,
+            )
             for field in self.fields(group, self.options[group].options)
             if state.has(field) and field.name not in state.state
         ]
@@ -318,7 +323,7 @@ class Groups:
         """The state of a slab."""
         return self._states[extent][slab]
 
-    def place(self, group: int, segment: int) -> tuple[int, Place]:
+    def place(self, group: int, segment: int) -> tuple[int, SegmentPlace]:
         """The extent of a group, and where one of its segments lies there."""
         number = self._extent_of[group]
         extent = self.extents[number]
@@ -351,4 +356,4 @@ def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
 
 
 def _empty_state(extent: Extent, slab: Slab) -> SegmentState:
-    return SegmentState(slab.sizes, slab.numbers, shapes=extent.shapes(slab), groups=slab.parts)
+    return SegmentState(slab.sizes, slab.element_dtype, shapes=extent.shapes(slab), groups=slab.parameter_counts)

@@ -129,7 +129,7 @@ class InForce:
             return self._dealt[id(slab)][2], None
         options: list[Options] = []
         counts: list[int] = []
-        for group, part in zip(slab.groups, slab.parts.tolist(), strict=True):
+        for group, part in zip(slab.groups, slab.parameter_counts.tolist(), strict=True):
             by_name = self.by_name(group)
             if by_name is None:
                 options.append(groups[group])

@@ -8,7 +8,7 @@ import numpy as np
 from optd_server.engine.job import Job
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
-from optd_server.store.journal import Change
+from optd_server.store.recent_changes import ChangedElements
 from optd_server.store.rows import Ids, RowPlace
 from optd_server.store.snapshots import Snapshot
 from optd_wire.values import FlatRange
@@ -36,13 +36,13 @@ class Changed:
 
 
 def changed_since(job: Job, version: int) -> Changed:
-    """What has changed since any weights of `version`, or may have, as far as the journal tells."""
-    journal, extents = job.snapshots.journal, job.state.groups.extents
+    """What has changed since any weights of `version`, or may have, as far as the recent changes tell."""
+    recent, extents = job.snapshots.recent_changes, job.state.groups.extents
     ranges: list[FlatRange] = []
     rows: list[ChangedRows] = []
     for number, extent in enumerate(extents):
         for index, slab in enumerate(extent.slabs):
-            changes = journal.since_version(version, number, index)
+            changes = recent.since_version(version, number, index)
             if changes is None:
                 ranges += _addressed(extent, index, 0, slab.count)
                 continue
@@ -71,7 +71,7 @@ def _addressed(extent: Extent, slab: int, start: int, stop: int) -> Iterator[Fla
                 yield FlatRange(group, segment.offset + low - place.start, high - low)
 
 
-def _rows(changes: Sequence[Change]) -> list[ChangedRows]:
+def _rows(changes: Sequence[ChangedElements]) -> list[ChangedRows]:
     found: dict[RowPlace, list[Ids]] = {}
     for change in changes:
         for place, ids in change.rows:

@@ -14,7 +14,7 @@ from optd_server.engine.compute import Compute
 from optd_server.engine.step.reduced import Reduced
 from optd_server.engine.step.reduction import Reduction, present_ranges
 from optd_server.optim.job_options import MEAN
-from optd_server.store.extents import Extent, computed
+from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.gradients import Gradient, Slot, Totals
 from optd_server.store.rows import RowPlace, Rows, merge
@@ -39,7 +39,7 @@ class Accumulation:
 
     def fit(self, extents: Sequence[Extent]) -> None:
         """Makes room for sums; raises OSError, and has changed nothing then."""
-        self.sums.extend(computed(extents))
+        self.sums.extend(in_compute_dtype(extents))
         self.totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self.totals) :]]
 
     def add(self, gradient: Gradient, weights: Totals, row_weights: Sequence[float], compute: Compute) -> None:

@@ -23,8 +23,8 @@ from optd_server.optim.touched import RowGradient, apply_touched
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
-from optd_server.store.journal import FRACTION, Change, Changes
 from optd_server.store.ledger import Mask
+from optd_server.store.recent_changes import FRACTION, ChangedBySlab, ChangedElements
 from optd_server.store.rows import Rows, densify
 from optd_server.store.snapshots import WeightSet
 
@@ -44,9 +44,9 @@ class _Part:
     gradient: Array
     present: Mask
     rows: tuple[Rows, ...]
-    change: Change | None
+    change: ChangedElements | None
     """What it changes; None: most."""
-    lacks: list[Change] | None
+    lacks: list[ChangedElements] | None
     """What `following` lacks of the current weights; None: most."""
 
     @property
@@ -79,7 +79,7 @@ class Step:
         current: WeightSet,
         gradient: Gradient,
         into: WeightSet,
-        lacks: Callable[[int, int], list[Change] | None] | None,
+        lacks: Callable[[int, int], list[ChangedElements] | None] | None,
         searches: Searches,
         loss: float | None,
     ) -> None:
@@ -97,7 +97,7 @@ class Step:
             [self._part(current, into, number, index) for index in range(len(extent.slabs))]
             for number, extent in enumerate(groups.extents)
         ]
-        into.numbers.clear()
+        into.publications.clear()
 
     def _moves_all(self, rows: Rows) -> bool:
         rule = self._groups.algorithms[rows.place.group].rows
@@ -122,7 +122,7 @@ class Step:
         if change is not None:
             touched = present.copy()
             touched[[each.place.parameter for each in rows]] = True
-            if (touched & returns(options, slab.parts if counts is None else counts, state.steps + 1)).any():
+            if (touched & returns(options, slab.parameter_counts if counts is None else counts, state.steps + 1)).any():
                 change = None
         lacks = self._lacks(number, index) if self._lacks is not None and (rows or change is not None) else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:
@@ -149,7 +149,7 @@ class Step:
         return whole + sum(part.elements for row in self._parts for part in row)
 
     @property
-    def changes(self) -> Changes:
+    def changes(self) -> ChangedBySlab:
         """What it changes, by extent and slab."""
         return [[part.change for part in row] for row in self._parts]
 
@@ -216,7 +216,7 @@ class Step:
         )
 
 
-def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> Change | None:
+def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> ChangedElements | None:
     """What a step changes in a slab; None for most of it, and if a whole step costs no more."""
     if isinstance(algorithm, Iterative):
         return None
@@ -227,10 +227,10 @@ def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, .
     if elements * FRACTION > slab.count:
         return None
     ranges = tuple(present_ranges(present, slab.starts, slab.sizes))
-    return Change(ranges, tuple((each.place, each.ids) for each in rows))
+    return ChangedElements(ranges, tuple((each.place, each.ids) for each in rows))
 
 
-def _elements(changes: list[Change]) -> int:
+def _elements(changes: list[ChangedElements]) -> int:
     return sum(change.elements for change in changes)
 
 

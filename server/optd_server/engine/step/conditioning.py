@@ -80,8 +80,8 @@ def _pieces(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Piece]:
     """The elements that a gradient has, by group."""
     for extent, flags, slabs in zip(extents, gradient.presence, gradient.slabs, strict=False):
         for slab, present, elements in zip(extent.slabs, flags, slabs, strict=True):
-            last = np.cumsum(slab.parts)
-            for group, start, stop in zip(slab.groups, last - slab.parts, last, strict=True):
+            last = np.cumsum(slab.parameter_counts)
+            for group, start, stop in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
                 here = slice(start, stop)
                 for low, high in present_ranges(present[here], slab.starts[here], slab.sizes[here]):
                     yield Piece(group, elements[low:high])

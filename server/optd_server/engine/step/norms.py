@@ -11,7 +11,7 @@ from optd_server.optim.clipping import norm_of
 from optd_server.optim.difference import difference_norm
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.journal import Change, Changes
+from optd_server.store.recent_changes import ChangedBySlab, ChangedElements
 from optd_wire.values import GroupNorms
 
 Pair = tuple[int, Array, Array]
@@ -23,7 +23,7 @@ def norms_of_step(
     gradient: npt.NDArray[np.float64],
     before: FlatBuffers,
     after: FlatBuffers,
-    changes: Changes,
+    changes: ChangedBySlab,
     p: float,
     compute: Compute,
 ) -> tuple[GroupNorms, ...]:
@@ -42,10 +42,10 @@ def norms_of_step(
     return overall, *map(GroupNorms, groups.names, gradient.tolist(), updates.tolist())
 
 
-def _changed(slab: Slab, change: Change | None, new: Array, old: Array) -> Iterator[Pair]:
+def _changed(slab: Slab, change: ChangedElements | None, new: Array, old: Array) -> Iterator[Pair]:
     """The elements of a slab that a step has changed, by group."""
-    last = np.cumsum(slab.parts)
-    for group, first, end in zip(slab.groups, last - slab.parts, last, strict=True):
+    last = np.cumsum(slab.parameter_counts)
+    for group, first, end in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
         if first == end:
             continue
         start, stop = int(slab.starts[first]), int(slab.starts[end - 1] + slab.sizes[end - 1])

@@ -1,4 +1,4 @@
-"""InspectionService: what a person or a program wants to see."""
+"""InspectionService: look at the server, at jobs and at groups."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +16,10 @@ from optd_wire.messages import to_message
 from optd_wire.v1 import inspection_service_pb2 as pb
 from optd_wire.values import JobReport, ServerStatus
 
-# So many parameters with their histograms stay far below the size of a message.
+# So many parameters with their histograms stay far below the limit on messages.
 PARAMETERS_A_MESSAGE = 64
 MIN_INTERVAL_MS = 50
-# A histogram's bins are kept for every parameter and field until the last one is computed.
+# The histograms of all parameters and fields are held until the last one is computed.
 MAX_ALL_BINS = 1 << 20
 
 
@@ -32,11 +32,11 @@ class InspectionService:
         self._stopping = stopping
 
     async def get_server_status(self, request: pb.GetServerStatusRequest, caller: Caller) -> Any:
-        """Describes the server."""
+        """Describe the server."""
         return to_message(self._status())
 
     async def list_algorithms(self, request: pb.ListAlgorithmsRequest, caller: Caller) -> Any:
-        """Describes every algorithm."""
+        """Describe every algorithm, and the options of groups and jobs."""
         return pb.ListAlgorithmsResponse(
             algorithms=map(to_message, describe_algorithms()),
             group_options=map(to_message, describe_group_options()),
@@ -44,12 +44,12 @@ class InspectionService:
         )
 
     async def list_groups(self, request: pb.ListGroupsRequest, caller: Caller) -> Any:
-        """Lists the groups of a job."""
+        """List the groups of a job."""
         job = self._catalog.find(request.job)
         return pb.ListGroupsResponse(groups=_summaries(job), version=to_message(job.version))
 
     async def inspect_group(self, request: pb.InspectGroupRequest, caller: Caller) -> AsyncIterator[Any]:
-        """Describes the parameters of a group."""
+        """Describe the parameters of a group, with statistics if asked for."""
         if request.bins > MAX_BINS:
             raise InvalidRequest(problem=f"bins must be in [0, {MAX_BINS}], got {request.bins}")
         job = self._catalog.find(request.job)
@@ -79,14 +79,14 @@ class InspectionService:
             yield pb.InspectGroupResponse(parameters=[to_message(parameter) for parameter in part])
 
     async def list_rejections(self, request: pb.ListRejectionsRequest, caller: Caller) -> Any:
-        """Tells what a job has refused."""
+        """List what a job has refused."""
         rejections = self._catalog.find(request.job).rejections
         return pb.ListRejectionsResponse(
             counts=rejections.counts, recent=[to_message(rejection) for rejection in rejections.recent]
         )
 
     async def list_option_changes(self, request: pb.ListOptionChangesRequest, caller: Caller) -> Any:
-        """Tells which options of a job have changed."""
+        """List the changes of a job's options."""
         job = self._catalog.find(request.job)
         changes, forgotten = job.option_history(request.group)
         return pb.ListOptionChangesResponse(
@@ -94,7 +94,7 @@ class InspectionService:
         )
 
     async def watch_job(self, request: pb.WatchJobRequest, caller: Caller) -> AsyncIterator[Any]:
-        """Reports a job whenever it has moved on."""
+        """Report a job now and whenever it has changed, at most once per interval."""
         job = self._catalog.find(request.job)
         interval = max(MIN_INTERVAL_MS, request.interval_ms) / 1000
         changed = asyncio.Event()
@@ -126,7 +126,7 @@ def _summaries(job: Job) -> list[Any]:
 
 
 async def _first_of(*events: asyncio.Event, seconds: float | None = None) -> bool:
-    """Waits for one of the events; returns whether one came before the time was up."""
+    """Wait for any of the events; return whether one was set before the time was up."""
     tasks = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=seconds)

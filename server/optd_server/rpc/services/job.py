@@ -1,4 +1,4 @@
-"""JobService: jobs and their groups."""
+"""JobService: create, change and delete jobs and groups."""
 
 import secrets
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
+from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
@@ -23,8 +23,8 @@ class JobService:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    async def create_job(self, requests: Requests, caller: Caller) -> Any:
-        """Receives a job's weights and makes it visible when all are there."""
+    async def create_job(self, requests: RequestStream, caller: Caller) -> Any:
+        """Receive a job's weights and make the job visible when it has all of them."""
         first, frames = await requests.first()
         created = await self._catalog.find_created(first.spec.name, first.creation_id)
         if created is not None:
@@ -40,21 +40,21 @@ class JobService:
         return pb.CreateJobResponse(job=to_message(job.info()))
 
     async def get_job(self, request: pb.GetJobRequest, caller: Caller) -> Any:
-        """Describes a job."""
+        """Describe a job."""
         return pb.GetJobResponse(job=to_message(self._catalog.find(request.job).info()))
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller) -> Any:
-        """Lists all jobs."""
+        """List all jobs."""
         return pb.ListJobsResponse(jobs=[to_message(job.summary()) for job in self._catalog])
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller) -> Any:
-        """Deletes a job and tells what it was."""
+        """Delete a job; answer with its last summary."""
         summary = self._catalog.find(request.job).summary()
         await self._catalog.delete(request.job)
         return pb.DeleteJobResponse(job=to_message(summary))
 
-    async def add_group(self, requests: Requests, caller: Caller) -> Any:
-        """Receives a group's weights and adds it, or finds that it is there."""
+    async def add_group(self, requests: RequestStream, caller: Caller) -> Any:
+        """Receive a group's weights and add the group, unless the job already has it."""
         first, frames = await requests.first()
         job = self._catalog.find(first.job)
         spec = from_message(first.group, GroupSpec)
@@ -70,31 +70,31 @@ class JobService:
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest, caller: Caller) -> Any:
-        """Changes options of a group."""
+        """Change options of a group."""
         job = self._catalog.find(request.job)
         with job.noting_rejections(""):
             options, version = await job.changes.update_group(from_message(request.update, GroupUpdate))
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def update_job(self, request: pb.UpdateJobRequest, caller: Caller) -> Any:
-        """Changes options of a job as a whole."""
+        """Change options of a job as a whole."""
         job = self._catalog.find(request.job)
         with job.noting_rejections(""):
             options, version = await job.changes.update_job(from_message(request, JobUpdate))
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def _receive_group(
-        self, requests: Requests, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
+        self, requests: RequestStream, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
     ) -> FlatBuffers:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
-            # Frames address the group by the index that it is going to have; here it is the only one.
+            # Frames address the group by its future index, but it is the only group of these buffers.
             weights = FlatBuffers([extent_of([layout], index)])
             sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
             await self._receive(requests, first, frames, sink)
         return weights
 
-    async def _receive(self, requests: Requests, first: Any, frames: list[Any], sink: FrameSink) -> None:
-        """Writes all frames of a stream; raises where some weights are missing."""
+    async def _receive(self, requests: RequestStream, first: Any, frames: list[Any], sink: FrameSink) -> None:
+        """Write all frames of a stream; raise `IncompleteParameter` if weights are missing."""
         await receive(requests, first, frames, offloaded(sink.write_all, self._catalog.offload))
         sink.ledger.require_all()

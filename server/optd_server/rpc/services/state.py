@@ -1,4 +1,4 @@
-"""StateService: weights, last gradients and state as numbers."""
+"""StateService: read and replace the numbers of weights, last gradients and optimizer state."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,9 +7,9 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.state import read_state, select, selected_bytes
 from optd_server.engine.state_upload import StateUpload
+from optd_server.rpc.batches import batches_of
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
-from optd_server.rpc.frames import cut
+from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.patience import wait_for_step
 from optd_server.rpc.uploads import offloaded, receive
 from optd_wire.errors import InvalidRequest
@@ -27,17 +27,17 @@ class StateService:
         self._catalog = catalog
 
     async def read_state(self, request: pb.ReadStateRequest, caller: Caller) -> AsyncIterator[bytes]:
-        """Sends a copy of the selected fields."""
+        """Send a copy of the selected fields."""
         job = self._catalog.find(request.job)
         selection = select(job, request.fields, request.group, request.parameter)
         with self._catalog.memory.lend(f"a copy of the state of job {job.name!r}", selected_bytes(job, selection)):
             reading = await read_state(job, selection, wait_for_step)
             yield encode(pb.ReadStateResponse(result=to_message(reading.result)))
-            for frames in cut(reading.frames):
+            for frames in batches_of(reading.frames):
                 yield encode(pb.ReadStateResponse(), frames)
 
-    async def write_state(self, requests: Requests, caller: Caller) -> Any:
-        """Receives fields and options, and puts them in force at once."""
+    async def write_state(self, requests: RequestStream, caller: Caller) -> Any:
+        """Receive fields and options, and put all of them in force together."""
         message, frames = await requests.first()
         if not message.HasField("header"):
             raise InvalidRequest(problem="the first message must have the header")
@@ -48,7 +48,7 @@ class StateService:
         return pb.WriteStateResponse(version=to_message(job.stamped(version)), options=map(to_message, options))
 
     async def _receive(
-        self, requests: Requests, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
+        self, requests: RequestStream, message: Any, frames: list[Frame], job: Job, header: WriteStateHeader
     ) -> tuple[tuple[GroupOptions, ...], JobVersion]:
         worker = job.workers.check(header.worker, header.epoch)
         known = worker.answer_to(check_id("write_id", header.write_id))

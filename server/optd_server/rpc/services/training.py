@@ -11,10 +11,10 @@ from optd_server.engine.readers.changed import changed_since
 from optd_server.engine.readers.selection import ranges_of, table_of
 from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
-from optd_server.rpc.calls import Requests
-from optd_server.rpc.rows import RowMessages
+from optd_server.rpc.calls import RequestStream
+from optd_server.rpc.row_messages import RowMessages
 from optd_server.rpc.uploads import receive, skip
-from optd_server.rpc.weights import Ranges, WeightMessages
+from optd_server.rpc.weight_messages import Ranges, WeightMessages
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
@@ -34,15 +34,15 @@ class TrainingService:
         self._messages = WeightMessages(catalog.offload, idle_seconds)
         self._rows = RowMessages(catalog.offload, idle_seconds)
 
-    async def push(self, requests: Requests, caller: Caller) -> Any:
-        """Takes one push."""
+    async def push(self, requests: RequestStream, caller: Caller) -> Any:
+        """Take one push; answer when its step is done."""
         with self._catalog.noting_rejections():
             message, frames = await requests.first()
         _, result = await self._take(requests, message, frames)
         return pb.PushResponse(result=to_message(result))
 
     async def pull(self, request: pb.PullRequest, caller: Caller) -> AsyncIterator[bytes]:
-        """Sends the current weights, or some of them, unless the caller has them."""
+        """Send the current weights, or some of them, unless the caller already has them."""
         job = self._catalog.find(request.job)
         if request.worker:
             job.workers.check(request.worker, request.epoch)
@@ -69,7 +69,7 @@ class TrainingService:
                 yield encoded
 
     async def _pull_average(self, job: Job, request: pb.PullRequest, ranges: Ranges) -> AsyncIterator[bytes]:
-        """Sends an average of the weights, or a part of it, from a copy."""
+        """Send an average of the weights, or a part of it, from a copy."""
         with room_for_copy(job, request.weights, self._catalog.memory):
             snapshot = await copy_average(job, request.weights)
             async for encoded in self._messages.answer(
@@ -82,7 +82,7 @@ class TrainingService:
                 yield encoded
 
     async def pull_rows(self, request: pb.PullRowsRequest, caller: Caller) -> AsyncIterator[bytes]:
-        """Sends some rows of a parameter."""
+        """Send some rows of a parameter."""
         job = self._catalog.find(request.job)
         table = table_of(job, request.group, request.parameter, ids_of(request.ids))
         encoding = _encoding(request.encoding)
@@ -97,8 +97,8 @@ class TrainingService:
             async for encoded in self._rows.answer(reading, table, encoding, version):
                 yield encoded
 
-    async def step(self, requests: Requests, caller: Caller) -> AsyncIterator[bytes]:
-        """Takes one push after another, each answered with the current weights of the job that has taken it."""
+    async def step(self, requests: RequestStream, caller: Caller) -> AsyncIterator[bytes]:
+        """Take pushes one after the other; answer each with the current weights of its job."""
         while True:
             with self._catalog.noting_rejections():
                 request = await requests.next(patient=True)
@@ -132,9 +132,9 @@ class TrainingService:
     async def _answer(
         self, job: Job, reading: Reading, encoding: Encoding | None, first: pb.StepResponse, since: int | None
     ) -> AsyncIterator[bytes]:
-        """The weights as an answer of a step: all, or only what has changed since a version."""
+        """Yield the weights that answer a step: all of them, or only those that changed since a version."""
         last = pb.StepResponse(last=True)
-        if since is None or since > reading.snapshot.version.version:  # nobody can have it yet
+        if since is None or since > reading.snapshot.version.version:  # a version that does not exist yet
             async for encoded in self._messages.answer(reading, encoding=encoding, ranges=None, first=first, last=last):
                 yield encoded
             return
@@ -146,7 +146,7 @@ class TrainingService:
         async for encoded in self._rows.changes(reading, changed.rows, encoding, first, last):
             yield encoded
 
-    async def _take(self, requests: Requests, message: Any, frames: list[Received]) -> tuple[Job, PushResult]:
+    async def _take(self, requests: RequestStream, message: Any, frames: list[Received]) -> tuple[Job, PushResult]:
         with self._catalog.noting_rejections():
             if not message.HasField("header"):
                 raise InvalidRequest(problem="the first message of a push must have its header")
@@ -154,11 +154,13 @@ class TrainingService:
         with job.noting_rejections(message.header.worker):
             header = from_message(message.header, PushHeader)
             if isinstance(message, pb.StepRequest):
-                _encoding(message.delivery.encoding)  # before anything has changed
+                _encoding(message.delivery.encoding)  # refuses a wrong encoding before anything changes
             if header.shared is None:
-                return job, await job.push(header, _Upload(requests, message, frames))
+                return job, await job.push(header, _PushStream(requests, message, frames))
             if frames or not message.last:
-                raise InvalidRequest(problem="a push whose gradient is shared has one message, without frames")
+                raise InvalidRequest(
+                    problem="a push whose gradient is in shared memory must be one message without frames"
+                )
             requests.give_back()
             return job, await job.push_shared(header, header.shared)
 
@@ -169,10 +171,10 @@ class TrainingService:
 
 
 @dataclass(frozen=True, slots=True)
-class _Upload:
-    """A push whose first message is here."""
+class _PushStream:
+    """A push whose first message has been read; the engine decides whether the rest is received or skipped."""
 
-    requests: Requests
+    requests: RequestStream
     first: Any
     frames: list[Received]
 
@@ -183,7 +185,7 @@ class _Upload:
         await skip(self.requests, self.first)
 
     def park(self) -> None:
-        # What the first message holds is part of what is planned for the job.
+        # The bytes of the first message are part of the job's planned memory, so the budget need not count them.
         self.requests.give_back()
 
 
@@ -192,7 +194,7 @@ def _step_response(pushed: PushResult, pulled: PullResult, *, last: bool = False
 
 
 def _encoding(number: int) -> Encoding | None:
-    """The encoding that weights of all dtypes are asked for in, None for unchanged; raises `InvalidRequest`."""
+    """Return the lossy encoding with a number, or None for exact numbers; raise `InvalidRequest`."""
     if not number:
         return None
     encoding = BY_NUMBER.get(number)
@@ -203,7 +205,7 @@ def _encoding(number: int) -> Encoding | None:
 
 
 def _deliver(job: Job, worker: str, epoch: int, delivery: pb.Delivery) -> tuple[Snapshot, SharedWeights] | None:
-    """The current weights in memory that the worker shares, if it does."""
+    """Return the current weights if the worker can read them in shared memory, or None if they must be sent."""
     held = job.sharing.deliver(worker, epoch, in_place=delivery.in_place)
     if held is None:
         return None
@@ -212,7 +214,7 @@ def _deliver(job: Job, worker: str, epoch: int, delivery: pb.Delivery) -> tuple[
 
 
 def _has(version: JobVersion, request: pb.PullRequest) -> bool:
-    """Whether the caller has these weights and options already."""
+    """Return whether the caller already has these weights and options."""
     return (
         request.HasField("known_version")
         and request.HasField("known_revision")

@@ -1,4 +1,4 @@
-"""WorkerService: who takes part in a job."""
+"""WorkerService: join and leave jobs, renew leases, share memory."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ class WorkerService:
         self._handover = handover
 
     async def join(self, request: pb.JoinRequest, caller: Caller) -> Any:
-        """Takes a worker in, once the job is whole."""
+        """Let a worker join a job, after waiting until the job is complete."""
         name = check_name("worker", request.worker)
         job = await self._find_whole(request.job, request.wait_ms / 1000)
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
@@ -34,18 +34,18 @@ class WorkerService:
         return to_message(membership)
 
     async def renew_lease(self, request: pb.RenewLeaseRequest, caller: Caller) -> Any:
-        """Keeps a lease."""
+        """Renew a lease."""
         job = self._catalog.find(request.job)
         job.workers.check(request.worker, request.epoch)
         return pb.RenewLeaseResponse(version=to_message(job.version), lease_ms=self._lease_ms())
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> Any:
-        """Ends a lease."""
+        """End a lease."""
         job = await self._catalog.leave(request.job, request.worker, request.epoch)
         return pb.LeaveResponse(version=to_message(job.version))
 
     async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest, caller: Caller) -> Any:
-        """Gives a worker memory to share, where this server hands memory over."""
+        """Allocate memory to share with a worker; raise `SharedMemoryUnavailable` if this server shares none."""
         job = self._catalog.find(request.job)
         if isinstance(self._handover, str):
             job.workers.check(request.worker, request.epoch)
@@ -57,7 +57,7 @@ class WorkerService:
         )
 
     async def confirm_shared_memory(self, request: pb.ConfirmSharedMemoryRequest, caller: Caller) -> Any:
-        """Takes the proof that a worker sees the same memory, or the reason why it does not."""
+        """Take the proof that a worker sees the same memory, or the reason why it does not."""
         job = self._catalog.find(request.job)
         job.workers.check(request.worker, request.epoch)
         if request.problem:
@@ -67,7 +67,7 @@ class WorkerService:
         return pb.ConfirmSharedMemoryResponse()
 
     async def list_workers(self, request: pb.ListWorkersRequest, caller: Caller) -> Any:
-        """Lists the workers of a job."""
+        """List the workers of a job."""
         job = self._catalog.find(request.job)
         workers = [to_message(info) for info in job.workers.infos()]
         return pb.ListWorkersResponse(workers=workers, version=to_message(job.version))

@@ -1,7 +1,7 @@
-"""Weights on their way to readers: a snapshot cut into frames, encoded, in messages of a size that suits the wire.
+"""Send weights to readers: cut a snapshot into frames, encode them, and group them into messages that travel well.
 
-All readers of one version share one encoded copy, piece by piece: what has been encoded for one of them is kept for the
-others while there is room. Of what a reader is slow to take, only the piece that it is at is held for it.
+All readers of one version share one encoded copy, piece by piece. A piece that was encoded for one reader is kept for
+the others while there is room. For a slow reader, only the piece that it is reading is held.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.reading import Reading
-from optd_server.rpc.frames import cut
+from optd_server.rpc.batches import batches_of
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import TooSlow
@@ -22,23 +22,23 @@ from optd_wire.frames import Frame, Outgoing, encode
 from optd_wire.v1.training_service_pb2 import PullResponse
 from optd_wire.values import FlatRange
 
-# Enough for the readers of one round, which are close together, and little beside the weights of a large job.
+# Enough for the readers of one round, who read at about the same time, and little compared with a large job.
 KEPT_BYTES = 8 << 20
-# What keeping a piece takes beside its bytes, and each range that it is known by: of small ones many would be kept.
+# The overhead of a kept piece, and of each range in its key. Counted because very many small pieces could be kept.
 PIECE_BYTES = 512
 RANGE_BYTES = 256
-# Below this, header and frames in one message cost less than two messages.
+# Below this size, one message with header and frames costs less than two messages.
 ONE_MESSAGE_BYTES = 64 << 10
-# Frames of an answer are the same bytes in whichever message they come.
+# Frames have the same field number, and so the same bytes, in every kind of answer.
 _FRAMES_ONLY = PullResponse()
 
 Ranges = tuple[FlatRange, ...] | None
-"""What is asked for; None: everything."""
+"""The ranges that are asked for; None means all weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What tells pieces apart: of which weights, in which encoding, and which of the messages that they make."""
+    """The key of an encoded piece: which weights, in which encoding, and which message of the answer."""
 
     job: int
     version: int
@@ -49,7 +49,7 @@ class _Piece:
     average: str
 
     def bytes_with(self, body: bytes) -> int:
-        """How many bytes it takes to keep it."""
+        """Return the bytes that keeping `body` under this key takes."""
         return len(body) + PIECE_BYTES + (0 if self.ranges is None else len(self.ranges) * RANGE_BYTES)
 
 
@@ -73,23 +73,23 @@ class WeightMessages:
         last: Message | None = None,
         average: str = "",
     ) -> AsyncIterator[bytes]:
-        """The messages of an answer: `first` with the first frames, then frames alone, and `last` with the last ones.
+        """Yield the messages of an answer: `first` with the first frames, then frames alone, then `last` with the last.
 
-        `encoding` is a lossy one, or None for the exact one; `average` names the average that a
-        reading has a copy of, in the place of weights. A reader that takes its time
-        may do so while nobody waits for the memory; then it gets `TooSlow`.
+        `encoding` is a lossy one, or None for exact numbers. `average` names the average that `reading` holds instead
+        of weights. Raises `TooSlow` if the reader is slow while a step waits for the memory that it holds, and
+        `EncodingOverflow` if a number does not fit the encoding.
         """
         began, snapshot = time.monotonic(), reading.snapshot
         head = first.SerializeToString()
         tail = b"" if last is None else last.SerializeToString()
         version = snapshot.version
         name = "" if encoding is None else encoding.name
-        for index, frames in enumerate(cut(_frames(snapshot, ranges), encoding=encoding)):
+        for index, frames in enumerate(batches_of(_frames(snapshot, ranges), encoding=encoding)):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
             piece = _Piece(reading.job, version.version, version.revision, name, ranges, index, average)
             body = await self._encoded(piece, frames)
-            # The bytes of two messages, one after the other, are those of both merged.
+            # In protobuf, the bytes of two messages in a row are the bytes of both merged.
             if len(head) + len(body) <= ONE_MESSAGE_BYTES:
                 head += body
                 continue
@@ -101,7 +101,7 @@ class WeightMessages:
             yield head + tail
 
     async def _encoded(self, piece: _Piece, frames: Sequence[Outgoing]) -> bytes:
-        while piece in self._under_way:  # the readers of a round come all at once
+        while piece in self._under_way:  # all readers of a round arrive at once
             await self._under_way[piece].wait()
         found = self._kept.get(piece)
         if found is not None:
@@ -126,7 +126,7 @@ class WeightMessages:
 
 
 def _frames(snapshot: Snapshot, ranges: Ranges) -> list[Frame]:
-    """A frame for each range, or for each segment; valid while the snapshot is held."""
+    """Return a frame for each range, or for each segment; they are valid while the snapshot is held."""
     if ranges is not None:
         return [_frame(snapshot, part) for part in ranges]
     return [

@@ -1,4 +1,4 @@
-"""Rows of parameters on their way to a reader: gathered and encoded a message at a time."""
+"""Send rows of parameters to readers, gathered and encoded one message at a time."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +11,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.readers.changed import ChangedRows
 from optd_server.engine.readers.selection import Table
 from optd_server.engine.reading import Reading
-from optd_server.rpc.frames import FRAME_BYTES
+from optd_server.rpc.batches import BATCH_BYTES
 from optd_server.store.flat import Array
 from optd_server.store.rows import Ids as RowNumbers
 from optd_server.store.snapshots import Snapshot
@@ -24,12 +24,12 @@ from optd_wire.row_frames import Ids, RowFrame, encode_rows, written_row_frame
 from optd_wire.v1.training_service_pb2 import PullRowsResponse
 from optd_wire.values import JobVersion
 
-# What a row takes beside its numbers: its id.
+# A row takes its id besides its numbers.
 _ID_BYTES = 8
 
 
 class RowMessages:
-    """Encodes rows for the readers of a server. What is in memory for a reader is one message."""
+    """Encodes rows for the readers of a server. It holds at most one message in memory for each reader."""
 
     def __init__(self, offload: Offload, patience_seconds: float) -> None:
         self._offload = offload
@@ -43,15 +43,16 @@ class RowMessages:
         version: JobVersion,
         gathered: Array | None = None,
     ) -> AsyncIterator[bytes]:
-        """The messages of an answer, the version in the first one; `encoding` is a lossy one, or None.
+        """Yield the messages of an answer, with the version in the first one.
 
-        Rows of an average that have been `gathered` already are sent in the place of those of the snapshot.
-        Raises `TooSlow` for a reader that takes its time while others wait for the memory, or `EncodingOverflow`.
+        `encoding` is a lossy one, or None for exact numbers. `gathered` are rows of an average, sent instead of those
+        of the snapshot. Raises `TooSlow` if the reader is slow while a step waits for the memory that it holds, and
+        `EncodingOverflow` if a number does not fit the encoding.
         """
         began, snapshot = time.monotonic(), reading.snapshot
         rows = table.of(snapshot)
         chosen = encoding_for(rows.dtype, encoding)
-        step = max(1, FRAME_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
+        step = max(1, BATCH_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
         first = PullRowsResponse(version=to_message(version))
         for start in range(0, max(1, table.ids.size), step):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
@@ -70,23 +71,23 @@ class RowMessages:
         first: Message,
         last: Message,
     ) -> AsyncIterator[bytes]:
-        """The messages of an answer of changed rows: `first` with the first ones, `last` with the last ones.
+        """Yield the messages of an answer of changed rows, from the fields of `first` to those of `last`.
 
-        As in `answer`. Small ones go in one message.
+        A small answer is one message. The encoding and the errors are those of `answer`.
         """
         began, snapshot = time.monotonic(), reading.snapshot
         waiting = first.SerializeToString()
         for each in rows:
             chosen = encoding_for(DTYPES[each.place.dtype], encoding)
-            step = max(1, FRAME_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
+            step = max(1, BATCH_BYTES // (chosen.bytes_of(each.place.columns) + _ID_BYTES))
             for start in range(0, len(each.ids), step):
                 if reading.is_in_the_way and time.monotonic() - began > self._patience:
                     raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
                 ids = each.ids[start : start + step]
                 work = partial(_changed, snapshot, each, ids, chosen)
-                # The bytes of two messages, one after the other, are those of both merged.
+                # In protobuf, the bytes of two messages in a row are the bytes of both merged.
                 waiting += await self._offload.copy(ids.size * each.place.columns, work)
-                if len(waiting) > FRAME_BYTES // 2:
+                if len(waiting) > BATCH_BYTES // 2:
                     yield waiting
                     waiting = b""
         yield waiting + last.SerializeToString()

@@ -1,24 +1,24 @@
-"""Flat arrays cut into frames of a size that suits the wire."""
+"""Cut flat arrays into frames, and group the frames into messages of a size that travels well."""
 
 from collections.abc import Iterable, Iterator
 
-from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing
 
-# Bulk streams move fastest in messages of one to a few MiB, well below what a message may be.
-FRAME_BYTES = 1 << 20
-# A frame's own header, with room to spare.
+# Bulk data travels fastest in messages of one to a few MiB, which is well below the limit on messages.
+BATCH_BYTES = 1 << 20
+# At least as large as the header of any frame.
 FRAME_OVERHEAD = 64
 
 
-def cut(
-    frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
+def batches_of(
+    frames: Iterable[Frame], most_bytes: int = BATCH_BYTES, encoding: Encoding | None = None
 ) -> Iterator[list[Outgoing]]:
-    """Cuts and gathers frames of plain numbers into lists that fit one message of about `most_bytes` each.
+    """Cut and gather frames of plain numbers into lists, each of which fits a message of about `most_bytes`.
 
-    With an `encoding` they are written in that one where it saves bytes; `optd_wire.frames.encode` does the work.
+    An `encoding` is used for the dtypes for which it saves bytes. Nothing is encoded yet: `optd_wire.frames.encode`
+    does that.
     """
     batch: list[Outgoing] = []
     room = most_bytes
@@ -38,10 +38,3 @@ def cut(
                 batch, room = [], most_bytes
     if batch:
         yield batch
-
-
-def weights_of(snapshot: Snapshot) -> Iterator[Frame]:
-    """All weights of a snapshot, a frame a segment; valid while the snapshot is held."""
-    for group, layout in enumerate(snapshot.layouts):
-        for segment, array in zip(layout.segments, snapshot.arrays(group), strict=True):
-            yield Frame.of(group, segment.offset, array)
