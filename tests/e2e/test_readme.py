@@ -1,4 +1,4 @@
-"""README.md says nothing that is not so: its programs and commands run, its names are those of the code."""
+"""README.md and the pages in docs/ are true: their programs and commands run, their names are those of the code."""
 
 import os
 import re
@@ -17,19 +17,25 @@ from optd_server.optim.backends.compiled import cache as kernel_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-README = (ROOT / "README.md").read_text()
+# docs/extending.md has a test of its own, and the commands of docs/benchmarks.md are those of the benchmark.
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in ("extending.md", "benchmarks.md")),
+]
+EVERY_PAGE = [*PAGES, ROOT / "docs" / "extending.md", ROOT / "docs" / "benchmarks.md"]
+README = "\n".join(page.read_text() for page in PAGES)
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PROGRAMS = [block for language, block in BLOCKS if language == "python"]
 COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
-# A program, and what it prints where the README shows that.
+# A program, and what it prints, if a page shows that.
 SHOWN = re.findall(r"^```python\n([^`]*)^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--read-only", "--build", "--ignore-scripts"}  # flags of docker and npm
 
 
 def run(server: LocalServer, *command: str) -> str:
-    """Runs a command of the README in the checkout, with `server` in the place of the one on the default port."""
+    """Runs a command of the pages in the checkout, with `server` in place of the one on the default port."""
     done = subprocess.run(
         [part.replace(DEFAULT_SERVER, server.address) for part in command],
         cwd=ROOT,
@@ -52,6 +58,12 @@ def help_of(*command: str) -> str:
 def spans(text: str = README) -> list[str]:
     """What stands in backticks within a line."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def sections(page: Path) -> set[str]:
+    """The names under which GitHub links to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def table(first_cell: str) -> list[list[str]]:
@@ -93,10 +105,29 @@ def test_targets_exist():
 
 
 def test_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    links = [
+        page.parent / link
+        for page in EVERY_PAGE
+        for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    ]
     named = re.findall(r"(?<![\w./-])(?:docker|examples|proto|tests)/[\w./-]+", README)
     made = {"docker/token"}  # by a command
     assert [path for path in {*links, *named} - made if not (ROOT / path).exists()] == []
+
+
+def test_sections_of_links_exist():
+    missing = [
+        f"{page.name}: {path}#{section}"
+        for page in EVERY_PAGE
+        for path, section in re.findall(r"\]\((?!http)([^)#]*)#([^)]*)\)", page.read_text())
+        if section not in sections(page.parent / path if path else page)
+    ]
+    assert missing == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", PAGES[0].read_text()))
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
 def test_flags_exist():
