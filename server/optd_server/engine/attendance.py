@@ -1,8 +1,10 @@
 """Workers that come and go: joining, leaving, expiry, and what ends with a lease."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from optd_server.engine.apply import Applied
 from optd_server.engine.clock import Clock
 from optd_server.engine.events import Expired, Joined, Left
 from optd_server.engine.fold import Fold
@@ -38,7 +40,9 @@ class Attendance:
         """All workers that have joined, in the order of their names."""
         now = self.clock.monotonic()
         in_order = sorted(self.fold.state.members, key=lambda member: member.name)
-        return tuple(self.leases.info(member, now, waiting=self.pushes.waits(member.name)) for member in in_order)
+        return tuple(
+            self.leases.info(member, now, waiting=self.pushes.waiting.waits(member.name)) for member in in_order
+        )
 
     def check(self, name: str, epoch: int) -> Member:
         """Renews a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
@@ -67,19 +71,26 @@ class Attendance:
             now = self.clock.monotonic()
             self.leases.begin(name, now)
             self.idle_since = None
-            self.pushes.tell(self.pushes.policy.joined(name, now))
+            self.pushes.waiting.joined(name)
             return replace(members.by_name[name])  # as it is now: others may join before the caller goes on
 
         member = await self.writer.run(action)
         await self.fold.durable()
         return member
 
-    async def leave(self, name: str, epoch: int) -> None:
-        """Ends a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
+    def leave(self, name: str, epoch: int) -> Awaitable[None]:
+        """Ends a worker's lease at once; raises `UnknownWorker` or `StaleEpoch`.
+
+        What is returned waits until the job's state knows it, after the step that runs.
+        """
         self.check(name, epoch)
         self._end(name, LEFT, "its worker left")
-        self.pushes.tell(self.pushes.policy.left(name, self.clock.monotonic()))
-        await self.writer.run(lambda: self.fold.take(Left(name, epoch)))
+        self.pushes.waiting.left(name)
+        left = self.writer.submit(lambda: self.fold.take(Left(name, epoch)))
+        return self._noted(left)
+
+    async def _noted(self, event: Awaitable[Applied]) -> None:
+        await asyncio.shield(event)
         await self.fold.durable()
 
     def expire(self) -> None:
@@ -88,7 +99,7 @@ class Attendance:
         for name in self.leases.expired(now):
             event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
             self._end(name, event.why, "its worker's lease ran out")
-            self.pushes.tell(self.pushes.policy.expired(name, now))
+            self.pushes.waiting.expired(name)
             self.writer.submit(lambda event=event: self.fold.take(event))  # type: ignore[misc]
         if self.leases.active:
             self.idle_since = None

@@ -197,9 +197,13 @@ class Catalog:
     async def leave(self, name: str, worker: str, epoch: int) -> Job:
         """Ends a worker's lease, and an ephemeral job with its last one. Raises `UnknownJob` or `StaleEpoch`."""
         job = self.find(name)
-        await job.leave(worker, epoch)
-        if job.state.ephemeral and not job.workers.active:
-            await self._end(job)
+        left = job.workers.leave(worker, epoch)
+        try:
+            await left
+        finally:
+            # Also if the call is cancelled while it waits for a step: the lease has ended before that.
+            if job.state.ephemeral and not job.workers.active:
+                await self._end(job)
         return job
 
     async def expire(self) -> None:

@@ -6,6 +6,7 @@ from optd_server.engine import decide
 from optd_server.engine.clock import Clock
 from optd_server.engine.events import GroupAdded, OptionsChanged, PolicyChanged
 from optd_server.engine.fold import Fold
+from optd_server.engine.membership.leases import Leases
 from optd_server.engine.options.by_name import check_matches
 from optd_server.engine.options.history import Origin
 from optd_server.engine.options.registration import check_beside, check_group, check_options, check_same_group
@@ -27,6 +28,7 @@ class Changing:
     """Changes one job between two steps. Lives on one event loop."""
 
     fold: Fold
+    leases: Leases
     pushes: Pushes
     slots: Slots
     memory: JobMemory
@@ -80,7 +82,7 @@ class Changing:
             self.memory.reserve_policy(decider)
             await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)
-            self.pushes.exchange(decider)
+            self.pushes.exchange(decider, self.leases.holders())
 
         await self.writer.run(action)
         await self.fold.durable()

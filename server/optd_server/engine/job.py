@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
+from optd_server.engine.apply import relocate
 from optd_server.engine.attendance import Attendance
 from optd_server.engine.changing import Changing
 from optd_server.engine.clock import Clock
@@ -85,7 +86,9 @@ class Job:
             self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
         )
         self.workers = Attendance(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
-        self.changes = Changing(self.fold, self.pushes, self.slots, self.memory, self.touching, self._writer, clock)
+        self.changes = Changing(
+            self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
+        )
 
     # What it is
 
@@ -227,10 +230,6 @@ class Job:
             other_workers=self.leases.active - 1,
         )
 
-    async def leave(self, name: str, epoch: int) -> None:
-        """Ends a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
-        await self.workers.leave(name, epoch)
-
     async def open_shared_memory(self, name: str, epoch: int) -> Share:
         """Gives a worker memory to share, and lays the weights where it can see them; raises what `open` raises."""
 
@@ -241,7 +240,7 @@ class Job:
                 groups = self.state.groups
                 try:
                     work = self.snapshots.share
-                    self.state.weights = await self.offload.run(groups.cost(groups.elements), work)
+                    relocate(self.state, await self.offload.run(groups.cost(groups.elements), work))
                 except OSError as problem:  # no descriptors left, or no memory
                     raise self.sharing.unavailable(name, problem) from None
             if self.touching.is_large:
@@ -293,6 +292,7 @@ class Job:
         self.snapshots.close(gone)
         await self._writer.close(gone)
         self.pushes.fail_all(gone)
+        self.pushes.waiting.close()
         self.sharing.close_all()
         await self.touching.end()
         await self.fold.take(Deleted())

@@ -199,7 +199,7 @@ class Rounds:
         return found
 
     async def leave(self, worker: str) -> None:
-        await self.job.leave(worker, self.member(worker).epoch)
+        await self.job.workers.leave(worker, self.member(worker).epoch)
 
     def expire(self, worker: str) -> None:
         """Ends a lease as if its time had come."""

@@ -127,8 +127,8 @@ def test_every_gradient_counts_once_whatever_goes_wrong(sync, count, steps, mish
         await asyncio.gather(*(trainer.train() for trainer in trainers))
         assert rounds.version == steps * (1 if sync else count)
         left = {name: list(gradients[name]) for name in names}
-        for start in range(0, len(answered), rounds.job.pushes.policy.most):
-            together = answered[start : start + rounds.job.pushes.policy.most]
+        for start in range(0, len(answered), rounds.job.pushes.waiting.policy.most):
+            together = answered[start : start + rounds.job.pushes.waiting.policy.most]
             expected = stepped(expected, [left[name].pop(0) for name in together])
         assert not any(left.values())
         assert same(rounds.weights, expected)

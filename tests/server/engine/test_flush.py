@@ -76,7 +76,7 @@ def test_a_push_that_waits_for_another_round_does_not_get_into_one_that_flushes(
         await rounds.leave("c")
         assert isinstance(await left.error(), errors.PushWithdrawn)
         flush = rounds.upload("e", last=True, flush=True)
-        await until(lambda: rounds.job.pushes.waits("e"))
+        await until(lambda: rounds.job.pushes.waiting.waits("e"))
         for upload in running:
             upload.send_all(rounds.messages(gradient))
         for upload in running:

@@ -84,7 +84,7 @@ def test_another_push_of_a_worker_whose_push_waits_is_refused(play):
         await settle()
         with pytest.raises(errors.PushPending, match="has a push with sequence 1"):
             await engine.push(job, "a", 2)
-        await job.leave("a", 1)
+        await job.workers.leave("a", 1)
         with pytest.raises(errors.PushWithdrawn, match="its worker left"):
             await task
 

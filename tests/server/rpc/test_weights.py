@@ -10,7 +10,7 @@ from tests.server.engine.clock import Clock
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.rpc import weights as module
+from optd_server.rpc import weight_messages as module
 from optd_server.rpc.callers import ANONYMOUS
 from optd_server.rpc.services.training import TrainingService
 from optd_server.rpc.weight_messages import KEPT_BYTES, WeightMessages

@@ -1,7 +1,7 @@
 """The way of a push through a job: admitted, offered to the policy, received in its round, stepped, answered."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -12,10 +12,11 @@ from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.looks import Looks
-from optd_server.engine.rounds.policies.base import Decisions, HoldPush, MakeStep, Policy, PushId, RefusePush
+from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
 from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.stepping import Stepping, no_memory
+from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
@@ -44,7 +45,7 @@ class Pushes:
         looks: Looks,
         clock: Clock,
     ) -> None:
-        self.policy = policy
+        self.waiting = Waiting(policy, clock, self._begin, self._let_go)
         self.stepping = Stepping(fold, memory, slots, looks, offload)
         self._fold = fold
         self._state = fold.state
@@ -57,14 +58,8 @@ class Pushes:
         self._clock = clock
         self._under_way: dict[str, Push] = {}
         """By worker."""
-        self._held: dict[PushId, Push] = {}
-        """Those that the policy holds."""
         self._rounds: dict[Push, Round] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def waits(self, worker: str) -> bool:
-        """Whether a push of the worker waits for its round."""
-        return any(held.worker == worker for held in self._held)
 
     # From announcement to step
 
@@ -138,20 +133,19 @@ class Pushes:
         decide.check_evaluation(self._state, header)
         if header.updates:
             # They must go together with those of the pushes that wait; they take effect with the step, or not at all.
-            self.stepping.edits([*self._held.values(), push])
+            self.stepping.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
         self._offer(push)
         return push
 
     def _offer(self, push: Push) -> None:
-        self._held[push.id] = push
-        self._carry_out(self.policy.offered(push.id, self._clock.monotonic()))
+        self.waiting.offer(push)
         if not push.begun.is_done:
             self._fold.notify()
 
     def _check_kind(self, push: Push) -> None:
         """Raises `InvalidRequest` if a flush would share its round with gradients."""
-        other = next((each for each in self._held.values() if each.header.flush != push.header.flush), None)
+        other = next((each for each in self.waiting.pushes if each.header.flush != push.header.flush), None)
         if other is not None:
             waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
             raise InvalidRequest(
@@ -180,6 +174,7 @@ class Pushes:
             push.outcome.get()  # raises the error that has ended it meanwhile
             return
         round_.seal(push)
+        self.waiting.arrived(push)
         self._step_if_complete(round_)
 
     def _abandon(self, push: Push, why: str) -> None:
@@ -203,7 +198,7 @@ class Pushes:
 
     def refuse_waiting(self, error: OptdError) -> None:
         """Answers the pushes that wait for their round with `error`."""
-        for push in tuple(self._held.values()):
+        for push in tuple(self.waiting.pushes):
             self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
@@ -215,28 +210,10 @@ class Pushes:
             else:
                 self._break_all(round_, error)
 
-    # Decisions
-
-    def tell(self, decisions: Decisions) -> None:
-        """Carries out what the policy has decided on something that happened to a worker, or with time."""
-        self._carry_out(decisions)
-
-    def exchange(self, policy: Policy) -> None:
-        """Has another policy decide from now on. It is offered the pushes that the old one held, in their order."""
-        held, self._held = list(self._held.values()), {}
-        self.policy = policy
-        for push in held:
+    def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
+        """Has another policy decide from now on; `workers` take part. It is offered the pushes that wait now."""
+        for push in self.waiting.exchange(policy, workers):
             self._offer_again(push)
-
-    def _carry_out(self, decisions: Decisions) -> None:
-        for decision in decisions:
-            match decision:
-                case MakeStep(pushes):
-                    self._begin([self._held.pop(each) for each in pushes])
-                case HoldPush(push, waits_for):
-                    self._held[push].waits_for = waits_for
-                case RefusePush(push, error):
-                    self._let_go(self._held.pop(push), error)
 
     # Rounds
 
@@ -330,10 +307,8 @@ class Pushes:
             if not round_.stepping:
                 self._break(round_, push, error)
             return
-        was_held = self._held.pop(push.id, None) is not None
         self._let_go(push, error)
-        if was_held:
-            self._carry_out(self.policy.withdrawn(push.id, self._clock.monotonic()))
+        self.waiting.take_back(push)
 
     def _break(self, round_: Round, culprit: Push, error: OptdError) -> None:
         """Ends a round that one of its pushes has spoilt: what has been added up already is of no use."""
