@@ -50,7 +50,7 @@ from optd_server.store.snapshots import WeightSet
 from optd_wire.values import WEIGHTS, GradientSummary, GroupNorms, PushResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """Arithmetic on about so many elements."""
 
@@ -58,7 +58,7 @@ class Work:
     run: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Applied:
     """What an event has led to, beside the new state."""
 

@@ -65,7 +65,7 @@ class Fold:
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
             raise self.fail(problem) from None
         if state.version != version or state.revision != revision or state.weights is not weights:
-            self.snapshots.publish(snapshot_of(state), applied.changes)
+            self.snapshots.publish(snapshot_of(state, self.snapshots.current), applied.changes)
         self.notify()
         return applied
 
@@ -77,7 +77,10 @@ class Fold:
             except StopIteration as end:
                 found: Applied = end.value
                 return found
-            await self._offload.run(work.elements, work.run)
+            if self._offload.is_little(work.elements):
+                work.run()
+            else:
+                await self._offload.run(work.elements, work.run)
 
     async def durable(self) -> None:
         """Returns once all events so far survive as the operator has chosen. Called outside the writer."""
@@ -90,18 +93,18 @@ class Fold:
 
     def notify(self) -> None:
         """Tells the watchers that something has changed."""
-        for watcher in tuple(self._watchers):
-            watcher()
+        if self._watchers:
+            for watcher in tuple(self._watchers):
+                watcher()
 
 
-def snapshot_of(state: JobState) -> Snapshot:
-    """What readers see of a state."""
+def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
+    """What readers see of a state. Takes over what is still the same in the snapshot before it."""
     groups = state.groups
-    return Snapshot(
-        version=state.job_version,
-        layouts=tuple(groups.layouts),
-        options=tuple(groups.options),
-        weights=state.weights,
-        steps=groups.step_ranges(),
-        effective=tuple(groups.in_force.effective(state.version)),
-    )
+    effective = groups.in_force.effective(state.version)
+    if before is not None and before.version.revision == state.revision:
+        layouts, options = before.layouts, before.options
+        in_force = before.effective if not groups.in_force.is_scheduled else tuple(effective)
+    else:
+        layouts, options, in_force = tuple(groups.layouts), tuple(groups.options), tuple(effective)
+    return Snapshot(state.job_version, layouts, options, state.weights, groups.step_ranges(), in_force)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from optd_server.engine.compute import INLINE_ELEMENTS
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
@@ -15,9 +16,6 @@ from optd_server.store.pages import give_back, pieces, touch
 from optd_wire.dtypes import COMPUTED, DTYPES
 
 T = TypeVar("T")
-
-# About 100 microseconds of one kernel; handing over to a thread and back costs about as much.
-INLINE_ELEMENTS = 32 * 1024
 
 
 class Offload:
@@ -29,6 +27,10 @@ class Offload:
         self._arithmetic = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
         # Of its own, so that a pull never waits for a step.
         self._copying = ThreadPoolExecutor(max(2, threads), thread_name_prefix="copying")
+
+    def is_little(self, elements: int) -> bool:
+        """Whether work on so many elements is done at once, by whoever asks for it."""
+        return elements <= INLINE_ELEMENTS
 
     async def run(self, elements: int, work: Callable[[], T]) -> T:
         """Runs `work`, which computes on about `elements` elements, and returns what it returns.
@@ -76,7 +78,7 @@ class Offload:
         await asyncio.get_running_loop().run_in_executor(self._copying, work)
 
     async def _run(self, pool: ThreadPoolExecutor, elements: int, work: Callable[[], T]) -> T:
-        if elements <= INLINE_ELEMENTS:
+        if self.is_little(elements):
             return work()
         running = asyncio.get_running_loop().run_in_executor(pool, work)
         try:

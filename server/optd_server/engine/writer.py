@@ -22,7 +22,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Action[Any], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[Action[Any], asyncio.Future[Any] | None]] = deque()
         self._running = False
         self._task: asyncio.Task[None] | None = None
         self._closed: OptdError | None = None
@@ -38,17 +38,27 @@ class Writer:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._closed is not None:
             _fail(future, copy(self._closed))
-            return future
+        else:
+            self._put(action, future)
+        return future
+
+    def post(self, action: Action[None]) -> None:
+        """Puts `action`, which raises nothing, behind all earlier ones; a writer that is closed drops it."""
+        if self._closed is None:
+            self._put(action, None)
+
+    def _put(self, action: Action[Any], future: asyncio.Future[Any] | None) -> None:
         self._waiting.append((action, future))
         if not self._running:
             self._work()
-        return future
 
     async def close(self, error: OptdError) -> None:
         """Lets the action that runs come to its end, then answers all others, now and later, with `error`."""
         self._closed = error
         while self._waiting:
-            _fail(self._waiting.popleft()[1], copy(error))
+            _, future = self._waiting.popleft()
+            if future is not None:
+                _fail(future, copy(error))
         if self._task is not None:
             await asyncio.wait([self._task])
 
@@ -57,7 +67,7 @@ class Writer:
         self._running = True
         while self._waiting:
             action, future = self._waiting.popleft()
-            work = self._settle(action, future)
+            work = action() if future is None else self._settle(action, future)
             try:
                 waits_for = work.send(None)
             except StopIteration:

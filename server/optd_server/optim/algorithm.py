@@ -224,6 +224,11 @@ class Elementwise(Algorithm):
         return tuple(field for field in self.state if field.shape is not scalar)
 
     @cached_property
+    def array_names(self) -> tuple[str, ...]:
+        """The names of these fields."""
+        return tuple(field.name for field in self.arrays)
+
+    @cached_property
     def scalars(self) -> tuple[StateField, ...]:
         """The fields that are one number a parameter."""
         return tuple(field for field in self.state if field.shape is scalar)
@@ -245,7 +250,10 @@ class Elementwise(Algorithm):
 
 def _plain(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return coefficients without numbers of numpy, which those are that were computed in float32."""
-    if not any(isinstance(each, np.generic) for each in numbers):
+    for each in numbers:
+        if isinstance(each, np.generic):
+            break
+    else:
         return numbers
     made = [each.item() if isinstance(each, np.generic) else each for each in numbers]
     return type(numbers)(*made) if hasattr(numbers, "_fields") else tuple(made)

@@ -203,7 +203,9 @@ def resolve(declared: Sequence[Option], given: Mapping[str, object]) -> dict[str
 
 def number(options: Options, name: str) -> float:
     """Return a "float" option of resolved options; as a numpy float32 if `is_single`."""
-    return _computing(cast(float, options[name]))
+    value = options[name]
+    # Asked for in every step; most numbers are plain.
+    return value if type(value) is float else _computing(cast(float, value))
 
 
 def flag(options: Options, name: str) -> bool:
@@ -223,7 +225,7 @@ def text(options: Options, name: str) -> str | None:
 
 def floats(options: Options, name: str) -> tuple[float, ...]:
     """Return a "floats" option of resolved options; no entry may be None."""
-    return tuple(map(_computing, cast(tuple[float, ...], options[name])))
+    return tuple([each if type(each) is float else _computing(each) for each in cast(tuple[float, ...], options[name])])
 
 
 def is_single(value: object) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from optd_server.optim.algorithm import Array, Shape, StateField, Vector
 
 _NO_LOW = np.iinfo(np.int64).max
+FEW = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,11 +195,21 @@ class SegmentState:
         first = int(self._first[group])
         return SegmentPart(self, slice(first, first + int(self.groups[group])))
 
+    def fewest_and_most_steps(self) -> tuple[int, int]:
+        """The fewest and the most steps that a parameter has had; there must be a parameter."""
+        if len(self.sizes) <= FEW:  # numpy takes longer to begin than Python for so few
+            steps = self.steps.tolist()
+            return min(steps), max(steps)
+        return int(self.steps.min()), int(self.steps.max())
+
     def step_ranges(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """By group, the fewest and the most steps that a parameter of it has had, shape (G,) each.
 
         A group without parameters here has the largest integer and 0, which change no minimum and no maximum.
         """
+        if len(self.groups) == 1 and self._all_filled:
+            fewest, most = self.fewest_and_most_steps()
+            return np.array((fewest,)), np.array((most,))
         if self._all_filled:
             return np.minimum.reduceat(self.steps, self._first), np.maximum.reduceat(self.steps, self._first)
         low = np.full(len(self.groups), _NO_LOW)

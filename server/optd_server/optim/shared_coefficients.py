@@ -74,6 +74,8 @@ class CoefficientTable:
 
         Floats have the data's dtype, as torch rounds scalars.
         """
+        if self._recorded == len(self._exact):
+            return self._records
         new = [tuple(coefficients) for coefficients, _ in self._exact[self._recorded :]]
         if new:
             if len(self._exact) > len(self._records):
@@ -173,8 +175,11 @@ class SharedCoefficients(Assignment):
         if self._remembered > MOST_REMEMBERED + 4 * len(self.which):
             self._forget(segment.dtype)
         fresh = self._fresh(segment)
-        low, high = int(segment.steps.min()), int(segment.steps.max())
+        low, high = segment.fewest_and_most_steps()
         if low == high and present is None and fresh is None and not self._scalars:
+            if len(self.distinct) == 1:
+                row, _ = self._row(0, (low + 1, ()))
+                return runs.Runs(self._together.starts, np.full(len(self._together.kinds), 1 + 2 * row))
             rows = [self._row(which, (low + 1, ()))[0] for which in range(len(self.distinct))]
             return runs.Runs(self._together.starts, 1 + 2 * np.array(rows)[self._together.kinds])
         kinds = 1 + 2 * self._rows_of(segment, present)

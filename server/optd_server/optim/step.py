@@ -21,7 +21,7 @@ from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
 from optd_server.optim.shared_coefficients import SharedCoefficients
 
-__all__ = ["ASSIGNMENTS", "Assignments", "SegmentState", "apply", "begin", "check"]
+__all__ = ["ASSIGNMENTS", "Assignments", "SegmentState", "apply", "begin", "check", "take_step"]
 
 
 class Assignments:
@@ -103,10 +103,30 @@ def apply(
     check(
         segment, options, weights=weights, gradient=gradient, out=out, present=present, counts=counts, threads=threads
     )
-    if len(segment.sizes) == 0:
-        return
     if present is not None and present.all():
         present = None
+    take_step(algorithm, options, segment, weights, gradient, out, present, counts, threads, backend, assignments)
+
+
+def take_step(
+    algorithm: Algorithm,
+    options: Sequence[Options],
+    segment: SegmentState,
+    weights: Vector,
+    gradient: Vector,
+    out: Vector,
+    present: npt.NDArray[np.bool_] | None,
+    counts: Sequence[int] | None,
+    threads: int,
+    backend: Backend,
+    assignments: Assignments = ASSIGNMENTS,
+) -> None:
+    """Apply one step as `apply` does, for a caller whose arrays are what `apply` asks for: nothing is checked.
+
+    `present` is None if all parameters have a gradient.
+    """
+    if len(segment.sizes) == 0:
+        return
     weights, gradient = _read_only(weights), _read_only(gradient)
     assignment = begin(algorithm, options, segment, weights, present, counts, assignments)
     if isinstance(assignment, SharedCoefficients):

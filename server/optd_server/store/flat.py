@@ -48,7 +48,10 @@ class FlatBuffers:
 
     def extend(self, extents: Iterable[Extent]) -> None:
         """Allocate memory for those of `extents` that it does not have yet; raise `OSError` if there is none."""
-        for extent in tuple(extents)[len(self.extents) :]:
+        wanted = tuple(extents)
+        if len(wanted) == len(self.extents):
+            return
+        for extent in wanted[len(self.extents) :]:
             self._add(extent, self._allocate(extent.bytes))
 
     def copy(self) -> "FlatBuffers":

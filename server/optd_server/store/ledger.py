@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,16 @@ from optd_wire.layout import GroupLayout, Segment
 from optd_wire.values import ParameterInfo
 
 Mask = npt.NDArray[np.bool_]
+FEW = 64
+_Group: TypeAlias = tuple[int, GroupLayout, tuple[SegmentPlace, ...], tuple[np.dtype[Any], ...]]
+"""A group's extent, its layout, and where its segments lie, in which dtypes."""
 Presence = list[list[Mask]]
 """Whether each parameter is present; indexed by extent, then by slab."""
+
+
+def is_full(mask: Mask) -> bool:
+    """Return whether every entry of a mask is set; faster than numpy for few entries, and asked for in every step."""
+    return all(mask.tolist()) if len(mask) <= FEW else bool(mask.all())
 
 
 class Ledger:
@@ -42,9 +50,7 @@ class Ledger:
         if not 0 <= index < len(self._places):
             groups = f"[{self._first_group}, {self._first_group + len(self._places)})"
             raise InvalidRequest(problem=f"a frame addresses group {group}; it must be in {groups}")
-        extent, layout, places = self._places[index]
-        slabs = self._extents[extent].slabs
-        kept = [slabs[place.slab].element_dtype for place in places]
+        extent, layout, places, kept = self._places[index]
         number = _segment_at(layout, kept, group, offset, offset + count, dtype)
         segment, place = layout.segments[number], places[number]
         if dtype is not None and dtype != kept[number]:
@@ -123,10 +129,10 @@ class Ledger:
 
 # Every push of a job looks up the same groups.
 @lru_cache(maxsize=256)
-def _directory(extents: tuple[Extent, ...]) -> list[tuple[int, GroupLayout, tuple[SegmentPlace, ...]]]:
-    """Return each group's extent, its layout, and where its segments lie."""
+def _directory(extents: tuple[Extent, ...]) -> list[_Group]:
+    """Return what a claim needs to know of each group."""
     return [
-        (number, layout, places)
+        (number, layout, places, tuple(extent.slabs[place.slab].element_dtype for place in places))
         for number, extent in enumerate(extents)
         for layout, places in zip(extent.layouts, extent.places, strict=True)
     ]

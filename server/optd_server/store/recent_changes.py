@@ -1,7 +1,7 @@
 """Record which elements recent steps changed, so that older weights can be brought up to date by copying only these."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from optd_server.store.flat import Array
@@ -62,7 +62,12 @@ class _Entry:
 
     @property
     def ids(self) -> int:
-        return sum(change.ids for row in self.changes or () for change in row if change is not None)
+        ids = 0
+        for row in self.changes or ():
+            for change in row:
+                if change is not None:
+                    ids += change.ids
+        return ids
 
 
 class RecentChanges:
@@ -78,8 +83,8 @@ class RecentChanges:
         self._entries: deque[_Entry] = deque(maxlen=MOST_ENTRIES)
         self._ids = 0
 
-    def note(self, version: int, changes: ChangedBySlab | None, elements: int) -> None:
-        """Record a publication of weights, of a job with `elements` elements.
+    def note(self, version: int, changes: ChangedBySlab | None, elements: Callable[[], int]) -> None:
+        """Record a publication of weights, of a job that has `elements()` elements.
 
         `changes` is None if something other than a step replaced the weights.
         """
@@ -89,8 +94,10 @@ class RecentChanges:
         entry = _Entry(self.publication, version, changes)
         self._entries.append(entry)
         self._ids += entry.ids
-        while self._ids > max(FEW_IDS, elements // 8):
-            self._forget()
+        if self._ids > FEW_IDS:
+            most = max(FEW_IDS, elements() // 8)
+            while self._ids > most:
+                self._forget()
 
     def _forget(self) -> None:
         self._ids -= self._entries.popleft().ids

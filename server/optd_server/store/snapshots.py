@@ -45,6 +45,10 @@ class WeightSet:
         made.buffers = buffers
         return made
 
+    def count_elements(self) -> int:
+        """Return how many weights the set has."""
+        return sum(slab.size for slab in self.buffers.all_slabs())
+
     def region_numbers(self) -> tuple[int, ...]:
         """Return the numbers of its shared regions, by extent."""
         return tuple(region.number for region in self.buffers.regions if isinstance(region, SharedRegion))
@@ -187,10 +191,13 @@ class Snapshots:
                 raise self._closed
 
     def _find_spare(self) -> WeightSet | None:
-        free = [weights for weights in self._sets if weights is not self.current.weights and weights.holders == 0]
-        extents = self.current.weights.buffers.extents
+        current = self.current.weights
+        free = [weights for weights in self._sets if weights is not current and weights.holders == 0]
+        extents = current.buffers.extents
         for weights in free:
             if weights.shared == self.shared:
+                if len(weights.buffers.extents) == len(extents):
+                    return weights
                 with suppress(OSError):
                     weights.buffers.extend(extents)
                     return weights
@@ -259,8 +266,7 @@ class Snapshots:
     def publish(self, snapshot: Snapshot, changes: ChangedBySlab | None = None) -> None:
         """Make `snapshot` the current one; `changes` says which weights a step changed."""
         if snapshot.weights is not self.current.weights:
-            elements = sum(slab.size for slab in snapshot.weights.buffers.all_slabs())
-            self.recent_changes.note(snapshot.version.version, changes, elements)
+            self.recent_changes.note(snapshot.version.version, changes, snapshot.weights.count_elements)
         self._mark_current(snapshot.weights)
         self.current = snapshot
 

@@ -22,7 +22,7 @@ def test_changes_are_told_as_far_back_as_they_are_kept(monkeypatch):
     monkeypatch.setattr(recent_changes, "MOST_ENTRIES", 3)
     kept = RecentChanges()
     for version in range(1, 6):
-        kept.note(version, rows(version), elements=32)
+        kept.note(version, rows(version), elements=lambda: 32)
     assert kept.publication == 5
     assert [ids_of(kept.since(number, 0, 0)) for number in (5, 3, 2, 1)] == [[], [[4], [5]], [[3], [4], [5]], None]
     # Of version 2 nobody knows whether its weights were replaced before the next step.
@@ -31,16 +31,16 @@ def test_changes_are_told_as_far_back_as_they_are_kept(monkeypatch):
 
 def test_weights_that_are_replaced_are_all_new():
     kept = RecentChanges()
-    kept.note(1, rows(1), elements=32)
+    kept.note(1, rows(1), elements=lambda: 32)
     assert ids_of(kept.since_version(0, 0, 0)) == [[1]]
-    kept.note(1, None, elements=32)
+    kept.note(1, None, elements=lambda: 32)
     assert kept.since_version(1, 0, 0) is None
     assert kept.since_version(0, 0, 0) is None
     assert kept.since(1, 0, 0) is None
-    kept.note(2, rows(2), elements=32)
+    kept.note(2, rows(2), elements=lambda: 32)
     assert kept.since_version(1, 0, 0) is None
     assert ids_of(kept.since_version(2, 0, 0)) == []
-    kept.note(3, [[None]], elements=32)
+    kept.note(3, [[None]], elements=lambda: 32)
     assert kept.since_version(2, 0, 0) is None
     assert ids_of(kept.since_version(3, 0, 0)) == []
 
@@ -50,16 +50,16 @@ def test_ids_that_are_kept_take_no_more_than_a_part_of_the_weights(monkeypatch, 
     monkeypatch.setattr(recent_changes, "FEW_IDS", 1)
     kept = RecentChanges()
     for version in range(1, 5):
-        kept.note(version, rows(version), elements)
+        kept.note(version, rows(version), lambda: elements)
     assert [kept.since(number, 0, 0) is not None for number in range(5)] == [number >= oldest for number in range(5)]
-    kept.note(5, rows(*range(9)), elements)
+    kept.note(5, rows(*range(9)), lambda: elements)
     assert kept.since(4, 0, 0) is None
     assert ids_of(kept.since(5, 0, 0)) == []
 
 
 def test_a_group_that_came_later_was_not_changed_before():
     kept = RecentChanges()
-    kept.note(1, rows(1), elements=32)
+    kept.note(1, rows(1), elements=lambda: 32)
     assert kept.since(0, 1, 0) == [ChangedElements()]
 
 

@@ -11,6 +11,7 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
@@ -58,7 +59,7 @@ class Pushes:
         self._clock = clock
         self._under_way: dict[str, Push] = {}
         """By worker."""
-        self._rounds: dict[Push, Round] = {}
+        self._rounds: dict[Push, AnyRound] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # From announcement to step
@@ -145,6 +146,8 @@ class Pushes:
 
     def _check_kind(self, push: Push) -> None:
         """Raises `InvalidRequest` if a flush would share its round with gradients."""
+        if not self.waiting.pushes:
+            return
         other = next((each for each in self.waiting.pushes if each.header.flush != push.header.flush), None)
         if other is not None:
             waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
@@ -226,9 +229,9 @@ class Pushes:
             self._slots.take(lambda slot: self._start(due, slot))
 
     def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
-        left = [push for push in due if not push.outcome.is_done]
-        if len(left) < len(due):
+        if any([push.outcome.is_done for push in due]):  # noqa: C419 - a list is faster here
             # One has been taken back while all waited for room: the others wait for another one.
+            left = [push for push in due if not push.outcome.is_done]
             if slot is not None:
                 self._slots.give_back(slot)
             for push in left:
@@ -246,9 +249,7 @@ class Pushes:
         settings = self.stepping.settings.now
         # What a search tries may be beyond all numbers: it is told so, and turns round.
         nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
-        round_ = Round(
-            due,
-            slot,
+        what = (
             state.groups.extents,
             state.groups.names,
             self._offload,
@@ -256,11 +257,16 @@ class Pushes:
             self._memory.check_rows,
             settings.reduction,
         )
+        round_: AnyRound
+        if len(due) == 1 and due[0].shared is None and slot is not None:
+            round_ = LoneRound(due[0], slot, *what)
+        else:
+            round_ = Round(due, slot, *what)
         for push in due:
             self._rounds[push] = round_
         if round_.all_shared:
             self._step_if_complete(round_)
-        elif len(due) == 1:
+        elif isinstance(round_, LoneRound):
             due[0].begun.succeed(round_)
         else:
             self._open(round_)
@@ -294,9 +300,9 @@ class Pushes:
             return
         self._offer(push)
 
-    def _step_if_complete(self, round_: Round) -> None:
+    def _step_if_complete(self, round_: AnyRound) -> None:
         if round_.complete:
-            self._writer.submit(lambda: self._take(round_))
+            self._writer.post(lambda: self._take(round_))
 
     def _end(self, push: Push, error: OptdError) -> None:
         """Ends a push with an error, and with it its round, if that has begun and is not stepping yet."""
@@ -310,7 +316,7 @@ class Pushes:
         self._let_go(push, error)
         self.waiting.take_back(push)
 
-    def _break(self, round_: Round, culprit: Push, error: OptdError) -> None:
+    def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
         """Ends a round that one of its pushes has spoilt: what has been added up already is of no use."""
         why = f"the push of worker {culprit.header.worker!r} came to nothing"
         others = RoundBroken(job=self._state.name, why=why)
@@ -318,13 +324,13 @@ class Pushes:
             self._let_go(push, error if push is culprit else others)
         self._release(round_)
 
-    def _break_all(self, round_: Round, error: OptdError) -> None:
+    def _break_all(self, round_: AnyRound, error: OptdError) -> None:
         """Ends a round as a whole."""
         for push in round_.pushes:
             self._let_go(push, error)
         self._release(round_)
 
-    def _release(self, round_: Round) -> None:
+    def _release(self, round_: AnyRound) -> None:
         slot = round_.slot
         round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
 
@@ -338,7 +344,7 @@ class Pushes:
 
     # An action of the writer
 
-    async def _take(self, round_: Round) -> None:
+    async def _take(self, round_: AnyRound) -> None:
         """Makes the step of a round whose gradients are there, and answers its pushes."""
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
@@ -357,7 +363,7 @@ class Pushes:
             for push, reply in zip(round_.pushes, replies or (), strict=False):
                 self._answer(push, reply)
 
-    def _check_still_wanted(self, round_: Round, push: Push) -> None:
+    def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header
         member = self._state.members.find(header.worker)
         if member is None or member.epoch != header.epoch or not self._leases.holds(header.worker):

@@ -20,10 +20,10 @@ from optd_server.engine.step.reduced import Contribution, Reduced
 from optd_server.engine.step.reduction import Reduction
 from optd_server.optim.job_options import MEAN, REJECT, SUM
 from optd_server.store.extents import Extent
-from optd_server.store.flat import Array, FlatBuffers, FrameSink
+from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Slot
 from optd_server.store.ledger import Presence
-from optd_server.store.rows import Ids, RowPlace, Rows, RowSums
+from optd_server.store.rows import RowPlace, Rows, RowSums
 from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
 from optd_wire.frames import Frame, Received
 from optd_wire.row_frames import RowFrame
@@ -57,10 +57,6 @@ class Part:
     reached: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
-        """Makes the numbers of rows ready to be added up."""
-        self.intake.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
-
     def advance(self, place: int) -> None:
         """Says that everything before `place` is there, or never will be."""
         self.reached = place
@@ -69,6 +65,8 @@ class Part:
 
 class Round:
     """Pushes in the order in which they are added up, and the slot that they are added up in.
+
+    Several pushes, or one in shared memory: see `LoneRound` for one that is received.
 
     `check_room` raises `MemoryExceeded` where there is none for so many bytes of rows, which lie in no slot.
     """
@@ -96,7 +94,7 @@ class Round:
         """What happens to entries that are not finite: the job's option of that name as the round began."""
         self._check_room = check_room
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
-        self._bases = _bases(extents) if len(self.pushes) > 1 else []
+        self._bases = _bases(extents)
         self._broken = False
         self._writing = 0
         self._release: Callable[[], None] | None = None
@@ -108,23 +106,21 @@ class Round:
             for push, weight in zip(self.pushes, weights, strict=True)
         }
         self._weights = weights
-        self._rows = RowSums(tuple(extents))
+        self._row_sums: RowSums | None = None
+        self.all_shared = all(push.shared is not None for push in self.pushes)
+        """Whether no gradient of it is received."""
+
+    @property
+    def _rows(self) -> RowSums:
+        if self._row_sums is None:
+            self._row_sums = RowSums(self._extents)
+        return self._row_sums
 
     def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> Part:
         if push.shared is not None:
             return Part(push, None, intake, presence=push.shared.presence)
         assert self.slot is not None, "what is received needs a slot"
         return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
-
-    @property
-    def flushes(self) -> bool:
-        """Whether it asks for the step of what has been added up, and brings no gradient. All of its pushes do then."""
-        return self.pushes[0].header.flush
-
-    @property
-    def all_shared(self) -> bool:
-        """Whether no gradient of it is received."""
-        return all(push.shared is not None for push in self.pushes)
 
     @property
     def complete(self) -> bool:
@@ -158,23 +154,21 @@ class Round:
         assert part.sink is not None
         if push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
-        add = len(self.pushes) > 1
-        place = self._place_behind(part, frames) if add else 0
+        place = self._place_behind(part, frames)
         await self._turn(part, self._passed(place))
         rows = [frame for frame in frames if isinstance(frame, RowFrame)]
         if rows:
             self._check_room(self._rows.bytes_with(rows))
-        elements = sum(elements_of(frame) for frame in frames)
-        await self._working(self._offload.copy(elements, lambda: self._write(part, frames, add=add)))
+        elements = sum([elements_of(frame) for frame in frames])
+        await self._working(self._offload.copy(elements, lambda: self._write(part, frames, rows)))
         part.advance(place)
 
-    def _write(self, part: Part, frames: Sequence[Received], *, add: bool) -> None:
+    def _write(self, part: Part, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         assert part.sink is not None
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reduction.write_frames(part.sink, whole, part.intake, add=add)
-        for frame in frames:
-            if isinstance(frame, RowFrame):
-                part.tables.add(self._rows.add(frame, None if part.intake.plain else part.accept))
+        self._reduction.write_frames(part.sink, whole, part.intake, add=True)
+        for frame in rows:
+            part.tables.add(self._rows.add(frame, None if part.intake.plain else part.intake.accept))
 
     def _passed(self, place: int) -> int:
         """What the pushes before must have passed. Of rows there is but one place: they must be at their ends."""
@@ -254,9 +248,8 @@ class Round:
 
         Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
         """
-        elements = self.elements  # before rows join parameters that other pushes have whole
         gradient = self._gradient()
-        return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)), elements)
+        return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)))
 
     def _contribution(self, push: Push) -> Contribution:
         part = self._parts[push]
@@ -311,8 +304,10 @@ class Round:
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""
         assert self.slot is not None
+        if self._row_sums is None:
+            return []
         left = []
-        for rows in self._rows.sums():
+        for rows in self._row_sums.sums():
             at = rows.place
             if any(presence[at.extent][at.slab][at.parameter] for presence in presences):
                 rows.add_to(self.slot.buffers.slabs[at.extent][at.slab])
@@ -339,8 +334,11 @@ class Round:
     @property
     def elements(self) -> int:
         """How many elements its gradients have."""
-        presences = [part.presence for part in self._parts.values() if part.presence is not None]
-        return self._rows.size + sum(self._reduction.elements(presence) for presence in presences)
+        count = 0 if self._row_sums is None else self._row_sums.size
+        for part in self._parts.values():
+            if part.presence is not None:
+                count += self._reduction.elements(part.presence)
+        return count
 
     def _check_shared(self) -> None:
         for push in self.pushes:

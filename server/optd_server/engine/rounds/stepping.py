@@ -4,9 +4,11 @@ Actions of the job's writer: one at a time.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from optd_server.engine.decide import check_evaluation, group_edits, job_edits, mark_of
 from optd_server.engine.events import (
+    NO_EDITS,
     Mark,
     NonfiniteEntries,
     OptionEdits,
@@ -19,9 +21,10 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.history import Origin
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.lone import AnyRound
 from optd_server.engine.rounds.looks import Lent, Looks
 from optd_server.engine.rounds.push import Push
-from optd_server.engine.rounds.round import Refused, Round
+from optd_server.engine.rounds.round import Refused
 from optd_server.engine.rounds.settings import Settings
 from optd_server.engine.step.accumulation import finished, weighted
 from optd_server.engine.step.conditioning import UNCLIPPED, bounded
@@ -61,18 +64,21 @@ class Stepping:
 
     def edits(self, pushes: Sequence[Push]) -> OptionEdits:
         """The options of the groups with what rides along with these pushes; raises what is wrong with them."""
-        return group_edits(self._state, updates_of(pushes))
+        for push in pushes:
+            if push.header.updates:
+                return group_edits(self._state, updates_of(pushes))
+        return NO_EDITS
 
-    async def take(self, round_: Round, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
+    async def take(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
         """Makes a round a step, or adds it to those that make one; returns the replies to its pushes.
 
         Returns None if the round is no longer whole, as `is_whole` tells. Raises `Refused` for a push that cannot be
         part of any step, `RoundBroken`, or `MemoryExceeded`, and has changed nothing then; or `JobFailed`.
         """
-        state, pending = self._state, self._state.accumulation.count
-        flushes = round_.pushes[0].header.flush
+        state, groups, settings = self._state, self._state.groups, self.settings.now
+        pending, first = state.accumulation.count, round_.pushes[0].header
         # Nobody adds a round while the writer is here.
-        steps = pending > 0 if flushes else pending + 1 >= self.settings.now.rounds
+        steps = pending > 0 if first.flush else pending + 1 >= settings.rounds
         into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
@@ -82,42 +88,51 @@ class Stepping:
             self._memory.reserve_options(edits.groups, None)
         self._make_room(round_)
         round_.stepping = True
-        cost = state.groups.cost
-        reduced = await self._offload.run(cost(round_.elements), round_.reduce)
-        reduced.gradient.cover(state.groups.extents)
+        # Of small jobs nobody has to know how many elements a gradient has: nothing goes to another thread.
+        is_small = self._offload.is_little(groups.cost(groups.elements))
+        elements = 0 if is_small else round_.elements
+        reduced = round_.reduce() if is_small else await self._reduce(round_, elements)
+        reduced.gradient.cover(groups.extents)
         nonfinite = () if reduced.is_finite else _nonfinite(round_, reduced)
         if nonfinite and round_.nonfinite == SKIP:
             return await self._skip(round_, edits, nonfinite, nothing_pending=False)
-        if flushes and not pending:
+        if first.flush and not pending:
             return await self._skip(round_, edits, (), nothing_pending=True)
-        gradient, elements = reduced.gradient, reduced.elements
-        if self.settings.accumulates:
-            extents, compute = state.groups.extents, self._fold.compute()
-            added = await self._offload.run(cost(elements), lambda: weighted(reduced, extents, compute))
+        gradient = reduced.gradient
+        if settings.rounds > 1 or pending:
+            added = await self._weigh(reduced, elements)
             if into is None:
                 return await self._add(round_, gradient, added, edits, nonfinite)
-            gradient = await self._finish(round_, gradient, added)
-            elements = state.groups.elements
+            gradient, elements = await self._finish(round_, gradient, added), groups.elements
         assert into is not None
         bounds = self.settings.bounds(edits)
-        clipped = UNCLIPPED
-        if bounds is not None or any(push.header.norms for push in round_.pushes):
-            clipped = await self._bound(gradient, bounds, elements)
         headers = [push.header for push in round_.pushes]
-        is_lost = bool(nonfinite) and state.search.is_under_way and self.settings.now.nonfinite != ZERO
+        clipped = UNCLIPPED
+        if bounds is not None or any([header.norms for header in headers]):  # noqa: C419 - a list is faster here
+            clipped = await self._bound(gradient, bounds, elements)
+        begins = all([header.begins for header in headers])  # noqa: C419
+        is_lost = bool(nonfinite) and state.search.is_under_way and not begins and settings.nonfinite != ZERO
         event = Stepped(
-            wall=max(push.wall for push in round_.pushes),
-            pushes=tuple([mark_of(state, header, tells_norms=bounds is not None) for header in headers]),
-            gradient=gradient,
-            edits=edits,
-            nonfinite=nonfinite,
-            loss=None if is_lost else loss_of(headers, round_.reduction),
-            begins=all(header.begins for header in headers),
-            norm=clipped.norm,
-            is_clipped=clipped.changed,
-            norms=None if clipped.norms is None else tuple(clipped.norms.tolist()),
+            max([push.wall for push in round_.pushes]),
+            tuple([mark_of(state, header, tells_norms=bounds is not None) for header in headers]),
+            gradient,
+            edits,
+            nonfinite,
+            None if is_lost else loss_of(headers, round_.reduction),
+            begins,
+            clipped.norm,
+            clipped.changed,
+            None if clipped.norms is None else tuple(clipped.norms.tolist()),
         )
         return await self._step(event, into, round_)
+
+    async def _reduce(self, round_: AnyRound, elements: int) -> Reduced:
+        return await self._offload.run(self._state.groups.cost(elements), round_.reduce)
+
+    async def _weigh(self, reduced: Reduced, elements: int) -> tuple[Totals, tuple[float, ...]]:
+        groups, compute = self._state.groups, self._fold.compute()
+        work = partial(weighted, reduced, groups.extents, compute)
+        return await self._offload.run(groups.cost(elements), work)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
         """Changes options of the job as a whole; makes the step of accumulated rounds that they make due.
@@ -145,7 +160,7 @@ class Stepping:
         self._memory.reserve_options((), edits.job)
         await self._step(Stepped(wall=origin.wall, pushes=(), gradient=None, edits=edits), into, None)
 
-    async def _step(self, event: Stepped, into: WeightSet, round_: Round | None) -> Sequence[PushResult]:
+    async def _step(self, event: Stepped, into: WeightSet, round_: AnyRound | None) -> Sequence[PushResult]:
         snapshots, compute = self._fold.snapshots, self._fold.compute()
         compute.into = into
         compute.lacks = lambda extent, slab: snapshots.lacks(into, extent, slab)
@@ -160,7 +175,7 @@ class Stepping:
 
     async def _skip(
         self,
-        round_: Round,
+        round_: AnyRound,
         edits: OptionEdits,
         nonfinite: tuple[NonfiniteEntries, ...],
         *,
@@ -172,7 +187,7 @@ class Stepping:
 
     async def _add(
         self,
-        round_: Round,
+        round_: AnyRound,
         gradient: Gradient,
         added: tuple[Totals, tuple[float, ...]],
         edits: OptionEdits,
@@ -184,14 +199,14 @@ class Stepping:
         self._give_back(round_)
         return applied.replies
 
-    def _marks(self, round_: Round) -> tuple[Mark, ...]:
+    def _marks(self, round_: AnyRound) -> tuple[Mark, ...]:
         return tuple(mark_of(self._state, push.header, tells_norms=False) for push in round_.pushes)
 
-    def _give_back(self, round_: Round) -> None:
+    def _give_back(self, round_: AnyRound) -> None:
         if round_.slot is not None:
             self._slots.give_back(round_.slot)
 
-    async def _finish(self, round_: Round, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
+    async def _finish(self, round_: AnyRound, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
         """The mean or sum of all rounds, in the slot of the last one. A flush brings nothing to them."""
         state, how, compute = self._state, self.settings.now.reduction, self._fold.compute()
         last, extents, slot = (gradient, *added), state.groups.extents, round_.slot
@@ -207,7 +222,7 @@ class Stepping:
             groups.cost(elements), lambda: bounded(gradient, groups.extents, bounds, p, len(groups), compute)
         )
 
-    def _keep_gradient(self, round_: Round | None, gradient: Gradient) -> None:
+    def _keep_gradient(self, round_: AnyRound | None, gradient: Gradient) -> None:
         """Notes where the gradient of the last step lies, for those who look at it."""
         self._looks.lent = None
         if round_ is not None and round_.slot is not None:
@@ -228,23 +243,27 @@ class Stepping:
         except OSError as problem:
             raise no_memory(self._state.name, "the weights after it", problem) from None
 
-    def _make_room(self, round_: Round) -> None:
+    def _make_room(self, round_: AnyRound) -> None:
         """Raises `RoundBroken` if what is to be done to the gradient of a round cannot be done."""
         state = self._state
         if round_.slot is None and self.settings.writes:
             # Options have changed since it began: with the gradient in a slot it begins anew.
             raise RoundBroken(job=state.name, why="options of the job have changed")
+        accumulates = round_.slot is not None and self.settings.accumulates
+        if not accumulates and not state.averages.kept:
+            return
         try:
-            if round_.slot is not None and self.settings.accumulates:
+            if accumulates:
+                assert round_.slot is not None
                 round_.slot.fit(state.groups.extents)
                 state.accumulation.fit(state.groups.extents)
             state.averages.fit(state.groups.extents)
         except OSError as problem:
             raise no_memory(state.name, "what is added up and averaged", problem) from None
 
-    def _check(self, round_: Round, edits: OptionEdits) -> None:
+    def _check(self, round_: AnyRound, edits: OptionEdits) -> None:
         """Raises `Refused` for a push that the algorithm cannot take: at these weights, or of this kind."""
-        options = {index: changed.options for index, changed in edits.groups}
+        options = {index: changed.options for index, changed in edits.groups} if edits else {}
         for push in round_.pushes:
             try:
                 check_evaluation(self._state, push.header)
@@ -253,7 +272,7 @@ class Stepping:
                 raise Refused(push, error) from None
 
 
-def _nonfinite(round_: Round, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
+def _nonfinite(round_: AnyRound, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
     """The entries of a round that were not finite, by push."""
     return tuple(
         NonfiniteEntries(push.header.worker, found.count, found.parameter, push.wall)

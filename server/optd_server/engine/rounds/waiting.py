@@ -1,7 +1,7 @@
 """Pushes that wait for what their policy wants: the policy decides, and this carries its decisions out."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from optd_server.engine.clock import Clock
 from optd_server.engine.rounds.policies.base import Decisions, HoldPush, MakeStep, Policy, PushId, RefusePush, WakeAt
@@ -31,7 +31,7 @@ class Waiting:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def pushes(self) -> Iterable[Push]:
+    def pushes(self) -> Collection[Push]:
         """The pushes that wait, in the order in which they came."""
         return self._held.values()
 

@@ -18,18 +18,18 @@ from optd_server.optim.iterative import Searches
 from optd_server.optim.lookahead import returns
 from optd_server.optim.option import Options
 from optd_server.optim.segment import SegmentState
-from optd_server.optim.step import apply
+from optd_server.optim.step import take_step
 from optd_server.optim.touched import RowGradient, apply_touched
 from optd_server.store.extents import Slab
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
-from optd_server.store.ledger import Mask
+from optd_server.store.ledger import Mask, is_full
 from optd_server.store.recent_changes import FRACTION, ChangedBySlab, ChangedElements
 from optd_server.store.rows import Rows, densify
 from optd_server.store.snapshots import WeightSet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Part:
     """What a step does to one slab."""
 
@@ -116,7 +116,7 @@ class Step:
         state = self._groups.slab_state(number, index)
         gradient = self.gradient
         present = gradient.presence[number][index]
-        rows = tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
+        rows = gradient.rows and tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
         options, counts = self._groups.in_force.dealt(self._version, slab)
         change = _change(algorithm, slab, present, rows)
         if change is not None:
@@ -145,8 +145,13 @@ class Step:
     @property
     def elements(self) -> int:
         """How many elements it reads and writes, about."""
-        whole = sum(rows.place.rows * rows.place.columns for rows in self._whole)
-        return whole + sum(part.elements for row in self._parts for part in row)
+        count = 0
+        for rows in self._whole:
+            count += rows.place.rows * rows.place.columns
+        for row in self._parts:
+            for part in row:
+                count += part.elements
+        return count
 
     @property
     def changes(self) -> ChangedBySlab:
@@ -155,7 +160,8 @@ class Step:
 
     def take(self, compute: Compute) -> None:
         """Writes the weights after the step, and updates the state in the groups."""
-        densify(self._whole, self.gradient.slabs)
+        if self._whole:
+            densify(self._whole, self.gradient.slabs)
         for row in self._parts:
             for part in row:
                 if isinstance(part.algorithm, Iterative):
@@ -179,17 +185,18 @@ class Step:
         )
 
     def _take_whole(self, part: _Part, compute: Compute) -> None:
-        apply(
+        present = None if is_full(part.present) else part.present
+        take_step(
             part.algorithm,
             part.options,
             part.state,
-            weights=part.current,
-            gradient=part.gradient,
-            out=part.following,
-            present=part.present,
-            counts=part.counts,
-            threads=compute.threads,
-            backend=compute.kernels,
+            part.current,
+            part.gradient,
+            part.following,
+            present,
+            part.counts,
+            compute.threads,
+            compute.kernels,
         )
 
     def _take_small(self, part: _Part, compute: Compute) -> None:
@@ -221,7 +228,7 @@ def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, .
     if isinstance(algorithm, Iterative):
         return None
     whole = slab.count <= INLINE_ELEMENTS or not isinstance(algorithm, Elementwise)
-    if not rows and (present.all() or (whole and present.any())):
+    if not rows and (is_full(present) or (whole and present.any())):
         return None
     elements = int(np.dot(present, slab.sizes)) + sum(each.values.size for each in rows)
     if elements * FRACTION > slab.count:

@@ -12,6 +12,7 @@ import numpy as np
 from optd_server.optim.finite import first_nonfinite
 from optd_server.optim.job_options import MEAN, REJECT, SUM, ZERO
 from optd_server.store.flat import Array
+from optd_server.store.rows import Ids, RowPlace
 from optd_wire.errors import InvalidRequest, NonfiniteGradient
 from optd_wire.values import PushHeader
 
@@ -50,6 +51,8 @@ def weight_of(header: PushHeader) -> float:
 
 def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
     """The mean or sum of the losses that pushes come with, by their weights, and unscaled; 0 where they have none."""
+    if all([header.loss is None for header in headers]):  # noqa: C419 - a list is faster here
+        return 0.0
     shares = [(weight_of(header), (header.loss or 0.0) / (header.loss_scale or 1.0)) for header in headers]
     if reduction == SUM or not shares:
         return sum(weight * loss for weight, loss in shares)
@@ -70,11 +73,8 @@ class Intake:
         self._reciprocal = float(np.float32(1 / scale)) if scale != 1 else 1.0
         self._count = 0
         self._first = ""
-
-    @property
-    def plain(self) -> bool:
-        """Whether numbers are taken as they come, and refused where one is not finite."""
-        return self._nonfinite == REJECT and self._weight == 1 and self._reciprocal == 1
+        self.plain = nonfinite == REJECT and weight == 1 and self._reciprocal == 1
+        """Whether numbers are taken as they come, and refused if one is not finite."""
 
     @property
     def found(self) -> Nonfinite | None:
@@ -92,6 +92,10 @@ class Intake:
                 self._meet(values, first, locate)
             if self._weight != 1:
                 np.multiply(values, values.dtype.type(self._weight), out=values)
+
+    def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
+        """As `take`, for the numbers of rows of a parameter."""
+        self.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
 
     def _meet(self, values: Array, first: int, locate: Locate) -> None:
         parameter, index = locate(first)

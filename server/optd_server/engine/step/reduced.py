@@ -12,7 +12,7 @@ from optd_server.store.ledger import Presence
 from optd_server.store.rows import RowPlace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Contribution:
     """What one push brings to a round."""
 
@@ -33,8 +33,6 @@ class Reduced:
     reduction: str
     contributions: tuple[Contribution, ...]
     """In the order of the pushes."""
-    elements: int
-    """How many elements the pushes have sent gradients of."""
 
     @property
     def is_finite(self) -> bool:

@@ -21,7 +21,7 @@ from optd_server.store.clearing import Clearing
 from optd_server.store.extents import Extent, Slab
 from optd_server.store.flat import Array, FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient
-from optd_server.store.ledger import Mask, Presence, owner_of
+from optd_server.store.ledger import Mask, Presence, is_full, owner_of
 from optd_server.store.rows import Rows
 from optd_wire.errors import NonfiniteGradient
 from optd_wire.frames import Frame
@@ -36,7 +36,14 @@ class Reduction:
         self._extents = tuple(extents)
         self._backend = backend
         self._threads = threads
-        self._clearing = Clearing(extents)
+        self._cleared: Clearing | None = None
+
+    @property
+    def _clearing(self) -> Clearing:
+        """The account of what has been cleared to be added to; a gradient of its own needs none."""
+        if self._cleared is None:
+            self._cleared = Clearing(self._extents)
+        return self._cleared
 
     def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake, *, add: bool) -> None:
         """Writes received frames, or adds them to what is there; raises `NonfiniteGradient` or what `claim` raises."""
@@ -132,12 +139,11 @@ class Reduction:
 
     def elements(self, presence: Presence) -> int:
         """How many elements the parameters have that are present."""
-        extents = zip(self._extents, presence, strict=False)
-        return sum(
-            slab.count if present.all() else int(np.dot(present, slab.sizes))
-            for extent, flags in extents
-            for slab, present in zip(extent.slabs, flags, strict=True)
-        )
+        count = 0
+        for extent, flags in zip(self._extents, presence, strict=False):
+            for slab, present in zip(extent.slabs, flags, strict=True):
+                count += slab.count if is_full(present) else int(np.dot(present, slab.sizes))
+        return count
 
     def mean(self, gradients: Sequence[Gradient], into: FlatBuffers) -> tuple[Presence, bool]:
         """Writes the mean of gradients that lie in memory, in one pass.
@@ -197,7 +203,7 @@ def _locate_in_slab(extent: Extent, slab: Slab, start: int, number: int) -> tupl
 
 def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:
     """The element ranges of the parameters that are present, with neighbours joined."""
-    if present.all():
+    if is_full(present):
         start = int(starts[0]) if len(starts) else 0
         return [(start, start + int(sizes.sum()))]
     edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False])).astype(np.int8)))

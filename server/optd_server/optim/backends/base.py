@@ -14,7 +14,7 @@ from optd_server.optim.runs import Runs
 from optd_server.optim.shared_coefficients import CoefficientTable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would take longer to make: there is one in every step
 class Work:
     """One step on one segment, checked and sorted. All vectors are contiguous and share no memory.
 

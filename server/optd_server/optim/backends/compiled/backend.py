@@ -183,7 +183,8 @@ def _alike(masks: npt.NDArray[np.bool_], sizes: npt.NDArray[np.int64]) -> tuple[
 
 def _plain(array: npt.NDArray[Any]) -> bool:
     """Whether the kernels take an array."""
-    return array.dtype in _FLOATS and array.ndim == 1 and array.flags.c_contiguous and array.flags.aligned
+    flags = array.flags
+    return array.dtype in _FLOATS and array.ndim == 1 and flags.c_contiguous and flags.aligned
 
 
 def _line(out: Vector) -> int:

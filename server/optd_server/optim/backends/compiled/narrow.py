@@ -16,7 +16,8 @@ from optd_server.optim.threads import share
 
 def fields_of(algorithm: Elementwise, state: Mapping[str, Vector], dtype: np.dtype[Any]) -> tuple[Vector, ...]:
     """Return the state as a kernel takes it: an array for each field, an empty one where it is not needed."""
-    return tuple(state.get(field.name, _nothing(dtype)) for field in algorithm.arrays)
+    nothing = _nothing(dtype)
+    return tuple([state.get(name, nothing) for name in algorithm.array_names])
 
 
 @cache
