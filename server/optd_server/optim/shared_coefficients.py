@@ -87,7 +87,7 @@ class CoefficientTable:
 
     @property
     def families(self) -> Sequence[int]:
-        """The family of each kind. Those of one family may share a block: only coefficients that may be arrays differ."""
+        """The family of each kind. Those of one family may share a block: they differ in array coefficients alone."""
         for coefficients, fields in self._exact[len(self._families) // 2 :]:
             # See `Algorithm.coefficients`.
             declared = getattr(type(coefficients), "__annotations__", {})

@@ -34,9 +34,9 @@ class AdamCoefficients(NamedTuple):
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 if it is not decoupled."""
     maximize: bool
     amsgrad: bool
 

@@ -15,15 +15,15 @@ from optd_server.optim.option import Option, Options, flag, number
 
 
 class ASGDCoefficients(NamedTuple):
-    """The numbers of a step. The first three are of the scalars that the step before has left."""
+    """The numbers of a step. The first three follow from the scalars that the step before has left."""
 
     shrink: Number
     """1 - lambd * eta"""
     negative_eta: Number
     mu: Number
-    """What the new weights count for in the average."""
+    """The weight of the new weights in the average."""
     restarts: bool
-    """Whether the average is the new weights: mu is 1."""
+    """Whether the average equals the new weights, because mu is 1."""
     weight_decay: float
     maximize: bool
 
@@ -44,7 +44,7 @@ def advance(options: Options, step: int, scalars: tuple[float, ...]) -> tuple[AS
 
 
 def _power(base: float, exponent: float) -> float:
-    """Return `base` to the power of `exponent`; inf where Python raises, NaN where it has no real number."""
+    """Return `base` to the power of `exponent`; inf if Python raises, NaN if there is no real result."""
     with np.errstate(all="ignore"):
         return base**exponent if isinstance(base, np.float32) else float(np.float64(base) ** exponent)
 

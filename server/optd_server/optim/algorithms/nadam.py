@@ -36,9 +36,9 @@ class NAdamCoefficients(NamedTuple):
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 if it is not decoupled."""
     maximize: bool
 
 
@@ -48,7 +48,7 @@ def advance(options: Options, step: int, scalars: tuple[float, ...]) -> tuple[NA
     beta1, beta2 = floats(options, "betas")
     decoupled = flag(options, "decoupled_weight_decay")
     mu, following = (beta1 * (1.0 - 0.5 * 0.96 ** (count * decay)) for count in (step, step + 1))
-    # A number of float32, and multiplied as such.
+    # A float32 number, and multiplied as one.
     product = float(np.float32(scalars[0]) * np.float32(mu))
     return NAdamCoefficients(
         of_gradient=quotient(-lr * (1.0 - mu), 1.0 - product),

@@ -19,15 +19,15 @@ DECOUPLED_WEIGHT_DECAY = Option(
 
 
 def learning_rate(default: float) -> Option:
-    """`lr`."""
+    """Declare `lr`."""
     return Option("lr", "float", default, NOT_NEGATIVE, doc="learning rate")
 
 
 def epsilon(default: float) -> Option:
-    """`eps`."""
+    """Declare `eps`."""
     return Option("eps", "float", default, NOT_NEGATIVE, doc="added to the denominator, for numerical stability")
 
 
 def penalty(default: float = 0.0) -> Option:
-    """`weight_decay` that is added to the gradient."""
+    """Declare a `weight_decay` that is added to the gradient."""
     return Option("weight_decay", "float", default, NOT_NEGATIVE, doc="weight decay (L2 penalty)")

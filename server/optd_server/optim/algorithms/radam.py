@@ -23,7 +23,7 @@ from optd_server.optim.option import Options, flag, floats, number
 
 
 class RAdamCoefficients(NamedTuple):
-    """The numbers of a step. Those but the first that may differ within a block depend on the step count."""
+    """The numbers of a step. Except for the first, those that may differ within a block depend on the step count."""
 
     lr: Number
     bias_correction1: Number
@@ -31,15 +31,15 @@ class RAdamCoefficients(NamedTuple):
     bias_correction2_sqrt: Number
     """sqrt(1 - beta2^t)"""
     rectification: Number
-    """What the adaptive step is multiplied by; not used where there is none."""
+    """The factor of the adaptive step; not used if the step is not adaptive."""
     one_minus_beta1: float
     beta2: float
     one_minus_beta2: float
     eps: float
     weight_decay: float
-    """The L2 penalty that is added to the gradient; 0 where weight decay is decoupled."""
+    """The L2 penalty that is added to the gradient; 0 if weight decay is decoupled."""
     shrink: float
-    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 where not decoupled."""
+    """What decoupled weight decay leaves of the weights: 1 - lr * weight_decay; 1 if it is not decoupled."""
     adaptive: bool
     """Whether the second moment has been averaged over enough steps to divide by it."""
     maximize: bool
@@ -71,7 +71,7 @@ def coefficients(options: Options, step: int) -> RAdamCoefficients:
 
 
 def _rectification(length: float, longest: float) -> float:
-    """Return r_t of the paper, from the lengths of the moving average: rho_t, and what that tends to."""
+    """Return r_t of the paper, from the lengths of the moving average: rho_t and its limit."""
     return float(((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5)
 
 

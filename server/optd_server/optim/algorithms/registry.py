@@ -54,18 +54,18 @@ _TAKEN = {
     },
     "state": {"step", "weights", "gradient", "ema", "swa"},
 }
-"""Names of what is beside an algorithm's own options and state, where clients see both."""
+"""Names that clients see beside an algorithm's own options and state."""
 _known: dict[str, Algorithm] = {}
 _packages: dict[str, str] = {}
 
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(_known)
-"""All algorithms by name: those of this package, and those that were registered since."""
+"""All algorithms by name: those of this package, and those registered since."""
 
 
 def register(algorithm: Algorithm, package: str = "") -> None:
-    """Add an algorithm; `package` says where it is from, for people, and is empty for those of this package.
+    """Add an algorithm; `package` tells people where it comes from, and is empty for those of this package.
 
-    Raises ValueError, with what is wrong, for a declaration that contradicts itself or another one.
+    Raises ValueError, whose message says what is wrong, if a declaration contradicts itself or another one.
     """
     name = algorithm.name
     if not _NAME.fullmatch(name):
@@ -92,13 +92,13 @@ def register(algorithm: Algorithm, package: str = "") -> None:
 
 
 def _check_rows(algorithm: Algorithm) -> None:
-    """Raise ValueError for a declaration of rows that no step could follow."""
+    """Raise ValueError if no step could follow the declaration of rows."""
     support = algorithm.rows
     if support is None:
         return
     if not isinstance(algorithm, Elementwise):
         if isinstance(algorithm, Iterative):
-            return  # which sees them as part of a whole gradient
+            return  # it sees rows as part of a whole gradient
         raise ValueError(f"{algorithm.name} takes rows, which parameterwise algorithms cannot")
     missing = set(support.zero) - {each.name for each in algorithm.options}
     if missing:
@@ -111,7 +111,7 @@ def _check_rows(algorithm: Algorithm) -> None:
 
 
 def package_of(name: str) -> str:
-    """Return the package that an algorithm is from; empty for this one."""
+    """Return the package that an algorithm comes from; empty for this one."""
     return _packages[name]
 
 

@@ -56,7 +56,7 @@ def update(c: SgdCoefficients, block: Block) -> None:
             np.copyto(buffer, direction)
         else:
             np.multiply(buffer, c.momentum, out=buffer)
-            if c.kept == 1:  # one pass less, of the same bits
+            if c.kept == 1:  # saves a pass, same bits
                 np.add(buffer, direction, out=buffer)
             else:
                 add(buffer, direction, c.kept, out=buffer, scratch=scratch)
@@ -73,7 +73,7 @@ def fused(
 ) -> None:
     """Apply one step to a tile: `update`, element by element."""
     (buffer,) = state
-    # The direction is said twice: a loop that touches a buffer only sometimes does not become vector code.
+    # The direction is written twice: a loop that only sometimes touches a buffer does not become vector code.
     if c.has_momentum:
         for i in range(out.size):
             direction = gradient[i]
@@ -120,7 +120,7 @@ SGD = Elementwise(
         ),
     ),
     state=(StateField("momentum_buffer", _has_momentum, seeded=True),),
-    # Momentum goes on moving a row after its gradient has become zero.
+    # Momentum moves a row even after its gradient has become zero.
     rows=RowSupport(whole=_has_momentum, zero=("weight_decay",)),
     coefficients=coefficients,
     update=update,
