@@ -3,8 +3,8 @@
 An algorithm is a plain value: options, state fields, and pure functions. There are three kinds. Most are `Elementwise`:
 each new weight follows from what belongs to that same element, so `step.apply` and the backends may cut a segment into
 blocks as they like. `Parameterwise` ones look at a parameter as a whole, in its shape. `Iterative` ones look at all
-parameters as one vector, and ask for the gradient at several places before their step is done. None knows groups or
-layouts.
+parameters as one vector, and ask for the gradient at several places before their step ends. No algorithm knows groups
+or layouts.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -21,9 +21,9 @@ from optd_server.optim.row_support import RowSupport
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 """Elements of one dtype, one dimension."""
 Number: TypeAlias = float | np.floating[Any] | Vector
-"""A coefficient that may differ within a block: one for all, or one for each of its elements."""
+"""A coefficient that may differ within a block: one number for all elements, or one for each."""
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
-"""Of any shape."""
+"""Elements of one dtype, any shape."""
 
 
 Shape: TypeAlias = tuple[int, ...]
@@ -46,28 +46,28 @@ def scalar(_: Shape) -> Shape:
 
 @dataclass(frozen=True)
 class StateField:
-    """What an algorithm remembers of each parameter, under torch's name for it: an array, or one number."""
+    """Something an algorithm remembers for each parameter, under torch's name: an array, or one number."""
 
     name: str
     when: Callable[[Options], bool] = always
-    """Which options need it. It is allocated once they do, and kept from then on."""
+    """Whether options need it. It is allocated as soon as they do, and kept from then on."""
     shape: Callable[[Shape], Shape | None] = own
-    """Its shape, by that of the parameter; None where such a parameter has no such state."""
+    """Its shape for a parameter of some shape; None if such a parameter does not have it."""
     dtype: str | None = None
-    """Its dtype; None is that of the arithmetic: the weights' own, or float32 for weights of 16 bits."""
+    """Its dtype. None is the dtype of the arithmetic: the weights' own, or float32 for weights of 16 bits."""
     initial: Callable[[Options], float] | None = None
-    """What every element is before a parameter's first step; None is 0."""
+    """The value of every element before a parameter's first step; None is 0."""
     seeded: bool = False
-    """Whether the first update of a parameter sets the field by itself, not from zeros: `Block.fresh`."""
+    """Whether a parameter's first update sets the field without reading it: see `Block.fresh`."""
     of_weights: bool = False
-    """Whether it begins as what the weights are before a parameter's first step with it, and follows them."""
+    """Whether it begins as a copy of the weights, before a parameter's first step with it, and follows them."""
     narrow_only: bool = False
-    """Whether only parameters have it whose dtype is narrower than that of the arithmetic on them."""
+    """Whether only parameters whose dtype is narrower than that of the arithmetic have it."""
     series: Callable[[Options], int] | None = None
-    """At most how many of it there are, called ``name.0``, ``name.1``, …; None: it is one, and called by its name."""
+    """The largest number of members, called ``name.0``, ``name.1``, …; None: it is one field, called ``name``."""
 
     def members(self, options: Options) -> tuple["StateField", ...]:
-        """Return the fields that it stands for: itself, or those of its series."""
+        """Return the field itself, or the members of its series."""
         if self.series is None:
             return (self,)
         count = self.series(options)
@@ -75,21 +75,21 @@ class StateField:
 
     @property
     def elementwise(self) -> bool:
-        """Whether it has a number for each weight, of the arithmetic's dtype, and so is laid out as they are."""
+        """Whether it has a number for each weight, in the arithmetic's dtype, and so has the weights' layout."""
         return self.shape is own and self.dtype is None
 
 
 MASTER_WEIGHTS = StateField(
     "master_weights", lambda options: bool(options.get("master_weights")), of_weights=True, narrow_only=True
 )
-"""What every algorithm remembers where a group asks for it: see `masters`."""
+"""The field that every algorithm has if a group asks for master weights: see `masters`."""
 
 SLOW_WEIGHTS = StateField("slow_weights", lambda options: options.get("lookahead_steps") is not None, of_weights=True)
-"""What every algorithm remembers where a group looks ahead: see `lookahead`."""
+"""The field that every algorithm has if a group looks ahead: see `lookahead`."""
 
 
 def scalar_field(name: str, initial: Callable[[Options], float]) -> StateField:
-    """Declare a number for each parameter, of float32 whatever the weights are, as torch keeps such numbers."""
+    """Declare one number for each parameter; as in torch it is float32, whatever dtype the weights have."""
     return StateField(name, shape=scalar, dtype="float32", initial=initial)
 
 
@@ -97,7 +97,7 @@ def scalar_field(name: str, initial: Callable[[Options], float]) -> StateField:
 class Block:
     """Elements that one call of a kernel updates: all arrays are 1-d, of one length and one dtype.
 
-    The driver owns all of them; a kernel keeps none. No two of them share memory.
+    The driver owns the arrays; a kernel keeps none. No two arrays share memory.
     """
 
     weights: Vector
@@ -116,9 +116,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter that one call of `Parameterwise.update` updates: all arrays have its shape, but for the state.
+    """A parameter that one call of `Parameterwise.update` updates: all arrays but those of the state have its shape.
 
-    No two of them share memory; the function keeps none.
+    No two arrays share memory; the function keeps none.
     """
 
     weights: Array
@@ -126,40 +126,40 @@ class Parameter:
     gradient: Array
     """Read only."""
     out: Array
-    """The new weights, uninitialised; every element is to be written."""
+    """The new weights, uninitialised. The function writes every element."""
     state: Mapping[str, Array]
-    """The fields that the options need and that a parameter of this shape has, in their shapes; updated in place."""
+    """The fields that the options need and a parameter of this shape has, in their shapes; updated in place."""
     step: int
-    """Which step of the parameter it is, counted from 1."""
+    """The parameter's step count, 1 at its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """An optimizer: what it is called, what it can be told and what it remembers. One of the three kinds below."""
+    """An optimizer: its name, options and state. The three kinds below derive from it."""
 
     name: str
-    """As it is asked for: ``adam``."""
+    """The name that clients ask for: ``adam``."""
     title: str
-    """As torch spells its class: ``Adam``."""
+    """The name of its class in torch: ``Adam``."""
     doc: str
     """One line."""
     options: tuple[Option, ...]
     constraints: tuple[Constraint, ...] = ()
     state: tuple[StateField, ...] = ()
     shape_problem: Callable[[Shape], str | None] | None = None
-    """What is wrong with parameters of a shape, as the end of "parameter 'w' must …"; None: nothing, with any."""
+    """What is wrong with a shape of parameters, as the end of "parameter 'w' must …". None: it takes every shape."""
     takes_values: bool = False
     """Whether values for the weights are pushed, not gradients, so that clipping and lookahead must not apply."""
     rows: RowSupport | None = None
-    """How it takes gradients of some rows of a parameter; None: not at all. For elementwise ones."""
+    """How it takes gradients of some rows of a parameter. None: it refuses them. For elementwise algorithms."""
 
     @cached_property
     def all_state(self) -> tuple[StateField, ...]:
-        """The fields that it declares, and those that every algorithm has."""
+        """The fields that it declares, with those that every algorithm has."""
         return (*self.state, MASTER_WEIGHTS, SLOW_WEIGHTS)
 
     def state_of(self, options: Options) -> tuple[StateField, ...]:
-        """Return all state fields, series as what they consist of under these resolved options."""
+        """Return all state fields, with each series as its members under these resolved options."""
         return tuple(member for field in self.all_state for member in field.members(options))
 
     def fields(self, options: Options) -> tuple[StateField, ...]:
@@ -168,44 +168,43 @@ class Algorithm:
 
 
 MOST_FUSED = 6
-"""How many fields that are not scalars an algorithm with a `fused` may have."""
+"""The largest number of fields, without scalars, of an algorithm that has a `fused`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elementwise(Algorithm):
-    """An algorithm that needs of a parameter nothing but its elements, one by one, and its step count.
+    """An algorithm that needs nothing of a parameter but its elements, one by one, and its step count.
 
-    `coefficients`, or `advance` where there are scalars to keep, turns the options and a step count into the numbers
-    of one step, in Python floats as torch does; `update` applies them to a block of elements, in numpy; `fused` does
-    the same element by element, for a compiler. Fields are elementwise or scalars.
+    `coefficients`, or `advance` for an algorithm with scalars, turns the options and a step count into the numbers of
+    one step, in Python floats as torch does. `update` applies them to a block of elements, in numpy. `fused` does the
+    same element by element, for a compiler. Fields are elementwise or scalars.
     """
 
     coefficients: Callable[[Options, int], tuple[Any, ...]] | None = None
-    """The numbers of one step, as a NamedTuple, from resolved options and the step count (1 at the first
-    step).
+    """Compute the numbers of one step, a NamedTuple, from resolved options and the step count (1 at the first step).
 
-    Its floats reach the kernel in the dtype of the data. One that is annotated `Number` may be an array of the
-    block's length, because a block may hold parameters of several step counts and groups. One that is annotated
-    `float`, and whatever is not a float, is the same for a whole block: annotate so what a formula branches on, and
-    where the step count decides between formulas, let a bool say so.
+    Its floats reach the kernel in the dtype of the data. A number annotated `Number` may be an array of the block's
+    length, because a block may hold parameters of several step counts and groups. A number annotated `float`, and
+    everything that is not a float, is the same for a whole block. Annotate a number as `float` if a formula branches
+    on it; if the step count decides between formulas, let a bool say which.
     """
     advance: Callable[[Options, int, tuple[float, ...]], tuple[tuple[Any, ...], tuple[float, ...]]] | None = None
-    """In the place of `coefficients`, for an algorithm that keeps scalars: from these as they are before the step, in
-    the order of their declaration, the numbers of the step and the scalars after it."""
+    """Replaces `coefficients` in an algorithm with scalars. Gets the scalars before the step, too, in declared order,
+    and returns the numbers of the step and the scalars after it."""
     update: Callable[[Any, Block], None]
     """Apply one step to a block, elementwise: the same bits however a segment is cut into blocks."""
     scratch: int = 0
     """How many scratch arrays `update` needs."""
     fused: Callable[..., None] | None = None
-    """`update` for a tile of some hundred elements, as numba can compile it; None leaves all work to `update`.
+    """`update` for a tile of some hundred elements, in code that numba can compile; None leaves all work to `update`.
 
     Called as ``fused(c, fresh, weights, gradient, out, state)``. `c` is a record with the names and numbers of
     the coefficients, its floats in the dtype of the data. `state` holds an array for each declared field that is not a
-    scalar, in declared order; one that the options do not need may be empty, so a bool among the coefficients has to
-    say whether to touch it; there are `MOST_FUSED` at most. All else is as in `Block`. It must give the bits of
+    scalar, in declared order, at most `MOST_FUSED` of them. An array that the options do not need may be empty, so a
+    bool among the coefficients has to say whether to touch it. All else is as in `Block`. It must give the bits of
     `update`: the same operations in the same order, and no constant that lifts float32 to float64
     (``out.dtype.type(1) - x``, not ``1.0 - x``). Loops that run over ``range(out.size)`` with nothing but elementwise
-    work become vector code; several short ones do no harm, a tile stays in the fastest cache.
+    work become vector code. Several short loops do no harm, because a tile stays in the fastest cache.
     """
 
     def __post_init__(self) -> None:
@@ -230,13 +229,13 @@ class Elementwise(Algorithm):
 
     @cached_property
     def scalars(self) -> tuple[StateField, ...]:
-        """The fields that are one number a parameter."""
+        """The fields that are one number for each parameter."""
         return tuple(field for field in self.state if field.shape is scalar)
 
     def numbers(
         self, options: Options, step: int, scalars: tuple[float, ...]
     ) -> tuple[tuple[Any, ...], tuple[float, ...]]:
-        """Return the coefficients of a step, and the scalars after it, as Python's numbers."""
+        """Return the coefficients of a step, and the scalars after it, as Python numbers."""
         if self.advance is not None:
             coefficients, scalars = self.advance(options, step, scalars)
             return _plain(coefficients), tuple(map(float, scalars))
@@ -264,7 +263,7 @@ class Parameterwise(Algorithm):
     """An algorithm that looks at each parameter as a whole, in its shape. It has one backend: numpy."""
 
     update: Callable[[Options, Parameter], None]
-    """Apply one step to one parameter that has elements, under resolved options. Called from several threads."""
+    """Apply one step to one parameter that is not empty, under resolved options. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +272,12 @@ class Evaluation:
 
     loss: float
     gradient: Vector
-    """Of all parameters, one after the other, shape (N,); zeros where one has none. Whoever gets it may keep it."""
+    """The gradients of all parameters, one after the other, shape (N,); zeros for a parameter that has none. The
+    receiver may keep it."""
     is_finite: bool = True
-    """Whether the gradient is. If not, entries that are no numbers are zeros, and the loss is infinite."""
+    """Whether the gradient is finite. If not, its NaN and infinite entries are zeros, and the loss is infinite."""
     weights: Vector | None = None
-    """The weights of this evaluation, shape (N,), if somebody wrote them meanwhile; else None."""
+    """The weights of this evaluation, shape (N,), if somebody has written others than were asked about; else None."""
 
 
 Remembered: TypeAlias = Mapping[str, Any]

@@ -1,8 +1,8 @@
 """The compound operations of torch that optimizers are written in, with torch's order of operations.
 
-torch's CPU kernels round once where a product is added (a fused multiply-add); numpy has no such operation
-and rounds twice. That, and a sqrt that is not always correctly rounded in torch, is all that is between
-their results and these: an ulp or so of the larger term for each operation.
+torch's CPU kernels round once when they add a product (a fused multiply-add); numpy has no such operation and rounds
+twice. torch's sqrt is not always correctly rounded. Apart from these two, results agree: they differ by an ulp or so of
+the larger term for each operation.
 
 `scratch` is overwritten; it must not share memory with any other argument. `out` may be `a` in all of them.
 """
@@ -16,7 +16,7 @@ from optd_server.optim.algorithm import Array, Block, Number, Vector
 
 
 def quotient(a: float, b: float) -> float:
-    """``a / b`` as IEEE 754 has it: infinite or NaN where b is 0. Where one is a float32, in float32."""
+    """Divide as IEEE 754 defines it: infinity or NaN if b is 0. In float32 if either number is a float32."""
     single = isinstance(a, np.float32) or isinstance(b, np.float32)
     kind = np.float32 if single else np.float64
     with np.errstate(all="ignore"):
@@ -24,7 +24,7 @@ def quotient(a: float, b: float) -> float:
 
 
 def to_bfloat16(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Round to the nearest number that bfloat16 has, to an even one where two are equally near. NaN stays NaN."""
+    """Round to the nearest bfloat16, and to the even one if two are equally near. NaN stays NaN."""
     array = np.asarray(numbers, np.float32)
     bits = array.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
@@ -32,9 +32,9 @@ def to_bfloat16(numbers: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def norm(array: Array) -> np.floating[Any]:
-    """``torch.norm(array)``, added up in float64: infinite where the sum of squares is past the array's dtype."""
+    """``torch.norm(array)``, added up in float64: infinite if the sum of squares is beyond the array's dtype."""
     flat = array.reshape(-1)
-    if flat.size == 1:  # torch takes no square then
+    if flat.size == 1:  # torch does not square then
         return array.dtype.type(abs(flat[0]))
     return array.dtype.type(np.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64).astype(array.dtype)))
 
@@ -55,8 +55,8 @@ def addcmul(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scra
 def minus_square(a: Vector, b: Vector, *, out: Vector) -> None:
     """``out = a - b * b``: ``torch.addcmul(a, b, b, value=-1)``.
 
-    The difference may be small, or finite where the square is not. So it is in float64: float32 is rounded once, as in
-    torch.
+    The difference may be small, or finite although the square is not. It is computed in float64, so float32 is rounded
+    once, as in torch.
     """
     square = np.multiply(b, b, dtype=np.float64)
     np.subtract(a, square, out=out, dtype=np.float64, casting="same_kind")
@@ -72,8 +72,8 @@ def addcdiv(a: Vector, b: Vector, c: Vector, value: Number, *, out: Vector, scra
 def lerp(a: Array, b: Array, weight: float, *, out: Array, scratch: Array) -> None:
     """``out = a + weight * (b - a)``: ``torch.lerp(a, b, weight)``, for a scalar weight.
 
-    torch counts from the nearer end, so that a weight of 1 gives b exactly. `weight` is of the data's
-    dtype, in which torch compares it and takes it from 1, too.
+    torch counts from the nearer end, so that a weight of 1 gives b exactly. `weight` has the data's dtype; torch, too,
+    compares it and subtracts it from 1 in that dtype.
     """
     np.subtract(b, a, out=scratch)
     if abs(weight) < 0.5:
@@ -94,7 +94,7 @@ def sign(a: Vector, *, out: Vector, scratch: Vector) -> Vector:
 def directed(block: Block, maximize: bool, weight_decay: float, *, out: Vector, scratch: Vector) -> Vector:
     """Return the gradient to descend along: negated to maximize, then with `weight_decay` times the weights added.
 
-    It lies in `out`, or is the block's own gradient where nothing changes it.
+    The result lies in `out`, or is the block's own gradient if nothing changes it.
     """
     gradient = block.gradient
     if maximize:

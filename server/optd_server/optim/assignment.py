@@ -1,4 +1,4 @@
-"""Which options each parameter of a segment has, and which state these need. Kept until the options change."""
+"""Which options each parameter of a segment has, and which state these options need."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 class Assignment:
-    """The options of a segment's groups, equal ones taken together, and what follows from them for its parameters."""
+    """The options of a segment's groups, with equal ones merged, and what follows from them for each parameter."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Assignment:
         self._options = tuple(options)
         self._counts = None if counts is None else tuple(counts)
         self.distinct, of_group = _distinct(options)
-        """The options that differ."""
+        """The distinct options."""
         self.which: Indices = np.repeat(of_group, segment.groups if counts is None else counts)
         """Which of the distinct options each parameter has, shape (P,)."""
         self.needs: dict[StateField, Mask] = {
@@ -47,7 +47,7 @@ class Assignment:
         return needs
 
     def fits(self, algorithm: Algorithm, options: Sequence[Options], counts: Sequence[int] | None = None) -> bool:
-        """Whether it was made for this algorithm and these very objects, each of as many parameters."""
+        """Whether it was made for this algorithm and these very objects, for the same numbers of parameters."""
         return (
             algorithm is self._algorithm
             and (self._counts is None if counts is None else self._counts == tuple(counts))
@@ -56,11 +56,11 @@ class Assignment:
         )
 
     def waiting(self, field: StateField, segment: SegmentState) -> Mask:
-        """Return which parameters need a field and do not have it yet."""
+        """Return which parameters need a field but do not have it yet."""
         return self.needs[field] & ~segment.started[field.name]
 
     def begin(self, segment: SegmentState, weights: Vector, present: Mask | None) -> None:
-        """Give the state of parameters whose first step this is what it begins with, where that is not zero."""
+        """Set state that does not begin with zeros, for the parameters that get it in this step."""
         for field in self.needs:
             if field.initial is None and not field.of_weights:
                 continue
@@ -77,17 +77,17 @@ class Assignment:
                     segment.state[field.name][segment.layout(field).elements(place, place + 1)] = value
 
     def finish(self, segment: SegmentState, out: Vector, present: Mask | None, threads: int = 1) -> None:
-        """End a step of the parameters in `present`, or of all: `out` has what it has made of their weights.
+        """End a step of the parameters in `present`, or of all, whose new weights are in `out`.
 
-        The step is counted, they have the state that they need from now on, and those whose slow weights are to catch
-        up with them return to these.
+        Counts the step, notes that these parameters have the state that they need, and returns parameters to their slow
+        weights if these are due to catch up.
         """
         segment.steps += 1 if present is None else present
         for field, needs in self.needs.items():
             segment.started[field.name] |= needs if present is None else needs & present
         for field in (MASTER_WEIGHTS, SLOW_WEIGHTS):
             if field.name in segment.started:
-                # A step without them leaves them behind the weights.
+                # A step that does not need them does not update them: they no longer match the weights.
                 moved = np.ones(len(self.which), np.bool_) if present is None else present
                 segment.started[field.name] &= ~moved | self.needs.get(field, False)
         if SLOW_WEIGHTS in self.needs:
@@ -108,7 +108,7 @@ class Assignment:
             np.copyto(segment.state[field.name][here], exact)
 
     def _exact(self, segment: SegmentState, chosen: Mask, weights: Vector) -> Iterator[tuple[slice, Vector]]:
-        """Where the elements of chosen parameters lie, and their weights: master weights where they have such."""
+        """Yield where elements of chosen parameters lie, and their master weights, or weights for lack of these."""
         kinds = chosen.astype(np.int64)
         if MASTER_WEIGHTS in self.needs:
             kinds[chosen & self.needs[MASTER_WEIGHTS] & segment.started[MASTER_WEIGHTS.name]] = 2
@@ -120,7 +120,7 @@ class Assignment:
 
 
 def _distinct(options: Sequence[Options]) -> tuple[list[Options], Indices]:
-    """Return the options that differ, and which of them each group has."""
+    """Return the distinct options, and which of them each group has."""
     by_content: dict[Any, int] = {}
     distinct: list[Options] = []
     by_identity: dict[int, int] = {}

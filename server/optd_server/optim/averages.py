@@ -16,7 +16,7 @@ def move(average: Vector, weights: Vector, share: float, threads: int = 1) -> No
 
     Args:
         average: Shape (N,).
-        weights: Of the same shape and dtype. Not modified. Those of 16 bits are computed on in float32.
+        weights: Of the same shape and dtype. Not modified. Weights of 16 bits are computed on in float32.
         share: In [0, 1].
         threads: How many threads share the work, this one included.
     """

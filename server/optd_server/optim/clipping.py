@@ -1,8 +1,8 @@
-"""Gradients that are too large, made smaller: by value, by the norm of a group, by the norm over all groups.
+"""Clip gradients that are too large: by value, by the norm of a group, by the norm over all groups, in this order.
 
-As `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_` do it, in this order: with the p-norm n of what is clipped
-and its bound m, every element is multiplied by ``min(1, m / (n + 1e-6))``. Norms are worked out in float64, whatever
-the dtype of the gradient.
+As in `torch.nn.utils.clip_grad_value_` and `clip_grad_norm_`, with the p-norm n of what is clipped and its bound m,
+every element is multiplied by ``min(1, m / (n + 1e-6))``. Norms are computed in float64, whatever dtype the gradient
+has.
 """
 
 import math
@@ -18,14 +18,14 @@ from optd_server.optim.runs import BLOCK
 from optd_server.optim.threads import share
 
 EPSILON = 1e-6
-"""What torch adds to a norm before it divides by it."""
+"""torch adds this to a norm before it divides by it."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """By group, the largest magnitude of an element and the largest norm; over all groups, the largest norm.
+    """For each group, the largest magnitude of an element and the largest norm; over all groups, the largest norm.
 
     Infinity stands for no bound. `p` is the kind of all norms, in (0, inf].
     """
@@ -37,12 +37,12 @@ class Bounds:
 
     @property
     def any_norm(self) -> bool:
-        """Whether norms have to be known."""
+        """Whether norms have to be computed."""
         return self.norm < math.inf or bool((self.norms < math.inf).any())
 
     @property
     def only_norms(self) -> bool:
-        """Whether norms have bounds, and elements have none."""
+        """Whether only norms have bounds, and elements have none."""
         return self.any_norm and bool(np.isinf(self.values).all())
 
 
@@ -56,16 +56,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """What clipping has found: the norm over all groups before it was bounded (0: not asked for), and any change."""
+    """The result of clipping: the norm over all groups before clipping (0 if not asked for), and whether it changed."""
 
     norm: float
     changed: bool
     norms: Floats | None = None
-    """By group, the norms before they were bounded; None where they were not asked for."""
+    """The norm of each group before clipping; None if not asked for."""
 
 
 def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
-    """Clip a gradient in place; groups are numbered as in `bounds`. Without a bound that holds nothing is written."""
+    """Clip a gradient in place; groups are numbered as in `bounds`. Writes nothing if no bound is exceeded."""
     changed = False
     for piece in pieces:
         if bounds.values[piece.group] < math.inf:
@@ -77,7 +77,7 @@ def clip(pieces: Sequence[Piece], bounds: Bounds, threads: int = 1) -> Clipped:
     with np.errstate(invalid="ignore"):
         factors = factors * _factor(norm_of(norms * factors, bounds.p), bounds.norm)
     for piece in pieces:
-        if factors[piece.group] != 1:  # a NaN, of a sum that has overflowed, spreads as in torch
+        if factors[piece.group] != 1:  # NaN, from a sum that has overflowed, spreads as in torch
             changed = True
             _scale(piece.elements, float(factors[piece.group]), threads)
     return Clipped(norm_of(norms, bounds.p), changed, norms)
@@ -89,7 +89,7 @@ def _factor(norm: Any, bound: Any) -> Any:
 
 
 def group_norms(pieces: Sequence[Piece], groups: int, p: float, threads: int = 1) -> Floats:
-    """Return the p-norm of each group, shape (groups,); of one without elements it is 0."""
+    """Return the p-norm of each group, shape (groups,); 0 for a group without elements."""
     collected: list[list[float]] = [[] for _ in range(groups)]
     for piece in pieces:
         collected[piece.group].append(vector_norm(piece.elements, p, threads))
@@ -97,7 +97,7 @@ def group_norms(pieces: Sequence[Piece], groups: int, p: float, threads: int = 1
 
 
 def norm_of(numbers: npt.NDArray[np.floating[Any]], p: float) -> float:
-    """Return the p-norm of a few numbers, which may be norms of parts themselves."""
+    """Return the p-norm of a few numbers; norms of parts give the norm of the whole."""
     if not numbers.size:
         return 0.0
     magnitudes = np.abs(numbers.astype(np.float64))
@@ -115,7 +115,7 @@ def vector_norm(elements: npt.NDArray[np.floating[Any]], p: float, threads: int 
         return [_block_norm(elements[start : min(start + BLOCK, last)], p) for start in range(first, last, BLOCK)]
 
     parts = [norm for found in share(work, len(elements), threads, unit=BLOCK) for norm in found]
-    # In whichever order threads have come by them, the sum is the same.
+    # Sorted, so that the sum does not depend on the order in which threads finish.
     return norm_of(np.sort(np.asarray(parts)), p)
 
 
@@ -124,14 +124,14 @@ def _block_norm(block: npt.NDArray[np.floating[Any]], p: float) -> float:
         wide = block.astype(np.float64)
         with np.errstate(all="ignore"):
             squares = float(np.dot(wide, wide))
-        # What overflows or vanishes in squares is taken the long way.
+        # Squares that overflow or vanish take the slow way.
         if 1e-200 < squares < math.inf:
             return math.sqrt(squares)
     return norm_of(block, p)
 
 
 def clip_values(elements: Vector, bound: float, threads: int = 1) -> bool:
-    """Set elements beyond -bound … bound to the nearer of these, in place; return whether there was one."""
+    """Set elements outside of -bound … bound to the nearer bound, in place; return whether there were any."""
     with np.errstate(over="ignore"):
         limit = elements.dtype.type(bound)
 

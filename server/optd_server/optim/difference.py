@@ -9,13 +9,13 @@ from optd_server.optim.threads import share
 
 
 def difference_norm(new: Vector, old: Vector, p: float, threads: int = 1) -> float:
-    """Return the p-norm of ``new - old``, subtracted and added up in float64; both of one shape (N,)."""
+    """Return the p-norm of ``new - old``, subtracted and added up in float64. Both have shape (N,)."""
 
     def work(first: int, last: int) -> list[float]:
         return [_block(new, old, start, min(start + BLOCK, last), p) for start in range(first, last, BLOCK)]
 
     parts = [norm for found in share(work, len(new), threads, unit=BLOCK) for norm in found]
-    # In whichever order threads have come by them, the sum is the same.
+    # Sorted, so that the sum does not depend on the order in which threads finish.
     return norm_of(np.sort(np.asarray(parts)), p)
 
 

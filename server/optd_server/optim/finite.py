@@ -21,7 +21,7 @@ def all_finite(block: npt.NDArray[np.floating[Any]]) -> bool:
     """Whether a 1-d array that fits the cache holds only finite numbers.
 
     NaN and infinity survive every sum, so a finite sum proves that there is neither, at the speed of reading. A sum
-    may overflow where no element is infinite: then every element is looked at.
+    may overflow although no element is infinite: then every element is checked.
     """
     with np.errstate(all="ignore"):
         total = np.add.reduce(block)

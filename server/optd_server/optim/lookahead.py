@@ -1,8 +1,8 @@
 """Lookahead on top of any algorithm: slow weights, towards which the weights return every few steps.
 
 Zhang, Lucas, Hinton and Ba, 2019, "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1: after each k steps
-of the algorithm, ``slow += alpha * (weights - slow)`` and ``weights = slow``. The steps are those of each parameter, so
-that one which misses a gradient waits with its slow weights, too. State of the algorithm goes on as it is.
+of the algorithm, ``slow += alpha * (weights - slow)`` and ``weights = slow``. Steps are counted for each parameter, so
+the slow weights of a parameter that misses a gradient wait, too. The algorithm's state is left as it is.
 """
 
 from collections.abc import Sequence
@@ -45,21 +45,21 @@ def looks_ahead(options: Options) -> bool:
 
 
 def period(options: Options) -> int:
-    """Return after how many steps slow weights catch up, of options that look ahead."""
+    """Return after how many steps slow weights catch up, for options that look ahead."""
     return integer(options, LOOKAHEAD_STEPS)
 
 
 def share_of_way(options: Options) -> float:
-    """Return how far slow weights go when they catch up, as a share of the way."""
+    """Return which share of the way slow weights go when they catch up."""
     return number({LOOKAHEAD_ALPHA: ALPHA, **options}, LOOKAHEAD_ALPHA)
 
 
 def returns(
     options: Sequence[Options], counts: Sequence[int] | npt.NDArray[np.int64], steps: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Return which parameters, shape (P,), go back to their slow weights where they have had so many steps.
+    """Return which parameters, shape (P,), return to their slow weights at these step counts.
 
-    `counts` is of how many parameters in a row each of `options` is.
+    `counts` says how many consecutive parameters have each of `options`.
     """
     periods = np.repeat([period(each) if looks_ahead(each) else 0 for each in options], counts)
     due: npt.NDArray[np.bool_] = (periods > 0) & (steps % np.maximum(periods, 1) == 0)
@@ -67,11 +67,11 @@ def returns(
 
 
 def catch_up(slow: Vector, weights: Vector, alpha: float, threads: int = 1) -> None:
-    """Move slow weights towards weights, and these to where that leads; both in place.
+    """Move slow weights towards the weights, then set the weights to them; both in place.
 
     Args:
         slow: Shape (N,), of the dtype of the arithmetic.
-        weights: Shape (N,). Those of 16 bits get what the slow weights round to.
+        weights: Shape (N,). Weights of 16 bits get the slow weights, rounded.
         alpha: In (0, 1].
         threads: How many threads share the work, this one included.
     """

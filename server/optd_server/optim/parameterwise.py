@@ -21,8 +21,8 @@ def step(
 ) -> None:
     """Write the new weights to `out` and update the segment's state; see `step.apply` for the arguments.
 
-    Threads take parameters, not parts of them: one parameter that is larger than all others together is one thread's.
-    Of weights of 16 bits it is a parameter at a time that is held in float32.
+    Threads take whole parameters: one thread updates a parameter, even if it is larger than all others together. Of
+    16-bit weights, one parameter at a time is held in float32.
     """
 
     def update(number: int) -> None:

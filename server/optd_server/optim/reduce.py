@@ -1,9 +1,8 @@
-"""Many gradients into one: their mean, in the order they are given.
+"""Reduce many gradients to one: their mean, in the order in which they are given.
 
-For a parameter that n of the contributors have, ``mean = (g_1 + g_2 + … + g_n) * (1 / n)``, summed from
-left to right in the dtype of the data. Where everyone has everything this is the sum over N contributors
-divided by N, as DistributedDataParallel averages; a parameter that some lack is averaged over those that
-have it.
+For a parameter that n of the contributors have, ``mean = (g_1 + g_2 + … + g_n) * (1 / n)``, summed from left to right
+in the dtype of the data. If everyone has everything, this is the sum over N contributors divided by N, as in
+DistributedDataParallel. A parameter that some lack is averaged over those that have it.
 """
 
 from collections.abc import Sequence
@@ -21,17 +20,17 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Contribution(NamedTuple):
-    """A gradient of N elements, and which of the P parameters it has; None is all."""
+    """A gradient of N elements, and which of the P parameters it has; None means all."""
 
     gradient: Vector
     present: Mask | None = None
 
 
 class Reduction(NamedTuple):
-    """What is to be known of a mean."""
+    """Facts about a mean."""
 
     present: Mask
-    """Which parameters anyone has, shape (P,)."""
+    """Which parameters at least one contribution has, shape (P,)."""
     finite: bool
     """Whether every element is finite."""
 
@@ -46,10 +45,10 @@ def reduce_mean(out: Vector, contributions: Sequence[Contribution], sizes: Indic
     """Write the mean of the contributions to `out`.
 
     The same contributions in the same order give the same bits, whoever else contributes to other parameters.
-    What a contribution has under an absent parameter is not read into the result, be it NaN.
+    Elements of a contribution that belong to an absent parameter do not count, not even NaN.
 
     Args:
-        out: Shape (N,). Every element is written: zeros for a parameter that nobody has. Shares no memory
+        out: Shape (N,). Every element is written: zeros for a parameter that no contribution has. Shares no memory
             with the contributions.
         contributions: At least one, of the dtype of `out`. Not modified.
         sizes: Elements of each parameter, shape (P,), with sum N.
@@ -87,7 +86,7 @@ def _owners(ends: Indices, sizes: Indices, here: slice) -> tuple[slice, Indices]
 
 def _mean_of_block(out: Vector, gradients: Sequence[Vector], masks: Mask, scale: Vector, lengths: Indices) -> None:
     """Reduce one block: K gradients, masks of shape (K, parameters), scale and length of each parameter."""
-    # -0.0 is what leaves every number as it is when added to it, -0.0 included; 0.0 is not.
+    # Adding -0.0 leaves every number as it is, -0.0 included; adding 0.0 does not.
     out.fill(-0.0)
     for gradient, mask in zip(gradients, masks, strict=True):
         if mask.all():

@@ -1,4 +1,4 @@
-"""How an algorithm takes a gradient of which only some rows of a parameter are given, all others being zero."""
+"""How an algorithm takes a gradient that has only some rows of a parameter, with all others zero."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,18 @@ def never(_: Options) -> bool:
 
 @dataclass(frozen=True)
 class RowSupport:
-    """What an algorithm declares that takes such gradients. It needs no seeded fields where `whole` is false."""
+    """The declaration of an algorithm that takes such gradients.
+
+    Under options for which `whole` does not hold, the algorithm must not need seeded fields.
+    """
 
     whole: Callable[[Options], bool] = never
-    """Which options change rows without a gradient, too: a step is then that of the whole gradient, zeros included.
+    """Whether a step under some options changes rows without a gradient, too: it then takes the whole gradient, zeros
+    included.
 
-    Under all others rows without a gradient keep weights and state.
+    Under all other options, rows without a gradient keep weights and state.
     """
     zero: tuple[str, ...] = ()
-    """Options that must be 0 for it, as torch has it."""
+    """Options that must be 0 for such a gradient, as in torch."""
     only: bool = False
-    """Whether it takes no other gradients."""
+    """Whether the algorithm takes no other gradients."""

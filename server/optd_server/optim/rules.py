@@ -2,8 +2,8 @@
 
     [{"match": "*.bias", "weight_decay": 0}, {"match": "norm.*", "lr": 0.01, "weight_decay": 0}]
 
-Patterns are those of file names, and each is for whole names. Of several rules that match, all count, and where two set
-the same option the later one does.
+Patterns are those of file names, and match whole names. All rules that match apply; if two set the same option, the
+later one wins.
 """
 
 import json
@@ -25,13 +25,13 @@ _FORM = 'a list of rules such as [{"match": "*.bias", "weight_decay": 0}]'
 
 @dataclass(frozen=True)
 class NameRule:
-    """A pattern, and the options that parameters have whose names it matches."""
+    """A pattern, and the options of the parameters whose names it matches."""
 
     match: str
     options: tuple[tuple[str, OptionValue], ...]
 
     def matches(self, name: str) -> bool:
-        """Whether it is for the parameter of this name."""
+        """Whether the pattern matches a parameter's name."""
         return self._pattern.match(name) is not None
 
     @cached_property
@@ -41,7 +41,7 @@ class NameRule:
 
 @lru_cache(maxsize=256)
 def parse(written: str) -> tuple[NameRule, ...]:
-    """Return the rules that a text stands for. Raises ValueError, which says what it must be."""
+    """Return the rules that a text stands for. Raises ValueError, whose message says what the text must be."""
     if len(written) > LONGEST:
         raise ValueError(f"rules of at most {LONGEST} characters")
     try:
@@ -75,15 +75,15 @@ def _value(match: str, name: str, value: object) -> OptionValue:
 
 
 class Matches:
-    """Which of the rules that a text stands for are for which of some names, and what they set."""
+    """Which of some names the rules of a text match, and what they set."""
 
     def __init__(self, written: str, names: Sequence[str]) -> None:
         self.written = written
         self.names = names
         self.overrides: list[Options] = []
-        """What rules set for some name, each once."""
+        """The distinct sets of options that the rules set for some name."""
         self.which: list[int] = []
-        """By name, the place of what they set for it in `overrides`."""
+        """For each name, the index in `overrides` of its options."""
         rules = parse(written)
         known: dict[tuple[bool, ...], int] = {}
         for name in names:
@@ -95,7 +95,7 @@ class Matches:
             self.which.append(known[matching])
         used = [any(column) for column in zip(*known, strict=True)] or [False] * len(rules)
         self.matched = {rule.match for rule, use in zip(rules, used, strict=True) if use}
-        """The patterns of rules that are for some name."""
+        """The patterns that match some name."""
         self.unmatched = {rule.match for rule in rules} - self.matched
 
 

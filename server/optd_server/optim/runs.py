@@ -1,8 +1,8 @@
-"""How a segment is cut into work: long runs into blocks, short runs gathered, so that no case is a slow loop.
+"""How a segment is cut into work: long runs into blocks, short runs gathered, so that no layout is slow.
 
 A *run* is a maximal range of elements whose parameters are of one kind, and a kind is whatever the caller
-treats alike: in `step`, sharing coefficients. Most steps have one run, the whole segment. Where parameters
-come and go one by one there may be thousands of a few elements each, and a call for each would be overhead.
+treats alike: in `step`, sharing coefficients. Most steps have one run, the whole segment. If parameters come and go one
+by one, there may be thousands of runs of a few elements each, and a call for each would be overhead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ BLOCK = 65_536
 SHORT = 1_024
 """Below this many elements, a run costs less to gather than to visit. Measured: Adam, float32, 2000 runs."""
 MANY = 8
-"""Gathering has a cost of its own, which fewer short runs than this do not repay."""
+"""Gathering has a cost of its own; with fewer short runs than this it does not pay."""
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 
 def elements(starts: Indices, lengths: Indices) -> Indices:
-    """Return the indices ``starts[i]``, …, ``starts[i] + lengths[i] - 1`` for every i, one behind the other."""
+    """Return the indices ``starts[i]``, …, ``starts[i] + lengths[i] - 1`` for every i, concatenated."""
     before = np.cumsum(lengths) - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
@@ -64,13 +64,13 @@ class Runs(NamedTuple):
     """All runs of a segment, in order."""
 
     starts: Indices
-    """Where each of R runs starts, and after that where the last one ends: shape (R + 1,), from 0 to N."""
+    """Where each of the R runs starts, and where the last one ends: shape (R + 1,), from 0 to N."""
     kinds: Indices
     """Shape (R,)."""
 
 
 def merge(sizes: Indices, offsets: Indices, kinds: Indices) -> Runs:
-    """Return the runs of parameters that lie one after the other. Empty parameters are of no run and end none.
+    """Return the runs of parameters that lie one after the other. Empty parameters belong to no run and end none.
 
     Args:
         sizes: Elements of each parameter, shape (P,).
@@ -112,7 +112,7 @@ def _blocks(start: int, stop: int, kind: int) -> Iterator[Span]:
 def _patchworks(starts: Indices, lengths: Indices, kinds: Indices, families: Indices) -> Iterator[Patchwork]:
     for family in np.unique(families[kinds]):
         member = families[kinds] == family
-        # Runs are dealt by where they begin in the concatenation, so that none is split.
+        # A run goes to the piece in which it begins in the concatenation, so that no run is split.
         sheet = (np.cumsum(lengths[member]) - lengths[member]) // BLOCK
         limits = np.flatnonzero(np.diff(sheet)) + 1
         pieces = (np.split(array[member], limits) for array in (starts, lengths, kinds))

@@ -1,7 +1,7 @@
 """Which options of a group follow schedules: `lr_schedule` and `momentum_schedule`, and `schedules` for all numbers.
 
-`schedules` is a JSON object, `{"weight_decay": "cosine(steps=1000)", "betas[1]": "linear(10, 0.9, 1)"}`: by the name of
-an option, or of one of several numbers, the schedule that it is multiplied by.
+`schedules` is a JSON object, `{"weight_decay": "cosine(steps=1000)", "betas[1]": "linear(10, 0.9, 1)"}`: it maps the
+name of an option, or of one of its numbers, to the schedule whose factors the number is multiplied by.
 """
 
 import json
@@ -22,7 +22,7 @@ SCHEDULES = "schedules"
 LONGEST = 20_000
 _FORM = 'schedules by the names of options, such as {"weight_decay": "cosine(steps=1000)"}'
 _DEFAULTS: Options = {LOOKAHEAD_ALPHA: ALPHA}
-"""Of options that a group may have without telling their values."""
+"""The default of options that a group may omit."""
 
 
 class Written(NamedTuple):
@@ -46,14 +46,14 @@ class Target:
         return self.option if self.place is None else f"{self.option}[{self.place}]"
 
     def of(self, options: Options) -> float | None:
-        """Its value in resolved options; None where it has none."""
+        """Its value in resolved options; None if it is not set."""
         value = options.get(self.option, _DEFAULTS.get(self.option))
         if isinstance(value, tuple):
             value = None if self.place is None else value[self.place]
         return value if isinstance(value, float) else None
 
     def put(self, options: dict[str, OptionValue], value: float) -> None:
-        """Gives it another value."""
+        """Set it to another value."""
         known = options.get(self.option)
         if self.place is None or not isinstance(known, tuple):
             options[self.option] = value
@@ -63,14 +63,14 @@ class Target:
 
 @lru_cache(maxsize=256)
 def parse_schedules(written: str) -> Mapping[str, Written]:
-    """Return the schedules that a text stands for, by what they are for. Raises ValueError, as `parse` of one does."""
+    """Return the schedules that a text stands for, by the names of their numbers. Raises ValueError as `parse` does."""
     if len(written) > LONGEST:
         raise ValueError(f"schedules of at most {LONGEST} characters")
     try:
         found = json.loads(written, object_pairs_hook=list)
     except (ValueError, RecursionError):
         raise ValueError(_FORM) from None
-    # An empty list is JSON, too; of an object it is the pairs.
+    # An empty list is JSON, too; an object arrives here as its pairs.
     if not isinstance(found, list) or not found or not written.lstrip().startswith("{"):
         raise ValueError(_FORM)
     schedules: dict[str, Written] = {}
@@ -118,14 +118,14 @@ def targets(options: Sequence[Option]) -> dict[str, Target]:
 
 
 class Stray(NamedTuple):
-    """A schedule for what is no number of the options: its name, and the nearest that is."""
+    """A schedule whose name is not a number of the options, and the nearest name that is."""
 
     name: str
     nearest: str | None
 
 
 def problem(declared: Mapping[str, Target], options: Options) -> Stray | Violation | None:
-    """Return the first thing wrong with `schedules` of resolved options, each of the right kind; None: nothing."""
+    """Return the first thing wrong with `schedules` in resolved options of the right kinds, or None."""
     written = options.get(SCHEDULES)
     if not isinstance(written, str):
         return None
@@ -147,12 +147,12 @@ def problem(declared: Mapping[str, Target], options: Options) -> Stray | Violati
 
 
 def _named(options: Options) -> dict[str, str]:
-    """What the options for one schedule alone are for."""
+    """Return the numbers that `lr_schedule` and `momentum_schedule` multiply."""
     return {"lr": LR_SCHEDULE, "momentum" if "momentum" in options else "betas[0]": MOMENTUM_SCHEDULE}
 
 
 def curves_of(options: Options) -> Mapping[str, Curve]:
-    """Return the curves that resolved options set, by the name of what they are for."""
+    """Return the curves that resolved options set, by the names of their numbers."""
     written = (options.get(LR_SCHEDULE), options.get(MOMENTUM_SCHEDULE), options.get(SCHEDULES))
     if written == (None, None, None):
         return {}
@@ -167,7 +167,7 @@ def curves_of(options: Options) -> Mapping[str, Curve]:
 
 
 def at(options: Options, version: int) -> Options:
-    """Return options with what schedules make of them after so many versions; these very ones where there are none."""
+    """Return options as their schedules have them after so many versions; without schedules, the same object."""
     curves = curves_of(options)
     if not curves:
         return options

@@ -1,4 +1,4 @@
-"""The state of one flat segment: what an optimizer remembers of the parameters that lie in it."""
+"""The state of one flat segment: what an optimizer remembers about the parameters in it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ FEW = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FieldLayout:
-    """Where the state of each parameter lies in the flat array of one field: elements of each, and its first one."""
+    """Where the state of each parameter lies in the flat array of one field: its number of elements, and the first."""
 
     sizes: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     shapes: Sequence[Shape | None] | None
-    """The shape of each; None for a parameter without such state. None as a whole: those of the parameters."""
+    """The shape of each; None for a parameter without such state. None for all: the parameters' own shapes."""
 
     @property
     def count(self) -> int:
@@ -139,7 +139,7 @@ class SegmentState:
 
     @property
     def narrow(self) -> bool:
-        """Whether the weights are of another dtype than the arithmetic."""
+        """Whether the weights have another dtype than the arithmetic."""
         return self.weights_dtype != self.dtype
 
     def has(self, field: StateField) -> bool:
@@ -147,11 +147,11 @@ class SegmentState:
         return self.narrow or not field.narrow_only
 
     def allocate(self, field: StateField) -> Vector:
-        """Return a state array, of zeros that nobody has started where it was missing.
+        """Return a state array; a missing one is made of zeros, which no parameter has started.
 
-        State that options do not need any more is kept: momentum that is turned off and on again goes on where it was.
-        It is as long as the segment even where one group alone needs it: the system gives memory only to those pages
-        that are touched.
+        State that options no longer need is kept: momentum that is turned off and on again resumes where it was. The
+        array is as long as the segment even if only one group needs it: the system gives memory only to the pages that
+        are touched.
         """
         if field.name not in self.state:
             self.state[field.name] = self.prepare(field)
@@ -160,13 +160,13 @@ class SegmentState:
         return self.state[field.name]
 
     def prepare(self, field: StateField) -> Vector:
-        """Return the zeros that `allocate` is going to take for a field that is missing; until then it stays so."""
+        """Return the zeros that `allocate` will take for a missing field; the field stays missing until then."""
         if field.name not in self._prepared:
             self._prepared[field.name] = np.zeros(self.layout(field).count, field.dtype or self.dtype)
         return self._prepared[field.name]
 
     def release(self) -> None:
-        """Let go of all state arrays: nothing follows."""
+        """Free all state arrays; the segment takes no further steps."""
         self.state, self.started, self._prepared = {}, {}, {}
 
     def layout(self, field: StateField) -> FieldLayout:
@@ -191,7 +191,7 @@ class SegmentState:
         return part if shape is None else part.reshape(shape)
 
     def part(self, group: int) -> "SegmentPart":
-        """Return what one group has here."""
+        """Return one group's part of the segment."""
         first = int(self._first[group])
         return SegmentPart(self, slice(first, first + int(self.groups[group])))
 
@@ -203,9 +203,9 @@ class SegmentState:
         return int(self.steps.min()), int(self.steps.max())
 
     def step_ranges(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """By group, the fewest and the most steps that a parameter of it has had, shape (G,) each.
+        """Return the fewest and the most steps that a parameter of each group has had, shape (G,) each.
 
-        A group without parameters here has the largest integer and 0, which change no minimum and no maximum.
+        For a group without parameters here they are the largest integer and 0, which change no minimum and no maximum.
         """
         if len(self.groups) == 1 and self._all_filled:
             fewest, most = self.fewest_and_most_steps()
@@ -223,7 +223,7 @@ class SegmentState:
 
 
 class SegmentPart:
-    """One group of a segment, as if it had a segment of its own. All arrays are views: they share its memory."""
+    """One group of a segment, as if it had a segment of its own. All arrays are views of the segment's."""
 
     def __init__(self, segment: SegmentState, parameters: slice) -> None:
         self._segment = segment
@@ -231,7 +231,7 @@ class SegmentPart:
         self.sizes = segment.sizes[parameters]
         self.count = int(self.sizes.sum())
         self.start = int(segment.offsets[parameters.start]) if self.count else 0
-        """Where it begins in the segment; 0 where it has no elements."""
+        """Where it begins in the segment; 0 if it has no elements."""
         self.dtype = segment.dtype
         self.steps = segment.steps[parameters]
 
@@ -251,7 +251,7 @@ class SegmentPart:
         return {name: array[self._parameters] for name, array in self._segment.started.items()}
 
     def allocate(self, field: StateField) -> Vector:
-        """Return the part's elements of a state array, which the whole segment gets where it was missing."""
+        """Return the part's elements of a state array; a missing one is made for the whole segment."""
         return self._segment.allocate(field)[self._elements(field.name)]
 
     def of(self, name: str, parameter: int) -> Array:

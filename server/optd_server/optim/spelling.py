@@ -1,16 +1,16 @@
-"""The nearest valid name to one that is not valid, for errors that say what was probably meant."""
+"""Find the valid name nearest to an invalid one, for errors that say what was probably meant."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 
-_LONGEST = 64  # names come from outside: nothing as long as this is a slip of the pen
+_LONGEST = 64  # names come from outside: one as long as this is not a slip of the pen
 
 
 def nearest(name: str, valid: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
     """Return the valid name that `name` most likely means, or None.
 
     `synonyms` maps what other libraries call a thing (lower case, underscores) to what it is called here; an
-    entry counts only where its target is among the valid names.
+    entry counts only if its target is among the valid names.
     """
     if len(name) > _LONGEST:
         return None

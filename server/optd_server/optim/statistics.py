@@ -1,4 +1,4 @@
-"""What an array holds, in a few numbers: for people who watch weights, gradients and state."""
+"""Summarize an array in a few numbers, for people who watch weights, gradients and state."""
 
 import math
 import sys
@@ -14,24 +14,24 @@ from optd_server.optim.runs import BLOCK
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of the finite elements of an array, in float64. NaN where there are none."""
+    """Statistics of the finite elements of an array, in float64; NaN if there are none."""
 
     count: int
-    """Elements in all."""
+    """The number of all elements."""
     nonfinite: int
-    """Elements that are NaN or infinite, which nothing below includes."""
+    """The number of NaN and infinite elements, which nothing below includes."""
     zeros: int
     norm: float
-    """The L2 norm; 0 where there are no elements, inf where its square is past float64."""
+    """The L2 norm; 0 if there are no elements, inf if its square is beyond float64."""
     mean: float
     std: float
-    """The population's, as ``numpy.std``: divided by the number of elements."""
+    """The population's standard deviation, as ``numpy.std``: divided by the number of elements."""
     min: float
     max: float
     histogram: tuple[int, ...]
     """Elements in each bin; the last bin includes its right edge."""
     edges: tuple[float, ...]
-    """One more than bins, from min to max; a little wider where these are too close to be told apart."""
+    """One more edge than bins, from min to max; a little wider if these are too close for distinct edges."""
 
 
 def summarize(array: npt.NDArray[np.floating[Any]], bins: int = 32) -> Statistics:
@@ -89,7 +89,7 @@ def _histogram(
     if bins == 0:
         return np.zeros(0, np.int64), np.zeros(0)
     low, high = _limits(moments, bins)
-    # A range from -1e308 to 1e308 has no width in float64: count quarters, which are exact.
+    # The width of a range from -1e308 to 1e308 overflows float64: count in quarters, which are exact.
     scale = 1.0 if math.isfinite(high - low) else 0.25
     limits = (low * scale, high * scale)
     counts = np.zeros(bins, np.int64)
@@ -99,7 +99,7 @@ def _histogram(
 
 
 def _limits(moments: _Moments, bins: int) -> tuple[float, float]:
-    """Return the range of the histogram: min to max, or wider where too few numbers lie between them."""
+    """Return the range of the histogram: min to max, or wider if too few numbers lie between them."""
     if moments.finite == 0:
         return 0.0, 1.0
     low, high = moments.min, moments.max

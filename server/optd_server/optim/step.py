@@ -1,6 +1,6 @@
-"""One step of an algorithm on one flat segment of many groups, out of place for the weights.
+"""One step of an algorithm on one flat segment of many groups; new weights go to another array.
 
-Here every new weight is written; `touched` has a step that reads and writes only what has a gradient.
+This step writes every new weight; the one in `touched` reads and writes only what has a gradient.
 
 For an elementwise algorithm, `shared_coefficients` says which parameters share coefficients, `runs` says where these
 lie, and a backend does the arithmetic. `parameterwise` updates one parameter after the other.
@@ -27,7 +27,7 @@ __all__ = ["ASSIGNMENTS", "Assignments", "SegmentState", "apply", "begin", "chec
 class Assignments:
     """The assignment of each segment's last step, kept for its next one: a cache, whose loss changes no bits.
 
-    Segments that nobody refers to any more leave it. Threads may share it as long as each segment has one step at a
+    Segments that are garbage leave it. Threads may share it as long as each segment has one step at a
     time.
     """
 
@@ -53,7 +53,7 @@ class Assignments:
 
 
 ASSIGNMENTS = Assignments()
-"""Those of all segments whose caller has no cache of its own."""
+"""The assignments of all segments whose caller has no cache of its own."""
 
 
 def apply(
@@ -79,19 +79,19 @@ def apply(
     Args:
         algorithm: What to do.
         options: For each group of the segment its resolved options: `option.resolve`, after `option.check` found
-            nothing. A mapping that has been passed here is never changed any more, only replaced: which objects they
-            are tells the next step whether something is different. Groups with equal options should share one.
+            nothing. Replace a mapping instead of changing it once it has been passed here: the next step looks at the
+            identity of the objects to see whether options have changed. Groups with equal options should share one.
         segment: The state of the P parameters and N elements.
         weights: The current weights, shape (N,), of the segment's dtype of weights, contiguous. Not modified. Those of
-            16 bits are worked on in float32, and the result is rounded to nearest, to even where two are as near.
-        gradient: Shape (N,), of the segment's dtype. What absent parameters have there is not used. Not
+            16 bits are computed on in float32, and the result is rounded to nearest, ties to even.
+        gradient: Shape (N,), of the segment's dtype. The elements of absent parameters are not used. Not
             modified.
         out: Shape (N,), of the dtype of `weights`, sharing memory with neither. Every element is written: for
             absent parameters, the current weights.
-        present: Which parameters have a gradient, shape (P,); None is all. The others keep weights, state and
-            step count, as those whose `grad` is None do in torch. An empty parameter that is present counts a
-            step.
-        counts: Of how many parameters in a row each of `options` is, where these are not those of groups.
+        present: Which parameters have a gradient, shape (P,); None means all. The others keep weights, state and
+            step count, as parameters whose `grad` is None do in torch. An empty parameter that is present counts
+            a step.
+        counts: How many consecutive parameters have each of `options`; None: `options` are those of the groups.
         threads: How many threads share the work, this one included.
         backend: Who does the arithmetic of an elementwise algorithm.
         assignments: Keeps what follows from the options until they change.

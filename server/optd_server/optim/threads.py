@@ -1,4 +1,4 @@
-"""One piece of work shared by several threads."""
+"""Share one piece of work between several threads."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,14 +15,14 @@ GRAIN = 65_536
 def share(work: Callable[[int, int], T], count: int, threads: int, *, grain: int = GRAIN, unit: int = 1024) -> list[T]:
     """Call ``work(first, last)`` until all of 0 … `count` is done, on up to `threads` threads, this one included.
 
-    Pieces are more than threads, so that one that is held up by other programs does not hold up all. Blocks; what
-    `work` raises is raised when all have stopped.
+    There are more pieces than threads, so that a thread that other programs hold up does not hold up all. Blocks. An
+    exception of `work` is raised when all threads have stopped.
 
     Args:
         work: Safe to call from several threads at the same time. It should release the GIL.
-        count: How much there is, mostly of elements.
+        count: The amount of work, usually a number of elements.
         threads: At least 1.
-        grain: The least that a piece holds.
+        grain: The smallest size of a piece.
         unit: Pieces begin at multiples of it.
     """
     pieces = min(count // grain, 4 * threads)
@@ -44,8 +44,8 @@ def share(work: Callable[[int, int], T], count: int, threads: int, *, grain: int
     try:
         results = run()
     finally:
-        # One that has not begun has nothing left to do. A caller that sees an error must not have the others still
-        # at work in its buffers.
+        # A future that has not begun has nothing left to do. After an error, no thread may still work in the
+        # caller's buffers.
         begun = [future for future in others if not future.cancel()]
         errors = [future.exception() for future in begun]
     for error in errors:

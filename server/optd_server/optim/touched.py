@@ -1,7 +1,7 @@
 """One step that reads and writes only what has a gradient: whole parameters, and some rows of others.
 
-It takes time by the elements that have a gradient, and by the number of parameters, however large a segment is. For
-that `out` holds the current weights already, wherever they stay as they are.
+Its time depends on the number of elements that have a gradient and on the number of parameters, not on the size of the
+segment. For this, `out` already holds the current weights wherever they stay as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from optd_server.optim.shared_coefficients import SharedCoefficients
 from optd_server.optim.step import ASSIGNMENTS, Assignments, begin, check
 
 GATHERED = 1 << 20
-"""Elements of rows that are gathered at a time: what they take beside the segment is bounded."""
+"""How many elements of rows are gathered at a time, so that the memory they take beside the segment is bounded."""
 
 
 class RowGradient(NamedTuple):
-    """The gradient of some rows of a parameter of a segment, of P; all other rows have none."""
+    """The gradient of some rows of one parameter of a segment; all other rows have none."""
 
     parameter: int
     ids: npt.NDArray[np.int64]
@@ -52,8 +52,8 @@ def apply_touched(
 ) -> None:
     """Apply one step as `step.apply` does, to parameters in `present` and to `rows` of others.
 
-    A parameter of `rows` counts a step, even without any row. Nothing that has no gradient is read or written, but of a
-    parameter whose slow weights catch up: `out` must hold there what `weights` does. Raises ValueError as `step.apply`.
+    A parameter of `rows` counts a step, even without any row. Elements without a gradient are neither read nor written,
+    unless slow weights of their parameter catch up: `out` must equal `weights` there. Raises as `step.apply`.
     """
     check(
         segment, options, weights=weights, gradient=gradient, out=out, present=present, counts=counts, threads=threads
@@ -79,7 +79,7 @@ def apply_touched(
 
 
 def _kinds(found: runs.Runs, segment: SegmentState) -> Indices:
-    """Return the kind of each parameter, shape (P,); of one without elements, anything."""
+    """Return the kind of each parameter, shape (P,); that of an empty parameter means nothing."""
     if len(found.kinds) == 0:
         return np.zeros(len(segment.sizes), np.int64)
     places = np.searchsorted(found.starts, segment.offsets, side="right") - 1
@@ -87,7 +87,7 @@ def _kinds(found: runs.Runs, segment: SegmentState) -> Indices:
 
 
 class _TouchedStep(NamedTuple):
-    """What all parts of one step share. Each part becomes a small segment of its own for the backend."""
+    """What all pieces of one step share. Each piece becomes a small segment of its own for the backend."""
 
     algorithm: Elementwise
     shared: SharedCoefficients
@@ -98,7 +98,7 @@ class _TouchedStep(NamedTuple):
     threads: int
 
     def _work(self, found: runs.Runs, take: Callable[[Vector], Vector], gradient: Vector, out: Vector) -> Work:
-        """Take the step of a part; `take` makes a part of a segment's array. Returns what has been worked on."""
+        """Take the step of a piece; `take` cuts it from a segment's array. Returns what the backend worked on."""
         work = Work(
             algorithm=self.algorithm,
             runs=found,
@@ -116,7 +116,7 @@ class _TouchedStep(NamedTuple):
         return field.elementwise and field is not SLOW_WEIGHTS
 
     def in_place(self, here: slice, gradient: Vector, kind: int) -> None:
-        """Update a range of elements of one kind where it lies."""
+        """Update a range of elements of one kind in place."""
         self._work(_run(here.stop - here.start, kind), lambda array: array[here], gradient, self.out[here])
 
     def short(self, piece: runs.Patchwork, gradient: Vector) -> None:

@@ -1,4 +1,4 @@
-"""Assignment: what is pushed becomes the weights. For buffers, such as the running statistics of BatchNorm.
+"""Assignment: pushed values become the weights. For buffers, such as the running statistics of BatchNorm.
 
 Workers push values in the place of gradients. With the job's ``reduction="mean"`` a round leaves the mean of its
 pushes; without rounds the last push counts. Values that are whole numbers travel as floats, and clients turn them back.
@@ -25,7 +25,7 @@ class AssignCoefficients(NamedTuple):
 
 
 def coefficients(_: Options, __: int) -> AssignCoefficients:
-    """Return what every step is made with."""
+    """Return the coefficients of every step."""
     return AssignCoefficients(0.0)
 
 

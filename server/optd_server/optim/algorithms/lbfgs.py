@@ -62,7 +62,7 @@ class History:
     """What a direction is made of: the one before it, how far that was followed, and earlier pairs of changes."""
 
     direction: Vector | None
-    """None before the very first direction, as gradient and loss."""
+    """None before the very first direction; so are gradient and loss."""
     distance: Scalar
     gradient: Vector | None
     """The gradient at the weights from which the direction leads."""
@@ -75,7 +75,7 @@ class History:
     inverses: list[Scalar]
     """For each pair, 1 over its product."""
     scale: Scalar
-    """How long the first estimate of a change of the weights is, by the change of the gradient."""
+    """The factor of the first estimate of the inverse Hessian, from the last pair."""
 
     @classmethod
     def of(cls, remembered: Remembered) -> "History":
@@ -141,7 +141,7 @@ class Search:
     weights: Vector
     """Where the direction begins, shape (N,)."""
     evaluations: int
-    """How many evaluations the step has had, but for those of the line search that is under way."""
+    """How many evaluations the step has had, without those of the line search that is under way."""
     iterations: int
     """How many directions the step has followed, with this one."""
     evaluations_before: float
@@ -175,7 +175,7 @@ def advance(search: Search, found: Evaluation) -> Progress:
     if search.line_search is not None:
         return _search_line(search, search.line_search, found)
     if not found.is_finite:
-        return _end(replace(search, evaluations=search.evaluations + 1))  # where torch would go on with NaN
+        return _end(replace(search, evaluations=search.evaluations + 1))  # torch would go on with NaN
     # As in torch: what a closure writes stays, unless it writes it at the points that a line search tries.
     weights = search.line.at(search.history.distance) if found.weights is None else found.weights
     return _arrive(search, weights, found, 1)

@@ -1,4 +1,4 @@
-"""Lion, as its authors define it; torch has none.
+"""Lion, as its authors define it; torch does not have it.
 
 Chen et al., https://arxiv.org/abs/2302.06675, algorithm 2, in the order of operations of the authors' own
 implementation for torch: weight decay, which is decoupled, comes first. Options and checks are in torch's manner.

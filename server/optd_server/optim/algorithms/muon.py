@@ -2,8 +2,8 @@
 
 Source of names, defaults, ranges and the order of operations: ``torch/optim/_muon.py``, ``_single_tensor_muon`` and
 ``_zeropower_via_newtonschulz``; the method is Jordan, https://kellerjordan.github.io/posts/muon/. The iteration runs in
-bfloat16 there. Here numbers are rounded to bfloat16 at the same places, and added up in float32; where torch adds up in
-another order, a result may round to the neighbour, which the iterations that follow carry on.
+bfloat16 there. Here numbers are rounded to bfloat16 at the same places, and added up in float32. If torch adds up in
+another order, a result may round to its neighbour, and later iterations carry the difference on.
 """
 
 import math
@@ -38,7 +38,7 @@ def update(options: Options, parameter: Parameter) -> None:
 
 
 def _orthogonal(matrix: Array, coefficients: tuple[float, ...], steps: int, eps: float) -> Matrix:
-    """Return about the nearest matrix with orthogonal rows or columns, by Newton and Schulz's iteration."""
+    """Return approximately the nearest matrix with orthogonal rows or columns, by Newton-Schulz iteration."""
     a, b, c = map(np.float32, coefficients)
     found = to_bfloat16(matrix)
     tall = matrix.shape[0] > matrix.shape[1]

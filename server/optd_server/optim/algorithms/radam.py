@@ -23,7 +23,7 @@ from optd_server.optim.option import Options, flag, floats, number
 
 
 class RAdamCoefficients(NamedTuple):
-    """The numbers of a step. Those but the first that may differ within a block depend on the step count."""
+    """The numbers of a step. Except for the first, those that may differ within a block depend on the step count."""
 
     lr: Number
     bias_correction1: Number

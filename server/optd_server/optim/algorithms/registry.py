@@ -92,7 +92,7 @@ def register(algorithm: Algorithm, package: str = "") -> None:
 
 
 def _check_rows(algorithm: Algorithm) -> None:
-    """Raise ValueError for a declaration of rows that no step could follow."""
+    """Raise ValueError if no step could follow the declaration of rows."""
     support = algorithm.rows
     if support is None:
         return
@@ -111,7 +111,7 @@ def _check_rows(algorithm: Algorithm) -> None:
 
 
 def package_of(name: str) -> str:
-    """Return the package that an algorithm is from; empty for this one."""
+    """Return the package that an algorithm comes from; empty for this one."""
     return _packages[name]
 
 

@@ -83,7 +83,7 @@ def fused(
 ) -> None:
     """Apply one step to a tile: `update`, element by element.
 
-    `out` holds what one loop leaves for the next: a loop that touches an array only sometimes does not become vector
+    `out` passes results from one loop to the next: a loop that only sometimes touches an array does not become vector
     code.
     """
     square_avg, momentum_buffer, grad_avg = state

@@ -2,7 +2,7 @@
 
 Source of names, defaults, ranges and the order of operations: ``torch/optim/rprop.py``, ``_single_tensor_rprop``; the
 formula is Riedmiller & Braun, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm"
-(1993), in the variant that forgets the gradient where its sign has changed, and takes no step back.
+(1993), in the variant that forgets a gradient whose sign has changed, and takes no step back.
 """
 
 from typing import NamedTuple

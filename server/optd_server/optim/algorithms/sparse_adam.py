@@ -1,8 +1,8 @@
 """SparseAdam, as torch defines it: Adam for gradients of some rows, which leaves all other rows as they are.
 
 Source of names, defaults, ranges and the order of operations: ``torch/optim/sparse_adam.py`` and
-``torch/optim/_functional.py``, ``sparse_adam``. Beside Adam's formula the bias of the second moment is corrected in the
-step size, so that `eps` weighs otherwise.
+``torch/optim/_functional.py``, ``sparse_adam``. Unlike in Adam, the bias of the second moment is corrected in the
+step size, so `eps` has another weight.
 """
 
 from typing import NamedTuple

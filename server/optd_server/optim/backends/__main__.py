@@ -1,4 +1,4 @@
-"""Compile all kernels ahead: ``python -m optd_server.optim.backends``. They are kept for the processes that follow."""
+"""Compile all kernels ahead, for later processes: ``python -m optd_server.optim.backends``."""
 
 import sys
 
@@ -9,7 +9,7 @@ DTYPES = ("float32", "float64")
 
 
 def main() -> int:
-    """Compile, or find that it is done already; return 1 where there is nothing that compiles."""
+    """Compile, unless that is done already; return 1 if there is no compiler."""
     try:
         backend = registry.choose("numba")
     except registry.BackendUnavailable as unavailable:

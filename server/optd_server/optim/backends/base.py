@@ -1,4 +1,4 @@
-"""What a backend does."""
+"""The interface of a backend, and the work that it gets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,22 @@ from optd_server.optim.shared_coefficients import CoefficientTable
 class Work:
     """One step on one segment, checked and sorted. All vectors are contiguous and share no memory.
 
-    `weights` and `out` are of one dtype, `gradient` and all state of one, too: of the same, or float32 where weights
-    are `narrow`. These are widened, and rounded again, block by block.
+    `weights` and `out` have one dtype. `gradient` and all state have the same one, or float32 if weights are `narrow`:
+    these are widened, and rounded again, block by block.
     """
 
     algorithm: Elementwise
     runs: Runs
-    """Where which kind of elements lies; kinds are of `table`."""
+    """Where the elements of each kind lie; kinds are those of `table`."""
     table: CoefficientTable
     weights: Vector
     """Read only."""
     gradient: Vector
-    """Read only. Not used where elements are absent."""
+    """Read only. The elements of absent parameters are not used."""
     out: Vector
-    """The new weights; every element is to be written."""
+    """The new weights; the backend writes every element."""
     state: Mapping[str, Vector]
-    """All fields that some element needs, updated in place, and maybe others."""
+    """All fields that some element needs, updated in place; there may be others."""
 
     @property
     def narrow(self) -> bool:
@@ -45,29 +45,29 @@ class Backend(ABC):
     """Arithmetic on flat arrays. Safe to call from several threads; the heavy part runs without the GIL.
 
     `threads` is how many threads share a call, the caller's included; every call blocks until it is done. Arrays are
-    1-d. None of the results depends on `threads` or on which backend it is, to the bit; the payload of a NaN excepted.
+    1-d. The bits of results depend neither on `threads` nor on the backend, except for the payload of a NaN.
     """
 
     name: str
-    """What it is, for people: ``numba 0.61.2``."""
+    """Its name and version, for people: ``numba 0.61.2``."""
     reason: str = ""
-    """Why it is not another one that was preferred: a line, or empty."""
+    """Why a preferred backend was not chosen: a line, or empty."""
 
     def describe(self, threads: int) -> str:
-        """Return a line for people: what it is, how many threads it is given, and why not another."""
+        """Return a line for people: its name, its number of threads, and why no other was chosen."""
         known = f"{self.name}, {threads} thread{'s' if threads != 1 else ''}"
         return f"{known} ({self.reason})" if self.reason else known
 
     @abstractmethod
     def prepare(self, algorithm: Algorithm, dtype: npt.DTypeLike) -> None:
-        """Make everything ready that steps of an algorithm on data of a dtype need; may take seconds.
+        """Prepare everything that steps of an algorithm on data of a dtype need; may take seconds.
 
-        Without it the first calls take as much longer.
+        Otherwise the first calls take that much longer.
         """
 
     @abstractmethod
     def step(self, work: Work, threads: int) -> None:
-        """Take one step: `step.apply` is what checks, sorts and counts."""
+        """Take one step, which `step.apply` has checked and sorted."""
 
     @abstractmethod
     def first_nonfinite(self, array: npt.NDArray[np.floating[Any]], threads: int = 1) -> int | None:
@@ -81,11 +81,11 @@ class Backend(ABC):
 
     @abstractmethod
     def accumulate(self, target: Vector, values: Vector, *, add: bool) -> bool:
-        """Set `target` to `values`, or add them to it; return whether all that it now holds is finite.
+        """Set `target` to `values`, or add them to it; return whether the result is finite.
 
         Args:
             target: Contiguous. Shares no memory with `values`.
-            values: Of the same shape and dtype. Need not be aligned, as what lies in a message is not.
+            values: Of the same shape and dtype. Need not be aligned, because data in a message is not.
             add: Whether to add.
         """
 

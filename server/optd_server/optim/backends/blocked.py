@@ -1,8 +1,8 @@
 """The backend that needs nothing but numpy.
 
-It works block by block, so that what one operation writes the next one finds in the cache. A piece of work (see
-`runs`) becomes a block for the algorithm's `update`: views of the flat arrays where it is contiguous, gathered copies
-with coefficients for each element where it is not. Updates are elementwise, so the bits are the same.
+It works block by block, so that an operation finds in the cache what the one before has written. A piece of work (see
+`runs`) becomes a block for the algorithm's `update`: views of the flat arrays if it is contiguous, else gathered copies
+with coefficients for each element. Updates are elementwise, so the bits are the same.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class BlockedBackend(Backend):
         """See `Backend.step`."""
         pieces = list(runs.cut(work.runs, work.table.families))
         worker = _Worker(work)
-        _ = work.table.records  # worked out before threads share them
+        _ = work.table.records  # computed before threads share them
         share(lambda first, last: worker.update(pieces[first:last]), len(pieces), threads, grain=1, unit=1)
 
     def first_nonfinite(self, array: npt.NDArray[np.floating[Any]], threads: int = 1) -> int | None:
@@ -147,7 +147,7 @@ class _Worker:
         return Block(weights=weights, gradient=gradient, out=out, state=state, scratch=scratch, fresh=fresh)
 
     def _put(self, where: _Where, row: TableRow, new: Vector) -> None:
-        """Writes new weights, rounded to their dtype, and what is kept of them unrounded."""
+        """Write new weights, rounded to their dtype, and master weights, which are not rounded."""
         self.work.out[where] = new
         if MASTER_WEIGHTS.name in row.fields:
             self.work.state[MASTER_WEIGHTS.name][where] = new

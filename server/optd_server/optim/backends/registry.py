@@ -9,14 +9,14 @@ Choice: TypeAlias = Literal["auto", "numba", "numpy"]
 
 
 class BackendUnavailable(Exception):
-    """A backend that cannot be had here. The message is the reason, in one line."""
+    """A backend that does not work here. The message is the reason, in one line."""
 
 
 def choose(name: Choice = "auto") -> Backend:
-    """Return a backend; auto is numba where it works, else numpy, which then knows why.
+    """Return a backend; auto is numba if it works, else numpy, whose `reason` says why.
 
     Blocks for as long as it takes to import numba and to load or compile a first kernel. Raises
-    `BackendUnavailable` where numba is asked for and does not work.
+    `BackendUnavailable` if numba is asked for and does not work.
     """
     if name == "numpy":
         return BlockedBackend()
@@ -29,7 +29,7 @@ def choose(name: Choice = "auto") -> Backend:
 
 
 def _numba() -> Backend:
-    # Whatever is wrong with a compiler, an instruction set or a shared library shows here, in exceptions of any kind.
+    # Problems with a compiler, an instruction set or a shared library show here, as exceptions of any kind.
     try:
         from optd_server.optim.backends.compiled.backend import CompiledBackend  # noqa: PLC0415
 

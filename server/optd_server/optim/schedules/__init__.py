@@ -1,6 +1,6 @@
-"""Options as functions of a job's version: ``curves`` has the functions, ``text`` reads how one is written.
+"""Options as functions of a job's version: ``curves`` has the functions, ``text`` parses their written form.
 
-A schedule gives a factor for each version; the option keeps the value that people set, and a step takes that value
-times the factor. So a schedule and a person do not overwrite each other, all workers of a job share one, and a job that
-is resumed goes on where it stood.
+A schedule gives a factor for each version. The option keeps the value that people set, and a step takes that value
+times the factor. So a schedule and a person do not overwrite each other, all workers of a job share one schedule, and a
+job that is resumed continues the schedule where it was.
 """

@@ -1,4 +1,4 @@
-"""The curves. Where torch has one, the factor is that of its `lr_scheduler` at the same number of steps.
+"""The curves. If torch has one, the factor equals that of its `lr_scheduler` at the same number of steps.
 
 Sources: the closed forms in ``torch/optim/lr_scheduler.py``; warm-up is a line from `warmup_start` to 1, and what
 follows begins after it. Unlike torch's CosineAnnealingLR, which rises again, a curve that has ended stays at its end.
@@ -30,7 +30,7 @@ def _share(options: Options, count: int) -> float:
 
 
 def _from_one(options: Options) -> tuple[float, float]:
-    """Return the factors between which a curve stays that goes from 1 to `end`."""
+    """Return the bounds of the factors of a curve that goes from 1 to `end`."""
     return 1.0, number(options, "end")
 
 
@@ -63,7 +63,7 @@ def _piecewise(options: Options, count: int) -> float:
 
 
 def _phases(options: Options, low: float, high: float, end: float) -> tuple[list[float], list[float]]:
-    """Return where the phases of one cycle begin and end, and the factors there: see torch's OneCycleLR."""
+    """Return the ends of the phases of one cycle, and the factors there: see torch's OneCycleLR."""
     steps, rising = integer(options, "steps"), number(options, "pct_start")
     if flag(options, "three_phase"):
         return [0, rising * steps - 1, 2 * rising * steps - 2, steps - 1], [low, high, low, end]

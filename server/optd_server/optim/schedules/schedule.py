@@ -18,7 +18,7 @@ class Schedule:
     factor: Callable[[Options, int], float]
     """The factor of the step that follows `count` versions, of resolved arguments."""
     ends: Callable[[Options], Sequence[float]]
-    """Factors between the lowest and the highest of which all are."""
+    """The lowest and the highest factor, or bounds of them."""
     constraints: Sequence[Constraint] = ()
 
 

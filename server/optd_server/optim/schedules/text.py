@@ -16,7 +16,7 @@ _FORM = "a schedule such as cosine(steps=1000, warmup=100)"
 
 @lru_cache(maxsize=1024)
 def parse(written: str) -> Curve:
-    """Return the curve that a text stands for. Raises ValueError, which says what it must be, as a rule's text does."""
+    """Return the curve that a text stands for. Raises ValueError, whose message says what the text must be."""
     schedule, arguments = _read(written)
     strange = option.unknown(schedule.options, arguments)
     if strange is not None:

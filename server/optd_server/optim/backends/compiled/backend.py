@@ -22,18 +22,18 @@ from optd_server.optim.shared_coefficients import record_dtype
 from optd_server.optim.threads import share
 
 STREAMED_BYTES = 16 << 20
-"""From this size on, what is written does not stay in the cache anyway, and goes around it."""
+"""From this size on, written data does not stay in the cache anyway, so stores bypass it."""
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class CompiledBackend(Backend):
-    """numba. What is beyond its kernels (other dtypes, strides, an algorithm without `fused`) goes to numpy."""
+    """numba. Work that its kernels cannot do (other dtypes, strides, an algorithm without `fused`) goes to numpy."""
 
     def __init__(self) -> None:
         self.name = f"numba {numba.__version__}"
         self._compiling = Lock()
         self._ready: set[tuple[Any, np.dtype[Any]]] = set()
-        # A kernel that is compiled, or loaded, and run: whatever is wrong here shows now.
+        # Compile or load a kernel, and run it, so that problems show now.
         if self.first_nonfinite(np.array([0, np.nan], np.float32)) != 1:
             raise RuntimeError("a kernel that was compiled gives wrong results")
 
@@ -174,7 +174,7 @@ def _step(
 
 
 def _alike(masks: npt.NDArray[np.bool_], sizes: npt.NDArray[np.int64]) -> tuple[Runs, npt.NDArray[np.bool_]]:
-    """Return the runs of parameters that the same contributors have, and for each run who these are."""
+    """Return the runs of parameters that the same contributors have, and for each run these contributors."""
     changes = np.ones(len(sizes), np.bool_)
     changes[1:] = (masks[:, 1:] != masks[:, :-1]).any(axis=0)
     found = merge(sizes, np.cumsum(sizes) - sizes, np.cumsum(changes) - 1)
@@ -188,7 +188,7 @@ def _plain(array: npt.NDArray[Any]) -> bool:
 
 
 def _line(out: Vector) -> int:
-    """Return the index of the first element that begins a cache line, -1 where `out` had better stay in the cache."""
+    """Return the index of the first element that begins a cache line, -1 if `out` should stay in the cache."""
     if out.nbytes < STREAMED_BYTES:
         return -1
     return -out.ctypes.data % LINE // out.itemsize
@@ -200,7 +200,7 @@ def _largest(dtype: np.dtype[Any]) -> Any:
 
 
 def _read_only(array: Any) -> Any:
-    """A view, so that all callers use the kernel that was compiled for arrays that nobody may write."""
+    """Return a read-only view, so that all callers use the one kernel compiled for read-only arrays."""
     view = array.view()
     view.flags.writeable = False
     return view

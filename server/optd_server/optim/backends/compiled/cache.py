@@ -1,9 +1,8 @@
-"""Where compiled kernels are kept between processes.
+"""The cache of compiled kernels between processes.
 
-numba's own cache asks for a folder that can be written, and does not notice when a function that is called has
-changed. This one reads folders that cannot be written, as in an image; it has a folder for each way to compile, and in
-it files for each kernel, with a name that changes when the kernel does. Where nothing can be written, kernels live in
-memory.
+numba's own cache needs a writable folder, and does not notice when a called function has changed. This one also reads
+read-only folders, as in an image. It has a folder for each way to compile, which holds files for each kernel, with a
+name that changes when the kernel does. If no folder is writable, kernels live in memory.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 
 
 def folder() -> Path:
-    """Where kernels are that were compiled as this version of the sources does it."""
+    """Return the folders of kernels compiled from this version of the sources."""
     return _base() / f"optd-kernels-{_compiler()}"
 
 
@@ -42,7 +41,7 @@ def _base() -> Path:
 
 @cache
 def _compiler() -> str:
-    """What all compiled code depends on: this package's sources, of which every kernel has some, and who compiles."""
+    """Return what all compiled code depends on: this package's sources, which every kernel uses, and the compiler."""
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.implementation.cache_tag)
     digest = hashlib.sha256(" ".join(map(str, versions)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -73,7 +72,7 @@ class _Implementation(CompileResultCacheImpl):
 
 
 class KernelCache(FunctionCache):
-    """A cache of one function that does without what it cannot read or write.
+    """A cache of one function, which ignores files that it cannot read or write.
 
     Each signature has files of its own. In numba's own way, with one index for all, two processes that compile
     different kernels at the same time may take the same file for both.
@@ -88,14 +87,14 @@ class KernelCache(FunctionCache):
         self._prefix = name
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return what is on disk, or None."""
+        """Return the compiled code on disk, or None."""
         self._cache_file = self._files(sig, target_context.codegen())
         with suppress(OSError):
             return super().load_overload(sig, target_context)
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled."""
+        """Write compiled code to disk."""
         self._cache_file = self._files(sig, data.codegen)
         with suppress(OSError):
             super().save_overload(sig, data)

@@ -19,14 +19,14 @@ from optd_server.optim.backends.compiled.cache import KernelCache
 from optd_server.optim.backends.compiled.stores import LINE, element_at, fence, stream
 
 TILE = 128
-"""Elements of new weights that are computed in the fastest cache and then streamed out; measured: from 512 on it
-gains nothing any more."""
+"""How many new weights are computed in the fastest cache before they are streamed out; measured: 512 and more gain
+nothing."""
 BLOCK = 1024
-"""Elements at a time where nothing is streamed: what a kernel's second loop reads is still in the fastest cache."""
+"""Elements at a time without streaming: what a kernel's second loop reads is still in the fastest cache."""
 
 
 class _NoAlias(Compiler):
-    """Numba's compiler, with arrays that are promised not to overlap."""
+    """Numba's compiler, with the promise that arrays do not overlap."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
@@ -36,14 +36,14 @@ class _NoAlias(Compiler):
 def kernel(function: Callable[..., Any], inlined: Callable[..., Any] | None = None) -> Any:
     """Compile a function when it is called or told to; keep it on disk for the next process.
 
-    `inlined` is code from outside of this package that it holds.
+    `inlined` is code from outside of this package that becomes part of it.
     """
     # No reference counts: a kernel only borrows arrays, and would count for each slice of each tile.
     dispatcher = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, _nrt=False)(function)
     name = function.__name__
     if inlined is not None:
         version = sources.digest(inlined)
-        if version is None:  # there is no telling whether what is on disk is still it
+        if version is None:  # nothing tells whether the code on disk is still current
             return dispatcher
         name += f"-{inlined.__module__.rpartition('.')[2]}-{version}"
     dispatcher._cache = KernelCache(function, name)
@@ -51,7 +51,7 @@ def kernel(function: Callable[..., Any], inlined: Callable[..., Any] | None = No
 
 
 def _cut(state: Any, start: int, stop: int) -> Any:
-    """Slice every array of a tuple; a name for compiled code, which has the overload below in its place."""
+    """Slice every array of a tuple; a name for compiled code, in which the overload below replaces it."""
     raise NotImplementedError
 
 
@@ -91,7 +91,7 @@ def _cut_of(state: Any, start: Any, stop: Any) -> Any:
 def _advance(start: int, end: int, line: int, width: int) -> Any:
     """Return where a tile that begins at `start` ends, and whether it is to be streamed.
 
-    Only whole lines are; what comes before the first and after the last is stored as usual.
+    Only whole lines are streamed; what lies before the first and after the last is stored as usual.
     """
     if line < 0:
         return min(start + BLOCK, end), False
@@ -107,11 +107,11 @@ def _advance(start: int, end: int, line: int, width: int) -> Any:
 def stepper(fused: Callable[..., None]) -> Any:
     """Return the kernel that makes one step of an algorithm on a range of a segment.
 
-    Its arguments: weights, gradient, out, state as a tuple; the records of coefficients; where each run starts and
-    of which kind it is (see `runs`); the range; the first element of `out` that begins a cache line, or -1 where
-    nothing is to be streamed; a tile.
+    Its arguments: weights, gradient, out, state as a tuple; the records of coefficients; where each run starts, and its
+    kind (see `shared_coefficients`); the range; the first element of `out` that begins a cache line, or -1 to stream
+    nothing; a tile.
     """
-    # Not a dispatcher of its own: numba's key for what is on disk would then hold a random number.
+    # Not a dispatcher of its own: numba's key for the code on disk would then hold a random number.
     register_jitable(inline="always")(fused)
 
     def step(
@@ -222,7 +222,7 @@ def mean(
 ) -> bool:
     """Write the mean of arrays at some addresses; return whether all of it is finite.
 
-    `masks` says by run and array whether it counts, `scales` by run what its sum is multiplied by.
+    `masks` says for each run and array whether it counts, `scales` holds the factor for the sum of each run.
     """
     width = LINE // out.itemsize
     run = np.searchsorted(starts, first, side="right") - 1
@@ -235,7 +235,7 @@ def mean(
             stop, streamed = _advance(start, end, line, width)
             target = tile[: stop - start] if streamed else out[start:stop]
             for i in range(target.size):
-                target[i] = -out.dtype.type(0)  # leaves every number as it is when added to it, -0.0 included
+                target[i] = -out.dtype.type(0)  # adding it leaves every number as it is, -0.0 included
             for k in range(addresses.size):
                 if masks[run, k]:
                     address = addresses[k] + np.uint64(start * out.itemsize)

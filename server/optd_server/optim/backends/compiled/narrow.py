@@ -52,11 +52,11 @@ def step(work: Work, run: Callable[..., None], threads: int) -> None:
 
 
 class _Kept(NamedTuple):
-    """Master weights of a block, and for which elements there are some."""
+    """Master weights of a block, and which elements have them."""
 
     masters: Vector
     where: Any
-    """A mask; True: all of them."""
+    """A mask; True means all."""
 
 
 def _kept(masters: Vector, with_masters: npt.NDArray[np.bool_], inside: runs.Runs) -> _Kept | None:
@@ -67,7 +67,7 @@ def _kept(masters: Vector, with_masters: npt.NDArray[np.bool_], inside: runs.Run
 
 
 def _current(weights: Vector, kept: _Kept | None, wide: Vector) -> Vector:
-    """Return what a step begins with, which may lie in `wide`."""
+    """Return the weights that a step begins with, which may lie in `wide`."""
     if kept is not None and kept.where is True:
         current = kept.masters.view()
     else:

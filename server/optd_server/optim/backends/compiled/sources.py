@@ -1,4 +1,4 @@
-"""What the compiled code of a function depends on: the sources of the modules that its code comes from."""
+"""What the compiled code of a function depends on: the sources of the modules that contribute to it."""
 
 import hashlib
 import inspect
@@ -8,15 +8,14 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 _BY_VERSION = ("numba", "numpy", "llvmlite")
-"""Packages of which the version says what they compile to."""
+"""Packages whose version determines what they compile to."""
 
 
 def digest(function: Callable[..., Any]) -> str | None:
-    """Return what changes when the compiled code of a function may; None where that cannot be known.
+    """Return a digest that changes whenever the compiled code of a function may change; None if there is no telling.
 
-    A function that numba compiles may call others, of its own module or of others, and those again others. The
-    sources of all these modules count, and the numbers that they have from elsewhere. A function that was typed in at
-    a prompt has no source to go by.
+    A function that numba compiles may call others, of its own module or of others, which again call others. The sources
+    of all these modules count, and the numbers that they import. A function typed in at a prompt has no source.
     """
     modules: dict[str, ModuleType | None] = {}
     numbers: list[str] = []
@@ -27,7 +26,7 @@ def digest(function: Callable[..., Any]) -> str | None:
     try:
         for name in sorted(modules):
             found.update(inspect.getsource(modules[name]).encode())  # type: ignore[arg-type]
-    except (OSError, TypeError):  # there is none, or no such module
+    except (OSError, TypeError):  # no source, or no such module
         return None
     return found.hexdigest()[:16]
 
@@ -49,7 +48,7 @@ def _reached(function: Callable[..., Any]) -> Iterator[FunctionType]:
 
 
 def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield what the names in a function's code stand for: in its closure, in its module, in modules named there."""
+    """Yield the values of the names in a function's code: in its closure, in its module, in modules named there."""
     names = list(_names(function.__code__))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name, cell.cell_contents

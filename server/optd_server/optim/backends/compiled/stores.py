@@ -1,4 +1,4 @@
-"""What numba's language lacks: stores that go around the caches, a fence after them, numbers at an address.
+"""What numba's language lacks: stores that bypass the caches, a fence after them, numbers at an address.
 
 A plain store first reads the line it writes to. For weights that are written out of place that is a fifth of
 all the traffic of a step of Adam; a vector store with the hint ``nontemporal`` skips it. LLVM lowers both the
@@ -13,12 +13,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LINE = 64
-"""Bytes that one streaming store writes, and that its address must be a multiple of."""
+"""How many bytes one streaming store writes; its address must be a multiple of this."""
 
 
 @intrinsic
 def stream(_: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copy `count` elements, a multiple of a line's, of a 1-d array to one that begins at a line's start."""
+    """Copy `count` elements, a whole number of lines, from a 1-d array to one that begins at the start of a line."""
     signature = types.void(target, source, count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -52,7 +52,7 @@ def fence(_: Any) -> Any:
 
 @intrinsic
 def element_at(_: Any, address: Any, index: Any, like: Any) -> Any:
-    """Return element `index` of the array at an address, which has the dtype of `like`. Nothing is checked."""
+    """Return element `index` of the array at an address, whose dtype is that of `like`. Checks nothing."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         element = context.get_data_type(signature.args[2].dtype)
