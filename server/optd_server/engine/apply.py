@@ -46,7 +46,7 @@ from optd_server.engine.step.norms import norms_of_step
 from optd_server.optim.clipping import Clipped, Floats
 from optd_server.store.gradients import Gradient
 from optd_server.store.journal import Changes
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 from optd_wire.values import WEIGHTS, GradientSummary, GroupNorms, PushResult
 
 

@@ -21,7 +21,7 @@ from optd_server.optim.iterative import Searches
 from optd_server.optim.segment import SegmentState
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.rows import RowPlace, Rows
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 
 Leaf: TypeAlias = npt.NDArray[Any] | np.generic | bool | int | float | str | None
 """An array, which the state still owns, or a value."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for
 from optd_wire.frames import MAX_FRAMES, Frame, GatheredFrame, Outgoing

@@ -26,7 +26,7 @@ from optd_server.store.gradients import Gradient
 from optd_server.store.journal import FRACTION, Change, Changes
 from optd_server.store.ledger import Mask
 from optd_server.store.rows import Rows, densify
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 
 
 @dataclass(frozen=True, slots=True)
