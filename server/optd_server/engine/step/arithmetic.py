@@ -52,6 +52,8 @@ class _Part:
     @property
     def is_small(self) -> bool:
         """Whether it reads and writes only what changes, and what is lacking."""
+        if self.change is not None and not self.present.any():
+            return True  # without a gradient nothing of the state may come into being, whatever is lacking
         return bool(self.rows) or (self.change is not None and self.lacks is not None)
 
     @property
