@@ -1,0 +1,92 @@
+"""A job's state is the fold of its events: a process without an event loop comes to the same bits as the live job."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.server.engine.folding import specs
+from tests.server.engine.folding.comparing import as_text, difference
+from tests.server.engine.folding.process import Folding, Request
+from tests.server.engine.folding.traffic import KINDS, Traffic, bare
+
+from optd_server.optim.algorithms.registry import ALGORITHMS
+from optd_server.optim.backends.registry import choose
+from optd_wire.errors import OptdError
+
+SEEDS = st.integers(0, 1 << 30)
+ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), SEEDS), min_size=5, max_size=30)
+QUICK = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+SOAK = settings(QUICK, max_examples=1000)
+EACH = pytest.mark.parametrize("algorithm", [*ALGORITHMS, specs.MIXED])
+COMPILED = choose("auto")
+seen: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module")
+def folding() -> Iterator[Folding]:
+    made = Folding()
+    yield made
+    made.close()
+
+
+def check(folding: Folding, algorithm: str, seed: int, actions: list[tuple[str, int]], *, large: bool = False) -> None:
+    """Has a job of an algorithm go through some actions, and folds its events."""
+    rng = np.random.default_rng(seed)
+    compiled, threads = bool(rng.integers(2)), int(rng.integers(1, 4))
+    kernels = COMPILED if compiled else choose("numpy")
+    for _ in range(20):  # options are made up, and some do not go together
+        spec = specs.job(rng, algorithm, large=large)
+        every = 1 if seed % 2 else 7
+        traffic = Traffic(spec, rng, kernels=kernels, threads=threads, every=every, calm=bool(rng.integers(2)))
+        if asyncio.run(play(traffic, actions)):
+            break
+        spec = None
+    # What is small enough to be done at once or in part must not make a difference.
+    for recorder, replies in zip(traffic.recorders, traffic.replies, strict=True):
+        seen.update(recorder.kinds)
+        count = len(recorder.events)
+        request = Request(
+            recorder.events,
+            frozenset(recorder.states),
+            frozenset(rng.integers(1, count + 1, 2).tolist()),
+            kernels="numpy" if compiled else "auto",
+            threads=4 - threads,
+        )
+        answer = folding.fold(request)
+        assert not answer.uneven
+        for number, state in recorder.states.items():
+            wrong = difference(state, answer.states[number])
+            assert not wrong, f"before event {number} of {recorder.kinds[:number]}:\n{wrong}"
+        for place, state in answer.copies:
+            wrong = difference(answer.states[max(answer.states)], state)
+            assert not wrong, f"a copy before event {place} of {recorder.kinds}:\n{wrong}"
+        for mark, given_ in replies.items():
+            for reply in given_:
+                assert as_text(bare(reply)) == as_text(bare(answer.replies[mark])), mark
+
+
+async def play(traffic: Traffic, actions: list[tuple[str, int]]) -> bool:
+    """Returns False if there cannot be such a job."""
+    try:
+        async with asyncio.timeout(60):
+            try:
+                await traffic.create()
+            except OptdError:
+                return False
+            for kind, seed in actions:
+                await traffic.happen(kind, np.random.default_rng(seed))
+            await traffic.end()
+            return True
+    finally:
+        await traffic.close()
+
+
+@EACH
+@given(SEEDS, ACTIONS)
+@QUICK
+def test_events_give_the_same_state_in_another_process(folding, algorithm, seed, actions):
+    check(folding, algorithm, seed, actions)
