@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from tests.server.engine.folding import specs
 from tests.server.engine.folding.comparing import as_text, difference
 from tests.server.engine.folding.process import Folding, Request
+from tests.server.engine.folding.specs import one
 from tests.server.engine.folding.traffic import KINDS, Traffic, bare
 
+from optd_server.engine import offload
+from optd_server.engine.step import arithmetic
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.backends.registry import choose
 from optd_wire.errors import OptdError
@@ -22,7 +26,7 @@ ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), SEEDS), min_size=5, max_siz
 QUICK = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 SOAK = settings(QUICK, max_examples=1000)
 EACH = pytest.mark.parametrize("algorithm", [*ALGORITHMS, specs.MIXED])
-COMPILED = choose("auto")
+COMPILED, NUMPY = choose("auto"), choose("numpy")
 seen: Counter[str] = Counter()
 
 
@@ -37,15 +41,19 @@ def check(folding: Folding, algorithm: str, seed: int, actions: list[tuple[str, 
     """Has a job of an algorithm go through some actions, and folds its events."""
     rng = np.random.default_rng(seed)
     compiled, threads = bool(rng.integers(2)), int(rng.integers(1, 4))
-    kernels = COMPILED if compiled else choose("numpy")
-    for _ in range(20):  # options are made up, and some do not go together
-        spec = specs.job(rng, algorithm, large=large)
-        every = 1 if seed % 2 else 7
-        traffic = Traffic(spec, rng, kernels=kernels, threads=threads, every=every, calm=bool(rng.integers(2)))
-        if asyncio.run(play(traffic, actions)):
-            break
-        spec = None
-    # What is small enough to be done at once or in part must not make a difference.
+    kernels = COMPILED if compiled else NUMPY
+    # Steps of the live job go other ways than those of the fold: in part, and in other threads.
+    in_part = mock.patch.object(arithmetic, "INLINE_ELEMENTS", one(rng, (0, arithmetic.INLINE_ELEMENTS)))
+    at_once = mock.patch.object(offload, "INLINE_ELEMENTS", one(rng, (-1, *3 * (offload.INLINE_ELEMENTS,))))
+    with in_part, at_once:
+        for _ in range(50):  # options are made up, and some do not go together
+            spec = specs.job(rng, algorithm, large=large)
+            every, calm = one(rng, (1, 5)), bool(rng.integers(2))
+            traffic = Traffic(spec, rng, kernels=kernels, threads=threads, every=every, calm=calm)
+            if asyncio.run(play(traffic, actions)):
+                break
+        else:
+            raise AssertionError("no job came to be")
     for recorder, replies in zip(traffic.recorders, traffic.replies, strict=True):
         seen.update(recorder.kinds)
         count = len(recorder.events)

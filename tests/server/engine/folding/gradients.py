@@ -73,7 +73,7 @@ def gradient(rng: Rng, job: Job, groups: Sequence[GroupSpec], *, calm: bool) -> 
     """A gradient of some parameters. If `calm`, that of a bowl around 0, with its loss."""
     made = Gradient()
     iterative = job.state.groups.iterative is not None
-    sparse, spoilt = chance(rng, 0.3), not calm and chance(rng, 0.1)
+    sparse, spoilt = chance(rng, 0.3), not calm and chance(rng, 0.2)
     made.scale = one(rng, (8.0, 1.0, 0.25)) if chance(rng, 0.2) else None
     loss, absent = 0.0, 0.0 if iterative and chance(rng, 0.9) else 0.25
     for index, group in enumerate(groups):
@@ -82,7 +82,8 @@ def gradient(rng: Rng, job: Job, groups: Sequence[GroupSpec], *, calm: bool) -> 
         offsets = [parameter.offset for parameter in lay_out(group.parameters).parameters]
         for place in np.argsort(offsets, kind="stable").tolist():
             parameter = group.parameters[place]
-            if not parameter.size or chance(rng, absent):
+            only = rule is not None and rule.only and not chance(rng, 0.02)
+            if not parameter.size or chance(rng, absent) or (only and not parameter.shape):
                 continue
             values = specs.numbers(rng, parameter, computed=True)
             if calm:
@@ -92,9 +93,7 @@ def gradient(rng: Rng, job: Job, groups: Sequence[GroupSpec], *, calm: bool) -> 
                     loss += float(np.sum(np.square(values, dtype=np.float64)))
             if spoilt and chance(rng, 0.5):
                 values.reshape(-1)[int(rng.integers(values.size))] = one(rng, (np.nan, np.inf, -np.inf))
-            only = rule is not None and rule.only
-            rows = rule is not None and (only or sparse) and values.ndim and not (only and chance(rng, 0.03))
-            if rows:
+            if only or (rule is not None and sparse and values.ndim):
                 made.rows.append(_rows(rng, index, place, values))
             else:
                 made.frames.append(Frame.of(index, offsets[place], np.ascontiguousarray(values).reshape(-1)))

@@ -83,7 +83,7 @@ def job_options(rng: Rng, *, alone: bool = False) -> Iterator[tuple[str, OptionV
         "reduction": ("mean", "sum"),
     }
     if not alone:
-        choices["accumulate"] = (1, 1, 2, 3)
+        choices["accumulate"] = (1, 2, 3)
     for name in rng.permutation(list(choices))[: rng.integers(1, 4)]:
         yield str(name), one(rng, choices[str(name)])
 
@@ -111,7 +111,8 @@ def value(rng: Rng, option: Option) -> OptionValue:
 
 def group_options(rng: Rng, algorithm: str) -> Iterator[tuple[str, OptionValue]]:
     """Changes of a group's options."""
-    yield from options_of(rng, algorithm).items()
+    fixed = {option.name for option in ALGORITHMS[algorithm].options if option.fixed}
+    yield from ((name, each) for name, each in options_of(rng, algorithm).items() if name not in fixed)
     if chance(rng, 0.3):
         yield "lr", one(rng, (0.1, 0.02, 0.5))
     if isinstance(ALGORITHMS[algorithm], Iterative):

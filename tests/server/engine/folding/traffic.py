@@ -346,7 +346,7 @@ class Traffic:
 
     async def _delete(self, rng: Rng) -> None:
         """The job ends, and another one has its name."""
-        if len(self.recorders) < 3 and chance(rng, 0.5):
+        if len(self.recorders) < 3 and chance(rng, 0.3):
             await self.catalog.delete(self.spec.name)
             await self._settle()
             self._last.clear()
