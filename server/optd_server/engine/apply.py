@@ -159,6 +159,7 @@ def _floats(norms: tuple[float, ...] | None) -> Floats | None:
 def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tuple[Gradient, Clipped]]:
     """Makes the gradient of a step of the accumulated rounds, in their place, and clips it."""
     groups, settings = state.groups, settings_of(state.options)
+    state.accumulation.fit(groups.extents)
     bounds = bounds_of(settings, groups.in_force.effective(state.version))
     found: list[tuple[Gradient, Clipped]] = []
 
