@@ -19,6 +19,7 @@ from optd_server.engine.apply import apply, create
 from optd_server.engine.compute import Compute
 from optd_server.engine.events import Deleted
 from optd_server.engine.state import JobState
+from optd_server.engine.step import arithmetic
 from optd_server.optim.backends.registry import choose
 
 ROOT = Path(__file__).parents[4]
@@ -35,6 +36,8 @@ class Request:
     """Before which events the state is copied; the copies take the later events too."""
     kernels: str = "numpy"
     threads: int = 1
+    inline: int = arithmetic.INLINE_ELEMENTS
+    """How many elements a step takes whole even if few of them have a gradient: norms are added up in other parts."""
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Answer:
 
 def fold(request: Request) -> Answer:
     """Does what is asked for."""
+    arithmetic.INLINE_ELEMENTS = request.inline
     answer, compute = Answer(), Compute(choose(request.kernels), request.threads)  # type: ignore[arg-type]
     state: JobState | None = None
     copies: list[tuple[int, JobState]] = []

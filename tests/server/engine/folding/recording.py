@@ -54,7 +54,7 @@ class Recorder:
     def end(self) -> None:
         """Looks at the job a last time, unless its end has been seen."""
         assert self.job is not None
-        if self.kinds[-1] != "Deleted":
+        if self.kinds[-1:] != ["Deleted"]:
             check_published(self.job)
             self.states[len(self.events)] = frozen(self.job.state)
         assert not self.problems, "\n".join(self.problems)

@@ -15,14 +15,15 @@ from tests.server.engine.folding.specs import Rng, chance, one
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
-from optd_server.engine.memory import Memory
+from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.readers.state import read_state, select
 from optd_server.engine.state_upload import StateUpload
 from optd_server.optim.backends.base import Backend
+from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.errors import OptdError
+from optd_wire.errors import OptdError, ShuttingDown
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
 from optd_wire.values import (
@@ -98,6 +99,33 @@ class Traffic:
             self.job = await self.catalog.finish(upload)
         self.recorders[-1].job = self.job
 
+    async def twin(self) -> "Traffic":
+        """As this one, with a job that goes on from a copy of the state, and with nothing else that the job had.
+
+        Pushes that wait are refused: they are not part of the state.
+        """
+        self.job.pushes.refuse_waiting(ShuttingDown())
+        await self._settle()
+        made = Traffic(self.spec, self._rng, kernels=BLOCKED, threads=1, every=self._every, calm=self.calm)
+        made.groups, made._last = list(self.groups), dict(self._last)
+        made._clock.seconds, made._clock.wall_seconds = self._clock.seconds, self._clock.wall_seconds
+        reservation = Reservation(f"job {self.spec.name!r}")
+        made.catalog.memory.reserve(reservation, self.job.memory.bytes)
+        made.job = Job(
+            self.job.state.copy(),
+            log=made._log_of(self.spec.name),
+            memory=made.catalog.memory,
+            reservation=reservation,
+            offload=made._offload,
+            clock=made._clock,
+            lease_seconds=LEASE,
+        )
+        for worker in self.job.leases.holders():
+            made.job.leases.begin(worker, 0.0)
+            made.job.leases.of(worker).until = self.job.leases.of(worker).until
+        made.catalog._jobs[self.spec.name] = made.recorders[-1].job = made.job
+        return made
+
     async def happen(self, kind: str, rng: Rng) -> None:
         """Something happens; what is refused is noted."""
         self._clock.pass_to(self._clock.seconds + float(rng.random()))
@@ -110,7 +138,7 @@ class Traffic:
 
     async def end(self) -> None:
         """Lets all that is under way come to its end."""
-        for worker in self.job.leases.holders():
+        for worker in self._holders:
             await self.job.leave(worker, self.job.state.members.by_name[worker].epoch)
         if self._tasks:
             done, late = await asyncio.wait(self._tasks, timeout=10)
@@ -144,7 +172,7 @@ class Traffic:
     async def _expire(self, rng: Rng) -> None:
         """Time goes by; some workers renew their leases meanwhile."""
         self._clock.pass_to(self._clock.seconds + LEASE * 0.6)
-        for worker in self.job.leases.holders():
+        for worker in self._holders:
             if chance(rng, 0.5):
                 self.job.workers.check(*self._identity(worker))
         self._clock.pass_to(self._clock.seconds + LEASE * 0.6)
@@ -152,9 +180,14 @@ class Traffic:
 
     async def _worker(self, rng: Rng) -> str:
         """A worker that holds a lease: one joins if none does."""
-        if not self.job.leases.holders():
+        if not self._holders:
             await self.job.join(one(rng, WORKERS), None)
-        return one(rng, self.job.leases.holders())
+        return one(rng, self._holders)
+
+    @property
+    def _holders(self) -> list[str]:
+        """The workers that hold a lease, whatever order they came in."""
+        return sorted(self.job.leases.holders())
 
     def _identity(self, worker: str) -> tuple[str, int]:
         return worker, self.job.state.members.by_name[worker].epoch
@@ -168,14 +201,14 @@ class Traffic:
         """As many workers push as the policy waits for."""
         most = self.job.pushes.policy.most
         for worker in WORKERS:
-            if len(self.job.leases.holders()) < most:
+            if len(self._holders) < most:
                 await self.job.join(worker, None)
-        for worker in rng.permutation(self.job.leases.holders())[:most]:
+        for worker in rng.permutation(self._holders)[:most]:
             self._send(rng, str(worker))
 
     async def _flush(self, rng: Rng) -> None:
         most = self.job.pushes.policy.most
-        for worker in rng.permutation([await self._worker(rng), *self.job.leases.holders()])[:most]:
+        for worker in rng.permutation([await self._worker(rng), *self._holders])[:most]:
             self._start(Sent(self._header(rng, str(worker), flush=True), received(())))
 
     async def _repeat(self, rng: Rng) -> None:
@@ -213,12 +246,13 @@ class Traffic:
         calm = self.calm or self.job.state.groups.iterative is not None
         pushed = gradient(rng, self.job, self.groups, calm=calm)
         header = self._header(rng, worker, loss=pushed.loss, scale=pushed.scale)
-        if self.job.sharing.has(worker) and chance(rng, 0.7) and not pushed.rows:
+        would_share, pieces = chance(rng, 0.7), int(rng.integers(1, 3))
+        if would_share and self.job.sharing.has(worker) and not pushed.rows:
             share = self.job.sharing._shares[worker]
             shared = shared_ranges(share.buffers.extents, pushed)
             share_out(share.buffers, pushed)
             return Sent(replace(header, shared=shared), Payload(shared=True))
-        return Sent(header, received([*pushed.frames, *pushed.rows], pieces=int(rng.integers(1, 3))))
+        return Sent(header, received([*pushed.frames, *pushed.rows], pieces=pieces))
 
     def _header(
         self, rng: Rng, worker: str, *, flush: bool = False, loss: float | None = None, scale: float | None = None
