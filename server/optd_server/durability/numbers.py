@@ -44,15 +44,19 @@ def _parts(extents: Iterable[Extent]) -> Iterator[_Part]:
                 yield _Part(group, segment.offset, segment.count, members, number, place.slab, place.start, parameters)
 
 
-def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]]) -> Iterator[Frame]:
-    """Frames of the ranges of a field that were written: extent, slab, first element and the one behind the last."""
-    parts = list(_parts(buffers.extents))
+def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]]) -> list[Frame]:
+    """Frames of the ranges of a field that were written: extent, slab, first element and the one behind the last.
+
+    They come in the order of group and offset, in whichever extents the groups lie.
+    """
+    parts, found = list(_parts(buffers.extents)), []
     for extent, slab, start, stop in ranges:
         for part in parts:
             low, high = max(start, part.start), min(stop, part.start + part.count)
             if (part.extent, part.slab) == (extent, slab) and low < high:
                 array = buffers.slabs[extent][slab][low:high]
-                yield Frame.of(part.group, part.offset + low - part.start, array, field)
+                found.append(Frame.of(part.group, part.offset + low - part.start, array, field))
+    return sorted(found, key=lambda frame: (frame.group, frame.offset))
 
 
 def everything(field: str, buffers: FlatBuffers) -> Iterator[Frame]:

@@ -46,7 +46,7 @@ from optd_server.engine.step.norms import norms_of_step
 from optd_server.optim.clipping import Clipped, Floats
 from optd_server.store.gradients import Gradient
 from optd_server.store.recent_changes import ChangedBySlab
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 from optd_wire.values import WEIGHTS, GradientSummary, GroupNorms, PushResult
 
 
@@ -164,6 +164,7 @@ def _floats(norms: tuple[float, ...] | None) -> Floats | None:
 def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tuple[Gradient, Clipped]]:
     """Makes the gradient of a step of the accumulated rounds, in their place, and clips it."""
     groups, settings = state.groups, settings_of(state.options)
+    state.accumulation.fit(groups.extents)
     bounds = bounds_of(settings, groups.in_force.effective(state.version))
     found: list[tuple[Gradient, Clipped]] = []
 

@@ -7,7 +7,7 @@ from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.recent_changes import ChangedElements
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 
 INLINE_ELEMENTS = 32 * 1024
 """So many elements take one kernel about 100 microseconds, which is what handing over to a thread and back costs."""

@@ -21,7 +21,7 @@ from optd_server.optim.iterative import Searches
 from optd_server.optim.segment import SegmentState
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.rows import RowPlace, Rows
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 
 Leaf: TypeAlias = npt.NDArray[Any] | np.generic | bool | int | float | str | None
 """An array, which the state still owns, or a value."""
@@ -111,12 +111,17 @@ def _(value: Any) -> Mapping[str, Any]:
 
 
 def _sums(value: Accumulation) -> dict[str, Any]:
-    """The sums of parameters that a round has, with their weights: what lies elsewhere means nothing."""
+    """The sums of parameters that a round has, with their weights: what lies elsewhere means nothing.
+
+    Neither does room for groups that no round has had yet.
+    """
+    used = [number for number, row in enumerate(value.totals) if any((totals > 0).any() for totals in row)]
+    totals_of = value.totals[: max(used, default=-1) + 1]
     sums = []
-    for extent, slabs, row in zip(value.sums.extents, value.sums.slabs, value.totals, strict=True):
+    for extent, slabs, row in zip(value.sums.extents, value.sums.slabs, totals_of, strict=False):
         for slab, array, totals in zip(extent.slabs, slabs, row, strict=True):
             sums.append(array[np.repeat(totals > 0, slab.sizes)])
-    return {"sums": sums, "totals": value.totals, "rows": value.rows}
+    return {"sums": sums, "totals": totals_of, "rows": value.rows}
 
 
 def _key(key: Any) -> str:

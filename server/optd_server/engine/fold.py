@@ -10,7 +10,8 @@ from optd_server.engine.events import Event, Stepped
 from optd_server.engine.log import Log
 from optd_server.engine.offload import Offload
 from optd_server.engine.state import JobState
-from optd_server.store.snapshots import Snapshot, Snapshots
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot
 from optd_wire.errors import JobFailed
 
 logger = logging.getLogger(__name__)

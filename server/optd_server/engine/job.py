@@ -30,7 +30,8 @@ from optd_server.engine.state import JobState
 from optd_server.engine.touching import Touching
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
-from optd_server.store.snapshots import Snapshot, Snapshots
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot
 from optd_wire.errors import NonfiniteGradient, OptdError, UnknownJob
 from optd_wire.values import (
     GroupSummary,

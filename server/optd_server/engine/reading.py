@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from optd_server.store.snapshots import Snapshot, Snapshots
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

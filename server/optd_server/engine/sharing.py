@@ -19,7 +19,8 @@ from optd_server.store.flat import FlatBuffers, computed_bytes_of
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Ledger
 from optd_server.store.memory import SharedRegion, writable_by_workers
-from optd_server.store.snapshots import Snapshot, Snapshots
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot
 from optd_wire.errors import MemoryExceeded, SharedMemoryUnavailable
 from optd_wire.values import GRADIENT, FlatRange, SharedExtent, SharedGradient, SharedSegment
 

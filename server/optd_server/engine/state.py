@@ -11,7 +11,7 @@ from optd_server.engine.options.history import OptionHistory
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
 from optd_server.optim.iterative import Searches
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 from optd_wire.values import GradientSummary, JobOptions, JobVersion, Policy
 
 

@@ -14,7 +14,7 @@ from optd_server.engine.reading import Reading
 from optd_server.rpc.batches import BATCH_BYTES
 from optd_server.store.flat import Array
 from optd_server.store.rows import Ids as RowNumbers
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.dtypes import DTYPES
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import encoding_for

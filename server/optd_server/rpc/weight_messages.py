@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from optd_server.engine.offload import Offload
 from optd_server.engine.reading import Reading
 from optd_server.rpc.batches import batches_of
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.errors import TooSlow
 from optd_wire.frames import Frame, Outgoing, encode

@@ -9,7 +9,8 @@ import pytest
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Gradient, Slots
-from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import JobVersion, ParameterSpec
 

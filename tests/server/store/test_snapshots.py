@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 
 from optd_server.store.extents import extent_of
-from optd_server.store.snapshots import Snapshot, Snapshots, WeightSet
+from optd_server.store.snapshots import Snapshots
+from optd_server.store.versions import Snapshot, WeightSet
 from optd_wire.layout import lay_out
 from optd_wire.values import JobVersion, ParameterSpec
 

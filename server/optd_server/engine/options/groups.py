@@ -21,7 +21,7 @@ from optd_server.optim.rules import RULES
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, SegmentPlace, Slab, extent_of
 from optd_server.store.flat import Array
-from optd_server.store.snapshots import StepRanges
+from optd_server.store.versions import StepRanges
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (

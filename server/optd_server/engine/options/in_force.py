@@ -12,7 +12,7 @@ from optd_server.optim.group_options import effective
 from optd_server.optim.rules import RULES, Matches
 from optd_server.store.extents import Slab
 from optd_server.store.rows import RowPlace
-from optd_server.store.snapshots import changed_options
+from optd_server.store.versions import changed_options
 from optd_wire.layout import GroupLayout
 from optd_wire.values import EffectiveOptions, GroupOptions, Options
 

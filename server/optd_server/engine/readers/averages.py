@@ -8,7 +8,7 @@ from optd_server.engine.job import Job
 from optd_server.engine.memory import Memory
 from optd_server.engine.readers.selection import Table
 from optd_server.store.flat import Array, bytes_of
-from optd_server.store.snapshots import Snapshot, WeightSet
+from optd_server.store.versions import Snapshot, WeightSet
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
 from optd_server.store.recent_changes import ChangedElements
 from optd_server.store.rows import Ids, RowPlace
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.values import FlatRange
 
 

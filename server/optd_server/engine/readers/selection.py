@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from optd_server.engine.job import Job
 from optd_server.store.flat import Array
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.errors import InvalidRequest, UnknownParameter
 from optd_wire.row_frames import Ids, check_ids
 from optd_wire.values import FlatRange

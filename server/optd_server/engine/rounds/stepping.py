@@ -34,7 +34,7 @@ from optd_server.engine.step.reduced import Reduced
 from optd_server.optim.clipping import Bounds, Clipped
 from optd_server.optim.job_options import SKIP, ZERO
 from optd_server.store.gradients import Gradient, Slots, Totals
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 from optd_wire.errors import OptdError, RoundBroken
 from optd_wire.values import GroupUpdate, JobUpdate, PushResult
 

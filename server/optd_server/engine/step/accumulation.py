@@ -35,7 +35,8 @@ class Accumulation:
     def copy(self) -> "Accumulation":
         """An equal accumulation that shares no memory with this one."""
         totals = [[each.copy() for each in row] for row in self.totals]
-        return Accumulation(self.count, self.sums.copy(), totals, dict(self.rows))
+        rows = {place: (_copied(each), weight) for place, (each, weight) in self.rows.items()}
+        return Accumulation(self.count, self.sums.copy(), totals, rows)
 
     def fit(self, extents: Sequence[Extent]) -> None:
         """Makes room for sums; raises OSError, and has changed nothing then."""
@@ -132,9 +133,11 @@ def finished(
             for number, extent in enumerate(extents):
                 for index, slab in enumerate(extent.slabs):
                     reduction.scale_inverse(target[number][index], slab, totals[number][index])
-            left = [(_divided(each, total), total) for each, total in left]
+            left = [(_times(each, 1 / total), total) for each, total in left]
     presence = [[each > 0 for each in row] for row in totals]
-    return Gradient(target, presence, tuple(each for each, _ in left))
+    kept = {id(each) for each, _ in accumulation.rows.values()}
+    # The step is clipped in place; what is added up stays as it is until the step has been taken.
+    return Gradient(target, presence, tuple(_copied(each) if id(each) in kept else each for each, _ in left))
 
 
 def _add_sums(
@@ -174,5 +177,5 @@ def _times(rows: Rows, factor: float) -> Rows:
         return Rows(rows.place, rows.ids, rows.values * rows.values.dtype.type(factor))
 
 
-def _divided(rows: Rows, total: float) -> Rows:
-    return _times(rows, 1 / total)
+def _copied(rows: Rows) -> Rows:
+    return Rows(rows.place, rows.ids, rows.values.copy())

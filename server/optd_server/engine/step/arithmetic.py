@@ -26,7 +26,7 @@ from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Mask, is_full
 from optd_server.store.recent_changes import FRACTION, ChangedBySlab, ChangedElements
 from optd_server.store.rows import Rows, densify
-from optd_server.store.snapshots import WeightSet
+from optd_server.store.versions import WeightSet
 
 
 @dataclass(slots=True)
@@ -52,6 +52,8 @@ class _Part:
     @property
     def is_small(self) -> bool:
         """Whether it reads and writes only what changes, and what is lacking."""
+        if self.change is not None and not self.present.any():
+            return True  # without a gradient nothing of the state may come into being, whatever is lacking
         return bool(self.rows) or (self.change is not None and self.lacks is not None)
 
     @property

@@ -15,7 +15,7 @@ from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.row_messages import RowMessages
 from optd_server.rpc.uploads import receive, skip
 from optd_server.rpc.weight_messages import Ranges, WeightMessages
-from optd_server.store.snapshots import Snapshot
+from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
 from optd_wire.errors import InvalidRequest
