@@ -139,7 +139,7 @@ class Traffic:
     async def end(self) -> None:
         """Lets all that is under way come to its end."""
         for worker in self._holders:
-            await self.job.leave(worker, self.job.state.members.by_name[worker].epoch)
+            await self.job.workers.leave(worker, self.job.state.members.by_name[worker].epoch)
         if self._tasks:
             done, late = await asyncio.wait(self._tasks, timeout=10)
             assert not late, "a push hangs"
@@ -167,7 +167,7 @@ class Traffic:
         await self.job.join(one(rng, WORKERS), self.spec if chance(rng, 0.3) else None)
 
     async def _leave(self, rng: Rng) -> None:
-        await self.job.leave(*self._identity(await self._worker(rng)))
+        await self.job.workers.leave(*self._identity(await self._worker(rng)))
 
     async def _expire(self, rng: Rng) -> None:
         """Time goes by; some workers renew their leases meanwhile."""
@@ -199,7 +199,7 @@ class Traffic:
 
     async def _round(self, rng: Rng) -> None:
         """As many workers push as the policy waits for."""
-        most = self.job.pushes.policy.most
+        most = self.job.pushes.waiting.policy.most
         for worker in WORKERS:
             if len(self._holders) < most:
                 await self.job.join(worker, None)
@@ -207,7 +207,7 @@ class Traffic:
             self._send(rng, str(worker))
 
     async def _flush(self, rng: Rng) -> None:
-        most = self.job.pushes.policy.most
+        most = self.job.pushes.waiting.policy.most
         for worker in rng.permutation([await self._worker(rng), *self._holders])[:most]:
             self._start(Sent(self._header(rng, str(worker), flush=True), received(())))
 
@@ -239,7 +239,7 @@ class Traffic:
         self._start(Sent(header, payload))
 
     def _send(self, rng: Rng, worker: str) -> None:
-        if not self.job.pushes.waits(worker):  # its memory is read until it is answered
+        if not self.job.pushes.waiting.waits(worker):  # its memory is read until it is answered
             self._start(self._made(rng, worker))
 
     def _made(self, rng: Rng, worker: str) -> Sent:
