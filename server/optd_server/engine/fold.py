@@ -31,6 +31,11 @@ class Fold:
         self._watchers: set[Callable[[], None]] = set()
 
     @property
+    def keeps_events(self) -> bool:
+        """Whether the log keeps events; see `Log.keeps_events`."""
+        return self._log.keeps_events
+
+    @property
     def failure(self) -> str:
         """Why the job takes no more steps; empty while it does."""
         return "" if self._failure is None else str(self._failure)
