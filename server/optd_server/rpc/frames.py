@@ -1,6 +1,6 @@
 """Flat arrays cut into frames of a size that suits the wire."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from optd_server.store.snapshots import Snapshot
 from optd_wire.encodings.base import Encoding
@@ -14,17 +14,21 @@ FRAME_OVERHEAD = 64
 
 
 def cut(
-    frames: Iterable[Frame], most_bytes: int = FRAME_BYTES, encoding: Encoding | None = None
+    frames: Iterable[Frame],
+    most_bytes: int = FRAME_BYTES,
+    encoding: Encoding | None = None,
+    exact: Collection[int] = (),
 ) -> Iterator[list[Outgoing]]:
     """Cuts and gathers frames of plain numbers into lists that fit one message of about `most_bytes` each.
 
-    With an `encoding` they are written in that one where it saves bytes; `optd_wire.frames.encode` does the work.
+    With an `encoding` they are written in that one where it saves bytes, except frames of the groups in `exact`;
+    `optd_wire.frames.encode` does the work.
     """
     batch: list[Outgoing] = []
     room = most_bytes
     for frame in frames:
         values = frame.values
-        chosen = encoding_for(values.dtype, encoding)
+        chosen = encoding_for(values.dtype, None if frame.group in exact else encoding)
         least = chosen.bytes_of(1)
         position = 0
         while position < frame.count:
