@@ -31,7 +31,7 @@ PAIRS = 20
 
 @dataclass(slots=True)
 class ParamGroup:
-    """One group as the caller gave it: its name, its parameters' names and arrays, its options."""
+    """One group as the caller gave it: its name, its parameters' names and arrays, its options, its algorithm."""
 
     name: str
     names: list[str] = field(default_factory=list)
@@ -43,6 +43,8 @@ class ParamGroup:
     """The outline of the tree that the parameters were given in."""
     inner: trees.Paths = field(default_factory=dict)
     """The inner nodes of that tree."""
+    algorithm: str = ""
+    """The algorithm that the group names; empty if it has the default algorithm of its optimizer."""
 
     def spec(self) -> GroupSpec:
         """The group as it is registered."""
@@ -50,7 +52,7 @@ class ParamGroup:
             ParameterSpec(name, tuple(array.shape), array.dtype.name)
             for name, array in zip(self.names, self.arrays, strict=True)
         )
-        return GroupSpec(self.name, self.options, parameters)
+        return GroupSpec(self.name, self.options, parameters, self.algorithm)
 
 
 def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:

@@ -9,7 +9,7 @@ from optd.session.session import Session
 from optd.state.all_parameters import STEP, ParameterState, StateReader, StateWriter
 from optd.state.one_parameter import ParameterReader, StateIndex, changed_group, frames_of
 from optd.transport.numbers import Source
-from optd_wire.values import GroupState, JobVersion
+from optd_wire.values import GroupState, JobVersion, ReadStateResult
 
 logger = logging.getLogger("optd")
 
@@ -18,7 +18,7 @@ Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
 
 
 class ServerState:
-    """State by group and place: "step", a count, and arrays; empty before a parameter's first step.
+    """State by group and place: "step", a count, and arrays; empty before a parameter's first step. Buffers have none.
 
     One call at a time: other threads wait for `lock`.
     """
@@ -39,18 +39,21 @@ class ServerState:
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self._own.groups])
             result = self._session.read_state(into=reader.begin)
-            return reader.states(), StateIndex(result.version, result.groups[: len(self._own)])
+            return reader.states()[self._own.first :], self._index_of(result)
 
     def index(self) -> StateIndex:
         """Which state each parameter has now, without the numbers."""
         with self._lock:
             result = self._session.read_state((STEP,), into=lambda _: lambda _: None)
-            return StateIndex(result.version, result.groups[: len(self._own)])
+            return self._index_of(result)
+
+    def _index_of(self, result: ReadStateResult) -> StateIndex:
+        return StateIndex(result.version, result.groups[self._own.first : len(self._own)])
 
     def read_parameter(self, group: int, place: int, fields: Collection[str]) -> tuple[ParameterState, JobVersion]:
         """Those of `fields` that one parameter has, and their version."""
         with self._lock:
-            spec = self._own.groups[group].spec()
+            spec = self._own.of_parameters[group].spec()
             reader = ParameterReader(spec.parameters, place)
             wanted = [name for name in fields if name != STEP] or [STEP]
             self._session.read_state(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
@@ -59,7 +62,7 @@ class ServerState:
     def replace(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the state of all parameters; weights and options stay."""
         with self._lock:
-            writer = StateWriter([group.names for group in self._own.groups], states)
+            writer = StateWriter([group.names for group in self._own.of_parameters], states, self._own.first)
             self._write(writer.groups, writer.frames)
 
     def write_parameter(self, group: int, place: int, state: ParameterState, gone: Collection[str]) -> None:
@@ -69,7 +72,7 @@ class ServerState:
         meanwhile: the step counts of the group's other parameters are then out of date.
         """
         with self._lock:
-            spec = self._own.groups[group].spec()
+            spec = self._own.of_parameters[group].spec()
             arrays = {name: array for name, array in state.items() if name != STEP}
             before = self._session.read_state((STEP,), spec.name, into=lambda _: lambda _: None)
             (current,) = before.groups
