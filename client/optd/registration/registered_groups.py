@@ -11,6 +11,7 @@ from optd.params.flat_view import Array, ArraysByGroup
 from optd.params.group_arrays import GroupArrays
 from optd.params.groups import ParamGroup
 from optd.registration.existing_job import ExistingJob, check_alone
+from optd.registration.group_algorithms import job_algorithm, show_algorithms, warn_of_unreached
 from optd.registration.group_dicts import GroupDicts
 from optd.session.lock import OwnedLock
 from optd.session.session import Session
@@ -35,7 +36,10 @@ class RegisteredGroups:
         check_alone(session)
         self.session = session
         self.zero_copy = zero_copy
-        self.algorithm = algorithm
+        self.default = algorithm
+        """The algorithm of groups that name none; empty if there is no default."""
+        self.algorithm = job_algorithm(algorithm, groups)
+        """The job's algorithm: the default, or that of the first group if there is none."""
         self._own = GroupArrays(groups, session.batch_bytes)
         self._incoming = IncomingWeights(session, self._own, zero_copy=zero_copy, writable=writable)
         self._outgoing = OutgoingGradients(session, self._own)
@@ -58,6 +62,7 @@ class RegisteredGroups:
     def _join(self, defaults: Options, default_policy: Policy | None) -> Membership:
         """Creates the job, or joins the one that is there; its weights are not pulled yet."""
         session = self.session
+        warn_of_unreached(session, self.default, defaults, self.groups)
         spec = JobSpec(
             name=session.job,
             algorithm=self.algorithm,
@@ -70,6 +75,7 @@ class RegisteredGroups:
         membership, created = self._register(spec, default_policy)
         self._base = membership.job.version
         self._is_sync = isinstance(membership.job.policy, Sync)
+        show_algorithms(self.default, self.groups, self.dicts)
         self._groups.read(membership.job.groups)
         self.attached = not created or self._base.version > 0
         return membership
@@ -87,6 +93,11 @@ class RegisteredGroups:
     def groups(self) -> list[ParamGroup]:
         """The groups, in the order of the job's."""
         return self._own.groups
+
+    @property
+    def algorithms(self) -> list[str]:
+        """The algorithm of each group."""
+        return [group.algorithm or self.default for group in self.groups]
 
     @property
     def dicts(self) -> Sequence[MutableMapping[str, Any]]:
