@@ -12,6 +12,7 @@ from optd.params.group_arrays import GroupArrays
 from optd.params.groups import ParamGroup
 from optd.registration.buffers import Buffers, Holder, has_buffers
 from optd.registration.existing_job import ExistingJob, check_alone
+from optd.registration.group_algorithms import job_algorithm, show_algorithms, warn_of_unreached
 from optd.registration.group_dicts import GroupDicts
 from optd.session.lock import OwnedLock
 from optd.session.session import Session
@@ -37,7 +38,10 @@ class RegisteredGroups:
         check_alone(session)
         self.session = session
         self.zero_copy = zero_copy
-        self.algorithm = algorithm
+        self.default = algorithm
+        """The algorithm of groups that name none; empty if there is no default."""
+        self.algorithm = job_algorithm(algorithm, groups)
+        """The job's algorithm: the default, or that of the first group if there is none."""
         self._buffers = Buffers(buffers)
         self._own = GroupArrays(groups, session.batch_bytes, self._buffers.group)
         self._incoming = IncomingWeights(session, self._own, zero_copy=zero_copy, writable=writable)
@@ -61,9 +65,8 @@ class RegisteredGroups:
     def _join(self, defaults: Options, default_policy: Policy | None) -> Membership:
         """Creates the job, or joins the one that is there; its weights are not pulled yet."""
         session = self.session
-        if self._own.first and session.algorithm(self.algorithm).needs_closure:
-            problem = f"buffers= is not for {self.algorithm}, which takes one group of parameters: leave it out"
-            raise InvalidRequest(problem=problem)
+        warn_of_unreached(session, self.default, defaults, self.groups)
+        self._check_takes_buffers()
         spec = JobSpec(
             name=session.job,
             algorithm=self.algorithm,
@@ -76,6 +79,7 @@ class RegisteredGroups:
         membership, created = self._register(spec, default_policy)
         self._base = membership.job.version
         self._is_sync = isinstance(membership.job.policy, Sync)
+        show_algorithms(self.default, self.groups, self.dicts)
         self._groups.read(membership.job.groups[self._own.first :])
         self.attached = not created or self._base.version > 0
         return membership
@@ -94,6 +98,12 @@ class RegisteredGroups:
             ours = f"{default_policy}, as that of all ranks of torch.distributed; pass policy= to name another one"
             raise JobMismatch(**{**error.values, "ours": ours}) from None
 
+    def _check_takes_buffers(self) -> None:
+        for name in {*self.algorithms} if self._own.first else ():
+            if self.session.algorithm(name).needs_closure:
+                problem = f"buffers= is not for {name}, which takes one group of parameters: leave it out"
+                raise InvalidRequest(problem=problem)
+
     def _advice_on_buffers(self) -> str:
         """What to do if the job has buffers and this worker has not, or the other way round; empty if neither."""
         is_theirs, is_ours = has_buffers(self.session.info().groups), self._own.first > 0
@@ -107,6 +117,11 @@ class RegisteredGroups:
     def groups(self) -> list[ParamGroup]:
         """The groups of parameters, in the order of the job's."""
         return self._own.of_parameters
+
+    @property
+    def algorithms(self) -> list[str]:
+        """The algorithm of each group."""
+        return [group.algorithm or self.default for group in self.groups]
 
     @property
     def dicts(self) -> Sequence[MutableMapping[str, Any]]:

@@ -15,6 +15,7 @@ from optd.registration.existing_job import (
     ExistingJob,
     same_states,
 )
+from optd.registration.group_algorithms import check_named, show_algorithms
 from optd.registration.registered_groups import RegisteredGroups
 from optd.session.member_session import Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
@@ -41,6 +42,9 @@ from optd_wire.values import (
 class Registration(RegisteredGroups):
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 
+    `algorithm` is that of groups that name none, and may be empty if each group names one; `defaults` are its options,
+    and options that every group has, whatever its algorithm.
+
     Pulled weights are written to the arrays in place. With `zero_copy`, if the session shares memory with the server,
     `weights` lie in that memory instead, and the arrays stay as they are. `writable` says that the caller lets others
     write to these; that is undone before new weights are read. `shown` turns an option's value into what the dicts
@@ -65,7 +69,7 @@ class Registration(RegisteredGroups):
         super().__init__(
             session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown, buffers=buffers
         )
-        self.state = ServerState(session, self._own, self._lock, algorithm, self._write_state)
+        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._write_state)
         """The optimizer state that the server holds."""
         membership = self._join(defaults, default_policy)
         if self.attached:
@@ -78,7 +82,8 @@ class Registration(RegisteredGroups):
         own = [[array.copy() for array in row] for row in self._own.arrays]
         self.pull()
         self._buffers.note_attached(own[: self._own.first])
-        return ExistingJob.found(self.session, membership, defaults, self._own.groups, own, self._incoming.all_weights)
+        now, groups = self._incoming.all_weights, self._own.groups
+        return ExistingJob.found(self.session, membership, self.algorithm, defaults, groups, own, now)
 
     def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
         """The weights that the arrays held before the job's, if they belong to the `states` that are being loaded.
@@ -98,6 +103,7 @@ class Registration(RegisteredGroups):
         Raises `JobMismatch` if another worker has added a group that is missing here.
         """
         with self._lock:
+            check_named(self.default, group.algorithm, group.name)
             if group.name in [known.name for known in self.groups]:
                 raise DuplicateName(kind="group", name=group.name, job=self.session.job)
             info = self.session.add_group(group.spec(), self._own.source_of(group))
@@ -116,6 +122,7 @@ class Registration(RegisteredGroups):
                 raise
             if self._existing is not None and self._existing.own is not None:
                 self._existing.own.append(own)
+            show_algorithms(self.default, self.groups, [*self.dicts, options])
             self._groups.append(info.options, options)
             self._groups.absorb(pulled.options)
             self._base = pulled.version
@@ -252,8 +259,8 @@ class Registration(RegisteredGroups):
 
     @cached_property
     def needs_closure(self) -> bool:
-        """Whether the algorithm asks for loss and gradients several times in one step."""
-        return self.session.algorithm(self.algorithm).needs_closure
+        """Whether an algorithm asks for loss and gradients several times in one step."""
+        return any(self.session.algorithm(name).needs_closure for name in {*self.algorithms})
 
     def write_state(
         self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None

@@ -95,6 +95,8 @@ class StateWriter:
                 tuple(StateShape(spec.shape, spec.dtype) for spec in specs[index]),
             )
             for field, specs in self._specs.items()
+            # A field of other groups may be one that this group's algorithm does not have.
+            if any(field in state for state in row)
         )
         return GroupState(self._first + index, steps, tuple(entries))
 

@@ -20,6 +20,8 @@ Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
 class ServerState:
     """State by group and place: "step", a count, and arrays; empty before a parameter's first step. Buffers have none.
 
+    `algorithm` is that of groups that name none.
+
     One call at a time: other threads wait for `lock`.
     """
 
@@ -29,10 +31,14 @@ class ServerState:
         self._lock = lock
         self._algorithm = algorithm
         self._write = write
+        self._shaped: dict[str, frozenset[str]] = {}
 
-    def shaped_fields(self) -> frozenset[str]:
-        """The states whose shapes or dtypes are not the parameters'; only the server can check those."""
-        return frozenset(self._session.algorithm(self._algorithm).shaped_state)
+    def shaped_fields(self, group: int) -> frozenset[str]:
+        """The states of a group whose shapes or dtypes are not the parameters'; only the server can check those."""
+        algorithm = self._own.of_parameters[group].algorithm or self._algorithm
+        if algorithm not in self._shaped:
+            self._shaped[algorithm] = frozenset(self._session.algorithm(algorithm).shaped_state)
+        return self._shaped[algorithm]
 
     def read(self) -> tuple[list[list[ParameterState]], StateIndex]:
         """The state of all parameters, with its version."""
@@ -78,7 +84,7 @@ class ServerState:
             (current,) = before.groups
             kept = 0 if STEP in gone else current.steps[place]
             steps = int(state.get(STEP, max(kept, 1) if arrays else kept))
-            changed = changed_group(current, place, arrays, gone, steps, self.shaped_fields())
+            changed = changed_group(current, place, arrays, gone, steps, self.shaped_fields(group))
             batch_bytes = self._session.batch_bytes
             now = self._write((changed,), lambda: frames_of(changed, spec.parameters, place, arrays, batch_bytes))
             if now.version != before.version.version:

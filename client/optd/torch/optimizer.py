@@ -5,6 +5,7 @@ step, the state and the weights are the server's.
 """
 
 import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -18,7 +19,9 @@ from optd.session.session import Session
 from optd.torch import complex_parameters
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
-from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.forms import StateForm, form_of_class
+from optd.torch.options import Fixed
+from optd.torch.served_groups import listed, name_algorithms
 from optd.torch.served_state import ServedState
 from optd.torch.served_steps import ServedSteps
 from optd.torch.state_source import StateSource
@@ -107,8 +110,8 @@ class Served(ServedSteps, ServedState):
     """
 
     _source_of_state: ClassVar[type[StateSource]] = StateSource
-    _keeps_step: bool
-    _counts_in_int: bool = False
+    _is_open: bool = False
+    """Whether there is a session."""
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
@@ -129,8 +132,7 @@ class Served(ServedSteps, ServedState):
         super().__init_subclass__(**kwargs)
         if algorithm is not None:
             cls.algorithm = algorithm
-            cls._keeps_step, cls._counts_in_int = keeps_step, counts_in_int
-            cls._rules = OptionRules(algorithm, {**UNSERVED, **(fixed or {})})
+            cls._form = form_of_class(algorithm, fixed or {}, StateForm(keeps_step, counts_in_int))
             cls.__signature__ = _signature(cls)
         elif "__init__" in vars(cls):
             cls.__signature__ = None
@@ -150,24 +152,45 @@ class Served(ServedSteps, ServedState):
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
         check_ordered(params)
-        super().__init__(params, *args, **options)
-        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
-        self._serve(opened, owned, zero_copy)
+        params = listed(params)
+        if name_algorithms(params):
+            # The server declares the options of algorithms that groups name.
+            self._open(arguments, session)
+        self._read(super().__init__, params, *args, **options)
+        if not self._is_open:
+            self._open(arguments, session)
+        self._serve(zero_copy)
 
-    def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
+    def _open(self, arguments: SessionArguments, session: Session | None) -> None:
+        self.session, self._owns_session = arguments.session(session, unnamed=shared_by_ranks)
+        self._is_open = True
+
+    def _read(self, constructor: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Calls the constructor of torch's class, which reads the params; closes a session that is open if it fails."""
+        self._beside = []
+        try:
+            constructor(*args, **options)
+            self.param_groups[:] = self._beside
+        except BaseException:
+            if self._is_open:
+                self.close()
+            raise
+        self._beside = None
+
+    def _serve(self, zero_copy: bool) -> None:
         """Registers with the server what torch's class has read."""
         # Some of torch's classes begin with a state; the server's begins with the first step.
-        self._state_source = self._source_of_state(
-            self._exchange, self.state, keeps_step=self._keeps_step, counts_in_int=self._counts_in_int
-        )
+        self._state_source = self._source_of_state(self._exchange, self.state)
         self.state = self._state_view = StateOnServer(self._state_source)
         # With fused=True a GradScaler would rely on torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
-        self.session, self._owns_session = session, owned
         try:
-            served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
+            self._show_algorithms()
+            self._check_entries()
+            own = self._own_defaults
+            served = {name: plain_option(own[name]) for name in self._form.rules.served(own)}
             served |= {name: plain_option(value) for name, value in self._common.items()}
-            complex_parameters.check_norm_type(self._exchange.groups, session.options)
+            complex_parameters.check_norm_type(self._exchange.groups, self.session.options)
             self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
         except BaseException:
             self.close()
