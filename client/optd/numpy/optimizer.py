@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NoReturn
 
+from optd.numpy.array_buffers import holder_of
 from optd.numpy.optimizer_state import OptimizerState
 from optd.numpy.optimizer_steps import OptimizerSteps
 from optd.numpy.optimizer_text import describe, place_of
@@ -42,6 +43,10 @@ class Optimizer(OptimizerSteps, OptimizerState):
             are. Otherwise it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits are
             float32 in shared memory.
         norms: Have each step report the norms of its gradient and of its update: see `last`.
+        buffers: A dict of writable numpy arrays by name that travel with the job as they are, such as running means of
+            a model's inputs. Each step and push also sends those that have changed; in a round their mean over the
+            workers becomes the job's, else the last push counts; steps and pulls write the job's in place. Integers and
+            bools come back exactly; the mean of different ones is rounded. See `optd.torch.optimizer.Served`.
         local_changes: What to do if a script has changed weights in the arrays, which is looked for before each step:
             "send" them, if no other worker takes part in the job; "warn", each time, that the step replaces them;
             "ignore" them. Of arrays above 16,384 elements (or fewer, if there are many arrays) about 1,000 elements are
@@ -79,9 +84,11 @@ class Optimizer(OptimizerSteps, OptimizerState):
         zero_copy: bool = False,
         local_changes: str = SEND,
         norms: bool = False,
+        buffers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self._norms = norms
+        holder = holder_of(buffers)
         mode = check_local_changes(local_changes)
         default, params = default_and_params(algorithm, params)
         groups, self._in_groups = read_groups(params)
@@ -101,7 +108,7 @@ class Optimizer(OptimizerSteps, OptimizerState):
         defaults = {name: plain_option(value) for name, value in options.items()}
         try:
             self._registration = Registration(
-                self.session, default, defaults, groups, self.param_groups, zero_copy=zero_copy
+                self.session, default, defaults, groups, self.param_groups, zero_copy=zero_copy, buffers=holder
             )
         except BaseException:
             self.close()

@@ -12,6 +12,7 @@ from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd.torch.checks import check_ordered
 from optd.torch.forms import GroupForm, StateForm
+from optd.torch.module_buffers import BuffersOf, holder_of
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
 from optd.torch.tensor_exchange import TensorExchange
@@ -38,9 +39,11 @@ class Optimizer(Served):
         zero_copy: bool = False,
         local_changes: str = SEND,
         norms: bool = False,
+        buffers: BuffersOf | None = None,
         **options: Any,
     ) -> None:
         self._norms = norms
+        holder = holder_of(buffers)
         self.algorithm, params = default_and_params(algorithm, params)
         self._form = GroupForm(OptionRules(self.algorithm, {}), StateForm())
         self._exchange = TensorExchange(check_local_changes(local_changes))
@@ -49,7 +52,7 @@ class Optimizer(Served):
         check_has_owner(self.algorithm, options)
         self._open(arguments, session)
         self._read(self._read_params, params, options)
-        self._serve(zero_copy)
+        self._serve(zero_copy, holder)
 
     def _read_params(self, params: Any, options: dict[str, Any]) -> None:
         declared = self.session.algorithm(self.algorithm).options if self.algorithm else ()
