@@ -173,4 +173,4 @@ def _as_float(name: str, array: Array) -> Array:
 
 def _in_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
     """Values in a buffer's own dtype; the mean of integers that differ is rounded."""
-    return values.copy() if values.dtype == dtype else np.rint(values).astype(dtype)
+    return values.copy() if values.dtype == dtype else np.asarray(np.rint(values)).astype(dtype)
