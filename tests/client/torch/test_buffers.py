@@ -1,6 +1,11 @@
 """Buffers that travel with a job: what workers, evaluators and late joiners have of them."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +20,7 @@ CLASSES = 3
 def model_of(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     model = torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, CLASSES)
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6, momentum=0.5), torch.nn.ReLU(), torch.nn.Linear(6, CLASSES)
     )
     return model.to(dtype)
 
@@ -23,7 +28,7 @@ def model_of(seed=0, dtype=torch.float64):
 def batch_of(seed, dtype=torch.float64):
     """Inputs far from mean 0 and variance 1, so that statistics that have not been learnt are wildly wrong."""
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(32, 4, generator=generator, dtype=torch.float64) * 50 + 300
+    inputs = torch.randn(32, 4, generator=generator, dtype=torch.float64) * 500 + 30_000
     return inputs.to(dtype), torch.randint(CLASSES, (32,), generator=generator)
 
 
@@ -446,3 +451,90 @@ def test_a_buffer_of_another_shape_or_with_a_nan_stops_the_step(serve):
         optimizer.step()
     model[1].running_var = torch.ones(6, dtype=torch.float64)
     optimizer.step()
+
+
+@pytest.mark.timeout(240)
+def test_ranks_of_ddp_have_the_mean_of_their_buffers(server):
+    script = Path(__file__).with_name("ddp_buffers_script.py")
+    settings = {"OPTD_SERVER": server.address, "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OPTD_")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=inherited | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, other = (json.loads(line) for line in done.stdout.splitlines())
+    assert one == other
+    assert one["are_means"] == [True] * 3
+    assert one["buffers"]["1.num_batches_tracked"] == 3
+    assert one["groups"] == ["buffers", "group0"]
+
+
+@pytest.mark.parametrize("lane", ["grpc", "shm"])
+def test_rows_and_half_precision_beside_buffers(serve, server, job_names, lane):
+    class Words(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(50_000, 4, sparse=True)
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def forward(self, ids):
+            return self.norm(self.table(ids).to(torch.bfloat16)).square().sum()
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = Words()
+        model.norm.to(torch.bfloat16)
+        return model, [{"params": [model.table.weight]}, {"params": [*model.norm.parameters()]}]
+
+    job, (model, groups), (other, others) = next(job_names), made(0), made(1)
+    with (
+        optd.connect(server.address, job=job, worker="w0", lane=lane) as first,
+        optd.connect(server.address, job=job, worker="w1", lane=lane) as second,
+    ):
+        optimizer = optd.torch.SGD(groups, lr=0.1, buffers=model, session=first)
+        evaluator = optd.torch.SGD(others, lr=0.1, buffers=other, session=second)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([step, 7, 300 * step + 5, 2])).backward()
+            expected = buffers_of(model)
+            optimizer.step()
+            assert same(buffers_of(model), expected)
+        evaluator.pull()
+        assert same(dict(other.state_dict()), dict(model.state_dict()))
+        assert model.norm.running_mean.dtype is torch.bfloat16
+
+
+def test_groups_with_algorithms_of_their_own_beside_buffers(serve, job_names):
+    job, model, other = next(job_names), model_of(), model_of(1)
+
+    def groups_of(each):
+        matrices = [parameter for parameter in each.parameters() if parameter.dim() == 2]
+        rest = [parameter for parameter in each.parameters() if parameter.dim() < 2]
+        return [{"params": matrices, "algorithm": "muon", "lr": 0.02}, {"params": rest, "algorithm": "adamw"}]
+
+    optimizer = serve(optd.torch.Optimizer, groups_of(model), buffers=model, job=job)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    serve(optd.torch.Optimizer, groups_of(other), buffers=other, job=job, worker="e")
+    assert loss_of(other) == loss_of(model)
+    assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw"]
+    assert len(optimizer.state) == 6
+
+
+def test_a_call_that_fails_leaves_the_buffers_to_the_next_one(serve, monkeypatch):
+    model = model_of()
+    optimizer = serve(optd.torch.SGD, model.parameters(), lr=0.1, buffers=model)
+    session = optimizer.session
+    step = session.step
+    backward(model, 0)
+    expected = buffers_of(model)
+    monkeypatch.setattr(session, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert same(buffers_of(model), expected)
+    monkeypatch.setattr(session, "step", step)
+    optimizer.step()
+    assert same(buffers_of(model), expected)
+    optimizer.pull()
+    assert same(buffers_of(model), expected)
