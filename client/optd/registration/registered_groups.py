@@ -16,7 +16,7 @@ from optd.registration.group_algorithms import job_algorithm, show_algorithms, w
 from optd.registration.group_dicts import GroupDicts
 from optd.session.lock import OwnedLock
 from optd.session.session import Session
-from optd_wire.errors import InvalidRequest, JobMismatch
+from optd_wire.errors import InvalidRequest, JobMismatch, OptdError
 from optd_wire.values import JobSpec, JobVersion, Membership, Options, Policy, PushResult, Sync
 
 
@@ -106,7 +106,10 @@ class RegisteredGroups:
 
     def _advice_on_buffers(self) -> str:
         """What to do if the job has buffers and this worker has not, or the other way round; empty if neither."""
-        is_theirs, is_ours = has_buffers(self.session.info().groups), self._own.first > 0
+        try:
+            is_theirs, is_ours = has_buffers(self.session.info().groups), self._own.first > 0
+        except OptdError:
+            return ""
         if is_theirs and not is_ours:
             return ", without the job's buffers: pass buffers=, as the worker did that created the job"
         if is_ours and not is_theirs:

@@ -1,14 +1,15 @@
 """The buffers of a module, or tensors by name, as `optd.registration.buffers` takes them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from optd.params.flat_view import Array
 from optd.registration.buffers import NO_BUFFERS, Holder
-from optd.torch.arrays import as_array, as_tensor, dtype_name
+from optd.torch.arrays import as_array, as_tensor, dtype_name, real
 from optd.torch.checks import check_parameter
 from optd_wire.errors import NotAnArray, StructureMismatch
 
@@ -70,7 +71,9 @@ class TensorBuffers:
 
     def read(self) -> list[Array]:
         """What each holds now, in memory of the host. Raises `StructureMismatch` for another shape or dtype."""
-        return [as_array(tensor) for tensor in self._now()]
+        tensors = self._now()
+        fetched = iter(fetch([tensor for tensor in tensors if not tensor.is_cpu]))
+        return [as_array(tensor) if tensor.is_cpu else next(fetched) for tensor in tensors]
 
     @torch.no_grad()
     def write(self, place: int, array: Array) -> None:
@@ -93,3 +96,18 @@ class TensorBuffers:
                 raise StructureMismatch(what=what, expected=expected, got=f"{got}: construct another optimizer")
             found.append(tensor)
         return found
+
+
+@torch.no_grad()
+def fetch(tensors: Sequence[torch.Tensor]) -> list[Array]:
+    """The numbers of tensors, with one transfer for each device and dtype: there may be hundreds of small ones."""
+    together: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, tensor in enumerate(tensors):
+        together.setdefault((tensor.device, tensor.dtype), []).append(number)
+    found: dict[int, Array] = {}
+    for numbers in together.values():
+        parts = [real(tensors[number]) for number in numbers]
+        ends = np.cumsum([part.numel() for part in parts])[:-1]
+        flat = np.split(as_array(torch.cat([part.reshape(-1) for part in parts])), ends)
+        found.update((n, array.reshape(part.shape)) for n, array, part in zip(numbers, flat, parts, strict=True))
+    return [found[number] for number in range(len(tensors))]

@@ -7,12 +7,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import optd
 import optd.torch
 from optd.errors import InvalidRequest, JobMismatch, NonfiniteGradient, NotAnArray, StructureMismatch
+from optd.torch.arrays import as_array
+from optd.torch.module_buffers import fetch
 
 CLASSES = 3
 
@@ -205,6 +208,15 @@ def special():
     module.weight = torch.nn.Parameter(torch.ones(2))
     module.register_buffer("again", module.zero)
     return module
+
+
+def test_tensors_of_other_devices_are_fetched_together():
+    tensors = [buffer for _, buffer in special().named_buffers()]
+    for tensor, array in zip(tensors, fetch(tensors), strict=True):
+        expected = as_array(tensor)
+        assert array.dtype == expected.dtype
+        assert np.array_equal(array, expected)
+    assert fetch([]) == []
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8", "topk:0.5"])
