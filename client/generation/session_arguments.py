@@ -21,7 +21,7 @@ def params(*, torch: bool) -> Argument:
     return Argument("params", "ParamsT" if torch else "Any", "", _TORCH_PARAMS if torch else _PARAMS)
 
 
-SESSION_ARGUMENTS = (
+_ARGUMENTS = (
     Argument(
         "session",
         "Session | None",
@@ -102,4 +102,23 @@ SESSION_ARGUMENTS = (
         "Whether each step reports the norms of its gradient and of its update in `last`. Default: False.",
     ),
 )
-"""In the order of the signatures."""
+_BUFFERS = Argument(
+    "buffers",
+    "Mapping[str, Any] | None",
+    "None",
+    "Arrays by name, such as running means, that travel with the job: their mean over a round, or else what was pushed "
+    "last, becomes the job's, and each step and pull writes the job's into them. None: no buffers.",
+)
+_TORCH_BUFFERS = Argument(
+    "buffers",
+    "BuffersOf | None",
+    "None",
+    "The model, or a dict of tensors by name, whose buffers travel with the job, such as the running statistics of "
+    "BatchNorm: their mean over a round, or else what was pushed last, becomes the job's, and each step and pull "
+    "writes the job's into the model. None: buffers stay with each worker.",
+)
+
+
+def session_arguments(*, torch: bool) -> tuple[Argument, ...]:
+    """Return the arguments in the order of the signatures."""
+    return (*_ARGUMENTS, _TORCH_BUFFERS if torch else _BUFFERS)

@@ -67,9 +67,12 @@ class StateReader:
 
 
 class StateWriter:
-    """Yields the frames of states; `names` and `states` are by group and place."""
+    """Yields the frames of states; `names` and `states` are by group and place, from the job's group `first` on."""
 
-    def __init__(self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]]) -> None:
+    def __init__(
+        self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]], first: int = 0
+    ) -> None:
+        self._first = first
         fields = sorted({name for row in states for state in row for name in state} - {STEP})
         self._rows = {field: [[state.get(field) for state in row] for row in states] for field in fields}
         self._specs = {
@@ -92,13 +95,15 @@ class StateWriter:
                 tuple(StateShape(spec.shape, spec.dtype) for spec in specs[index]),
             )
             for field, specs in self._specs.items()
+            # A field of other groups may be one that this group's algorithm does not have.
+            if any(field in state for state in row)
         )
-        return GroupState(index, steps, tuple(entries))
+        return GroupState(self._first + index, steps, tuple(entries))
 
     def frames(self) -> Iterator[list[GatheredFrame]]:
         """The frames, in lists that suit one message each."""
         for field, rows in self._rows.items():
-            yield from FlatView(self._specs[field]).batches(rows, field)
+            yield from FlatView(self._specs[field], first_group=self._first).batches(rows, field)
 
 
 def step_count(name: str, value: Any) -> int:

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 
 from optd.options.group_options import GROUP_OPTIONS
+from optd.registration.group_algorithms import check_has_owner, default_and_params
 from optd.registration.local_changes import SEND, check_local_changes
 from optd.registration.shared_arguments import names_shared
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd.torch.checks import check_ordered
-from optd.torch.distributed import shared_by_ranks
+from optd.torch.forms import GroupForm, StateForm
+from optd.torch.module_buffers import BuffersOf, holder_of
 from optd.torch.optimizer import Served
 from optd.torch.options import OptionRules
 from optd.torch.tensor_exchange import TensorExchange
@@ -27,34 +29,33 @@ class Optimizer(Served):
     Raises `UnknownAlgorithm`, or the server's error about an option.
     """
 
-    _keeps_step = True
-
     @names_shared
     def __init__(
         self,
-        algorithm: str,
-        params: Any,
+        algorithm: Any = None,
+        params: Any = None,
         *,
         session: Session | None = None,
         zero_copy: bool = False,
         local_changes: str = SEND,
         norms: bool = False,
+        buffers: BuffersOf | None = None,
         **options: Any,
     ) -> None:
         self._norms = norms
-        self.algorithm = algorithm
-        self._rules = OptionRules(algorithm, {})
+        holder = holder_of(buffers)
+        self.algorithm, params = default_and_params(algorithm, params)
+        self._form = GroupForm(OptionRules(self.algorithm, {}), StateForm())
         self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
-        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
-        try:
-            declared = opened.algorithm(algorithm).options
-            defaults = {option.name: option.default_value for option in declared} | options
-            check_ordered(params)
-            torch.optim.Optimizer.__init__(self, params, defaults)
-        except BaseException:
-            if owned:
-                opened.close()
-            raise
-        self._serve(opened, owned, zero_copy)
+        check_has_owner(self.algorithm, options)
+        self._open(arguments, session)
+        self._read(self._read_params, params, options)
+        self._serve(zero_copy, holder)
+
+    def _read_params(self, params: Any, options: dict[str, Any]) -> None:
+        declared = self.session.algorithm(self.algorithm).options if self.algorithm else ()
+        defaults = {option.name: option.default_value for option in declared} | options
+        check_ordered(params)
+        torch.optim.Optimizer.__init__(self, params, defaults)

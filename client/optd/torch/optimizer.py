@@ -5,11 +5,13 @@ step, the state and the weights are the server's.
 """
 
 import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
 
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.groups import plain_option
+from optd.registration.buffers import Holder
 from optd.registration.local_changes import SEND, check_local_changes
 from optd.registration.shared_arguments import shared_parameters
 from optd.registration.unpicklable import belongs_to_a_session
@@ -18,7 +20,10 @@ from optd.session.session import Session
 from optd.torch import complex_parameters
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
-from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.forms import StateForm, form_of_class
+from optd.torch.module_buffers import BuffersOf, holder_of
+from optd.torch.options import Fixed
+from optd.torch.served_groups import listed, name_algorithms
 from optd.torch.served_state import ServedState
 from optd.torch.served_steps import ServedSteps
 from optd.torch.state_source import StateSource
@@ -58,6 +63,8 @@ class Served(ServedSteps, ServedState):
         zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
             copies; elsewhere it changes nothing. See below.
         norms: Have each step tell the norms of its gradient and of its update: see `last`.
+        buffers: The model, or a dict of tensors by name, whose buffers travel with the job: the running statistics of
+            BatchNorm, for example. See below. None: buffers stay with each worker.
         local_changes: What is done with weights that a script has changed, found before each step: "send" them, if no
             other worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See
             below.
@@ -85,6 +92,14 @@ class Served(ServedSteps, ServedState):
     more dimensions travel as their elements. Only weights that have changed come back. SGD, SparseAdam and Adagrad take
     sparse gradients, as in torch.
 
+    With `buffers=model` each step and push also sends the buffers that have changed since the last exchange: those that
+    the model's state dict has. In a round, and in accumulated pushes, their mean over the workers becomes the job's; in
+    an `async` job the last push counts. Steps and pulls write the job's into the model, so that a worker that joins
+    later and an evaluator that attaches have them too. Integers and bools come back exactly; if workers have different
+    ones, the mean is rounded to the nearest integer. What the job does to gradients leaves buffers alone: clipping,
+    `loss_scale`, sums, norms, encodings. They have a group of their own on the server, "buffers", which `param_groups`
+    does not show. All workers of a job pass `buffers`, or none does.
+
     The server holds a complex parameter as its real and imaginary parts, with a last dimension of 2; `state_dict()` has
     complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which equals that of their parts.
     Other norms and `clip_value` are refused for complex gradients.
@@ -107,8 +122,8 @@ class Served(ServedSteps, ServedState):
     """
 
     _source_of_state: ClassVar[type[StateSource]] = StateSource
-    _keeps_step: bool
-    _counts_in_int: bool = False
+    _is_open: bool = False
+    """Whether there is a session."""
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
@@ -129,8 +144,7 @@ class Served(ServedSteps, ServedState):
         super().__init_subclass__(**kwargs)
         if algorithm is not None:
             cls.algorithm = algorithm
-            cls._keeps_step, cls._counts_in_int = keeps_step, counts_in_int
-            cls._rules = OptionRules(algorithm, {**UNSERVED, **(fixed or {})})
+            cls._form = form_of_class(algorithm, fixed or {}, StateForm(keeps_step, counts_in_int))
             cls.__signature__ = _signature(cls)
         elif "__init__" in vars(cls):
             cls.__signature__ = None
@@ -143,32 +157,57 @@ class Served(ServedSteps, ServedState):
         zero_copy: bool = False,
         local_changes: str = SEND,
         norms: bool = False,
+        buffers: BuffersOf | None = None,
         **options: Any,
     ) -> None:
         self._norms = norms
+        holder = holder_of(buffers)
         self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
         check_ordered(params)
-        super().__init__(params, *args, **options)
-        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
-        self._serve(opened, owned, zero_copy)
+        params = listed(params)
+        if name_algorithms(params):
+            # The server declares the options of algorithms that groups name.
+            self._open(arguments, session)
+        self._read(super().__init__, params, *args, **options)
+        if not self._is_open:
+            self._open(arguments, session)
+        self._serve(zero_copy, holder)
 
-    def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
+    def _open(self, arguments: SessionArguments, session: Session | None) -> None:
+        self.session, self._owns_session = arguments.session(session, unnamed=shared_by_ranks)
+        self._is_open = True
+
+    def _read(self, constructor: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Calls the constructor of torch's class, which reads the params; closes a session that is open if it fails."""
+        self._beside = []
+        try:
+            constructor(*args, **options)
+            self.param_groups[:] = self._beside
+        except BaseException:
+            if self._is_open:
+                self.close()
+            raise
+        self._beside = None
+
+    def _serve(self, zero_copy: bool, buffers: Holder) -> None:
         """Registers with the server what torch's class has read."""
         # Some of torch's classes begin with a state; the server's begins with the first step.
-        self._state_source = self._source_of_state(
-            self._exchange, self.state, keeps_step=self._keeps_step, counts_in_int=self._counts_in_int
-        )
+        self._state_source = self._source_of_state(self._exchange, self.state)
         self.state = self._state_view = StateOnServer(self._state_source)
         # With fused=True a GradScaler would rely on torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
-        self.session, self._owns_session = session, owned
         try:
-            served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
+            self._show_algorithms()
+            self._check_entries()
+            own = self._own_defaults
+            served = {name: plain_option(own[name]) for name in self._form.rules.served(own)}
             served |= {name: plain_option(value) for name, value in self._common.items()}
-            complex_parameters.check_norm_type(self._exchange.groups, session.options)
-            self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
+            complex_parameters.check_norm_type(self._exchange.groups, self.session.options)
+            self._exchange.register(
+                self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy, buffers=buffers
+            )
         except BaseException:
             self.close()
             raise

@@ -99,13 +99,13 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         weights = [weight_of(push.header) for push in self.pushes]
-        if reduction == MEAN and len(set(weights)) == 1:
-            weights = [1.0] * len(weights)  # where all are the same, they make no difference to the mean
+        # Where all are the same, they make no difference to a mean.
+        self._weights = [1.0] * len(weights) if len(set(weights)) == 1 else weights
+        """In a mean of the pushes."""
         self._parts = {
-            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight))
-            for push, weight in zip(self.pushes, weights, strict=True)
+            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight if reduction == SUM else own, own))
+            for push, weight, own in zip(self.pushes, weights, self._weights, strict=True)
         }
-        self._weights = weights
         self._row_sums: RowSums | None = None
         self.all_shared = all(push.shared is not None for push in self.pushes)
         """Whether no gradient of it is received."""
@@ -297,9 +297,7 @@ class Round:
 
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
         """Makes means of sums, unless sums are wanted; returns which parameters any push has."""
-        if self.reduction == SUM:
-            return self._reduction.covered(presences)
-        return self._reduction.divide(sums, presences, self._weights)
+        return self._reduction.divide(sums, presences, self._weights, self.reduction)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""

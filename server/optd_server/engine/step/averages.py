@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from optd_server.engine.step.values import takes_values
 from optd_server.optim import option
 from optd_server.optim.averages import move
 from optd_server.optim.job_options import EMA_DECAY, SWA_EVERY, SWA_START
@@ -31,9 +32,10 @@ class Average:
     """What is in them means nothing before the first update."""
 
     def enter(self, weights: FlatBuffers, share: float, threads: int) -> None:
-        """Moves towards weights, and counts that."""
-        for average, current in zip(self.buffers.all_slabs(), weights.all_slabs(), strict=True):
-            move(average, current, share, threads)
+        """Moves towards weights, and counts that; of values it has the newest."""
+        slabs = [slab for extent in weights.extents for slab in extent.slabs]
+        for slab, average, current in zip(slabs, self.buffers.all_slabs(), weights.all_slabs(), strict=True):
+            move(average, current, 1.0 if takes_values(slab.kind) else share, threads)
         self.updates += 1
 
     def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:
