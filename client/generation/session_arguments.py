@@ -6,13 +6,18 @@ of `optd.torch.optimizer.Served`.
 
 from generation.options import Argument
 
+_NAMED = (
+    'A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that '
+    "algorithm's options and defaults, and of the arguments here only those that every algorithm has, from "
+    "`lr_schedule` to `rules`."
+)
 _PARAMS = (
     "The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs, or a list "
-    "of group dicts whose options take precedence over the arguments here."
+    "of group dicts whose options take precedence over the arguments here. " + _NAMED
 )
 _TORCH_PARAMS = (
     "The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options take "
-    "precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold."
+    "precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold. " + _NAMED
 )
 
 

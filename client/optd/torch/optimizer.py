@@ -37,7 +37,8 @@ class Served(ServedSteps, ServedState):
         params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16, bfloat16,
             complex64 or complex128, on any device; each element has memory of its own. They have the names that
             `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. Where
-            a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
+            a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter. A group may
+            name another "algorithm" than that of the class: see below.
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
         job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
@@ -69,6 +70,18 @@ class Served(ServedSteps, ServedState):
     step, which gives the numbers of torch's class on float32 parameters rounded likewise. Their state is float32 in
     `state_dict()`; torch's class rounds it to the parameters' dtype when it loads it. State dicts of torch's class are
     loaded unchanged.
+
+    A group may name its own algorithm, as in `AdamW([{"params": matrices, "algorithm": "muon", "lr": 0.02}, {"params":
+    others}], lr=3e-4)`. All groups are one job: a step is one push, one version and one norm to clip by, and schedulers
+    move all groups. Options of the algorithm that the constructor gets, such as `lr` and `betas`, are defaults of the
+    groups that have the algorithm of the class, whether they name it or not; groups of another algorithm begin with
+    that algorithm's own defaults. Options that every algorithm has (`lr_schedule` to `lookahead_alpha` here) are
+    defaults of all groups; one that a group's algorithm cannot have, such as a schedule of `betas` for Muon, is refused
+    unless that group overrides it. If a group names its algorithm, `param_groups` show "algorithm" for each group,
+    with the options of its own algorithm alone, and `defaults` has only what all groups have: a scheduler that would
+    cycle a momentum, as `OneCycleLR` does, needs `cycle_momentum=False` unless all groups have `momentum`, or all
+    `betas`. The state of a group has the names that torch's class for its algorithm gives. An option that only other
+    algorithms have raises `UnknownOption`. A warning says if no group gets an option of the constructor.
 
     The first worker creates the job with the values of its tensors. Others that register the same names, shapes and
     algorithm attach to the job and get its weights.
