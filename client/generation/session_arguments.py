@@ -13,17 +13,18 @@ _NAMED = (
 )
 _PARAMS = (
     "The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs, or a list "
-    "of group dicts whose options take precedence over the arguments here. " + _NAMED
+    "of group dicts whose options take precedence over the arguments here."
 )
 _TORCH_PARAMS = (
     "The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options take "
-    "precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold. " + _NAMED
+    "precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold."
 )
 
 
-def params(*, torch: bool) -> Argument:
-    """Return the first argument, which has no default."""
-    return Argument("params", "ParamsT" if torch else "Any", "", _TORCH_PARAMS if torch else _PARAMS)
+def params(*, torch: bool, alone: bool) -> Argument:
+    """Return the first argument, which has no default; `alone` says that the algorithm takes one group only."""
+    doc = (_TORCH_PARAMS if torch else _PARAMS) + ("" if alone else f" {_NAMED}")
+    return Argument("params", "ParamsT" if torch else "Any", "", doc)
 
 
 SESSION_ARGUMENTS = (

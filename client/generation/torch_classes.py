@@ -75,7 +75,7 @@ def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], sha
     first, rest = _in_torchs_order(name, algorithm["title"], own)
     bases = [_BASES.get(name, "Served"), _TORCHS.get(name, f"torch.optim.{algorithm['title']}")]
     keywords = [f'algorithm="{name}"', *([_KEYWORDS[name]] if name in _KEYWORDS else [])]
-    documented = [params(torch=True), *first, *rest, *shared, *SESSION_ARGUMENTS]
+    documented = [params(torch=True, alone=algorithm["needs_closure"]), *first, *rest, *shared, *SESSION_ARGUMENTS]
     torchs = "ValueError: As torch's class raises it."
     lines = [
         f"class {algorithm['title']}({', '.join([*bases, *keywords])}):",

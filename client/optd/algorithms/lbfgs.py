@@ -28,9 +28,7 @@ class LBFGS(LBFGSBase):
 
     Args:
         params: The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs,
-            or a list of group dicts whose options take precedence over the arguments here. A group dict may name
-            another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that algorithm's options
-            and defaults, and of the arguments here only those that every algorithm has, from `lr_schedule` to `rules`.
+            or a list of group dicts whose options take precedence over the arguments here.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 1.0.
         max_iter: Largest number of iterations in one step. Any whole number. Default: 20.
         max_eval: Largest number of evaluations of the loss in one step. None: `max_iter * 5 // 4`. Any whole number, or

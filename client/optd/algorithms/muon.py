@@ -21,7 +21,8 @@ class Muon(Optimizer):
 
     `torch.optim.Muon` as a service: a server holds the weights and the state.
 
-    Takes matrices only.
+    Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then trains
+    in the same steps.
 
     Args:
         params: The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs,

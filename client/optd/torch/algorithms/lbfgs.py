@@ -31,9 +31,6 @@ class LBFGS(ServedLBFGS, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False)
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
-            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
-            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
-            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 1.0.
         max_iter: Largest number of iterations in one step. Any whole number. Default: 20.
         max_eval: Largest number of evaluations of the loss in one step. None: `max_iter * 5 // 4`. Any whole number, or

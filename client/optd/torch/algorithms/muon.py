@@ -22,7 +22,8 @@ class Muon(Served, torch.optim.Muon, algorithm="muon", keeps_step=False):
 
     `torch.optim.Muon` as a service: a server holds the weights and the state.
 
-    Takes matrices only.
+    Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then trains
+    in the same steps.
 
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
