@@ -201,3 +201,11 @@ def test_options_of_every_group_reach_every_group(serve: Callable[..., Any]) -> 
     assert [options["clip_norm"] for options in held] == [1.0, 2.0]
     assert [options["lr_schedule"] for options in held] == ["constant()", "constant()"]
     assert [options["lr"] for options in held] == [0.001, 0.5], "lr is an option of adamw, the default algorithm"
+
+
+def test_dicts_that_an_optimizer_has_completed_go_into_another_one(serve: Callable[..., Any]) -> None:
+    model = Block()
+    groups = as_default(model, 1)
+    serve(optd.torch.AdamW, groups, lr=3e-3)
+    again = serve(optd.torch.Optimizer, "adamw", groups)
+    assert [(group["algorithm"], group["lr"]) for group in again.param_groups] == [("muon", 0.02), ("adamw", 3e-3)]
