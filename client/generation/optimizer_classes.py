@@ -17,7 +17,10 @@ NOT_IN_TORCH = {
 }
 NOTES: Mapping[str, Sequence[str]] = {
     "sparse_adam": ("Takes gradients of some rows only.",),
-    "muon": ("Takes matrices only.",),
+    "muon": (
+        'Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then '
+        "trains in the same steps.",
+    ),
     "lbfgs": (
         "Takes one group of parameters of one dtype, and steps through `step(closure)` alone, which calls the closure "
         "as often as the server asks. {closure} Each call is a push and a version of the job; until the step is done, "
@@ -77,7 +80,7 @@ def raises(algorithm: Mapping[str, Any]) -> list[str]:
 def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], shared: Sequence[Argument]) -> str:
     first, rest = positional_and_keyword(name, own)
     arguments = [*first, *rest, *shared, *session_arguments(torch=False)]
-    documented = [params(torch=False), *arguments]
+    documented = [params(torch=False, alone=algorithm["needs_closure"]), *arguments]
     lines = [
         f"class {algorithm['title']}({_BASES.get(name, 'Optimizer')}):",
         docstring(algorithm["doc"], paragraphs(name, algorithm, _CLOSURE), documented, raises(algorithm)),

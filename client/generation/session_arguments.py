@@ -6,6 +6,11 @@ of `optd.torch.optimizer.Served`.
 
 from generation.options import Argument
 
+_NAMED = (
+    'A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that '
+    "algorithm's options and defaults, and of the arguments here only those that every algorithm has, from "
+    "`lr_schedule` to `rules`."
+)
 _PARAMS = (
     "The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs, or a list "
     "of group dicts whose options take precedence over the arguments here."
@@ -16,9 +21,10 @@ _TORCH_PARAMS = (
 )
 
 
-def params(*, torch: bool) -> Argument:
-    """Return the first argument, which has no default."""
-    return Argument("params", "ParamsT" if torch else "Any", "", _TORCH_PARAMS if torch else _PARAMS)
+def params(*, torch: bool, alone: bool) -> Argument:
+    """Return the first argument, which has no default; `alone` says that the algorithm takes one group only."""
+    doc = (_TORCH_PARAMS if torch else _PARAMS) + ("" if alone else f" {_NAMED}")
+    return Argument("params", "ParamsT" if torch else "Any", "", doc)
 
 
 _ARGUMENTS = (

@@ -75,7 +75,8 @@ def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], sha
     first, rest = _in_torchs_order(name, algorithm["title"], own)
     bases = [_BASES.get(name, "Served"), _TORCHS.get(name, f"torch.optim.{algorithm['title']}")]
     keywords = [f'algorithm="{name}"', *([_KEYWORDS[name]] if name in _KEYWORDS else [])]
-    documented = [params(torch=True), *first, *rest, *shared, *session_arguments(torch=True)]
+    of_session = session_arguments(torch=True)
+    documented = [params(torch=True, alone=algorithm["needs_closure"]), *first, *rest, *shared, *of_session]
     torchs = "ValueError: As torch's class raises it."
     lines = [
         f"class {algorithm['title']}({', '.join([*bases, *keywords])}):",

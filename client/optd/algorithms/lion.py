@@ -24,7 +24,9 @@ class Lion(Optimizer):
 
     Args:
         params: The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs,
-            or a list of group dicts whose options take precedence over the arguments here.
+            or a list of group dicts whose options take precedence over the arguments here. A group dict may name
+            another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that algorithm's options
+            and defaults, and of the arguments here only those that every algorithm has, from `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.0001.
         betas: The momentum's share in the direction of the step, and how much of itself the momentum keeps at each
             step. Each in [0, 1). Default: (0.9, 0.99).

@@ -22,11 +22,14 @@ class Muon(Optimizer):
 
     `torch.optim.Muon` as a service: a server holds the weights and the state.
 
-    Takes matrices only.
+    Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then trains
+    in the same steps.
 
     Args:
         params: The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs,
-            or a list of group dicts whose options take precedence over the arguments here.
+            or a list of group dicts whose options take precedence over the arguments here. A group dict may name
+            another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that algorithm's options
+            and defaults, and of the arguments here only those that every algorithm has, from `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.001.
         weight_decay: Decoupled weight decay: each step first shrinks the weights by `lr * weight_decay` of their value.
             In [0, inf). Default: 0.1.

@@ -24,7 +24,9 @@ class Rprop(Optimizer):
 
     Args:
         params: The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs,
-            or a list of group dicts whose options take precedence over the arguments here.
+            or a list of group dicts whose options take precedence over the arguments here. A group dict may name
+            another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that algorithm's options
+            and defaults, and of the arguments here only those that every algorithm has, from `lr_schedule` to `rules`.
         lr: The step size at the first gradient of a parameter. In [0, inf). Default: 0.01.
         etas: The factor of the step size when the gradient has changed its sign, and the factor when it has not. In
             (0, 1) and (1, inf). Default: (0.5, 1.2).

@@ -69,8 +69,10 @@ class NamedForms:
 
         `own` are the options of the group's algorithm. Entries that are no options are the script's own, as in torch.
         """
+        # A dict that another optimizer has completed may have an entry that is fixed in the class for its algorithm.
+        fixed, _ = _of_classes.get(form.algorithm, ({}, None))
         for name in group:
-            if name in self._options and name not in own and name not in form.rules.fixed:
+            if name in self._options and name not in own and name not in fixed:
                 served = [*form.rules.served(own), *GROUP_OPTIONS]
                 close = get_close_matches(name, served, n=1)
                 advice = f"did you mean {close[0]!r}? The" if close else "the"

@@ -1,4 +1,4 @@
-"""An optimizer for torch's parameters by the name of its algorithm, for algorithms that have no class."""
+"""An optimizer for torch's parameters by the names of algorithms: of its groups, or of all that name none."""
 
 from typing import Any
 
@@ -19,14 +19,27 @@ from optd.torch.tensor_exchange import TensorExchange
 
 
 class Optimizer(Served):
-    """Any algorithm of the server, such as one that a plugin has added.
+    """Any algorithms of the server, also such as a plugin has added.
+
+        Optimizer([
+            {"params": matrices, "algorithm": "muon", "lr": 0.02},
+            {"params": others, "algorithm": "adamw", "lr": 3e-4},
+        ])
+        Optimizer("adabelief", params, lr=0.01)
 
     Args:
-        algorithm: Its name, as `optctl algorithms` lists it.
-        params: The parameters, as torch takes them; see `Served` for this and for the arguments that follow.
-        **options: The options of the algorithm, as defaults of all groups; the server's defaults count for the others.
+        algorithm: The default algorithm, as `optctl algorithms` lists it: that of all groups that name none. May be
+            left out if each group names one.
+        params: The parameters, as torch takes them; see `Served` for this, for groups that name their algorithm, and
+            for the arguments that follow.
+        **options: Options of the default algorithm: defaults of the groups that have it. The server's defaults count
+            for the others. Refused if there is no default algorithm.
 
-    Raises `UnknownAlgorithm`, or the server's error about an option.
+    Raises:
+        UnknownAlgorithm: The server has no such algorithm; the message names the nearest one.
+        UnknownOption, OptionOutOfRange, InvalidOption: The server refuses an option.
+        UnservedGroups, UnservedShape: A group's algorithm must be alone in its job, or takes other shapes.
+        InvalidRequest: A group names no algorithm, and there is no default.
     """
 
     @names_shared

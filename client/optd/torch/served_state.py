@@ -61,8 +61,8 @@ class ServedState(ServedGroups):
                     # Options that torch's classes do not have keep their values, unless the state dict has them.
                     loaded.update({name: group[name] for name in GROUP_OPTIONS.keys() & group.keys() - loaded.keys()})
                 self.defaults = defaults  # torch adds "differentiable" to those of every class that lacks it, too
-                _replace(groups, self.param_groups)
                 self._show_algorithms()
+                _replace(groups, self.param_groups)
                 self._upload()
                 self._state_source.initial = {}
             except BaseException:

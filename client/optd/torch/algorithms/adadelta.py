@@ -26,6 +26,9 @@ class Adadelta(Served, torch.optim.Adadelta, algorithm="adadelta"):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: The factor of each step. In [0, inf). Default: 1.0.
         rho: How much of themselves the running averages keep at each step. In [0, 1]. Default: 0.9.
         eps: Added to the denominator for numerical stability. In [0, inf). Default: 1e-06.

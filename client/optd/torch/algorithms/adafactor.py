@@ -26,6 +26,9 @@ class Adafactor(Served, torch.optim.Adafactor, algorithm="adafactor"):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.01.
         beta2_decay: At step t the second moment takes `t ** beta2_decay` of the new squared gradient. In (-inf, 0].
             Default: -0.8.

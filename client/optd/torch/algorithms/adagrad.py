@@ -26,6 +26,9 @@ class Adagrad(ServedAdagrad, torch.optim.Adagrad, algorithm="adagrad"):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.01.
         lr_decay: At step t of a parameter the learning rate is `lr / (1 + (t - 1) * lr_decay)`. In [0, inf). Default:
             0.0.

@@ -26,6 +26,9 @@ class Adam(Served, torch.optim.Adam, algorithm="adam"):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.001.
         betas: How much of itself the running average of the gradient keeps at each step, and that of its square. Each
             in [0, 1). Default: (0.9, 0.999).

@@ -23,11 +23,15 @@ class Muon(Served, torch.optim.Muon, algorithm="muon", keeps_step=False):
 
     `torch.optim.Muon` as a service: a server holds the weights and the state.
 
-    Takes matrices only.
+    Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then trains
+    in the same steps.
 
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.001.
         weight_decay: Decoupled weight decay: each step first shrinks the weights by `lr * weight_decay` of their value.
             In [0, inf). Default: 0.1.

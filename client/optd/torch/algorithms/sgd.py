@@ -26,6 +26,9 @@ class SGD(Served, torch.optim.SGD, algorithm="sgd", keeps_step=False):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: Learning rate: the factor of each step. In [0, inf). Default: 0.001.
         momentum: How much of itself the momentum keeps at each step; 0: there is no momentum. In [0, inf). Default:
             0.0.
