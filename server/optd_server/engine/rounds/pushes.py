@@ -379,11 +379,6 @@ class Pushes:
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._fold.check_not_failed()
-        if len(round_.pushes) > 1 and header.updates:
-            try:
-                self.stepping.edits(round_.pushes[: round_.pushes.index(push) + 1])
-            except OptdError as error:
-                raise Refused(push, error) from None
 
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Gives the callers of a push its reply."""

@@ -82,7 +82,7 @@ class Stepping:
         into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
-        edits = self.edits(round_.pushes)
+        edits = self._edits_of(round_)
         self._check(round_, edits)
         if edits:
             self._memory.reserve_options(edits.groups, None)
@@ -125,6 +125,18 @@ class Stepping:
             None if clipped.norms is None else tuple(clipped.norms.tolist()),
         )
         return await self._step(event, into, round_)
+
+    def _edits_of(self, round_: AnyRound) -> OptionEdits:
+        """The options that ride along with a round; raises `Refused` for the first push whose options do not fit."""
+        try:
+            return self.edits(round_.pushes)
+        except OptdError:
+            for number, push in enumerate(round_.pushes, 1):
+                try:
+                    self.edits(round_.pushes[:number])
+                except OptdError as error:
+                    raise Refused(push, error) from None
+            raise
 
     async def _reduce(self, round_: AnyRound, elements: int) -> Reduced:
         return await self._offload.run(self._state.groups.cost(elements), round_.reduce)
