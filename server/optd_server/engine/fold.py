@@ -113,4 +113,5 @@ def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
         in_force = before.effective if not groups.in_force.is_scheduled else tuple(effective)
     else:
         layouts, options, in_force = tuple(groups.layouts), tuple(groups.options), tuple(effective)
-    return Snapshot(state.job_version, layouts, options, state.weights, groups.step_ranges(), in_force)
+    steps = groups.step_ranges()
+    return Snapshot(state.job_version, layouts, options, state.weights, steps, in_force, state.options)
