@@ -58,7 +58,7 @@ class Catalog:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
-        """How long an ephemeral job outlives the expiry of its last lease. It ends at once if its last worker leaves."""
+        """How long an ephemeral job outlives its last expired lease. It ends at once when its last worker leaves."""
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
