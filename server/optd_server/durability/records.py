@@ -222,7 +222,7 @@ def _write_group(message: pb.GroupAdded, event: events.GroupAdded, _: Extents) -
 
 def _read_group(message: pb.GroupAdded, given: _Numbers) -> events.GroupAdded:
     spec = from_message(message.spec, GroupSpec)
-    weights = FlatBuffers([extent_of([lay_out(spec.parameters)], message.group)])
+    weights = FlatBuffers([extent_of_groups([spec], given.state.groups.algorithm.name, message.group)])
     return events.GroupAdded(spec, numbers.filled(weights, WEIGHTS, [spec.name], given.frames))
 
 

@@ -31,8 +31,7 @@ from optd_server.engine.events import (
     StateReplaced,
     Stepped,
 )
-from optd_server.engine.membership.leases import LEFT
-from optd_server.engine.membership.members import Members
+from optd_server.engine.membership.members import LEFT, Members
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import initial
 from optd_server.engine.options.resolution import find_algorithm
@@ -144,6 +143,7 @@ def _stepped(state: JobState, event: Stepped, compute: Compute) -> Applying:
         state.accumulation.clear()
     state.gradients = _counted(state, event.nonfinite, clipped)
     state.version, state.weights, state.stepped_wall = version, into, event.wall
+    _note(state, event.edits)
     replies = [
         _reply(
             state,
@@ -201,12 +201,14 @@ def _round_added(state: JobState, event: RoundAdded, compute: Compute) -> Applyi
     accumulation.fit(groups.extents)
     work = partial(accumulation.add, event.gradient, event.weights, event.row_weights, compute)
     yield Work(groups.cost(groups.elements), work)
+    _note(state, event.edits)
     state.gradients = _counted(state, event.nonfinite, None)
     return Applied(tuple(_reply(state, mark, accumulated=accumulation.count) for mark in event.pushes))
 
 
 def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
     _put_in_force(state, event.edits)
+    _note(state, event.edits)
     is_skipped = not event.nothing_pending
     counted = _counted(state, event.nonfinite, None)
     state.gradients = replace(counted, skipped_steps=counted.skipped_steps + is_skipped)
@@ -273,7 +275,7 @@ def _reply(
 
 
 def _put_in_force(state: JobState, edits: OptionEdits) -> None:
-    """Puts into force the option changes that an event carries."""
+    """Puts into force the option changes that an event carries. `_note` tells of them once the event is applied."""
     if not edits:
         return
     _change_options(state, edits)
@@ -285,11 +287,17 @@ def _change_options(state: JobState, edits: OptionEdits) -> None:
     if edits.job is not None:
         state.options = edits.job
         state.averages.configure(edits.job.options)
-    state.history.add(edits.changes)
+
+
+def _note(state: JobState, edits: OptionEdits) -> None:
+    """Adds option changes to the history, which readers see at once: no sooner than the snapshot of the event."""
+    if edits:
+        state.history.add(edits.changes)
 
 
 def _options_changed(state: JobState, event: OptionsChanged, _: Compute) -> Applying:
     _put_in_force(state, event.edits)
+    _note(state, event.edits)
     return NOTHING_MORE
     yield
 
@@ -316,6 +324,7 @@ def _state_replaced(state: JobState, event: StateReplaced, compute: Compute) -> 
     into.publications.clear()
     yield Work(groups.cost(groups.elements), lambda: replace_state(state, event, into.buffers))
     _change_options(state, event.edits)
+    _note(state, event.edits)
     state.revision += 1
     state.weights = into
     if any(each.field == WEIGHTS for each in event.fields):

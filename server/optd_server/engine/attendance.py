@@ -8,13 +8,13 @@ from optd_server.engine.apply import Applied
 from optd_server.engine.clock import Clock
 from optd_server.engine.events import Expired, Joined, Left
 from optd_server.engine.fold import Fold
-from optd_server.engine.membership.leases import LEFT, Leases
-from optd_server.engine.membership.members import Member
+from optd_server.engine.membership.leases import Leases
+from optd_server.engine.membership.members import LEFT, Member
 from optd_server.engine.options.registration import LISTED
 from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Sharing
 from optd_server.engine.writer import Writer
-from optd_wire.errors import JobInUse
+from optd_wire.errors import JobInUse, UnknownJob
 from optd_wire.values import WorkerInfo
 
 
@@ -65,9 +65,10 @@ class Attendance:
         async def action() -> Member:
             check()
             members = self.fold.state.members
+            await self.fold.take(Joined(name, members.next_epoch(name)))
+            # Not sooner: while the log takes the event, the old epoch may still announce a push.
             self.pushes.withdraw(name, "its worker joined again")
             self.sharing.close(name)
-            await self.fold.take(Joined(name, members.next_epoch(name)))
             now = self.clock.monotonic()
             self.leases.begin(name, now)
             self.idle_since = None
@@ -81,7 +82,8 @@ class Attendance:
     def leave(self, name: str, epoch: int) -> Awaitable[None]:
         """Ends a worker's lease at once; raises `UnknownWorker` or `StaleEpoch`.
 
-        The returned awaitable finishes when the job's state has recorded the end, after any step that is running.
+        The returned awaitable finishes when the end of the lease is as durable as the log makes it. That is at once if
+        the log keeps nothing; otherwise a step that is running comes first.
         """
         self.check(name, epoch)
         self._end(name, LEFT, "its worker left")
@@ -90,7 +92,12 @@ class Attendance:
         return self._noted(left)
 
     async def _noted(self, event: Awaitable[Applied]) -> None:
-        await asyncio.shield(event)
+        if not self.fold.keeps_events:
+            return
+        try:
+            await asyncio.shield(event)
+        except UnknownJob:
+            return  # the job was deleted meanwhile, and all leases with it
         await self.fold.durable()
 
     def expire(self) -> None:

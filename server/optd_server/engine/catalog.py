@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from optd_server.engine.apply import create
 from optd_server.engine.clock import Clock
@@ -18,6 +19,7 @@ from optd_server.engine.options.registration import check_job
 from optd_server.engine.options.resolution import algorithm_of, find_algorithm
 from optd_server.engine.planning import planned_bytes
 from optd_server.engine.rounds.policies.registry import deciding, policy_of
+from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
@@ -41,7 +43,7 @@ class WeightsUpload:
 
 
 class Catalog:
-    """All jobs of a server. `log_of` maps the name of a job that is about to be created to its log."""
+    """All jobs of a server. `log_of` maps the name and the id of a job that is about to be created to its log."""
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class Catalog:
         clock: Clock,
         lease_seconds: float,
         ephemeral_seconds: float = 600.0,
-        log_of: Callable[[str], Log] = lambda _: KeepsNothing(),
+        log_of: Callable[[str, str], Log] = lambda _, __: KeepsNothing(),
     ) -> None:
         self.memory = memory
         self.offload = offload
@@ -163,8 +165,13 @@ class Catalog:
             await self.offload.prepare(own, used)
 
     async def finish(self, upload: WeightsUpload) -> Job:
-        """Turns a complete upload into a job; raises `IncompleteParameter` if weights are missing."""
+        """Turns a complete upload into a durable job; raises `IncompleteParameter` if weights are missing."""
         upload.sink.ledger.require_all()
+        job = await to_the_end(self._begin(upload))
+        await job.durable()
+        return job
+
+    async def _begin(self, upload: WeightsUpload) -> Job:
         spec = upload.spec
         event = Created(
             spec=spec,
@@ -174,11 +181,12 @@ class Catalog:
             first_epoch=self._last_epochs.get(spec.name, self._forgotten_epoch),
             weights=upload.weights,
         )
-        log = self._log_of(spec.name)
-        await log.append(event, 0)
+        log = self._log_of(spec.name, upload.creation_id)
+        position = await log.append(event, 0)
         upload.job = Job(
             create(event),
             log=log,
+            position=position,
             memory=self.memory,
             reservation=upload.reservation,
             offload=self.offload,
@@ -220,9 +228,14 @@ class Catalog:
         if self._jobs.get(job.name) is job:  # otherwise another call has deleted it meanwhile
             del self._jobs[job.name]
             self._note_epochs(job)
-            await job.close()
-            if job.memory.bytes >= TRIMMED_BYTES:
-                await self.offload.give_back_memory()
+            await to_the_end(self._release(job, job.delete()))
+            await job.durable()
+
+    async def _release(self, job: Job, end: Coroutine[Any, Any, None]) -> None:
+        size = job.memory.bytes
+        await end
+        if size >= TRIMMED_BYTES:
+            await self.offload.give_back_memory()
 
     def _note_epochs(self, job: Job) -> None:
         """Makes the epochs of a later job of this name begin above those of this one, which fences its workers."""
@@ -237,6 +250,7 @@ class Catalog:
             job.pushes.refuse_waiting(error)
 
     async def close(self) -> None:
-        """Ends all jobs."""
-        for name in tuple(self._jobs):
-            await self.delete(name)
+        """Closes all jobs. Their logs still have them."""
+        while self._jobs:
+            job = self._jobs.pop(next(iter(self._jobs)))
+            await to_the_end(self._release(job, job.close()))

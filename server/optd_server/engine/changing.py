@@ -48,8 +48,8 @@ class Changing:
             state, groups = self._state, self._state.groups
             edits = decide.group_edits(state, [(update, origin)])
             if edits:
-                self.memory.reserve_options(edits.groups, None)
-                await self.fold.take(OptionsChanged(edits))
+                with self.memory.with_options(edits):
+                    await self.fold.take(OptionsChanged(edits))
             return groups.options[groups.index(update.group, state.name)], state.job_version
 
         found = await self.writer.run(action)
@@ -79,8 +79,8 @@ class Changing:
 
         async def action() -> None:
             decider = deciding(policy)
-            self.memory.reserve_policy(decider)
-            await self.fold.take(PolicyChanged(policy))
+            with self.memory.with_policy(decider):
+                await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)
             self.pushes.exchange(decider, self.leases.holders())
 
@@ -118,14 +118,11 @@ class Changing:
             count = self.check_new_group(spec)
             if count != index:
                 raise JobMismatch(job=self._state.name, aspect="the number of groups", theirs=count, ours=index)
-            before, compute = self.memory.reserve_group(spec), self.fold.compute()
-            try:
+            compute = self.fold.compute()
+            with self.memory.with_group(spec):
                 compute.copies = self._state.averages.copies(weights)
                 placed = self.fold.snapshots.placed(weights)
-            except OSError:
-                self.memory.restore(before)
-                raise
-            await self.fold.take(GroupAdded(spec, placed), compute)
+                await self.fold.take(GroupAdded(spec, placed), compute)
             self.touching.prepare_state()
             return self._state.groups.info(index), True
 

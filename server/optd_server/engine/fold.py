@@ -6,7 +6,7 @@ from copy import copy
 
 from optd_server.engine.apply import Applied, applying
 from optd_server.engine.compute import Compute
-from optd_server.engine.events import Event, Stepped
+from optd_server.engine.events import Deleted, Event, Expired, Joined, Left, Stepped
 from optd_server.engine.log import Log
 from optd_server.engine.offload import Offload
 from optd_server.engine.state import JobState
@@ -16,14 +16,17 @@ from optd_wire.errors import JobFailed
 
 logger = logging.getLogger(__name__)
 
+STILL_TAKEN = (Joined, Left, Expired, Deleted)
+"""The kinds of events that a failed job takes: its workers may come to read its weights, and it may be deleted."""
+
 
 class Fold:
     """Takes the events of one job. Only actions of the job's writer call it, so it takes one event at a time."""
 
-    def __init__(self, state: JobState, snapshots: Snapshots, log: Log, offload: Offload) -> None:
+    def __init__(self, state: JobState, snapshots: Snapshots, log: Log, position: int, offload: Offload) -> None:
         self.state = state
         self.snapshots = snapshots
-        self.position = 0
+        self.position = position
         """The position of the last event in the log."""
         self._log = log
         self._offload = offload
@@ -61,8 +64,11 @@ class Fold:
     async def take(self, event: Event, compute: Compute | None = None) -> Applied:
         """Appends an event to the log, applies it, and publishes the new snapshot.
 
-        Raises `JobFailed` if the event cannot be applied. The job takes no more steps after that.
+        Raises `JobFailed` if the event cannot be applied. After that the job takes only events about its workers, and
+        its deletion.
         """
+        if type(event) not in STILL_TAKEN:
+            self.check_not_failed()
         state = self.state
         version, revision, weights = state.version, state.revision, state.weights
         self.position = await self._log.append(event, version + (type(event) is Stepped))
@@ -113,5 +119,5 @@ def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
         in_force = before.effective if not groups.in_force.is_scheduled else tuple(effective)
     else:
         layouts, options, in_force = tuple(groups.layouts), tuple(groups.options), tuple(effective)
-    steps = groups.step_ranges()
-    return Snapshot(state.job_version, layouts, options, state.weights, steps, in_force, state.options)
+    steps, averages = groups.step_ranges(), state.averages.infos()
+    return Snapshot(state.job_version, layouts, options, state.weights, steps, in_force, state.options, averages)

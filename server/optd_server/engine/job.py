@@ -52,13 +52,17 @@ _serials = count(1)
 
 
 class Job:
-    """A running job, created with all of its weights. Lives on one event loop."""
+    """A running job, created with all of its weights. Lives on one event loop.
+
+    `position` is that of its `Created` event in the log.
+    """
 
     def __init__(
         self,
         state: JobState,
         *,
         log: Log,
+        position: int,
         memory: Memory,
         reservation: Reservation,
         offload: Offload,
@@ -74,7 +78,7 @@ class Job:
         self.slots = Slots(most=policy.slots)
         self.looks = Looks()
         self.memory = JobMemory(state, policy, memory, reservation)
-        self.fold = Fold(state, self.snapshots, log, offload)
+        self.fold = Fold(state, self.snapshots, log, position, offload)
         self.offload = offload
         self.sharing = Sharing(state, self.snapshots, self.looks, self.leases, memory)
         self.touching = Touching(state, self.snapshots, self.slots, self.memory, offload)
@@ -82,7 +86,7 @@ class Job:
         self._serial = next(_serials)
         self._message_bytes = memory.message_bytes
         self._clock = clock
-        self._writer = Writer()
+        self._writer = Writer(self.fold.fail)
         self.pushes = Pushes(
             self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
         )
@@ -130,7 +134,7 @@ class Job:
             groups=snapshot.group_infos(),
             version=self.stamped(snapshot.version),
             options=snapshot.job_options,
-            averages=state.averages.infos(),
+            averages=snapshot.averages,
             ephemeral=state.ephemeral,
             stepped_unix_ms=int(state.stepped_wall * 1000),
             id=state.id,
@@ -205,9 +209,13 @@ class Job:
 
     async def _durable(self, result: PushResult) -> PushResult:
         """Returns a result once it is durable. Waits outside the writer, so that steps go on meanwhile."""
-        await self.fold.durable()
+        await self.durable()
         version = self.stamped(result.version)
         return result if version is result.version else replace(result, version=version)
+
+    async def durable(self) -> None:
+        """Waits until all events so far have the durability that the operator chose."""
+        await self.fold.durable()
 
     # Workers
 
@@ -290,8 +298,23 @@ class Job:
         await self.fold.durable()
         return found
 
-    async def close(self) -> None:
+    # The end
+
+    async def delete(self) -> None:
         """Waits for a running step, and then deletes the job. Everything that waits fails with `UnknownJob`."""
+        await self._stop()
+        try:
+            await self.fold.take(Deleted())
+        finally:
+            self._release()
+
+    async def close(self) -> None:
+        """Does the same as `delete`, but no event says so: the log still has the job."""
+        await self._stop()
+        self._release()
+
+    async def _stop(self) -> None:
+        """Ends everything that waits, and with it the writer. Only the caller may take events after that."""
         gone = UnknownJob(job=self.name)
         self.closed.set()
         self.snapshots.close(gone)
@@ -300,7 +323,10 @@ class Job:
         self.pushes.waiting.close()
         self.sharing.close_all()
         await self.touching.end()
-        await self.fold.take(Deleted())
+
+    def _release(self) -> None:
+        """Frees the memory of a job that has stopped."""
+        self.state.release_all()
         self.slots.release_all()
         self.looks.release()
         self.snapshots.release_all()

@@ -1,9 +1,11 @@
 """Plans the memory of one job: the most that its layouts, options, state, averages and policy can need."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
+from optd_server.engine.events import OptionEdits
 from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation, job_bytes
 from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.options.groups import Groups
@@ -12,7 +14,6 @@ from optd_server.engine.options.resolution import find_algorithm, resolve_job_op
 from optd_server.engine.state import JobState
 from optd_server.engine.step.averages import averages_of
 from optd_server.store.flat import computed_bytes_of
-from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
 
@@ -75,38 +76,51 @@ class JobMemory:
         """Raises `MemoryExceeded` if a new group would not fit."""
         self._memory.check(self._reservation, self._bytes_with(spec))
 
-    def reserve_group(self, spec: GroupSpec) -> int:
-        """Reserves memory for a new group; returns the bytes reserved before. Raises `MemoryExceeded`."""
-        before = self._reservation.bytes
-        self._memory.reserve(self._reservation, self._bytes_with(spec))
-        return before
+    # Each of the following reserves memory for a change that its block makes, and raises `MemoryExceeded` before the
+    # block. If the block raises, the reservation is as before.
 
-    def restore(self, before: int) -> None:
-        """Returns the reservation to `before`, a number of bytes that it had before."""
-        self._memory.reserve(self._reservation, before)
+    def with_group(self, spec: GroupSpec) -> AbstractContextManager[None]:
+        """Reserves memory for a new group."""
+        return self._changing(self._bytes_with(spec))
 
-    def reserve_policy(self, room: Room) -> None:
-        """Reserves memory for another policy; raises `MemoryExceeded`, and keeps the old one then."""
+    @contextmanager
+    def with_policy(self, room: Room) -> Iterator[None]:
+        """Reserves memory for another policy."""
         before, self._room = self._room, room
         try:
-            self.fit()
-        except MemoryExceeded:
+            with self._changing(self._bytes(self._state.groups.options)):
+                yield
+        except BaseException:
             self._room = before
             raise
 
-    def reserve_options(self, groups: Iterable[tuple[int, GroupOptions]], job: JobOptions | None) -> None:
-        """Reserves memory for options that are about to change; raises `MemoryExceeded`."""
-        changes = list(groups)
-        needs_more = any(self._needs_more(index, changed) for index, changed in changes)
-        if needs_more or (job is not None and self._kept(job) != self._kept(self._state.options)):
-            self._memory.reserve(self._reservation, self._bytes(self._changed(changes), job=job))
+    def with_options(self, edits: OptionEdits) -> AbstractContextManager[None]:
+        """Reserves memory for changed options."""
+        needs_more = any(self._needs_more(index, changed) for index, changed in edits.groups)
+        if needs_more or (edits.job is not None and self._kept(edits.job) != self._kept(self._state.options)):
+            return self._changing(self._bytes(self._changed(edits.groups), job=edits.job))
+        return nullcontext()
 
-    def reserve_states(self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]) -> None:
-        """Reserves memory for state fields that a worker writes, and for changed options; raises `MemoryExceeded`.
+    def with_states(
+        self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]
+    ) -> AbstractContextManager[None]:
+        """Reserves memory for state fields that a worker writes, and for changed options.
 
         The fields count even if no option needs them.
         """
-        self._memory.reserve(self._reservation, self._bytes(self._changed(changes), fields))
+        return self._changing(self._bytes(self._changed(changes), fields))
+
+    @contextmanager
+    def _changing(self, needed: int) -> Iterator[None]:
+        before = self._reservation.bytes
+        # What is no longer needed is kept until the end, so that going back never asks for more.
+        self._memory.reserve(self._reservation, max(before, needed))
+        try:
+            yield
+        except BaseException:
+            self._memory.reserve(self._reservation, before)
+            raise
+        self._memory.reserve(self._reservation, needed)
 
     def fit(self) -> None:
         """Sets the reservation to what the job needs now; raises `MemoryExceeded`."""

@@ -29,8 +29,8 @@ def replace_state(state: JobState, event: StateReplaced, following: FlatBuffers)
     averages = {info.name: info.updates for info in event.averages}
     written = {each.field: each for each in event.fields}
     for name, updates in averages.items():
-        numbers = written[name].buffers if name in written else FlatBuffers(())
-        state.averages.find(name, state.name).restore(updates, numbers, following)
+        buffers, ranges = (written[name].buffers, written[name].ranges) if name in written else (FlatBuffers(()), ())
+        state.averages.find(name, state.name).restore(updates, buffers, ranges, following)
     for each in event.fields:
         if each.field not in averages:
             _put_field(groups, each, following)

@@ -182,8 +182,8 @@ class StateUpload:
             state.averages.fit(state.groups.extents)
             entries = {entry.field for group in self._groups for entry in group.entries}
             fields = (entries | self._sinks.keys()) - {WEIGHTS, *self._averages}
-            job.memory.reserve_states(fields, edits.groups)
-            await job.fold.take(self._event(edits), compute)
+            with job.memory.with_states(fields, edits.groups):
+                await job.fold.take(self._event(edits), compute)
         return tuple(state.groups.options), state.job_version
 
     def _event(self, edits: OptionEdits) -> StateReplaced:

@@ -18,11 +18,12 @@ class Writer:
 
     An action that waits neither for earlier ones nor for a thread is done when `submit` returns, so small steps take
     no turn of the event loop. Every action runs to its end even if its caller goes away: a cancelled call must not
-    leave half a step behind.
+    leave half a step behind. `failed` is called with what a posted action raises, and the writer goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[Exception], object]) -> None:
         self._waiting: deque[tuple[Action[Any], asyncio.Future[Any] | None]] = deque()
+        self._failed = failed
         self._running = False
         self._task: asyncio.Task[None] | None = None
         self._closed: OptdError | None = None
@@ -43,7 +44,7 @@ class Writer:
         return future
 
     def post(self, action: Action[None]) -> None:
-        """Queues `action`, which must not raise, behind all earlier ones. A closed writer drops it."""
+        """Queues `action`, of which nobody awaits a result, behind all earlier ones. A closed writer drops it."""
         if self._closed is None:
             self._put(action, None)
 
@@ -72,6 +73,9 @@ class Writer:
                 waits_for = work.send(None)
             except StopIteration:
                 continue
+            except Exception as problem:  # noqa: BLE001 - the actions behind this one must have their turn
+                self._failed(problem)
+                continue
             self._task = asyncio.get_running_loop().create_task(self._go_on(work, waits_for))
             return
         self._running = False
@@ -88,6 +92,8 @@ class Writer:
     async def _go_on(self, work: Coroutine[Any, Any, None], waits_for: Any) -> None:
         try:
             await _rest_of(work, waits_for)
+        except Exception as problem:  # noqa: BLE001 - the actions behind this one must have their turn
+            self._failed(problem)
         finally:
             self._task = None
             self._work()

@@ -1,6 +1,5 @@
 """Gradients on their way into a step, and the bounded number of slots that hold one gradient of a job each."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +62,9 @@ class Slots:
         self._free: list[Slot] = []
         self._made = 0
         self._most = most
-        self._waiting: deque[Callable[[Slot], None]] = deque()
+        self._waiting: dict[Callable[[Slot], None], None] = {}
+        """An ordered set: a request can be withdrawn from its middle."""
+        self._is_serving = False
         self._kept: tuple[Slot, Gradient] | None = None
         self._readers = 0
         self._closed = False
@@ -106,10 +107,15 @@ class Slots:
         """The gradient of the last step, or None if its slot has been reused."""
         return None if self._kept is None else self._kept[1]
 
-    def take(self, start: Callable[[Slot], None]) -> None:
-        """Call `start` with a slot: at once, or as soon as one is free."""
-        self._waiting.append(start)
+    def take(self, start: Callable[[Slot], None]) -> bool:
+        """Call `start` with a slot: at once, or as soon as one is free; return whether it has been called."""
+        self._waiting[start] = None
         self._serve()
+        return start not in self._waiting
+
+    def withdraw(self, start: Callable[[Slot], None]) -> None:
+        """Forget a request that no longer needs its slot."""
+        del self._waiting[start]
 
     def give_back(self, slot: Slot) -> None:
         """Give a slot back."""
@@ -146,11 +152,19 @@ class Slots:
             self._serve()
 
     def _serve(self) -> None:
-        while self._waiting:
-            slot = self._find()
-            if slot is None:
-                return
-            self._waiting.popleft()(slot)
+        if self._is_serving:
+            return  # called by a request that is being served: the loop below goes on with what was given back
+        self._is_serving = True
+        try:
+            while self._waiting:
+                slot = self._find()
+                if slot is None:
+                    return
+                start = next(iter(self._waiting))
+                del self._waiting[start]
+                start(slot)
+        finally:
+            self._is_serving = False
 
     def _find(self) -> Slot | None:
         if self._free:

@@ -13,7 +13,7 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
 from optd_wire.layout import GroupLayout
-from optd_wire.values import GroupInfo, GroupOptions, GroupSummary, JobOptions, JobVersion, Options
+from optd_wire.values import AverageInfo, GroupInfo, GroupOptions, GroupSummary, JobOptions, JobVersion, Options
 
 StepRanges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -62,6 +62,7 @@ class Snapshot:
     """For each group, the options of the next step: after schedules have been applied."""
     job_options: JobOptions = NO_OPTIONS
     """The options of the job as a whole."""
+    averages: tuple[AverageInfo, ...] = ()
 
     def group_infos(self) -> tuple[GroupInfo, ...]:
         """Describe each group with its parameters."""

@@ -152,7 +152,7 @@ class Rounds:
             offload=self.offload,
             clock=self.clock,
             lease_seconds=10,
-            log_of=lambda _: KeepsNothing() if log is None else log,
+            log_of=lambda _, __: KeepsNothing() if log is None else log,
         )
         self.service = TrainingService(self.catalog, 5)
         policy = Sync(workers) if workers else Async()

@@ -3,8 +3,8 @@
 import pytest
 from tests.server.engine.clock import Clock
 
-from optd_server.engine.membership.leases import LEFT, Leases
-from optd_server.engine.membership.members import REMEMBERED, Member, Members
+from optd_server.engine.membership.leases import Leases
+from optd_server.engine.membership.members import LEFT, REMEMBERED, Member, Members
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 

@@ -6,6 +6,7 @@ from optd_server.engine.writer import Writer
 from optd_wire.errors import UnknownJob
 
 GONE = UnknownJob(job="job")
+FAILURES = []
 
 
 async def settle():
@@ -16,7 +17,7 @@ async def settle():
 def run(scenario):
     async def whole():
         async with asyncio.timeout(10):
-            await scenario(Writer())
+            await scenario(Writer(FAILURES.append))
 
     asyncio.run(whole())
 

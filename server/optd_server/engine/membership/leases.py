@@ -9,7 +9,6 @@ from optd_server.engine.membership.members import Member, Members
 from optd_wire.errors import StaleEpoch, UnknownWorker
 from optd_wire.values import WorkerInfo
 
-LEFT = "it has left"
 GRPC = "grpc"
 
 

@@ -7,6 +7,8 @@ from optd_wire.values import GroupOptions, JobVersion, PushResult
 
 Written = tuple[tuple[GroupOptions, ...], JobVersion]
 """The answer to a write of state: the options of all groups and the job's version after it."""
+LEFT = "it has left"
+"""Why the epoch of a worker that has left has ended."""
 REMEMBERED = 1024
 """How many names a job remembers. A worker without a name of its own takes a new one each time it starts."""
 

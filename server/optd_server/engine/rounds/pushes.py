@@ -15,6 +15,7 @@ from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
+from optd_server.engine.rounds.requests import Requests
 from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.stepping import Stepping, no_memory
 from optd_server.engine.rounds.waiting import Waiting
@@ -60,6 +61,7 @@ class Pushes:
         self._under_way: dict[str, Push] = {}
         """By worker."""
         self._rounds: dict[Push, AnyRound] = {}
+        self._requests = Requests(slots)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # From announcement to step
@@ -226,7 +228,7 @@ class Pushes:
         if shared and not self._needs_slot(due[0]):
             self._start(due, None)
         else:
-            self._slots.take(lambda slot: self._start(due, slot))
+            self._requests.make(due, self._start)
 
     def _needs_slot(self, push: Push) -> bool:
         """Whether a gradient in shared memory is copied to a slot: if it is written to, or must not change any more.
@@ -293,6 +295,8 @@ class Pushes:
             await round_.add_shared(push)
         except OptdError as error:
             self._end(push, error)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
+            self._break_all(round_, self._fold.fail(problem))
         else:
             self._step_if_complete(round_)
 
@@ -348,6 +352,7 @@ class Pushes:
         if self._under_way.get(push.header.worker) is push:
             del self._under_way[push.header.worker]
         self._rounds.pop(push, None)
+        self._requests.forget(push)
         if error is not None:
             push.fail(copy(error))
 
@@ -369,8 +374,9 @@ class Pushes:
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
             self._break_all(round_, self._fold.fail(problem))
         else:
-            for push, reply in zip(round_.pushes, replies or (), strict=False):
-                self._answer(push, reply)
+            if replies is not None:
+                for push, reply in zip(round_.pushes, replies, strict=True):
+                    self._answer(push, reply)
 
     def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header

@@ -4,6 +4,7 @@ These are actions of the job's writer, which runs one at a time.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from optd_server.engine.decide import check_evaluation, group_edits, job_edits, mark_of
@@ -75,17 +76,21 @@ class Stepping:
         Returns None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raises `Refused` for a push
         that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and changes nothing then; or `JobFailed`.
         """
-        state, groups, settings = self._state, self._state.groups, self.settings.now
-        pending, first = state.accumulation.count, round_.pushes[0].header
+        pending = self._state.accumulation.count
         # Only the writer adds rounds, so the count stays as it is until this action ends.
-        steps = pending > 0 if first.flush else pending + 1 >= settings.rounds
+        steps = pending > 0 if round_.pushes[0].header.flush else pending + 1 >= self.settings.now.rounds
         into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
         edits = self._edits_of(round_)
         self._check(round_, edits)
-        if edits:
-            self._memory.reserve_options(edits.groups, None)
+        with self._memory.with_options(edits) if edits else nullcontext():
+            return await self._carry_out(round_, edits, into)
+
+    async def _carry_out(self, round_: AnyRound, edits: OptionEdits, into: WeightSet | None) -> Sequence[PushResult]:
+        """Reduces a round that can be part of a step, and takes the event that it makes."""
+        state, groups, settings = self._state, self._state.groups, self.settings.now
+        pending, first = state.accumulation.count, round_.pushes[0].header
         self._make_room(round_)
         round_.stepping = True
         # A small job runs everything inline, so it need not count the elements of a gradient.
@@ -158,18 +163,19 @@ class Stepping:
         assert edits.job is not None
         rounds = self.settings.of(edits.job).rounds
         if not 0 < state.accumulation.count >= rounds:
-            self._memory.reserve_options((), edits.job)
-            await self._fold.take(OptionsChanged(edits))
+            with self._memory.with_options(edits):
+                await self._fold.take(OptionsChanged(edits))
             self._release_accumulation()
             return
+        self._fold.check_not_failed()
         into = await self._spare()
         try:
             state.accumulation.fit(state.groups.extents)
             state.averages.fit(state.groups.extents)
         except OSError as problem:
             raise no_memory(state.name, "the gradients that are added up", problem) from None
-        self._memory.reserve_options((), edits.job)
-        await self._step(Stepped(wall=origin.wall, pushes=(), gradient=None, edits=edits), into, None)
+        with self._memory.with_options(edits):
+            await self._step(Stepped(wall=origin.wall, pushes=(), gradient=None, edits=edits), into, None)
 
     async def _step(self, event: Stepped, into: WeightSet, round_: AnyRound | None) -> Sequence[PushResult]:
         snapshots, compute = self._fold.snapshots, self._fold.compute()

@@ -38,14 +38,19 @@ class Average:
             move(average, current, 1.0 if takes_values(slab.kind) else share, threads)
         self.updates += 1
 
-    def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:
-        """Replaces the average by written numbers. Groups that were not written get the weights as their average."""
+    def restore(
+        self, updates: int, written: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]], weights: FlatBuffers
+    ) -> None:
+        """Replaces the average by the written ranges; what was not written gets the weights as its average.
+
+        A range is an extent, a slab, its first element, and its end, which is exclusive.
+        """
         self.buffers.extend(weights.extents)
         self.updates = updates
-        for number, targets in enumerate(self.buffers.slabs):
-            source = averages if number < len(averages.slabs) else weights
-            for target, numbers in zip(targets, source.slabs[number], strict=True):
-                target[:] = numbers
+        for target, numbers in zip(self.buffers.all_slabs(), weights.all_slabs(), strict=True):
+            target[:] = numbers
+        for extent, slab, start, stop in ranges:
+            self.buffers.slabs[extent][slab][start:stop] = written.slabs[extent][slab][start:stop]
 
 
 @dataclass(slots=True)

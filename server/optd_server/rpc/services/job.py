@@ -5,10 +5,10 @@ from typing import Any
 
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
+from optd_server.engine.options.groups import extent_of_groups
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.uploads import offloaded, receive
-from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
 from optd_wire.layout import lay_out
 from optd_wire.messages import from_message, to_message
@@ -28,6 +28,7 @@ class JobService:
         first, frames = await requests.first()
         created = await self._catalog.find_created(first.spec.name, first.creation_id)
         if created is not None:
+            await created.durable()
             return pb.CreateJobResponse(job=to_message(created.info()))
         spec, creation_id = from_message(first.spec, JobSpec), check_id("creation_id", first.creation_id)
         if first.HasField("replace_for"):
@@ -61,7 +62,9 @@ class JobService:
         with job.noting_rejections(""):
             info = job.changes.existing_group(spec)
             created = False
-            if info is None:
+            if info is not None:
+                await job.durable()
+            else:
                 index = job.changes.check_new_group(spec)
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
                 await self._catalog.prepare(job.info().algorithm, [spec])
@@ -89,7 +92,7 @@ class JobService:
         layout = lay_out(spec.parameters)
         with self._catalog.memory.lend(f"group {spec.name!r} of job {job.name!r}", bytes_of([layout])):
             # Frames address the group by its future index, but it is the only group of these buffers.
-            weights = FlatBuffers([extent_of([layout], index)])
+            weights = FlatBuffers([extent_of_groups([spec], job.state.groups.algorithm.name, index)])
             sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
             await self._receive(requests, first, frames, sink)
         return weights

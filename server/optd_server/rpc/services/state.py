@@ -53,6 +53,7 @@ class StateService:
         worker = job.workers.check(header.worker, header.epoch)
         known = worker.answer_to(check_id("write_id", header.write_id))
         if known is not None:
+            await job.durable()
             return known
         upload = StateUpload(job, header, self._catalog.clock.wall())
         with upload.room(self._catalog.memory):

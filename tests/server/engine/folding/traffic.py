@@ -84,7 +84,7 @@ class Traffic:
         self._written: WriteStateHeader | None = None
         self._tasks: dict[asyncio.Task[None], Mark] = {}
 
-    def _log_of(self, name: str) -> Recorder:
+    def _log_of(self, name: str, _: str) -> Recorder:
         assert name == self.spec.name
         self.recorders.append(Recorder(self._every))
         self.replies.append({})
@@ -113,7 +113,8 @@ class Traffic:
         made.catalog.memory.reserve(reservation, self.job.memory.bytes)
         made.job = Job(
             self.job.state.copy(),
-            log=made._log_of(self.spec.name),
+            log=made._log_of(self.spec.name, self.job.id),
+            position=0,
             memory=made.catalog.memory,
             reservation=reservation,
             offload=made._offload,
