@@ -46,7 +46,7 @@ def _parts(extents: Iterable[Extent]) -> Iterator[_Part]:
 
 
 def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]]) -> list[Frame]:
-    """Returns frames of the written ranges of a field, each given as extent, slab, first element and exclusive end.
+    """Return frames of the written ranges of a field, each given as extent, slab, first element and exclusive end.
 
     The frames are sorted by group and offset, so they do not depend on the extents of the groups.
     """
@@ -61,14 +61,14 @@ def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, i
 
 
 def everything(field: str, buffers: FlatBuffers) -> Iterator[Frame]:
-    """Yields a frame for each segment of flat buffers."""
+    """Yield a frame for each segment of flat buffers."""
     for part in _parts(buffers.extents):
         array = buffers.slabs[part.extent][part.slab][part.start : part.start + part.count]
         yield Frame.of(part.group, part.offset, array, field)
 
 
 def gradient_frames(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Frame]:
-    """Yields frames of the elements that a gradient has."""
+    """Yield frames of the elements that a gradient has."""
     for part in _parts(extents):
         if part.extent >= len(gradient.slabs):
             continue
@@ -80,7 +80,7 @@ def gradient_frames(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[F
 
 
 def row_frame(rows: Rows) -> RowFrame:
-    """Returns a frame of rows of a gradient."""
+    """Return a frame of rows of a gradient."""
     values = np.ascontiguousarray(rows.values).reshape(-1)
     place, ids = rows.place, rows.ids.astype(np.uint64)
     payload = values.view(np.uint8).data
@@ -88,7 +88,7 @@ def row_frame(rows: Rows) -> RowFrame:
 
 
 def rows_of(extents: tuple[Extent, ...], frame: tensor_pb2.RowFrame) -> Rows:
-    """Returns a copy of the rows in a frame."""
+    """Return a copy of the rows in a frame."""
     place = place_of(extents, frame.group, frame.parameter).with_dims(max(1, frame.sparse_dims))
     dtype = BY_NUMBER[frame.encoding].dtype
     values = np.frombuffer(frame.payload, dtype).reshape(frame.count, place.columns).copy()
@@ -96,12 +96,12 @@ def rows_of(extents: tuple[Extent, ...], frame: tensor_pb2.RowFrame) -> Rows:
 
 
 def filled(buffers: FlatBuffers, field: str, groups: Sequence[str], frames: Iterable[Frame]) -> FlatBuffers:
-    """Writes frames to flat buffers, and returns the buffers."""
+    """Write frames to flat buffers, and return the buffers."""
     return sink(buffers, field, groups, frames).buffers
 
 
 def sink(buffers: FlatBuffers, field: str, groups: Sequence[str], frames: Iterable[Frame]) -> FrameSink:
-    """Writes frames to flat buffers, and returns the sink, whose ledger tells which elements were written."""
+    """Write frames to flat buffers, and return the sink, whose ledger tells which elements were written."""
     first = buffers.extents[0].first_group if buffers.extents else 0
     found = FrameSink(buffers, field, groups, first_group=first)
     found.write_all(frames)
@@ -115,7 +115,7 @@ def gradient_of(
     frames: Iterable[Frame],
     rows: Iterable[tensor_pb2.RowFrame],
 ) -> Gradient:
-    """Returns the gradient in frames. `present` has the flags of each group, as `packed` returns them."""
+    """Return the gradient in frames. `present` has the flags of each group, as `packed` returns them."""
     buffers = filled(FlatBuffers(in_compute_dtype(extents)), GRADIENT, groups, frames)
     presence: Presence = [[np.zeros(len(slab.sizes), np.bool_) for slab in each.slabs] for each in extents]
     for part in _parts(extents):
@@ -126,12 +126,12 @@ def gradient_of(
 
 
 def packed(presence: Presence, extents: Sequence[Extent]) -> list[bytes]:
-    """Returns, by group, one bit for each parameter in the group's order: whether the parameter is present."""
+    """Return, by group, one bit for each parameter in the group's order: whether the parameter is present."""
     return [np.packbits(flags > 0).tobytes() for flags in _by_group(presence, extents)]
 
 
 def weights_by_group(totals: Totals, extents: Sequence[Extent]) -> list[list[float]]:
-    """Returns, by group, the weight of each parameter in the group's order."""
+    """Return, by group, the weight of each parameter in the group's order."""
     return [weights.tolist() for weights in _by_group(totals, extents)]
 
 
@@ -145,7 +145,7 @@ def _by_group(given: Sequence[Sequence[Array]], extents: Sequence[Extent]) -> li
 
 
 def totals_of(weights: Sequence[Sequence[float]], extents: Sequence[Extent]) -> Totals:
-    """Returns the weights by extent and slab. The inverse of `weights_by_group`."""
+    """Return the weights by extent and slab. The inverse of `weights_by_group`."""
     totals: Totals = [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents]
     for part in _parts(extents):
         if part.group < len(weights):
@@ -155,6 +155,6 @@ def totals_of(weights: Sequence[Sequence[float]], extents: Sequence[Extent]) -> 
 
 
 def frame_of(message: tensor_pb2.Frame) -> Frame:
-    """Returns the frame in a plain message."""
+    """Return the frame in a plain message."""
     encoding = BY_NUMBER[message.encoding]
     return Frame(message.group, message.offset, message.count, encoding, memoryview(message.payload), message.field)

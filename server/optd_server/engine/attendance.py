@@ -37,7 +37,7 @@ class Attendance:
         return self.leases.active
 
     def infos(self) -> tuple[WorkerInfo, ...]:
-        """Describes all workers that have joined, in the order of their names."""
+        """Describe all workers that have joined, in the order of their names."""
         now = self.clock.monotonic()
         in_order = sorted(self.fold.state.members, key=lambda member: member.name)
         return tuple(
@@ -45,11 +45,11 @@ class Attendance:
         )
 
     def check(self, name: str, epoch: int) -> Member:
-        """Renews a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
+        """Renew a worker's lease; raise `UnknownWorker` or `StaleEpoch`."""
         return self.leases.check(name, epoch, self.clock.monotonic())
 
     def check_free_for(self, worker: str) -> None:
-        """Raises `JobInUse` while workers other than `worker` hold a lease."""
+        """Raise `JobInUse` while workers other than `worker` hold a lease."""
         others = sorted(name for name in self.leases.holders() if name != worker)
         if others:
             now = self.clock.monotonic()
@@ -57,7 +57,7 @@ class Attendance:
             raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
 
     async def join(self, name: str, check: Callable[[], None]) -> Member:
-        """Admits a worker under a new epoch; raises what `check` raises.
+        """Admit a worker under a new epoch; raise what `check` raises.
 
         This happens between two steps, so a push of the old epoch has been applied by then, or never will be.
         """
@@ -79,7 +79,7 @@ class Attendance:
         return member
 
     def leave(self, name: str, epoch: int) -> Awaitable[None]:
-        """Ends a worker's lease at once; raises `UnknownWorker` or `StaleEpoch`.
+        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`.
 
         The returned awaitable finishes when the job's state has recorded the end, after any step that is running.
         """
@@ -94,7 +94,7 @@ class Attendance:
         await self.fold.durable()
 
     def expire(self) -> None:
-        """Ends the leases that have run out. The job's state records that through the writer, after this returns."""
+        """End the leases that have run out. The job's state records that through the writer, after this returns."""
         now = self.clock.monotonic()
         for name in self.leases.expired(now):
             event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
@@ -113,5 +113,5 @@ class Attendance:
         self.fold.notify()
 
     def idle_seconds(self) -> float:
-        """Returns how long no worker has held a lease, as far as `expire` has seen."""
+        """Return how long no worker has held a lease, as far as `expire` has seen."""
         return 0.0 if self.idle_since is None else self.clock.monotonic() - self.idle_since

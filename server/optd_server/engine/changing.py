@@ -41,7 +41,7 @@ class Changing:
         return self.fold.state
 
     async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
-        """Changes options of a group from the next step on; raises the problem of one."""
+        """Change options of a group from the next step on; raise the problem of one."""
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[GroupOptions, JobVersion]:
@@ -57,7 +57,7 @@ class Changing:
         return found
 
     async def update_job(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
-        """Changes options of the job as a whole from the next step on; raises the problem of one.
+        """Change options of the job as a whole from the next step on; raise the problem of one.
 
         If the change makes the step of the accumulated rounds due, that step is taken at once.
         """
@@ -72,9 +72,9 @@ class Changing:
         return found
 
     async def set_policy(self, policy: Policy) -> None:
-        """Replaces the policy. The new one also decides about the pushes that are waiting now.
+        """Replace the policy. The new one also decides about the pushes that are waiting now.
 
-        Raises `InvalidPolicy` or `MemoryExceeded`.
+        Raise `InvalidPolicy` or `MemoryExceeded`.
         """
 
         async def action() -> None:
@@ -88,7 +88,7 @@ class Changing:
         await self.fold.durable()
 
     def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
-        """Returns the group that `spec` adds if the job already has it; raises `JobMismatch` if it differs."""
+        """Return the group that `spec` adds if the job already has it; raise `JobMismatch` if it differs."""
         for info in self._state.groups.infos():
             if info.options.group == spec.name:
                 check_same_group(spec, self._state.name, self._state.groups.algorithm.name, info)
@@ -96,7 +96,7 @@ class Changing:
         return None
 
     def check_new_group(self, spec: GroupSpec) -> int:
-        """Checks a group that is to be added, and returns the index that it would have; raises its first problem."""
+        """Check a group that is to be added, and return the index that it would have; raise its first problem."""
         groups = self._state.groups
         own = algorithm_of(spec, groups.algorithm)
         check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
@@ -106,9 +106,9 @@ class Changing:
         return len(groups)
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
-        """Adds a group with its weights; returns the group, and whether it is new.
+        """Add a group with its weights; return the group, and whether it is new.
 
-        Raises `JobMismatch` if the group would no longer get `index`, the index that its frames were addressed to.
+        Raise `JobMismatch` if the group would no longer get `index`, the index that its frames were addressed to.
         """
 
         async def action() -> tuple[GroupInfo, bool]:

@@ -114,12 +114,12 @@ class Job:
         return self._log.durable_version
 
     def stamped(self, version: JobVersion) -> JobVersion:
-        """Adds the current durable version to a version that is about to be sent."""
+        """Add the current durable version to a version that is about to be sent."""
         durable = self._log.durable_version
         return version if version.durable_version == durable else replace(version, durable_version=durable)
 
     def info(self) -> JobInfo:
-        """Describes the job with its groups and parameters."""
+        """Describe the job with its groups and parameters."""
         state = self.state
         return JobInfo(
             name=self.name,
@@ -136,7 +136,7 @@ class Job:
         )
 
     def summary(self) -> JobSummary:
-        """Summarizes the job for a list of jobs."""
+        """Summarize the job for a list of jobs."""
         state, groups = self.state, self.state.groups
         return JobSummary(
             name=self.name,
@@ -158,17 +158,17 @@ class Job:
         )
 
     def group_summaries(self) -> tuple[GroupSummary, ...]:
-        """Summarizes each group. All summaries are of one version."""
+        """Summarize each group. All summaries are of one version."""
         return self.snapshots.current.summaries()
 
     def group_summary(self, name: str) -> GroupSummary:
-        """Summarizes one group; raises `UnknownGroup`."""
+        """Summarize one group; raise `UnknownGroup`."""
         return self.snapshots.current.summary(self.state.groups.index(name, self.name))
 
     def option_history(self, group: str = "") -> tuple[tuple[OptionChange, ...], int]:
-        """Returns the option changes of a group, or of everything if `group` is empty, and how many are forgotten.
+        """Return the option changes of a group, or of everything if `group` is empty, and how many are forgotten.
 
-        Raises `UnknownGroup`.
+        Raise `UnknownGroup`.
         """
         if group:
             self.state.groups.index(group, self.name)
@@ -177,7 +177,7 @@ class Job:
 
     @contextmanager
     def noting_rejections(self, worker: str) -> Iterator[None]:
-        """Records an error that the block raises as a rejection of the job."""
+        """Record an error that the block raises as a rejection of the job."""
         try:
             yield
         except OptdError as error:
@@ -193,17 +193,17 @@ class Job:
     # Pushes
 
     async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Makes a gradient that still has to be received part of a step; see `Pushes.push`."""
+        """Make a gradient that still has to be received part of a step; see `Pushes.push`."""
         return await self._durable(await self.pushes.push(header, upload))
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
-        """Makes a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""
+        """Make a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
         return await self._durable(await self.pushes.push_shared(header, gradient))
 
     async def _durable(self, result: PushResult) -> PushResult:
-        """Returns a result once it is durable. Waits outside the writer, so that steps go on meanwhile."""
+        """Return a result once it is durable. This waits outside the writer, so that steps go on meanwhile."""
         await self.fold.durable()
         version = self.stamped(result.version)
         return result if version is result.version else replace(result, version=version)
@@ -211,7 +211,7 @@ class Job:
     # Workers
 
     async def join(self, name: str, spec: JobSpec | None) -> Membership:
-        """Admits a worker under a new epoch; raises `JobMismatch` unless the job matches `spec`."""
+        """Admit a worker under a new epoch; raise `JobMismatch` unless the job matches `spec`."""
 
         def check() -> None:
             if spec is not None:
@@ -232,9 +232,9 @@ class Job:
         )
 
     async def open_shared_memory(self, name: str, epoch: int) -> Share:
-        """Opens shared memory for a worker, and moves the weights where it can map them.
+        """Open shared memory for a worker, and move the weights where it can map them.
 
-        Raises `UnknownWorker`, `StaleEpoch`, or what `Sharing.open` raises.
+        Raise `UnknownWorker`, `StaleEpoch`, or what `Sharing.open` raises.
         """
 
         async def action() -> Share:
@@ -261,7 +261,7 @@ class Job:
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
-        """Holds the current weights, which do not change while the block runs. Steps go on meanwhile."""
+        """Hold the current weights, which do not change while the block runs. Steps go on meanwhile."""
         snapshot = self.snapshots.hold()
         try:
             yield self.read_of(snapshot)
@@ -269,13 +269,13 @@ class Job:
             self.snapshots.release(snapshot)
 
     def read_of(self, snapshot: Snapshot) -> Reading:
-        """Returns a reading of a snapshot that is held, or that is a copy."""
+        """Return a reading of a snapshot that is held, or that is a copy."""
         return Reading(self._serial, snapshot, self.snapshots)
 
     # Work between two steps
 
     async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which may read the state, between two steps; `elements` is about how many it reads."""
+        """Run `work`, which may read the state, between two steps; `elements` is about how many it reads."""
 
         async def action() -> T:
             with self.slots.reading():
@@ -284,13 +284,13 @@ class Job:
         return await self._writer.run(action)
 
     async def between_events(self, action: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs an action of the job's writer, which may take events, and waits until they are durable."""
+        """Run an action of the job's writer, which may take events, and wait until they are durable."""
         found = await self._writer.run(action)
         await self.fold.durable()
         return found
 
     async def close(self) -> None:
-        """Waits for a running step, and then deletes the job. Everything that waits fails with `UnknownJob`."""
+        """Wait for a running step, and then delete the job. Everything that waits fails with `UnknownJob`."""
         gone = UnknownJob(job=self.name)
         self.closed.set()
         self.snapshots.close(gone)

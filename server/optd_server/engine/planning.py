@@ -35,7 +35,7 @@ class Room(Protocol):
 
 
 def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
-    """Returns the bytes to reserve for a new job; raises the problem of an option."""
+    """Return the bytes to reserve for a new job; raise the problem of an option."""
     algorithm = find_algorithm(spec.algorithm)
     options = resolve_job_options(spec.options)
     return job_bytes(
@@ -64,29 +64,29 @@ class JobMemory:
         return self._reservation.bytes
 
     def check_replacing(self, needed: int) -> None:
-        """Raises `MemoryExceeded` if a job of `needed` bytes would not fit in place of this one."""
+        """Raise `MemoryExceeded` if a job of `needed` bytes would not fit in place of this one."""
         self._memory.check(self._reservation, needed)
 
     def release(self) -> None:
-        """Ends the reservation."""
+        """End the reservation."""
         self._memory.release(self._reservation)
 
     def check_group(self, spec: GroupSpec) -> None:
-        """Raises `MemoryExceeded` if a new group would not fit."""
+        """Raise `MemoryExceeded` if a new group would not fit."""
         self._memory.check(self._reservation, self._bytes_with(spec))
 
     def reserve_group(self, spec: GroupSpec) -> int:
-        """Reserves memory for a new group; returns the bytes reserved before. Raises `MemoryExceeded`."""
+        """Reserve memory for a new group; return the bytes reserved before. Raise `MemoryExceeded`."""
         before = self._reservation.bytes
         self._memory.reserve(self._reservation, self._bytes_with(spec))
         return before
 
     def restore(self, before: int) -> None:
-        """Returns the reservation to `before`, a number of bytes that it had before."""
+        """Return the reservation to `before`, a number of bytes that it had before."""
         self._memory.reserve(self._reservation, before)
 
     def reserve_policy(self, room: Room) -> None:
-        """Reserves memory for another policy; raises `MemoryExceeded`, and keeps the old one then."""
+        """Reserve memory for another policy; raise `MemoryExceeded`, and keep the old one then."""
         before, self._room = self._room, room
         try:
             self.fit()
@@ -95,25 +95,25 @@ class JobMemory:
             raise
 
     def reserve_options(self, groups: Iterable[tuple[int, GroupOptions]], job: JobOptions | None) -> None:
-        """Reserves memory for options that are about to change; raises `MemoryExceeded`."""
+        """Reserve memory for options that are about to change; raise `MemoryExceeded`."""
         changes = list(groups)
         needs_more = any(self._needs_more(index, changed) for index, changed in changes)
         if needs_more or (job is not None and self._kept(job) != self._kept(self._state.options)):
             self._memory.reserve(self._reservation, self._bytes(self._changed(changes), job=job))
 
     def reserve_states(self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]) -> None:
-        """Reserves memory for state fields that a worker writes, and for changed options; raises `MemoryExceeded`.
+        """Reserve memory for state fields that a worker writes, and for changed options; raise `MemoryExceeded`.
 
         The fields count even if no option needs them.
         """
         self._memory.reserve(self._reservation, self._bytes(self._changed(changes), fields))
 
     def fit(self) -> None:
-        """Sets the reservation to what the job needs now; raises `MemoryExceeded`."""
+        """Set the reservation to what the job needs now; raise `MemoryExceeded`."""
         self._memory.reserve(self._reservation, self._bytes(self._state.groups.options))
 
     def check_rows(self, size: int) -> None:
-        """Raises `MemoryExceeded` if `size` bytes of a gradient's rows cannot be received and added up.
+        """Raise `MemoryExceeded` if `size` bytes of a gradient's rows cannot be received and added up.
 
         The reservation already covers a whole gradient, of which parameters that come in rows use nothing.
         """
@@ -151,12 +151,12 @@ class JobMemory:
         )
 
     def _kept(self, options: JobOptions) -> dict[str, int]:
-        """Returns how many gradients and averages the options need. Rounds that are accumulated now count too."""
+        """Return how many gradients and averages the options need. Rounds that are accumulated now count too."""
         gradients = max(gradients_kept(options.options), int(self._state.accumulation.count > 0))
         return {"gradients": gradients, "averages": len(averages_of(options.options))}
 
     def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
-        """Returns, by group, the bytes of the state that it has, that `options` need, or that `fields` name.
+        """Return, by group, the bytes of the state that it has, that `options` need, or that `fields` name.
 
         State that no option needs any more still counts, because it is kept.
         """

@@ -37,16 +37,16 @@ class Touching:
         return self._memory.bytes >= TOUCHED_BYTES
 
     def prepare_state(self) -> None:
-        """Allocates the state that the next step needs, for `touch_state`. Called while no step runs."""
+        """Allocate the state that the next step needs, for `touch_state`. Called while no step runs."""
         self._untouched = self._state.groups.prepare_state() if self.is_large else []
 
     async def touch_state(self) -> None:
-        """Prefaults the state that the first step needs."""
+        """Prefault the state that the first step needs."""
         arrays, self._untouched = self._untouched, []
         await self._offload.touch(arrays)
 
     def begin_for_messages(self) -> None:
-        """Starts prefaulting for a first step whose gradients come in messages, unless a step has been taken.
+        """Start prefaulting for a first step whose gradients come in messages, unless a step has been taken.
 
         This runs in the background while a worker computes its first gradient. Opening shared memory cancels it.
         """
@@ -63,12 +63,12 @@ class Touching:
         self._task = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
 
     async def wait_for_messages(self) -> None:
-        """Waits for the prefaulting that `begin_for_messages` started, if it did."""
+        """Wait for the prefaulting that `begin_for_messages` started, if it did."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def end(self) -> None:
-        """Cancels prefaulting that is under way."""
+        """Cancel prefaulting that is under way."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])

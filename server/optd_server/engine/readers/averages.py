@@ -13,9 +13,9 @@ from optd_server.store.versions import Snapshot, WeightSet
 
 @contextmanager
 def room_for_copy(job: Job, name: str, memory: Memory) -> Iterator[None]:
-    """Reserves memory for a copy of an average while the block runs.
+    """Reserve memory for a copy of an average while the block runs.
 
-    Raises `UnknownAverage`, `EmptyAverage` or `MemoryExceeded`.
+    Raise `UnknownAverage`, `EmptyAverage` or `MemoryExceeded`.
     """
     job.state.averages.find_filled(name, job.name)
     with memory.lend(f"a copy of average {name!r} of job {job.name!r}", bytes_of(job.state.groups.layouts)):
@@ -23,7 +23,7 @@ def room_for_copy(job: Job, name: str, memory: Memory) -> Iterator[None]:
 
 
 async def copy_average(job: Job, name: str) -> Snapshot:
-    """Returns the job's snapshot with a copy of an average in place of its weights."""
+    """Return the job's snapshot with a copy of an average in place of its weights."""
 
     def work() -> Snapshot:
         current = job.snapshots.current
@@ -37,7 +37,7 @@ async def copy_average(job: Job, name: str) -> Snapshot:
 
 
 async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
-    """Returns the job's snapshot, and a copy of the selected rows of an average, in the order of their ids."""
+    """Return the job's snapshot, and a copy of the selected rows of an average, in the order of their ids."""
 
     def work() -> tuple[Snapshot, Array]:
         average = job.state.averages.find_filled(name, job.name)

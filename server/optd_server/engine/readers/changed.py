@@ -22,7 +22,7 @@ class ChangedRows:
     ids: Ids
 
     def of(self, snapshot: Snapshot, ids: Ids) -> Array:
-        """Returns the elements of the rows `ids`, row by row."""
+        """Return the elements of the rows `ids`, row by row."""
         slab = snapshot.weights.buffers.slabs[self.place.extent][self.place.slab]
         return self.place.table(slab)[ids]
 
@@ -36,7 +36,7 @@ class Changed:
 
 
 def changed_since(job: Job, version: int) -> Changed:
-    """Returns the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
+    """Return the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
     recent, extents = job.snapshots.recent_changes, job.state.groups.extents
     ranges: list[FlatRange] = []
     rows: list[ChangedRows] = []
@@ -63,7 +63,7 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _addressed(extent: Extent, slab: int, start: int, stop: int) -> Iterator[FlatRange]:
-    """Yields a range of a slab as flat ranges of its groups."""
+    """Yield a range of a slab as flat ranges of its groups."""
     for group, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True), extent.first_group):
         for segment, place in zip(layout.segments, places, strict=True):
             low, high = max(start, place.start), min(stop, place.start + segment.count)

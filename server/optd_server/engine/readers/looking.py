@@ -23,9 +23,9 @@ class Provenance:
 async def look(
     job: Job, elements: int, work: Callable[[], T], patience: Callable[[], Awaitable[None]], *, lent: bool
 ) -> tuple[T, Provenance]:
-    """Runs `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
+    """Run `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
 
-    Waits for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
+    Wait for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
     shared memory if `lent` is true, and none otherwise. The worker may have overwritten that memory; the note says so.
     """
     if job.state.version and job.slots.last is None and job.leases.active:
@@ -44,7 +44,7 @@ async def look(
 
 
 def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Provenance]:
-    """Runs `work` between two steps, with the gradient in a slot or in a worker's memory."""
+    """Run `work` between two steps, with the gradient in a slot or in a worker's memory."""
     version = job.state.version
     if job.slots.last is not None:
         return work(), Provenance(version)
@@ -62,7 +62,7 @@ def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Proven
 
 
 def last_gradient(job: Job, group: int, segment: int) -> Array | None:
-    """Returns the gradient of the last step for a segment of a group, if it is available."""
+    """Return the gradient of the last step for a segment of a group, if it is available."""
     groups, last = job.state.groups, _last(job)
     extent, place = groups.place(group, segment)
     if last is None or extent >= len(last.slabs):

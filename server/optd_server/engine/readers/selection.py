@@ -12,9 +12,9 @@ from optd_wire.values import FlatRange
 
 
 def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tuple[FlatRange, ...] | None:
-    """Returns the ranges of these groups and parameters in flat order, or None for everything if nothing is named.
+    """Return the ranges of these groups and parameters in flat order, or None for everything if nothing is named.
 
-    Raises `UnknownGroup` or `UnknownParameter`.
+    Raise `UnknownGroup` or `UnknownParameter`.
     """
     groups, wanted = job.state.groups, set(parameters)
     whole = {groups.index(name, job.name) for name in names}
@@ -48,19 +48,19 @@ class Table:
     ids: Ids
 
     def of(self, snapshot: Snapshot) -> Array:
-        """Returns all rows of the parameter in a snapshot, shaped [rows, columns]; valid while the snapshot is held."""
+        """Return all rows of the parameter in a snapshot, shaped [rows, columns]; valid while the snapshot is held."""
         return self.among(snapshot.arrays(self.group))
 
     def among(self, segments: Sequence[Array]) -> Array:
-        """Returns all rows of the parameter from the segments of its group, shaped [rows, columns]."""
+        """Return all rows of the parameter from the segments of its group, shaped [rows, columns]."""
         segment = segments[self.segment]
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 
 def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
-    """Selects the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
+    """Select the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
 
-    Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
+    Raise `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
     """
     groups = job.state.groups
     searched = [groups.index(group, job.name)] if group else range(len(groups))

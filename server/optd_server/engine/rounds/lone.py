@@ -69,7 +69,7 @@ class LoneRound:
         return self._presence is not None
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """Returns the parameters that the push has rows of, and those that it has whole."""
+        """Return the parameters that the push has rows of, and those that it has whole."""
         assert self._presence is not None
         return self._tables, self._presence
 
@@ -80,11 +80,11 @@ class LoneRound:
         return rows if self._presence is None else rows + self._reduction.elements(self._presence)
 
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
-        """Returns False, because there are no other pushes."""
+        """Return False, because there are no other pushes."""
         return False
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Writes received frames; raises the problem of a frame, or why the round has ended."""
+        """Write received frames; raise the problem of a frame, or why the round has ended."""
         if push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         if self._is_broken:
@@ -114,7 +114,7 @@ class LoneRound:
             self._tables.add(self._rows.add(frame, accept))
 
     def seal(self, push: Push) -> None:
-        """Marks the gradient as complete; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Mark the gradient as complete; raise `IncompleteParameter` or `InvalidRequest`."""
         presence = self._sink.ledger.presence()
         for table in self._tables:
             if presence[table.extent][table.slab][table.parameter]:
@@ -122,7 +122,7 @@ class LoneRound:
         self._presence = presence
 
     def reduce(self) -> Reduced:
-        """Returns the gradient, which lies in the slot."""
+        """Return the gradient, which lies in the slot."""
         assert self._presence is not None
         rows = () if self._rows is None else tuple(self._rows.sums())
         gradient = self.slot.holding(self._presence, rows)
@@ -131,7 +131,7 @@ class LoneRound:
         return Reduced(gradient, self.reduction, (mine,))
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose push has failed; calls `release` once nothing writes to its slot."""
+        """End a round whose push has failed; call `release` once nothing writes to its slot."""
         self._is_broken = True
         self._release = release
         self._release_if_idle()

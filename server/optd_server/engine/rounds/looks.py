@@ -40,7 +40,7 @@ class Looks:
         return bool(self._waiting)
 
     def ask(self, elements: int, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Runs `work`, on about `elements` elements, at the end of the next step. Cancel the future to withdraw it."""
+        """Run `work`, on about `elements` elements, at the end of the next step. Cancel the future to withdraw it."""
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         look = (elements, work, found)
         self._waiting.append(look)
@@ -52,7 +52,7 @@ class Looks:
             self._waiting.remove(look)
 
     async def serve(self, gradient: Gradient, offload: Offload) -> None:
-        """Runs all waiting reads with the gradient of the step that has just been taken. Called by the writer."""
+        """Run all waiting reads with the gradient of the step that has just been taken. Called by the writer."""
         waiting, self._waiting = self._waiting, []
         for elements, work, found in waiting:
             if found.done():
@@ -67,7 +67,7 @@ class Looks:
                     found.set_result(result)
 
     def with_gradient(self, gradient: Gradient, work: Callable[[], T]) -> T:
-        """Runs `work` while readers see `gradient` as that of the last step."""
+        """Run `work` while readers see `gradient` as that of the last step."""
         self.gradient = gradient
         try:
             return work()
@@ -75,12 +75,12 @@ class Looks:
             self.gradient = None
 
     def forget(self, worker: str) -> None:
-        """Forgets the gradient in a worker's memory, because the worker overwrites or closes that memory."""
+        """Forget the gradient in a worker's memory, because the worker overwrites or closes that memory."""
         if self.lent is not None and self.lent.worker == worker:
             self.lent = None
 
     def release(self) -> None:
-        """Cancels all waiting reads, because no step will follow."""
+        """Cancel all waiting reads, because no step will follow."""
         self.lent = None
         for *_, found in self._waiting:
             found.cancel()

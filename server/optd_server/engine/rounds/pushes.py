@@ -65,10 +65,10 @@ class Pushes:
     # From announcement to step
 
     def admit(self, header: PushHeader) -> PushResult | Push | None:
-        """Admits a push by its identity alone.
+        """Admit a push by its identity alone.
 
-        Returns the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
-        for a new one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
+        Return the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
+        for a new one. Raise `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
         """
         member = self._leases.check(header.worker, header.epoch, self._clock.monotonic())
         known = self._under_way.get(header.worker)
@@ -83,9 +83,9 @@ class Pushes:
         return None
 
     async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Receives a gradient, makes it part of one step, and waits for the step.
+        """Receive a gradient, make it part of one step, and wait for the step.
 
-        Raises what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
+        Raise what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
         `PushWithdrawn`, or `RoundBroken`, after which the caller may send the push again.
         """
         known = self.admit(header)
@@ -116,7 +116,7 @@ class Pushes:
         return await push.outcome.wait()
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
-        """Does the same as `push`, for a gradient in the worker's shared memory."""
+        """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
         if known is not None:
             return await outcome(known)
@@ -124,7 +124,7 @@ class Pushes:
         return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
 
     def _announce(self, push: Push) -> Push:
-        """Offers an admitted push to the policy; raises the problem of its header or of its options."""
+        """Offer an admitted push to the policy; raise the problem of its header or of its options."""
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
@@ -145,7 +145,7 @@ class Pushes:
             self._fold.notify()
 
     def _check_kind(self, push: Push) -> None:
-        """Raises `InvalidRequest` if a flush would share its round with gradients."""
+        """Raise `InvalidRequest` if a flush would share its round with gradients."""
         if not self.waiting.pushes:
             return
         other = next((each for each in self.waiting.pushes if each.header.flush != push.header.flush), None)
@@ -157,7 +157,7 @@ class Pushes:
             )
 
     def _supersedes(self, known: PushResult | Push) -> bool:
-        """Ends a push that has not received its whole gradient, because another call has sent it again.
+        """End a push that has not received its whole gradient, because another call has sent it again.
 
         The first call may hang on a connection that is dead without either side knowing. If the gradient has arrived,
         the push goes on, and both calls get its outcome.
@@ -171,7 +171,7 @@ class Pushes:
         return True
 
     def _seal(self, push: Push) -> None:
-        """Marks the gradient of a push as complete. The step follows when all gradients of the round are."""
+        """Mark the gradient of a push as complete. The step follows when all gradients of the round are."""
         round_ = self._rounds.get(push)
         if round_ is None:
             push.outcome.get()  # raises the error that ended the push meanwhile
@@ -181,31 +181,31 @@ class Pushes:
         self._step_if_complete(round_)
 
     def _abandon(self, push: Push, why: str) -> None:
-        """Ends a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
+        """End a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
 
         This has no effect if the step has begun.
         """
         self._end(push, RoundBroken(job=self._state.name, why=why))
 
     def withdraw(self, worker: str, why: str) -> None:
-        """Withdraws the worker's push, unless its step has begun."""
+        """Withdraw the worker's push, unless its step has begun."""
         push = self._under_way.get(worker)
         if push is not None:
             self._end(push, PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
 
     def withdraw_shared(self, worker: str, why: str) -> None:
-        """Withdraws the worker's push if its gradient lies in shared memory."""
+        """Withdraw the worker's push if its gradient lies in shared memory."""
         push = self._under_way.get(worker)
         if push is not None and push.shared is not None:
             self.withdraw(worker, why)
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Answers all pushes that are waiting for their round with `error`."""
+        """Answer all pushes that are waiting for their round with `error`."""
         for push in tuple(self.waiting.pushes):
             self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
-        """Answers every push in flight with `error`."""
+        """Answer every push in flight with `error`."""
         for push in tuple(self._under_way.values()):
             round_ = self._rounds.get(push)
             if round_ is None:
@@ -214,14 +214,14 @@ class Pushes:
                 self._break_all(round_, error)
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
-        """Replaces the policy, and offers the waiting pushes to the new one; `workers` are those that take part."""
+        """Replace the policy, and offer the waiting pushes to the new one; `workers` are those that take part."""
         for push in self.waiting.exchange(policy, workers):
             self._offer_again(push)
 
     # Rounds
 
     def _begin(self, due: Sequence[Push]) -> None:
-        """Begins a round as soon as a slot for its gradient is free, if it needs one."""
+        """Begin a round as soon as a slot for its gradient is free, if it needs one."""
         shared = len(due) == 1 and due[0].shared is not None
         if shared and not (self._state.search.is_under_way or self.stepping.settings.may_write(due[0].header)):
             self._start(due, None)
@@ -272,7 +272,7 @@ class Pushes:
             self._open(round_)
 
     def _open(self, round_: Round) -> None:
-        """Lets the pushes of a round write to their slot."""
+        """Let the pushes of a round write to their slot."""
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
             push.begun.succeed(round_)
@@ -305,7 +305,7 @@ class Pushes:
             self._writer.post(lambda: self._take(round_))
 
     def _end(self, push: Push, error: OptdError) -> None:
-        """Ends a push with an error. If its round has begun but its step has not, that ends the round too."""
+        """End a push with an error. If its round has begun but its step has not, that ends the round too."""
         if push.outcome.is_done:
             return  # by now the policy may hold the worker's next push
         round_ = self._rounds.get(push)
@@ -317,7 +317,7 @@ class Pushes:
         self.waiting.take_back(push)
 
     def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
-        """Ends a round because one of its pushes has failed: the sums so far are useless."""
+        """End a round because one of its pushes has failed: the sums so far are useless."""
         why = f"the push of worker {culprit.header.worker!r} came to nothing"
         others = RoundBroken(job=self._state.name, why=why)
         for push in round_.pushes:
@@ -325,7 +325,7 @@ class Pushes:
         self._release(round_)
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
-        """Ends a round and answers all of its pushes with `error`."""
+        """End a round and answer all of its pushes with `error`."""
         for push in round_.pushes:
             self._let_go(push, error)
         self._release(round_)
@@ -335,7 +335,7 @@ class Pushes:
         round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
 
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
-        """Forgets a push that is no longer in flight, and fails it if there is an error."""
+        """Forget a push that is no longer in flight, and fail it if there is an error."""
         if self._under_way.get(push.header.worker) is push:
             del self._under_way[push.header.worker]
         self._rounds.pop(push, None)
@@ -345,7 +345,7 @@ class Pushes:
     # An action of the writer
 
     async def _take(self, round_: AnyRound) -> None:
-        """Takes the step of a complete round, and answers its pushes."""
+        """Take the step of a complete round, and answer its pushes."""
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
             return  # the round was ended while it waited for the writer
@@ -377,6 +377,6 @@ class Pushes:
                 raise Refused(push, error) from None
 
     def _answer(self, push: Push, reply: PushResult) -> None:
-        """Answers the callers of a push."""
+        """Answer the callers of a push."""
         self._let_go(push)
         push.outcome.succeed(reply)

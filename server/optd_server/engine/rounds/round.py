@@ -132,7 +132,7 @@ class Round:
         return self._parts[push].presence is not None
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose pushes have failed and wakes its writers; calls `release` once none of them writes."""
+        """End a round whose pushes have failed and wake its writers; call `release` once none of them writes."""
         self._broken = True
         for part in self._parts.values():
             part.moved.set()
@@ -149,7 +149,7 @@ class Round:
         return any(self._parts[other].reached < place for other in self.pushes[: self.pushes.index(push)])
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Adds received frames when it is their turn; raises the problem of a frame, or why the round has ended."""
+        """Add received frames when it is their turn; raise the problem of a frame, or why the round has ended."""
         part = self._parts[push]
         assert part.sink is not None
         if push.header.flush and frames:
@@ -171,11 +171,11 @@ class Round:
             part.tables.add(self._rows.add(frame, None if part.intake.plain else part.intake.accept))
 
     def _passed(self, place: int) -> int:
-        """Returns the place that all earlier pushes must have reached. All rows share one place: for them it is END."""
+        """Return the place that all earlier pushes must have reached. All rows share one place: for them it is END."""
         return END if place == ROWS else place
 
     def seal(self, push: Push) -> None:
-        """Marks the gradient of a push as complete; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Mark the gradient of a push as complete; raise `IncompleteParameter` or `InvalidRequest`."""
         part = self._parts[push]
         assert part.sink is not None
         presence = part.sink.ledger.presence()
@@ -186,7 +186,7 @@ class Round:
         part.advance(END)
 
     async def add_shared(self, push: Push) -> None:
-        """Adds a gradient in shared memory to gradients that are received, when it is its turn."""
+        """Add a gradient in shared memory to gradients that are received, when it is its turn."""
         assert push.shared is not None and self.slot is not None
         shared, buffers = push.shared, self.slot.buffers
         part = self._parts[push]
@@ -196,7 +196,7 @@ class Round:
         part.advance(END)
 
     def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
-        """Returns the place after the last frame; raises `InvalidRequest` unless the frames come in ascending order."""
+        """Return the place after the last frame; raise `InvalidRequest` unless the frames come in ascending order."""
         place = part.reached
         for frame in frames:
             if isinstance(frame, RowFrame):
@@ -216,7 +216,7 @@ class Round:
         return place
 
     async def _turn(self, part: Part, place: int) -> None:
-        """Waits until all earlier pushes have reached `place`.
+        """Wait until all earlier pushes have reached `place`.
 
         Waiting for the push right before this one is not enough: it may end early, with nothing for this place.
         """
@@ -244,9 +244,9 @@ class Round:
     # When all gradients have arrived; off the event loop
 
     def reduce(self) -> Reduced:
-        """Reduces the gradients of the pushes to one, in the slot if there is one.
+        """Reduce the gradients of the pushes to one, in the slot if there is one.
 
-        Raises `Refused` if a push in shared memory has a NaN or an infinite element.
+        Raise `Refused` if a push in shared memory has a NaN or an infinite element.
         """
         gradient = self._gradient()
         return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)))
@@ -258,9 +258,9 @@ class Round:
         return Contribution(weight, part.presence, frozenset(part.tables), part.intake.found)
 
     def _gradient(self) -> Gradient:
-        """Returns the only gradient, or for each parameter the mean or sum over the pushes that have it.
+        """Return the only gradient, or for each parameter the mean or sum over the pushes that have it.
 
-        The result lies in the slot if there is one. Raises what `reduce` raises.
+        The result lies in the slot if there is one. Raise what `reduce` raises.
         """
         if not self.all_shared:
             assert self.slot is not None
@@ -283,7 +283,7 @@ class Round:
         return self.slot.holding(presence)
 
     def _add_all_shared(self, buffers: FlatBuffers) -> Presence:
-        """Reduces gradients in shared memory if some are scaled, weighted or checked, or if their sum is wanted."""
+        """Reduce gradients in shared memory if some are scaled, weighted or checked, or if their sum is wanted."""
         for push in self.pushes:
             assert push.shared is not None
             try:
@@ -294,13 +294,13 @@ class Round:
         return self._put_together(buffers, presences)
 
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
-        """Divides sums to means, unless sums are wanted; returns the parameters that at least one push has."""
+        """Divide sums to means, unless sums are wanted; return the parameters that at least one push has."""
         if self.reduction == SUM:
             return self._reduction.covered(presences)
         return self._reduction.divide(sums, presences, self._weights)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
-        """Adds rows to the parameters that other pushes have whole; returns the sums of all other rows."""
+        """Add rows to the parameters that other pushes have whole; return the sums of all other rows."""
         assert self.slot is not None
         if self._row_sums is None:
             return []
@@ -324,7 +324,7 @@ class Round:
         return tuple(sums)
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """Returns the parameters that a push has rows of, and those that it has whole."""
+        """Return the parameters that a push has rows of, and those that it has whole."""
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
@@ -348,7 +348,7 @@ class Round:
 
 
 def elements_of(frame: Received) -> int:
-    """Returns how many elements a frame has; for rows this is an estimate."""
+    """Return how many elements a frame has; for rows this is an estimate."""
     if isinstance(frame, Frame):
         return frame.count
     size = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
@@ -356,7 +356,7 @@ def elements_of(frame: Received) -> int:
 
 
 def _bases(extents: Sequence[Extent]) -> list[int]:
-    """Returns, by group, how many elements the groups before it have."""
+    """Return, by group, how many elements the groups before it have."""
     counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
     bases: list[int] = (np.cumsum(counts) - counts).tolist()
     return bases

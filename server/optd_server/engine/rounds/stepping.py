@@ -40,13 +40,13 @@ from optd_wire.values import GroupUpdate, JobUpdate, PushResult
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
-    """Returns the error of a push for which the system has no memory."""
+    """Return the error of a push for which the system has no memory."""
     why = f"the server gets no memory for {what}: {problem.strerror or problem}"
     return RoundBroken(job=job, why=why)
 
 
 def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
-    """Returns the changes of options that pushes carry, in order."""
+    """Return the changes of options that pushes carry, in order."""
     return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
 
 
@@ -63,17 +63,17 @@ class Stepping:
         self._offload = offload
 
     def edits(self, pushes: Sequence[Push]) -> OptionEdits:
-        """Returns the edits that these pushes carry; raises the problem of one."""
+        """Return the edits that these pushes carry; raise the problem of one."""
         for push in pushes:
             if push.header.updates:
                 return group_edits(self._state, updates_of(pushes))
         return NO_EDITS
 
     async def take(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
-        """Takes the step of a round, or accumulates the round for a later step; returns the replies to its pushes.
+        """Take the step of a round, or accumulate the round for a later step; return the replies to its pushes.
 
-        Returns None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raises `Refused` for a push
-        that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and changes nothing then; or `JobFailed`.
+        Return None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raise `Refused` for a push
+        that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and change nothing then; or `JobFailed`.
         """
         state, groups, settings = self._state, self._state.groups, self.settings.now
         pending, first = state.accumulation.count, round_.pushes[0].header
@@ -135,9 +135,9 @@ class Stepping:
         return await self._offload.run(groups.cost(elements), work)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
-        """Changes options of the job as a whole, and takes the step of accumulated rounds if it becomes due.
+        """Change options of the job as a whole, and take the step of accumulated rounds if it becomes due.
 
-        Raises the problem of the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the step.
+        Raise the problem of the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the step.
         """
         state = self._state
         edits = job_edits(state, update, origin)
@@ -206,7 +206,7 @@ class Stepping:
             self._slots.give_back(round_.slot)
 
     async def _finish(self, round_: AnyRound, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
-        """Returns the mean or sum of all rounds, in the slot of the last one. A flush adds no gradient."""
+        """Return the mean or sum of all rounds, in the slot of the last one. A flush adds no gradient."""
         state, how, compute = self._state, self.settings.now.reduction, self._fold.compute()
         last, extents, slot = (gradient, *added), state.groups.extents, round_.slot
         return await self._offload.run(
@@ -215,14 +215,14 @@ class Stepping:
         )
 
     async def _bound(self, gradient: Gradient, bounds: Bounds | None, elements: int) -> Clipped:
-        """Clips a gradient in place, and returns its norms."""
+        """Clip a gradient in place, and return its norms."""
         groups, p, compute = self._state.groups, self.settings.now.norm_type, self._fold.compute()
         return await self._offload.run(
             groups.cost(elements), lambda: bounded(gradient, groups.extents, bounds, p, len(groups), compute)
         )
 
     def _keep_gradient(self, round_: AnyRound | None, gradient: Gradient) -> None:
-        """Records where the gradient of the last step lies, for later reads."""
+        """Record where the gradient of the last step lies, for later reads."""
         self._looks.lent = None
         if round_ is not None and round_.slot is not None:
             self._slots.keep(round_.slot, gradient)
@@ -232,7 +232,7 @@ class Stepping:
             self._looks.lent = Lent(round_.pushes[0].header.worker, gradient)
 
     def _release_accumulation(self) -> None:
-        """Releases the memory of accumulated rounds once the job no longer accumulates."""
+        """Release the memory of accumulated rounds once the job no longer accumulates."""
         if not self.settings.accumulates and self._state.accumulation.release():
             self._memory.fit()
 
@@ -243,7 +243,7 @@ class Stepping:
             raise no_memory(self._state.name, "the weights after it", problem) from None
 
     def _make_room(self, round_: AnyRound) -> None:
-        """Allocates what the step of a round needs; raises `RoundBroken` if that is impossible."""
+        """Allocate what the step of a round needs; raise `RoundBroken` if that is impossible."""
         state = self._state
         if round_.slot is None and self.settings.writes:
             # Options have changed since the round began: it must begin again, with its gradient in a slot.
@@ -261,7 +261,7 @@ class Stepping:
             raise no_memory(state.name, "what is added up and averaged", problem) from None
 
     def _check(self, round_: AnyRound, edits: OptionEdits) -> None:
-        """Raises `Refused` for a push whose evaluation is stale or whose kind of gradient the algorithm cannot take."""
+        """Raise `Refused` for a push whose evaluation is stale or whose kind of gradient the algorithm cannot take."""
         options = {index: changed.options for index, changed in edits.groups} if edits else {}
         for push in round_.pushes:
             try:
@@ -272,7 +272,7 @@ class Stepping:
 
 
 def _nonfinite(round_: AnyRound, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
-    """Returns the entries of a round that were not finite, by push."""
+    """Return the entries of a round that were not finite, by push."""
     return tuple(
         NonfiniteEntries(push.header.worker, found.count, found.parameter, push.wall)
         for push, each in zip(round_.pushes, reduced.contributions, strict=True)

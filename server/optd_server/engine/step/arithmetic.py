@@ -160,7 +160,7 @@ class Step:
         return [[part.change for part in row] for row in self._parts]
 
     def take(self, compute: Compute) -> None:
-        """Writes the weights after the step, and updates the groups' state."""
+        """Write the weights after the step, and update the groups' state."""
         if self._whole:
             densify(self._whole, self.gradient.slabs)
         for row in self._parts:
@@ -225,7 +225,7 @@ class Step:
 
 
 def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> ChangedElements | None:
-    """Returns the elements of a slab that a step changes; None for most of them, or if a whole step is as cheap."""
+    """Return the elements of a slab that a step changes; None for most of them, or if a whole step is as cheap."""
     if isinstance(algorithm, Iterative):
         return None
     whole = slab.count <= INLINE_ELEMENTS or not isinstance(algorithm, Elementwise)
@@ -243,5 +243,5 @@ def _elements(changes: list[ChangedElements]) -> int:
 
 
 def _nothing(state: SegmentState) -> Array:
-    """Returns a gradient for groups that were added after it was computed. It is never read, as nothing is present."""
+    """Return a gradient for groups that were added after it was computed. It is never read, as nothing is present."""
     return np.zeros(state.count, state.dtype)

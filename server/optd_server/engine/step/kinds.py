@@ -16,7 +16,7 @@ from optd_wire.values import Options
 def check_gradients(
     groups: Groups, options: Mapping[int, Options], tables: Iterable[RowPlace], whole: Presence
 ) -> None:
-    """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
+    """Raise `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
 
     `options` has the new options of the groups whose options are about to change. `tables` are the parameters that come
     in rows, and `whole` tells which parameters come whole.

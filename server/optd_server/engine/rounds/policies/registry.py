@@ -15,10 +15,10 @@ _POLICIES: dict[type[Any], Callable[[Any], Deciding]] = {
 
 
 def policy_of(spec: JobSpec) -> Policy:
-    """Returns the policy of a job that is created with `spec`."""
+    """Return the policy of a job that is created with `spec`."""
     return Async() if spec.policy is None else spec.policy
 
 
 def deciding(policy: Policy) -> Deciding:
-    """Returns a new decider for a job with this policy; raises `InvalidPolicy`."""
+    """Return a new decider for a job with this policy; raise `InvalidPolicy`."""
     return _POLICIES[type(policy)](policy)
