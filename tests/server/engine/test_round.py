@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.server.engine.rounds import Rounds, Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_wire import errors
 from optd_wire.frames import Frame, decode
 from optd_wire.v1 import tensor_pb2
@@ -339,11 +339,11 @@ def test_a_shared_push_that_comes_again_goes_on():
 
 
 class Gate:
-    """Holds up a function of `Reduction`, in its thread, until it is opened."""
+    """Holds up a function of `Reducer`, in its thread, until it is opened."""
 
     def __init__(self, monkeypatch, name):
         self.entered, self.opened, self.calls = threading.Event(), threading.Event(), 0
-        inner = getattr(Reduction, name)
+        inner = getattr(Reducer, name)
 
         def held_up(*arguments, **named):
             self.calls += 1
@@ -352,7 +352,7 @@ class Gate:
             return inner(*arguments, **named)
 
         monkeypatch.setattr(offload, "INLINE_ELEMENTS", -1)
-        monkeypatch.setattr(Reduction, name, held_up)
+        monkeypatch.setattr(Reducer, name, held_up)
 
 
 def test_a_broken_round_gives_its_slot_back_once_nobody_writes_to_it(monkeypatch):

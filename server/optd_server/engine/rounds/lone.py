@@ -11,7 +11,7 @@ from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Round, elements_of
 from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent
 from optd_server.store.flat import FrameSink
@@ -48,7 +48,7 @@ class LoneRound:
         self._extents = extents
         self._offload = offload
         self._check_room = check_room
-        self._reduction = Reduction(extents, offload.kernels, offload.threads)
+        self._reducer = Reducer(extents, offload.kernels, offload.threads)
         # The mean of one gradient is that gradient, whatever its weight.
         self._intake = Intake(push.header, nonfinite, 1.0 if reduction == MEAN else weight_of(push.header))
         self._sink = FrameSink(slot.buffers, GRADIENT, groups)
@@ -77,7 +77,7 @@ class LoneRound:
     def elements(self) -> int:
         """How many elements the gradient has."""
         rows = 0 if self._rows is None else self._rows.size
-        return rows if self._presence is None else rows + self._reduction.elements(self._presence)
+        return rows if self._presence is None else rows + self._reducer.elements(self._presence)
 
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
         """Return False, because there are no other pushes."""
@@ -107,7 +107,7 @@ class LoneRound:
 
     def _write(self, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reduction.write_frames(self._sink, whole, self._intake, add=False)
+        self._reducer.write_frames(self._sink, whole, self._intake, add=False)
         for frame in rows:
             assert self._rows is not None
             accept = None if self._intake.plain else self._intake.accept

@@ -17,7 +17,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_server.optim.job_options import MEAN, REJECT, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import FlatBuffers, FrameSink
@@ -93,7 +93,7 @@ class Round:
         self.nonfinite = nonfinite
         """How to treat entries that are not finite: the job's option of that name when the round began."""
         self._check_room = check_room
-        self._reduction = Reduction(extents, offload.kernels, offload.threads)
+        self._reducer = Reducer(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents)
         self._broken = False
         self._writing = 0
@@ -166,7 +166,7 @@ class Round:
     def _write(self, part: Part, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         assert part.sink is not None
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reduction.write_frames(part.sink, whole, part.intake, add=True)
+        self._reducer.write_frames(part.sink, whole, part.intake, add=True)
         for frame in rows:
             part.tables.add(self._rows.add(frame, None if part.intake.plain else part.intake.accept))
 
@@ -192,7 +192,7 @@ class Round:
         part = self._parts[push]
         await self._turn(part, END)
         elements = sum(slab.size for slab in buffers.all_slabs())
-        await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers, part.intake)))
+        await self._working(self._offload.run(elements, lambda: self._reducer.add(shared, buffers, part.intake)))
         part.advance(END)
 
     def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
@@ -277,7 +277,7 @@ class Round:
         plain = all(part.intake.plain for part in self._parts.values())
         if not plain or (self.reduction == SUM and len(gradients) > 1):
             return self.slot.holding(self._add_all_shared(self.slot.buffers))
-        presence, finite = self._reduction.mean(gradients, self.slot.buffers)
+        presence, finite = self._reducer.mean(gradients, self.slot.buffers)
         if not finite:
             self._check_shared()
         return self.slot.holding(presence)
@@ -287,7 +287,7 @@ class Round:
         for push in self.pushes:
             assert push.shared is not None
             try:
-                self._reduction.add(push.shared, buffers, self._parts[push].intake)
+                self._reducer.add(push.shared, buffers, self._parts[push].intake)
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
         presences = [push.shared.presence for push in self.pushes if push.shared is not None]
@@ -296,8 +296,8 @@ class Round:
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
         """Divide sums to means, unless sums are wanted; return the parameters that at least one push has."""
         if self.reduction == SUM:
-            return self._reduction.covered(presences)
-        return self._reduction.divide(sums, presences, self._weights)
+            return self._reducer.covered(presences)
+        return self._reducer.divide(sums, presences, self._weights)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """Add rows to the parameters that other pushes have whole; return the sums of all other rows."""
@@ -320,7 +320,7 @@ class Round:
         for rows in sums if self.reduction == MEAN else ():
             parts = zip(self._weights, self._parts.values(), strict=True)
             total = sum(weight for weight, part in parts if rows.place.whole in part.tables)
-            self._reduction.scale_rows(rows, total)
+            self._reducer.scale_rows(rows, total)
         return tuple(sums)
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
@@ -335,14 +335,14 @@ class Round:
         count = 0 if self._row_sums is None else self._row_sums.size
         for part in self._parts.values():
             if part.presence is not None:
-                count += self._reduction.elements(part.presence)
+                count += self._reducer.elements(part.presence)
         return count
 
     def _check_shared(self) -> None:
         for push in self.pushes:
             assert push.shared is not None
             try:
-                self._reduction.check(push.shared)
+                self._reducer.check(push.shared)
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from optd_server.engine.compute import Compute
 from optd_server.engine.step.reduced import Reduced
-from optd_server.engine.step.reduction import Reduction, present_ranges
+from optd_server.engine.step.reduction import Reducer, present_ranges
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
@@ -115,7 +115,7 @@ def finished(
     rows = dict(accumulation.rows)
     sums = accumulation.sums
     target = sums.slabs if into is None else into.buffers.slabs
-    reduction = Reduction(extents, compute.kernels, compute.threads)
+    reducer = Reducer(extents, compute.kernels, compute.threads)
     with np.errstate(all="ignore"):
         if last is not None:
             _add_sums(accumulation, target, last[1], extents, compute)
@@ -134,7 +134,7 @@ def finished(
         if how == MEAN:
             for number, extent in enumerate(extents):
                 for index, slab in enumerate(extent.slabs):
-                    reduction.scale_inverse(target[number][index], slab, totals[number][index])
+                    reducer.scale_inverse(target[number][index], slab, totals[number][index])
             left = [(_times(each, 1 / total), total) for each, total in left]
     presence = [[each > 0 for each in row] for row in totals]
     kept = {id(each) for each, _ in accumulation.rows.values()}

@@ -29,7 +29,7 @@ from optd_wire.frames import Frame
 Indices = npt.NDArray[np.int64]
 
 
-class Reduction:
+class Reducer:
     """Reduces gradients that are laid out in `extents`, with the kernels of `backend` on `threads` threads."""
 
     def __init__(self, extents: Sequence[Extent], backend: Backend, threads: int) -> None:
