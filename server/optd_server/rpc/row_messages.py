@@ -8,7 +8,7 @@ import numpy as np
 from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
-from optd_server.engine.readers.changed import ChangedRows
+from optd_server.engine.readers.delta import ChangedRows
 from optd_server.engine.readers.selection import Table
 from optd_server.engine.reading import Reading
 from optd_server.rpc.batches import BATCH_BYTES

@@ -7,7 +7,7 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.averages import copy_average, copy_rows, room_for_copy
-from optd_server.engine.readers.changed import changed_since
+from optd_server.engine.readers.delta import delta_since
 from optd_server.engine.readers.selection import ranges_of, table_of
 from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
@@ -138,7 +138,7 @@ class TrainingService:
             async for encoded in self._messages.answer(reading, encoding=encoding, ranges=None, first=first, last=last):
                 yield encoded
             return
-        changed = changed_since(job, since)
+        changed = delta_since(job, since)
         if changed.ranges:
             async for encoded in self._messages.answer(reading, encoding=encoding, ranges=changed.ranges, first=first):
                 yield encoded

@@ -28,14 +28,14 @@ class ChangedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class WeightDelta:
     """The changed elements: ranges of whole parameters, and rows of others."""
 
     ranges: tuple[FlatRange, ...]
     rows: tuple[ChangedRows, ...]
 
 
-def changed_since(job: Job, version: int) -> Changed:
+def delta_since(job: Job, version: int) -> WeightDelta:
     """Return the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
     recent, extents = job.snapshots.recent_changes, job.state.groups.extents
     ranges: list[FlatRange] = []
@@ -49,7 +49,7 @@ def changed_since(job: Job, version: int) -> Changed:
             for start, stop in _joined([each for change in changes for each in change.ranges]):
                 ranges += _addressed(extent, index, start, stop)
             rows += _rows(changes)
-    return Changed(tuple(ranges), tuple(rows))
+    return WeightDelta(tuple(ranges), tuple(rows))
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
