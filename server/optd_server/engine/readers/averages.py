@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from optd_server.engine.job import Job
 from optd_server.engine.memory import Memory
-from optd_server.engine.readers.selection import Table
+from optd_server.engine.readers.selection import SelectedRows
 from optd_server.store.flat import Array, bytes_of
 from optd_server.store.versions import Snapshot, WeightSet
 
@@ -36,11 +36,11 @@ async def copy_average(job: Job, name: str) -> Snapshot:
     return await job.between_steps(job.state.groups.elements, work)
 
 
-async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
+async def copy_rows(job: Job, name: str, selected: SelectedRows) -> tuple[Snapshot, Array]:
     """Return the job's snapshot, and a copy of the selected rows of an average, in the order of their ids."""
 
     def work() -> tuple[Snapshot, Array]:
         average = job.state.averages.find_filled(name, job.name)
-        return job.snapshots.current, table.among(average.buffers.arrays[table.group])[table.ids]
+        return job.snapshots.current, selected.among(average.buffers.arrays[selected.group])[selected.ids]
 
-    return await job.between_steps(table.ids.size * table.columns, work)
+    return await job.between_steps(selected.ids.size * selected.columns, work)

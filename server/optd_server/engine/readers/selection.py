@@ -35,7 +35,7 @@ def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SelectedRows:
     """The rows `ids` of a parameter, and where it lies. The first dimension of a parameter counts its rows."""
 
     group: int
@@ -57,7 +57,7 @@ class Table:
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 
-def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
+def select_rows(job: Job, group: str, parameter: str, ids: Ids) -> SelectedRows:
     """Select the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
 
     Raise `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
@@ -75,6 +75,6 @@ def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
             segment = next(place for place, part in enumerate(layout.segments) if number in part.members)
             start = info.offset - layout.segments[segment].offset
             columns = info.size // info.shape[0] if info.size else 0
-            return Table(index, number, segment, start, info.shape[0], columns, ids)
+            return SelectedRows(index, number, segment, start, info.shape[0], columns, ids)
     where = f"group {group!r} of job {job.name!r}" if group else f"job {job.name!r}"
     raise UnknownParameter(where=where, parameter=parameter[:200])
