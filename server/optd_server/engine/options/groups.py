@@ -38,7 +38,7 @@ PARAMETER_COST = 64
 """The bookkeeping for one parameter takes about as long as arithmetic on this many elements."""
 
 
-class Change(NamedTuple):
+class LastChange(NamedTuple):
     """When an option last changed: the revision of its group after the change, and the job's version."""
 
     revision: int
@@ -52,7 +52,7 @@ class GroupKept:
     algorithm: str
     layout: GroupLayout
     options: GroupOptions
-    changed: dict[str, Change]
+    last_changed: dict[str, LastChange]
     """When each option that was ever changed last changed."""
     extent: int
     """The index of the extent that it lies in."""
@@ -77,7 +77,7 @@ class Groups:
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
         """A new list after each change, so that its identity tells whether anything has changed."""
-        self._changed: list[dict[str, Change]] = []
+        self._last_changed: list[dict[str, LastChange]] = []
         """By group, when each option that was ever changed last changed."""
         self.extents: tuple[Extent, ...] = ()
         self.names: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class Groups:
             self.elements += group.layout.count
             self.parameters += len(group.layout.parameters)
             self.options.append(group.options)
-            self._changed.append(group.changed)
+            self._last_changed.append(group.last_changed)
             self._extent_of.append(number)
             self._add_algorithm(find_algorithm(group.algorithm), group.options.options)
         self.extents = (*self.extents, extent)
@@ -210,9 +210,9 @@ class Groups:
             value, theirs = wanted.get(name), current.options.get(name)
             if value == theirs:
                 continue
-            since = self._changed[index].get(name, Change(0, 0))
+            since = self._last_changed[index].get(name, LastChange(0, 0))
             if theirs != committed.get(name):  # an update that is planned before this one has changed it
-                since = Change(current.revision, current.since_version)
+                since = LastChange(current.revision, current.since_version)
             if since.revision > expected or expected > current.revision:
                 raise OptionConflict(group=current.group, option=name, ours=value, theirs=theirs, since=since.version)
 
@@ -223,7 +223,7 @@ class Groups:
             before = options[index].options
             for name in {**before, **changed.options}:
                 if before.get(name) != changed.options.get(name):
-                    self._changed[index][name] = Change(changed.revision, changed.since_version)
+                    self._last_changed[index][name] = LastChange(changed.revision, changed.since_version)
             options[index] = changed
         self.options = options
 
@@ -236,7 +236,7 @@ class Groups:
         return [
             GroupKept(algorithm.name, layout, options, dict(changed), extent)
             for algorithm, layout, options, changed, extent in zip(
-                self.algorithms, self.layouts, self.options, self._changed, self._extent_of, strict=True
+                self.algorithms, self.layouts, self.options, self._last_changed, self._extent_of, strict=True
             )
         ]
 
