@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from optd_server.engine.apply import relocate
 from optd_server.engine.attendance import Attendance
-from optd_server.engine.changing import Changing
 from optd_server.engine.clock import Clock
+from optd_server.engine.editor import JobEditor
 from optd_server.engine.events import Deleted
 from optd_server.engine.fold import Fold, snapshot_of
 from optd_server.engine.log import Log
@@ -87,7 +87,7 @@ class Job:
             self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
         )
         self.workers = Attendance(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
-        self.changes = Changing(
+        self.editor = JobEditor(
             self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
         )
 

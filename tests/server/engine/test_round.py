@@ -606,13 +606,13 @@ def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_and_break
         update = GroupUpdate("g", {"lr": 0.5}, expected_revision=0)
         first, second = rounds.upload("a", updates=(update,)), rounds.upload("b")
         await settle()
-        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 2.0}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"lr": 2.0}))
         first.send_all(rounds.messages(random_arrays(1)))
         second.send_all(rounds.messages(random_arrays(2)))
         assert type(await first.error()) is errors.OptionConflict
         assert type(await second.error()) is errors.RoundBroken
         assert same(rounds.weights, rounds.first)
-        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 1.0}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"lr": 1.0}))
         await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
 
     play(scenario, 2)

@@ -130,7 +130,7 @@ class Play:
         given = spec(2)
         buffers = FlatBuffers([extent_of([lay_out(given.parameters)], 2)])
         buffers.arrays[0][0][:] = self.flat(2)
-        await self.job.changes.add_group(given, buffers, 2)
+        await self.job.editor.add_group(given, buffers, 2)
         self.groups = 3
         # Who has the group has pulled since.
         self.copies = {self.job.version.version: self.copy()}

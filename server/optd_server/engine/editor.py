@@ -24,7 +24,7 @@ from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, Jo
 
 
 @dataclass(slots=True)
-class Changing:
+class JobEditor:
     """Edits one job between two steps. Lives on one event loop."""
 
     fold: Fold
