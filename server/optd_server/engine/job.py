@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import relocate
-from optd_server.engine.attendance import Attendance
 from optd_server.engine.clock import Clock
 from optd_server.engine.editor import JobEditor
 from optd_server.engine.events import Deleted
@@ -28,6 +27,7 @@ from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
 from optd_server.engine.touching import Touching
+from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
 from optd_server.store.snapshots import Snapshots
@@ -86,7 +86,7 @@ class Job:
         self.pushes = Pushes(
             self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
         )
-        self.workers = Attendance(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
+        self.workers = Workers(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
         self.editor = JobEditor(
             self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
         )

@@ -19,7 +19,7 @@ from optd_wire.values import WorkerInfo
 
 
 @dataclass(slots=True)
-class Attendance:
+class Workers:
     """The workers of one job. Lives on one event loop."""
 
     fold: Fold
