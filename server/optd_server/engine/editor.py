@@ -12,10 +12,10 @@ from optd_server.engine.options.history import Origin
 from optd_server.engine.options.registration import check_beside, check_group, check_options, check_same_group
 from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.state import JobState
-from optd_server.engine.touching import Touching
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Slots
@@ -32,7 +32,7 @@ class JobEditor:
     pushes: Pushes
     slots: Slots
     memory: JobMemory
-    touching: Touching
+    prefaulting: Prefaulting
     writer: Writer
     clock: Clock
 
@@ -126,7 +126,7 @@ class JobEditor:
                 self.memory.restore(before)
                 raise
             await self.fold.take(GroupAdded(spec, placed), compute)
-            self.touching.prepare_state()
+            self.prefaulting.prepare_state()
             return self._state.groups.info(index), True
 
         found = await self.writer.run(action)

@@ -19,6 +19,7 @@ from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
 from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.registry import deciding
@@ -26,7 +27,6 @@ from optd_server.engine.rounds.push import Upload
 from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
-from optd_server.engine.touching import Touching
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
@@ -77,7 +77,7 @@ class Job:
         self.fold = Fold(state, self.snapshots, log, offload)
         self.offload = offload
         self.sharing = Sharing(state, self.snapshots, self.looks, self.leases, memory)
-        self.touching = Touching(state, self.snapshots, self.slots, self.memory, offload)
+        self.prefaulting = Prefaulting(state, self.snapshots, self.slots, self.memory, offload)
         self._log = log
         self._serial = next(_serials)
         self._message_bytes = memory.message_bytes
@@ -88,7 +88,7 @@ class Job:
         )
         self.workers = Workers(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
         self.editor = JobEditor(
-            self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
+            self.fold, self.leases, self.pushes, self.slots, self.memory, self.prefaulting, self._writer, clock
         )
 
     # Description
@@ -219,7 +219,7 @@ class Job:
 
         member = await self.workers.join(name, check)
         if not self.closed.is_set():
-            self.touching.begin_for_messages()
+            self.prefaulting.begin_for_messages()
         return Membership(
             epoch=member.epoch,
             lease_ms=int(self.leases.lease_seconds * 1000),
@@ -239,7 +239,7 @@ class Job:
 
         async def action() -> Share:
             self.workers.check(name, epoch)
-            await self.touching.end()
+            await self.prefaulting.end()
             if not self.snapshots.shared:
                 groups = self.state.groups
                 try:
@@ -247,12 +247,12 @@ class Job:
                     relocate(self.state, await self.offload.run(groups.cost(groups.elements), work))
                 except OSError as problem:  # no descriptors left, or no memory
                     raise self.sharing.unavailable(name, problem) from None
-            if self.touching.is_large:
-                await self.offload.touch(self.snapshots.prepare())
+            if self.prefaulting.is_large:
+                await self.offload.prefault(self.snapshots.prepare())
             self.workers.check(name, epoch)  # it may have left meanwhile
             share = self.sharing.open(name, epoch)
-            if self.touching.is_large:
-                await self.offload.touch(share.buffers.all_slabs())
+            if self.prefaulting.is_large:
+                await self.offload.prefault(share.buffers.all_slabs())
             return share
 
         return await self._writer.run(action)
@@ -298,7 +298,7 @@ class Job:
         self.pushes.fail_all(gone)
         self.pushes.waiting.close()
         self.sharing.close_all()
-        await self.touching.end()
+        await self.prefaulting.end()
         await self.fold.take(Deleted())
         self.slots.release_all()
         self.looks.release()

@@ -12,7 +12,7 @@ from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.store.flat import Array
-from optd_server.store.pages import give_back, pieces, touch
+from optd_server.store.pages import give_back, pieces, prefault
 from optd_wire.dtypes import COMPUTED, DTYPES
 
 T = TypeVar("T")
@@ -44,8 +44,8 @@ class Offload:
         """Do the same as `run`, for work that only copies numbers."""
         return await self._run(self._copying, elements, work)
 
-    async def touch(self, arrays: Iterable[Array]) -> None:
-        """Prefault arrays, so that no step waits for the system to provide their pages; see `pages.touch`.
+    async def prefault(self, arrays: Iterable[Array]) -> None:
+        """Prefault arrays, so that no step waits for the system to provide their pages; see `pages.prefault`.
 
         A cancelled caller receives its cancellation after at most one more piece in each thread.
         """
@@ -54,7 +54,7 @@ class Offload:
 
         async def work() -> None:
             while waiting:
-                await self._run(self._copying, len(waiting[-1]), partial(touch, waiting.pop()))
+                await self._run(self._copying, len(waiting[-1]), partial(prefault, waiting.pop()))
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -36,7 +36,7 @@ class JobService:
             await self._receive(requests, first, frames, upload.sink)
             await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
             job = await self._catalog.finish(upload)
-            await job.touching.touch_state()
+            await job.prefaulting.prefault_state()
         return pb.CreateJobResponse(job=to_message(job.info()))
 
     async def get_job(self, request: pb.GetJobRequest, caller: Caller) -> Any:
@@ -66,7 +66,7 @@ class JobService:
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
                 await self._catalog.prepare(job.info().algorithm, [spec])
                 info, created = await job.editor.add_group(spec, weights, index)
-                await job.touching.touch_state()
+                await job.prefaulting.prefault_state()
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest, caller: Caller) -> Any:
