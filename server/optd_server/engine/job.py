@@ -21,7 +21,7 @@ from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
-from optd_server.engine.rounds.looks import Looks
+from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.engine.rounds.push import Upload
 from optd_server.engine.rounds.pushes import Pushes
@@ -72,11 +72,11 @@ class Job:
         self.leases = Leases(state.name, state.members, lease_seconds)
         self.snapshots = Snapshots(snapshot_of(state), most=SNAPSHOTS)
         self.slots = Slots(most=policy.slots)
-        self.looks = Looks()
+        self.gradient_reads = GradientReads()
         self.memory = JobMemory(state, policy, memory, reservation)
         self.fold = Fold(state, self.snapshots, log, offload)
         self.offload = offload
-        self.sharing = Sharing(state, self.snapshots, self.looks, self.leases, memory)
+        self.sharing = Sharing(state, self.snapshots, self.gradient_reads, self.leases, memory)
         self.prefaulting = Prefaulting(state, self.snapshots, self.slots, self.memory, offload)
         self._log = log
         self._serial = next(_serials)
@@ -84,7 +84,7 @@ class Job:
         self._clock = clock
         self._writer = Writer()
         self.pushes = Pushes(
-            self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
+            self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.gradient_reads, clock
         )
         self.workers = Workers(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
         self.editor = JobEditor(
@@ -301,6 +301,6 @@ class Job:
         await self.prefaulting.end()
         await self.fold.take(Deleted())
         self.slots.release_all()
-        self.looks.release()
+        self.gradient_reads.release()
         self.snapshots.release_all()
         self.memory.release()

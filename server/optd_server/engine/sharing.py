@@ -11,7 +11,7 @@ import numpy as np
 
 from optd_server.engine.membership.leases import GRPC, Leases
 from optd_server.engine.memory import Memory, Reservation
-from optd_server.engine.rounds.looks import Looks
+from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.state import JobState
 from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
@@ -51,10 +51,12 @@ class Share:
 class Sharing:
     """The shares of one job. Lives on one event loop."""
 
-    def __init__(self, state: JobState, snapshots: Snapshots, looks: Looks, leases: Leases, memory: Memory) -> None:
+    def __init__(
+        self, state: JobState, snapshots: Snapshots, gradient_reads: GradientReads, leases: Leases, memory: Memory
+    ) -> None:
         self._state = state
         self._snapshots = snapshots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._leases = leases
         self._memory = memory
         self._shares: dict[str, Share] = {}
@@ -122,7 +124,7 @@ class Sharing:
         share = self._shares.pop(worker, None)
         if share is not None:
             share.closed = True
-            self._looks.forget(worker)
+            self._gradient_reads.forget(worker)
             self._release(share)
             share.buffers.release()
             self._memory.release(share.reservation)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from optd_server.engine.job import Job
-from optd_server.engine.readers.looking import Provenance, look
+from optd_server.engine.readers.last_gradient import Provenance, read_with_gradient
 from optd_server.engine.readers.state import numbers_of
 from optd_server.optim import statistics
 from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, Options, ParameterReport, Statistics
@@ -27,7 +27,7 @@ async def inspect_group(
     """Describe the parameters of a group, or one of them; raise `UnknownGroup` or `UnknownParameter`.
 
     Statistics are computed between two steps, so all of them are of one version. If the last gradient is not kept, the
-    call waits for the next step, at most as long as `patience()` takes: see `looking.look`.
+    call waits for the next step, at most as long as `patience()` takes: see `last_gradient.read_with_gradient`.
     """
     group = job.state.groups.index(name, job.name)
     if parameter:
@@ -40,7 +40,7 @@ async def inspect_group(
 
     if not with_statistics:
         return await job.between_steps(elements, work), Provenance(None)
-    return await look(job, elements, work, patience, lent=True)
+    return await read_with_gradient(job, elements, work, patience, borrowed=True)
 
 
 def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:

@@ -11,7 +11,7 @@ import numpy as np
 from optd_server.engine.job import Job
 from optd_server.engine.options.fields import layout_of, shapes_of
 from optd_server.engine.options.groups import Groups
-from optd_server.engine.readers.looking import has_gradient, last_gradient, look
+from optd_server.engine.readers.last_gradient import has_gradient, last_gradient, read_with_gradient
 from optd_server.optim.algorithm import StateField
 from optd_server.store.flat import Array, bytes_of, computed_bytes_of
 from optd_wire.dtypes import DTYPES
@@ -68,7 +68,7 @@ async def read_state(job: Job, selection: Selection, patience: Callable[[], Awai
         return _read(job, selection)
 
     if GRADIENT in selection.fields:
-        return (await look(job, job.state.groups.elements, work, patience, lent=False))[0]
+        return (await read_with_gradient(job, job.state.groups.elements, work, patience, borrowed=False))[0]
     return await job.between_steps(job.state.groups.elements, work)
 
 

@@ -11,8 +11,8 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
-from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
 from optd_server.engine.rounds.round import Refused, Round
@@ -43,11 +43,11 @@ class Pushes:
         offload: Offload,
         memory: JobMemory,
         slots: Slots,
-        looks: Looks,
+        gradient_reads: GradientReads,
         clock: Clock,
     ) -> None:
         self.waiting = Waiting(policy, clock, self._begin, self._let_go)
-        self.stepping = Stepping(fold, memory, slots, looks, offload)
+        self.stepping = Stepping(fold, memory, slots, gradient_reads, offload)
         self._fold = fold
         self._state = fold.state
         self._leases = leases
@@ -55,7 +55,7 @@ class Pushes:
         self._offload = offload
         self._memory = memory
         self._slots = slots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._clock = clock
         self._under_way: dict[str, Push] = {}
         """By worker."""
@@ -120,7 +120,7 @@ class Pushes:
         known = self.admit(header)
         if known is not None:
             return await outcome(known)
-        self._looks.forget(header.worker)
+        self._gradient_reads.forget(header.worker)
         return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
 
     def _announce(self, push: Push) -> Push:

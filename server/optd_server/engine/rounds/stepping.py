@@ -21,8 +21,8 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.history import Origin
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.gradient_reads import BorrowedGradient, GradientReads
 from optd_server.engine.rounds.lone import AnyRound
-from optd_server.engine.rounds.looks import Lent, Looks
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Refused
 from optd_server.engine.rounds.settings import Settings
@@ -53,13 +53,15 @@ def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
 class Stepping:
     """Takes the steps of one job. Its coroutines are actions of the job's writer."""
 
-    def __init__(self, fold: Fold, memory: JobMemory, slots: Slots, looks: Looks, offload: Offload) -> None:
+    def __init__(
+        self, fold: Fold, memory: JobMemory, slots: Slots, gradient_reads: GradientReads, offload: Offload
+    ) -> None:
         self.settings = Settings(fold.state)
         self._fold = fold
         self._state = fold.state
         self._memory = memory
         self._slots = slots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._offload = offload
 
     def edits(self, pushes: Sequence[Push]) -> OptionEdits:
@@ -167,9 +169,9 @@ class Stepping:
         assert applied.gradient is not None
         self._keep_gradient(round_, applied.gradient)
         self._release_accumulation()
-        if self._looks.waiting:
+        if self._gradient_reads.waiting:
             # No push has been answered yet, so a worker's memory still holds the gradient of the step.
-            await self._looks.serve(applied.gradient, self._offload)
+            await self._gradient_reads.run_waiting(applied.gradient, self._offload)
         return applied.replies
 
     async def _skip(
@@ -223,13 +225,13 @@ class Stepping:
 
     def _keep_gradient(self, round_: AnyRound | None, gradient: Gradient) -> None:
         """Record where the gradient of the last step lies, for later reads."""
-        self._looks.lent = None
+        self._gradient_reads.borrowed = None
         if round_ is not None and round_.slot is not None:
             self._slots.keep(round_.slot, gradient)
             return
         self._slots.forget()
         if round_ is not None:
-            self._looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+            self._gradient_reads.borrowed = BorrowedGradient(round_.pushes[0].header.worker, gradient)
 
     def _release_accumulation(self) -> None:
         """Release the memory of accumulated rounds once the job no longer accumulates."""
