@@ -23,7 +23,7 @@ from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.policies.registry import deciding
-from optd_server.engine.rounds.push import Upload
+from optd_server.engine.rounds.push import GradientSource
 from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
@@ -192,9 +192,9 @@ class Job:
 
     # Pushes
 
-    async def push(self, header: PushHeader, upload: Upload) -> PushResult:
+    async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
         """Make a gradient that still has to be received part of a step; see `Pushes.push`."""
-        return await self._durable(await self.pushes.push(header, upload))
+        return await self._durable(await self.pushes.push(header, source))
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
         """Make a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""

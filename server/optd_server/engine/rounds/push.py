@@ -14,7 +14,7 @@ from optd_wire.values import PushHeader, PushResult
 T = TypeVar("T")
 
 
-class Upload(Protocol):
+class GradientSource(Protocol):
     """The source of a push's gradient. Its sender keeps the gradient until it is received."""
 
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:

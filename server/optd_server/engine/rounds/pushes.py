@@ -14,7 +14,7 @@ from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
-from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
+from optd_server.engine.rounds.push import GradientSource, Push, has_gradient, outcome
 from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.stepping import Stepping, no_memory
 from optd_server.engine.rounds.waiting import Waiting
@@ -82,7 +82,7 @@ class Pushes:
         self._fold.check_not_failed()
         return None
 
-    async def push(self, header: PushHeader, upload: Upload) -> PushResult:
+    async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
         """Receive a gradient, make it part of one step, and wait for the step.
 
         Raise what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
@@ -90,22 +90,22 @@ class Pushes:
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
-            await upload.skip()
+            await source.skip()
             return await outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
             known.successor = push
         try:
             if not push.begun.is_done:
-                upload.park()
+                source.park()
             round_ = await push.begun.wait()
 
             async def write(frames: Sequence[Received]) -> None:
                 if round_.must_wait(push, frames):
-                    upload.park()
+                    source.park()
                 await round_.write(push, frames)
 
-            await upload.receive(write)
+            await source.receive(write)
             self._seal(push)
         except BaseException as error:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
