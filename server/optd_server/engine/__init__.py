@@ -7,7 +7,7 @@ clock, a socket or the environment. Each job lives on one event loop, and only a
 The way of a push:
 
     rpc        a service calls `Job.push` with a header and a source of frames
-    rounds     `pushes` admits it, `waiting` offers it to the policy, and a `round` receives its gradient
+    rounds     `in_flight` admits it, `waiting` offers it to the policy, and a `round` receives its gradient
     writer     when all gradients of the round have arrived, `stepping` takes its step, one step at a time:
     step         `reduction` and `accumulation` make one gradient of the round, `conditioning` clips it
     events       `decide` and `stepping` make a `Stepped`, complete with marks, options and gradient

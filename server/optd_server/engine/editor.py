@@ -13,8 +13,8 @@ from optd_server.engine.options.registration import check_beside, check_group, c
 from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
+from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.rounds.policies.registry import deciding
-from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.state import JobState
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
@@ -29,7 +29,7 @@ class JobEditor:
 
     fold: Fold
     leases: Leases
-    pushes: Pushes
+    pushes: InFlight
     slots: Slots
     memory: JobMemory
     prefaulting: Prefaulting

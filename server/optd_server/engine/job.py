@@ -22,9 +22,9 @@ from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
 from optd_server.engine.rounds.gradient_reads import GradientReads
+from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.rounds.policies.registry import deciding
 from optd_server.engine.rounds.push import GradientSource
-from optd_server.engine.rounds.pushes import Pushes
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
 from optd_server.engine.workers import Workers
@@ -83,7 +83,7 @@ class Job:
         self._message_bytes = memory.message_bytes
         self._clock = clock
         self._writer = Writer()
-        self.pushes = Pushes(
+        self.pushes = InFlight(
             self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.gradient_reads, clock
         )
         self.workers = Workers(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
@@ -193,11 +193,11 @@ class Job:
     # Pushes
 
     async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
-        """Make a gradient that still has to be received part of a step; see `Pushes.push`."""
+        """Make a gradient that still has to be received part of a step; see `InFlight.push`."""
         return await self._durable(await self.pushes.push(header, source))
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
-        """Make a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""
+        """Make a gradient in a worker's shared memory part of a step; see `InFlight.push_shared`."""
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
         return await self._durable(await self.pushes.push_shared(header, gradient))

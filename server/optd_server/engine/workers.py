@@ -11,7 +11,7 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import LEFT, Leases
 from optd_server.engine.membership.members import Member
 from optd_server.engine.options.registration import LISTED
-from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.sharing import Sharing
 from optd_server.engine.writer import Writer
 from optd_wire.errors import JobInUse
@@ -24,7 +24,7 @@ class Workers:
 
     fold: Fold
     leases: Leases
-    pushes: Pushes
+    pushes: InFlight
     sharing: Sharing
     writer: Writer
     clock: Clock

@@ -27,7 +27,7 @@ from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
 
-class Pushes:
+class InFlight:
     """The pushes of one job that are in flight.
 
     A push is identified by worker, epoch and sequence. A worker has at most one push in flight, and the job's state
