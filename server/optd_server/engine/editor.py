@@ -64,7 +64,7 @@ class JobEditor:
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[JobOptions, JobVersion]:
-            await self.pushes.stepping.update(update, origin)
+            await self.pushes.committer.update(update, origin)
             return self._state.options, self._state.job_version
 
         found = await self.writer.run(action)

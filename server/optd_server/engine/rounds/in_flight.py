@@ -11,12 +11,12 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.committer import Committer, no_memory
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import GradientSource, Push, has_gradient, outcome
 from optd_server.engine.rounds.round import Refused, Round
-from optd_server.engine.rounds.stepping import Stepping, no_memory
 from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
@@ -47,7 +47,7 @@ class InFlight:
         clock: Clock,
     ) -> None:
         self.waiting = Waiting(policy, clock, self._begin, self._let_go)
-        self.stepping = Stepping(fold, memory, slots, gradient_reads, offload)
+        self.committer = Committer(fold, memory, slots, gradient_reads, offload)
         self._fold = fold
         self._state = fold.state
         self._leases = leases
@@ -134,7 +134,7 @@ class InFlight:
         decide.check_evaluation(self._state, header)
         if header.updates:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
-            self.stepping.edits([*self.waiting.pushes, push])
+            self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
         self._offer(push)
         return push
@@ -223,7 +223,7 @@ class InFlight:
     def _begin(self, due: Sequence[Push]) -> None:
         """Begin a round as soon as a slot for its gradient is free, if it needs one."""
         shared = len(due) == 1 and due[0].shared is not None
-        if shared and not (self._state.search.is_under_way or self.stepping.settings.may_write(due[0].header)):
+        if shared and not (self._state.search.is_under_way or self.committer.settings.may_write(due[0].header)):
             self._start(due, None)
         else:
             self._slots.take(lambda slot: self._start(due, slot))
@@ -246,7 +246,7 @@ class InFlight:
                 for push in due:
                     self._let_go(push, no_memory(state.name, "its gradient", problem))
                 return
-        settings = self.stepping.settings.now
+        settings = self.committer.settings.now
         # A line search may try a step that overflows. It must see that and turn back, so the push is not refused.
         nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
         what = (
@@ -310,7 +310,7 @@ class InFlight:
             return  # by now the policy may hold the worker's next push
         round_ = self._rounds.get(push)
         if round_ is not None:
-            if not round_.stepping:
+            if not round_.step_has_begun:
                 self._break(round_, push, error)
             return
         self._let_go(push, error)
@@ -352,7 +352,7 @@ class InFlight:
         try:
             for push in round_.pushes:
                 self._check_still_wanted(round_, push)
-            replies = await self.stepping.take(round_, lambda: self._rounds.get(first) is round_)
+            replies = await self.committer.commit(round_, lambda: self._rounds.get(first) is round_)
         except Refused as refusal:
             self._break(round_, refusal.push, refusal.error)
         except OptdError as error:
@@ -372,7 +372,7 @@ class InFlight:
         self._fold.check_not_failed()
         if len(round_.pushes) > 1 and header.updates:
             try:
-                self.stepping.edits(round_.pushes[: round_.pushes.index(push) + 1])
+                self.committer.edits(round_.pushes[: round_.pushes.index(push) + 1])
             except OptdError as error:
                 raise Refused(push, error) from None
 

@@ -44,7 +44,7 @@ class LoneRound:
         self.slot = slot
         self.nonfinite = nonfinite
         self.reduction = reduction
-        self.stepping = False
+        self.step_has_begun = False
         self._extents = extents
         self._offload = offload
         self._check_room = check_room

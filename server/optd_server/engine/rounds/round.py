@@ -86,7 +86,7 @@ class Round:
         self.reduction = reduction
         """Whether its gradient is the mean of its pushes' gradients, or their sum."""
         self.slot = slot
-        self.stepping = False
+        self.step_has_begun = False
         """Whether its step has begun. After that no push can be withdrawn from it."""
         self._extents = tuple(extents)
         self._offload = offload

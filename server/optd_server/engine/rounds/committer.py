@@ -50,7 +50,7 @@ def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
     return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
 
 
-class Stepping:
+class Committer:
     """Takes the steps of one job. Its coroutines are actions of the job's writer."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Stepping:
                 return group_edits(self._state, updates_of(pushes))
         return NO_EDITS
 
-    async def take(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
+    async def commit(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
         """Take the step of a round, or accumulate the round for a later step; return the replies to its pushes.
 
         Return None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raise `Refused` for a push
@@ -89,7 +89,7 @@ class Stepping:
         if edits:
             self._memory.reserve_options(edits.groups, None)
         self._make_room(round_)
-        round_.stepping = True
+        round_.step_has_begun = True
         # A small job runs everything inline, so it need not count the elements of a gradient.
         is_small = self._offload.is_little(groups.cost(groups.elements))
         elements = 0 if is_small else round_.elements
