@@ -26,7 +26,7 @@ async def read_with_gradient(
     """Run `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
 
     Wait for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
-    shared memory if `borrowed` is true, and none otherwise. The worker may have overwritten that memory; the note says so.
+    shared memory if `borrowed` is true, and none otherwise. The note says that the worker may have overwritten it.
     """
     if job.state.version and job.slots.last is None and job.leases.active:
         asked = job.gradient_reads.at_next_step(job.state.groups.cost(elements), lambda: (work(), job.state.version))

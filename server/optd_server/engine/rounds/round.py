@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Part:
+class PushProgress:
     """The progress of one push of a round. Places count the elements of the whole job, group after group."""
 
     push: Push
@@ -116,11 +116,11 @@ class Round:
             self._row_sums = RowSums(self._extents)
         return self._row_sums
 
-    def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> Part:
+    def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> PushProgress:
         if push.shared is not None:
-            return Part(push, None, intake, presence=push.shared.presence)
+            return PushProgress(push, None, intake, presence=push.shared.presence)
         assert self.slot is not None, "what is received needs a slot"
-        return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
+        return PushProgress(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
 
     @property
     def complete(self) -> bool:
@@ -163,7 +163,7 @@ class Round:
         await self._working(self._offload.copy(elements, lambda: self._write(part, frames, rows)))
         part.advance(place)
 
-    def _write(self, part: Part, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
+    def _write(self, part: PushProgress, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         assert part.sink is not None
         whole = [frame for frame in frames if isinstance(frame, Frame)]
         self._reducer.write_frames(part.sink, whole, part.intake, add=True)
@@ -195,7 +195,7 @@ class Round:
         await self._working(self._offload.run(elements, lambda: self._reducer.add(shared, buffers, part.intake)))
         part.advance(END)
 
-    def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
+    def _place_behind(self, part: PushProgress, frames: Sequence[Received]) -> int:
         """Return the place after the last frame; raise `InvalidRequest` unless the frames come in ascending order."""
         place = part.reached
         for frame in frames:
@@ -215,7 +215,7 @@ class Round:
             place = min(start + frame.count, END)
         return place
 
-    async def _turn(self, part: Part, place: int) -> None:
+    async def _turn(self, part: PushProgress, place: int) -> None:
         """Wait until all earlier pushes have reached `place`.
 
         Waiting for the push right before this one is not enough: it may end early, with nothing for this place.

@@ -30,7 +30,7 @@ from optd_server.store.versions import WeightSet
 
 
 @dataclass(slots=True)
-class _Part:
+class _SlabStep:
     """The part of a step that works on one slab."""
 
     slab: Slab
@@ -110,7 +110,7 @@ class Step:
             presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
         return Gradient(gradient.slabs, presence, tuple(rows for rows in gradient.rows if not self._moves_all(rows)))
 
-    def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _Part:
+    def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _SlabStep:
         slab = self._groups.extents[number].slabs[index]
         algorithm = self._groups.algorithm_of(slab)
         current = weights.buffers.slabs[number][index]
@@ -128,7 +128,7 @@ class Step:
         lacks = self._lacks(number, index) if self._lacks is not None and (rows or change is not None) else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:
             lacks = None
-        return _Part(
+        return _SlabStep(
             slab,
             algorithm,
             options,
@@ -172,7 +172,7 @@ class Step:
                 else:
                     self._take_whole(part, compute)
 
-    def _move(self, algorithm: Iterative, part: _Part) -> None:
+    def _move(self, algorithm: Iterative, part: _SlabStep) -> None:
         self.is_done = self._searches.move(
             algorithm,
             part.options[0],
@@ -185,7 +185,7 @@ class Step:
             is_finite=self._loss is not None,
         )
 
-    def _take_whole(self, part: _Part, compute: Compute) -> None:
+    def _take_whole(self, part: _SlabStep, compute: Compute) -> None:
         present = None if is_full(part.present) else part.present
         take_step(
             part.algorithm,
@@ -200,7 +200,7 @@ class Step:
             compute.kernels,
         )
 
-    def _take_small(self, part: _Part, compute: Compute) -> None:
+    def _take_small(self, part: _SlabStep, compute: Compute) -> None:
         if part.lacks is None:
             compute.kernels.copy(part.following, part.current, compute.threads)
         for change in part.lacks or ():
