@@ -29,8 +29,8 @@ from optd_server.engine.rounds.settings import Settings
 from optd_server.engine.step.accumulation import finished, weighted
 from optd_server.engine.step.conditioning import UNCLIPPED, bounded
 from optd_server.engine.step.intake import loss_of
-from optd_server.engine.step.kinds import check_gradients
 from optd_server.engine.step.reduced import Reduced
+from optd_server.engine.step.supported_gradients import check_supported
 from optd_server.optim.clipping import Bounds, Clipped
 from optd_server.optim.job_options import SKIP, ZERO
 from optd_server.store.gradients import Gradient, Slots, Totals
@@ -268,7 +268,7 @@ class Committer:
         for push in round_.pushes:
             try:
                 check_evaluation(self._state, push.header)
-                check_gradients(self._state.groups, options, *round_.has(push))
+                check_supported(self._state.groups, options, *round_.has(push))
             except OptdError as error:
                 raise Refused(push, error) from None
 

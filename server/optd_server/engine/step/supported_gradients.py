@@ -13,7 +13,7 @@ from optd_wire.errors import RowsNeedZero, RowsNotTaken, RowsOnly
 from optd_wire.values import Options
 
 
-def check_gradients(
+def check_supported(
     groups: Groups, options: Mapping[int, Options], tables: Iterable[RowPlace], whole: Presence
 ) -> None:
     """Raise `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
