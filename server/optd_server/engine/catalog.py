@@ -17,7 +17,7 @@ from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.options.registration import check_job
 from optd_server.engine.options.resolution import algorithm_of, find_algorithm
 from optd_server.engine.planning import planned_bytes
-from optd_server.engine.rounds.policies.registry import deciding, policy_of
+from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
@@ -148,7 +148,7 @@ class Catalog:
     def _checked_bytes(self, spec: JobSpec) -> int:
         """Check a spec, and return the bytes that its job needs; raise the first problem of the spec."""
         check_job(spec)
-        return planned_bytes(spec, deciding(policy_of(spec)), self.memory.message_bytes)
+        return planned_bytes(spec, decider_of(policy_of(spec)), self.memory.message_bytes)
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
         """Prepare the kernels that steps on these groups need, in a job whose own algorithm is `algorithm`.

@@ -14,7 +14,7 @@ from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.rounds.in_flight import InFlight
-from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.engine.state import JobState
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
@@ -78,7 +78,7 @@ class JobEditor:
         """
 
         async def action() -> None:
-            decider = deciding(policy)
+            decider = decider_of(policy)
             self.memory.reserve_policy(decider)
             await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)

@@ -23,7 +23,7 @@ from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.in_flight import InFlight
-from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.engine.rounds.push import GradientSource
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
@@ -65,7 +65,7 @@ class Job:
         clock: Clock,
         lease_seconds: float,
     ) -> None:
-        policy = deciding(state.policy)
+        policy = decider_of(state.policy)
         self.state = state
         self.closed = asyncio.Event()
         self.rejections = Rejections()

@@ -12,14 +12,14 @@ from tests.server.engine.test_chaos import Trainer
 
 from optd_server.engine.events import Event, Stepped
 from optd_server.engine.planning import planned_bytes
-from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_wire import errors
 from optd_wire.values import Async, GroupUpdate, Policy, Sync
 
 
 def planned(rounds: Rounds, policy: Policy) -> int:
     """The memory of the same job, had it been created with this policy."""
-    return planned_bytes(rounds.spec, deciding(policy), rounds.catalog.memory.message_bytes)
+    return planned_bytes(rounds.spec, decider_of(policy), rounds.catalog.memory.message_bytes)
 
 
 def check(rounds: Rounds, policy: Policy) -> None:
@@ -27,7 +27,7 @@ def check(rounds: Rounds, policy: Policy) -> None:
     job = rounds.job
     assert job.state.policy == job.info().policy == job.summary().policy == policy
     assert job.memory.bytes == planned(rounds, policy)
-    assert job.slots._made <= deciding(policy).slots
+    assert job.slots._made <= decider_of(policy).slots
 
 
 async def exchange(rounds: Rounds, policy: Policy) -> None:
