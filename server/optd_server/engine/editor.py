@@ -9,7 +9,7 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.options.by_name import check_matches
 from optd_server.engine.options.history import Origin
-from optd_server.engine.options.registration import check_beside, check_group, check_options, check_same_group
+from optd_server.engine.options.registration import check_group, check_options, check_same_group, check_together
 from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
@@ -99,7 +99,7 @@ class JobEditor:
         """Check a group that is to be added, and return the index that it would have; raise its first problem."""
         groups = self._state.groups
         own = algorithm_of(spec, groups.algorithm)
-        check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
+        check_together([*groups.distinct_algorithms, own], [*groups.names, spec.name])
         check_group(spec, self._state.name, own, groups.holders())
         check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.in_force.matches())
         self.memory.check_group(spec)

@@ -58,7 +58,7 @@ def distinct(algorithm: Algorithm, options: Options, matches: Matches | None) ->
     return [resolve_options(algorithm, options, changed) if changed else options for changed in matches.overrides]
 
 
-def deal(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
+def options_by_parameter(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
     """Return the resolved options of each parameter of a group. Parameters with equal options share one object."""
     found = distinct(algorithm, options, matches)
     return [found[place] for place in matches.which]

@@ -7,7 +7,7 @@ identity. Nothing here survives a restart.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from optd_server.engine.options.by_name import deal, match
+from optd_server.engine.options.by_name import match, options_by_parameter
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.group_options import effective
 from optd_server.optim.rules import RULES, Matches
@@ -41,8 +41,8 @@ class InForce:
         """By the identity of options: them, and what is in force at `_now_version`."""
         self._before: dict[int, tuple[Options, Options]] = {}
         """The same at the version before."""
-        self._dealt: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
-        """By a slab's identity: it, the options in force, and what `dealt` made of them, if no group has rules."""
+        self._slab_options: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
+        """By a slab's identity: it, the options in force, and what `slab_options` made of them, if no group has rules."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._matches: dict[int, Matches] = {}
         """By group, the parameters that each of its latest rules matches."""
@@ -115,18 +115,18 @@ class InForce:
             known = self._in_force[id(options)] = before if same and before is not None else (options, found)
         return known[1]
 
-    def dealt(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
+    def slab_options(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
         """Return the options of a slab's parameters in the step from `version`, and how many in a row have each.
 
         The counts are None if each entry belongs to a whole group of the slab.
         """
         groups = self.effective(version)
-        known = self._dealt.get(id(slab))
+        known = self._slab_options.get(id(slab))
         if known is not None and known[0] is slab and known[1] is groups:
             return known[2], None
         if all(self.by_name(group) is None for group in slab.groups):
-            self._dealt[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
-            return self._dealt[id(slab)][2], None
+            self._slab_options[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
+            return self._slab_options[id(slab)][2], None
         options: list[Options] = []
         counts: list[int] = []
         for group, part in zip(slab.groups, slab.parameter_counts.tolist(), strict=True):
@@ -159,5 +159,8 @@ class InForce:
         if known is None or known[0] is not options:
             matches = self.matching(group, options)
             assert matches is not None
-            known = self._by_name[group] = (options, deal(self._source.algorithms[group], options, matches))
+            known = self._by_name[group] = (
+                options,
+                options_by_parameter(self._source.algorithms[group], options, matches),
+            )
         return known[1]

@@ -82,7 +82,7 @@ def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> 
     return matches
 
 
-def check_beside(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
+def check_together(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
     """Raise `UnservedGroups` if an algorithm that must have the only group of its job has company."""
     for algorithm in algorithms:
         if isinstance(algorithm, Iterative) and len(groups) > 1:
@@ -91,7 +91,7 @@ def check_beside(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None
 
 def check_one_vector(algorithms: Sequence[Algorithm], groups: Sequence[GroupSpec]) -> None:
     """Raise `UnservedGroups` if an algorithm needs all parameters as one vector, and they cannot form one."""
-    check_beside(algorithms, [group.name for group in groups])
+    check_together(algorithms, [group.name for group in groups])
     for algorithm, group in zip(algorithms, groups, strict=True):
         by_dtype = {parameter.dtype: parameter.name for parameter in group.parameters}
         if isinstance(algorithm, Iterative) and len(by_dtype) > 1:

@@ -84,7 +84,7 @@ def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
     layout = job.state.groups.layouts[group]
     for index, segment in enumerate(layout.segments):
         for start, stop in _elements(job.state.groups, group, segment, index, selection.parameter):
-            for field, array in _beside_weights(job, group, index):
+            for field, array in _elementwise_fields(job, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
     for shaped in job.state.groups.state_fields[group].values():
@@ -92,7 +92,7 @@ def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
             yield from _shaped_frames(job.state.groups, group, shaped, selection.parameter)
 
 
-def _beside_weights(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
+def _elementwise_fields(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
     """Yield the fields of a segment that have one number for each weight."""
     yield WEIGHTS, job.snapshots.current.arrays(group)[index]
     gradient = last_gradient(job, group, index)

@@ -118,7 +118,7 @@ class Step:
         gradient = self.gradient
         present = gradient.presence[number][index]
         rows = gradient.rows and tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
-        options, counts = self._groups.in_force.dealt(self._version, slab)
+        options, counts = self._groups.in_force.slab_options(self._version, slab)
         change = _change(algorithm, slab, present, rows)
         if change is not None:
             touched = present.copy()
