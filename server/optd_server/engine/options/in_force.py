@@ -42,7 +42,7 @@ class InForce:
         self._before: dict[int, tuple[Options, Options]] = {}
         """The same at the version before."""
         self._slab_options: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
-        """By a slab's identity: it, the options in force, and what `slab_options` made of them, if no group has rules."""
+        """By a slab's identity: it, the options in force, and the result of `slab_options`, if no group has rules."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._matches: dict[int, Matches] = {}
         """By group, the parameters that each of its latest rules matches."""
