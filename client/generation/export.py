@@ -16,9 +16,9 @@ def exported(algorithms: Mapping[str, Algorithm] | None = None) -> dict[str, Any
     An algorithm that takes values for buffers, not gradients, is left out: it has no class, a group names it.
     `algorithms` replaces the server's own, for tests.
     """
-    built_in = {algorithm.name: algorithm for algorithm in registry.BUILT_IN if not algorithm.takes_values}
+    given = algorithms or {algorithm.name: algorithm for algorithm in registry.BUILT_IN}
     return {
-        "algorithms": {name: _algorithm(each) for name, each in (algorithms or built_in).items()},
+        "algorithms": {name: _algorithm(each) for name, each in given.items() if not each.takes_values},
         "group_options": [_option(option) for option in GROUP_OPTIONS],
         "job_options": [_option(option) for option in JOB.options],
     }

@@ -6,7 +6,7 @@ from typing import Any
 from generation.docstrings import docstring
 from generation.modules import module
 from generation.options import Argument, argument
-from generation.session_arguments import SESSION_ARGUMENTS, params
+from generation.session_arguments import params, session_arguments
 
 _POSITIONAL_MAXIMIZE = ("sparse_adam",)
 """Elsewhere `maximize`, and what comes after it, is passed by keyword alone, as in torch."""
@@ -17,7 +17,10 @@ NOT_IN_TORCH = {
 }
 NOTES: Mapping[str, Sequence[str]] = {
     "sparse_adam": ("Takes gradients of some rows only.",),
-    "muon": ("Takes matrices only.",),
+    "muon": (
+        'Takes matrices only. A group of the other parameters can name another algorithm, such as `"adamw"`, and then '
+        "trains in the same steps.",
+    ),
     "lbfgs": (
         "Takes one group of parameters of one dtype, and steps through `step(closure)` alone, which calls the closure "
         "as often as the server asks. {closure} Each call is a push and a version of the job; until the step is done, "
@@ -76,8 +79,8 @@ def raises(algorithm: Mapping[str, Any]) -> list[str]:
 
 def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], shared: Sequence[Argument]) -> str:
     first, rest = positional_and_keyword(name, own)
-    arguments = [*first, *rest, *shared, *SESSION_ARGUMENTS]
-    documented = [params(torch=False), *arguments]
+    arguments = [*first, *rest, *shared, *session_arguments(torch=False)]
+    documented = [params(torch=False, alone=algorithm["needs_closure"]), *arguments]
     lines = [
         f"class {algorithm['title']}({_BASES.get(name, 'Optimizer')}):",
         docstring(algorithm["doc"], paragraphs(name, algorithm, _CLOSURE), documented, raises(algorithm)),
@@ -87,13 +90,13 @@ def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], sha
         "        params: Any,",
         *(f"        {each.line}" for each in first),
         "        *,",
-        *(f"        {each.line}" for each in (*rest, *shared, *SESSION_ARGUMENTS)),
+        *(f"        {each.line}" for each in (*rest, *shared, *session_arguments(torch=False))),
         "        **others: Unpack[UnknownOptions],",
         "    ) -> None:",
         "        super().__init__(",
         f'            "{name}",',
         "            params,",
-        *(f"            {each.name}={each.name}," for each in (*own, *SESSION_ARGUMENTS)),
+        *(f"            {each.name}={each.name}," for each in (*own, *session_arguments(torch=False))),
         "            **given(",
         *(f"                {each.name}={each.name}," for each in shared),
         "            ),",

@@ -6,6 +6,11 @@ of `optd.torch.optimizer.Served`.
 
 from generation.options import Argument
 
+_NAMED = (
+    'A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that '
+    "algorithm's options and defaults, and of the arguments here only those that every algorithm has, from "
+    "`lr_schedule` to `rules`."
+)
 _PARAMS = (
     "The arrays to train, as `optd.Optimizer` takes them: a tree of arrays, a list of `(name, tree)` pairs, or a list "
     "of group dicts whose options take precedence over the arguments here."
@@ -16,12 +21,13 @@ _TORCH_PARAMS = (
 )
 
 
-def params(*, torch: bool) -> Argument:
-    """Return the first argument, which has no default."""
-    return Argument("params", "ParamsT" if torch else "Any", "", _TORCH_PARAMS if torch else _PARAMS)
+def params(*, torch: bool, alone: bool) -> Argument:
+    """Return the first argument, which has no default; `alone` says that the algorithm takes one group only."""
+    doc = (_TORCH_PARAMS if torch else _PARAMS) + ("" if alone else f" {_NAMED}")
+    return Argument("params", "ParamsT" if torch else "Any", "", doc)
 
 
-SESSION_ARGUMENTS = (
+_ARGUMENTS = (
     Argument(
         "session",
         "Session | None",
@@ -102,4 +108,23 @@ SESSION_ARGUMENTS = (
         "Whether each step reports the norms of its gradient and of its update in `last`. Default: False.",
     ),
 )
-"""In the order of the signatures."""
+_BUFFERS = Argument(
+    "buffers",
+    "Mapping[str, Any] | None",
+    "None",
+    "Arrays by name, such as running means, that travel with the job: their mean over a round, or else what was pushed "
+    "last, becomes the job's, and each step and pull writes the job's into them. None: no buffers.",
+)
+_TORCH_BUFFERS = Argument(
+    "buffers",
+    "BuffersOf | None",
+    "None",
+    "The model, or a dict of tensors by name, whose buffers travel with the job, such as the running statistics of "
+    "BatchNorm: their mean over a round, or else what was pushed last, becomes the job's, and each step and pull "
+    "writes the job's into the model. None: buffers stay with each worker.",
+)
+
+
+def session_arguments(*, torch: bool) -> tuple[Argument, ...]:
+    """Return the arguments in the order of the signatures."""
+    return (*_ARGUMENTS, _TORCH_BUFFERS if torch else _BUFFERS)

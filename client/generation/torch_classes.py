@@ -14,7 +14,7 @@ from generation.docstrings import WIDTH, docstring
 from generation.modules import module
 from generation.optimizer_classes import paragraphs, positional_and_keyword, raises
 from generation.options import Argument, argument
-from generation.session_arguments import SESSION_ARGUMENTS, params
+from generation.session_arguments import params, session_arguments
 
 _INDENT = " " * 12
 _BASES = {"adagrad": "ServedAdagrad", "lbfgs": "ServedLBFGS"}
@@ -75,7 +75,8 @@ def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], sha
     first, rest = _in_torchs_order(name, algorithm["title"], own)
     bases = [_BASES.get(name, "Served"), _TORCHS.get(name, f"torch.optim.{algorithm['title']}")]
     keywords = [f'algorithm="{name}"', *([_KEYWORDS[name]] if name in _KEYWORDS else [])]
-    documented = [params(torch=True), *first, *rest, *shared, *SESSION_ARGUMENTS]
+    of_session = session_arguments(torch=True)
+    documented = [params(torch=True, alone=algorithm["needs_closure"]), *first, *rest, *shared, *of_session]
     torchs = "ValueError: As torch's class raises it."
     lines = [
         f"class {algorithm['title']}({', '.join([*bases, *keywords])}):",
@@ -88,7 +89,7 @@ def _class(name: str, algorithm: Mapping[str, Any], own: Sequence[Argument], sha
         f"{_INDENT}params: ParamsT,",
         *(f"{_INDENT}{each.line}" for each in first),
         f"{_INDENT}*,",
-        *(f"{_INDENT}{each.line}" for each in (*rest, *shared, *SESSION_ARGUMENTS)),
+        *(f"{_INDENT}{each.line}" for each in (*rest, *shared, *session_arguments(torch=True))),
         "        ) -> None: ...",
     ]
     return "\n".join([*lines, ""])

@@ -18,7 +18,7 @@ from optd_server.optim.job_options import JOB
 
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 OF_SESSION = [each.name for each in SessionArguments.parameters()]
-JOB_AND_BEHAVIOUR = ["session", *OF_SESSION, "zero_copy", "local_changes", "norms"]
+JOB_AND_BEHAVIOUR = ["session", *OF_SESSION, "zero_copy", "local_changes", "norms", "buffers"]
 HERE = {"self", "params", "others", *GROUP_OPTIONS, *JOB_AND_BEHAVIOUR}
 # What takes values for buffers instead of gradients has no class: a group names it.
 EACH = pytest.mark.parametrize("name", [name for name, each in ALGORITHMS.items() if not each.takes_values])

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
-from optd_wire.values import GradientSummary, Options, OptionValue, Policy, Sync
+from optd_wire.values import GradientSummary, GroupOptions, Options, OptionValue, Policy, Sync
 
 NONE = "-"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -92,6 +92,11 @@ def options(given: Options, names: Iterable[str]) -> str:
 def in_order(given: Mapping[str, object]) -> list[str]:
     """Names of options: `lr` first, the others by the alphabet."""
     return sorted(given, key=lambda name: (name != "lr", name))
+
+
+def algorithms(job: str, groups: Iterable[GroupOptions]) -> str:
+    """The algorithms of a job's groups, each once: `muon,adamw`; that of the job if it has no groups."""
+    return ",".join(dict.fromkeys(group.algorithm for group in groups)) or job
 
 
 def policy(value: Policy) -> str:

@@ -1,6 +1,7 @@
 """The gradients of a push as they leave: frames in an encoding, or numbers in shared memory."""
 
 from collections.abc import Callable
+from itertools import chain
 
 from optd.exchange.feedback import ErrorFeedback
 from optd.exchange.row_gradients import GradientsByGroup, WithRows, has_rows, whole_ones
@@ -24,13 +25,19 @@ class OutgoingGradients:
         self._session = session
         self._own = own
         self._feedback: dict[str, ErrorFeedback] = {}
-        self._shared: tuple[SharedBuffers, list[list[Array]]] | None = None
+        self._shared: tuple[SharedBuffers, list[list[Array]], list[list[Array]]] | None = None
 
     def shared_gradients(self) -> list[list[Array]] | None:
-        """The memory that the server reads gradients from, by group and place; the same list for the same memory.
+        """The memory that the server reads gradients of parameters from, by group and place.
 
-        None if there is no shared memory, and while the server may still read a push whose fate is unknown.
+        The same list for the same memory. None if there is no shared memory, and while the server may still read a push
+        whose fate is unknown.
         """
+        shared = self._shared_rows()
+        return None if shared is None else shared[1]
+
+    def _shared_rows(self) -> tuple[list[list[Array]], list[list[Array]]] | None:
+        """That memory for all groups, and without the group of the buffers."""
         memory = self._session.shared_memory
         # The memory also has room for groups that other workers have added.
         if memory is None or self._session.in_doubt or len(memory.gradients) < len(self._own):
@@ -41,8 +48,9 @@ class OutgoingGradients:
                 for group, (layout, arrays) in enumerate(zip(self._own.view.layouts, memory.gradients, strict=False))
                 for segment, values in zip(layout.segments, arrays, strict=True)
             ]
-            self._shared = (memory, self._own.view.rows(segments))
-        return self._shared[1]
+            rows = self._own.view.rows(segments)
+            self._shared = (memory, rows, rows[self._own.first :])
+        return self._shared[1:]
 
     def wire(self, encoding: str | None) -> MessageEncoding:
         """How a push and its reply carry numbers; raises `InvalidRequest` if the lane cannot encode them."""
@@ -57,12 +65,13 @@ class OutgoingGradients:
     ) -> tuple[Source, Callable[[bool], None]]:
         """What to send, encoded or already in shared memory, and the callback that takes whether it was applied.
 
-        What an encoding has left out of earlier gradients is added, if this push has the same encoding.
+        `gradients` are of all groups; those of buffers are values, which travel exactly. What an encoding has left out
+        of earlier gradients is added, if this push has the same encoding.
         """
         whole, with_rows = whole_ones(gradients), has_rows(gradients)
-        shared = None if with_rows else self.shared_gradients()
+        shared = None if with_rows else self._shared_rows()
         if shared is not None:
-            return self._shared_source(whole, shared), _forget
+            return self._shared_source(whole, shared[0]), _forget
         source, settle = self._whole_source(whole, wire.gradients, wire.name, settings.loss_scale or 1.0)
         if with_rows:
             source = WithRows(source, gradients, wire.gradients, self._session.batch_bytes, has_weights)
@@ -71,10 +80,15 @@ class OutgoingGradients:
     def _whole_source(
         self, gradients: OptionalArraysByGroup, encoding: Encoding | None, name: str, loss_scale: float
     ) -> tuple[Source, Callable[[bool], None]]:
-        if encoding is None or not encoding.leaves_out:
-            return self._own.view.source(gradients, encoding=encoding), _forget
+        own = self._own
+        if encoding is None:
+            return own.view.source(gradients), _forget
+        values = own.view.source([row if i < own.first else [None] * len(row) for i, row in enumerate(gradients)])
+        gradients = [[None] * len(row) if i < own.first else row for i, row in enumerate(gradients)]
+        if not encoding.leaves_out:
+            return _in_turn(values, own.view.source(gradients, encoding=encoding)), _forget
         feedback = self._feedback.setdefault(name, ErrorFeedback(encoding))
-        return feedback.begin(self._own.view, gradients, loss_scale), feedback.settle
+        return _in_turn(values, feedback.begin(own.view, gradients, loss_scale)), feedback.settle
 
     def _shared_source(self, gradients: OptionalArraysByGroup, shared: ArraysByGroup) -> Source:
         memory = self._session.shared_memory
@@ -92,6 +106,10 @@ class OutgoingGradients:
         everything = whole and len(memory.gradients) == len(self._own)
         ranges = None if everything else tuple(self._own.view.ranges(gradients))
         return PlacedGradients(memory, ranges, self._own.view.source(gradients))
+
+
+def _in_turn(first: Source, second: Source) -> Source:
+    return lambda: chain(first(), second())
 
 
 def _forget(_: bool) -> None:

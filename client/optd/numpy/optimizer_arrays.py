@@ -13,6 +13,7 @@ from optd.numpy.registered_arrays import RegisteredArrays
 from optd.params import trees
 from optd.params.array_like import Renew
 from optd.params.flat_view import Array
+from optd.registration.group_algorithms import check_algorithms
 from optd.registration.local_changes import LocalChanges
 from optd.registration.registration import Registration
 from optd.session.session import Session
@@ -72,6 +73,7 @@ class OptimizerArrays:
     def _check_arrays(self) -> None:
         """Raises what prevents writing weights to the arrays, before anything changes anywhere."""
         self._registered.check(self._registration.groups, self.param_groups)
+        check_algorithms(self._registration.default, self._registration.groups, self.param_groups)
 
     @contextmanager
     def _receiving(self) -> Iterator[Registration]:

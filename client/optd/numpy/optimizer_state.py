@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optd.numpy.optimizer_arrays import OptimizerArrays
-from optd.params.groups import NAME, PARAMS
+from optd.params.groups import ALGORITHM, NAME, PARAMS
 from optd.registration.accumulated import warn_of_loading, warn_of_saving
+from optd.registration.group_algorithms import check_algorithms
 from optd.state.all_parameters import ParameterState
 from optd.state.state_dicts import checked_state, pack, start_at, unpack
 
@@ -29,13 +30,13 @@ class OptimizerState(OptimizerArrays):
 
     def _spread(self, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[ParameterState]]:
         """The inverse of `_gathered`: the server's state; raises what does not fit."""
-        shaped = self._registration.state.shaped_fields()
+        shaped_fields = self._registration.state.shaped_fields
         return [
             [
-                checked_state(name, array, state, shaped)
+                checked_state(name, array, state, shaped_fields(index))
                 for name, array, state in zip(group.names, group.arrays, row, strict=True)
             ]
-            for group, row in zip(self._registration.groups, rows, strict=True)
+            for index, (group, row) in enumerate(zip(self._registration.groups, rows, strict=True))
         ]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -46,17 +47,19 @@ class OptimizerState(OptimizerArrays):
         since, or if the job has this very state, to which the job's own weights belong.
 
         All or nothing: raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` if groups or parameters differ,
-        or what the server refuses.
+        `InvalidRequest` if a group had another algorithm, or what the server refuses.
         """
         self._check_arrays()
         groups = state_dict["param_groups"]
-        rows = self._spread(unpack(state_dict, self.param_groups))
+        given_states = unpack(state_dict, self.param_groups)
+        check_algorithms(self._registration.default, self._registration.groups, groups)
+        rows = self._spread(given_states)
         before = [dict(entry) for entry in self.param_groups]
         info = self.session.info()
         warn_of_loading(self.session, info)
         version = info.version.version
         for entry, given in zip(self.param_groups, groups, strict=True):
-            entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME)})
+            entry.update({name: value for name, value in given.items() if name not in (PARAMS, NAME, ALGORITHM)})
             entry.update(start_at(given, version))
         # If a script has written into the arrays since it attached, those weights belong to the state.
         has_loaded = bool(self._changes.watched.differences())

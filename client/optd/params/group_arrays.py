@@ -8,15 +8,25 @@ from optd.transport.numbers import Source
 
 
 class GroupArrays:
-    """Groups in the job's order; `batch_bytes` bounds the frames of one message."""
+    """Groups in the job's order; `batch_bytes` bounds the frames of one message.
 
-    def __init__(self, groups: Sequence[ParamGroup], batch_bytes: int) -> None:
-        self.groups = list(groups)
+    The first of them may be the group of `buffers`, which the owner of the others does not see.
+    """
+
+    def __init__(self, groups: Sequence[ParamGroup], batch_bytes: int, buffers: ParamGroup | None = None) -> None:
+        self.first = 0 if buffers is None else 1
+        """The index of the first group of parameters."""
+        self.groups = [*groups] if buffers is None else [buffers, *groups]
         self._batch_bytes = batch_bytes
         self.view = self._view_of(self.groups)
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    @property
+    def of_parameters(self) -> list[ParamGroup]:
+        """The groups without that of the buffers."""
+        return self.groups[self.first :]
 
     @property
     def arrays(self) -> list[list[Array]]:

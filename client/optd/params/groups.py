@@ -15,6 +15,7 @@ from optd.schedules import Schedule, schedules_text
 from optd_wire.errors import (
     DuplicateParameter,
     EmptyGroup,
+    InvalidRequest,
     NotAnArray,
     ParameterInTwoGroups,
     SharedParameters,
@@ -24,6 +25,7 @@ from optd_wire.values import GroupSpec, Options, OptionValue, ParameterSpec, Sin
 
 PARAMS = "params"
 NAME = "name"
+ALGORITHM = "algorithm"
 # Bounds on the search for memory that strided views share.
 SHARING_WORK = 1000
 PAIRS = 20
@@ -31,7 +33,7 @@ PAIRS = 20
 
 @dataclass(slots=True)
 class ParamGroup:
-    """One group as the caller gave it: its name, its parameters' names and arrays, its options."""
+    """One group as the caller gave it: its name, its parameters' names and arrays, its options, its algorithm."""
 
     name: str
     names: list[str] = field(default_factory=list)
@@ -43,6 +45,8 @@ class ParamGroup:
     """The outline of the tree that the parameters were given in."""
     inner: trees.Paths = field(default_factory=dict)
     """The inner nodes of that tree."""
+    algorithm: str = ""
+    """The algorithm that the group names; empty if it has the default algorithm of its optimizer."""
 
     def spec(self) -> GroupSpec:
         """The group as it is registered."""
@@ -50,14 +54,15 @@ class ParamGroup:
             ParameterSpec(name, tuple(array.shape), array.dtype.name)
             for name, array in zip(self.names, self.arrays, strict=True)
         )
-        return GroupSpec(self.name, self.options, parameters)
+        return GroupSpec(self.name, self.options, parameters, self.algorithm)
 
 
 def read_groups(params: Any) -> tuple[list[ParamGroup], bool]:
     """Reads groups from a tree of arrays or a list of group dicts; returns also whether it was such a list.
 
     A list with a dict that has the key "params" is a list of group dicts. Raises `NotAnArray`,
-    `UnsupportedDtype`, `EmptyGroup`, `DuplicateParameter`, `ParameterInTwoGroups` or `StructureMismatch`.
+    `UnsupportedDtype`, `EmptyGroup`, `DuplicateParameter`, `ParameterInTwoGroups`, `StructureMismatch` or
+    `InvalidRequest`.
     """
     params = _listed(params)
     if params is None or isinstance(params, str | bytes | Set) or trees.children(params) is None:
@@ -98,14 +103,24 @@ def read_group(group: Any, index: int, first_parameter: int) -> ParamGroup:
     if not _is_group(group):
         got = type(group).__name__
         raise StructureMismatch(what=f"group {index}", expected="a dict with the key 'params'", got=got)
-    options = {str(key): plain_option(value) for key, value in group.items() if key not in (PARAMS, NAME)}
-    read = ParamGroup(name=str(group.get(NAME, f"group{index}")), options=options)
+    options = {str(key): plain_option(value) for key, value in group.items() if key not in (PARAMS, NAME, ALGORITHM)}
+    name = str(group.get(NAME, f"group{index}"))
+    read = ParamGroup(name=name, options=options, algorithm=read_algorithm(group, name))
     for name, leaf in _read_tree(_listed(group[PARAMS]), read, first_parameter):
         array, renew = read_parameter(name, leaf)
         read.names.append(name)
         read.arrays.append(array)
         read.renewals.append(renew)
     return read
+
+
+def read_algorithm(group: Mapping[str, Any], name: str) -> str:
+    """The algorithm that a group's dict names; empty if it names none. Raises `InvalidRequest` if it is no name."""
+    found = group.get(ALGORITHM)
+    if not isinstance(found, str | None):
+        problem = f"the algorithm of group {name!r} must be a name such as 'adamw', got {found!r}"
+        raise InvalidRequest(problem=problem)
+    return found or ""
 
 
 def _read_tree(params: Any, read: ParamGroup, first_parameter: int) -> list[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from optd.caller_warnings import warn_caller
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.flat_view import Array, ArraysByGroup, same_bits
 from optd.params.groups import ParamGroup
+from optd.registration.group_algorithms import reaching
 from optd.session import environment
 from optd.session.departure import open_sessions
 from optd.session.session import Session
@@ -44,6 +45,7 @@ class ExistingJob:
         cls,
         session: Session,
         membership: Membership,
+        algorithm: str,
         defaults: Options,
         groups: Sequence[ParamGroup],
         own: list[list[Array]],
@@ -51,7 +53,7 @@ class ExistingJob:
     ) -> "ExistingJob":
         """Compares a job that was joined with what its worker asked for, and its `weights` with the worker's `own`."""
         differing = [
-            *differing_options(session, defaults, groups, membership.job.groups),
+            *differing_options(session, algorithm, defaults, groups, membership.job.groups),
             *differing_job_options(session, membership.job.options.options),
         ]
         if same_weights(own, weights):
@@ -87,14 +89,14 @@ def replaced(session: Session, membership: Membership) -> str:
 
 
 def differing_options(
-    session: Session, defaults: Options, groups: Sequence[ParamGroup], infos: Sequence[GroupInfo]
+    session: Session, algorithm: str, defaults: Options, groups: Sequence[ParamGroup], infos: Sequence[GroupInfo]
 ) -> list[str]:
-    """A text for each group option that differs from what was asked for."""
+    """A text for each group option that differs from what was asked for; `defaults` are those of `algorithm`."""
     advice = "change it in param_groups"
     return [
         f"job {session.job} exists already: group {group.name} goes on with {name}={value}, not {asked[name]}; {advice}"
         for info, group in zip(infos, groups, strict=False)
-        for asked in [{**defaults, **group.options}]
+        for asked in [{**reaching(defaults, algorithm, group.algorithm), **group.options}]
         for name, value in {**GROUP_OPTIONS, **info.options.options}.items()
         if name in asked and asked[name] != value
     ]

@@ -10,11 +10,13 @@ from optd.options.mirror import Shown
 from optd.params.flat_view import Array, ArraysByGroup
 from optd.params.group_arrays import GroupArrays
 from optd.params.groups import ParamGroup
+from optd.registration.buffers import Buffers, Holder, has_buffers
 from optd.registration.existing_job import ExistingJob, check_alone
+from optd.registration.group_algorithms import job_algorithm, show_algorithms, warn_of_unreached
 from optd.registration.group_dicts import GroupDicts
 from optd.session.lock import OwnedLock
 from optd.session.session import Session
-from optd_wire.errors import JobMismatch
+from optd_wire.errors import InvalidRequest, JobMismatch, OptdError
 from optd_wire.values import JobSpec, JobVersion, Membership, Options, Policy, PushResult, Sync
 
 
@@ -31,12 +33,17 @@ class RegisteredGroups:
         zero_copy: bool,
         writable: bool,
         shown: Shown,
+        buffers: Holder,
     ) -> None:
         check_alone(session)
         self.session = session
         self.zero_copy = zero_copy
-        self.algorithm = algorithm
-        self._own = GroupArrays(groups, session.batch_bytes)
+        self.default = algorithm
+        """The algorithm of groups that name none; empty if there is no default."""
+        self.algorithm = job_algorithm(algorithm, groups)
+        """The job's algorithm: the default, or that of the first group if there is none."""
+        self._buffers = Buffers(buffers)
+        self._own = GroupArrays(groups, session.batch_bytes, self._buffers.group)
         self._incoming = IncomingWeights(session, self._own, zero_copy=zero_copy, writable=writable)
         self._outgoing = OutgoingGradients(session, self._own)
         self._groups = GroupDicts(session, dicts, shown)
@@ -58,11 +65,13 @@ class RegisteredGroups:
     def _join(self, defaults: Options, default_policy: Policy | None) -> Membership:
         """Creates the job, or joins the one that is there; its weights are not pulled yet."""
         session = self.session
+        warn_of_unreached(session, self.default, defaults, self.groups)
+        self._check_takes_buffers()
         spec = JobSpec(
             name=session.job,
             algorithm=self.algorithm,
             defaults=defaults,
-            groups=tuple(group.spec() for group in self.groups),
+            groups=tuple(group.spec() for group in self._own.groups),
             policy=session.policy or (default_policy if session.shared else None),
             options=session.options,
             ephemeral=session.ephemeral,
@@ -70,7 +79,8 @@ class RegisteredGroups:
         membership, created = self._register(spec, default_policy)
         self._base = membership.job.version
         self._is_sync = isinstance(membership.job.policy, Sync)
-        self._groups.read(membership.job.groups)
+        show_algorithms(self.default, self.groups, self.dicts)
+        self._groups.read(membership.job.groups[self._own.first :])
         self.attached = not created or self._base.version > 0
         return membership
 
@@ -78,15 +88,43 @@ class RegisteredGroups:
         try:
             return self.session.register(spec, self._own.view.source(self._own.arrays))
         except JobMismatch as error:
-            if error.values["aspect"] != "policy" or self.session.policy is not None:
+            if error.values["aspect"] != "policy":
+                advice = self._advice_on_buffers()
+                if not advice:
+                    raise
+                raise JobMismatch(**{**error.values, "ours": f"{error.values['ours']}{advice}"}) from None
+            if self.session.policy is not None:
                 raise
             ours = f"{default_policy}, as that of all ranks of torch.distributed; pass policy= to name another one"
             raise JobMismatch(**{**error.values, "ours": ours}) from None
 
+    def _check_takes_buffers(self) -> None:
+        for name in {*self.algorithms} if self._own.first else ():
+            if self.session.algorithm(name).needs_closure:
+                problem = f"buffers= is not for {name}, which takes one group of parameters: leave it out"
+                raise InvalidRequest(problem=problem)
+
+    def _advice_on_buffers(self) -> str:
+        """What to do if the job has buffers and this worker has not, or the other way round; empty if neither."""
+        try:
+            is_theirs, is_ours = has_buffers(self.session.info().groups), self._own.first > 0
+        except OptdError:
+            return ""
+        if is_theirs and not is_ours:
+            return ", without the job's buffers: pass buffers=, as the worker did that created the job"
+        if is_ours and not is_theirs:
+            return ", with buffers, which the job lacks: leave buffers= out, or create the job with them"
+        return ""
+
     @property
     def groups(self) -> list[ParamGroup]:
-        """The groups, in the order of the job's."""
-        return self._own.groups
+        """The groups of parameters, in the order of the job's."""
+        return self._own.of_parameters
+
+    @property
+    def algorithms(self) -> list[str]:
+        """The algorithm of each group."""
+        return [group.algorithm or self.default for group in self.groups]
 
     @property
     def dicts(self) -> Sequence[MutableMapping[str, Any]]:

@@ -10,10 +10,12 @@ from optd.exchange.row_gradients import GradientsByGroup
 from optd.options.mirror import Shown, as_numpy
 from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
 from optd.params.groups import ParamGroup
+from optd.registration.buffers import NO_BUFFERS, Holder
 from optd.registration.existing_job import (
     ExistingJob,
     same_states,
 )
+from optd.registration.group_algorithms import check_named, show_algorithms
 from optd.registration.registered_groups import RegisteredGroups
 from optd.session.member_session import Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
@@ -21,7 +23,7 @@ from optd.session.session import Session
 from optd.state.all_parameters import ParameterState, StateWriter
 from optd.state.server_state import ServerState
 from optd.transport.numbers import Source
-from optd.transport.requests import Known, Names
+from optd.transport.requests import Known, Names, names_of
 from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, UnknownAverage
 from optd_wire.values import (
     WEIGHTS,
@@ -40,10 +42,14 @@ from optd_wire.values import (
 class Registration(RegisteredGroups):
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 
+    `algorithm` is that of groups that name none, and may be empty if each group names one; `defaults` are its options,
+    and options that every group has, whatever its algorithm.
+
     Pulled weights are written to the arrays in place. With `zero_copy`, if the session shares memory with the server,
     `weights` lie in that memory instead, and the arrays stay as they are. `writable` says that the caller lets others
     write to these; that is undone before new weights are read. `shown` turns an option's value into what the dicts
-    have. One call at a time: other threads wait.
+    have. `buffers` are pushed and pulled along with the groups; nothing that the methods here take or return includes
+    them. One call at a time: other threads wait.
     """
 
     def __init__(
@@ -58,9 +64,12 @@ class Registration(RegisteredGroups):
         writable: bool = False,
         default_policy: Policy | None = None,
         shown: Shown = as_numpy,
+        buffers: Holder = NO_BUFFERS,
     ) -> None:
-        super().__init__(session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown)
-        self.state = ServerState(session, self._own, self._lock, algorithm, self._write_state)
+        super().__init__(
+            session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown, buffers=buffers
+        )
+        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._write_state)
         """The optimizer state that the server holds."""
         membership = self._join(defaults, default_policy)
         if self.attached:
@@ -72,7 +81,9 @@ class Registration(RegisteredGroups):
         """Takes the job's weights over; keeps the worker's own until the job is used."""
         own = [[array.copy() for array in row] for row in self._own.arrays]
         self.pull()
-        return ExistingJob.found(self.session, membership, defaults, self.groups, own, self.weights)
+        self._buffers.note_attached(own[: self._own.first])
+        now, groups = self._incoming.all_weights, self._own.groups
+        return ExistingJob.found(self.session, membership, self.algorithm, defaults, groups, own, now)
 
     def weights_before(self, states: Sequence[Sequence[ParameterState]]) -> list[list[Array]] | None:
         """The weights that the arrays held before the job's, if they belong to the `states` that are being loaded.
@@ -84,7 +95,7 @@ class Registration(RegisteredGroups):
         if existing is None or existing.own is None:
             return None
         existing.is_confirmed = same_states(self.state.read()[0], states)
-        return None if existing.is_confirmed else existing.own
+        return None if existing.is_confirmed else existing.own[self._own.first :]
 
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job with its arrays as weights, or finds it there; then pulls.
@@ -92,13 +103,15 @@ class Registration(RegisteredGroups):
         Raises `JobMismatch` if another worker has added a group that is missing here.
         """
         with self._lock:
+            check_named(self.default, group.algorithm, group.name)
             if group.name in [known.name for known in self.groups]:
                 raise DuplicateName(kind="group", name=group.name, job=self.session.job)
             info = self.session.add_group(group.spec(), self._own.source_of(group))
-            if info.index != len(self.groups):
+            if info.index != len(self._own):
                 # Groups are addressed by place, so none may be missing here.
                 aspect = f"group {group.name!r} at place"
-                raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self.groups))
+                raise JobMismatch(job=self.session.job, aspect=aspect, theirs=info.index, ours=len(self._own))
+            unsent = self._buffers.differing()
             self._own.append(group)
             own = [array.copy() for array in group.arrays]
             try:
@@ -109,9 +122,11 @@ class Registration(RegisteredGroups):
                 raise
             if self._existing is not None and self._existing.own is not None:
                 self._existing.own.append(own)
+            show_algorithms(self.default, self.groups, [*self.dicts, options])
             self._groups.append(info.options, options)
             self._groups.absorb(pulled.options)
             self._base = pulled.version
+            self._take_buffers(but=unsent)
             self._groups.ask_effective()
 
     def step(
@@ -132,9 +147,9 @@ class Registration(RegisteredGroups):
             self._find_out()
             updates = self._groups.changes()
             wire = self._outgoing.wire(encoding)
-            source, settle = self._outgoing.source(
-                gradients, wire, settings, has_weights=has_weights and incoming.in_arrays and not self._has_average
-            )
+            has_weights = has_weights and incoming.in_arrays and not self._has_average
+            sent = self._with_values(gradients, settings)
+            source, settle = self._outgoing.source(sent, wire, settings, has_weights=has_weights)
             pushed, pulled = self.session.step(
                 source,
                 updates,
@@ -150,7 +165,16 @@ class Registration(RegisteredGroups):
             # The reply has the options as of the step; what has changed since comes with the next reply.
             self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
             self._has_average = False
+            self._take_buffers()
             return pushed
+
+    def _with_values(self, gradients: GradientsByGroup, settings: PushSettings) -> GradientsByGroup:
+        """The values of buffers that have changed, and gradients; a flush brings neither."""
+        return [*(self._buffers.nothing() if settings.flush else self._buffers.changed()), *gradients]
+
+    def _take_buffers(self, but: Collection[int] = ()) -> None:
+        """Puts the values that have just been read into the buffers."""
+        self._buffers.take(self._incoming.all_weights[: self._own.first], but)
 
     def push(
         self, gradients: GradientsByGroup, encoding: str | None = None, settings: PushSettings = PLAIN_PUSH
@@ -160,7 +184,8 @@ class Registration(RegisteredGroups):
             self._use()
             self._find_out()
             updates = self._groups.changes()
-            source, settle = self._outgoing.source(gradients, self._outgoing.wire(encoding), settings)
+            wire, sent = self._outgoing.wire(encoding), self._with_values(gradients, settings)
+            source, settle = self._outgoing.source(sent, wire, settings)
             base = replace(self._base, revision=max(self._base.revision, self._told))
             pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
             self.last, self._is_loading = pushed, False
@@ -226,6 +251,7 @@ class Registration(RegisteredGroups):
             self._groups.absorb(pulled.options)
             if not some:
                 self._base, self._has_average = pulled.version, False
+            self._take_buffers(but=self._buffers.unchanged_by(names_of(groups), names_of(parameters)))
             self._groups.ask_effective()
             return True
 
@@ -233,8 +259,8 @@ class Registration(RegisteredGroups):
 
     @cached_property
     def needs_closure(self) -> bool:
-        """Whether the algorithm asks for loss and gradients several times in one step."""
-        return self.session.algorithm(self.algorithm).needs_closure
+        """Whether an algorithm asks for loss and gradients several times in one step."""
+        return any(self.session.algorithm(name).needs_closure for name in {*self.algorithms})
 
     def write_state(
         self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None
@@ -246,21 +272,28 @@ class Registration(RegisteredGroups):
         """
         with self._lock:
             self._find_out()
-            writer = StateWriter([group.names for group in self.groups], states)
-            self._write(writer.groups, self._groups.everything(), [writer.frames], weights)
+            writer = StateWriter([group.names for group in self.groups], states, self._own.first)
+            existing = self._existing
+            is_loading = existing is not None and existing.own is not None and not existing.is_confirmed
+            buffers = self._buffers.loaded() if is_loading else self._buffers.changed()
+            rows = [[None] * len(group.arrays) for group in self.groups] if weights is None else weights
+            self._write(writer.groups, self._groups.everything(), [writer.frames], [*buffers, *rows])
+            self._buffers.take(buffers)
             self._is_loading = True
             if self._existing is not None and not self._existing.is_confirmed:
                 self._existing = None  # the checkpoint decides on weights, state and options
 
     def put_back(self, weights: ArraysByGroup) -> None:
         """Puts weights into the arrays, after they were sent to the job."""
-        self._incoming.put(weights)
+        self._incoming.put([*self._incoming.all_weights[: self._own.first], *weights])
 
     def write_weights(self) -> None:
         """Replaces the job's weights with those of the arrays."""
         with self._lock:
             self._find_out()
-            self._write((), (), [], self._own.arrays)
+            buffers = self._buffers.everything()
+            self._write((), (), [], [*buffers, *self._own.arrays[self._own.first :]])
+            self._buffers.take(buffers)
             self._existing = None
 
     def write_given(self, rows: OptionalArraysByGroup) -> None:
@@ -268,7 +301,7 @@ class Registration(RegisteredGroups):
         with self._lock:
             self._existing = None
             self._find_out()
-            self._write((), (), [self._own.view.source(rows, WEIGHTS)], None)
+            self._write((), (), [], [*self._buffers.changed(), *rows])
             self.pull()
 
     def write_changes(self, places: Collection[tuple[int, int]]) -> None:
@@ -281,7 +314,7 @@ class Registration(RegisteredGroups):
             session = self.session
             rows = [
                 [array if (index, place) in places else None for place, array in enumerate(row)]
-                for index, row in enumerate(self._own.arrays)
+                for index, row in enumerate(self._own.arrays, -self._own.first)
             ]
             header = WriteStateHeader(
                 session.job,

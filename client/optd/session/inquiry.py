@@ -168,7 +168,11 @@ class Inquiry:
 
     def algorithm(self, name: str) -> AlgorithmInfo:
         """The options, states and conditions of an algorithm; raises `UnknownAlgorithm`."""
-        return find_algorithm(self._ask(self._transport.list_algorithms), name)
+        return find_algorithm(self.algorithms(), name)
+
+    def algorithms(self) -> Sequence[AlgorithmInfo]:
+        """All algorithms of the server, with their options, states and conditions."""
+        return self._ask(self._transport.list_algorithms)
 
     def update_group(self, update: GroupUpdate) -> GroupOptions:
         """Changes options of a group, from the next step on; raises `OptionConflict` or what is wrong with a value."""

@@ -36,13 +36,10 @@ class StateReader:
         self._result = result.groups[: len(self._groups)]
         self._fields.clear()
         for field in dict.fromkeys(entry.field for group in self._result for entry in group.entries):
-            specs = [
-                specs_of(parameters, _entries(group, field))
-                for parameters, group in zip(self._groups, self._result, strict=False)
-            ]
-            # Entries without shapes have those of the weights, in the dtype of the arithmetic.
-            shaped = any(entry.shapes for group in self._result for entry in group.entries if entry.field == field)
-            arrays = empty_arrays(specs, DTYPES if shaped else _COMPUTED)
+            entries = [_entries(group, field) for group in self._result]
+            specs = [specs_of(*each) for each in zip(self._groups, entries, strict=False)]
+            # Groups of different algorithms may have entries of one name, with shapes of their own in one group only.
+            arrays = [empty_arrays([own], state_dtypes(its))[0] for own, its in zip(specs, entries, strict=False)]
             self._fields[field] = FlatView(specs), arrays
         return self._take
 
@@ -67,9 +64,12 @@ class StateReader:
 
 
 class StateWriter:
-    """Yields the frames of states; `names` and `states` are by group and place."""
+    """Yields the frames of states; `names` and `states` are by group and place, from the job's group `first` on."""
 
-    def __init__(self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]]) -> None:
+    def __init__(
+        self, names: Sequence[Sequence[str]], states: Sequence[Sequence[ParameterState]], first: int = 0
+    ) -> None:
+        self._first = first
         fields = sorted({name for row in states for state in row for name in state} - {STEP})
         self._rows = {field: [[state.get(field) for state in row] for row in states] for field in fields}
         self._specs = {
@@ -92,13 +92,15 @@ class StateWriter:
                 tuple(StateShape(spec.shape, spec.dtype) for spec in specs[index]),
             )
             for field, specs in self._specs.items()
+            # A field of other groups may be one that this group's algorithm does not have.
+            if any(field in state for state in row)
         )
-        return GroupState(index, steps, tuple(entries))
+        return GroupState(self._first + index, steps, tuple(entries))
 
     def frames(self) -> Iterator[list[GatheredFrame]]:
         """The frames, in lists that suit one message each."""
         for field, rows in self._rows.items():
-            yield from FlatView(self._specs[field]).batches(rows, field)
+            yield from FlatView(self._specs[field], first_group=self._first).batches(rows, field)
 
 
 def step_count(name: str, value: Any) -> int:
@@ -123,9 +125,9 @@ def specs_of(parameters: Sequence[ParameterSpec], entries: StateEntries | None) 
     ]
 
 
-def state_dtypes(entries: StateEntries) -> Mapping[str, np.dtype[Any]]:
-    """The dtypes of a field's states, by those in `specs_of`."""
-    return DTYPES if entries.shapes else _COMPUTED
+def state_dtypes(entries: StateEntries | None) -> Mapping[str, np.dtype[Any]]:
+    """The dtypes of a field's states, by those in `specs_of`: those of the arithmetic if they have no own shapes."""
+    return DTYPES if entries is not None and entries.shapes else _COMPUTED
 
 
 def _spec(name: str, array: Array | None) -> ParameterSpec:

@@ -31,12 +31,13 @@ class StateIndex:
         counted = [STEP] if found.steps[place] else []
         return counted + [entry.field for entry in found.entries if entry.present[place]]
 
-    def single_numbers(self) -> set[str]:
-        """The fields that are one number for each parameter that has them, whatever its shape."""
-        shaped = {entry.field for group in self.groups for entry in group.entries if entry.shapes}
+    def single_numbers(self, groups: Collection[int]) -> set[str]:
+        """The fields that are one number for each parameter of these groups that has them, whatever its shape."""
+        wanted = [self.groups[index] for index in groups]
+        shaped = {entry.field for group in wanted for entry in group.entries if entry.shapes}
         others = {
             entry.field
-            for group in self.groups
+            for group in wanted
             for entry in group.entries
             for present, shape in zip(entry.present, entry.shapes, strict=False)
             if present and shape.sizes != ()

@@ -9,7 +9,7 @@ from optd.session.session import Session
 from optd.state.all_parameters import STEP, ParameterState, StateReader, StateWriter
 from optd.state.one_parameter import ParameterReader, StateIndex, changed_group, frames_of
 from optd.transport.numbers import Source
-from optd_wire.values import GroupState, JobVersion
+from optd_wire.values import GroupState, JobVersion, ReadStateResult
 
 logger = logging.getLogger("optd")
 
@@ -18,7 +18,9 @@ Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
 
 
 class ServerState:
-    """State by group and place: "step", a count, and arrays; empty before a parameter's first step.
+    """State by group and place: "step", a count, and arrays; empty before a parameter's first step. Buffers have none.
+
+    `algorithm` is that of groups that name none.
 
     One call at a time: other threads wait for `lock`.
     """
@@ -29,28 +31,35 @@ class ServerState:
         self._lock = lock
         self._algorithm = algorithm
         self._write = write
+        self._shaped: dict[str, frozenset[str]] = {}
 
-    def shaped_fields(self) -> frozenset[str]:
-        """The states whose shapes or dtypes are not the parameters'; only the server can check those."""
-        return frozenset(self._session.algorithm(self._algorithm).shaped_state)
+    def shaped_fields(self, group: int) -> frozenset[str]:
+        """The states of a group whose shapes or dtypes are not the parameters'; only the server can check those."""
+        algorithm = self._own.of_parameters[group].algorithm or self._algorithm
+        if algorithm not in self._shaped:
+            self._shaped[algorithm] = frozenset(self._session.algorithm(algorithm).shaped_state)
+        return self._shaped[algorithm]
 
     def read(self) -> tuple[list[list[ParameterState]], StateIndex]:
         """The state of all parameters, with its version."""
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self._own.groups])
             result = self._session.read_state(into=reader.begin)
-            return reader.states(), StateIndex(result.version, result.groups[: len(self._own)])
+            return reader.states()[self._own.first :], self._index_of(result)
 
     def index(self) -> StateIndex:
         """Which state each parameter has now, without the numbers."""
         with self._lock:
             result = self._session.read_state((STEP,), into=lambda _: lambda _: None)
-            return StateIndex(result.version, result.groups[: len(self._own)])
+            return self._index_of(result)
+
+    def _index_of(self, result: ReadStateResult) -> StateIndex:
+        return StateIndex(result.version, result.groups[self._own.first : len(self._own)])
 
     def read_parameter(self, group: int, place: int, fields: Collection[str]) -> tuple[ParameterState, JobVersion]:
         """Those of `fields` that one parameter has, and their version."""
         with self._lock:
-            spec = self._own.groups[group].spec()
+            spec = self._own.of_parameters[group].spec()
             reader = ParameterReader(spec.parameters, place)
             wanted = [name for name in fields if name != STEP] or [STEP]
             self._session.read_state(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
@@ -59,7 +68,7 @@ class ServerState:
     def replace(self, states: Sequence[Sequence[ParameterState]]) -> None:
         """Replaces the state of all parameters; weights and options stay."""
         with self._lock:
-            writer = StateWriter([group.names for group in self._own.groups], states)
+            writer = StateWriter([group.names for group in self._own.of_parameters], states, self._own.first)
             self._write(writer.groups, writer.frames)
 
     def write_parameter(self, group: int, place: int, state: ParameterState, gone: Collection[str]) -> None:
@@ -69,13 +78,13 @@ class ServerState:
         meanwhile: the step counts of the group's other parameters are then out of date.
         """
         with self._lock:
-            spec = self._own.groups[group].spec()
+            spec = self._own.of_parameters[group].spec()
             arrays = {name: array for name, array in state.items() if name != STEP}
             before = self._session.read_state((STEP,), spec.name, into=lambda _: lambda _: None)
             (current,) = before.groups
             kept = 0 if STEP in gone else current.steps[place]
             steps = int(state.get(STEP, max(kept, 1) if arrays else kept))
-            changed = changed_group(current, place, arrays, gone, steps, self.shaped_fields())
+            changed = changed_group(current, place, arrays, gone, steps, self.shaped_fields(group))
             batch_bytes = self._session.batch_bytes
             now = self._write((changed,), lambda: frames_of(changed, spec.parameters, place, arrays, batch_bytes))
             if now.version != before.version.version:

@@ -10,10 +10,10 @@ class ServedAdagrad(Served):
     """The class that `optd.torch.Adagrad` derives from."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `Served.add_param_group`, but `initial_accumulator_value` is the same in all groups, as in torch."""
+        """As `Served.add_param_group`, but groups of Adagrad have one `initial_accumulator_value`, as in torch."""
         name = "initial_accumulator_value"
-        common = self.defaults[name]
-        if param_group.get(name, common) != common:
+        common = self._own_defaults[name]
+        if self._named_form(param_group) is None and param_group.get(name, common) != common:
             warnings.warn(f"adagrad: {name} is that of all groups, {common}, as in torch", stacklevel=2)
             param_group[name] = common
         super().add_param_group(param_group)

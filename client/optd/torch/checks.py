@@ -14,9 +14,12 @@ from optd_wire.errors import DtypeMismatch, NotAnArray, ShapeMismatch
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def check_parameter(name: str, tensor: torch.Tensor) -> None:
-    """Raises `NotAnArray` for a tensor that has no numbers yet, or that new weights cannot be written to."""
-    what = f"parameter {name!r}"
+def check_parameter(name: str, tensor: torch.Tensor, kind: str = "parameter") -> None:
+    """Raises `NotAnArray` for a tensor that has no numbers yet, or that new weights cannot be written to.
+
+    `kind` is what messages call it.
+    """
+    what = f"{kind} {name!r}"
     if is_lazy(tensor):
         got = "the uninitialized one of a lazy module: run a forward pass first, then construct the optimizer"
         raise NotAnArray(what=what, wanted="initialized", got=got)

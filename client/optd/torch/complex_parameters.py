@@ -22,7 +22,7 @@ _COMPLEX_ROWS = "adagrad"
 """Torch's class squares the complex numbers of a sparse gradient; for dense ones it squares their parts."""
 
 
-def check_group(algorithm: str, group: TensorGroup, options: Mapping[str, Any]) -> None:
+def check_group(group: TensorGroup, options: Mapping[str, Any]) -> None:
     """Raises `UnsupportedDtype` or `InvalidOption` for complex parameters that the algorithm or the group cannot have.
 
     `options` are the group's own entries.
@@ -31,6 +31,7 @@ def check_group(algorithm: str, group: TensorGroup, options: Mapping[str, Any]) 
     if first is None:
         return
     name, tensor = first
+    algorithm = group.form.algorithm
     if algorithm in _REAL_ONLY:
         supported = f"{', '.join(DTYPES)} ({algorithm} takes no complex parameters)"
         raise UnsupportedDtype(parameter=name, dtype=dtype_name(tensor.dtype), supported=supported)
@@ -48,11 +49,12 @@ def check_norm_type(groups: Iterable[TensorGroup], options: Mapping[str, OptionV
         raise InvalidOption(algorithm="optd.Gradients", option="clip_norm_type", bound=bound, value=norm_type)
 
 
-def check_gradients(algorithm: str, gradients: GradientsByGroup, groups: Sequence[TensorGroup]) -> None:
+def check_gradients(gradients: GradientsByGroup, groups: Sequence[TensorGroup]) -> None:
     """Raises `NotAnArray` for sparse complex gradients if torch's class computes with complex numbers."""
-    if algorithm != _COMPLEX_ROWS:
-        return
     for row, group in zip(gradients, groups, strict=True):
+        algorithm = group.form.algorithm
+        if algorithm != _COMPLEX_ROWS:
+            continue
         for name, tensor, gradient in zip(group.names, group.tensors, row, strict=True):
             if isinstance(gradient, RowGradient) and tensor.is_complex():
                 what = f"gradient of complex parameter {name!r}"

@@ -5,11 +5,13 @@ step, the state and the weights are the server's.
 """
 
 import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn, Self
 
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.groups import plain_option
+from optd.registration.buffers import Holder
 from optd.registration.local_changes import SEND, check_local_changes
 from optd.registration.shared_arguments import shared_parameters
 from optd.registration.unpicklable import belongs_to_a_session
@@ -18,7 +20,10 @@ from optd.session.session import Session
 from optd.torch import complex_parameters
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
-from optd.torch.options import UNSERVED, Fixed, OptionRules
+from optd.torch.forms import StateForm, form_of_class
+from optd.torch.module_buffers import BuffersOf, holder_of
+from optd.torch.options import Fixed
+from optd.torch.served_groups import listed, name_algorithms
 from optd.torch.served_state import ServedState
 from optd.torch.served_steps import ServedSteps
 from optd.torch.state_source import StateSource
@@ -32,40 +37,54 @@ class Served(ServedSteps, ServedState):
 
     Args:
         params: What torch takes, and torch's options after it. Dense tensors of float32, float64, float16, bfloat16,
-            complex64 or complex128, on any device; each element has memory of its own. They have the names that
-            `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. Where
-            a name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter.
+            complex64 or complex128, on any device, whose elements do not share memory. They have the names that
+            `named_parameters()` gives, else `param0`, …; groups have the "name" of their dict, else `group0`, …. If a
+            name repeats, the server has another one: `NAME.2` for a group, `GROUP.NAME` for a parameter. A group may
+            name another "algorithm" than that of the class: see below.
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a name of a
-            job, in the environment either, the job is this optimizer's own and ends with it. Where torch.distributed
-            runs with several ranks, the n-th optimizer of each is one job, and its policy, unless one is named,
-            `optd.Sync(workers=WORLD_SIZE)`.
-        lr_schedule: A schedule of the server's that all groups follow; see `optd.schedules`.
+        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's
+            name, here or in the environment, the job is this optimizer's own and ends with it. If torch.distributed
+            runs with several ranks, the n-th optimizers of all ranks share a job, whose policy is
+            `optd.Sync(workers=WORLD_SIZE)` unless another one is named.
+        lr_schedule: A schedule on the server that multiplies the `lr` of all groups; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
         schedules: Schedules of other options by their names, as `{"weight_decay": optd.schedules.Linear(steps=1000)}`.
-            What schedules make of options in the step that comes next is in `param_groups`, as `effective_lr` and the
-            like, as of the last reply; they are no options, and no part of a state dict. A scheduler of torch's for an
-            option that has a schedule here gives the product of both, and a warning.
-        schedule_start: The job's version that these count from. A state dict has it counted from its own version, so
-            that schedules go on where they stood in whichever job loads it.
+            `param_groups` have the values that schedules give to options in the next step, as of the last reply:
+            `effective_lr` and the like. These entries are not options, and a state dict does not have them. If a
+            scheduler of torch changes an option that has a schedule here, the product counts, and a warning says so.
+        schedule_start: The job's version that schedules count from. A state dict has it relative to its own version, so
+            that schedules go on from the same point in any job that loads it.
         rules: Options of parameters by their names, as `[{"match": "*.bias", "weight_decay": 0}]`; see `params.rules`.
-        clip_norm: The largest norm of each group's gradient, as the server clips it; groups may have their own.
-        clip_value: The largest magnitude of its elements; groups may have their own.
+        clip_norm: The largest norm of each group's gradient, which the server clips to it; groups may have their own.
+        clip_value: The largest magnitude of the gradient's elements; groups may have their own.
         master_weights: Keep float32 weights of float16 and bfloat16 parameters as state. Changes nothing for others.
-        lookahead_steps: After how many steps weights return to slow weights, which go `lookahead_alpha` of the way to
-            them each time; None: never.
-        zero_copy: Where the session shares memory with the server, let tensors and gradients lie there, without
-            copies; elsewhere it changes nothing. See below.
-        norms: Have each step tell the norms of its gradient and of its update: see `last`.
-        local_changes: What is done with weights that a script has changed, found before each step: "send" them, if no
-            other worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See
-            below.
+        lookahead_steps: After so many steps the slow weights move `lookahead_alpha` of the way to the weights, and the
+            weights return to them; None: never.
+        zero_copy: Leave tensors and gradients in memory that the session shares with the server, without copies.
+            Changes nothing if the session shares no memory. See below.
+        norms: Whether each step reports the norms of its gradient and of its update: see `last`.
+        buffers: The model, or a dict of tensors by name, whose buffers travel with the job: the running statistics of
+            BatchNorm, for example. See below. None: buffers stay with each worker.
+        local_changes: What to do with weights that a script has changed since the last step: "send" them, if no other
+            worker takes part in the job; "warn", each time, that the step replaces them; "ignore" them. See below.
 
     Torch computes on parameters of 16 bits in 16 bits; the server computes in float32 and rounds the weights after each
     step, which gives the numbers of torch's class on float32 parameters rounded likewise. Their state is float32 in
     `state_dict()`; torch's class rounds it to the parameters' dtype when it loads it. State dicts of torch's class are
     loaded unchanged.
+
+    A group may name its own algorithm, as in `AdamW([{"params": matrices, "algorithm": "muon", "lr": 0.02}, {"params":
+    others}], lr=3e-4)`. All groups are one job: a step is one push, one version and one norm to clip by, and schedulers
+    move all groups. Options of the algorithm that the constructor gets, such as `lr` and `betas`, are defaults of the
+    groups that have the algorithm of the class, whether they name it or not; groups of another algorithm begin with
+    that algorithm's own defaults. Options that every algorithm has (`lr_schedule` to `lookahead_alpha` here) are
+    defaults of all groups; one that a group's algorithm cannot have, such as a schedule of `betas` for Muon, is refused
+    unless that group overrides it. If a group names its algorithm, `param_groups` show "algorithm" for each group,
+    with the options of its own algorithm alone, and `defaults` has only what all groups have: a scheduler that would
+    cycle a momentum, as `OneCycleLR` does, needs `cycle_momentum=False` unless all groups have `momentum`, or all
+    `betas`. The state of a group has the names that torch's class for its algorithm gives. An option that only other
+    algorithms have raises `UnknownOption`. A warning says if no group gets an option of the constructor.
 
     The first worker creates the job with the values of its tensors. Others that register the same names, shapes and
     algorithm attach to the job and get its weights.
@@ -84,6 +103,14 @@ class Served(ServedSteps, ServedState):
     Sparse gradients, such as those of `nn.Embedding(sparse=True)`, travel as their rows; gradients that are sparse in
     more dimensions travel as their elements. Only weights that have changed come back. SGD, SparseAdam and Adagrad take
     sparse gradients, as in torch.
+
+    With `buffers=model` each step and push also sends the buffers that have changed since the last exchange: those that
+    the model's state dict has. In a round, and in accumulated pushes, their mean over the workers becomes the job's; in
+    an `async` job the last push counts. Steps and pulls write the job's into the model, so that a worker that joins
+    later and an evaluator that attaches have them too. Integers and bools come back exactly; if workers have different
+    ones, the mean is rounded to the nearest integer. What the job does to gradients leaves buffers alone: clipping,
+    `loss_scale`, sums, norms, encodings. They have a group of their own on the server, "buffers", which `param_groups`
+    does not show. All workers of a job pass `buffers`, or none does.
 
     The server holds a complex parameter as its real and imaginary parts, with a last dimension of 2; `state_dict()` has
     complex state as torch has it. `clip_norm` bounds the 2-norm of complex gradients, which equals that of their parts.
@@ -107,8 +134,8 @@ class Served(ServedSteps, ServedState):
     """
 
     _source_of_state: ClassVar[type[StateSource]] = StateSource
-    _keeps_step: bool
-    _counts_in_int: bool = False
+    _is_open: bool = False
+    """Whether there is a session."""
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(
@@ -129,8 +156,7 @@ class Served(ServedSteps, ServedState):
         super().__init_subclass__(**kwargs)
         if algorithm is not None:
             cls.algorithm = algorithm
-            cls._keeps_step, cls._counts_in_int = keeps_step, counts_in_int
-            cls._rules = OptionRules(algorithm, {**UNSERVED, **(fixed or {})})
+            cls._form = form_of_class(algorithm, fixed or {}, StateForm(keeps_step, counts_in_int))
             cls.__signature__ = _signature(cls)
         elif "__init__" in vars(cls):
             cls.__signature__ = None
@@ -143,32 +169,57 @@ class Served(ServedSteps, ServedState):
         zero_copy: bool = False,
         local_changes: str = SEND,
         norms: bool = False,
+        buffers: BuffersOf | None = None,
         **options: Any,
     ) -> None:
         self._norms = norms
+        holder = holder_of(buffers)
         self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)
         check_ordered(params)
-        super().__init__(params, *args, **options)
-        opened, owned = arguments.session(session, unnamed=shared_by_ranks)
-        self._serve(opened, owned, zero_copy)
+        params = listed(params)
+        if name_algorithms(params):
+            # The server declares the options of algorithms that groups name.
+            self._open(arguments, session)
+        self._read(super().__init__, params, *args, **options)
+        if not self._is_open:
+            self._open(arguments, session)
+        self._serve(zero_copy, holder)
 
-    def _serve(self, session: Session, owned: bool, zero_copy: bool) -> None:
+    def _open(self, arguments: SessionArguments, session: Session | None) -> None:
+        self.session, self._owns_session = arguments.session(session, unnamed=shared_by_ranks)
+        self._is_open = True
+
+    def _read(self, constructor: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Calls the constructor of torch's class, which reads the params; closes a session that is open if it fails."""
+        self._beside = []
+        try:
+            constructor(*args, **options)
+            self.param_groups[:] = self._beside
+        except BaseException:
+            if self._is_open:
+                self.close()
+            raise
+        self._beside = None
+
+    def _serve(self, zero_copy: bool, buffers: Holder) -> None:
         """Registers with the server what torch's class has read."""
         # Some of torch's classes begin with a state; the server's begins with the first step.
-        self._state_source = self._source_of_state(
-            self._exchange, self.state, keeps_step=self._keeps_step, counts_in_int=self._counts_in_int
-        )
+        self._state_source = self._source_of_state(self._exchange, self.state)
         self.state = self._state_view = StateOnServer(self._state_source)
         # With fused=True a GradScaler would rely on torch's kernel to unscale the gradients.
         self._step_supports_amp_scaling = False
-        self.session, self._owns_session = session, owned
         try:
-            served = {name: plain_option(self.defaults[name]) for name in self._rules.served(self.defaults)}
+            self._show_algorithms()
+            self._check_entries()
+            own = self._own_defaults
+            served = {name: plain_option(own[name]) for name in self._form.rules.served(own)}
             served |= {name: plain_option(value) for name, value in self._common.items()}
-            complex_parameters.check_norm_type(self._exchange.groups, session.options)
-            self._exchange.register(self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy)
+            complex_parameters.check_norm_type(self._exchange.groups, self.session.options)
+            self._exchange.register(
+                self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy, buffers=buffers
+            )
         except BaseException:
             self.close()
             raise

@@ -1,7 +1,7 @@
 """The options of a class of torch: which the server's algorithm has too, and which values it must refuse."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,11 @@ class OptionRules:
     algorithm: str
     fixed: Fixed
 
-    def served(self, defaults: Mapping[str, Any]) -> list[str]:
+    def served(self, defaults: Iterable[str]) -> list[str]:
         """The options that the server's algorithm has too."""
         return [name for name in defaults if name not in IMPLEMENTATION and name not in self.fixed]
 
-    def check_fixed(self, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def check_fixed(self, options: Mapping[str, Any], defaults: Collection[str]) -> None:
         """Raises `InvalidOption` if a group asks for what no server can do.
 
         Ignores options that torch's class does not have, as torch does. None counts as False.

@@ -1,9 +1,12 @@
 """State dicts of an optimizer whose state a server holds."""
 
+from collections import defaultdict
 from typing import Any
 
 from optd.options.group_options import GROUP_OPTIONS
+from optd.params.groups import PARAMS
 from optd.registration.accumulated import warn_of_loading, warn_of_saving
+from optd.registration.group_algorithms import check_algorithms
 from optd.state.state_dicts import start_at, start_from
 from optd.torch.served_groups import ServedGroups
 from optd.torch.state import undo_rounding
@@ -48,6 +51,7 @@ class ServedState(ServedGroups):
             handle = self.register_load_state_dict_pre_hook(lambda _, given: saved.append(given))
             try:
                 super().load_state_dict(state_dict)
+                check_algorithms(self.algorithm, self._exchange.groups, self.param_groups)
                 undo_rounding(self.state, self.param_groups, saved[0])
                 info = self.session.info()
                 warn_of_loading(self.session, info)
@@ -57,6 +61,7 @@ class ServedState(ServedGroups):
                     # Options that torch's classes do not have keep their values, unless the state dict has them.
                     loaded.update({name: group[name] for name in GROUP_OPTIONS.keys() & group.keys() - loaded.keys()})
                 self.defaults = defaults  # torch adds "differentiable" to those of every class that lacks it, too
+                self._show_algorithms()
                 _replace(groups, self.param_groups)
                 self._upload()
                 self._state_source.initial = {}
@@ -69,6 +74,16 @@ class ServedState(ServedGroups):
                 self.param_groups = groups
                 self.state = self._state_view
                 self._state_source.forget()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Shows torch's class, which completes what it loads, only the groups of its own algorithm."""
+        groups, states = state["param_groups"], state["state"]
+        forms = [group.form for group in self._exchange.groups]
+        own = [group for group, form in zip(groups, forms, strict=True) if form is self._form]
+        tensors = [tensor for group in own for tensor in group[PARAMS] if tensor in states]
+        own_states = defaultdict(dict, {tensor: states[tensor] for tensor in tensors})
+        super().__setstate__({**state, "param_groups": own, "state": own_states})
+        self.param_groups, self.state = groups, states
 
     def _upload(self) -> None:
         self._check_options()

@@ -124,7 +124,7 @@ class ServedSteps(ServedGroups):
 
     def _gradients(self) -> GradientsByGroup:
         gradients = self._exchange.gradients()
-        complex_parameters.check_gradients(self.algorithm, gradients, self._exchange.groups)
+        complex_parameters.check_gradients(gradients, self._exchange.groups)
         return gradients
 
     def push(

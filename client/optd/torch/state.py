@@ -11,6 +11,7 @@ from optd.params.flat_view import Array
 from optd.params.groups import PARAMS
 from optd.state.all_parameters import STEP, ParameterState, step_count
 from optd.torch.arrays import as_array, as_tensor, dtype_of, shape_of
+from optd.torch.forms import GroupForm
 from optd.torch.tensors import TensorGroup, shares_memory
 from optd_wire.dtypes import COMPUTED, computed_dtype
 from optd_wire.errors import ShapeMismatch
@@ -22,22 +23,22 @@ def rows_to_torch(
     rows: Sequence[Sequence[ParameterState]],
     param_groups: Sequence[Mapping[str, Any]],
     initial: Mapping[torch.Tensor, Mapping[str, Any]],
-    shaped: Collection[str],
-    *,
-    keeps_step: bool,
-    counts_in_int: bool,
+    forms: Sequence[GroupForm],
+    shaped: Sequence[Collection[str]],
 ) -> defaultdict[torch.Tensor, Any]:
     """The state of all parameters in torch's form; parameters without state have their initial one, if any.
 
-    `counts_in_int` says that "step" is an int instead of a tensor.
+    `forms` and `shaped` are those of each group: what torch's class does with "step", and the fields with shapes of
+    their own.
     """
     states: defaultdict[torch.Tensor, Any] = defaultdict(dict)
-    found_states = [state for row in rows for state in row]
-    numbers = {name for name in shaped if all(np.ndim(state.get(name, 0)) == 0 for state in found_states)}
-    for group, row in zip(param_groups, rows, strict=True):
+    for group, row, form, own_shapes in zip(param_groups, rows, forms, shaped, strict=True):
+        alike = [state for other, its in zip(rows, forms, strict=True) if its is form for state in other]
+        numbers = {name for name in own_shapes if all(np.ndim(state.get(name, 0)) == 0 for state in alike)}
+        keeps_step, fused = form.state.keeps_step, bool(group.get("fused"))
         for tensor, found in zip(group[PARAMS], row, strict=True):
-            state = to_torch(found, tensor, shaped, numbers, keeps_step=keeps_step, fused=bool(group.get("fused")))
-            if counts_in_int and STEP in state:
+            state = to_torch(found, tensor, own_shapes, numbers, keeps_step=keeps_step, fused=fused)
+            if form.state.counts_in_int and STEP in state:
                 state[STEP] = int(state[STEP])
             if state or tensor in initial:
                 states[tensor] = state or dict(initial[tensor])
@@ -72,18 +73,20 @@ def _is_rounded(loaded: Any, saved: Any) -> bool:
 
 
 def rows_from_torch(
-    states: Mapping[torch.Tensor, Mapping[str, Any]], groups: Sequence[TensorGroup], shaped: Collection[str]
+    states: Mapping[torch.Tensor, Mapping[str, Any]],
+    groups: Sequence[TensorGroup],
+    shaped: Sequence[Collection[str]],
 ) -> list[list[ParameterState]]:
-    """The state of all parameters in the form that `write_state` takes; fields in `shaped` have their own shapes.
+    """The state of all parameters in the form that `write_state` takes.
 
-    Raises `ShapeMismatch`.
+    `shaped` are the fields of each group that have shapes of their own. Raises `ShapeMismatch`.
     """
     return [
         [
-            from_torch(states.get(tensor, {}), tensor, name, shaped)
+            from_torch(states.get(tensor, {}), tensor, name, own_shapes)
             for name, tensor in zip(group.names, group.tensors, strict=True)
         ]
-        for group in groups
+        for group, own_shapes in zip(groups, shaped, strict=True)
     ]
 
 

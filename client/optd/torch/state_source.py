@@ -10,6 +10,7 @@ from optd.caller_warnings import warn_caller
 from optd.params.flat_view import same_bits
 from optd.state.all_parameters import STEP, ParameterState
 from optd.state.one_parameter import StateIndex
+from optd.torch.forms import StateForm
 from optd.torch.state import (
     SLOW_WEIGHTS,
     from_torch,
@@ -35,23 +36,13 @@ class StateSource:
     that other workers have changed the job: everything cached is of one version.
 
     Args:
-        exchange: The tensors and their job.
-        keeps_step: Whether torch's class has "step" in its state.
-        counts_in_int: Whether that is an int instead of a tensor.
+        exchange: The tensors and their job; each group has the form of its state.
         initial: The state that torch's class creates at construction; it holds until the server has state.
     """
 
-    def __init__(
-        self,
-        exchange: TensorExchange,
-        initial: Mapping[torch.Tensor, Mapping[str, Any]],
-        *,
-        keeps_step: bool,
-        counts_in_int: bool,
-    ) -> None:
+    def __init__(self, exchange: TensorExchange, initial: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
         self.exchange = exchange
         self.initial: Mapping[torch.Tensor, Mapping[str, Any]] = dict(initial)
-        self._keeps_step, self._counts_in_int = keeps_step, counts_in_int
         self._index: StateIndex | None = None
         self._kept: dict[torch.Tensor, TorchState] = {}
         self._kept_at = JobVersion()
@@ -125,7 +116,7 @@ class StateSource:
         found = self.index().names(*place)
         if found and STEP not in found:
             found = [STEP, *found]
-        if not self._keeps_step and SLOW_WEIGHTS not in found:
+        if not self._form(place).keeps_step and SLOW_WEIGHTS not in found:
             found = [name for name in found if name != STEP]
         return found or list(self.initial.get(tensor, ()))
 
@@ -158,9 +149,18 @@ class StateSource:
     def _to_torch(self, name: str, value: Any, tensor: torch.Tensor, place: Place, index: StateIndex) -> Any:
         if name == STEP:
             fused = bool(self.exchange.registration.dicts[place[0]].get("fused"))
-            return int(value) if self._counts_in_int else step_to_torch(value, tensor, fused)
-        shaped = self.exchange.registration.state.shaped_fields()
-        return value_to_torch(name, value, tensor, shaped, index.single_numbers())
+            return int(value) if self._form(place).counts_in_int else step_to_torch(value, tensor, fused)
+        shaped = self.exchange.registration.state.shaped_fields(place[0])
+        form = self.exchange.groups[place[0]].form
+        alike = [number for number, group in enumerate(self.exchange.groups) if group.form is form]
+        return value_to_torch(name, value, tensor, shaped, index.single_numbers(alike))
+
+    def _form(self, place: Place) -> StateForm:
+        return self.exchange.groups[place[0]].form.state
+
+    def _shaped(self) -> list[frozenset[str]]:
+        """The fields of each group that have shapes of their own."""
+        return [self.exchange.registration.state.shaped_fields(index) for index in range(len(self.exchange.groups))]
 
     def _keep(self, tensor: torch.Tensor, state: TorchState) -> None:
         self._kept.setdefault(tensor, {}).update(state)
@@ -188,21 +188,14 @@ class StateSource:
 
     def states(self, rows: Sequence[Sequence[ParameterState]]) -> defaultdict[torch.Tensor, Any]:
         """State in torch's form, from the server's by group and place."""
-        registration = self.exchange.registration
-        return rows_to_torch(
-            rows,
-            registration.dicts,
-            self.initial,
-            registration.state.shaped_fields(),
-            keeps_step=self._keeps_step,
-            counts_in_int=self._counts_in_int,
-        )
+        forms = [group.form for group in self.exchange.groups]
+        return rows_to_torch(rows, self.exchange.registration.dicts, self.initial, forms, self._shaped())
 
     # Writing
 
     def rows(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[list[ParameterState]]:
         """The inverse of `states`; raises what does not fit."""
-        return rows_from_torch(states, self.exchange.groups, self.exchange.registration.state.shaped_fields())
+        return rows_from_torch(states, self.exchange.groups, self._shaped())
 
     def replace(self, states: Mapping[torch.Tensor, Mapping[str, Any]]) -> None:
         """Replaces the state of all parameters; parameters that `states` leaves out lose theirs.
@@ -229,7 +222,7 @@ class StateSource:
             held = self.exchange.registration.state.index().names(*place)
             current = self._current(tensor, place, held, arrays)
             # A class without "step" does not give the count, so the server's stays.
-            untold = set() if self._keeps_step or SLOW_WEIGHTS in arrays or not arrays else {STEP}
+            untold = set() if self._form(place).keeps_step or SLOW_WEIGHTS in arrays or not arrays else {STEP}
             gone = set(held) - arrays.keys() - untold
             same = current.keys() - untold == arrays.keys() and _are_same(current, arrays)
             if same and not gone:
@@ -258,7 +251,7 @@ class StateSource:
         if place is None:
             raise _unknown(tensor)
         name = self.exchange.groups[place[0]].names[place[1]]
-        return place, from_torch(state, tensor, name, self.exchange.registration.state.shaped_fields())
+        return place, from_torch(state, tensor, name, self.exchange.registration.state.shaped_fields(place[0]))
 
     def _current(
         self, tensor: torch.Tensor, place: Place, held: Sequence[str], wanted: Collection[str]

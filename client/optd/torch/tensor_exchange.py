@@ -12,6 +12,7 @@ from optd.exchange.read_gradients import check_gradients
 from optd.exchange.row_gradients import GradientsByGroup
 from optd.params.flat_view import Array, ArraysByGroup
 from optd.params.groups import PARAMS, check_apart
+from optd.registration.buffers import NO_BUFFERS, Holder
 from optd.registration.local_changes import IGNORE, LocalChanges
 from optd.registration.registration import Registration
 from optd.session.lock import OwnedLock
@@ -50,6 +51,7 @@ class TensorExchange:
         dicts: Sequence[MutableMapping[str, Any]],
         *,
         zero_copy: bool,
+        buffers: Holder = NO_BUFFERS,
     ) -> None:
         """Creates the session's job with the groups, or attaches to it; the tensors then hold its weights."""
         check_apart([pair for group in self.groups for pair in group.places()])
@@ -63,6 +65,7 @@ class TensorExchange:
             writable=True,
             default_policy=policy_of_ranks(),
             shown=as_torch,
+            buffers=buffers,
         )
         self._registration = registration
         if zero_copy:

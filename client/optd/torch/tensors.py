@@ -10,9 +10,10 @@ import torch
 from optd.exchange.row_gradients import RowGradient
 from optd.options.group_options import GROUP_OPTIONS
 from optd.params.flat_view import Array
-from optd.params.groups import NAME, PARAMS, ParamGroup, plain_option
+from optd.params.groups import NAME, PARAMS, ParamGroup, plain_option, read_algorithm
 from optd.torch.arrays import as_array, as_tensor, dtype_name, dtype_of, served_dtype, shape_of
 from optd.torch.checks import PLAIN, check_dense, check_parameter, check_registered, is_plain
+from optd.torch.forms import NO_FORM, GroupForm
 from optd.torch.naming import distinct_name, parameter_names
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import DtypeMismatch, DuplicateParameter, NotAnArray, StructureMismatch
@@ -47,6 +48,8 @@ class TensorGroup(ParamGroup):
     """The list in torch's group."""
     originals: tuple[torch.Tensor, ...] = ()
     """The tensors that were registered."""
+    form: GroupForm = NO_FORM
+    """The form of its options and its state."""
     _registered: list[tuple[torch.Size, torch.dtype]] = field(default_factory=list)
     _lent: dict[int, int] = field(default_factory=dict)
     """The address of the shared memory that a tensor was last given, by its number."""
@@ -54,12 +57,14 @@ class TensorGroup(ParamGroup):
     """New memory for tensors that lie in shared memory, until their weights are copied there."""
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], options: Collection[str], known: "Sequence[TensorGroup]") -> "TensorGroup":
+    def of(
+        cls, group: Mapping[str, Any], form: GroupForm, options: Collection[str], known: "Sequence[TensorGroup]"
+    ) -> "TensorGroup":
         """Reads a group as torch resolved it, after the `known` groups; `options` are those of the server's algorithm.
 
         Parameters without a name are `param0` and so on over all groups, a group without one is `group{index}`. Names
-        that are taken are changed: see `optd.torch.naming`. Raises `DuplicateParameter`, `UnsupportedDtype` or
-        `NotAnArray`.
+        that are taken are changed: see `optd.torch.naming`. Raises `DuplicateParameter`, `UnsupportedDtype`,
+        `NotAnArray` or `InvalidRequest`.
         """
         tensors, first = group[PARAMS], sum(len(each.tensors) for each in known)
         names = group.get(PARAM_NAMES) or [f"param{number}" for number in range(first, first + len(tensors))]
@@ -74,7 +79,9 @@ class TensorGroup(ParamGroup):
                 for name in (*options, *GROUP_OPTIONS)
                 if name in options or name in group
             },
+            algorithm=read_algorithm(group, own_name),
             tensors=tensors,
+            form=form,
         )
         made._check()
         made.originals = tuple(tensors)

@@ -31,6 +31,11 @@ class Fold:
         self._watchers: set[Callable[[], None]] = set()
 
     @property
+    def keeps_events(self) -> bool:
+        """Whether the log keeps events; see `Log.keeps_events`."""
+        return self._log.keeps_events
+
+    @property
     def failure(self) -> str:
         """Why the job has failed; empty if it has not."""
         return "" if self._failure is None else str(self._failure)
@@ -108,4 +113,5 @@ def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
         in_force = before.effective if not groups.in_force.is_scheduled else tuple(effective)
     else:
         layouts, options, in_force = tuple(groups.layouts), tuple(groups.options), tuple(effective)
-    return Snapshot(state.job_version, layouts, options, state.weights, groups.step_ranges(), in_force)
+    steps = groups.step_ranges()
+    return Snapshot(state.job_version, layouts, options, state.weights, steps, in_force, state.options)

@@ -121,14 +121,15 @@ class Job:
     def info(self) -> JobInfo:
         """Describe the job with its groups and parameters."""
         state = self.state
+        snapshot = self.snapshots.current  # a step that is under way may have changed the state already
         return JobInfo(
             name=self.name,
             algorithm=state.groups.algorithm.name,
             defaults=state.groups.defaults,
             policy=state.policy,
-            groups=state.groups.infos(),
-            version=self.version,
-            options=state.options,
+            groups=snapshot.group_infos(),
+            version=self.stamped(snapshot.version),
+            options=snapshot.job_options,
             averages=state.averages.infos(),
             ephemeral=state.ephemeral,
             stepped_unix_ms=int(state.stepped_wall * 1000),

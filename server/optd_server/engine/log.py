@@ -12,6 +12,14 @@ class Log(Protocol):
     """
 
     @property
+    def keeps_events(self) -> bool:
+        """Whether the log keeps what it is given.
+
+        If so, a gradient in a worker's memory is copied once, as it is checked. What is applied and what is kept are
+        then the same bytes, whatever the worker does meanwhile.
+        """
+
+    @property
     def durable_version(self) -> int:
         """The newest version of the job that survives a restart."""
 
@@ -25,6 +33,7 @@ class Log(Protocol):
 class KeepsNothing:
     """A log that keeps nothing: an event costs no copy and no memory, and no version survives a restart."""
 
+    keeps_events = False
     durable_version = 0
 
     async def append(self, event: Event, version: int) -> int:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.reading import Reading
+from optd_server.engine.step.values import takes_values
 from optd_server.rpc.batches import batches_of
 from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
@@ -84,7 +85,9 @@ class WeightMessages:
         tail = b"" if last is None else last.SerializeToString()
         version = snapshot.version
         name = "" if encoding is None else encoding.name
-        for index, frames in enumerate(batches_of(_frames(snapshot, ranges), encoding=encoding)):
+        # Workers push values back as they have got them, so these are never rounded.
+        exact = [] if encoding is None else [i for i, o in enumerate(snapshot.options) if takes_values(o.algorithm)]
+        for index, frames in enumerate(batches_of(_frames(snapshot, ranges), encoding=encoding, exact=exact)):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=version.version, seconds=f"{self._patience:g}")
             piece = _Piece(reading.job, version.version, version.revision, name, ranges, index, average)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bench import ours
+from bench.in_engine import in_engine
 from bench.processes import Child, children
 from bench.references import grpc_echo
 from bench.row import MICROSECONDS, PER_SECOND, Row, Side, Sides, seconds
@@ -31,6 +32,18 @@ def _step(size: Size) -> Iterator[Sides]:
         grpc_echo.echo_client(address, payload) as exchange,
     ):
         ours_side = Side(_median_of(size.small_steps, mine.step), mine.weights)
+        yield Sides(ours_side, Side(_median_of(size.small_steps, exchange)))
+
+
+@contextmanager
+def _in_engine(size: Size) -> Iterator[Sides]:
+    payload = size.small * FLOAT32_BYTES
+    with (
+        in_engine(single(size.small)) as mine,
+        grpc_echo.echo_server(payload) as address,
+        grpc_echo.echo_client(address, payload) as exchange,
+    ):
+        ours_side = Side(lambda: mine.median(size.small_steps), mine.weights)
         yield Sides(ours_side, Side(_median_of(size.small_steps, exchange)))
 
 
@@ -61,6 +74,13 @@ ROWS = (
         build=_step,
         unit=MICROSECONDS,
         aim=1.5,
+    ),
+    Row(
+        name="step of {small} elements in the engine, no transport, median",
+        reference="bare gRPC echo, as many bytes",
+        build=_in_engine,
+        unit=MICROSECONDS,
+        aim=0.35,
     ),
     Row(
         name="pushes of {small} elements, {clients} workers",

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.client.torch.mixed import Block, groups_of
 
 import optd
+import optd.torch
 from optd.local import LocalServer
 
 
@@ -40,6 +42,20 @@ def serve(server: LocalServer, job_names: Iterator[str]) -> Iterator[Callable[..
     yield construct
     for optimizer in opened:
         optimizer.close()
+
+
+@pytest.fixture
+def make_mixed(server: LocalServer, job_names: Iterator[str], request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes an optimizer with Muon and AdamW for a model, with a session of its own on some lane."""
+
+    def construct(model: Block, lane: str = "grpc", **options: Any) -> Any:
+        how = {name: options.pop(name) for name in ("gradients", "job", "worker") if name in options}
+        how = {"job": next(job_names), "worker": "w0", **how}
+        session = optd.connect(server.address, lane=lane, **how)
+        request.addfinalizer(session.close)
+        return optd.torch.Optimizer(groups_of(model), session=session, **options)
+
+    return construct
 
 
 @pytest.fixture(autouse=True, scope="session")

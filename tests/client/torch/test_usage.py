@@ -198,6 +198,7 @@ def test_the_signature_is_torchs_and_ours() -> None:
             "zero_copy",
             "local_changes",
             "norms",
+            "buffers",
         ]
 
 

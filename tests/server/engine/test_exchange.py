@@ -234,6 +234,7 @@ def test_a_job_that_is_deleted_takes_no_policy():
 class Steps:
     """A log that keeps who was part of each step."""
 
+    keeps_events = True
     durable_version = 0
 
     def __init__(self) -> None:

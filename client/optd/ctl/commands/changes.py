@@ -45,8 +45,8 @@ def set_options(
         list[str],
         typer.Argument(
             metavar="[GROUP] NAME=VALUE...",
-            help="The group's name, and lr=0.001 betas=0.9,0.99 nesterov=true; without a group options of the whole "
-            "job: clip_norm=1",
+            help="The group's name, and options of the group's algorithm: lr=0.001 betas=0.9,0.99 nesterov=true; "
+            "without a group options of the whole job: clip_norm=1",
         ),
     ],
 ) -> None:

@@ -62,6 +62,7 @@ def _head(job: str, summary: GroupSummary) -> RenderableType:
     return facts(
         [
             ("group", f"{options.group} of {job}, index {summary.index}"),
+            ("algorithm", options.algorithm),
             ("parameters", f"{text.count(summary.parameters)} with {text.counted(summary.elements, 'element')}"),
             ("dtype", ", ".join(summary.dtypes)),
             ("steps", text.steps(summary.min_steps, summary.max_steps)),

@@ -17,7 +17,7 @@ SPARED = ("parameters", "elements", "dtype")
 
 
 def groups(invocation: Invocation, job: Job) -> None:
-    """List the groups of a job with their options and steps."""
+    """List the groups of a job with their algorithms if these differ, options and steps."""
     found = invocation.server.ask(lambda server, left: server.list_groups(job, left))
     invocation.answer(found, *views(found))
 
@@ -25,14 +25,17 @@ def groups(invocation: Invocation, job: Job) -> None:
 def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
     """The groups with `lr` and all options that differ between them, or have a schedule; below, the others.
 
+    An option that only some of the groups' algorithms have counts as one that differs.
     Where there is no room for a column for each of these, one column has them by name.
     """
     names = text.in_order(dict.fromkeys(name for group in found for name in group.options.options))
     apart = [name for name in names if name != "lr" and (_differs(found, name) or _moves(found, name))]
     same = [name for name in names if name not in apart and name != "lr"]
+    algorithms = len({group.options.algorithm for group in found}) > 1
     columns = [
         Column("#", number=True),
         Column("group"),
+        *([Column("algorithm")] if algorithms else []),
         Column("parameters", number=True),
         Column("elements", number=True),
         Column("dtype", spare=True),
@@ -44,6 +47,7 @@ def views(found: Sequence[GroupSummary]) -> list[RenderableType]:
         [
             str(group.index),
             group.options.group,
+            *([group.options.algorithm] if algorithms else []),
             text.count(group.parameters),
             text.count(group.elements),
             ",".join(group.dtypes),
@@ -74,7 +78,8 @@ def _options(group: GroupSummary) -> Options:
 
 
 def _differs(found: Sequence[GroupSummary], name: str) -> bool:
-    return any(_options(group).get(name) != _options(found[0]).get(name) for group in found)
+    having = [_options(group)[name] for group in found if name in _options(group)]
+    return len(having) < len(found) or any(value != having[0] for value in having)
 
 
 def _moves(found: Sequence[GroupSummary], name: str) -> bool:
@@ -83,6 +88,8 @@ def _moves(found: Sequence[GroupSummary], name: str) -> bool:
 
 
 def _value(group: GroupSummary, name: str) -> str:
-    """An option in six digits, with what a schedule makes of it now."""
-    value = text.shortened(_options(group).get(name))
+    """An option in six digits, with what a schedule makes of it now; a dash if the group's algorithm lacks it."""
+    if name not in _options(group):
+        return text.NONE
+    value = text.shortened(_options(group)[name])
     return f"{value} now {text.shortened(group.effective[name])}" if name in group.effective else value

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,9 +17,22 @@ from optd_wire.values import JobSummary
 
 
 def jobs(invocation: Invocation) -> None:
-    """List the jobs: algorithm, policy, version, size, workers."""
+    """List the jobs: algorithms, policy, version, size, workers."""
     found = invocation.server.ask(lambda server, left: server.list_jobs(left))
-    invocation.answer(found, _table(found, time.time()) if found else "no jobs")
+    if invocation.json or not found:
+        invocation.answer(found, "no jobs")
+        return
+    # The listing has the algorithm of a job; several groups may have others.
+    algorithms = [_algorithms(invocation, job) if job.groups > 1 else job.algorithm for job in found]
+    invocation.answer(found, _table(found, algorithms, time.time()))
+
+
+def _algorithms(invocation: Invocation, job: JobSummary) -> str:
+    try:
+        groups = invocation.server.ask(lambda server, left: server.list_groups(job.name, left))
+    except UnknownJob:  # deleted since
+        return job.algorithm
+    return text.algorithms(job.algorithm, (group.options for group in groups))
 
 
 def delete(
@@ -56,7 +70,7 @@ def _confirm(job: JobSummary) -> None:
         raise typer.Exit(Exit.REFUSED)
 
 
-def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
+def _table(found: tuple[JobSummary, ...], algorithms: Sequence[str], now: float) -> FittingTable:
     return table(
         [
             Column("job"),
@@ -77,7 +91,7 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
         [
             [
                 job.name,
-                job.algorithm,
+                algorithm,
                 text.policy(job.policy),
                 text.count(job.version.version) + (" failed" if job.failure else ""),
                 text.count(job.workers),
@@ -91,6 +105,6 @@ def _table(found: tuple[JobSummary, ...], now: float) -> FittingTable:
                 "with its workers" if job.ephemeral else text.NONE,
                 text.gradients(job.gradients) or text.NONE,
             ]
-            for job in found
+            for job, algorithm in zip(found, algorithms, strict=True)
         ],
     )

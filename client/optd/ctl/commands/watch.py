@@ -85,7 +85,8 @@ class _View:
         report = self._report
         if report is None:
             return ""
-        head = f"{report.job.name}  {report.job.algorithm}  {text.policy(report.job.policy)}  {self._state(report)}"
+        algorithms = text.algorithms(report.job.algorithm, (group.options for group in report.groups))
+        head = f"{report.job.name}  {algorithms}  {text.policy(report.job.policy)}  {self._state(report)}"
         ago = time.monotonic() - self._since
         parts: list[RenderableType] = [head, "", *groups.views(report.groups)]
         if report.workers:

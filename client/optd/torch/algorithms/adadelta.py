@@ -13,6 +13,7 @@ from optd.params.rules import Rules
 from optd.schedules import Schedule, Schedules
 from optd.session.join import IfExists
 from optd.session.session import Session
+from optd.torch.module_buffers import BuffersOf
 from optd.torch.optimizer import Served
 from optd_wire.values import Policy
 
@@ -25,6 +26,9 @@ class Adadelta(Served, torch.optim.Adadelta, algorithm="adadelta"):
     Args:
         params: The tensors to train, as torch takes them: tensors, `(name, tensor)` pairs, or group dicts whose options
             take precedence over the arguments here. `optd.torch.optimizer.Served` says which tensors a server can hold.
+            A group dict may name another `algorithm`, as `{"params": matrices, "algorithm": "muon"}`: it then has that
+            algorithm's options and defaults, and of the arguments here only those that every algorithm has, from
+            `lr_schedule` to `rules`.
         lr: The factor of each step. In [0, inf). Default: 1.0.
         rho: How much of themselves the running averages keep at each step. In [0, 1]. Default: 0.9.
         eps: Added to the denominator for numerical stability. In [0, inf). Default: 1e-06.
@@ -74,6 +78,9 @@ class Adadelta(Served, torch.optim.Adadelta, algorithm="adadelta"):
             unless that would undo the steps of other workers, "warn" that the step replaces them, or "ignore" them.
             Default: "send".
         norms: Whether each step reports the norms of its gradient and of its update in `last`. Default: False.
+        buffers: The model, or a dict of tensors by name, whose buffers travel with the job, such as the running
+            statistics of BatchNorm: their mean over a round, or else what was pushed last, becomes the job's, and each
+            step and pull writes the job's into the model. None: buffers stay with each worker.
 
     Raises:
         ValueError: As torch's class raises it.
@@ -118,4 +125,5 @@ class Adadelta(Served, torch.optim.Adadelta, algorithm="adadelta"):
             zero_copy: bool = False,
             local_changes: Literal["send", "warn", "ignore"] = "send",
             norms: bool = False,
+            buffers: BuffersOf | None = None,
         ) -> None: ...

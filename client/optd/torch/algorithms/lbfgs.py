@@ -14,6 +14,7 @@ from optd.schedules import Schedule, Schedules
 from optd.session.join import IfExists
 from optd.session.session import Session
 from optd.torch.lbfgs import ServedLBFGS
+from optd.torch.module_buffers import BuffersOf
 from optd_wire.values import Policy
 
 
@@ -82,6 +83,9 @@ class LBFGS(ServedLBFGS, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False)
             unless that would undo the steps of other workers, "warn" that the step replaces them, or "ignore" them.
             Default: "send".
         norms: Whether each step reports the norms of its gradient and of its update in `last`. Default: False.
+        buffers: The model, or a dict of tensors by name, whose buffers travel with the job, such as the running
+            statistics of BatchNorm: their mean over a round, or else what was pushed last, becomes the job's, and each
+            step and pull writes the job's into the model. None: buffers stay with each worker.
 
     Raises:
         ValueError: As torch's class raises it.
@@ -130,4 +134,5 @@ class LBFGS(ServedLBFGS, torch.optim.LBFGS, algorithm="lbfgs", keeps_step=False)
             zero_copy: bool = False,
             local_changes: Literal["send", "warn", "ignore"] = "send",
             norms: bool = False,
+            buffers: BuffersOf | None = None,
         ) -> None: ...

@@ -123,7 +123,8 @@ class FakeJob:
             ParameterInfo(spec.name, spec.shape, spec.dtype, own.offset)
             for spec, own in zip(group.spec.parameters, group.layout.parameters, strict=True)
         )
-        return GroupInfo(index, GroupOptions(group.spec.name, self._options(group)), parameters)
+        algorithm = group.spec.algorithm or self.spec.algorithm
+        return GroupInfo(index, GroupOptions(group.spec.name, self._options(group), algorithm=algorithm), parameters)
 
     def _options(self, group: FakeGroup) -> Options:
         return {"lr": DEFAULT_LR, **self.spec.defaults, **group.spec.options}

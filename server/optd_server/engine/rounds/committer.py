@@ -84,7 +84,7 @@ class Committer:
         into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
-        edits = self.edits(round_.pushes)
+        edits = self._edits_of(round_)
         self._check(round_, edits)
         if edits:
             self._memory.reserve_options(edits.groups, None)
@@ -127,6 +127,18 @@ class Committer:
             None if clipped.norms is None else tuple(clipped.norms.tolist()),
         )
         return await self._step(event, into, round_)
+
+    def _edits_of(self, round_: AnyRound) -> OptionEdits:
+        """Return the edits that a round carries; raise `Refused` for the first push whose options do not fit."""
+        try:
+            return self.edits(round_.pushes)
+        except OptdError:
+            for number, push in enumerate(round_.pushes, 1):
+                try:
+                    self.edits(round_.pushes[:number])
+                except OptdError as error:
+                    raise Refused(push, error) from None
+            raise
 
     async def _reduce(self, round_: AnyRound, elements: int) -> Reduced:
         return await self._offload.run(self._state.groups.cost(elements), round_.reduce)

@@ -223,10 +223,19 @@ class InFlight:
     def _begin(self, due: Sequence[Push]) -> None:
         """Begin a round as soon as a slot for its gradient is free, if it needs one."""
         shared = len(due) == 1 and due[0].shared is not None
-        if shared and not (self._state.search.is_under_way or self.committer.settings.may_write(due[0].header)):
+        if shared and not self._needs_slot(due[0]):
             self._start(due, None)
         else:
             self._slots.take(lambda slot: self._start(due, slot))
+
+    def _needs_slot(self, push: Push) -> bool:
+        """Whether a gradient in shared memory is copied to a slot: if it is written to, or must not change any more.
+
+        A copy costs about a tenth of a large step.
+        """
+        return (
+            self._fold.keeps_events or self._state.search.is_under_way or self.committer.settings.may_write(push.header)
+        )
 
     def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
         if any([push.outcome.is_done for push in due]):  # noqa: C419 - a list is faster here
@@ -370,11 +379,6 @@ class InFlight:
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._fold.check_not_failed()
-        if len(round_.pushes) > 1 and header.updates:
-            try:
-                self.committer.edits(round_.pushes[: round_.pushes.index(push) + 1])
-            except OptdError as error:
-                raise Refused(push, error) from None
 
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""

@@ -99,13 +99,13 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         weights = [weight_of(push.header) for push in self.pushes]
-        if reduction == MEAN and len(set(weights)) == 1:
-            weights = [1.0] * len(weights)  # equal weights make no difference to a mean
+        # Equal weights make no difference to a mean.
+        self._weights = [1.0] * len(weights) if len(set(weights)) == 1 else weights
+        """Those of a mean of the pushes."""
         self._parts = {
-            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight))
-            for push, weight in zip(self.pushes, weights, strict=True)
+            push: self._part_of(push, groups, Intake(push.header, nonfinite, weight if reduction == SUM else own, own))
+            for push, weight, own in zip(self.pushes, weights, self._weights, strict=True)
         }
-        self._weights = weights
         self._row_sums: RowSums | None = None
         self.all_shared = all(push.shared is not None for push in self.pushes)
         """Whether all gradients lie in shared memory."""
@@ -294,10 +294,8 @@ class Round:
         return self._put_together(buffers, presences)
 
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
-        """Divide sums to means, unless sums are wanted; return the parameters that at least one push has."""
-        if self.reduction == SUM:
-            return self._reducer.covered(presences)
-        return self._reducer.divide(sums, presences, self._weights)
+        """Divide sums to means if a mean is wanted; return the parameters that at least one push has."""
+        return self._reducer.divide(sums, presences, self._weights, self.reduction)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
         """Add rows to the parameters that other pushes have whole; return the sums of all other rows."""

@@ -13,6 +13,7 @@ import numpy as np
 from optd_server.engine.compute import Compute
 from optd_server.engine.step.reduced import Reduced
 from optd_server.engine.step.reduction import Reducer, present_ranges
+from optd_server.engine.step.values import takes_values
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
@@ -82,17 +83,20 @@ class Accumulation:
 def weighted(reduced: Reduced, extents: Sequence[Extent], compute: Compute) -> tuple[Totals, tuple[float, ...]]:
     """Multiply the gradient of a round, in place, by the weights of its pushes; return the weights.
 
-    A gradient that is a sum already includes the weights. The rows of a gradient are replaced, not changed in place.
+    A gradient that is a sum already includes the weights; values, which are never summed, do not. The rows of a
+    gradient are replaced, not changed in place.
     """
     gradient, weights = reduced.gradient, reduced.weights(extents)
     row_weights = tuple(reduced.row_weight(rows.place) for rows in gradient.rows)
+    for number, extent in enumerate(extents[: len(gradient.slabs)]):
+        for index, slab in enumerate(extent.slabs):
+            if reduced.reduction != MEAN and not takes_values(slab.kind):
+                continue
+            own = weights[number][index]
+            for factor in np.unique(own[(own > 0) & (own != 1)]).tolist():
+                for start, stop in present_ranges(own == factor, slab.starts, slab.sizes):
+                    compute.kernels.scale(gradient.slabs[number][index][start:stop], factor, compute.threads)
     if reduced.reduction == MEAN:
-        for number, extent in enumerate(extents[: len(gradient.slabs)]):
-            for index, slab in enumerate(extent.slabs):
-                own = weights[number][index]
-                for factor in np.unique(own[(own > 0) & (own != 1)]).tolist():
-                    for start, stop in present_ranges(own == factor, slab.starts, slab.sizes):
-                        compute.kernels.scale(gradient.slabs[number][index][start:stop], factor, compute.threads)
         gradient.rows = tuple(_times(rows, by) for rows, by in zip(gradient.rows, row_weights, strict=True))
     return weights, row_weights
 
@@ -131,10 +135,11 @@ def finished(
                 totals[at.extent][at.slab][at.parameter] += weight
             else:
                 left.append((each, weight))
-        if how == MEAN:
-            for number, extent in enumerate(extents):
-                for index, slab in enumerate(extent.slabs):
+        for number, extent in enumerate(extents):
+            for index, slab in enumerate(extent.slabs):
+                if how == MEAN or takes_values(slab.kind):
                     reducer.scale_inverse(target[number][index], slab, totals[number][index])
+        if how == MEAN:
             left = [(_times(each, 1 / total), total) for each, total in left]
     presence = [[each > 0 for each in row] for row in totals]
     kept = {id(each) for each, _ in accumulation.rows.values()}

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from optd_server.engine.step.values import takes_values
 from optd_server.optim import option
 from optd_server.optim.averages import move
 from optd_server.optim.job_options import EMA_DECAY, SWA_EVERY, SWA_START
@@ -31,9 +32,10 @@ class Average:
     """Its numbers, which mean nothing before the first update."""
 
     def enter(self, weights: FlatBuffers, share: float, threads: int) -> None:
-        """Move the average towards weights by their `share` in it, and count the update."""
-        for average, current in zip(self.buffers.all_slabs(), weights.all_slabs(), strict=True):
-            move(average, current, share, threads)
+        """Move the average towards weights by their `share` in it, and count the update; copy values."""
+        slabs = [slab for extent in weights.extents for slab in extent.slabs]
+        for slab, average, current in zip(slabs, self.buffers.all_slabs(), weights.all_slabs(), strict=True):
+            move(average, current, 1.0 if takes_values(slab.kind) else share, threads)
         self.updates += 1
 
     def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:

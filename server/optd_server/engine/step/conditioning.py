@@ -12,6 +12,7 @@ import numpy as np
 
 from optd_server.engine.compute import Compute
 from optd_server.engine.step.reduction import present_ranges
+from optd_server.engine.step.values import takes_values
 from optd_server.optim import group_options, job_options, option
 from optd_server.optim.clipping import Bounds, Clipped, Piece, clip, group_norms
 from optd_server.store.extents import Extent
@@ -77,9 +78,11 @@ def bounded(
 
 
 def _pieces(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Piece]:
-    """Yield the elements that a gradient has, by group."""
+    """Yield the elements that a gradient has, by group, without those of groups that take values."""
     for extent, flags, slabs in zip(extents, gradient.presence, gradient.slabs, strict=False):
         for slab, present, elements in zip(extent.slabs, flags, slabs, strict=True):
+            if takes_values(slab.kind):
+                continue
             last = np.cumsum(slab.parameter_counts)
             for group, start, stop in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
                 here = slice(start, stop)

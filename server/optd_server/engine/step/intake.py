@@ -62,18 +62,20 @@ def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
 class Intake:
     """Prepares the numbers of one push.
 
-    `weight` is the factor that they are multiplied by, and `nonfinite` is the job's option of that name.
+    `weight` is the factor that gradients are multiplied by, and `share` the factor of values (see `step.values`).
+    `nonfinite` is the job's option of that name.
     """
 
-    def __init__(self, header: PushHeader, nonfinite: str, weight: float = 1.0) -> None:
+    def __init__(self, header: PushHeader, nonfinite: str, weight: float = 1.0, share: float = 1.0) -> None:
         self._nonfinite = nonfinite
         self._weight = weight
+        self._share = share
         scale = 1.0 if header.loss_scale is None else header.loss_scale
         # torch's GradScaler also multiplies by the reciprocal, which it computes in float64 and rounds to float32.
         self._reciprocal = float(np.float32(1 / scale)) if scale != 1 else 1.0
         self._count = 0
         self._first = ""
-        self.plain = nonfinite == REJECT and weight == 1 and self._reciprocal == 1
+        self.plain = nonfinite == REJECT and self._weight == self._share == self._reciprocal == 1
         """Whether numbers are used unchanged, and refused if one is not finite."""
 
     @property
@@ -81,25 +83,27 @@ class Intake:
         """The entries that were not finite, so far."""
         return Nonfinite(self._count, self._first) if self._count else None
 
-    def take(self, values: Array, locate: Locate) -> None:
+    def take(self, values: Array, locate: Locate, *, are_gradients: bool = True) -> None:
         """Prepare numbers in place; raise `NonfiniteGradient` if one is not finite and the option says to refuse."""
+        weight = self._weight if are_gradients else self._share
         # Unscaling may overflow, which the check then finds. Weighting may overflow too, as it does in torch.
         with np.errstate(all="ignore"):
-            if self._reciprocal != 1:
+            if self._reciprocal != 1 and are_gradients:
                 np.multiply(values, values.dtype.type(self._reciprocal), out=values)
             first = first_nonfinite(values)
             if first is not None:
-                self._meet(values, first, locate)
-            if self._weight != 1:
-                np.multiply(values, values.dtype.type(self._weight), out=values)
+                self._meet(values, first, locate, are_gradients)
+            if weight != 1:
+                np.multiply(values, values.dtype.type(weight), out=values)
 
     def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
         """Do the same as `take`, for rows of a parameter."""
         self.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
 
-    def _meet(self, values: Array, first: int, locate: Locate) -> None:
+    def _meet(self, values: Array, first: int, locate: Locate, are_gradients: bool) -> None:
         parameter, index = locate(first)
-        if self._nonfinite == REJECT:
+        # A gradient of zero moves nothing, but a value of zero would replace the weight.
+        if self._nonfinite == REJECT or (self._nonfinite == ZERO and not are_gradients):
             raise NonfiniteGradient(parameter=parameter, value=values[first], index=index)
         wrong = ~np.isfinite(values)
         self._first = self._first or parameter

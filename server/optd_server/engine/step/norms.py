@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from optd_server.engine.compute import Compute
 from optd_server.engine.options.groups import Groups
+from optd_server.engine.step.values import takes_values
 from optd_server.optim.clipping import norm_of
 from optd_server.optim.difference import difference_norm
 from optd_server.store.extents import Slab
@@ -30,11 +31,13 @@ def norms_of_step(
     """Return the p-norms over all groups, and then of each group, of the gradient and of the update.
 
     `gradient` has the norms of the gradient by group. Weights are read only where `changes` says that the step has
-    changed them.
+    changed them. Groups that take values have norms of 0.
     """
     found: list[list[float]] = [[] for _ in range(len(groups))]
     for number, extent in enumerate(groups.extents):
         for index, slab in enumerate(extent.slabs):
+            if takes_values(slab.kind):
+                continue
             arrays = after.slabs[number][index], before.slabs[number][index]
             for group, new, old in _changed(slab, changes[number][index], *arrays):
                 found[group].append(difference_norm(new, old, p, compute.threads))

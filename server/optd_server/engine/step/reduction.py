@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from optd_server.engine.step.intake import Intake
+from optd_server.engine.step.values import takes_values
 from optd_server.optim.backends.base import Backend
+from optd_server.optim.job_options import MEAN
 from optd_server.optim.reduce import Contribution
 from optd_server.optim.runs import BLOCK
 from optd_server.store.clearing import Clearing
@@ -56,7 +58,9 @@ class Reducer:
             if not intake.plain:
                 values = np.empty(frame.count, target.dtype) if add else target
                 frame.decode_into(values)
-                intake.take(values, partial(self._locate, frame.group, frame.offset))
+                are_gradients = not takes_values(self._extents[extent].slabs[slab].kind)
+                locate = partial(self._locate, frame.group, frame.offset)
+                intake.take(values, locate, are_gradients=are_gradients)
                 if add:
                     self._backend.accumulate(target, values, add=True)
                 continue
@@ -90,7 +94,8 @@ class Reducer:
         """Add values through copies that fit the cache, because the intake changes numbers in place."""
         for first in range(0, len(values), BLOCK):
             copied = values[first : first + BLOCK].copy()
-            intake.take(copied, partial(_locate_in_slab, extent, slab, start + first))
+            locate = partial(_locate_in_slab, extent, slab, start + first)
+            intake.take(copied, locate, are_gradients=not takes_values(slab.kind))
             self._backend.accumulate(into[first : first + BLOCK], copied, add=True)
 
     def check(self, gradient: Gradient) -> None:
@@ -99,8 +104,11 @@ class Reducer:
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 self._check_values(extent, slab, start, gradient.slabs[number][index][start:stop])
 
-    def divide(self, sums: FlatBuffers, presences: Sequence[Presence], weights: Sequence[float]) -> Presence:
-        """Divide sums by the weights of the pushes that have each parameter; return the parameters of any push."""
+    def divide(self, sums: FlatBuffers, presences: Sequence[Presence], weights: Sequence[float], how: str) -> Presence:
+        """Divide sums by the weights of the pushes that have each parameter; return the parameters of any push.
+
+        Gradients stay sums unless `how` is "mean"; values become means in any case.
+        """
         covered: Presence = []
         for number, extent in enumerate(self._extents):
             covered.append([])
@@ -109,22 +117,10 @@ class Reducer:
                 for presence, weight in zip(presences, weights, strict=True):
                     if number < len(presence):
                         totals += weight * presence[number][index]
-                self.scale_inverse(sums.slabs[number][index], slab, totals)
+                if how == MEAN or takes_values(slab.kind):
+                    self.scale_inverse(sums.slabs[number][index], slab, totals)
                 covered[-1].append(totals > 0)
         return covered
-
-    def covered(self, presences: Sequence[Presence]) -> Presence:
-        """Return the parameters that at least one of the gradients has."""
-        found: Presence = []
-        for number, extent in enumerate(self._extents):
-            found.append([])
-            for index, slab in enumerate(extent.slabs):
-                flags = np.zeros(len(slab.sizes), np.bool_)
-                for presence in presences:
-                    if number < len(presence):
-                        flags |= presence[number][index]
-                found[-1].append(flags)
-        return found
 
     def scale_inverse(self, elements: Array, slab: Slab, totals: npt.NDArray[np.float64]) -> None:
         """Divide the elements of each parameter of a slab by its total, unless that is 0 or 1."""

@@ -1,7 +1,7 @@
 """Assignment: pushed values become the weights. For buffers, such as the running statistics of BatchNorm.
 
-Workers push values in the place of gradients. With the job's ``reduction="mean"`` a round leaves the mean of its
-pushes; without rounds the last push counts. Values that are whole numbers travel as floats, and clients turn them back.
+Workers push values in the place of gradients. A round leaves the mean of its pushes, also if gradients are summed;
+without rounds the last push counts. Values that are whole numbers travel as floats, and clients turn them back.
 
 It has no options of its own. Those that every group has apply like this:
 

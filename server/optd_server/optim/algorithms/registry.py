@@ -49,7 +49,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]{0,63}")
 _TAKEN = {
     "option": {
-        *("algorithm", "params", "name", "session", "server", "job", "worker", "zero_copy"),
+        *("algorithm", "params", "name", "session", "server", "job", "worker", "zero_copy", "buffers"),
         *(each.name for each in GROUP_OPTIONS),
     },
     "state": {"step", "weights", "gradient", "ema", "swa"},

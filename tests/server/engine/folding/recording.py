@@ -13,6 +13,7 @@ from optd_server.engine.job import Job
 class Recorder:
     """The log of one job. What it finds wrong is in `problems`: an exception would only end the job."""
 
+    keeps_events = True
     durable_version = 0
 
     def __init__(self, every: int = 1) -> None:
