@@ -29,7 +29,7 @@ from optd_wire.values import (
 
 
 def encoded(event: events.Event, state: JobState | None) -> bytes:
-    """Encodes an event. `state` is the job's state before the event; None for `Created`.
+    """Encode an event. `state` is the job's state before the event; None for `Created`.
 
     Copies the numbers of the event once. Blocks.
     """
@@ -42,9 +42,9 @@ def encoded(event: events.Event, state: JobState | None) -> bytes:
 
 
 def decoded(data: bytes, state: JobState | None) -> events.Event:
-    """Decodes an event. `state` is the job's state before the event; None for `Created`.
+    """Decode an event. `state` is the job's state before the event; None for `Created`.
 
-    Raises ValueError if this version does not know the kind of the event.
+    Raise ValueError if this version does not know the kind of the event.
     """
     message = pb.Event.FromString(data)
     kind = message.WhichOneof("kind")

@@ -7,10 +7,10 @@ clock, a socket or the environment. Each job lives on one event loop, and only a
 The way of a push:
 
     rpc        a service calls `Job.push` with a header and a source of frames
-    rounds     `pushes` admits it, `waiting` offers it to the policy, and a `round` receives its gradient
-    writer     when all gradients of the round have arrived, `stepping` takes its step, one step at a time:
+    rounds     `in_flight` admits it, `waiting` offers it to the policy, and a `round` receives its gradient
+    writer     when all gradients of the round have arrived, `committer` takes its step, one round at a time:
     step         `reduction` and `accumulation` make one gradient of the round, `conditioning` clips it
-    events       `decide` and `stepping` make a `Stepped`, complete with marks, options and gradient
+    events       `decide` and `committer` make a `Stepped`, complete with marks, options and gradient
     log          `fold` appends the event
     apply        `apply` runs the arithmetic of `step` into a spare set of weights, and writes the replies' marks
     publish      `fold` swaps the snapshot that readers see: weights and options together

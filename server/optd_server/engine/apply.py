@@ -74,7 +74,7 @@ NOTHING_MORE = Applied()
 
 
 def apply(state: JobState, event: Event, compute: Compute) -> Applied:
-    """Changes a state by one event. The resulting bits do not depend on `compute`. Blocks for the arithmetic.
+    """Change a state by one event. The resulting bits do not depend on `compute`. Blocks for the arithmetic.
 
     After an exception the state may be half-changed and must not be used.
     """
@@ -88,17 +88,17 @@ def apply(state: JobState, event: Event, compute: Compute) -> Applied:
 
 
 def applying(state: JobState, event: Event, compute: Compute) -> Applying:
-    """Does the same as `apply` in pieces. The caller must run each piece that it yields before asking for the next."""
+    """Do the same as `apply` in pieces. The caller must run each piece that it yields before asking for the next."""
     return _HANDLERS[type(event)](state, event, compute)
 
 
 def relocate(state: JobState, weights: WeightSet) -> None:
-    """Moves a state's weights to other memory. This needs no event, because no number changes."""
+    """Move a state's weights to other memory. This needs no event, because no number changes."""
     state.weights = weights
 
 
 def create(event: Created) -> JobState:
-    """Returns the state of a newly created job."""
+    """Return the state of a newly created job."""
     spec = event.spec
     groups = Groups.of(find_algorithm(spec.algorithm), spec)
     options = initial(spec.options)
@@ -162,7 +162,7 @@ def _floats(norms: tuple[float, ...] | None) -> Floats | None:
 
 
 def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tuple[Gradient, Clipped]]:
-    """Turns the accumulated rounds into the gradient of a step, in place, and clips it."""
+    """Turn the accumulated rounds into the gradient of a step, in place, and clip it."""
     groups, settings = state.groups, settings_of(state.options)
     state.accumulation.fit(groups.extents)
     bounds = bounds_of(settings, groups.in_force.effective(state.version))
@@ -182,7 +182,7 @@ def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tup
 def _norms(
     state: JobState, step: Step, clipped: Clipped, into: WeightSet, compute: Compute
 ) -> Generator[Work, None, tuple[GroupNorms, ...]]:
-    """Computes the norms of a step after it has been taken, before its weights become the current ones."""
+    """Compute the norms of a step after it has been taken, before its weights become the current ones."""
     p, found = settings_of(state.options).norm_type, []
     assert clipped.norms is not None
     before, gradient = state.weights.buffers, clipped.norms
@@ -223,7 +223,7 @@ def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
 
 
 def _counted(state: JobState, nonfinite: Iterable[NonfiniteEntries], clipped: Clipped | None) -> GradientSummary:
-    """Returns the job's gradient counters with those of an event added."""
+    """Return the job's gradient counters with those of an event added."""
     counts = state.gradients
     for each in nonfinite:
         counts = replace(
@@ -250,7 +250,7 @@ def _reply(
     clipped: bool = False,
     norms: tuple[GroupNorms, ...] = (),
 ) -> PushResult:
-    """Returns the reply to a push that the event settles, and stores it in the worker's mark."""
+    """Return the reply to a push that the event settles, and store it in the worker's mark."""
     groups = state.groups
     is_part_of_next = bool(accumulated and not skipped)
     reply = PushResult(
@@ -275,7 +275,7 @@ def _reply(
 
 
 def _put_in_force(state: JobState, edits: OptionEdits) -> None:
-    """Puts into force the option changes that an event carries. `_note` tells of them once the event is applied."""
+    """Put into force the option changes that an event carries. `_note` tells of them once the event is applied."""
     if not edits:
         return
     _change_options(state, edits)
@@ -290,7 +290,7 @@ def _change_options(state: JobState, edits: OptionEdits) -> None:
 
 
 def _note(state: JobState, edits: OptionEdits) -> None:
-    """Adds option changes to the history, which readers see at once: no sooner than the snapshot of the event."""
+    """Add option changes to the history, which readers see at once: no sooner than the snapshot of the event."""
     if edits:
         state.history.add(edits.changes)
 

@@ -18,7 +18,7 @@ from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.options.registration import check_job
 from optd_server.engine.options.resolution import algorithm_of, find_algorithm
 from optd_server.engine.planning import planned_bytes
-from optd_server.engine.rounds.policies.registry import deciding, policy_of
+from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
@@ -26,7 +26,7 @@ from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, Un
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 TRIMMED_BYTES = 64 << 20
-"""Only after the end of a job of at least this size the allocator returns memory, because that takes milliseconds."""
+"""Freed memory is returned to the system only after the end of a job of at least this size: it takes milliseconds."""
 
 
 class WeightsUpload:
@@ -71,14 +71,14 @@ class Catalog:
         self._forgotten_epoch = 0
 
     def __iter__(self) -> Iterator[Job]:
-        """Iterates over the jobs in the order of their names."""
+        """Iterate over the jobs in the order of their names."""
         return iter([self._jobs[name] for name in sorted(self._jobs)])
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def find(self, name: str) -> Job:
-        """Returns the job of this name; raises `UnknownJob`."""
+        """Return the job of this name; raise `UnknownJob`."""
         job = self._jobs.get(name)
         if job is None:
             raise UnknownJob(job=name[:200])
@@ -86,7 +86,7 @@ class Catalog:
 
     @contextmanager
     def noting_rejections(self) -> Iterator[None]:
-        """Counts an error of the block as the rejection of a push without a known job, if the push is at fault."""
+        """Count an error of the block as the rejection of a push without a known job, if the push is at fault."""
         try:
             yield
         except (InvalidArgument, NotFound) as error:
@@ -94,14 +94,14 @@ class Catalog:
             raise
 
     async def find_whole(self, name: str) -> Job:
-        """Does the same as `find`, but waits for an upload of that name; raises `UnknownJob` if the upload fails."""
+        """Do the same as `find`, but wait for an upload of that name; raise `UnknownJob` if the upload fails."""
         upload = self._uploads.get(name)
         if upload is not None:
             await upload.settled.wait()
         return self.find(name)
 
     async def find_created(self, name: str, creation_id: str) -> Job | None:
-        """Returns the job that an earlier call with this `creation_id` created, or None; waits for its upload."""
+        """Return the job that an earlier call with this `creation_id` created, or None; wait for its upload."""
         upload = self._uploads.get(name)
         if creation_id and upload is not None and upload.creation_id == creation_id:
             await upload.settled.wait()
@@ -109,9 +109,9 @@ class Catalog:
         return job if job is not None and creation_id and job.id == creation_id else None
 
     async def make_way(self, spec: JobSpec, worker: str) -> None:
-        """Deletes the job that `spec` is to replace, if there is one; raises the first problem of the spec.
+        """Delete the job that `spec` is to replace, if there is one; raise the first problem of the spec.
 
-        Raises `JobInUse` if workers other than `worker` hold a lease, or `MemoryExceeded`.
+        Raise `JobInUse` if workers other than `worker` hold a lease, or `MemoryExceeded`.
         """
         needed = self._checked_bytes(spec)
         job = self._jobs.get(spec.name)
@@ -122,10 +122,10 @@ class Catalog:
 
     @contextmanager
     def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[WeightsUpload]:
-        """Reserves a job's name and memory while its weights arrive.
+        """Reserve a job's name and memory while its weights arrive.
 
         If the block ends without `finish`, for whatever reason, nothing of the job remains and its name is free again.
-        Raises `JobExists`, `MemoryExceeded`, or the first problem of the spec.
+        Raise `JobExists`, `MemoryExceeded`, or the first problem of the spec.
         """
         needed = self._checked_bytes(spec)
         if spec.name in self._jobs:
@@ -148,12 +148,12 @@ class Catalog:
                 upload.settled.set()
 
     def _checked_bytes(self, spec: JobSpec) -> int:
-        """Checks a spec, and returns the bytes that its job needs; raises the first problem of the spec."""
+        """Check a spec, and return the bytes that its job needs; raise the first problem of the spec."""
         check_job(spec)
-        return planned_bytes(spec, deciding(policy_of(spec)), self.memory.message_bytes)
+        return planned_bytes(spec, decider_of(policy_of(spec)), self.memory.message_bytes)
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
-        """Prepares the kernels that steps on these groups need, in a job whose own algorithm is `algorithm`.
+        """Prepare the kernels that steps on these groups need, in a job whose own algorithm is `algorithm`.
 
         This may take seconds if the kernels were never compiled before.
         """
@@ -165,7 +165,7 @@ class Catalog:
             await self.offload.prepare(own, used)
 
     async def finish(self, upload: WeightsUpload) -> Job:
-        """Turns a complete upload into a durable job; raises `IncompleteParameter` if weights are missing."""
+        """Turn a complete upload into a durable job; raise `IncompleteParameter` if weights are missing."""
         upload.sink.ledger.require_all()
         job = await to_the_end(self._begin(upload))
         await job.durable()
@@ -197,15 +197,15 @@ class Catalog:
         return upload.job
 
     async def delete(self, name: str) -> Job:
-        """Ends a job; its name is free at once. Raises `UnknownJob`."""
+        """End a job; its name is free at once. Raise `UnknownJob`."""
         job = self.find(name)
         await self._end(job)
         return job
 
     async def leave(self, name: str, worker: str, epoch: int) -> Job:
-        """Ends a worker's lease; the last lease of an ephemeral job ends the job.
+        """End a worker's lease; the last lease of an ephemeral job ends the job.
 
-        Raises `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
+        Raise `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
         """
         job = self.find(name)
         left = job.workers.leave(worker, epoch)
@@ -218,7 +218,7 @@ class Catalog:
         return job
 
     async def expire(self) -> None:
-        """Ends all leases that have run out, and the ephemeral jobs that have had no worker for too long."""
+        """End all leases that have run out, and the ephemeral jobs that have had no worker for too long."""
         for job in tuple(self._jobs.values()):
             job.workers.expire()
             if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
@@ -238,19 +238,19 @@ class Catalog:
             await self.offload.give_back_memory()
 
     def _note_epochs(self, job: Job) -> None:
-        """Makes the epochs of a later job of this name begin above those of this one, which fences its workers."""
+        """Make the epochs of a later job of this name begin above those of this one, which fences its workers."""
         self._last_epochs[job.name] = job.state.members.last_epoch
         if len(self._last_epochs) > REMEMBERED:
             name = next(iter(self._last_epochs))
             self._forgotten_epoch = max(self._forgotten_epoch, self._last_epochs.pop(name))
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Answers every push that is waiting for its round with `error`."""
+        """Answer every push that is waiting for its round with `error`."""
         for job in self._jobs.values():
             job.pushes.refuse_waiting(error)
 
     async def close(self) -> None:
-        """Closes all jobs. Their logs still have them."""
+        """Close all jobs. Their logs still have them."""
         while self._jobs:
             job = self._jobs.pop(next(iter(self._jobs)))
             await to_the_end(self._release(job, job.close()))

@@ -15,7 +15,7 @@ Updates = Sequence[tuple[GroupUpdate, Origin]]
 
 
 def known_reply(member: Member, header: PushHeader) -> PushResult | None:
-    """Returns the reply to a push that has already been applied, or None for the next one; raises `SequenceGap`."""
+    """Return the reply to a push that has already been applied, or None for the next one; raise `SequenceGap`."""
     if member.reply is not None and header.sequence == member.sequence:
         return member.reply
     if header.sequence != member.sequence + 1:
@@ -29,7 +29,7 @@ def known_reply(member: Member, header: PushHeader) -> PushResult | None:
 
 
 def check_base(state: JobState, header: PushHeader) -> None:
-    """Raises `FutureVersion` if a gradient was computed on a version that the job has not reached."""
+    """Raise `FutureVersion` if a gradient was computed on a version that the job has not reached."""
     if header.base_version > state.version:
         raise FutureVersion(
             worker=header.worker, base_version=header.base_version, job=state.name, version=state.version
@@ -37,7 +37,7 @@ def check_base(state: JobState, header: PushHeader) -> None:
 
 
 def check_evaluation(state: JobState, header: PushHeader) -> None:
-    """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` if the algorithm cannot use such an evaluation."""
+    """Raise `LossMissing`, `StaleEvaluation` or `InvalidRequest` if the algorithm cannot use such an evaluation."""
     algorithm = state.groups.iterative
     if header.flush:
         return
@@ -61,7 +61,7 @@ def check_evaluation(state: JobState, header: PushHeader) -> None:
 
 
 def group_edits(state: JobState, updates: Updates) -> OptionEdits:
-    """Returns the edits that these updates make to options of groups; raises the problem of an update."""
+    """Return the edits that these updates make to options of groups; raise the problem of an update."""
     if not updates:
         return NO_EDITS
     groups = state.groups
@@ -77,7 +77,7 @@ def group_edits(state: JobState, updates: Updates) -> OptionEdits:
 
 
 def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits:
-    """Returns the edits that an update makes to the options of the job as a whole; raises its problem."""
+    """Return the edits that an update makes to the options of the job as a whole; raise its problem."""
     planned = plan_update(state.groups.distinct_algorithms, state.options, update, state.version)
     if planned is state.options:
         return NO_EDITS
@@ -85,7 +85,7 @@ def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits
 
 
 def mark_of(state: JobState, header: PushHeader, *, tells_norms: bool) -> Mark:
-    """Returns the mark of a push that an event settles at the state's version."""
+    """Return the mark of a push that an event settles at the state's version."""
     return Mark(
         header.worker,
         header.epoch,

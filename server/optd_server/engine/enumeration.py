@@ -28,9 +28,9 @@ Leaf: TypeAlias = npt.NDArray[Any] | np.generic | bool | int | float | str | Non
 
 
 def enumerated(state: JobState) -> dict[str, Leaf]:
-    """Returns every number and text of a state, by a path such as `groups.options.0.options.lr`.
+    """Return every number and text of a state, by a path such as `groups.options.0.options.lr`.
 
-    Memory without meaningful content is left out: averages that nothing has entered, and sums of no rounds. Raises
+    Memory without meaningful content is left out: averages that nothing has entered, and sums of no rounds. Raise
     TypeError for a part of an unknown type.
     """
     return dict(_leaves("", state))
@@ -46,7 +46,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Leaf]]:
 
 @singledispatch
 def _parts(value: Any) -> Mapping[str, Any]:
-    """Returns the parts of a value by name."""
+    """Return the parts of a value by name."""
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     raise TypeError(f"a state holds {value!r}, and nothing says what it consists of")
@@ -111,7 +111,7 @@ def _(value: Any) -> Mapping[str, Any]:
 
 
 def _sums(value: Accumulation) -> dict[str, Any]:
-    """Returns the sums of the parameters that a round has had, with their weights.
+    """Return the sums of the parameters that a round has had, with their weights.
 
     The memory of other parameters, and of groups that no round has had yet, holds nothing meaningful.
     """

@@ -44,13 +44,13 @@ class Fold:
         return "" if self._failure is None else str(self._failure)
 
     def check_not_failed(self) -> None:
-        """Raises `JobFailed` if applying an event has failed half-way: no later step would be correct."""
+        """Raise `JobFailed` if applying an event has failed half-way: no later step would be correct."""
         if self._failure is not None:
             # Raises a new error each time: one that is raised repeatedly would collect all tracebacks.
             raise copy(self._failure)
 
     def fail(self, problem: Exception) -> JobFailed:
-        """Fails the job, whose state may be half-changed; returns the error to raise."""
+        """Fail the job, whose state may be half-changed; return the error to raise."""
         state = self.state
         logger.error("job %s failed after version %d", state.name, state.version, exc_info=problem)
         self._failure = JobFailed(job=state.name, version=state.version, problem=repr(problem)[:200])
@@ -58,13 +58,13 @@ class Fold:
         return copy(self._failure)
 
     def compute(self) -> Compute:
-        """Returns the resources that the next event computes with."""
+        """Return the resources that the next event computes with."""
         return Compute(self._offload.kernels, self._offload.threads)
 
     async def take(self, event: Event, compute: Compute | None = None) -> Applied:
-        """Appends an event to the log, applies it, and publishes the new snapshot.
+        """Append an event to the log, apply it, and publish the new snapshot.
 
-        Raises `JobFailed` if the event cannot be applied. After that the job takes only events about its workers, and
+        Raise `JobFailed` if the event cannot be applied. After that the job takes only events about its workers, and
         its deletion.
         """
         if type(event) not in STILL_TAKEN:
@@ -95,23 +95,23 @@ class Fold:
                 await self._offload.run(work.elements, work.run)
 
     async def durable(self) -> None:
-        """Waits until all events so far have the durability that the operator chose. Called outside the writer."""
+        """Wait until all events so far have the durability that the operator chose. Called outside the writer."""
         await self._log.wait(self.position)
 
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Calls `notify` after each change, until the returned function is called."""
+        """Call `notify` after each change, until the returned function is called."""
         self._watchers.add(notify)
         return lambda: self._watchers.discard(notify)
 
     def notify(self) -> None:
-        """Tells the watchers that something has changed."""
+        """Tell the watchers that something has changed."""
         if self._watchers:
             for watcher in tuple(self._watchers):
                 watcher()
 
 
 def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
-    """Returns the snapshot of a state that readers see. Reuses unchanged parts of the snapshot before it."""
+    """Return the snapshot of a state that readers see. Reuse unchanged parts of the snapshot before it."""
     groups = state.groups
     effective = groups.in_force.effective(state.version)
     if before is not None and before.version.revision == state.revision:

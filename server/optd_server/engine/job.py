@@ -8,9 +8,8 @@ from itertools import count
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import relocate
-from optd_server.engine.attendance import Attendance
-from optd_server.engine.changing import Changing
 from optd_server.engine.clock import Clock
+from optd_server.engine.editor import JobEditor
 from optd_server.engine.events import Deleted
 from optd_server.engine.fold import Fold, snapshot_of
 from optd_server.engine.log import Log
@@ -20,14 +19,15 @@ from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.reading import Reading
-from optd_server.engine.rounds.looks import Looks
-from optd_server.engine.rounds.policies.registry import deciding
-from optd_server.engine.rounds.push import Upload
-from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.rounds.gradient_reads import GradientReads
+from optd_server.engine.rounds.in_flight import InFlight
+from optd_server.engine.rounds.policies.registry import decider_of
+from optd_server.engine.rounds.push import GradientSource
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
-from optd_server.engine.touching import Touching
+from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
 from optd_server.store.snapshots import Snapshots
@@ -69,30 +69,30 @@ class Job:
         clock: Clock,
         lease_seconds: float,
     ) -> None:
-        policy = deciding(state.policy)
+        policy = decider_of(state.policy)
         self.state = state
         self.closed = asyncio.Event()
         self.rejections = Rejections()
         self.leases = Leases(state.name, state.members, lease_seconds)
         self.snapshots = Snapshots(snapshot_of(state), most=SNAPSHOTS)
         self.slots = Slots(most=policy.slots)
-        self.looks = Looks()
+        self.gradient_reads = GradientReads()
         self.memory = JobMemory(state, policy, memory, reservation)
         self.fold = Fold(state, self.snapshots, log, position, offload)
         self.offload = offload
-        self.sharing = Sharing(state, self.snapshots, self.looks, self.leases, memory)
-        self.touching = Touching(state, self.snapshots, self.slots, self.memory, offload)
+        self.sharing = Sharing(state, self.snapshots, self.gradient_reads, self.leases, memory)
+        self.prefaulting = Prefaulting(state, self.snapshots, self.slots, self.memory, offload)
         self._log = log
         self._serial = next(_serials)
         self._message_bytes = memory.message_bytes
         self._clock = clock
         self._writer = Writer(self.fold.fail)
-        self.pushes = Pushes(
-            self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.looks, clock
+        self.pushes = InFlight(
+            self.fold, self.leases, policy, self._writer, offload, self.memory, self.slots, self.gradient_reads, clock
         )
-        self.workers = Attendance(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
-        self.changes = Changing(
-            self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
+        self.workers = Workers(self.fold, self.leases, self.pushes, self.sharing, self._writer, clock)
+        self.editor = JobEditor(
+            self.fold, self.leases, self.pushes, self.slots, self.memory, self.prefaulting, self._writer, clock
         )
 
     # Description
@@ -118,12 +118,12 @@ class Job:
         return self._log.durable_version
 
     def stamped(self, version: JobVersion) -> JobVersion:
-        """Adds the current durable version to a version that is about to be sent."""
+        """Add the current durable version to a version that is about to be sent."""
         durable = self._log.durable_version
         return version if version.durable_version == durable else replace(version, durable_version=durable)
 
     def info(self) -> JobInfo:
-        """Describes the job with its groups and parameters."""
+        """Describe the job with its groups and parameters."""
         state = self.state
         snapshot = self.snapshots.current  # a step that is under way may have changed the state already
         return JobInfo(
@@ -141,7 +141,7 @@ class Job:
         )
 
     def summary(self) -> JobSummary:
-        """Summarizes the job for a list of jobs."""
+        """Summarize the job for a list of jobs."""
         state, groups = self.state, self.state.groups
         return JobSummary(
             name=self.name,
@@ -163,17 +163,17 @@ class Job:
         )
 
     def group_summaries(self) -> tuple[GroupSummary, ...]:
-        """Summarizes each group. All summaries are of one version."""
+        """Summarize each group. All summaries are of one version."""
         return self.snapshots.current.summaries()
 
     def group_summary(self, name: str) -> GroupSummary:
-        """Summarizes one group; raises `UnknownGroup`."""
+        """Summarize one group; raise `UnknownGroup`."""
         return self.snapshots.current.summary(self.state.groups.index(name, self.name))
 
     def option_history(self, group: str = "") -> tuple[tuple[OptionChange, ...], int]:
-        """Returns the option changes of a group, or of everything if `group` is empty, and how many are forgotten.
+        """Return the option changes of a group, or of everything if `group` is empty, and how many are forgotten.
 
-        Raises `UnknownGroup`.
+        Raise `UnknownGroup`.
         """
         if group:
             self.state.groups.index(group, self.name)
@@ -182,7 +182,7 @@ class Job:
 
     @contextmanager
     def noting_rejections(self, worker: str) -> Iterator[None]:
-        """Records an error that the block raises as a rejection of the job."""
+        """Record an error that the block raises as a rejection of the job."""
         try:
             yield
         except OptdError as error:
@@ -197,30 +197,30 @@ class Job:
 
     # Pushes
 
-    async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Makes a gradient that still has to be received part of a step; see `Pushes.push`."""
-        return await self._durable(await self.pushes.push(header, upload))
+    async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
+        """Make a gradient that still has to be received part of a step; see `InFlight.push`."""
+        return await self._durable(await self.pushes.push(header, source))
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
-        """Makes a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""
+        """Make a gradient in a worker's shared memory part of a step; see `InFlight.push_shared`."""
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
         return await self._durable(await self.pushes.push_shared(header, gradient))
 
     async def _durable(self, result: PushResult) -> PushResult:
-        """Returns a result once it is durable. Waits outside the writer, so that steps go on meanwhile."""
+        """Return a result once it is durable. This waits outside the writer, so that steps go on meanwhile."""
         await self.durable()
         version = self.stamped(result.version)
         return result if version is result.version else replace(result, version=version)
 
     async def durable(self) -> None:
-        """Waits until all events so far have the durability that the operator chose."""
+        """Wait until all events so far have the durability that the operator chose."""
         await self.fold.durable()
 
     # Workers
 
     async def join(self, name: str, spec: JobSpec | None) -> Membership:
-        """Admits a worker under a new epoch; raises `JobMismatch` unless the job matches `spec`."""
+        """Admit a worker under a new epoch; raise `JobMismatch` unless the job matches `spec`."""
 
         def check() -> None:
             if spec is not None:
@@ -228,7 +228,7 @@ class Job:
 
         member = await self.workers.join(name, check)
         if not self.closed.is_set():
-            self.touching.begin_for_messages()
+            self.prefaulting.begin_for_messages()
         return Membership(
             epoch=member.epoch,
             lease_ms=int(self.leases.lease_seconds * 1000),
@@ -241,14 +241,14 @@ class Job:
         )
 
     async def open_shared_memory(self, name: str, epoch: int) -> Share:
-        """Opens shared memory for a worker, and moves the weights where it can map them.
+        """Open shared memory for a worker, and move the weights where it can map them.
 
-        Raises `UnknownWorker`, `StaleEpoch`, or what `Sharing.open` raises.
+        Raise `UnknownWorker`, `StaleEpoch`, or what `Sharing.open` raises.
         """
 
         async def action() -> Share:
             self.workers.check(name, epoch)
-            await self.touching.end()
+            await self.prefaulting.end()
             if not self.snapshots.shared:
                 groups = self.state.groups
                 try:
@@ -256,12 +256,12 @@ class Job:
                     relocate(self.state, await self.offload.run(groups.cost(groups.elements), work))
                 except OSError as problem:  # no descriptors left, or no memory
                     raise self.sharing.unavailable(name, problem) from None
-            if self.touching.is_large:
-                await self.offload.touch(self.snapshots.prepare())
+            if self.prefaulting.is_large:
+                await self.offload.prefault(self.snapshots.prepare())
             self.workers.check(name, epoch)  # it may have left meanwhile
             share = self.sharing.open(name, epoch)
-            if self.touching.is_large:
-                await self.offload.touch(share.buffers.all_slabs())
+            if self.prefaulting.is_large:
+                await self.offload.prefault(share.buffers.all_slabs())
             return share
 
         return await self._writer.run(action)
@@ -270,7 +270,7 @@ class Job:
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
-        """Holds the current weights, which do not change while the block runs. Steps go on meanwhile."""
+        """Hold the current weights, which do not change while the block runs. Steps go on meanwhile."""
         snapshot = self.snapshots.hold()
         try:
             yield self.read_of(snapshot)
@@ -278,13 +278,13 @@ class Job:
             self.snapshots.release(snapshot)
 
     def read_of(self, snapshot: Snapshot) -> Reading:
-        """Returns a reading of a snapshot that is held, or that is a copy."""
+        """Return a reading of a snapshot that is held, or that is a copy."""
         return Reading(self._serial, snapshot, self.snapshots)
 
     # Work between two steps
 
     async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which may read the state, between two steps; `elements` is about how many it reads."""
+        """Run `work`, which may read the state, between two steps; `elements` is about how many it reads."""
 
         async def action() -> T:
             with self.slots.reading():
@@ -293,7 +293,7 @@ class Job:
         return await self._writer.run(action)
 
     async def between_events(self, action: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs an action of the job's writer, which may take events, and waits until they are durable."""
+        """Run an action of the job's writer, which may take events, and wait until they are durable."""
         found = await self._writer.run(action)
         await self.fold.durable()
         return found
@@ -301,7 +301,7 @@ class Job:
     # The end
 
     async def delete(self) -> None:
-        """Waits for a running step, and then deletes the job. Everything that waits fails with `UnknownJob`."""
+        """Wait for a running step, and then delete the job. Everything that waits fails with `UnknownJob`."""
         await self._stop()
         try:
             await self.fold.take(Deleted())
@@ -309,12 +309,12 @@ class Job:
             self._release()
 
     async def close(self) -> None:
-        """Does the same as `delete`, but no event says so: the log still has the job."""
+        """Do the same as `delete`, but no event says so: the log still has the job."""
         await self._stop()
         self._release()
 
     async def _stop(self) -> None:
-        """Ends everything that waits, and with it the writer. Only the caller may take events after that."""
+        """End everything that waits, and with it the writer. Only the caller may take events after that."""
         gone = UnknownJob(job=self.name)
         self.closed.set()
         self.snapshots.close(gone)
@@ -322,12 +322,12 @@ class Job:
         self.pushes.fail_all(gone)
         self.pushes.waiting.close()
         self.sharing.close_all()
-        await self.touching.end()
+        await self.prefaulting.end()
 
     def _release(self) -> None:
-        """Frees the memory of a job that has stopped."""
+        """Free the memory of a job that has stopped."""
         self.state.release_all()
         self.slots.release_all()
-        self.looks.release()
+        self.gradient_reads.release()
         self.snapshots.release_all()
         self.memory.release()

@@ -24,10 +24,10 @@ class Log(Protocol):
         """The newest version of the job that survives a restart."""
 
     async def append(self, event: Event, version: int) -> int:
-        """Appends an event that leads to `version`, and returns its position. The caller applies it afterwards."""
+        """Append an event that leads to `version`, and return its position. The caller applies it afterwards."""
 
     async def wait(self, position: int) -> None:
-        """Waits until all events up to a position have the durability that the operator chose."""
+        """Wait until all events up to a position have the durability that the operator chose."""
 
 
 class KeepsNothing:
@@ -37,8 +37,8 @@ class KeepsNothing:
     durable_version = 0
 
     async def append(self, event: Event, version: int) -> int:
-        """Drops the event."""
+        """Drop the event."""
         return 0
 
     async def wait(self, position: int) -> None:
-        """Returns at once: nothing will ever be durable here."""
+        """Return at once: nothing will ever be durable here."""

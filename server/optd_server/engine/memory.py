@@ -27,7 +27,7 @@ def job_bytes(
     gradients: int = 0,
     averages: int = 0,
 ) -> int:
-    """Returns the bytes of a job: snapshots of the weights, averages, gradients and state.
+    """Return the bytes of a job: snapshots of the weights, averages, gradients and state.
 
     `slots` is how many gradients the job keeps while they arrive and are applied, and `gradients` how many it keeps
     besides. `pushes` is the largest number of pushes in one step: each push that waits for others keeps one message
@@ -61,20 +61,20 @@ class Memory:
         return sum(reservation.bytes for reservation in self._reservations)
 
     def check(self, reservation: Reservation, needed: int) -> None:
-        """Raises `MemoryExceeded` if a reservation cannot have `needed` bytes in total."""
+        """Raise `MemoryExceeded` if a reservation cannot have `needed` bytes in total."""
         free = self.limit - self.planned + (reservation.bytes if reservation in self._reservations else 0)
         if needed > free:
             raise MemoryExceeded(what=reservation.what, needed=needed, free=free, limit=self.limit)
 
     def reserve(self, reservation: Reservation, needed: int) -> None:
-        """Sets a reservation to `needed` bytes in total; raises `MemoryExceeded`, and leaves it unchanged then."""
+        """Set a reservation to `needed` bytes in total; raise `MemoryExceeded`, and leave it unchanged then."""
         self.check(reservation, needed)
         reservation.bytes = needed
         self._reservations.add(reservation)
 
     @contextmanager
     def lend(self, what: str, needed: int) -> Iterator[None]:
-        """Reserves `needed` bytes while the block runs; raises `MemoryExceeded`."""
+        """Reserve `needed` bytes while the block runs; raise `MemoryExceeded`."""
         reservation = Reservation(what)
         self.reserve(reservation, needed)
         try:
@@ -83,5 +83,5 @@ class Memory:
             self.release(reservation)
 
     def release(self, reservation: Reservation) -> None:
-        """Ends a reservation."""
+        """End a reservation."""
         self._reservations.discard(reservation)

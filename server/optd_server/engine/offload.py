@@ -12,7 +12,7 @@ from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
 from optd_server.store.flat import Array
-from optd_server.store.pages import give_back, pieces, touch
+from optd_server.store.pages import give_back, pieces, prefault
 from optd_wire.dtypes import COMPUTED, DTYPES
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Offload:
         return elements <= INLINE_ELEMENTS
 
     async def run(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which computes on about `elements` elements, and returns its result.
+        """Run `work`, which computes on about `elements` elements, and return its result.
 
         A cancelled caller receives its cancellation only when the work is done, because the memory that the work uses
         must not be reused before that.
@@ -41,11 +41,11 @@ class Offload:
         return await self._run(self._arithmetic, elements, work)
 
     async def copy(self, elements: int, work: Callable[[], T]) -> T:
-        """Does the same as `run`, for work that only copies numbers."""
+        """Do the same as `run`, for work that only copies numbers."""
         return await self._run(self._copying, elements, work)
 
-    async def touch(self, arrays: Iterable[Array]) -> None:
-        """Prefaults arrays, so that no step waits for the system to provide their pages; see `pages.touch`.
+    async def prefault(self, arrays: Iterable[Array]) -> None:
+        """Prefault arrays, so that no step waits for the system to provide their pages; see `pages.prefault`.
 
         A cancelled caller receives its cancellation after at most one more piece in each thread.
         """
@@ -54,7 +54,7 @@ class Offload:
 
         async def work() -> None:
             while waiting:
-                await self._run(self._copying, len(waiting[-1]), partial(touch, waiting.pop()))
+                await self._run(self._copying, len(waiting[-1]), partial(prefault, waiting.pop()))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -64,11 +64,11 @@ class Offload:
             waiting.clear()
 
     async def give_back_memory(self) -> None:
-        """Returns freed memory to the system."""
+        """Return freed memory to the system."""
         await asyncio.get_running_loop().run_in_executor(self._copying, give_back)
 
     async def prepare(self, algorithm: Algorithm, dtypes: Iterable[str]) -> None:
-        """Prepares all kernels that steps on these dtypes need, so that no step waits for a compiler."""
+        """Prepare all kernels that steps on these dtypes need, so that no step waits for a compiler."""
         wanted = sorted({COMPUTED[dtype] for dtype in dtypes})
 
         def work() -> None:
@@ -90,6 +90,6 @@ class Offload:
             raise
 
     def close(self) -> None:
-        """Waits for running work, and accepts no more."""
+        """Wait for running work, and accept no more."""
         self._arithmetic.shutdown(wait=True)
         self._copying.shutdown(wait=True)

@@ -36,7 +36,7 @@ class Room(Protocol):
 
 
 def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
-    """Returns the bytes to reserve for a new job; raises the problem of an option."""
+    """Return the bytes to reserve for a new job; raise the problem of an option."""
     algorithm = find_algorithm(spec.algorithm)
     options = resolve_job_options(spec.options)
     return job_bytes(
@@ -65,27 +65,27 @@ class JobMemory:
         return self._reservation.bytes
 
     def check_replacing(self, needed: int) -> None:
-        """Raises `MemoryExceeded` if a job of `needed` bytes would not fit in place of this one."""
+        """Raise `MemoryExceeded` if a job of `needed` bytes would not fit in place of this one."""
         self._memory.check(self._reservation, needed)
 
     def release(self) -> None:
-        """Ends the reservation."""
+        """End the reservation."""
         self._memory.release(self._reservation)
 
     def check_group(self, spec: GroupSpec) -> None:
-        """Raises `MemoryExceeded` if a new group would not fit."""
+        """Raise `MemoryExceeded` if a new group would not fit."""
         self._memory.check(self._reservation, self._bytes_with(spec))
 
     # Each of the following reserves memory for a change that its block makes, and raises `MemoryExceeded` before the
     # block. If the block raises, the reservation is as before.
 
     def with_group(self, spec: GroupSpec) -> AbstractContextManager[None]:
-        """Reserves memory for a new group."""
+        """Reserve memory for a new group."""
         return self._changing(self._bytes_with(spec))
 
     @contextmanager
     def with_policy(self, room: Room) -> Iterator[None]:
-        """Reserves memory for another policy."""
+        """Reserve memory for another policy."""
         before, self._room = self._room, room
         try:
             with self._changing(self._bytes(self._state.groups.options)):
@@ -95,7 +95,7 @@ class JobMemory:
             raise
 
     def with_options(self, edits: OptionEdits) -> AbstractContextManager[None]:
-        """Reserves memory for changed options."""
+        """Reserve memory for changed options."""
         needs_more = any(self._needs_more(index, changed) for index, changed in edits.groups)
         if needs_more or (edits.job is not None and self._kept(edits.job) != self._kept(self._state.options)):
             return self._changing(self._bytes(self._changed(edits.groups), job=edits.job))
@@ -104,7 +104,7 @@ class JobMemory:
     def with_states(
         self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]
     ) -> AbstractContextManager[None]:
-        """Reserves memory for state fields that a worker writes, and for changed options.
+        """Reserve memory for state fields that a worker writes, and for changed options.
 
         The fields count even if no option needs them.
         """
@@ -123,11 +123,11 @@ class JobMemory:
         self._memory.reserve(self._reservation, needed)
 
     def fit(self) -> None:
-        """Sets the reservation to what the job needs now; raises `MemoryExceeded`."""
+        """Set the reservation to what the job needs now; raise `MemoryExceeded`."""
         self._memory.reserve(self._reservation, self._bytes(self._state.groups.options))
 
     def check_rows(self, size: int) -> None:
-        """Raises `MemoryExceeded` if `size` bytes of a gradient's rows cannot be received and added up.
+        """Raise `MemoryExceeded` if `size` bytes of a gradient's rows cannot be received and added up.
 
         The reservation already covers a whole gradient, of which parameters that come in rows use nothing.
         """
@@ -165,12 +165,12 @@ class JobMemory:
         )
 
     def _kept(self, options: JobOptions) -> dict[str, int]:
-        """Returns how many gradients and averages the options need. Rounds that are accumulated now count too."""
+        """Return how many gradients and averages the options need. Rounds that are accumulated now count too."""
         gradients = max(gradients_kept(options.options), int(self._state.accumulation.count > 0))
         return {"gradients": gradients, "averages": len(averages_of(options.options))}
 
     def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
-        """Returns, by group, the bytes of the state that it has, that `options` need, or that `fields` name.
+        """Return, by group, the bytes of the state that it has, that `options` need, or that `fields` name.
 
         State that no option needs any more still counts, because it is kept.
         """

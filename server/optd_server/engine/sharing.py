@@ -11,7 +11,7 @@ import numpy as np
 
 from optd_server.engine.membership.leases import GRPC, Leases
 from optd_server.engine.memory import Memory, Reservation
-from optd_server.engine.rounds.looks import Looks
+from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.state import JobState
 from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import FlatBuffers, computed_bytes_of
@@ -51,10 +51,12 @@ class Share:
 class Sharing:
     """The shares of one job. Lives on one event loop."""
 
-    def __init__(self, state: JobState, snapshots: Snapshots, looks: Looks, leases: Leases, memory: Memory) -> None:
+    def __init__(
+        self, state: JobState, snapshots: Snapshots, gradient_reads: GradientReads, leases: Leases, memory: Memory
+    ) -> None:
         self._state = state
         self._snapshots = snapshots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._leases = leases
         self._memory = memory
         self._shares: dict[str, Share] = {}
@@ -62,9 +64,9 @@ class Sharing:
     # From opening to closing
 
     def open(self, worker: str, epoch: int) -> Share:
-        """Allocates shared memory for a worker's gradients, and closes what it had before.
+        """Allocate shared memory for a worker's gradients, and close what it had before.
 
-        Raises `MemoryExceeded`, or `SharedMemoryUnavailable` if the system gives none.
+        Raise `MemoryExceeded`, or `SharedMemoryUnavailable` if the system gives none.
         """
         self.close(worker)
         reservation = Reservation(f"the shared memory of worker {worker!r} of job {self._state.name!r}")
@@ -86,17 +88,17 @@ class Sharing:
         return share
 
     def extents(self) -> tuple[SharedExtent, ...]:
-        """Describes the layout of the regions that hold the weights."""
+        """Describe the layout of the regions that hold the weights."""
         return tuple(map(_described, self._state.groups.extents))
 
     def gradient_extents(self) -> tuple[SharedExtent, ...]:
-        """Describes the layout of the regions that hold gradients."""
+        """Describe the layout of the regions that hold gradients."""
         return tuple(map(_described, in_compute_dtype(self._state.groups.extents)))
 
     def confirm(self, worker: str, token: bytes) -> None:
-        """Confirms that the worker sees the same memory: it must return the token that the server wrote there.
+        """Confirm that the worker sees the same memory: it must return the token that the server wrote there.
 
-        Raises `SharedMemoryUnavailable` if the token differs.
+        Raise `SharedMemoryUnavailable` if the token differs.
         """
         share = self._shares.get(worker)
         if share is None or not hmac.compare_digest(token, share.token):
@@ -107,22 +109,22 @@ class Sharing:
         self._leases.of(worker).lane = "shm"
 
     def decline(self, worker: str, why: str) -> None:
-        """Records why a worker does not use shared memory."""
+        """Record why a worker does not use shared memory."""
         self.close(worker)
         self._leases.of(worker).lane = f"{GRPC} ({why[:200]})"
 
     def unavailable(self, worker: str, problem: OSError) -> SharedMemoryUnavailable:
-        """Records that the system gives no shared memory, and returns that as an error."""
+        """Record that the system gives no shared memory, and return that as an error."""
         why = problem.strerror or str(problem)
         self.decline(worker, why)
         return SharedMemoryUnavailable(why=why)
 
     def close(self, worker: str) -> None:
-        """Closes a worker's share: releases its memory, and its hold on weights that it reads in place."""
+        """Close a worker's share: release its memory, and its hold on weights that it reads in place."""
         share = self._shares.pop(worker, None)
         if share is not None:
             share.closed = True
-            self._looks.forget(worker)
+            self._gradient_reads.forget(worker)
             self._release(share)
             share.buffers.release()
             self._memory.release(share.reservation)
@@ -130,12 +132,12 @@ class Sharing:
                 self._leases.of(worker).lane = GRPC
 
     def close_all(self) -> None:
-        """Closes all shares."""
+        """Close all shares."""
         for worker in tuple(self._shares):
             self.close(worker)
 
     def with_ticket(self, ticket: bytes) -> Share | None:
-        """Returns the share that was issued this ticket. A ticket works once."""
+        """Return the share that was issued this ticket. A ticket works once."""
         for share in self._shares.values():
             if hmac.compare_digest(share.ticket, ticket) and not share.handed_over:
                 share.handed_over = True
@@ -143,7 +145,7 @@ class Sharing:
         return None
 
     def region(self, number: int) -> SharedRegion | None:
-        """Returns the region of the job's weights with this number."""
+        """Return the region of the job's weights with this number."""
         return next((region for region in self._snapshots.shared_regions() if region.number == number), None)
 
     # Gradients and weights
@@ -154,7 +156,7 @@ class Sharing:
         return share is not None and share.confirmed
 
     def gradient(self, worker: str, epoch: int, shared: SharedGradient) -> Gradient:
-        """Returns the gradient that a worker has written; raises `SharedMemoryUnavailable`, or a problem of a range."""
+        """Return the gradient that a worker has written; raise `SharedMemoryUnavailable`, or a problem of a range."""
         share = self._shares.get(worker)
         if share is None or not share.confirmed or share.epoch != epoch:
             why = f"worker {worker!r} has none open"
@@ -170,9 +172,9 @@ class Sharing:
         return Gradient(share.buffers.slabs, ledger.presence())
 
     def deliver(self, worker: str, epoch: int, *, in_place: bool) -> tuple[Snapshot, bool] | None:
-        """Holds the current weights for a worker and releases those that it held; tells whether it may read in place.
+        """Hold the current weights for a worker and release those that it held; tell whether it may read in place.
 
-        Returns None if the worker shares no memory in this epoch, or if the weights do not lie in shared memory. A late
+        Return None if the worker shares no memory in this epoch, or if the weights do not lie in shared memory. A late
         call of an old epoch must not end the hold of the new one.
         """
         share = self._shares.get(worker)
@@ -188,7 +190,7 @@ class Sharing:
         return snapshot, share.in_place
 
     def release(self, worker: str) -> None:
-        """Releases the weights that a worker holds."""
+        """Release the weights that a worker holds."""
         share = self._shares.get(worker)
         if share is not None:
             self._release(share)

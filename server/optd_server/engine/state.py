@@ -64,7 +64,7 @@ class JobState:
         return JobVersion(self.version, 0, self.revision)
 
     def copy(self) -> "JobState":
-        """Returns an equal state that shares no memory with this one. Blocks."""
+        """Return an equal state that shares no memory with this one. Blocks."""
         return replace(
             self,
             groups=self.groups.copy(),
@@ -77,7 +77,7 @@ class JobState:
         )
 
     def release_all(self) -> None:
-        """Releases all memory of a deleted job, except that of the weights."""
+        """Release all memory of a deleted job, except that of the weights."""
         self.groups.release_all()
         self.averages.release_all()
         self.accumulation.release_all()

@@ -16,7 +16,7 @@ from optd_wire.values import WEIGHTS, GroupState
 
 
 def replace_state(state: JobState, event: StateReplaced, following: FlatBuffers) -> None:
-    """Writes the weights after the event to `following`, and everything else into the state itself."""
+    """Write the weights after the event to `following`, and everything else into the state itself."""
     groups = state.groups
     if event.groups:
         state.search.end()
@@ -77,7 +77,7 @@ def _put_field(groups: Groups, written: FieldWritten, following: FlatBuffers) ->
 
 
 def _put_shaped(groups: Groups, written: FieldWritten) -> None:
-    """Copies a field whose numbers lie in flat buffers of their own layout."""
+    """Copy a field whose numbers lie in flat buffers of their own layout."""
     assert written.layouts is not None
     name, whole = written.field, set(written.parameters)
     for group, given in enumerate(written.layouts):
@@ -94,7 +94,7 @@ def _put_shaped(groups: Groups, written: FieldWritten) -> None:
 
 
 def _by_member(layout: GroupLayout, arrays: Sequence[Array]) -> dict[int, Array]:
-    """Returns the numbers of each parameter of a group, from flat buffers of this layout."""
+    """Return the numbers of each parameter of a group, from flat buffers of this layout."""
     return {
         member: array[layout.parameters[member].offset - segment.offset :][: layout.parameters[member].size]
         for array, segment in zip(arrays, layout.segments, strict=True)

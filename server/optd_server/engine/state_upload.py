@@ -68,7 +68,7 @@ class StateUpload:
         _check_groups(job, header.groups)
 
     def _check_alone(self, *, is_whole: bool = False) -> None:
-        """Raises `OtherWorkers` or `WeightsMovedOn` if the write would undo the work of others, and asked not to.
+        """Raise `OtherWorkers` or `WeightsMovedOn` if the write would undo the work of others, and asked not to.
 
         Once the upload `is_whole`, weights that another worker wrote meanwhile are known to differ from it, so they
         are an obstacle even if the write allows other workers.
@@ -89,14 +89,14 @@ class StateUpload:
         raise WeightsMovedOn(worker=self._worker, job=job.name, base=self._base.version, now=now)
 
     def _check_averages(self) -> None:
-        """Raises `UnknownAverage` if the job does not keep an average, `InvalidRequest` if a count is out of range."""
+        """Raise `UnknownAverage` if the job does not keep an average, `InvalidRequest` if a count is out of range."""
         for name, updates in self._averages.items():
             self._job.state.averages.find(name, self._job.name)
             if updates >= MOST_STEPS:
                 raise InvalidRequest(problem=f"updates of average {name!r} must be in [0, 2**62), got {updates}")
 
     def room(self, memory: Memory) -> AbstractContextManager[None]:
-        """Reserves memory for all fields while they arrive; raises `MemoryExceeded`."""
+        """Reserve memory for all fields while they arrive; raise `MemoryExceeded`."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
         wanted = self._always | {entry.field for group in self._groups for entry in group.entries}
         needed = bytes_of(layouts) * (1 + len(self._averages))
@@ -105,7 +105,7 @@ class StateUpload:
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
-        """Receives frames; raises `UnknownField`, `InvalidRequest`, or what `FrameSink.write_all` raises."""
+        """Receive frames; raise `UnknownField`, `InvalidRequest`, or what `FrameSink.write_all` raises."""
         for frame in frames:
             sink = self._sink(frame.field or WEIGHTS)
             if frame.field in self._states and frame.group < len(self._fields):
@@ -131,7 +131,7 @@ class StateUpload:
         return any(field in fields and not fields[field].elementwise for fields in self._fields)
 
     def _layout(self, field: str, group: int, layout: GroupLayout) -> GroupLayout:
-        """Returns the layout of a group that a field's frames address. It is empty if the group has no such field."""
+        """Return the layout of a group that a field's frames address. It is empty if the group has no such field."""
         known = self._fields[group].get(field)
         absent = [StateShape(NOTHING, parameter.dtype) for parameter in layout.parameters]
         expected = absent if known is None else shapes_of(known, layout)
@@ -151,10 +151,10 @@ class StateUpload:
         ]
 
     async def put_in_force(self) -> Written:
-        """Applies the upload, all or nothing; returns the options of all groups and the job's version after it.
+        """Apply the upload, all or nothing; return the options of all groups and the job's version after it.
 
         An average must be written whole, unless nothing has entered it. If the `write_id` is that of the worker's last
-        write, this changes nothing and returns the answer to that. Raises `IncompleteParameter`, `UnknownAverage`, the
+        write, this changes nothing and returns the answer to that. Raise `IncompleteParameter`, `UnknownAverage`, the
         problem of an option, `StaleEpoch` if the worker has been fenced meanwhile, `OtherWorkers` or `WeightsMovedOn`.
         """
         for sink in self._sinks.values():
@@ -166,7 +166,7 @@ class StateUpload:
         return await self._job.between_events(self._take)
 
     async def _take(self) -> Written:
-        """Takes the event of the upload. An action of the job's writer."""
+        """Take the event of the upload. An action of the job's writer."""
         job, state = self._job, self._job.state
         member = state.members.find(self._worker)
         known = None if member is None else member.answer_to(self._write_id)
@@ -222,7 +222,7 @@ class StateUpload:
         )
 
     def _check_complete(self) -> None:
-        """Raises `InvalidRequest` if an iterative algorithm could not continue from the uploaded state."""
+        """Raise `InvalidRequest` if an iterative algorithm could not continue from the uploaded state."""
         algorithm = self._job.state.groups.iterative
         if algorithm is not None:
             for group in self._groups:
@@ -262,7 +262,7 @@ def _check_groups(job: Job, groups: Sequence[GroupState]) -> None:
 
 
 def _check_kept(job: Job, group: int, field: str) -> None:
-    """Raises `InvalidRequest` if the algorithm of a group has no such state field."""
+    """Raise `InvalidRequest` if the algorithm of a group has no such state field."""
     groups = job.state.groups
     fields = groups.state_fields[group]
     if field not in fields:
@@ -271,7 +271,7 @@ def _check_kept(job: Job, group: int, field: str) -> None:
 
 
 def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
-    """Raises `InvalidRequest` for state that a parameter cannot have because of its dtype."""
+    """Raise `InvalidRequest` for state that a parameter cannot have because of its dtype."""
     groups = job.state.groups
     for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
         if present and not has(groups.state_fields[group][entry.field], parameter.dtype):
@@ -280,7 +280,7 @@ def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
 
 
 def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
-    """Raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` if an entry's shapes differ from the job's."""
+    """Raise `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` if an entry's shapes differ from the job's."""
     if not entry.shapes:
         return
     groups = job.state.groups

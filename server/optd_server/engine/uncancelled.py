@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` to its end and returns its result, or raises its error.
+    """Run `work` to its end and return its result, or raise its error.
 
     If the caller is cancelled meanwhile, it learns of that only after the end.
     """

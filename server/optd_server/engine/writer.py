@@ -29,13 +29,13 @@ class Writer:
         self._closed: OptdError | None = None
 
     async def run(self, action: Action[T]) -> T:
-        """Runs `action` after all earlier ones, and returns its result."""
+        """Run `action` after all earlier ones, and return its result."""
         if self._closed is not None:
             raise copy(self._closed)
         return await asyncio.shield(self.submit(action))
 
     def submit(self, action: Action[T]) -> asyncio.Future[T]:
-        """Queues `action` behind all earlier ones; the future gets its result."""
+        """Queue `action` behind all earlier ones; the future gets its result."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._closed is not None:
             _fail(future, copy(self._closed))
@@ -54,7 +54,7 @@ class Writer:
             self._work()
 
     async def close(self, error: OptdError) -> None:
-        """Fails all waiting and later actions with `error`, and waits for the one that is running."""
+        """Fail all waiting and later actions with `error`, and wait for the one that is running."""
         self._closed = error
         while self._waiting:
             _, future = self._waiting.popleft()
@@ -64,7 +64,7 @@ class Writer:
             await asyncio.wait([self._task])
 
     def _work(self) -> None:
-        """Runs actions until none is left, or until one has to wait. A task then continues that one."""
+        """Run actions until none is left, or until one has to wait. A task then continues that one."""
         self._running = True
         while self._waiting:
             action, future = self._waiting.popleft()
@@ -101,7 +101,7 @@ class Writer:
 
 @coroutine
 def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """Runs the rest of a coroutine that has been started and now waits for `waits_for`."""
+    """Run the rest of a coroutine that has been started and now waits for `waits_for`."""
     while True:
         try:
             try:

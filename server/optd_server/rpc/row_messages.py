@@ -8,8 +8,8 @@ import numpy as np
 from google.protobuf.message import Message
 
 from optd_server.engine.offload import Offload
-from optd_server.engine.readers.changed import ChangedRows
-from optd_server.engine.readers.selection import Table
+from optd_server.engine.readers.delta import ChangedRows
+from optd_server.engine.readers.selection import SelectedRows
 from optd_server.engine.reading import Reading
 from optd_server.rpc.batches import BATCH_BYTES
 from optd_server.store.flat import Array
@@ -38,7 +38,7 @@ class RowMessages:
     async def answer(
         self,
         reading: Reading,
-        table: Table,
+        selected: SelectedRows,
         encoding: Encoding | None,
         version: JobVersion,
         gathered: Array | None = None,
@@ -50,18 +50,18 @@ class RowMessages:
         `EncodingOverflow` if a number does not fit the encoding.
         """
         began, snapshot = time.monotonic(), reading.snapshot
-        rows = table.of(snapshot)
+        rows = selected.of(snapshot)
         chosen = encoding_for(rows.dtype, encoding)
-        step = max(1, BATCH_BYTES // (chosen.bytes_of(table.columns) + _ID_BYTES))
+        step = max(1, BATCH_BYTES // (chosen.bytes_of(selected.columns) + _ID_BYTES))
         first = PullRowsResponse(version=to_message(version))
-        for start in range(0, max(1, table.ids.size), step):
+        for start in range(0, max(1, selected.ids.size), step):
             if reading.is_in_the_way and time.monotonic() - began > self._patience:
                 raise TooSlow(version=snapshot.version.version, seconds=f"{self._patience:g}")
-            ids = table.ids[start : start + step]
+            ids = selected.ids[start : start + step]
             head = first if start == 0 else PullRowsResponse()
             taken = None if gathered is None else gathered[start : start + step]
-            work = partial(_encoded, head, table, rows, ids, taken, chosen)
-            yield await self._offload.copy(ids.size * table.columns, work)
+            work = partial(_encoded, head, selected, rows, ids, taken, chosen)
+            yield await self._offload.copy(ids.size * selected.columns, work)
 
     async def changes(
         self,
@@ -102,7 +102,7 @@ def _changed(snapshot: Snapshot, rows: ChangedRows, ids: RowNumbers, encoding: E
 
 
 def _encoded(
-    head: PullRowsResponse, table: Table, rows: Array, ids: Ids, gathered: Array | None, encoding: Encoding
+    head: PullRowsResponse, selected: SelectedRows, rows: Array, ids: Ids, gathered: Array | None, encoding: Encoding
 ) -> bytes:
     payload = encoding.encode((rows[ids] if gathered is None else gathered).reshape(-1))
-    return encode_rows(head, [RowFrame(table.group, table.parameter, ids.size, encoding, ids, payload)])
+    return encode_rows(head, [RowFrame(selected.group, selected.parameter, ids.size, encoding, ids, payload)])

@@ -15,21 +15,21 @@ _POPULATE_WRITE = 23
 LEAST = 4 << 20
 """Bytes: the pages of smaller arrays are not worth a call."""
 PIECE = 32 << 20
-"""Bytes that one call of `touch` allocates: small enough to share the work among threads and to stop early."""
+"""Bytes that one call of `prefault` allocates: small enough to share the work among threads and to stop early."""
 
 _libc = ctypes.CDLL(None)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def pieces(arrays: Iterable[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
-    """Cut arrays of one dimension into pieces that `touch` handles quickly; leave out small arrays."""
+    """Cut arrays of one dimension into pieces that `prefault` handles quickly; leave out small arrays."""
     for array in arrays:
         if array.nbytes >= LEAST:
             step = max(1, PIECE // array.itemsize)
             yield from (array[start : start + step] for start in range(0, len(array), step))
 
 
-def touch(array: npt.NDArray[Any]) -> bool:
+def prefault(array: npt.NDArray[Any]) -> bool:
     """Allocate all pages of a contiguous array without changing its content.
 
     Other threads may read and write the array meanwhile. Returns False if the system cannot do this; the pages are

@@ -121,12 +121,12 @@ class Mixed:
 
     async def add(self, spec: GroupSpec, first: Arrays) -> None:
         index, layout = len(self.groups), lay_out(spec.parameters)
-        self.job.changes.check_new_group(spec)
+        self.job.editor.check_new_group(spec)
         weights = FlatBuffers([extent_of([layout], index)])
         sink = FrameSink(weights, WEIGHTS, [spec.name], first_group=index)
         self.groups.append(spec)
         sink.write_all(each for each in frames_of(self.groups, first) if each.group == index)
-        await self.job.changes.add_group(spec, weights, index)
+        await self.job.editor.add_group(spec, weights, index)
 
     @property
     def weights(self) -> Arrays:

@@ -257,7 +257,7 @@ class Rounds:
     async def add_group(self) -> GroupInfo:
         index = len(self.job.state.groups)
         weights = FlatBuffers([extent_of([lay_out(NEW.parameters)], index)])
-        return (await self.job.changes.add_group(NEW, weights, index))[0]
+        return (await self.job.editor.add_group(NEW, weights, index))[0]
 
     def idle(self) -> bool:
         """Whether no push is under way, and every slot that was made is free or keeps the last gradient."""

@@ -7,7 +7,7 @@ from tests.server.engine.conftest import settle
 
 from optd_server.engine import memory as planning
 from optd_server.engine.options.fields import state_bytes
-from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_wire import errors
 from optd_wire.frames import Frame
@@ -91,7 +91,7 @@ def test_a_job_whose_policy_is_none_is_refused_before_anything_is_allocated(play
 def test_the_plan_counts_every_buffer(algorithm, options, policy, buffers):
     layouts = [lay_out([ParameterSpec("w", (100,), "float32"), ParameterSpec("v", (10,), "float64")])]
     states = state_bytes(ALGORITHMS[algorithm].fields(options), layouts[0])
-    decider = deciding(policy)
+    decider = decider_of(policy)
     planned = planning.job_bytes(decider.slots, decider.most, layouts, [states])
     assert planned == buffers * (100 * 4 + 10 * 8)
 

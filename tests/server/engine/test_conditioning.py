@@ -25,7 +25,7 @@ def test_a_bound_that_comes_while_a_shared_push_waits_for_its_step_has_it_sent_a
         await job.join("a", None)
         busy = asyncio.Event()
         first = job._writer.submit(busy.wait)
-        change = asyncio.create_task(job.changes.update_job(JobUpdate("job", {"clip_norm": 0.5})))
+        change = asyncio.create_task(job.editor.update_job(JobUpdate("job", {"clip_norm": 0.5})))
         await settle()
         header = PushHeader("job", "a", 1, 1, 0)
         push = asyncio.create_task(job.pushes.push_shared(header, shared(1.0)))
@@ -48,7 +48,7 @@ def test_pushes_that_are_skipped_give_their_room_back(play):
     async def scenario(engine):
         job = await engine.create(Async())
         await job.join("a", None)
-        await job.changes.update_job(JobUpdate("job", {"nonfinite": "skip"}))
+        await job.editor.update_job(JobUpdate("job", {"nonfinite": "skip"}))
         for sequence in range(1, 8):
             result = await engine.push(job, "a", sequence, value=np.nan)
             assert (result.skipped, result.applied_version, result.repeat) == (True, 0, False)
@@ -64,7 +64,7 @@ def test_options_that_ride_along_with_a_skipped_push_are_in_force(play):
     async def scenario(engine):
         job = await engine.create(Async())
         await job.join("a", None)
-        await job.changes.update_job(JobUpdate("job", {"nonfinite": "skip"}))
+        await job.editor.update_job(JobUpdate("job", {"nonfinite": "skip"}))
         result = await engine.push(job, "a", 1, value=np.nan, updates=(GroupUpdate("g", {"lr": 0.5}),))
         assert result.skipped
         assert [group.options["lr"] for group in result.options] == [0.5, 10.0]
@@ -77,7 +77,7 @@ def test_a_push_that_is_added_up_counts_once(play):
     async def scenario(engine):
         job = await engine.create(Async())
         await job.join("a", None)
-        await job.changes.update_job(JobUpdate("job", {"accumulate": 2}))
+        await job.editor.update_job(JobUpdate("job", {"accumulate": 2}))
         first = await engine.push(job, "a", 1, value=1.0)
         again = await engine.push(job, "a", 1, value=9.0)
         assert (first.accumulated, first.repeat, again.accumulated, again.repeat) == (1, False, 1, True)
@@ -94,17 +94,17 @@ def test_memory_for_what_is_added_up_is_planned(play):
         job = await engine.create(Async())
         await job.join("a", None)
         before = job.memory.bytes
-        await job.changes.update_job(JobUpdate("job", {"accumulate": 2}))
+        await job.editor.update_job(JobUpdate("job", {"accumulate": 2}))
         assert job.memory.bytes == before + 4 * 4 + 2 * 8
         await engine.push(job, "a", 1)
         assert job.memory.bytes == before + 4 * 4 + 2 * 8
-        await job.changes.update_job(JobUpdate("job", {"accumulate": 1}))  # which makes the step of what there is
+        await job.editor.update_job(JobUpdate("job", {"accumulate": 1}))  # which makes the step of what there is
         assert (job.memory.bytes, job.version.version) == (before, 1)
         assert (await engine.push(job, "a", 2)).applied_version == 2
         assert job.memory.bytes == before
         engine.catalog.memory.limit = before
         with pytest.raises(errors.MemoryExceeded):
-            await job.changes.update_job(JobUpdate("job", {"accumulate": 3}))
+            await job.editor.update_job(JobUpdate("job", {"accumulate": 3}))
         assert job.info().options.options["accumulate"] == 1
 
     play(scenario)

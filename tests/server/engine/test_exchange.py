@@ -12,14 +12,14 @@ from tests.server.engine.test_chaos import Trainer
 
 from optd_server.engine.events import Event, Stepped
 from optd_server.engine.planning import planned_bytes
-from optd_server.engine.rounds.policies.registry import deciding
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_wire import errors
 from optd_wire.values import Async, GroupUpdate, Policy, Sync
 
 
 def planned(rounds: Rounds, policy: Policy) -> int:
     """The memory of the same job, had it been created with this policy."""
-    return planned_bytes(rounds.spec, deciding(policy), rounds.catalog.memory.message_bytes)
+    return planned_bytes(rounds.spec, decider_of(policy), rounds.catalog.memory.message_bytes)
 
 
 def check(rounds: Rounds, policy: Policy) -> None:
@@ -27,11 +27,11 @@ def check(rounds: Rounds, policy: Policy) -> None:
     job = rounds.job
     assert job.state.policy == job.info().policy == job.summary().policy == policy
     assert job.memory.bytes == planned(rounds, policy)
-    assert job.slots._made <= deciding(policy).slots
+    assert job.slots._made <= decider_of(policy).slots
 
 
 async def exchange(rounds: Rounds, policy: Policy) -> None:
-    await rounds.job.changes.set_policy(policy)
+    await rounds.job.editor.set_policy(policy)
     assert rounds.job.state.policy == policy
     assert rounds.job.memory.bytes == planned(rounds, policy)
 
@@ -161,7 +161,7 @@ def test_a_policy_that_is_none_leaves_the_old_one(wrong):
         waiting = rounds.upload("a")
         await settle()
         with pytest.raises(errors.InvalidPolicy, match=rf"got {wrong.workers}"):
-            await rounds.job.changes.set_policy(wrong)
+            await rounds.job.editor.set_policy(wrong)
         check(rounds, Sync(2))
         await the_round_goes_on(rounds, waiting)
 
@@ -188,11 +188,11 @@ def test_a_policy_that_needs_more_memory_than_there_is_leaves_the_old_one():
         memory = rounds.catalog.memory
         memory.limit = planned(rounds, Async()) - 1
         with pytest.raises(errors.MemoryExceeded, match="job 'job'"):
-            await rounds.job.changes.set_policy(Async())
+            await rounds.job.editor.set_policy(Async())
         check(rounds, Sync(2))
         # What is planned later is planned for the old policy, too.
-        await rounds.job.changes.update_group(GroupUpdate("g", {"momentum": 0.9}))
-        await rounds.job.changes.update_group(GroupUpdate("g", {"momentum": 0.0}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"momentum": 0.9}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"momentum": 0.0}))
         check(rounds, Sync(2))
         memory.limit += 1
         await the_round_goes_on(rounds, waiting)
@@ -210,7 +210,7 @@ def test_a_policy_waits_for_the_step_that_runs(play):
         running = asyncio.Event()
         action = job._writer.submit(running.wait)
         push = asyncio.create_task(engine.push(job, "a", 1))
-        changing = asyncio.create_task(job.changes.set_policy(Async()))
+        changing = asyncio.create_task(job.editor.set_policy(Async()))
         await settle()
         assert (changing.done(), job.state.policy) == (False, Sync(2))
         running.set()
@@ -226,7 +226,7 @@ def test_a_job_that_is_deleted_takes_no_policy():
     async def scenario(rounds):
         await rounds.catalog.delete("job")
         with pytest.raises(errors.UnknownJob):
-            await rounds.job.changes.set_policy(Async())
+            await rounds.job.editor.set_policy(Async())
 
     play(scenario, 2)
 

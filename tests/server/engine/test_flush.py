@@ -10,7 +10,7 @@ from optd_wire.values import JobUpdate
 def test_one_that_comes_again_gets_the_first_reply_and_makes_no_second_step() -> None:
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a")
-        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 3}))
+        await rounds.job.editor.update_job(JobUpdate("job", {"accumulate": 3}))
         gradient = random_arrays(1)
         first = rounds.upload("a")
         first.send_all(rounds.messages(gradient))
@@ -46,7 +46,7 @@ class _Nothing:
 def test_one_that_breaks_off_leaves_what_is_added_up() -> None:
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a")
-        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 3}))
+        await rounds.job.editor.update_job(JobUpdate("job", {"accumulate": 3}))
         gradient = random_arrays(1)
         rounds_first = rounds.upload("a")
         rounds_first.send_all(rounds.messages(gradient))
@@ -96,7 +96,7 @@ def test_fewer_rounds_that_make_a_step_make_it_between_two_of_them() -> None:
 
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a", "b")
-        await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 4}))
+        await rounds.job.editor.update_job(JobUpdate("job", {"accumulate": 4}))
         gradients = [random_arrays(number) for number in range(2)]
         first = rounds.upload("a")
         first.send_all(rounds.messages(gradients[0]))
@@ -104,7 +104,7 @@ def test_fewer_rounds_that_make_a_step_make_it_between_two_of_them() -> None:
         before = rounds.weights
         second = rounds.upload("b")
         await settle()
-        _, version = await rounds.job.changes.update_job(JobUpdate("job", {"accumulate": 1}))
+        _, version = await rounds.job.editor.update_job(JobUpdate("job", {"accumulate": 1}))
         assert version.version == rounds.version == 1
         middle = stepped(before, [gradients[0]])
         assert same(rounds.weights, middle)

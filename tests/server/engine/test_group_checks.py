@@ -70,11 +70,11 @@ def test_an_update_is_checked_against_the_groups_algorithm(play):
         job = (await Mixed(engine, GROUPS, random_arrays(GROUPS, np.random.default_rng(0)), defaults=DEFAULTS)).job
         for name, own in (("matrices", "muon"), ("rest", "adamw")):
             with pytest.raises(errors.UnknownOption, match=f"^{own}: no option 'dampening'"):
-                await job.changes.update_group(GroupUpdate(name, {"dampening": 0.5}))
-        options, _ = await job.changes.update_group(GroupUpdate("plain", {"dampening": 0.5}))
+                await job.editor.update_group(GroupUpdate(name, {"dampening": 0.5}))
+        options, _ = await job.editor.update_group(GroupUpdate("plain", {"dampening": 0.5}))
         assert (options.algorithm, options.options["dampening"]) == ("sgd", 0.5)
         with pytest.raises(errors.UnknownOption, match=r"^job: no option 'betas'; `betas` is a group option"):
-            await job.changes.update_job(JobUpdate("job", {"betas": (0.5, 0.5)}))
+            await job.editor.update_job(JobUpdate("job", {"betas": (0.5, 0.5)}))
 
     play(scenario)
 
@@ -113,7 +113,7 @@ def test_who_attaches_names_the_same_algorithms(play):
             "register the same, or take another job (job=, OPTD_JOB)"
         )
         with pytest.raises(errors.JobMismatch, match="in group 'rest' algorithm 'adamw', this registration has 'adam'"):
-            job.changes.existing_group(replace(GROUPS[1], algorithm="adam"))
+            job.editor.existing_group(replace(GROUPS[1], algorithm="adam"))
 
     play(scenario)
 
@@ -127,10 +127,10 @@ def test_groups_that_are_added_are_checked_like_the_first(play):
             (group("x", "adamw", {"x": (3,)}, momentum=1.0), errors.UnknownOption, "adamw: no option 'momentum'"),
         ):
             with pytest.raises(error, match=says):
-                mixed.job.changes.check_new_group(spec)
+                mixed.job.editor.check_new_group(spec)
         alone = await Mixed(engine, [group("g", "lbfgs", {"w": (3,)})], {"w": np.zeros(3)}, name="alone")
         with pytest.raises(errors.UnservedGroups, match="lbfgs takes one group, .*; got 2 groups"):
-            alone.job.changes.check_new_group(group("x", "sgd", {"x": (3,)}))
+            alone.job.editor.check_new_group(group("x", "sgd", {"x": (3,)}))
 
     play(scenario)
 

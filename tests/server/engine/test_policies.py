@@ -15,7 +15,7 @@ from optd_server.engine.rounds.policies.base import (
     RefusePush,
     WakeAt,
 )
-from optd_server.engine.rounds.policies.registry import deciding, policy_of
+from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_wire.errors import InvalidPolicy
 from optd_wire.values import Async, JobSpec, Policy, Sync
 
@@ -105,7 +105,7 @@ TABLES: dict[str, tuple[Policy, list[tuple[str, str, list[Decision]]]]] = {
 
 @pytest.mark.parametrize(("policy", "rows"), TABLES.values(), ids=TABLES)
 def test_what_is_decided(policy, rows):
-    decider = deciding(policy)
+    decider = decider_of(policy)
     for number, (event, worker, expected) in enumerate(rows):
         found = list(happens(decider, event, worker, float(number)))
         assert found == expected, f"row {number}: {event} {worker}"
@@ -125,14 +125,14 @@ def happens(decider, event, worker, now):
     ("policy", "slots", "most"), [(Async(), 4, 1), (Sync(1), 1, 1), (Sync(8), 1, 8), (Sync(4096), 1, 4096)]
 )
 def test_what_memory_is_planned_for(policy, slots, most):
-    decider = deciding(policy)
+    decider = decider_of(policy)
     assert (decider.slots, decider.most) == (slots, most)
 
 
 @pytest.mark.parametrize("workers", [-1, 0, 4097])
 def test_a_number_of_workers_out_of_range_is_named_with_its_bound(workers):
     with pytest.raises(InvalidPolicy, match=rf"workers must be in \[1, 4096\], got {workers}"):
-        deciding(Sync(workers))
+        decider_of(Sync(workers))
 
 
 def test_a_job_whose_creator_names_no_policy_is_async():
@@ -148,7 +148,7 @@ class Shell:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.decider = deciding(policy)
+        self.decider = decider_of(policy)
         self.now = 0.0
         self.sequences = dict.fromkeys(WORKERS, 0)
         self.epochs = dict.fromkeys(WORKERS, 1)
@@ -271,7 +271,7 @@ def test_what_one_policy_held_another_takes_over(before, other, after):
         shell.now += seconds
         getattr(shell, action)(worker)
     held, shell.held = list(shell.held), {}
-    shell.policy, shell.decider = other, deciding(other)
+    shell.policy, shell.decider = other, decider_of(other)
     for each in held:
         shell.held[each] = ""
         shell._carry_out(shell.decider.offered(each, shell.now))

@@ -145,11 +145,11 @@ def test_options_ride_along_whole_or_not_at_all(play):
 def test_concurrent_changes_of_an_option_conflict_unless_they_agree(play):
     async def scenario(engine):
         job = await engine.create(Async())
-        await job.changes.update_group(GroupUpdate("g", {"lr": 0.5}, expected_revision=0))
-        await job.changes.update_group(GroupUpdate("g", {"lr": 0.5}, expected_revision=0))
+        await job.editor.update_group(GroupUpdate("g", {"lr": 0.5}, expected_revision=0))
+        await job.editor.update_group(GroupUpdate("g", {"lr": 0.5}, expected_revision=0))
         with pytest.raises(errors.OptionConflict, match="lr was to become 0.1, but it has been changed to 0.5"):
-            await job.changes.update_group(GroupUpdate("g", {"lr": 0.1}, expected_revision=0))
-        options, version = await job.changes.update_group(GroupUpdate("g", {"lr": 0.1}, expected_revision=1))
+            await job.editor.update_group(GroupUpdate("g", {"lr": 0.1}, expected_revision=0))
+        options, version = await job.editor.update_group(GroupUpdate("g", {"lr": 0.1}, expected_revision=1))
         assert (options.revision, options.options["lr"], version.revision) == (2, 0.1, 2)
 
     play(scenario)
@@ -209,7 +209,7 @@ def test_deleting_a_job_answers_what_waits(play):
         with pytest.raises(errors.UnknownJob):
             await task
         with pytest.raises(errors.UnknownJob):
-            await job.changes.update_group(GroupUpdate("g", {"lr": 0.1}))
+            await job.editor.update_group(GroupUpdate("g", {"lr": 0.1}))
         assert engine.catalog.memory.planned == 0
 
     play(scenario)

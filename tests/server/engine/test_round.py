@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.server.engine.rounds import Rounds, Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_wire import errors
 from optd_wire.frames import Frame, decode
 from optd_wire.v1 import tensor_pb2
@@ -339,11 +339,11 @@ def test_a_shared_push_that_comes_again_goes_on():
 
 
 class Gate:
-    """Holds up a function of `Reduction`, in its thread, until it is opened."""
+    """Holds up a function of `Reducer`, in its thread, until it is opened."""
 
     def __init__(self, monkeypatch, name):
         self.entered, self.opened, self.calls = threading.Event(), threading.Event(), 0
-        inner = getattr(Reduction, name)
+        inner = getattr(Reducer, name)
 
         def held_up(*arguments, **named):
             self.calls += 1
@@ -352,7 +352,7 @@ class Gate:
             return inner(*arguments, **named)
 
         monkeypatch.setattr(offload, "INLINE_ELEMENTS", -1)
-        monkeypatch.setattr(Reduction, name, held_up)
+        monkeypatch.setattr(Reducer, name, held_up)
 
 
 def test_a_broken_round_gives_its_slot_back_once_nobody_writes_to_it(monkeypatch):
@@ -606,13 +606,13 @@ def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_and_break
         update = GroupUpdate("g", {"lr": 0.5}, expected_revision=0)
         first, second = rounds.upload("a", updates=(update,)), rounds.upload("b")
         await settle()
-        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 2.0}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"lr": 2.0}))
         first.send_all(rounds.messages(random_arrays(1)))
         second.send_all(rounds.messages(random_arrays(2)))
         assert type(await first.error()) is errors.OptionConflict
         assert type(await second.error()) is errors.RoundBroken
         assert same(rounds.weights, rounds.first)
-        await rounds.job.changes.update_group(GroupUpdate("g", {"lr": 1.0}))
+        await rounds.job.editor.update_group(GroupUpdate("g", {"lr": 1.0}))
         await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
 
     play(scenario, 2)

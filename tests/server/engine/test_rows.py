@@ -9,7 +9,7 @@ from tests.server.engine.clock import Clock
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
-from optd_server.engine.readers.changed import changed_since
+from optd_server.engine.readers.delta import delta_since
 from optd_server.engine.state_upload import StateUpload
 from optd_server.store import recent_changes
 from optd_server.store.extents import extent_of
@@ -130,7 +130,7 @@ class Play:
         given = spec(2)
         buffers = FlatBuffers([extent_of([lay_out(given.parameters)], 2)])
         buffers.arrays[0][0][:] = self.flat(2)
-        await self.job.changes.add_group(given, buffers, 2)
+        await self.job.editor.add_group(given, buffers, 2)
         self.groups = 3
         # Who has the group has pulled since.
         self.copies = {self.job.version.version: self.copy()}
@@ -164,7 +164,7 @@ class Play:
 
     def bring_up_to_date(self, version, copied):
         current = self.job.snapshots.current
-        changed = changed_since(self.job, version)
+        changed = delta_since(self.job, version)
         for part in changed.ranges:
             flat = np.concatenate([copied[name].reshape(-1) for name in GROUPS[part.group]])
             here = slice(part.offset, part.offset + part.count)
@@ -215,7 +215,7 @@ def test_a_step_of_few_rows_says_what_it_changes():
         for sequence in (1, 2, 3):
             play.sequence = sequence
             await play.push([play.rows("table", np.array([7, sequence]), np.ones((2, 3), DTYPE))])
-        since_first = changed_since(play.job, 1)
+        since_first = delta_since(play.job, 1)
         assert since_first.ranges == ()
         assert [(rows.place.name, rows.ids.tolist()) for rows in since_first.rows] == [("table", [2, 3, 7])]
         assert snapshots.lacks(await snapshots.spare(), 0, 0)[-1].elements == 6

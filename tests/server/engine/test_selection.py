@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optd_server.engine.apply import create
 from optd_server.engine.events import Created
 from optd_server.engine.fold import snapshot_of
-from optd_server.engine.readers.selection import table_of
+from optd_server.engine.readers.selection import select_rows
 from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.layout import lay_out
@@ -42,10 +42,10 @@ def test_rows_are_those_of_the_parameter_wherever_it_lies(spec: JobSpec, data: s
             rows = parameter.shape[0]
             ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), max_size=4) if rows else st.just([])), "u8")
             named = data.draw(st.sampled_from(["", f"g{index}"]))
-            table = table_of(job, named, parameter.name, ids)
-            assert (table.group, table.parameter) == (index, number)
+            selected = select_rows(job, named, parameter.name, ids)
+            assert (selected.group, selected.parameter) == (index, number)
             whole = np.arange(parameter.offset, parameter.offset + parameter.size).reshape(parameter.shape)
             columns = whole[0].size if whole.size else 0
-            found = table.of(snapshot)[table.ids]
+            found = selected.of(snapshot)[selected.ids]
             assert found.shape == (len(ids), columns)
             assert np.array_equal(found, whole.reshape(rows, columns)[ids])

@@ -20,7 +20,7 @@ SECOND = {"mean": np.array([3.0, -2.0, 5e5]), "count": np.array(7.0)}
 def play(scenario, workers=2, groups=BOTH, **options):
     async def changed(rounds):
         if options:
-            await rounds.job.changes.update_job(JobUpdate("job", options))
+            await rounds.job.editor.update_job(JobUpdate("job", options))
         await rounds.join(*[f"w{number}" for number in range(workers or 1)])
         await scenario(rounds)
 

@@ -68,7 +68,7 @@ class Bench:
     async def bumped(self, job):
         """The same weights at another revision."""
         lr = job.state.groups.options[0].options["lr"]
-        await job.changes.update_group(GroupUpdate("g", {"lr": lr + 1}))
+        await job.editor.update_group(GroupUpdate("g", {"lr": lr + 1}))
 
 
 @pytest.fixture

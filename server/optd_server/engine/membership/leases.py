@@ -50,21 +50,21 @@ class Leases:
         return lease is not None and lease.held
 
     def of(self, name: str) -> Lease:
-        """Returns the lease of a worker, which may never have been held."""
+        """Return the lease of a worker, which may never have been held."""
         lease = self._by_name.get(name)
         if lease is None:
             lease = self._by_name[name] = Lease()
         return lease
 
     def begin(self, name: str, now: float) -> None:
-        """Grants a lease to a worker that has just joined, and forgets the workers that the job has forgotten."""
+        """Grant a lease to a worker that has just joined, and forget the workers that the job has forgotten."""
         lease = self.of(name)
         lease.held, lease.ended_by, lease.lane, lease.until = True, "", GRPC, now + self.lease_seconds
         if len(self._by_name) > len(self._members.by_name):
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
     def check(self, name: str, epoch: int, now: float) -> Member:
-        """Renews a worker's lease and returns the worker; raises `UnknownWorker` or `StaleEpoch`."""
+        """Renew a worker's lease and return the worker; raise `UnknownWorker` or `StaleEpoch`."""
         member = self._members.by_name.get(name)
         if member is None:
             raise UnknownWorker(worker=name[:200], job=self._job)
@@ -78,12 +78,12 @@ class Leases:
         return member
 
     def end(self, name: str, why: str) -> None:
-        """Ends a lease."""
+        """End a lease."""
         lease = self.of(name)
         lease.held, lease.ended_by = False, why
 
     def expired(self, now: float) -> list[str]:
-        """Returns the workers whose leases have run out but have not been ended yet."""
+        """Return the workers whose leases have run out but have not been ended yet."""
         return [name for name, lease in self._by_name.items() if lease.held and lease.until <= now]
 
     @property
@@ -92,12 +92,12 @@ class Leases:
         return f"its lease of {self.lease_seconds:g} s ran out"
 
     def seconds_left(self, name: str, now: float) -> float:
-        """Returns how long a lease still lasts; 0 if it is not held."""
+        """Return how long a lease still lasts; 0 if it is not held."""
         lease = self.of(name)
         return max(0.0, lease.until - now) if lease.held else 0.0
 
     def info(self, member: Member, now: float, *, waiting: bool) -> WorkerInfo:
-        """Describes a worker for other clients."""
+        """Describe a worker for other clients."""
         lease = self.of(member.name)
         return WorkerInfo(
             name=member.name,

@@ -38,7 +38,7 @@ class Member:
     """The last push that was applied in that epoch."""
 
     def answer_to(self, write_id: str) -> Written | None:
-        """Returns the answer to its last write of state, if that write had this id."""
+        """Return the answer to its last write of state, if that write had this id."""
         return self.written if write_id and self.write_id == write_id else None
 
 
@@ -54,7 +54,7 @@ class Members:
         return iter(self.by_name.values())
 
     def copy(self) -> "Members":
-        """Returns equal members that share nothing with these."""
+        """Return equal members that share nothing with these."""
         return Members({name: replace(member) for name, member in self.by_name.items()}, self.forgotten_epoch)
 
     @property
@@ -63,11 +63,11 @@ class Members:
         return max([self.forgotten_epoch, *(member.epoch for member in self)])
 
     def find(self, name: str) -> Member | None:
-        """Returns the worker if it has joined and is still remembered."""
+        """Return the worker if it has joined and is still remembered."""
         return self.by_name.get(name)
 
     def next_epoch(self, name: str) -> int:
-        """Returns the epoch that `name` would get if it joined now."""
+        """Return the epoch that `name` would get if it joined now."""
         member = self.by_name.get(name)
         if member is not None:
             return member.epoch + 1
@@ -76,13 +76,13 @@ class Members:
         return max(self.forgotten_epoch, known) + 1
 
     def to_forget(self, name: str) -> str | None:
-        """Returns the name to forget to make room for `name`: the oldest inactive one. None if there is room."""
+        """Return the name to forget to make room for `name`: the oldest inactive one. None if there is room."""
         if name in self.by_name or len(self.by_name) < REMEMBERED:
             return None
         return next((member.name for member in self if not member.active), None)
 
     def join(self, name: str, epoch: int) -> Member:
-        """Assigns `name` an epoch, which fences the worker that had the name before."""
+        """Assign `name` an epoch, which fences the worker that had the name before."""
         forgotten = self.to_forget(name)
         if forgotten is not None:
             self.forgotten_epoch = max(self.forgotten_epoch, self.by_name.pop(forgotten).epoch)
@@ -96,7 +96,7 @@ class Members:
         return member
 
     def mark(self, name: str, epoch: int, sequence: int, reply: PushResult) -> None:
-        """Records an applied push and the reply that a repeat of it gets."""
+        """Record an applied push and the reply that a repeat of it gets."""
         member = self.by_name.get(name)
         if member is None:  # the worker left while its push was in a step, and has been forgotten since
             return
@@ -106,7 +106,7 @@ class Members:
             member.sequence, member.reply = sequence, reply
 
     def end(self, name: str, epoch: int, why: str) -> None:
-        """Ends the epoch of a worker that has left or whose lease has expired."""
+        """End the epoch of a worker that has left or whose lease has expired."""
         member = self.by_name.get(name)
         if member is not None and member.epoch == epoch:
             member.active, member.fenced_by = False, why

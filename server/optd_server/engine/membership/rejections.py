@@ -27,7 +27,7 @@ class Rejections:
         return self.counts.total()
 
     def add(self, error: OptdError, *, worker: str, version: int, wall: float) -> None:
-        """Records one rejection; `wall` is in seconds since the Unix epoch."""
+        """Record one rejection; `wall` is in seconds since the Unix epoch."""
         self.counts[error.reason] += 1
         self.recent.append(
             Rejection(
@@ -40,7 +40,7 @@ class Rejections:
         )
 
     def note_nonfinite(self, error: NonfiniteGradient, worker: str, version: int, wall: float) -> None:
-        """Records the entry for which a push was refused."""
+        """Record the entry for which a push was refused."""
         self._nonfinite = GradientSummary(
             nonfinite=self._nonfinite.nonfinite + 1,
             nonfinite_unix_ms=int(wall * 1000),
@@ -50,7 +50,7 @@ class Rejections:
         )
 
     def added_to(self, summary: GradientSummary) -> GradientSummary:
-        """Returns the job's gradient counters plus the refused pushes, with the later of their two last entries."""
+        """Return the job's gradient counters plus the refused pushes, with the later of their two last entries."""
         own = self._nonfinite
         if not own.nonfinite:
             return summary

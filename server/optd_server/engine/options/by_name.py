@@ -16,7 +16,7 @@ _OF_GROUPS = {option.name for option in GROUP_OPTIONS} - OF_PARAMETERS
 
 
 def match(options: Options, names: Sequence[str]) -> Matches | None:
-    """Matches a group's rules with its parameters' names; None if it has no rules. Takes time rules x names."""
+    """Match a group's rules with its parameters' names; None if it has no rules. The time is that of rules x names."""
     written = options.get(RULES)
     return None if written is None else _matches(str(written), tuple(names))
 
@@ -28,7 +28,7 @@ def _matches(written: str, names: tuple[str, ...]) -> Matches:
 
 
 def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None) -> None:
-    """Raises the first problem of a group's rules, or of the options that they give some parameter."""
+    """Raise the first problem of a group's rules, or of the options that they give some parameter."""
     if matches is None:
         return
     for rule in parse(matches.written):
@@ -41,7 +41,7 @@ def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None)
 
 
 def _check_schedules(rule: NameRule) -> None:
-    """Raises `InvalidRule` if a rule schedules an option that belongs to the whole group."""
+    """Raise `InvalidRule` if a rule schedules an option that belongs to the whole group."""
     written = dict(rule.options).get(SCHEDULES)
     try:
         of_groups = sorted(_OF_GROUPS.intersection(parse_schedules(written))) if isinstance(written, str) else ()
@@ -52,25 +52,25 @@ def _check_schedules(rule: NameRule) -> None:
 
 
 def distinct(algorithm: Algorithm, options: Options, matches: Matches | None) -> list[Options]:
-    """Returns the distinct options of a group's parameters, in the order of `overrides`; without rules the group's."""
+    """Return the distinct options of a group's parameters, in the order of `overrides`; without rules the group's."""
     if matches is None:
         return [options]
     return [resolve_options(algorithm, options, changed) if changed else options for changed in matches.overrides]
 
 
-def deal(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
-    """Returns the resolved options of each parameter of a group. Parameters with equal options share one object."""
+def options_by_parameter(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
+    """Return the resolved options of each parameter of a group. Parameters with equal options share one object."""
     found = distinct(algorithm, options, matches)
     return [found[place] for place in matches.which]
 
 
 def fields(algorithm: Algorithm, options: Options, matches: Matches | None) -> set[StateField]:
-    """Returns the state fields that at least one parameter of a group needs."""
+    """Return the state fields that at least one parameter of a group needs."""
     return {field for each in distinct(algorithm, options, matches) for field in algorithm.fields(each)}
 
 
 def check_matches(changed: Iterable[Matches | None], others: Iterable[Matches | None] = ()) -> None:
-    """Raises `RuleMatchesNothing` if a rule of the `changed` groups matches no parameter of any group.
+    """Raise `RuleMatchesNothing` if a rule of the `changed` groups matches no parameter of any group.
 
     `others` are the matches of the groups whose rules stay the same.
     """

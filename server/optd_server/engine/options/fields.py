@@ -16,12 +16,12 @@ NOTHING = (0,)
 
 
 def shapes_of(field: StateField, group: GroupLayout) -> tuple[StateShape, ...]:
-    """Returns the shape and dtype that a state field has for each parameter of a group."""
+    """Return the shape and dtype that a state field has for each parameter of a group."""
     return tuple(StateShape(_shape(field, parameter), _dtype(field, parameter)) for parameter in group.parameters)
 
 
 def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
-    """Returns the layout of a field with these shapes: that of a group whose parameters are the states."""
+    """Return the layout of a field with these shapes: that of a group whose parameters are the states."""
     return lay_out(
         [
             ParameterSpec(parameter.name, shape.sizes, shape.dtype)
@@ -31,7 +31,7 @@ def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
 
 
 def planned_state_bytes(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> int:
-    """Returns the bytes of a checked group's state, in a job with this algorithm and these defaults.
+    """Return the bytes of a checked group's state, in a job with this algorithm and these defaults.
 
     They include the working memory of a step that takes several pushes.
     """
@@ -45,12 +45,12 @@ def planned_state_bytes(group: GroupSpec, algorithm: Algorithm, defaults: Option
 
 
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:
-    """Returns how many bytes these state fields of a group take."""
+    """Return how many bytes these state fields of a group take."""
     return sum(_bytes_of(field, group) for field in fields)
 
 
 def working_bytes(algorithm: Algorithm, options: Options, group: GroupLayout) -> int:
-    """Returns the bytes that a step keeps between the pushes that it takes, besides its state; 0 if it takes one."""
+    """Return the bytes that a step keeps between the pushes that it takes, besides its state; 0 if it takes one."""
     if not isinstance(algorithm, Iterative):
         return 0
     return algorithm.working_vectors(options) * computed_bytes_of([group])

@@ -38,7 +38,7 @@ PARAMETER_COST = 64
 """The bookkeeping for one parameter takes about as long as arithmetic on this many elements."""
 
 
-class Change(NamedTuple):
+class LastChange(NamedTuple):
     """When an option last changed: the revision of its group after the change, and the job's version."""
 
     revision: int
@@ -52,7 +52,7 @@ class GroupKept:
     algorithm: str
     layout: GroupLayout
     options: GroupOptions
-    changed: dict[str, Change]
+    last_changed: dict[str, LastChange]
     """When each option that was ever changed last changed."""
     extent: int
     """The index of the extent that it lies in."""
@@ -77,7 +77,7 @@ class Groups:
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
         """A new list after each change, so that its identity tells whether anything has changed."""
-        self._changed: list[dict[str, Change]] = []
+        self._last_changed: list[dict[str, LastChange]] = []
         """By group, when each option that was ever changed last changed."""
         self.extents: tuple[Extent, ...] = ()
         self.names: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ class Groups:
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: JobSpec) -> "Groups":
-        """Returns the groups of a checked spec, at version 0."""
+        """Return the groups of a checked spec, at version 0."""
         groups = cls(algorithm, resolve_options(algorithm, spec.defaults))
         groups.add(spec.groups, version=0)
         return groups
@@ -107,7 +107,7 @@ class Groups:
         return len(self.layouts)
 
     def add(self, specs: Sequence[GroupSpec], version: int) -> None:
-        """Appends checked groups as one extent. Their options take effect at `version`."""
+        """Append checked groups as one extent. Their options take effect at `version`."""
         extent = extent_of_groups(specs, self.algorithm.name, len(self))
         number, equal = len(self.extents), dict[object, Options]()
         added = []
@@ -119,7 +119,7 @@ class Groups:
         self._append(extent, added)
 
     def _append(self, extent: Extent, groups: Sequence[GroupKept]) -> None:
-        """Appends the groups of an extent, with the state of parameters that have had no step."""
+        """Append the groups of an extent, with the state of parameters that have had no step."""
         number = len(self.extents)
         for group in groups:
             self._index_of[group.options.group] = len(self)
@@ -127,7 +127,7 @@ class Groups:
             self.elements += group.layout.count
             self.parameters += len(group.layout.parameters)
             self.options.append(group.options)
-            self._changed.append(group.changed)
+            self._last_changed.append(group.last_changed)
             self._extent_of.append(number)
             self._add_algorithm(find_algorithm(group.algorithm), group.options.options)
         self.extents = (*self.extents, extent)
@@ -139,7 +139,7 @@ class Groups:
                 self.rows_only.append((number, index, algorithm))
 
     def _add_algorithm(self, algorithm: Algorithm, options: Options) -> None:
-        """Records the algorithm of the next group, whose options are `options`."""
+        """Record the algorithm of the next group, whose options are `options`."""
         self.algorithms.append(algorithm)
         if algorithm.name not in self._fields_of:
             self._fields_of[algorithm.name] = {field.name: field for field in algorithm.state_of(options)}
@@ -149,7 +149,7 @@ class Groups:
             self.iterative = algorithm
 
     def algorithm_of(self, slab: Slab) -> Algorithm:
-        """Returns the algorithm of a slab. All groups of a slab have the same."""
+        """Return the algorithm of a slab. All groups of a slab have the same."""
         return self.algorithms[slab.groups[0]]
 
     @property
@@ -158,13 +158,13 @@ class Groups:
         return list(dict.fromkeys(name for fields in self._fields_of.values() for name in fields))
 
     def index(self, name: str, job: str) -> int:
-        """Returns the index of a group; raises `UnknownGroup`."""
+        """Return the index of a group; raise `UnknownGroup`."""
         if name in self._index_of:
             return self._index_of[name]
         raise UnknownGroup(job=job, group=name[:200], groups=", ".join(self.names))
 
     def holders(self) -> dict[str, str]:
-        """Maps the name of each parameter to the name of its group."""
+        """Map the name of each parameter to the name of its group."""
         return {
             parameter.name: options.group
             for layout, options in zip(self.layouts, self.options, strict=True)
@@ -172,9 +172,9 @@ class Groups:
         }
 
     def plan_updates(self, updates: Sequence[GroupUpdate], job: str, version: int) -> list[tuple[int, GroupOptions]]:
-        """Returns the index and the new options of each group that `updates` would change.
+        """Return the index and the new options of each group that `updates` would change.
 
-        Changes nothing itself. Raises `UnknownGroup`, `OptionConflict`, or the problem of a value.
+        This changes nothing itself. Raise `UnknownGroup`, `OptionConflict`, or the problem of a value.
         """
         planned: dict[int, GroupOptions] = {}
         ruled: set[int] = set()
@@ -199,7 +199,7 @@ class Groups:
         return list(planned.items())
 
     def _check_concurrent(self, index: int, update: GroupUpdate, current: GroupOptions, wanted: Options) -> None:
-        """Raises `OptionConflict` if an option has changed since the revision that the update expects.
+        """Raise `OptionConflict` if an option has changed since the revision that the update expects.
 
         `current` holds the group's options after the updates that are planned before this one.
         """
@@ -210,38 +210,38 @@ class Groups:
             value, theirs = wanted.get(name), current.options.get(name)
             if value == theirs:
                 continue
-            since = self._changed[index].get(name, Change(0, 0))
+            since = self._last_changed[index].get(name, LastChange(0, 0))
             if theirs != committed.get(name):  # an update that is planned before this one has changed it
-                since = Change(current.revision, current.since_version)
+                since = LastChange(current.revision, current.since_version)
             if since.revision > expected or expected > current.revision:
                 raise OptionConflict(group=current.group, option=name, ours=value, theirs=theirs, since=since.version)
 
     def change_options(self, changes: Iterable[tuple[int, GroupOptions]]) -> None:
-        """Puts into force the options that `plan_updates` returned."""
+        """Put into force the options that `plan_updates` returned."""
         options = list(self.options)
         for index, changed in changes:
             before = options[index].options
             for name in {**before, **changed.options}:
                 if before.get(name) != changed.options.get(name):
-                    self._changed[index][name] = Change(changed.revision, changed.since_version)
+                    self._last_changed[index][name] = LastChange(changed.revision, changed.since_version)
             options[index] = changed
         self.options = options
 
     def cost(self, elements: int) -> int:
-        """Returns the cost of work on `elements` elements, in elements. Each parameter adds a fixed cost."""
+        """Return the cost of work on `elements` elements, in elements. Each parameter adds a fixed cost."""
         return elements + PARAMETER_COST * self.parameters
 
     def kept(self) -> list[GroupKept]:
-        """Returns what survives a restart of each group, apart from its share of the slabs' state."""
+        """Return what survives a restart of each group, apart from its share of the slabs' state."""
         return [
             GroupKept(algorithm.name, layout, options, dict(changed), extent)
             for algorithm, layout, options, changed, extent in zip(
-                self.algorithms, self.layouts, self.options, self._changed, self._extent_of, strict=True
+                self.algorithms, self.layouts, self.options, self._last_changed, self._extent_of, strict=True
             )
         ]
 
     def copy(self) -> "Groups":
-        """Returns equal groups that share no memory with these."""
+        """Return equal groups that share no memory with these."""
         made = Groups(self.algorithm, self.defaults)
         kept = self.kept()
         for extent in self.extents:
@@ -261,19 +261,19 @@ class Groups:
         return made
 
     def fields(self, group: int, options: Options) -> set[StateField]:
-        """Returns the state fields that a group's parameters need if the group has these options."""
+        """Return the state fields that a group's parameters need if the group has these options."""
         return fields(self.algorithms[group], options, self.in_force.matching(group, options))
 
     def info(self, index: int) -> GroupInfo:
-        """Describes a group and its parameters."""
+        """Describe a group and its parameters."""
         return GroupInfo(index, self.options[index], self.layouts[index].parameters)
 
     def infos(self) -> tuple[GroupInfo, ...]:
-        """Describes all groups and their parameters."""
+        """Describe all groups and their parameters."""
         return tuple(self.info(index) for index in range(len(self)))
 
     def step_ranges(self) -> StepRanges:
-        """Returns, by group, the fewest and the most steps that one of its parameters has had."""
+        """Return, by group, the fewest and the most steps that one of its parameters has had."""
         if len(self.extents) == 1 and len(self._states[0]) == 1 and len(self.extents[0].slabs[0].groups) == len(self):
             return self._states[0][0].step_ranges()
         fewest = np.full(len(self), np.iinfo(np.int64).max)
@@ -286,17 +286,17 @@ class Groups:
         return np.minimum(fewest, most), most  # a group without parameters has 0
 
     def ranges(self) -> tuple[FlatRange, ...]:
-        """Returns the flat ranges of all groups."""
+        """Return the flat ranges of all groups."""
         return tuple(FlatRange(index, 0, layout.count) for index, layout in enumerate(self.layouts))
 
     def slabs(self) -> Iterator[tuple[int, int, Slab, SegmentState]]:
-        """Yields each slab as the number of its extent, its index there, its layout and its state."""
+        """Yield each slab as the number of its extent, its index there, its layout and its state."""
         for number, (extent, states) in enumerate(zip(self.extents, self._states, strict=True)):
             for index, (slab, state) in enumerate(zip(extent.slabs, states, strict=True)):
                 yield number, index, slab, state
 
     def prepare_state(self) -> list[Array]:
-        """Allocates the state that the first step needs, and returns it so that the caller can prefault it.
+        """Allocate the state that the first step needs, and return it so that the caller can prefault it.
 
         State that only a later step may need, or that a step needs in part, is left out.
         """
@@ -318,27 +318,27 @@ class Groups:
         ]
 
     def release_all(self) -> None:
-        """Releases the state of a closed job."""
+        """Release the state of a closed job."""
         for _, _, _, state in self.slabs():
             state.release()
 
     def slab_state(self, extent: int, slab: int) -> SegmentState:
-        """Returns the state of a slab."""
+        """Return the state of a slab."""
         return self._states[extent][slab]
 
     def place(self, group: int, segment: int) -> tuple[int, SegmentPlace]:
-        """Returns the number of a group's extent, and the place of one of its segments there."""
+        """Return the number of a group's extent, and the place of one of its segments there."""
         number = self._extent_of[group]
         extent = self.extents[number]
         return number, extent.places[group - extent.first_group][segment]
 
     def state(self, group: int, segment: int) -> SegmentPart:
-        """Returns a segment's part of the state of its slab, as a view."""
+        """Return a segment's part of the state of its slab, as a view."""
         extent, place = self.place(group, segment)
         return self._states[extent][place.slab].part(place.rank)
 
     def locate(self, group: int, parameter: str) -> tuple[int, int]:
-        """Returns the segment of a parameter and its place in that segment; raises `UnknownParameter`."""
+        """Return the segment of a parameter and its place in that segment; raise `UnknownParameter`."""
         layout = self.layouts[group]
         for index, segment in enumerate(layout.segments):
             for place, member in enumerate(segment.members):
@@ -348,13 +348,13 @@ class Groups:
 
 
 def extent_of_groups(specs: Sequence[GroupSpec], algorithm: str, first_group: int = 0) -> Extent:
-    """Lays out new groups of a job whose own algorithm is `algorithm`. All groups of a slab have the same algorithm."""
+    """Lay out new groups of a job whose own algorithm is `algorithm`. All groups of a slab have the same algorithm."""
     layouts = [lay_out(spec.parameters) for spec in specs]
     return extent_of(layouts, first_group, [spec.algorithm or algorithm for spec in specs])
 
 
 def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
-    """Returns one shared object for equal options, so that a step can compare groups by identity."""
+    """Return one shared object for equal options, so that a step can compare groups by identity."""
     return known.setdefault((*options.items(), singles(options)), options)
 
 

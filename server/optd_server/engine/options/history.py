@@ -38,21 +38,21 @@ class OptionHistory:
     """How many changes each group has had."""
 
     def copy(self) -> "OptionHistory":
-        """Returns an equal history that shares nothing with this one."""
+        """Return an equal history that shares nothing with this one."""
         return OptionHistory(self.recent.copy(), self.last.copy(), self.counts.copy())
 
     def of(self, group: str | None = None) -> tuple[OptionChange, ...]:
-        """Returns the changes of a group, of the job as a whole (""), or of everything (None), oldest first."""
+        """Return the changes of a group, of the job as a whole (""), or of everything (None), oldest first."""
         known = dict([*self.last.values(), *self.recent])
         return tuple(known[number] for number in sorted(known) if group in (None, known[number].group))
 
     def forgotten(self, group: str | None = None) -> int:
-        """Returns how many changes are no longer kept, and so are missing from `of`."""
+        """Return how many changes are no longer kept, and so are missing from `of`."""
         total = self.counts.total() if group is None else self.counts[group]
         return total - len(self.of(group))
 
     def add(self, changes: Iterable[OptionChange]) -> None:
-        """Appends changes in order."""
+        """Append changes in order."""
         for change in changes:
             numbered = self.counts.total(), change
             self.recent.append(numbered)
@@ -63,7 +63,7 @@ class OptionHistory:
 def changes_of_group(
     before: GroupOptions, after: GroupOptions, origin_of: Callable[[str], Origin]
 ) -> Iterator[OptionChange]:
-    """Yields the differences between a group's options; `origin_of` maps the name of an option to its origin."""
+    """Yield the differences between a group's options; `origin_of` maps the name of an option to its origin."""
     old, new = {**_DEFAULTS, **before.options}, {**_DEFAULTS, **after.options}
     for name in {**after.options, **_DEFAULTS}:
         if old[name] != new[name]:
@@ -71,14 +71,14 @@ def changes_of_group(
 
 
 def changes_of_job(before: JobOptions, after: JobOptions, origin: Origin) -> Iterator[OptionChange]:
-    """Yields the differences between the options of the job as a whole."""
+    """Yield the differences between the options of the job as a whole."""
     for name, value in after.options.items():
         if before.options[name] != value:
             yield _change(after.since_version, "", name, before.options[name], value, origin)
 
 
 def origins(updates: Sequence[tuple[GroupUpdate, Origin]], group: str) -> Callable[[str], Origin]:
-    """Returns a function that maps an option of a group to the origin of the last update that sets it."""
+    """Return a function that maps an option of a group to the origin of the last update that sets it."""
     own = [(update, origin) for update, origin in updates if update.group == group]
 
     def origin_of(option: str) -> Origin:

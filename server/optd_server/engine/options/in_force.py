@@ -7,7 +7,7 @@ identity. Nothing here survives a restart.
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from optd_server.engine.options.by_name import deal, match
+from optd_server.engine.options.by_name import match, options_by_parameter
 from optd_server.optim.algorithm import Algorithm
 from optd_server.optim.group_options import effective
 from optd_server.optim.rules import RULES, Matches
@@ -41,8 +41,8 @@ class InForce:
         """By the identity of options: them, and what is in force at `_now_version`."""
         self._before: dict[int, tuple[Options, Options]] = {}
         """The same at the version before."""
-        self._dealt: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
-        """By a slab's identity: it, the options in force, and what `dealt` made of them, if no group has rules."""
+        self._slab_options: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
+        """By a slab's identity: it, the options in force, and the result of `slab_options`, if no group has rules."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._matches: dict[int, Matches] = {}
         """By group, the parameters that each of its latest rules matches."""
@@ -50,11 +50,11 @@ class InForce:
         """If nothing is scheduled: the list of options, and what is in force until that list is replaced."""
 
     def matches(self) -> list[Matches | None]:
-        """Returns, by group, the parameters that each of its rules matches; None for a group without rules."""
+        """Return, by group, the parameters that each of its rules matches; None for a group without rules."""
         return [self.matching(index, group.options) for index, group in enumerate(self._source.options)]
 
     def matching(self, index: int, options: Options) -> Matches | None:
-        """Returns the matches of one group if it had these options. Cached, because a group may have many names."""
+        """Return the matches of one group if it had these options. Cached, because a group may have many names."""
         if RULES not in options:
             return None
         known = self._matches.get(index)
@@ -65,7 +65,7 @@ class InForce:
         return known
 
     def effective(self, version: int) -> list[Options]:
-        """Returns, by group, the options in force for the step from `version` to the next.
+        """Return, by group, the options in force for the step from `version` to the next.
 
         Groups that share an options object share the result. If nothing is scheduled, the result is that object itself.
         """
@@ -81,14 +81,14 @@ class InForce:
         return found
 
     def effective_with(self, changes: Iterable[tuple[int, GroupOptions]], version: int) -> list[Options]:
-        """Returns what `effective` would return after these changes of options, given as (group, options)."""
+        """Return what `effective` would return after these changes of options, given as (group, options)."""
         found = list(self.effective(version))
         for index, changed in changes:
             found[index] = effective(changed.options, version)
         return found
 
     def scheduled(self, version: int) -> tuple[EffectiveOptions, ...]:
-        """Returns the options whose values schedules change in the step from `version`, by group."""
+        """Return the options whose values schedules change in the step from `version`, by group."""
         found = self.effective(version)
         if not self.is_scheduled:
             return ()
@@ -102,7 +102,7 @@ class InForce:
         return self._lasting is None
 
     def _now(self, options: Options, version: int) -> Options:
-        """Applies schedules to options at a version; returns the same object if there are none."""
+        """Apply schedules to options at a version; return the same object if there are none."""
         if self._now_version != version:
             self._before, self._in_force, self._now_version = self._in_force, {}, version
         known = self._in_force.get(id(options))
@@ -115,18 +115,18 @@ class InForce:
             known = self._in_force[id(options)] = before if same and before is not None else (options, found)
         return known[1]
 
-    def dealt(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
-        """Returns the options of a slab's parameters in the step from `version`, and how many in a row have each.
+    def slab_options(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
+        """Return the options of a slab's parameters in the step from `version`, and how many in a row have each.
 
         The counts are None if each entry belongs to a whole group of the slab.
         """
         groups = self.effective(version)
-        known = self._dealt.get(id(slab))
+        known = self._slab_options.get(id(slab))
         if known is not None and known[0] is slab and known[1] is groups:
             return known[2], None
         if all(self.by_name(group) is None for group in slab.groups):
-            self._dealt[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
-            return self._dealt[id(slab)][2], None
+            self._slab_options[id(slab)] = slab, groups, [groups[group] for group in slab.groups]
+            return self._slab_options[id(slab)][2], None
         options: list[Options] = []
         counts: list[int] = []
         for group, part in zip(slab.groups, slab.parameter_counts.tolist(), strict=True):
@@ -146,12 +146,12 @@ class InForce:
         return options, counts
 
     def options_of(self, version: int, place: RowPlace) -> Options:
-        """Returns the options of one parameter in the step from `version` to the next."""
+        """Return the options of one parameter in the step from `version` to the next."""
         by_name = self.by_name(place.group)
         return self.effective(version)[place.group] if by_name is None else self._now(by_name[place.member], version)
 
     def by_name(self, group: int) -> list[Options] | None:
-        """Returns the options of each parameter of a group, in its order; None if the group has no rules."""
+        """Return the options of each parameter of a group, in its order; None if the group has no rules."""
         options = self._source.options[group].options
         if RULES not in options:
             return None
@@ -159,5 +159,8 @@ class InForce:
         if known is None or known[0] is not options:
             matches = self.matching(group, options)
             assert matches is not None
-            known = self._by_name[group] = (options, deal(self._source.algorithms[group], options, matches))
+            known = self._by_name[group] = (
+                options,
+                options_by_parameter(self._source.algorithms[group], options, matches),
+            )
         return known[1]

@@ -12,12 +12,12 @@ from optd_wire.values import JobOptions, JobUpdate, Options
 
 
 def initial(options: Options) -> JobOptions:
-    """Returns the options of a job that is created with `options`; raises the problem of one."""
+    """Return the options of a job that is created with `options`; raise the problem of one."""
     return JobOptions(resolve_job_options(options))
 
 
 def check_job_options(algorithms: Iterable[Algorithm], options: Options) -> None:
-    """Raises `InvalidOption` for an option that the algorithms of the job's groups rule out."""
+    """Raise `InvalidOption` for an option that the algorithms of the job's groups rule out."""
     for algorithm in algorithms:
         if isinstance(algorithm, Iterative) and gradients_kept(options):
             bound = f"1, as {algorithm.name} asks for each loss and gradient by itself"
@@ -26,12 +26,12 @@ def check_job_options(algorithms: Iterable[Algorithm], options: Options) -> None
 
 
 def gradients_kept(options: Options) -> int:
-    """Returns how many whole gradients the job keeps, besides those of pushes in flight."""
+    """Return how many whole gradients the job keeps, besides those of pushes in flight."""
     return int(option.integer(options, ACCUMULATE) > 1)
 
 
 def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
-    """Raises `UnknownOption` for a group option, and says how to set it."""
+    """Raise `UnknownOption` for a group option, and say how to set it."""
     of_groups = {option.name for algorithm in algorithms for option in schema_of(algorithm).options}
     of_groups -= {option.name for option in JOB.options}
     for name in update.options:
@@ -43,9 +43,9 @@ def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
 
 
 def plan_update(algorithms: Sequence[Algorithm], current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
-    """Returns a job's options after an update at `version`, or `current` itself if nothing changes.
+    """Return a job's options after an update at `version`, or `current` itself if nothing changes.
 
-    `algorithms` are those of its groups. Raises `JobOptionConflict`, or the problem of a value.
+    `algorithms` are those of its groups. Raise `JobOptionConflict`, or the problem of a value.
     """
     _check_places(algorithms, update)
     resolved = resolve_job_options(current.options, update.options)

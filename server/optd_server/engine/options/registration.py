@@ -33,7 +33,7 @@ LISTED = 8
 
 
 def check_job(spec: JobSpec) -> None:
-    """Raises the first problem of a registration."""
+    """Raise the first problem of a registration."""
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
     check_defaults(algorithm, spec.defaults)
@@ -53,7 +53,7 @@ def check_job(spec: JobSpec) -> None:
 
 
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
-    """Raises the first problem of a group whose algorithm is `algorithm`.
+    """Raise the first problem of a group whose algorithm is `algorithm`.
 
     `holders` maps each parameter to the group that holds it. The parameters of this group are added to it.
     """
@@ -72,9 +72,9 @@ def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[
 
 
 def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Matches | None:
-    """Checks the options and rules of a group; returns the parameters that each rule matches.
+    """Check the options and rules of a group; return the parameters that each rule matches.
 
-    `algorithm` and `defaults` are the job's own. Raises the first problem of the options or rules.
+    `algorithm` and `defaults` are the job's own. Raise the first problem of the options or rules.
     """
     options = resolve_group(group, algorithm, defaults)
     matches = match(options, [parameter.name for parameter in group.parameters])
@@ -82,16 +82,16 @@ def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> 
     return matches
 
 
-def check_beside(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
-    """Raises `UnservedGroups` if an algorithm that must have the only group of its job has company."""
+def check_together(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
+    """Raise `UnservedGroups` if an algorithm that must have the only group of its job has company."""
     for algorithm in algorithms:
         if isinstance(algorithm, Iterative) and len(groups) > 1:
             raise UnservedGroups(algorithm=algorithm.name, got=f"{len(groups)} groups, {_listed(groups)}")
 
 
 def check_one_vector(algorithms: Sequence[Algorithm], groups: Sequence[GroupSpec]) -> None:
-    """Raises `UnservedGroups` if an algorithm needs all parameters as one vector, and they cannot form one."""
-    check_beside(algorithms, [group.name for group in groups])
+    """Raise `UnservedGroups` if an algorithm needs all parameters as one vector, and they cannot form one."""
+    check_together(algorithms, [group.name for group in groups])
     for algorithm, group in zip(algorithms, groups, strict=True):
         by_dtype = {parameter.dtype: parameter.name for parameter in group.parameters}
         if isinstance(algorithm, Iterative) and len(by_dtype) > 1:
@@ -120,7 +120,7 @@ def _check_served(parameter: ParameterSpec, algorithm: Algorithm) -> None:
 
 
 def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
-    """Raises `JobMismatch`, which shows both sides, unless `spec` matches the job.
+    """Raise `JobMismatch`, which shows both sides, unless `spec` matches the job.
 
     Options are not compared: they belong to the job, and may have changed since it was created. The policy is compared
     if the spec names one. The spec must list the groups that the job was `created_with`, and may list those that were
@@ -139,7 +139,7 @@ def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
 
 
 def check_same_group(spec: GroupSpec, job: str, algorithm: str, group: GroupInfo) -> None:
-    """Raises `JobMismatch` unless the group has the spec's name, algorithm and parameters.
+    """Raise `JobMismatch` unless the group has the spec's name, algorithm and parameters.
 
     `algorithm` is the job's own.
     """

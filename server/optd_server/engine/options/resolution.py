@@ -18,7 +18,7 @@ _OF_EVERY_GROUP = frozenset(option.name for option in GROUP_OPTIONS)
 
 
 def find_algorithm(name: str) -> Algorithm:
-    """Returns the algorithm of this name; raises `UnknownAlgorithm`, which suggests the nearest name."""
+    """Return the algorithm of this name; raise `UnknownAlgorithm`, which suggests the nearest name."""
     algorithm = registry.find(name)
     if algorithm is None:
         nearest = registry.nearest(name)
@@ -28,15 +28,15 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def algorithm_of(group: GroupSpec, algorithm: Algorithm) -> Algorithm:
-    """Returns the algorithm of a group in a job whose own is `algorithm`; raises `UnknownAlgorithm`."""
+    """Return the algorithm of a group in a job whose own is `algorithm`; raise `UnknownAlgorithm`."""
     return find_algorithm(group.algorithm) if group.algorithm else algorithm
 
 
 def resolve_group(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Options:
-    """Returns all options of a new group in a job with this algorithm and these defaults.
+    """Return all options of a new group in a job with this algorithm and these defaults.
 
     The defaults are options of the job's algorithm. A group of another algorithm takes from them only the options that
-    every group has, and otherwise starts from the defaults of its own algorithm. Raises `UnknownAlgorithm`, or what
+    every group has, and otherwise starts from the defaults of its own algorithm. Raise `UnknownAlgorithm`, or what
     `resolve_options` raises.
     """
     own = algorithm_of(group, algorithm)
@@ -56,7 +56,7 @@ class Schema:
 
 @cache
 def schema_of(algorithm: Algorithm) -> Schema:
-    """Returns the schema of an algorithm's groups."""
+    """Return the schema of an algorithm's groups."""
     return Schema(
         algorithm.name,
         (*algorithm.options, *GROUP_OPTIONS),
@@ -65,9 +65,9 @@ def schema_of(algorithm: Algorithm) -> Schema:
 
 
 def check_defaults(algorithm: Algorithm, defaults: Options) -> None:
-    """Checks the defaults of a job, which some constraints restrict more than the options of a group.
+    """Check the defaults of a job, which some constraints restrict more than the options of a group.
 
-    Raises what `resolve_options` raises.
+    Raise what `resolve_options` raises.
     """
     resolve_options(algorithm, defaults)
     own = {name: value for name, value in defaults.items() if any(name == each.name for each in algorithm.options)}
@@ -75,9 +75,9 @@ def check_defaults(algorithm: Algorithm, defaults: Options) -> None:
 
 
 def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
-    """Returns all options of a group: the defaults, overridden by each layer in turn.
+    """Return all options of a group: the defaults, overridden by each layer in turn.
 
-    Options that every group has are left out while they have their default, as most of them do in most groups. Raises
+    Options that every group has are left out while they have their default, as most of them do in most groups. Raise
     `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
     """
     resolved = _resolve(schema_of(algorithm), layers)
@@ -88,7 +88,7 @@ def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
 
 
 def _check_schedules(algorithm: Algorithm, options: Options) -> None:
-    """Raises `UnknownOption` or `InvalidOption` for a problem of the schedules in resolved options."""
+    """Raise `UnknownOption` or `InvalidOption` for a problem of the schedules in resolved options."""
     declared = schedulable(algorithm)
     found = scheduled.problem(declared, options)
     if isinstance(found, scheduled.Stray):
@@ -99,7 +99,7 @@ def _check_schedules(algorithm: Algorithm, options: Options) -> None:
 
 
 def check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None:
-    """Raises `InvalidOption` if an option would change that is fixed."""
+    """Raise `InvalidOption` if an option would change that is fixed."""
     for declared in algorithm.options:
         name = declared.name
         if declared.fixed and wanted[name] != current[name]:
@@ -108,7 +108,7 @@ def check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None
 
 
 def resolve_job_options(*layers: Options) -> Options:
-    """Returns all options of a job as a whole; raises what `resolve_options` raises."""
+    """Return all options of a job as a whole; raise what `resolve_options` raises."""
     return _resolve(JOB, layers)
 
 
@@ -132,17 +132,17 @@ def _resolve(declared: Declaration, layers: Iterable[Options]) -> Options:
 
 
 def describe_algorithms() -> tuple[AlgorithmInfo, ...]:
-    """Describes every algorithm as it declares itself: options, state, constraints."""
+    """Describe every algorithm as it declares itself: options, state, constraints."""
     return tuple(_describe(algorithm) for algorithm in registry.ALGORITHMS.values())
 
 
 def describe_group_options() -> tuple[OptionInfo, ...]:
-    """Describes the options that every group has, besides those of its algorithm."""
+    """Describe the options that every group has, besides those of its algorithm."""
     return tuple(map(_describe_option, GROUP_OPTIONS))
 
 
 def describe_job_options() -> tuple[OptionInfo, ...]:
-    """Describes the options of a job as a whole."""
+    """Describe the options of a job as a whole."""
     return tuple(map(_describe_option, JOB.options))
 
 

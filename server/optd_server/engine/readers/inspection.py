@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from optd_server.engine.job import Job
-from optd_server.engine.readers.looking import Provenance, look
+from optd_server.engine.readers.last_gradient import Provenance, read_with_gradient
 from optd_server.engine.readers.state import numbers_of
 from optd_server.optim import statistics
 from optd_wire.values import FieldStatistics, GroupSummary, JobVersion, Options, ParameterReport, Statistics
@@ -24,10 +24,10 @@ class GroupReport:
 async def inspect_group(
     job: Job, name: str, parameter: str, *, with_statistics: bool, bins: int, patience: Callable[[], Awaitable[None]]
 ) -> tuple[GroupReport, Provenance]:
-    """Describes the parameters of a group, or one of them; raises `UnknownGroup` or `UnknownParameter`.
+    """Describe the parameters of a group, or one of them; raise `UnknownGroup` or `UnknownParameter`.
 
     Statistics are computed between two steps, so all of them are of one version. If the last gradient is not kept, the
-    call waits for the next step, at most as long as `patience()` takes: see `looking.look`.
+    call waits for the next step, at most as long as `patience()` takes: see `last_gradient.read_with_gradient`.
     """
     group = job.state.groups.index(name, job.name)
     if parameter:
@@ -40,7 +40,7 @@ async def inspect_group(
 
     if not with_statistics:
         return await job.between_steps(elements, work), Provenance(None)
-    return await look(job, elements, work, patience, lent=True)
+    return await read_with_gradient(job, elements, work, patience, borrowed=True)
 
 
 def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[ParameterReport]:
@@ -58,7 +58,7 @@ def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[Par
 
 
 def _overrides(job: Job, group: int, member: int) -> Options:
-    """Returns the options of a parameter that differ from those of its group."""
+    """Return the options of a parameter that differ from those of its group."""
     by_name, common = job.state.groups.in_force.by_name(group), job.state.groups.options[group].options
     own = common if by_name is None else by_name[member]
     return {name: value for name, value in own.items() if name not in common or common[name] != value}

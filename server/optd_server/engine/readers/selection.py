@@ -12,9 +12,9 @@ from optd_wire.values import FlatRange
 
 
 def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tuple[FlatRange, ...] | None:
-    """Returns the ranges of these groups and parameters in flat order, or None for everything if nothing is named.
+    """Return the ranges of these groups and parameters in flat order, or None for everything if nothing is named.
 
-    Raises `UnknownGroup` or `UnknownParameter`.
+    Raise `UnknownGroup` or `UnknownParameter`.
     """
     groups, wanted = job.state.groups, set(parameters)
     whole = {groups.index(name, job.name) for name in names}
@@ -35,7 +35,7 @@ def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SelectedRows:
     """The rows `ids` of a parameter, and where it lies. The first dimension of a parameter counts its rows."""
 
     group: int
@@ -48,19 +48,19 @@ class Table:
     ids: Ids
 
     def of(self, snapshot: Snapshot) -> Array:
-        """Returns all rows of the parameter in a snapshot, shaped [rows, columns]; valid while the snapshot is held."""
+        """Return all rows of the parameter in a snapshot, shaped [rows, columns]; valid while the snapshot is held."""
         return self.among(snapshot.arrays(self.group))
 
     def among(self, segments: Sequence[Array]) -> Array:
-        """Returns all rows of the parameter from the segments of its group, shaped [rows, columns]."""
+        """Return all rows of the parameter from the segments of its group, shaped [rows, columns]."""
         segment = segments[self.segment]
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 
-def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
-    """Selects the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
+def select_rows(job: Job, group: str, parameter: str, ids: Ids) -> SelectedRows:
+    """Select the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
 
-    Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
+    Raise `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
     """
     groups = job.state.groups
     searched = [groups.index(group, job.name)] if group else range(len(groups))
@@ -75,6 +75,6 @@ def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
             segment = next(place for place, part in enumerate(layout.segments) if number in part.members)
             start = info.offset - layout.segments[segment].offset
             columns = info.size // info.shape[0] if info.size else 0
-            return Table(index, number, segment, start, info.shape[0], columns, ids)
+            return SelectedRows(index, number, segment, start, info.shape[0], columns, ids)
     where = f"group {group!r} of job {job.name!r}" if group else f"job {job.name!r}"
     raise UnknownParameter(where=where, parameter=parameter[:200])

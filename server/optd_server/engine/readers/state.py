@@ -11,7 +11,7 @@ import numpy as np
 from optd_server.engine.job import Job
 from optd_server.engine.options.fields import layout_of, shapes_of
 from optd_server.engine.options.groups import Groups
-from optd_server.engine.readers.looking import has_gradient, last_gradient, look
+from optd_server.engine.readers.last_gradient import has_gradient, last_gradient, read_with_gradient
 from optd_server.optim.algorithm import StateField
 from optd_server.store.flat import Array, bytes_of, computed_bytes_of
 from optd_wire.dtypes import DTYPES
@@ -39,9 +39,9 @@ class StateReading:
 
 
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
-    """Turns names into a selection.
+    """Turn names into a selection.
 
-    Raises `UnknownField`, `UnknownGroup`, `UnknownParameter`, or `InvalidRequest` for a parameter without a group.
+    Raise `UnknownField`, `UnknownGroup`, `UnknownParameter`, or `InvalidRequest` for a parameter without a group.
     """
     groups = job.state.groups
     states = groups.state_names
@@ -58,9 +58,9 @@ def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selec
 
 
 async def read_state(job: Job, selection: Selection, patience: Callable[[], Awaitable[None]]) -> StateReading:
-    """Copies the selected numbers of one version.
+    """Copy the selected numbers of one version.
 
-    If the gradient is selected and the last one is not kept, waits for the next step, at most as long as `patience()`
+    If the gradient is selected and the last one is not kept, wait for the next step, at most as long as `patience()`
     takes. If no step comes, the result has no gradient.
     """
 
@@ -68,7 +68,7 @@ async def read_state(job: Job, selection: Selection, patience: Callable[[], Awai
         return _read(job, selection)
 
     if GRADIENT in selection.fields:
-        return (await look(job, job.state.groups.elements, work, patience, lent=False))[0]
+        return (await read_with_gradient(job, job.state.groups.elements, work, patience, borrowed=False))[0]
     return await job.between_steps(job.state.groups.elements, work)
 
 
@@ -80,11 +80,11 @@ def _read(job: Job, selection: Selection) -> StateReading:
 
 
 def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
-    """Yields the selected numbers of one group."""
+    """Yield the selected numbers of one group."""
     layout = job.state.groups.layouts[group]
     for index, segment in enumerate(layout.segments):
         for start, stop in _elements(job.state.groups, group, segment, index, selection.parameter):
-            for field, array in _beside_weights(job, group, index):
+            for field, array in _elementwise_fields(job, group, index):
                 if field in selection.fields:
                     yield Frame.of(group, segment.offset + start, array[start:stop].copy(), field)
     for shaped in job.state.groups.state_fields[group].values():
@@ -92,8 +92,8 @@ def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
             yield from _shaped_frames(job.state.groups, group, shaped, selection.parameter)
 
 
-def _beside_weights(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
-    """Yields the fields of a segment that have one number for each weight."""
+def _elementwise_fields(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
+    """Yield the fields of a segment that have one number for each weight."""
     yield WEIGHTS, job.snapshots.current.arrays(group)[index]
     gradient = last_gradient(job, group, index)
     if gradient is not None:
@@ -112,7 +112,7 @@ def _has(state: Mapping[str, Array], field: StateField) -> bool:
 
 
 def _shaped_frames(groups: Groups, group: int, field: StateField, parameter: str) -> Iterator[Frame]:
-    """Yields a field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
+    """Yield a field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
     layout = layout_of(shapes_of(field, groups.layouts[group]), groups.layouts[group])
     arrays = dict(_shaped_arrays(groups, group, field))
     for segment in layout.segments if arrays else ():
@@ -125,7 +125,7 @@ def _shaped_frames(groups: Groups, group: int, field: StateField, parameter: str
 
 
 def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tuple[str, Array]]:
-    """Yields the flat state of each parameter of a group, by name, if the field is allocated."""
+    """Yield the flat state of each parameter of a group, by name, if the field is allocated."""
     layout = groups.layouts[group]
     for index, segment in enumerate(layout.segments):
         state = groups.state(group, index)
@@ -135,7 +135,7 @@ def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tu
 
 
 def numbers_of(job: Job, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
-    """Yields the fields of a parameter that hold meaningful numbers."""
+    """Yield the fields of a parameter that hold meaningful numbers."""
     state = job.state.groups.state(group, index)
     start = int(state.offsets[place])
     stop = start + int(state.sizes[place])
@@ -158,7 +158,7 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
 
 
 def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
-    """Returns the steps and entries of a group, gathered from its segments into the group's own order."""
+    """Return the steps and entries of a group, gathered from its segments into the group's own order."""
     groups = job.state.groups
     layout, fields = groups.layouts[group], groups.state_fields[group]
     steps = [0] * len(layout.parameters)
@@ -188,7 +188,7 @@ def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
 
 
 def selected_bytes(job: Job, selection: Selection) -> int:
-    """Returns the bytes of a copy of the selection. A single parameter is counted as its whole group."""
+    """Return the bytes of a copy of the selection. A single parameter is counted as its whole group."""
     groups = job.state.groups
     kept = {name for _, _, _, state in groups.slabs() for name in state.state}
     known = groups.state_names

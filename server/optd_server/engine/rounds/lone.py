@@ -11,7 +11,7 @@ from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Round, elements_of
 from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent
 from optd_server.store.flat import FrameSink
@@ -44,11 +44,11 @@ class LoneRound:
         self.slot = slot
         self.nonfinite = nonfinite
         self.reduction = reduction
-        self.stepping = False
+        self.step_has_begun = False
         self._extents = extents
         self._offload = offload
         self._check_room = check_room
-        self._reduction = Reduction(extents, offload.kernels, offload.threads)
+        self._reducer = Reducer(extents, offload.kernels, offload.threads)
         # The mean of one gradient is that gradient, whatever its weight.
         self._intake = Intake(push.header, nonfinite, 1.0 if reduction == MEAN else weight_of(push.header))
         self._sink = FrameSink(slot.buffers, GRADIENT, groups)
@@ -69,7 +69,7 @@ class LoneRound:
         return self._presence is not None
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """Returns the parameters that the push has rows of, and those that it has whole."""
+        """Return the parameters that the push has rows of, and those that it has whole."""
         assert self._presence is not None
         return self._tables, self._presence
 
@@ -77,14 +77,14 @@ class LoneRound:
     def elements(self) -> int:
         """How many elements the gradient has."""
         rows = 0 if self._rows is None else self._rows.size
-        return rows if self._presence is None else rows + self._reduction.elements(self._presence)
+        return rows if self._presence is None else rows + self._reducer.elements(self._presence)
 
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
-        """Returns False, because there are no other pushes."""
+        """Return False, because there are no other pushes."""
         return False
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Writes received frames; raises the problem of a frame, or why the round has ended."""
+        """Write received frames; raise the problem of a frame, or why the round has ended."""
         if push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         if self._is_broken:
@@ -107,14 +107,14 @@ class LoneRound:
 
     def _write(self, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reduction.write_frames(self._sink, whole, self._intake, add=False)
+        self._reducer.write_frames(self._sink, whole, self._intake, add=False)
         for frame in rows:
             assert self._rows is not None
             accept = None if self._intake.plain else self._intake.accept
             self._tables.add(self._rows.add(frame, accept))
 
     def seal(self, push: Push) -> None:
-        """Marks the gradient as complete; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Mark the gradient as complete; raise `IncompleteParameter` or `InvalidRequest`."""
         presence = self._sink.ledger.presence()
         for table in self._tables:
             if presence[table.extent][table.slab][table.parameter]:
@@ -122,7 +122,7 @@ class LoneRound:
         self._presence = presence
 
     def reduce(self) -> Reduced:
-        """Returns the gradient, which lies in the slot."""
+        """Return the gradient, which lies in the slot."""
         assert self._presence is not None
         rows = () if self._rows is None else tuple(self._rows.sums())
         gradient = self.slot.holding(self._presence, rows)
@@ -131,7 +131,7 @@ class LoneRound:
         return Reduced(gradient, self.reduction, (mine,))
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose push has failed; calls `release` once nothing writes to its slot."""
+        """End a round whose push has failed; call `release` once nothing writes to its slot."""
         self._is_broken = True
         self._release = release
         self._release_if_idle()

@@ -14,17 +14,17 @@ from optd_wire.values import PushHeader, PushResult
 T = TypeVar("T")
 
 
-class Upload(Protocol):
+class GradientSource(Protocol):
     """The source of a push's gradient. Its sender keeps the gradient until it is received."""
 
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
-        """Passes the gradient to `write`, some frames at a time; raises what `write` raises, or a broken connection."""
+        """Pass the gradient to `write`, some frames at a time; raise what `write` raises, or a broken connection."""
 
     async def skip(self) -> None:
-        """Reads the gradient and drops it."""
+        """Read the gradient and drop it."""
 
     def park(self) -> None:
-        """Moves the message that has arrived to the job's memory budget: it may have to wait long for other pushes."""
+        """Move the message that has arrived to the job's memory budget: it may have to wait long for other pushes."""
 
 
 class Receiver(Protocol):
@@ -34,7 +34,7 @@ class Receiver(Protocol):
         """Whether other pushes must write before these frames can be written."""
 
     async def write(self, push: "Push", frames: Sequence[Received]) -> None:
-        """Adds received frames when it is their turn; raises the problem of a frame, or why the round has ended."""
+        """Add received frames when it is their turn; raise the problem of a frame, or why the round has ended."""
 
 
 class Promise(Generic[T]):
@@ -49,14 +49,14 @@ class Promise(Generic[T]):
         self._future: asyncio.Future[T] | None = None
 
     def succeed(self, result: T) -> None:
-        """Sets the result, unless it is already done."""
+        """Set the result, unless it is already done."""
         if not self.is_done:
             self.is_done, self._result = True, result
             if self._future is not None and not self._future.done():
                 self._future.set_result(result)
 
     def fail(self, error: OptdError) -> None:
-        """Sets an error, unless it is already done."""
+        """Set an error, unless it is already done."""
         if not self.is_done:
             self.is_done, self._error = True, error
             if self._future is not None and not self._future.done():
@@ -65,14 +65,14 @@ class Promise(Generic[T]):
                 self._future.exception()
 
     def get(self) -> T:
-        """Returns the result, which must be set, or raises the error."""
+        """Return the result, which must be set, or raise the error."""
         if self._error is not None:
             raise self._error
         assert self.is_done
         return self._result  # type: ignore[return-value]
 
     async def wait(self) -> T:
-        """Waits for the result and returns it, or raises the error. Safe to cancel."""
+        """Wait for the result and return it, or raise the error. Safe to cancel."""
         if self.is_done:
             return self.get()
         if self._future is None:
@@ -100,7 +100,7 @@ class Push:
         """The same push sent again by a later call, which replaces this one."""
 
     def fail(self, error: OptdError) -> None:
-        """Fails the push for all of its callers."""
+        """Fail the push for all of its callers."""
         self.begun.fail(error)
         self.outcome.fail(error)
 
@@ -111,7 +111,7 @@ def has_gradient(gradient: Gradient) -> bool:
 
 
 async def outcome(known: PushResult | Push) -> PushResult:
-    """Returns the result of a push to a call that repeats it. If the caller is cancelled, the push goes on."""
+    """Return the result of a push to a call that repeats it. If the caller is cancelled, the push goes on."""
     while isinstance(known, Push):
         push = known
         try:

@@ -15,7 +15,7 @@ class Requests:
         """By push that waits, the request of its round."""
 
     def make(self, due: Sequence[Push], start: Callable[[Sequence[Push], Slot], None]) -> None:
-        """Calls `start` with a slot for the round of the pushes in `due`: at once, or as soon as one is free."""
+        """Call `start` with a slot for the round of the pushes in `due`: at once, or as soon as one is free."""
 
         def request(slot: Slot) -> None:
             for push in due:
@@ -27,7 +27,7 @@ class Requests:
                 self._of[push] = request
 
     def forget(self, push: Push) -> None:
-        """Notes that a push no longer waits. The last push of a round takes the request with it."""
+        """Note that a push no longer waits. The last push of a round takes the request with it."""
         if push not in self._of:
             return
         request = self._of.pop(push)

@@ -17,7 +17,7 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
-from optd_server.engine.step.reduction import Reduction
+from optd_server.engine.step.reduction import Reducer
 from optd_server.optim.job_options import MEAN, REJECT, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import FlatBuffers, FrameSink
@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class Part:
+class PushProgress:
     """The progress of one push of a round. Places count the elements of the whole job, group after group."""
 
     push: Push
@@ -86,14 +86,14 @@ class Round:
         self.reduction = reduction
         """Whether its gradient is the mean of its pushes' gradients, or their sum."""
         self.slot = slot
-        self.stepping = False
+        self.step_has_begun = False
         """Whether its step has begun. After that no push can be withdrawn from it."""
         self._extents = tuple(extents)
         self._offload = offload
         self.nonfinite = nonfinite
         """How to treat entries that are not finite: the job's option of that name when the round began."""
         self._check_room = check_room
-        self._reduction = Reduction(extents, offload.kernels, offload.threads)
+        self._reducer = Reducer(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents)
         self._broken = False
         self._writing = 0
@@ -116,11 +116,11 @@ class Round:
             self._row_sums = RowSums(self._extents)
         return self._row_sums
 
-    def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> Part:
+    def _part_of(self, push: Push, groups: Sequence[str], intake: Intake) -> PushProgress:
         if push.shared is not None:
-            return Part(push, None, intake, presence=push.shared.presence)
+            return PushProgress(push, None, intake, presence=push.shared.presence)
         assert self.slot is not None, "what is received needs a slot"
-        return Part(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
+        return PushProgress(push, FrameSink(self.slot.buffers, GRADIENT, groups), intake)
 
     @property
     def complete(self) -> bool:
@@ -132,7 +132,7 @@ class Round:
         return self._parts[push].presence is not None
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose pushes have failed and wakes its writers; calls `release` once none of them writes."""
+        """End a round whose pushes have failed and wake its writers; call `release` once none of them writes."""
         self._broken = True
         for part in self._parts.values():
             part.moved.set()
@@ -149,7 +149,7 @@ class Round:
         return any(self._parts[other].reached < place for other in self.pushes[: self.pushes.index(push)])
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Adds received frames when it is their turn; raises the problem of a frame, or why the round has ended."""
+        """Add received frames when it is their turn; raise the problem of a frame, or why the round has ended."""
         part = self._parts[push]
         assert part.sink is not None
         if push.header.flush and frames:
@@ -163,19 +163,19 @@ class Round:
         await self._working(self._offload.copy(elements, lambda: self._write(part, frames, rows)))
         part.advance(place)
 
-    def _write(self, part: Part, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
+    def _write(self, part: PushProgress, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         assert part.sink is not None
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reduction.write_frames(part.sink, whole, part.intake, add=True)
+        self._reducer.write_frames(part.sink, whole, part.intake, add=True)
         for frame in rows:
             part.tables.add(self._rows.add(frame, None if part.intake.plain else part.intake.accept))
 
     def _passed(self, place: int) -> int:
-        """Returns the place that all earlier pushes must have reached. All rows share one place: for them it is END."""
+        """Return the place that all earlier pushes must have reached. All rows share one place: for them it is END."""
         return END if place == ROWS else place
 
     def seal(self, push: Push) -> None:
-        """Marks the gradient of a push as complete; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Mark the gradient of a push as complete; raise `IncompleteParameter` or `InvalidRequest`."""
         part = self._parts[push]
         assert part.sink is not None
         presence = part.sink.ledger.presence()
@@ -186,17 +186,17 @@ class Round:
         part.advance(END)
 
     async def add_shared(self, push: Push) -> None:
-        """Adds a gradient in shared memory to gradients that are received, when it is its turn."""
+        """Add a gradient in shared memory to gradients that are received, when it is its turn."""
         assert push.shared is not None and self.slot is not None
         shared, buffers = push.shared, self.slot.buffers
         part = self._parts[push]
         await self._turn(part, END)
         elements = sum(slab.size for slab in buffers.all_slabs())
-        await self._working(self._offload.run(elements, lambda: self._reduction.add(shared, buffers, part.intake)))
+        await self._working(self._offload.run(elements, lambda: self._reducer.add(shared, buffers, part.intake)))
         part.advance(END)
 
-    def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
-        """Returns the place after the last frame; raises `InvalidRequest` unless the frames come in ascending order."""
+    def _place_behind(self, part: PushProgress, frames: Sequence[Received]) -> int:
+        """Return the place after the last frame; raise `InvalidRequest` unless the frames come in ascending order."""
         place = part.reached
         for frame in frames:
             if isinstance(frame, RowFrame):
@@ -215,8 +215,8 @@ class Round:
             place = min(start + frame.count, END)
         return place
 
-    async def _turn(self, part: Part, place: int) -> None:
-        """Waits until all earlier pushes have reached `place`.
+    async def _turn(self, part: PushProgress, place: int) -> None:
+        """Wait until all earlier pushes have reached `place`.
 
         Waiting for the push right before this one is not enough: it may end early, with nothing for this place.
         """
@@ -244,9 +244,9 @@ class Round:
     # When all gradients have arrived; off the event loop
 
     def reduce(self) -> Reduced:
-        """Reduces the gradients of the pushes to one, in the slot if there is one.
+        """Reduce the gradients of the pushes to one, in the slot if there is one.
 
-        Raises `Refused` if a push in shared memory has a NaN or an infinite element.
+        Raise `Refused` if a push in shared memory has a NaN or an infinite element.
         """
         gradient = self._gradient()
         return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)))
@@ -258,9 +258,9 @@ class Round:
         return Contribution(weight, part.presence, frozenset(part.tables), part.intake.found)
 
     def _gradient(self) -> Gradient:
-        """Returns the only gradient, or for each parameter the mean or sum over the pushes that have it.
+        """Return the only gradient, or for each parameter the mean or sum over the pushes that have it.
 
-        The result lies in the slot if there is one. Raises what `reduce` raises.
+        The result lies in the slot if there is one. Raise what `reduce` raises.
         """
         if not self.all_shared:
             assert self.slot is not None
@@ -277,28 +277,28 @@ class Round:
         plain = all(part.intake.plain for part in self._parts.values())
         if not plain or (self.reduction == SUM and len(gradients) > 1):
             return self.slot.holding(self._add_all_shared(self.slot.buffers))
-        presence, finite = self._reduction.mean(gradients, self.slot.buffers)
+        presence, finite = self._reducer.mean(gradients, self.slot.buffers)
         if not finite:
             self._check_shared()
         return self.slot.holding(presence)
 
     def _add_all_shared(self, buffers: FlatBuffers) -> Presence:
-        """Reduces gradients in shared memory if some are scaled, weighted or checked, or if their sum is wanted."""
+        """Reduce gradients in shared memory if some are scaled, weighted or checked, or if their sum is wanted."""
         for push in self.pushes:
             assert push.shared is not None
             try:
-                self._reduction.add(push.shared, buffers, self._parts[push].intake)
+                self._reducer.add(push.shared, buffers, self._parts[push].intake)
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
         presences = [push.shared.presence for push in self.pushes if push.shared is not None]
         return self._put_together(buffers, presences)
 
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
-        """Divides sums to means where a mean is wanted; returns the parameters that at least one push has."""
-        return self._reduction.divide(sums, presences, self._weights, self.reduction)
+        """Divide sums to means if a mean is wanted; return the parameters that at least one push has."""
+        return self._reducer.divide(sums, presences, self._weights, self.reduction)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
-        """Adds rows to the parameters that other pushes have whole; returns the sums of all other rows."""
+        """Add rows to the parameters that other pushes have whole; return the sums of all other rows."""
         assert self.slot is not None
         if self._row_sums is None:
             return []
@@ -318,11 +318,11 @@ class Round:
         for rows in sums if self.reduction == MEAN else ():
             parts = zip(self._weights, self._parts.values(), strict=True)
             total = sum(weight for weight, part in parts if rows.place.whole in part.tables)
-            self._reduction.scale_rows(rows, total)
+            self._reducer.scale_rows(rows, total)
         return tuple(sums)
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """Returns the parameters that a push has rows of, and those that it has whole."""
+        """Return the parameters that a push has rows of, and those that it has whole."""
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
@@ -333,20 +333,20 @@ class Round:
         count = 0 if self._row_sums is None else self._row_sums.size
         for part in self._parts.values():
             if part.presence is not None:
-                count += self._reduction.elements(part.presence)
+                count += self._reducer.elements(part.presence)
         return count
 
     def _check_shared(self) -> None:
         for push in self.pushes:
             assert push.shared is not None
             try:
-                self._reduction.check(push.shared)
+                self._reducer.check(push.shared)
             except NonfiniteGradient as error:
                 raise Refused(push, error) from None
 
 
 def elements_of(frame: Received) -> int:
-    """Returns how many elements a frame has; for rows this is an estimate."""
+    """Return how many elements a frame has; for rows this is an estimate."""
     if isinstance(frame, Frame):
         return frame.count
     size = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
@@ -354,7 +354,7 @@ def elements_of(frame: Received) -> int:
 
 
 def _bases(extents: Sequence[Extent]) -> list[int]:
-    """Returns, by group, how many elements the groups before it have."""
+    """Return, by group, how many elements the groups before it have."""
     counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
     bases: list[int] = (np.cumsum(counts) - counts).tolist()
     return bases

@@ -25,7 +25,7 @@ class Settings:
         return self.of(self._state.options)
 
     def of(self, options: JobOptions) -> GradientSettings:
-        """Returns the settings that follow from these options."""
+        """Return the settings that follow from these options."""
         if self._of[0] is not options:
             self._of = (options, settings_of(options))
         return self._of[1]
@@ -48,7 +48,7 @@ class Settings:
         return scaled or rides or self.writes or header.loss_scale is not None or now.nonfinite != REJECT
 
     def bounds(self, edits: OptionEdits) -> Bounds | None:
-        """Returns the bounds of the next step's gradient if `edits` take effect with it; None if there are none."""
+        """Return the bounds of the next step's gradient if `edits` take effect with it; None if there are none."""
         groups, version = self._state.groups, self._state.version
         if edits:
             settings = self.of(edits.job or self._state.options)
@@ -60,7 +60,7 @@ class Settings:
         return bounds_of(self.now, effective) if groups.in_force.is_scheduled else found
 
     def _unscheduled(self) -> Bounds | None:
-        """Returns the bounds in the options before schedules are applied; None if no option sets a bound."""
+        """Return the bounds in the options before schedules are applied; None if no option sets a bound."""
         known, groups, options = self._bounds, self._state.groups, self._state.options
         if known is None or known[0] is not groups.options or known[1] != len(groups) or known[2] is not options:
             bounds = bounds_of(self.now, [group.options for group in groups.options])

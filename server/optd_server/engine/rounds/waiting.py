@@ -40,35 +40,35 @@ class Waiting:
         return any(held.worker == worker for held in self._held)
 
     def offer(self, push: Push) -> None:
-        """Offers a push to the policy."""
+        """Offer a push to the policy."""
         self._held[push.id] = push
         self._carry_out(self.policy.offered(push.id, self._clock.monotonic()))
 
     def arrived(self, push: Push) -> None:
-        """Tells the policy that the gradient of a push has arrived."""
+        """Tell the policy that the gradient of a push has arrived."""
         self._carry_out(self.policy.arrived(push.id, self._clock.monotonic()))
 
     def take_back(self, push: Push) -> None:
-        """Withdraws a push if it is waiting."""
+        """Withdraw a push if it is waiting."""
         if self._held.pop(push.id, None) is not None:
             self._carry_out(self.policy.withdrawn(push.id, self._clock.monotonic()))
 
     def joined(self, worker: str) -> None:
-        """Tells the policy that a worker has joined."""
+        """Tell the policy that a worker has joined."""
         self._carry_out(self.policy.joined(worker, self._clock.monotonic()))
 
     def left(self, worker: str) -> None:
-        """Tells the policy that a worker has left."""
+        """Tell the policy that a worker has left."""
         self._carry_out(self.policy.left(worker, self._clock.monotonic()))
 
     def expired(self, worker: str) -> None:
-        """Tells the policy that the lease of a worker has run out."""
+        """Tell the policy that the lease of a worker has run out."""
         self._carry_out(self.policy.expired(worker, self._clock.monotonic()))
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> list[Push]:
-        """Replaces the policy, and tells the new one which workers take part.
+        """Replace the policy, and tell the new one which workers take part.
 
-        Returns the pushes that the old policy held, in the order of their arrival. The caller offers them again.
+        Return the pushes that the old policy held, in the order of their arrival. The caller offers them again.
         """
         self.close()
         held, self._held = list(self._held.values()), {}
@@ -78,7 +78,7 @@ class Waiting:
         return held
 
     def close(self) -> None:
-        """Cancels the policy's timer."""
+        """Cancel the policy's timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

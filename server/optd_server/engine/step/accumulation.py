@@ -12,7 +12,7 @@ import numpy as np
 
 from optd_server.engine.compute import Compute
 from optd_server.engine.step.reduced import Reduced
-from optd_server.engine.step.reduction import Reduction, present_ranges
+from optd_server.engine.step.reduction import Reducer, present_ranges
 from optd_server.engine.step.values import takes_values
 from optd_server.optim.job_options import MEAN
 from optd_server.store.extents import Extent, in_compute_dtype
@@ -35,18 +35,18 @@ class Accumulation:
     """By the `whole` place of a parameter: the sum of its rows, and the sum of the weights of the pushes with rows."""
 
     def copy(self) -> "Accumulation":
-        """Returns an equal accumulation that shares no memory with this one."""
+        """Return an equal accumulation that shares no memory with this one."""
         totals = [[each.copy() for each in row] for row in self.totals]
         rows = {place: (_copied(each), weight) for place, (each, weight) in self.rows.items()}
         return Accumulation(self.count, self.sums.copy(), totals, rows)
 
     def fit(self, extents: Sequence[Extent]) -> None:
-        """Allocates the sums of all extents; raises OSError, and changes nothing then."""
+        """Allocate the sums of all extents; raise OSError, and change nothing then."""
         self.sums.extend(in_compute_dtype(extents))
         self.totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self.totals) :]]
 
     def add(self, gradient: Gradient, weights: Totals, row_weights: Sequence[float], compute: Compute) -> None:
-        """Adds a gradient that `weighted` has multiplied by its weights, without changing it. Call `fit` first."""
+        """Add a gradient that `weighted` has multiplied by its weights, without changing it. Call `fit` first."""
         with np.errstate(all="ignore"):
             for number, extent in enumerate(self.sums.extents[: len(gradient.slabs)]):
                 for index, slab in enumerate(extent.slabs):
@@ -61,7 +61,7 @@ class Accumulation:
         self.count += 1
 
     def clear(self) -> None:
-        """Forgets all rounds, and keeps the memory."""
+        """Forget all rounds, and keep the memory."""
         self.count = 0
         self.rows.clear()
         for row in self.totals:
@@ -69,19 +69,19 @@ class Accumulation:
                 totals[:] = 0
 
     def release_all(self) -> None:
-        """Releases the memory of a closed job."""
+        """Release the memory of a closed job."""
         self.sums.release()
         self.rows.clear()
 
     def release(self) -> bool:
-        """Releases the memory when no round is accumulated; returns whether there was any."""
+        """Release the memory when no round is accumulated; return whether there was any."""
         had = bool(self.sums.extents)
         self.sums, self.totals = FlatBuffers(()), []
         return had
 
 
 def weighted(reduced: Reduced, extents: Sequence[Extent], compute: Compute) -> tuple[Totals, tuple[float, ...]]:
-    """Multiplies the gradient of a round, in place, by the weights of its pushes; returns the weights.
+    """Multiply the gradient of a round, in place, by the weights of its pushes; return the weights.
 
     A gradient that is a sum already includes the weights; values, which are never summed, do not. The rows of a
     gradient are replaced, not changed in place.
@@ -109,7 +109,7 @@ def finished(
     how: str,
     compute: Compute,
 ) -> Gradient:
-    """Returns the gradient of the step: the mean of all rounds, or their sum, as `how` says.
+    """Return the gradient of the step: the mean of all rounds, or their sum, as `how` says.
 
     `last` is the last round: its gradient, multiplied by `weighted`, and its weights. That gradient lies in the slot
     `into`, which receives the result, and the accumulated rounds do not change. Without `last`, the result replaces the
@@ -119,7 +119,7 @@ def finished(
     rows = dict(accumulation.rows)
     sums = accumulation.sums
     target = sums.slabs if into is None else into.buffers.slabs
-    reduction = Reduction(extents, compute.kernels, compute.threads)
+    reducer = Reducer(extents, compute.kernels, compute.threads)
     with np.errstate(all="ignore"):
         if last is not None:
             _add_sums(accumulation, target, last[1], extents, compute)
@@ -138,7 +138,7 @@ def finished(
         for number, extent in enumerate(extents):
             for index, slab in enumerate(extent.slabs):
                 if how == MEAN or takes_values(slab.kind):
-                    reduction.scale_inverse(target[number][index], slab, totals[number][index])
+                    reducer.scale_inverse(target[number][index], slab, totals[number][index])
         if how == MEAN:
             left = [(_times(each, 1 / total), total) for each, total in left]
     presence = [[each > 0 for each in row] for row in totals]
@@ -154,7 +154,7 @@ def _add_sums(
     extents: Sequence[Extent],
     compute: Compute,
 ) -> None:
-    """Adds the accumulated sums to the last round, which lies in `target`."""
+    """Add the accumulated sums to the last round, which lies in `target`."""
     for number, extent in enumerate(extents):
         for index, slab in enumerate(extent.slabs):
             before = accumulation.totals[number][index] > 0

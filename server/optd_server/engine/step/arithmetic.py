@@ -30,7 +30,7 @@ from optd_server.store.versions import WeightSet
 
 
 @dataclass(slots=True)
-class _Part:
+class _SlabStep:
     """The part of a step that works on one slab."""
 
     slab: Slab
@@ -110,7 +110,7 @@ class Step:
             presence[rows.place.extent][rows.place.slab][rows.place.parameter] = True
         return Gradient(gradient.slabs, presence, tuple(rows for rows in gradient.rows if not self._moves_all(rows)))
 
-    def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _Part:
+    def _part(self, weights: WeightSet, into: WeightSet, number: int, index: int) -> _SlabStep:
         slab = self._groups.extents[number].slabs[index]
         algorithm = self._groups.algorithm_of(slab)
         current = weights.buffers.slabs[number][index]
@@ -118,7 +118,7 @@ class Step:
         gradient = self.gradient
         present = gradient.presence[number][index]
         rows = gradient.rows and tuple(r for r in gradient.rows if (r.place.extent, r.place.slab) == (number, index))
-        options, counts = self._groups.in_force.dealt(self._version, slab)
+        options, counts = self._groups.in_force.slab_options(self._version, slab)
         change = _change(algorithm, slab, present, rows)
         if change is not None:
             touched = present.copy()
@@ -128,7 +128,7 @@ class Step:
         lacks = self._lacks(number, index) if self._lacks is not None and (rows or change is not None) else None
         if lacks is not None and _elements(lacks) * FRACTION > slab.count:
             lacks = None
-        return _Part(
+        return _SlabStep(
             slab,
             algorithm,
             options,
@@ -160,7 +160,7 @@ class Step:
         return [[part.change for part in row] for row in self._parts]
 
     def take(self, compute: Compute) -> None:
-        """Writes the weights after the step, and updates the groups' state."""
+        """Write the weights after the step, and update the groups' state."""
         if self._whole:
             densify(self._whole, self.gradient.slabs)
         for row in self._parts:
@@ -172,7 +172,7 @@ class Step:
                 else:
                     self._take_whole(part, compute)
 
-    def _move(self, algorithm: Iterative, part: _Part) -> None:
+    def _move(self, algorithm: Iterative, part: _SlabStep) -> None:
         self.is_done = self._searches.move(
             algorithm,
             part.options[0],
@@ -185,7 +185,7 @@ class Step:
             is_finite=self._loss is not None,
         )
 
-    def _take_whole(self, part: _Part, compute: Compute) -> None:
+    def _take_whole(self, part: _SlabStep, compute: Compute) -> None:
         present = None if is_full(part.present) else part.present
         take_step(
             part.algorithm,
@@ -200,7 +200,7 @@ class Step:
             compute.kernels,
         )
 
-    def _take_small(self, part: _Part, compute: Compute) -> None:
+    def _take_small(self, part: _SlabStep, compute: Compute) -> None:
         if part.lacks is None:
             compute.kernels.copy(part.following, part.current, compute.threads)
         for change in part.lacks or ():
@@ -225,7 +225,7 @@ class Step:
 
 
 def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> ChangedElements | None:
-    """Returns the elements of a slab that a step changes; None for most of them, or if a whole step is as cheap."""
+    """Return the elements of a slab that a step changes; None for most of them, or if a whole step is as cheap."""
     if isinstance(algorithm, Iterative):
         return None
     whole = slab.count <= INLINE_ELEMENTS or not isinstance(algorithm, Elementwise)
@@ -243,5 +243,5 @@ def _elements(changes: list[ChangedElements]) -> int:
 
 
 def _nothing(state: SegmentState) -> Array:
-    """Returns a gradient for groups that were added after it was computed. It is never read, as nothing is present."""
+    """Return a gradient for groups that were added after it was computed. It is never read, as nothing is present."""
     return np.zeros(state.count, state.dtype)

@@ -17,7 +17,7 @@ AVERAGES = (EMA, SWA)
 
 
 def averages_of(options: Options) -> tuple[str, ...]:
-    """Returns the names of the averages that a job's options ask for."""
+    """Return the names of the averages that a job's options ask for."""
     wanted = {EMA: options[EMA_DECAY], SWA: options[SWA_START]}
     return tuple(name for name in AVERAGES if wanted[name] is not None)
 
@@ -32,7 +32,7 @@ class Average:
     """Its numbers, which mean nothing before the first update."""
 
     def enter(self, weights: FlatBuffers, share: float, threads: int) -> None:
-        """Moves the average towards weights by their `share` in it, and counts the update; copies values."""
+        """Move the average towards weights by their `share` in it, and count the update; copy values."""
         slabs = [slab for extent in weights.extents for slab in extent.slabs]
         for slab, average, current in zip(slabs, self.buffers.all_slabs(), weights.all_slabs(), strict=True):
             move(average, current, 1.0 if takes_values(slab.kind) else share, threads)
@@ -41,7 +41,7 @@ class Average:
     def restore(
         self, updates: int, written: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]], weights: FlatBuffers
     ) -> None:
-        """Replaces the average by the written ranges; what was not written gets the weights as its average.
+        """Replace the average by the written ranges; what was not written gets the weights as its average.
 
         A range is an extent, a slab, its first element, and its end, which is exclusive.
         """
@@ -60,37 +60,37 @@ class Averages:
     kept: dict[str, Average] = field(default_factory=dict)
 
     def copy(self) -> "Averages":
-        """Returns equal averages that share no memory with these."""
+        """Return equal averages that share no memory with these."""
         return Averages({name: Average(each.updates, each.buffers.copy()) for name, each in self.kept.items()})
 
     def configure(self, options: Options) -> None:
-        """Starts the averages that the job's options ask for, and drops all others."""
+        """Start the averages that the job's options ask for, and drop all others."""
         self.kept = {name: self.kept.get(name) or Average() for name in averages_of(options)}
 
     def release_all(self) -> None:
-        """Releases the memory of a closed job."""
+        """Release the memory of a closed job."""
         for average in self.kept.values():
             average.buffers.release()
 
     def infos(self) -> tuple[AverageInfo, ...]:
-        """Describes each average."""
+        """Describe each average."""
         return tuple(AverageInfo(name, average.updates) for name, average in self.kept.items())
 
     def find(self, name: str, job: str) -> Average:
-        """Returns an average; raises `UnknownAverage`."""
+        """Return an average; raise `UnknownAverage`."""
         if name not in self.kept:
             raise UnknownAverage(job=job, average=name[:200], averages=", ".join(self.kept) or "none")
         return self.kept[name]
 
     def find_filled(self, name: str, job: str) -> Average:
-        """Returns an average that has been updated; raises `UnknownAverage` or `EmptyAverage`."""
+        """Return an average that has been updated; raise `UnknownAverage` or `EmptyAverage`."""
         average = self.find(name, job)
         if not average.updates:
             raise EmptyAverage(job=job, average=name)
         return average
 
     def due(self, version: int, options: Options) -> list[tuple[Average, float]]:
-        """Returns the averages that the weights of `version` enter, each with the share of the weights in it."""
+        """Return the averages that the weights of `version` enter, each with the share of the weights in it."""
         return [
             (average, _share(name, average, options))
             for name, average in self.kept.items()
@@ -98,7 +98,7 @@ class Averages:
         ]
 
     def copies(self, weights: FlatBuffers) -> list[FlatBuffers]:
-        """Returns a copy of new groups' weights for each average; raises OSError.
+        """Return a copy of new groups' weights for each average; raise OSError.
 
         With that, each average is as if the groups had existed with these weights from its beginning.
         """
@@ -109,18 +109,18 @@ class Averages:
         return copied
 
     def adopt(self, copies: Sequence[FlatBuffers]) -> None:
-        """Adds `copies` to the averages that have been updated. The others allocate memory at their first update."""
+        """Add `copies` to the averages that have been updated. The others allocate memory at their first update."""
         for average, copied in zip(self.kept.values(), copies, strict=True):
             if average.updates:
                 average.buffers.adopt(copied)
 
     def fit(self, extents: Sequence[Extent]) -> None:
-        """Allocates the averages of all `extents`; raises OSError."""
+        """Allocate the averages of all `extents`; raise OSError."""
         for average in self.kept.values():
             average.buffers.extend(extents)
 
     def update(self, due: Iterable[tuple[Average, float]], weights: FlatBuffers, threads: int) -> None:
-        """Updates the averages that are due, as `due` returned them."""
+        """Update the averages that are due, as `due` returned them."""
         for average, share in due:
             average.buffers.extend(weights.extents)
             average.enter(weights, share, threads)

@@ -41,7 +41,7 @@ class GradientSettings:
 
 
 def settings_of(options: JobOptions) -> GradientSettings:
-    """Returns the settings of gradients in the options of a job."""
+    """Return the settings of gradients in the options of a job."""
     given = options.options
     return GradientSettings(
         option.integer(given, job_options.ACCUMULATE),
@@ -53,7 +53,7 @@ def settings_of(options: JobOptions) -> GradientSettings:
 
 
 def bounds_of(settings: GradientSettings, groups: Sequence[Options]) -> Bounds | None:
-    """Returns the bounds of a gradient, from the settings and the options of each group; None if there are none."""
+    """Return the bounds of a gradient, from the settings and the options of each group; None if there are none."""
     values = np.array([_bound(options.get(group_options.CLIP_VALUE)) for options in groups])
     norms = np.array([_bound(options.get(group_options.CLIP_NORM)) for options in groups])
     if math.isinf(settings.norm) and np.isinf(values).all() and np.isinf(norms).all():
@@ -69,7 +69,7 @@ def bounded(
     groups: int,
     compute: Compute,
 ) -> Clipped:
-    """Computes the norms of a gradient by group, and clips it in place if there are bounds."""
+    """Compute the norms of a gradient by group, and clip it in place if there are bounds."""
     pieces = list(_pieces(gradient, extents))
     if bounds is not None and bounds.only_norms:
         return clip(pieces, bounds, compute.threads)
@@ -78,7 +78,7 @@ def bounded(
 
 
 def _pieces(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Piece]:
-    """Yields the elements that a gradient has, by group, without those of groups that take values."""
+    """Yield the elements that a gradient has, by group, without those of groups that take values."""
     for extent, flags, slabs in zip(extents, gradient.presence, gradient.slabs, strict=False):
         for slab, present, elements in zip(extent.slabs, flags, slabs, strict=True):
             if takes_values(slab.kind):

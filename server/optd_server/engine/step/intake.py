@@ -32,7 +32,7 @@ class Nonfinite:
 
 
 def check_header(header: PushHeader) -> None:
-    """Raises `InvalidRequest` if the weight or the loss scale of a push is out of range, or a flush has either."""
+    """Raise `InvalidRequest` if the weight or the loss scale of a push is out of range, or a flush has either."""
     if header.weight is not None and not 0 < header.weight < math.inf:
         raise InvalidRequest(problem=f"weight of a push must be in (0, inf), got {header.weight:g}")
     scale = header.loss_scale
@@ -45,12 +45,12 @@ def check_header(header: PushHeader) -> None:
 
 
 def weight_of(header: PushHeader) -> float:
-    """Returns the weight of a push's gradients in a mean."""
+    """Return the weight of a push's gradients in a mean."""
     return 1.0 if header.weight is None else header.weight
 
 
 def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
-    """Returns the weighted mean or sum of the pushes' unscaled losses; 0 if no push has a loss."""
+    """Return the weighted mean or sum of the pushes' unscaled losses; 0 if no push has a loss."""
     if all([header.loss is None for header in headers]):  # noqa: C419 - a list is faster here
         return 0.0
     shares = [(weight_of(header), (header.loss or 0.0) / (header.loss_scale or 1.0)) for header in headers]
@@ -84,7 +84,7 @@ class Intake:
         return Nonfinite(self._count, self._first) if self._count else None
 
     def take(self, values: Array, locate: Locate, *, are_gradients: bool = True) -> None:
-        """Prepares numbers in place; raises `NonfiniteGradient` if one is not finite and the option says to refuse."""
+        """Prepare numbers in place; raise `NonfiniteGradient` if one is not finite and the option says to refuse."""
         weight = self._weight if are_gradients else self._share
         # Unscaling may overflow, which the check then finds. Weighting may overflow too, as it does in torch.
         with np.errstate(all="ignore"):
@@ -97,7 +97,7 @@ class Intake:
                 np.multiply(values, values.dtype.type(weight), out=values)
 
     def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
-        """Does the same as `take`, for rows of a parameter."""
+        """Do the same as `take`, for rows of a parameter."""
         self.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
 
     def _meet(self, values: Array, first: int, locate: Locate, are_gradients: bool) -> None:

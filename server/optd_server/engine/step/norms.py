@@ -28,7 +28,7 @@ def norms_of_step(
     p: float,
     compute: Compute,
 ) -> tuple[GroupNorms, ...]:
-    """Returns the p-norms over all groups, and then of each group, of the gradient and of the update.
+    """Return the p-norms over all groups, and then of each group, of the gradient and of the update.
 
     `gradient` has the norms of the gradient by group. Weights are read only where `changes` says that the step has
     changed them. Groups that take values have norms of 0.
@@ -47,7 +47,7 @@ def norms_of_step(
 
 
 def _changed(slab: Slab, change: ChangedElements | None, new: Array, old: Array) -> Iterator[Pair]:
-    """Yields the elements of a slab that a step has changed, by group."""
+    """Yield the elements of a slab that a step has changed, by group."""
     last = np.cumsum(slab.parameter_counts)
     for group, first, end in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
         if first == end:

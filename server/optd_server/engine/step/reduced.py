@@ -40,7 +40,7 @@ class Reduced:
         return all(each.nonfinite is None for each in self.contributions)
 
     def weights(self, extents: Sequence[Extent]) -> Totals:
-        """Returns, for each parameter, the sum of the weights of the pushes that have it whole."""
+        """Return, for each parameter, the sum of the weights of the pushes that have it whole."""
         totals = [[np.zeros(len(slab.sizes)) for slab in extent.slabs] for extent in extents]
         for each in self.contributions:
             for row, flags in zip(totals, each.presence, strict=False):
@@ -49,5 +49,5 @@ class Reduced:
         return totals
 
     def row_weight(self, place: RowPlace) -> float:
-        """Returns the sum of the weights of the pushes that have rows of a parameter."""
+        """Return the sum of the weights of the pushes that have rows of a parameter."""
         return sum([each.weight for each in self.contributions if place.whole in each.tables], 0.0)

@@ -31,7 +31,7 @@ from optd_wire.frames import Frame
 Indices = npt.NDArray[np.int64]
 
 
-class Reduction:
+class Reducer:
     """Reduces gradients that are laid out in `extents`, with the kernels of `backend` on `threads` threads."""
 
     def __init__(self, extents: Sequence[Extent], backend: Backend, threads: int) -> None:
@@ -48,7 +48,7 @@ class Reduction:
         return self._cleared
 
     def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake, *, add: bool) -> None:
-        """Writes received frames, or adds them to the sums; raises `NonfiniteGradient`, or what `claim` raises."""
+        """Write received frames, or add them to the sums; raise `NonfiniteGradient`, or what `claim` raises."""
         for frame in frames:
             frame.check()
             extent, slab, start = sink.place(frame)
@@ -79,7 +79,7 @@ class Reduction:
                     raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
 
     def add(self, gradient: Gradient, into: FlatBuffers, intake: Intake) -> None:
-        """Adds a gradient that lies in memory, and does not change it; raises `NonfiniteGradient`."""
+        """Add a gradient that lies in memory, without changing it; raise `NonfiniteGradient`."""
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 values = gradient.slabs[number][index][start:stop]
@@ -91,7 +91,7 @@ class Reduction:
                     self._check_values(extent, slab, start, values)
 
     def _add_taken(self, values: Array, into: Array, intake: Intake, extent: Extent, slab: Slab, start: int) -> None:
-        """Adds values through copies that fit the cache, because the intake changes numbers in place."""
+        """Add values through copies that fit the cache, because the intake changes numbers in place."""
         for first in range(0, len(values), BLOCK):
             copied = values[first : first + BLOCK].copy()
             locate = partial(_locate_in_slab, extent, slab, start + first)
@@ -99,13 +99,13 @@ class Reduction:
             self._backend.accumulate(into[first : first + BLOCK], copied, add=True)
 
     def check(self, gradient: Gradient) -> None:
-        """Raises `NonfiniteGradient` if a gradient in memory has a NaN or an infinity."""
+        """Raise `NonfiniteGradient` if a gradient in memory has a NaN or an infinity."""
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 self._check_values(extent, slab, start, gradient.slabs[number][index][start:stop])
 
     def divide(self, sums: FlatBuffers, presences: Sequence[Presence], weights: Sequence[float], how: str) -> Presence:
-        """Divides sums by the weights of the pushes that have each parameter; returns the parameters of any push.
+        """Divide sums by the weights of the pushes that have each parameter; return the parameters of any push.
 
         Gradients stay sums unless `how` is "mean"; values become means in any case.
         """
@@ -123,18 +123,18 @@ class Reduction:
         return covered
 
     def scale_inverse(self, elements: Array, slab: Slab, totals: npt.NDArray[np.float64]) -> None:
-        """Divides the elements of each parameter of a slab by its total, unless that is 0 or 1."""
+        """Divide the elements of each parameter of a slab by its total, unless that is 0 or 1."""
         for total in np.unique(totals[(totals != 0) & (totals != 1)]).tolist():
             for start, stop in present_ranges(totals == total, slab.starts, slab.sizes):
                 self._backend.scale(elements[start:stop], 1 / total, self._threads)
 
     def scale_rows(self, rows: Rows, total: float) -> None:
-        """Divides rows by the total of their weights."""
+        """Divide rows by the total of their weights."""
         if total != 1:
             self._backend.scale(rows.values.reshape(-1), 1 / total, self._threads)
 
     def elements(self, presence: Presence) -> int:
-        """Returns how many elements the present parameters have in total."""
+        """Return how many elements the present parameters have in total."""
         count = 0
         for extent, flags in zip(self._extents, presence, strict=False):
             for slab, present in zip(extent.slabs, flags, strict=True):
@@ -142,9 +142,9 @@ class Reduction:
         return count
 
     def mean(self, gradients: Sequence[Gradient], into: FlatBuffers) -> tuple[Presence, bool]:
-        """Writes the mean of gradients that lie in memory, in one pass.
+        """Write the mean of gradients that lie in memory, in one pass.
 
-        Returns the parameters that at least one of them has, and whether all numbers of the mean are finite.
+        Return the parameters that at least one of them has, and whether all numbers of the mean are finite.
         """
         covered: Presence = []
         all_finite = True
@@ -185,7 +185,7 @@ class Reduction:
         return NonfiniteGradient(parameter=name, value=value, index=index)
 
     def _locate(self, group: int, offset: int, number: int) -> tuple[str, int]:
-        """Returns the parameter that holds an element of a group, and the element's index in it."""
+        """Return the parameter that holds an element of a group, and the element's index in it."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
         element = offset + number
         holder = next(p for p in layouts[group].parameters if p.offset <= element < p.offset + p.size)
@@ -198,7 +198,7 @@ def _locate_in_slab(extent: Extent, slab: Slab, start: int, number: int) -> tupl
 
 
 def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:
-    """Returns the element ranges of the present parameters, with adjacent ranges joined."""
+    """Return the element ranges of the present parameters, with adjacent ranges joined."""
     if is_full(present):
         start = int(starts[0]) if len(starts) else 0
         return [(start, start + int(sizes.sum()))]

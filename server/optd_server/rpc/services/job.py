@@ -37,7 +37,7 @@ class JobService:
             await self._receive(requests, first, frames, upload.sink)
             await self._catalog.prepare(upload.spec.algorithm, upload.spec.groups)
             job = await self._catalog.finish(upload)
-            await job.touching.touch_state()
+            await job.prefaulting.prefault_state()
         return pb.CreateJobResponse(job=to_message(job.info()))
 
     async def get_job(self, request: pb.GetJobRequest, caller: Caller) -> Any:
@@ -60,30 +60,30 @@ class JobService:
         job = self._catalog.find(first.job)
         spec = from_message(first.group, GroupSpec)
         with job.noting_rejections(""):
-            info = job.changes.existing_group(spec)
+            info = job.editor.existing_group(spec)
             created = False
             if info is not None:
                 await job.durable()
             else:
-                index = job.changes.check_new_group(spec)
+                index = job.editor.check_new_group(spec)
                 weights = await self._receive_group(requests, first, frames, job, spec, index)
                 await self._catalog.prepare(job.info().algorithm, [spec])
-                info, created = await job.changes.add_group(spec, weights, index)
-                await job.touching.touch_state()
+                info, created = await job.editor.add_group(spec, weights, index)
+                await job.prefaulting.prefault_state()
         return pb.AddGroupResponse(group=to_message(info), created=created, version=to_message(job.version))
 
     async def update_group(self, request: pb.UpdateGroupRequest, caller: Caller) -> Any:
         """Change options of a group."""
         job = self._catalog.find(request.job)
         with job.noting_rejections(""):
-            options, version = await job.changes.update_group(from_message(request.update, GroupUpdate))
+            options, version = await job.editor.update_group(from_message(request.update, GroupUpdate))
         return pb.UpdateGroupResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def update_job(self, request: pb.UpdateJobRequest, caller: Caller) -> Any:
         """Change options of a job as a whole."""
         job = self._catalog.find(request.job)
         with job.noting_rejections(""):
-            options, version = await job.changes.update_job(from_message(request, JobUpdate))
+            options, version = await job.editor.update_job(from_message(request, JobUpdate))
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
     async def _receive_group(

@@ -7,8 +7,8 @@ from typing import Any
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.readers.averages import copy_average, copy_rows, room_for_copy
-from optd_server.engine.readers.changed import changed_since
-from optd_server.engine.readers.selection import ranges_of, table_of
+from optd_server.engine.readers.delta import delta_since
+from optd_server.engine.readers.selection import ranges_of, select_rows
 from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import RequestStream
@@ -84,17 +84,17 @@ class TrainingService:
     async def pull_rows(self, request: pb.PullRowsRequest, caller: Caller) -> AsyncIterator[bytes]:
         """Send some rows of a parameter."""
         job = self._catalog.find(request.job)
-        table = table_of(job, request.group, request.parameter, ids_of(request.ids))
+        selected = select_rows(job, request.group, request.parameter, ids_of(request.ids))
         encoding = _encoding(request.encoding)
         if request.weights:
-            snapshot, gathered = await copy_rows(job, request.weights, table)
+            snapshot, gathered = await copy_rows(job, request.weights, selected)
             version = job.stamped(snapshot.version)
-            async for encoded in self._rows.answer(job.read_of(snapshot), table, encoding, version, gathered):
+            async for encoded in self._rows.answer(job.read_of(snapshot), selected, encoding, version, gathered):
                 yield encoded
             return
         with job.reading() as reading:
             version = job.stamped(reading.snapshot.version)
-            async for encoded in self._rows.answer(reading, table, encoding, version):
+            async for encoded in self._rows.answer(reading, selected, encoding, version):
                 yield encoded
 
     async def step(self, requests: RequestStream, caller: Caller) -> AsyncIterator[bytes]:
@@ -138,7 +138,7 @@ class TrainingService:
             async for encoded in self._messages.answer(reading, encoding=encoding, ranges=None, first=first, last=last):
                 yield encoded
             return
-        changed = changed_since(job, since)
+        changed = delta_since(job, since)
         if changed.ranges:
             async for encoded in self._messages.answer(reading, encoding=encoding, ranges=changed.ranges, first=first):
                 yield encoded

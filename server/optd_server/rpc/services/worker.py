@@ -30,7 +30,7 @@ class WorkerService:
             raise JobReplaced(job=job.name, worker=name)
         membership = await job.join(name, spec)
         if request.messages_only or isinstance(self._handover, str):
-            await job.touching.wait_for_messages()
+            await job.prefaulting.wait_for_messages()
         return to_message(membership)
 
     async def renew_lease(self, request: pb.RenewLeaseRequest, caller: Caller) -> Any:

@@ -50,7 +50,7 @@ def as_text(value: Any) -> str:
 
 def _is_ordered(path: str) -> bool:
     """Whether the order in which a part comes means something: that of options by name does not."""
-    return path.split(".")[-2:-1] not in (["options"], ["defaults"]) and ".changed." not in path
+    return path.split(".")[-2:-1] not in (["options"], ["defaults"]) and ".last_changed." not in path
 
 
 def _text(leaf: Any) -> str:

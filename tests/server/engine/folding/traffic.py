@@ -318,22 +318,22 @@ class Traffic:
         return GroupUpdate(options.group, changes, expected)
 
     async def _set_group(self, rng: Rng) -> None:
-        await self.job.changes.update_group(self._group_update(rng))
+        await self.job.editor.update_group(self._group_update(rng))
 
     async def _set_job(self, rng: Rng) -> None:
         alone = self.job.state.groups.iterative is not None
-        await self.job.changes.update_job(JobUpdate(self.spec.name, dict(specs.job_options(rng, alone=alone))))
+        await self.job.editor.update_job(JobUpdate(self.spec.name, dict(specs.job_options(rng, alone=alone))))
 
     async def _policy(self, rng: Rng) -> None:
-        await self.job.changes.set_policy(specs.policy(rng))
+        await self.job.editor.set_policy(specs.policy(rng))
 
     async def _add_group(self, rng: Rng) -> None:
         index = len(self.groups)
         group = specs.group(rng, specs.algorithm_for(rng, one(rng, (self.spec.algorithm, specs.MIXED))), index)
-        self.job.changes.check_new_group(group)
+        self.job.editor.check_new_group(group)
         weights = FlatBuffers([extent_of([lay_out(group.parameters)], index)])
         FrameSink(weights, WEIGHTS, [group.name], first_group=index).write_all(specs.weights(rng, group, index))
-        await self.job.changes.add_group(group, weights, index)
+        await self.job.editor.add_group(group, weights, index)
         self.groups.append(group)
 
     # Memory and numbers

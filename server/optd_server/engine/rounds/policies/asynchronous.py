@@ -17,5 +17,5 @@ class AsyncPolicy(Indifferent):
         super().__init__()
 
     def offered(self, push: PushId, now: float) -> Decisions:
-        """Makes a step of the push."""
+        """Make a step of the push."""
         return (MakeStep((push,)),)

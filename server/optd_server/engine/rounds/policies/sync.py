@@ -23,7 +23,7 @@ class SyncPolicy(Indifferent):
         self._round: dict[str, PushId] = {}
 
     def offered(self, push: PushId, now: float) -> Decisions:
-        """Adds a push to the round; takes the step if the round is complete."""
+        """Add a push to the round; take the step if the round is complete."""
         self._round[push.worker] = push
         missing = self.most - len(self._round)
         if missing:
@@ -33,7 +33,7 @@ class SyncPolicy(Indifferent):
         return (MakeStep(complete),)
 
     def withdrawn(self, push: PushId, now: float) -> Decisions:
-        """Takes a push out of the round."""
+        """Take a push out of the round."""
         if self._round.get(push.worker) == push:
             del self._round[push.worker]
         return NONE

@@ -17,20 +17,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Lent:
+class BorrowedGradient:
     """A gradient in a worker's memory that a step has used. The worker may have overwritten it since."""
 
     worker: str
     gradient: Gradient
 
 
-class Looks:
+class GradientReads:
     """The reads of one job that wait for the gradient of a step. Lives on one event loop."""
 
     def __init__(self) -> None:
         self.gradient: Gradient | None = None
         """The gradient that a running read sees, instead of the one in a slot."""
-        self.lent: Lent | None = None
+        self.borrowed: BorrowedGradient | None = None
         """The gradient of the last step, if it lies in a worker's shared memory."""
         self._waiting: list[tuple[int, Callable[[], Any], asyncio.Future[Any]]] = []
 
@@ -39,20 +39,20 @@ class Looks:
         """Whether a read is waiting."""
         return bool(self._waiting)
 
-    def ask(self, elements: int, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Runs `work`, on about `elements` elements, at the end of the next step. Cancel the future to withdraw it."""
+    def at_next_step(self, elements: int, work: Callable[[], T]) -> "asyncio.Future[T]":
+        """Run `work`, on about `elements` elements, at the end of the next step. Cancel the future to withdraw it."""
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        look = (elements, work, found)
-        self._waiting.append(look)
-        found.add_done_callback(lambda _: self._forget_look(look))
+        read = (elements, work, found)
+        self._waiting.append(read)
+        found.add_done_callback(lambda _: self._withdraw(read))
         return found
 
-    def _forget_look(self, look: tuple[int, Callable[[], Any], asyncio.Future[Any]]) -> None:
-        if look in self._waiting:
-            self._waiting.remove(look)
+    def _withdraw(self, read: tuple[int, Callable[[], Any], asyncio.Future[Any]]) -> None:
+        if read in self._waiting:
+            self._waiting.remove(read)
 
-    async def serve(self, gradient: Gradient, offload: Offload) -> None:
-        """Runs all waiting reads with the gradient of the step that has just been taken. Called by the writer."""
+    async def run_waiting(self, gradient: Gradient, offload: Offload) -> None:
+        """Run all waiting reads with the gradient of the step that has just been taken. Called by the writer."""
         waiting, self._waiting = self._waiting, []
         for elements, work, found in waiting:
             if found.done():
@@ -67,7 +67,7 @@ class Looks:
                     found.set_result(result)
 
     def with_gradient(self, gradient: Gradient, work: Callable[[], T]) -> T:
-        """Runs `work` while readers see `gradient` as that of the last step."""
+        """Run `work` while readers see `gradient` as that of the last step."""
         self.gradient = gradient
         try:
             return work()
@@ -75,13 +75,13 @@ class Looks:
             self.gradient = None
 
     def forget(self, worker: str) -> None:
-        """Forgets the gradient in a worker's memory, because the worker overwrites or closes that memory."""
-        if self.lent is not None and self.lent.worker == worker:
-            self.lent = None
+        """Forget the gradient in a worker's memory, because the worker overwrites or closes that memory."""
+        if self.borrowed is not None and self.borrowed.worker == worker:
+            self.borrowed = None
 
     def release(self) -> None:
-        """Cancels all waiting reads, because no step will follow."""
-        self.lent = None
+        """Cancel all waiting reads, because no step will follow."""
+        self.borrowed = None
         for *_, found in self._waiting:
             found.cancel()
         self._waiting.clear()

@@ -12,11 +12,11 @@ from optd_server.store.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 
-TOUCHED_BYTES = 16 << 20
+PREFAULTED_BYTES = 16 << 20
 """Jobs with a smaller plan are not prefaulted: page faults cost their first step next to nothing."""
 
 
-class Touching:
+class Prefaulting:
     """Prefaults the memory of one job ahead of its first step."""
 
     def __init__(
@@ -28,25 +28,25 @@ class Touching:
         self._memory = memory
         self._offload = offload
         self._task: asyncio.Task[None] | None = None
-        self._untouched: list[Array] = []
+        self._unfaulted: list[Array] = []
         self.prepare_state()
 
     @property
     def is_large(self) -> bool:
         """Whether the job is large enough for prefaulting to pay."""
-        return self._memory.bytes >= TOUCHED_BYTES
+        return self._memory.bytes >= PREFAULTED_BYTES
 
     def prepare_state(self) -> None:
-        """Allocates the state that the next step needs, for `touch_state`. Called while no step runs."""
-        self._untouched = self._state.groups.prepare_state() if self.is_large else []
+        """Allocate the state that the next step needs, for `prefault_state`. Called while no step runs."""
+        self._unfaulted = self._state.groups.prepare_state() if self.is_large else []
 
-    async def touch_state(self) -> None:
-        """Prefaults the state that the first step needs."""
-        arrays, self._untouched = self._untouched, []
-        await self._offload.touch(arrays)
+    async def prefault_state(self) -> None:
+        """Prefault the state that the first step needs."""
+        arrays, self._unfaulted = self._unfaulted, []
+        await self._offload.prefault(arrays)
 
     def begin_for_messages(self) -> None:
-        """Starts prefaulting for a first step whose gradients come in messages, unless a step has been taken.
+        """Start prefaulting for a first step whose gradients come in messages, unless a step has been taken.
 
         This runs in the background while a worker computes its first gradient. Opening shared memory cancels it.
         """
@@ -60,15 +60,15 @@ class Touching:
             except OSError as problem:  # the push will report it
                 logger.info("no memory for the first gradient of job %s yet: %s", self._state.name, problem)
         arrays += [] if slot is None else slot.buffers.all_slabs()
-        self._task = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
+        self._task = asyncio.get_running_loop().create_task(self._offload.prefault(arrays))
 
     async def wait_for_messages(self) -> None:
-        """Waits for the prefaulting that `begin_for_messages` started, if it did."""
+        """Wait for the prefaulting that `begin_for_messages` started, if it did."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def end(self) -> None:
-        """Cancels prefaulting that is under way."""
+        """Cancel prefaulting that is under way."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -1,4 +1,4 @@
-"""Who looks at the gradient of a step gets that of a step, whichever way it travels, and steps are as without."""
+"""A read with the gradient of a step gets it however it travels, and steps do not change for it."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from tests.server.engine.rounds import play, random_arrays, same, settle
 from tests.server.engine.test_sharing import shares
 
 from optd_server.engine.readers.inspection import inspect_group
-from optd_server.engine.readers.looking import look
+from optd_server.engine.readers.last_gradient import read_with_gradient
 from optd_server.engine.readers.state import read_state, select
 from optd_wire import errors
 
@@ -65,7 +65,7 @@ def test_who_looks_gets_the_gradient_of_the_next_step_though_its_worker_writes_o
         assert provenance.note == ""
         sent = {(frame.group, frame.offset): frame.values for frame in (await reading).frames}
         assert np.array_equal(sent[0, 0], gradient["a"])
-        assert not rounds.job.looks.waiting
+        assert not rounds.job.gradient_reads.waiting
 
     play(scenario, 0)
 
@@ -94,7 +94,7 @@ def test_memory_that_is_gone_or_written_anew_is_not_shown(end):
         if end == "leaves":
             await rounds.leave("a")
         else:
-            rounds.job.looks.forget("a")  # as an announced push does
+            rounds.job.gradient_reads.forget("a")  # as an announced push does
         report, provenance = await inspect(rounds, not_at_all)
         assert (norms(report), provenance.version) == ({}, None)
         assert "is not kept" in provenance.note
@@ -107,11 +107,11 @@ def test_a_push_that_is_announced_takes_the_place_of_what_was_there():
         await rounds.join("a")
         await shares(rounds, "a")
         await shared_step(rounds, 1)
-        assert rounds.job.looks.lent is not None
+        assert rounds.job.gradient_reads.borrowed is not None
         with pytest.raises(errors.OptdError):
             # Refused after it was announced: what the worker has written by then is another gradient.
             await rounds.share("a", {name: np.full_like(array, np.nan) for name, array in random_arrays(2).items()})
-        assert rounds.job.looks.lent is None
+        assert rounds.job.gradient_reads.borrowed is None
 
     play(scenario, 0)
 
@@ -162,7 +162,7 @@ def test_steps_are_as_without_those_who_look_whatever_becomes_of_these():
         def fails():
             raise KeyError("mine")
 
-        failing = asyncio.create_task(look(rounds.job, 1, fails, forever, lent=True))
+        failing = asyncio.create_task(read_with_gradient(rounds.job, 1, fails, forever, borrowed=True))
         cancelled = inspect(rounds, forever)
         await settle()
         cancelled.cancel()

@@ -22,21 +22,21 @@ class ChangedRows:
     ids: Ids
 
     def of(self, snapshot: Snapshot, ids: Ids) -> Array:
-        """Returns the elements of the rows `ids`, row by row."""
+        """Return the elements of the rows `ids`, row by row."""
         slab = snapshot.weights.buffers.slabs[self.place.extent][self.place.slab]
         return self.place.table(slab)[ids]
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class WeightDelta:
     """The changed elements: ranges of whole parameters, and rows of others."""
 
     ranges: tuple[FlatRange, ...]
     rows: tuple[ChangedRows, ...]
 
 
-def changed_since(job: Job, version: int) -> Changed:
-    """Returns the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
+def delta_since(job: Job, version: int) -> WeightDelta:
+    """Return the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
     recent, extents = job.snapshots.recent_changes, job.state.groups.extents
     ranges: list[FlatRange] = []
     rows: list[ChangedRows] = []
@@ -49,7 +49,7 @@ def changed_since(job: Job, version: int) -> Changed:
             for start, stop in _joined([each for change in changes for each in change.ranges]):
                 ranges += _addressed(extent, index, start, stop)
             rows += _rows(changes)
-    return Changed(tuple(ranges), tuple(rows))
+    return WeightDelta(tuple(ranges), tuple(rows))
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -63,7 +63,7 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _addressed(extent: Extent, slab: int, start: int, stop: int) -> Iterator[FlatRange]:
-    """Yields a range of a slab as flat ranges of its groups."""
+    """Yield a range of a slab as flat ranges of its groups."""
     for group, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True), extent.first_group):
         for segment, place in zip(layout.segments, places, strict=True):
             low, high = max(start, place.start), min(stop, place.start + segment.count)

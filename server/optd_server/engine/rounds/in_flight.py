@@ -11,13 +11,13 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.committer import Committer, no_memory
+from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
-from optd_server.engine.rounds.looks import Looks
 from optd_server.engine.rounds.policies.base import Policy
-from optd_server.engine.rounds.push import Push, Upload, has_gradient, outcome
+from optd_server.engine.rounds.push import GradientSource, Push, has_gradient, outcome
 from optd_server.engine.rounds.requests import Requests
 from optd_server.engine.rounds.round import Refused, Round
-from optd_server.engine.rounds.stepping import Stepping, no_memory
 from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
@@ -28,7 +28,7 @@ from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
 
-class Pushes:
+class InFlight:
     """The pushes of one job that are in flight.
 
     A push is identified by worker, epoch and sequence. A worker has at most one push in flight, and the job's state
@@ -44,11 +44,11 @@ class Pushes:
         offload: Offload,
         memory: JobMemory,
         slots: Slots,
-        looks: Looks,
+        gradient_reads: GradientReads,
         clock: Clock,
     ) -> None:
         self.waiting = Waiting(policy, clock, self._begin, self._let_go)
-        self.stepping = Stepping(fold, memory, slots, looks, offload)
+        self.committer = Committer(fold, memory, slots, gradient_reads, offload)
         self._fold = fold
         self._state = fold.state
         self._leases = leases
@@ -56,7 +56,7 @@ class Pushes:
         self._offload = offload
         self._memory = memory
         self._slots = slots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._clock = clock
         self._under_way: dict[str, Push] = {}
         """By worker."""
@@ -67,10 +67,10 @@ class Pushes:
     # From announcement to step
 
     def admit(self, header: PushHeader) -> PushResult | Push | None:
-        """Admits a push by its identity alone.
+        """Admit a push by its identity alone.
 
-        Returns the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
-        for a new one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
+        Return the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
+        for a new one. Raise `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
         """
         member = self._leases.check(header.worker, header.epoch, self._clock.monotonic())
         known = self._under_way.get(header.worker)
@@ -84,30 +84,30 @@ class Pushes:
         self._fold.check_not_failed()
         return None
 
-    async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Receives a gradient, makes it part of one step, and waits for the step.
+    async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
+        """Receive a gradient, make it part of one step, and wait for the step.
 
-        Raises what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
+        Raise what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
         `PushWithdrawn`, or `RoundBroken`, after which the caller may send the push again.
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
-            await upload.skip()
+            await source.skip()
             return await outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
             known.successor = push
         try:
             if not push.begun.is_done:
-                upload.park()
+                source.park()
             round_ = await push.begun.wait()
 
             async def write(frames: Sequence[Received]) -> None:
                 if round_.must_wait(push, frames):
-                    upload.park()
+                    source.park()
                 await round_.write(push, frames)
 
-            await upload.receive(write)
+            await source.receive(write)
             self._seal(push)
         except BaseException as error:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
@@ -118,15 +118,15 @@ class Pushes:
         return await push.outcome.wait()
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
-        """Does the same as `push`, for a gradient in the worker's shared memory."""
+        """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
         if known is not None:
             return await outcome(known)
-        self._looks.forget(header.worker)
+        self._gradient_reads.forget(header.worker)
         return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
 
     def _announce(self, push: Push) -> Push:
-        """Offers an admitted push to the policy; raises the problem of its header or of its options."""
+        """Offer an admitted push to the policy; raise the problem of its header or of its options."""
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
@@ -136,7 +136,7 @@ class Pushes:
         decide.check_evaluation(self._state, header)
         if header.updates:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
-            self.stepping.edits([*self.waiting.pushes, push])
+            self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
         self._offer(push)
         return push
@@ -147,7 +147,7 @@ class Pushes:
             self._fold.notify()
 
     def _check_kind(self, push: Push) -> None:
-        """Raises `InvalidRequest` if a flush would share its round with gradients."""
+        """Raise `InvalidRequest` if a flush would share its round with gradients."""
         if not self.waiting.pushes:
             return
         other = next((each for each in self.waiting.pushes if each.header.flush != push.header.flush), None)
@@ -159,7 +159,7 @@ class Pushes:
             )
 
     def _supersedes(self, known: PushResult | Push) -> bool:
-        """Ends a push that has not received its whole gradient, because another call has sent it again.
+        """End a push that has not received its whole gradient, because another call has sent it again.
 
         The first call may hang on a connection that is dead without either side knowing. If the gradient has arrived,
         the push goes on, and both calls get its outcome.
@@ -173,7 +173,7 @@ class Pushes:
         return True
 
     def _seal(self, push: Push) -> None:
-        """Marks the gradient of a push as complete. The step follows when all gradients of the round are."""
+        """Mark the gradient of a push as complete. The step follows when all gradients of the round are."""
         round_ = self._rounds.get(push)
         if round_ is None:
             push.outcome.get()  # raises the error that ended the push meanwhile
@@ -183,31 +183,31 @@ class Pushes:
         self._step_if_complete(round_)
 
     def _abandon(self, push: Push, why: str) -> None:
-        """Ends a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
+        """End a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
 
         This has no effect if the step has begun.
         """
         self._end(push, RoundBroken(job=self._state.name, why=why))
 
     def withdraw(self, worker: str, why: str) -> None:
-        """Withdraws the worker's push, unless its step has begun."""
+        """Withdraw the worker's push, unless its step has begun."""
         push = self._under_way.get(worker)
         if push is not None:
             self._end(push, PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
 
     def withdraw_shared(self, worker: str, why: str) -> None:
-        """Withdraws the worker's push if its gradient lies in shared memory."""
+        """Withdraw the worker's push if its gradient lies in shared memory."""
         push = self._under_way.get(worker)
         if push is not None and push.shared is not None:
             self.withdraw(worker, why)
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Answers all pushes that are waiting for their round with `error`."""
+        """Answer all pushes that are waiting for their round with `error`."""
         for push in tuple(self.waiting.pushes):
             self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
-        """Answers every push in flight with `error`."""
+        """Answer every push in flight with `error`."""
         for push in tuple(self._under_way.values()):
             round_ = self._rounds.get(push)
             if round_ is None:
@@ -216,14 +216,14 @@ class Pushes:
                 self._break_all(round_, error)
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
-        """Replaces the policy, and offers the waiting pushes to the new one; `workers` are those that take part."""
+        """Replace the policy, and offer the waiting pushes to the new one; `workers` are those that take part."""
         for push in self.waiting.exchange(policy, workers):
             self._offer_again(push)
 
     # Rounds
 
     def _begin(self, due: Sequence[Push]) -> None:
-        """Begins a round as soon as a slot for its gradient is free, if it needs one."""
+        """Begin a round as soon as a slot for its gradient is free, if it needs one."""
         shared = len(due) == 1 and due[0].shared is not None
         if shared and not self._needs_slot(due[0]):
             self._start(due, None)
@@ -236,7 +236,7 @@ class Pushes:
         A copy costs about a tenth of a large step.
         """
         return (
-            self._fold.keeps_events or self._state.search.is_under_way or self.stepping.settings.may_write(push.header)
+            self._fold.keeps_events or self._state.search.is_under_way or self.committer.settings.may_write(push.header)
         )
 
     def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
@@ -257,7 +257,7 @@ class Pushes:
                 for push in due:
                     self._let_go(push, no_memory(state.name, "its gradient", problem))
                 return
-        settings = self.stepping.settings.now
+        settings = self.committer.settings.now
         # A line search may try a step that overflows. It must see that and turn back, so the push is not refused.
         nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
         what = (
@@ -283,7 +283,7 @@ class Pushes:
             self._open(round_)
 
     def _open(self, round_: Round) -> None:
-        """Lets the pushes of a round write to their slot."""
+        """Let the pushes of a round write to their slot."""
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
             push.begun.succeed(round_)
@@ -318,19 +318,19 @@ class Pushes:
             self._writer.post(lambda: self._take(round_))
 
     def _end(self, push: Push, error: OptdError) -> None:
-        """Ends a push with an error. If its round has begun but its step has not, that ends the round too."""
+        """End a push with an error. If its round has begun but its step has not, that ends the round too."""
         if push.outcome.is_done:
             return  # by now the policy may hold the worker's next push
         round_ = self._rounds.get(push)
         if round_ is not None:
-            if not round_.stepping:
+            if not round_.step_has_begun:
                 self._break(round_, push, error)
             return
         self._let_go(push, error)
         self.waiting.take_back(push)
 
     def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
-        """Ends a round because one of its pushes has failed: the sums so far are useless."""
+        """End a round because one of its pushes has failed: the sums so far are useless."""
         why = f"the push of worker {culprit.header.worker!r} came to nothing"
         others = RoundBroken(job=self._state.name, why=why)
         for push in round_.pushes:
@@ -338,7 +338,7 @@ class Pushes:
         self._release(round_)
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
-        """Ends a round and answers all of its pushes with `error`."""
+        """End a round and answer all of its pushes with `error`."""
         for push in round_.pushes:
             self._let_go(push, error)
         self._release(round_)
@@ -348,7 +348,7 @@ class Pushes:
         round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
 
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
-        """Forgets a push that is no longer in flight, and fails it if there is an error."""
+        """Forget a push that is no longer in flight, and fail it if there is an error."""
         if self._under_way.get(push.header.worker) is push:
             del self._under_way[push.header.worker]
         self._rounds.pop(push, None)
@@ -359,14 +359,14 @@ class Pushes:
     # An action of the writer
 
     async def _take(self, round_: AnyRound) -> None:
-        """Takes the step of a complete round, and answers its pushes."""
+        """Take the step of a complete round, and answer its pushes."""
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
             return  # the round was ended while it waited for the writer
         try:
             for push in round_.pushes:
                 self._check_still_wanted(round_, push)
-            replies = await self.stepping.take(round_, lambda: self._rounds.get(first) is round_)
+            replies = await self.committer.commit(round_, lambda: self._rounds.get(first) is round_)
         except Refused as refusal:
             self._break(round_, refusal.push, refusal.error)
         except OptdError as error:
@@ -387,6 +387,6 @@ class Pushes:
         self._fold.check_not_failed()
 
     def _answer(self, push: Push, reply: PushResult) -> None:
-        """Answers the callers of a push."""
+        """Answer the callers of a push."""
         self._let_go(push)
         push.outcome.succeed(reply)

@@ -13,10 +13,10 @@ from optd_wire.errors import RowsNeedZero, RowsNotTaken, RowsOnly
 from optd_wire.values import Options
 
 
-def check_gradients(
+def check_supported(
     groups: Groups, options: Mapping[int, Options], tables: Iterable[RowPlace], whole: Presence
 ) -> None:
-    """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
+    """Raise `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
 
     `options` has the new options of the groups whose options are about to change. `tables` are the parameters that come
     in rows, and `whole` tells which parameters come whole.

@@ -9,13 +9,13 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.options.by_name import check_matches
 from optd_server.engine.options.history import Origin
-from optd_server.engine.options.registration import check_beside, check_group, check_options, check_same_group
+from optd_server.engine.options.registration import check_group, check_options, check_same_group, check_together
 from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
-from optd_server.engine.rounds.policies.registry import deciding
-from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.prefaulting import Prefaulting
+from optd_server.engine.rounds.in_flight import InFlight
+from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.engine.state import JobState
-from optd_server.engine.touching import Touching
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Slots
@@ -24,15 +24,15 @@ from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, Jo
 
 
 @dataclass(slots=True)
-class Changing:
+class JobEditor:
     """Edits one job between two steps. Lives on one event loop."""
 
     fold: Fold
     leases: Leases
-    pushes: Pushes
+    pushes: InFlight
     slots: Slots
     memory: JobMemory
-    touching: Touching
+    prefaulting: Prefaulting
     writer: Writer
     clock: Clock
 
@@ -41,7 +41,7 @@ class Changing:
         return self.fold.state
 
     async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
-        """Changes options of a group from the next step on; raises the problem of one."""
+        """Change options of a group from the next step on; raise the problem of one."""
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[GroupOptions, JobVersion]:
@@ -57,14 +57,14 @@ class Changing:
         return found
 
     async def update_job(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
-        """Changes options of the job as a whole from the next step on; raises the problem of one.
+        """Change options of the job as a whole from the next step on; raise the problem of one.
 
         If the change makes the step of the accumulated rounds due, that step is taken at once.
         """
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[JobOptions, JobVersion]:
-            await self.pushes.stepping.update(update, origin)
+            await self.pushes.committer.update(update, origin)
             return self._state.options, self._state.job_version
 
         found = await self.writer.run(action)
@@ -72,13 +72,13 @@ class Changing:
         return found
 
     async def set_policy(self, policy: Policy) -> None:
-        """Replaces the policy. The new one also decides about the pushes that are waiting now.
+        """Replace the policy. The new one also decides about the pushes that are waiting now.
 
-        Raises `InvalidPolicy` or `MemoryExceeded`.
+        Raise `InvalidPolicy` or `MemoryExceeded`.
         """
 
         async def action() -> None:
-            decider = deciding(policy)
+            decider = decider_of(policy)
             with self.memory.with_policy(decider):
                 await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)
@@ -88,7 +88,7 @@ class Changing:
         await self.fold.durable()
 
     def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
-        """Returns the group that `spec` adds if the job already has it; raises `JobMismatch` if it differs."""
+        """Return the group that `spec` adds if the job already has it; raise `JobMismatch` if it differs."""
         for info in self._state.groups.infos():
             if info.options.group == spec.name:
                 check_same_group(spec, self._state.name, self._state.groups.algorithm.name, info)
@@ -96,19 +96,19 @@ class Changing:
         return None
 
     def check_new_group(self, spec: GroupSpec) -> int:
-        """Checks a group that is to be added, and returns the index that it would have; raises its first problem."""
+        """Check a group that is to be added, and return the index that it would have; raise its first problem."""
         groups = self._state.groups
         own = algorithm_of(spec, groups.algorithm)
-        check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
+        check_together([*groups.distinct_algorithms, own], [*groups.names, spec.name])
         check_group(spec, self._state.name, own, groups.holders())
         check_matches([check_options(spec, groups.algorithm, groups.defaults)], groups.in_force.matches())
         self.memory.check_group(spec)
         return len(groups)
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
-        """Adds a group with its weights; returns the group, and whether it is new.
+        """Add a group with its weights; return the group, and whether it is new.
 
-        Raises `JobMismatch` if the group would no longer get `index`, the index that its frames were addressed to.
+        Raise `JobMismatch` if the group would no longer get `index`, the index that its frames were addressed to.
         """
 
         async def action() -> tuple[GroupInfo, bool]:
@@ -123,7 +123,7 @@ class Changing:
                 compute.copies = self._state.averages.copies(weights)
                 placed = self.fold.snapshots.placed(weights)
                 await self.fold.take(GroupAdded(spec, placed), compute)
-            self.touching.prepare_state()
+            self.prefaulting.prepare_state()
             return self._state.groups.info(index), True
 
         found = await self.writer.run(action)

@@ -22,16 +22,16 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.history import Origin
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.gradient_reads import BorrowedGradient, GradientReads
 from optd_server.engine.rounds.lone import AnyRound
-from optd_server.engine.rounds.looks import Lent, Looks
 from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Refused
 from optd_server.engine.rounds.settings import Settings
 from optd_server.engine.step.accumulation import finished, weighted
 from optd_server.engine.step.conditioning import UNCLIPPED, bounded
 from optd_server.engine.step.intake import loss_of
-from optd_server.engine.step.kinds import check_gradients
 from optd_server.engine.step.reduced import Reduced
+from optd_server.engine.step.supported_gradients import check_supported
 from optd_server.optim.clipping import Bounds, Clipped
 from optd_server.optim.job_options import SKIP, ZERO
 from optd_server.store.gradients import Gradient, Slots, Totals
@@ -41,40 +41,42 @@ from optd_wire.values import GroupUpdate, JobUpdate, PushResult
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
-    """Returns the error of a push for which the system has no memory."""
+    """Return the error of a push for which the system has no memory."""
     why = f"the server gets no memory for {what}: {problem.strerror or problem}"
     return RoundBroken(job=job, why=why)
 
 
 def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
-    """Returns the changes of options that pushes carry, in order."""
+    """Return the changes of options that pushes carry, in order."""
     return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
 
 
-class Stepping:
+class Committer:
     """Takes the steps of one job. Its coroutines are actions of the job's writer."""
 
-    def __init__(self, fold: Fold, memory: JobMemory, slots: Slots, looks: Looks, offload: Offload) -> None:
+    def __init__(
+        self, fold: Fold, memory: JobMemory, slots: Slots, gradient_reads: GradientReads, offload: Offload
+    ) -> None:
         self.settings = Settings(fold.state)
         self._fold = fold
         self._state = fold.state
         self._memory = memory
         self._slots = slots
-        self._looks = looks
+        self._gradient_reads = gradient_reads
         self._offload = offload
 
     def edits(self, pushes: Sequence[Push]) -> OptionEdits:
-        """Returns the edits that these pushes carry; raises the problem of one."""
+        """Return the edits that these pushes carry; raise the problem of one."""
         for push in pushes:
             if push.header.updates:
                 return group_edits(self._state, updates_of(pushes))
         return NO_EDITS
 
-    async def take(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
-        """Takes the step of a round, or accumulates the round for a later step; returns the replies to its pushes.
+    async def commit(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
+        """Take the step of a round, or accumulate the round for a later step; return the replies to its pushes.
 
-        Returns None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raises `Refused` for a push
-        that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and changes nothing then; or `JobFailed`.
+        Return None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raise `Refused` for a push
+        that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and change nothing then; or `JobFailed`.
         """
         pending = self._state.accumulation.count
         # Only the writer adds rounds, so the count stays as it is until this action ends.
@@ -92,7 +94,7 @@ class Stepping:
         state, groups, settings = self._state, self._state.groups, self.settings.now
         pending, first = state.accumulation.count, round_.pushes[0].header
         self._make_room(round_)
-        round_.stepping = True
+        round_.step_has_begun = True
         # A small job runs everything inline, so it need not count the elements of a gradient.
         is_small = self._offload.is_little(groups.cost(groups.elements))
         elements = 0 if is_small else round_.elements
@@ -132,7 +134,7 @@ class Stepping:
         return await self._step(event, into, round_)
 
     def _edits_of(self, round_: AnyRound) -> OptionEdits:
-        """The options that ride along with a round; raises `Refused` for the first push whose options do not fit."""
+        """Return the edits that a round carries; raise `Refused` for the first push whose options do not fit."""
         try:
             return self.edits(round_.pushes)
         except OptdError:
@@ -152,9 +154,9 @@ class Stepping:
         return await self._offload.run(groups.cost(elements), work)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
-        """Changes options of the job as a whole, and takes the step of accumulated rounds if it becomes due.
+        """Change options of the job as a whole, and take the step of accumulated rounds if it becomes due.
 
-        Raises the problem of the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the step.
+        Raise the problem of the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the step.
         """
         state = self._state
         edits = job_edits(state, update, origin)
@@ -185,9 +187,9 @@ class Stepping:
         assert applied.gradient is not None
         self._keep_gradient(round_, applied.gradient)
         self._release_accumulation()
-        if self._looks.waiting:
+        if self._gradient_reads.waiting:
             # No push has been answered yet, so a worker's memory still holds the gradient of the step.
-            await self._looks.serve(applied.gradient, self._offload)
+            await self._gradient_reads.run_waiting(applied.gradient, self._offload)
         return applied.replies
 
     async def _skip(
@@ -224,7 +226,7 @@ class Stepping:
             self._slots.give_back(round_.slot)
 
     async def _finish(self, round_: AnyRound, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
-        """Returns the mean or sum of all rounds, in the slot of the last one. A flush adds no gradient."""
+        """Return the mean or sum of all rounds, in the slot of the last one. A flush adds no gradient."""
         state, how, compute = self._state, self.settings.now.reduction, self._fold.compute()
         last, extents, slot = (gradient, *added), state.groups.extents, round_.slot
         return await self._offload.run(
@@ -233,24 +235,24 @@ class Stepping:
         )
 
     async def _bound(self, gradient: Gradient, bounds: Bounds | None, elements: int) -> Clipped:
-        """Clips a gradient in place, and returns its norms."""
+        """Clip a gradient in place, and return its norms."""
         groups, p, compute = self._state.groups, self.settings.now.norm_type, self._fold.compute()
         return await self._offload.run(
             groups.cost(elements), lambda: bounded(gradient, groups.extents, bounds, p, len(groups), compute)
         )
 
     def _keep_gradient(self, round_: AnyRound | None, gradient: Gradient) -> None:
-        """Records where the gradient of the last step lies, for later reads."""
-        self._looks.lent = None
+        """Record where the gradient of the last step lies, for later reads."""
+        self._gradient_reads.borrowed = None
         if round_ is not None and round_.slot is not None:
             self._slots.keep(round_.slot, gradient)
             return
         self._slots.forget()
         if round_ is not None:
-            self._looks.lent = Lent(round_.pushes[0].header.worker, gradient)
+            self._gradient_reads.borrowed = BorrowedGradient(round_.pushes[0].header.worker, gradient)
 
     def _release_accumulation(self) -> None:
-        """Releases the memory of accumulated rounds once the job no longer accumulates."""
+        """Release the memory of accumulated rounds once the job no longer accumulates."""
         if not self.settings.accumulates and self._state.accumulation.release():
             self._memory.fit()
 
@@ -261,7 +263,7 @@ class Stepping:
             raise no_memory(self._state.name, "the weights after it", problem) from None
 
     def _make_room(self, round_: AnyRound) -> None:
-        """Allocates what the step of a round needs; raises `RoundBroken` if that is impossible."""
+        """Allocate what the step of a round needs; raise `RoundBroken` if that is impossible."""
         state = self._state
         if round_.slot is None and self.settings.writes:
             # Options have changed since the round began: it must begin again, with its gradient in a slot.
@@ -279,18 +281,18 @@ class Stepping:
             raise no_memory(state.name, "what is added up and averaged", problem) from None
 
     def _check(self, round_: AnyRound, edits: OptionEdits) -> None:
-        """Raises `Refused` for a push whose evaluation is stale or whose kind of gradient the algorithm cannot take."""
+        """Raise `Refused` for a push whose evaluation is stale or whose kind of gradient the algorithm cannot take."""
         options = {index: changed.options for index, changed in edits.groups} if edits else {}
         for push in round_.pushes:
             try:
                 check_evaluation(self._state, push.header)
-                check_gradients(self._state.groups, options, *round_.has(push))
+                check_supported(self._state.groups, options, *round_.has(push))
             except OptdError as error:
                 raise Refused(push, error) from None
 
 
 def _nonfinite(round_: AnyRound, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
-    """Returns the entries of a round that were not finite, by push."""
+    """Return the entries of a round that were not finite, by push."""
     return tuple(
         NonfiniteEntries(push.header.worker, found.count, found.parameter, push.wall)
         for push, each in zip(round_.pushes, reduced.contributions, strict=True)

@@ -11,7 +11,7 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.members import LEFT, Member
 from optd_server.engine.options.registration import LISTED
-from optd_server.engine.rounds.pushes import Pushes
+from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.sharing import Sharing
 from optd_server.engine.writer import Writer
 from optd_wire.errors import JobInUse, UnknownJob
@@ -19,12 +19,12 @@ from optd_wire.values import WorkerInfo
 
 
 @dataclass(slots=True)
-class Attendance:
+class Workers:
     """The workers of one job. Lives on one event loop."""
 
     fold: Fold
     leases: Leases
-    pushes: Pushes
+    pushes: InFlight
     sharing: Sharing
     writer: Writer
     clock: Clock
@@ -37,7 +37,7 @@ class Attendance:
         return self.leases.active
 
     def infos(self) -> tuple[WorkerInfo, ...]:
-        """Describes all workers that have joined, in the order of their names."""
+        """Describe all workers that have joined, in the order of their names."""
         now = self.clock.monotonic()
         in_order = sorted(self.fold.state.members, key=lambda member: member.name)
         return tuple(
@@ -45,11 +45,11 @@ class Attendance:
         )
 
     def check(self, name: str, epoch: int) -> Member:
-        """Renews a worker's lease; raises `UnknownWorker` or `StaleEpoch`."""
+        """Renew a worker's lease; raise `UnknownWorker` or `StaleEpoch`."""
         return self.leases.check(name, epoch, self.clock.monotonic())
 
     def check_free_for(self, worker: str) -> None:
-        """Raises `JobInUse` while workers other than `worker` hold a lease."""
+        """Raise `JobInUse` while workers other than `worker` hold a lease."""
         others = sorted(name for name in self.leases.holders() if name != worker)
         if others:
             now = self.clock.monotonic()
@@ -57,7 +57,7 @@ class Attendance:
             raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
 
     async def join(self, name: str, check: Callable[[], None]) -> Member:
-        """Admits a worker under a new epoch; raises what `check` raises.
+        """Admit a worker under a new epoch; raise what `check` raises.
 
         This happens between two steps, so a push of the old epoch has been applied by then, or never will be.
         """
@@ -80,7 +80,7 @@ class Attendance:
         return member
 
     def leave(self, name: str, epoch: int) -> Awaitable[None]:
-        """Ends a worker's lease at once; raises `UnknownWorker` or `StaleEpoch`.
+        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`.
 
         The returned awaitable finishes when the end of the lease is as durable as the log makes it. That is at once if
         the log keeps nothing; otherwise a step that is running comes first.
@@ -101,7 +101,7 @@ class Attendance:
         await self.fold.durable()
 
     def expire(self) -> None:
-        """Ends the leases that have run out. The job's state records that through the writer, after this returns."""
+        """End the leases that have run out. The job's state records that through the writer, after this returns."""
         now = self.clock.monotonic()
         for name in self.leases.expired(now):
             event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
@@ -120,5 +120,5 @@ class Attendance:
         self.fold.notify()
 
     def idle_seconds(self) -> float:
-        """Returns how long no worker has held a lease, as far as `expire` has seen."""
+        """Return how long no worker has held a lease, as far as `expire` has seen."""
         return 0.0 if self.idle_since is None else self.clock.monotonic() - self.idle_since

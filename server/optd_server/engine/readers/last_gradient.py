@@ -20,16 +20,16 @@ class Provenance:
     note: str = ""
 
 
-async def look(
-    job: Job, elements: int, work: Callable[[], T], patience: Callable[[], Awaitable[None]], *, lent: bool
+async def read_with_gradient(
+    job: Job, elements: int, work: Callable[[], T], patience: Callable[[], Awaitable[None]], *, borrowed: bool
 ) -> tuple[T, Provenance]:
-    """Runs `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
+    """Run `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
 
-    Waits for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
-    shared memory if `lent` is true, and none otherwise. The worker may have overwritten that memory; the note says so.
+    Wait for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
+    shared memory if `borrowed` is true, and none otherwise. The note says that the worker may have overwritten it.
     """
     if job.state.version and job.slots.last is None and job.leases.active:
-        asked = job.looks.ask(job.state.groups.cost(elements), lambda: (work(), job.state.version))
+        asked = job.gradient_reads.at_next_step(job.state.groups.cost(elements), lambda: (work(), job.state.version))
         patient: asyncio.Future[None] = asyncio.ensure_future(patience())
         try:
             futures: tuple[asyncio.Future[Any], ...] = (asked, patient)
@@ -40,29 +40,29 @@ async def look(
         finally:
             asked.cancel()
             patient.cancel()
-    return await job.between_steps(elements, lambda: _look_now(job, work, lent=lent))
+    return await job.between_steps(elements, lambda: _read_now(job, work, borrowed=borrowed))
 
 
-def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Provenance]:
-    """Runs `work` between two steps, with the gradient in a slot or in a worker's memory."""
+def _read_now(job: Job, work: Callable[[], T], *, borrowed: bool) -> tuple[T, Provenance]:
+    """Run `work` between two steps, with the gradient in a slot or in a worker's memory."""
     version = job.state.version
     if job.slots.last is not None:
         return work(), Provenance(version)
     if not version:
         return work(), Provenance(None, "no step has been made yet")
-    known = job.looks.lent
-    if known is not None and lent:
+    known = job.gradient_reads.borrowed
+    if known is not None and borrowed:
         note = (
             f"no step came while the server waited for one: these are the numbers that the memory of worker "
             f"{known.worker!r} has now, and it may have written there since"
         )
-        return job.looks.with_gradient(known.gradient, work), Provenance(version, note)
+        return job.gradient_reads.with_gradient(known.gradient, work), Provenance(version, note)
     note = "the gradient of the last step is not kept, and no step came while the server waited for one"
     return work(), Provenance(None, note)
 
 
 def last_gradient(job: Job, group: int, segment: int) -> Array | None:
-    """Returns the gradient of the last step for a segment of a group, if it is available."""
+    """Return the gradient of the last step for a segment of a group, if it is available."""
     groups, last = job.state.groups, _last(job)
     extent, place = groups.place(group, segment)
     if last is None or extent >= len(last.slabs):
@@ -78,4 +78,4 @@ def has_gradient(job: Job, group: int, segment: int, parameter: int) -> bool:
 
 
 def _last(job: Job) -> Gradient | None:
-    return job.slots.last if job.looks.gradient is None else job.looks.gradient
+    return job.slots.last if job.gradient_reads.gradient is None else job.gradient_reads.gradient
