@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.server.engine.folding import specs
-from tests.server.engine.folding.comparing import as_text, difference
+from tests.server.engine.folding.comparing import as_text, bare, difference
 from tests.server.engine.folding.process import Folding, Request
 from tests.server.engine.folding.specs import one
-from tests.server.engine.folding.traffic import KINDS, Traffic, bare
+from tests.server.engine.folding.traffic import KINDS, Traffic
 
 from optd_server.engine import offload
 from optd_server.engine.step import arithmetic

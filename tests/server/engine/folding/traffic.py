@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tests.server.engine.clock import Clock
 from tests.server.engine.folding import specs
-from tests.server.engine.folding.comparing import as_text
+from tests.server.engine.folding.comparing import as_text, bare
 from tests.server.engine.folding.gradients import Payload, gradient, received, share_out, shared_ranges
 from tests.server.engine.folding.recording import Recorder
 from tests.server.engine.folding.specs import Rng, chance, one
@@ -385,11 +385,6 @@ class Traffic:
             await self._settle()
             self._last.clear()
             await self.create()
-
-
-def bare(reply: PushResult) -> PushResult:
-    """A reply without what depends on when it leaves."""
-    return replace(reply, version=replace(reply.version, durable_version=0), repeat=False)
 
 
 async def _no_patience() -> None:
