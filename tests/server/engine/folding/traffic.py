@@ -120,6 +120,8 @@ class Traffic:
             clock=made._clock,
             lease_seconds=LEASE,
         )
+        for worker in self.job.state.members.by_name:
+            made.job.leases.of(worker)  # leases end in the order in which their workers came
         for worker in self.job.leases.holders():
             made.job.leases.begin(worker, 0.0)
             made.job.leases.of(worker).until = self.job.leases.of(worker).until
