@@ -175,8 +175,8 @@ class Catalog:
             weights=upload.weights,
         )
         log = self._log_of(spec.name)
-        await log.append(event, 0)
-        upload.job = Job(
+        position = await log.append(event, 0)
+        job = upload.job = Job(
             create(event),
             log=log,
             memory=self.memory,
@@ -185,8 +185,10 @@ class Catalog:
             clock=self.clock,
             lease_seconds=self.lease_seconds,
         )
-        self._jobs[spec.name] = upload.job
-        return upload.job
+        self._jobs[spec.name] = job
+        job.fold.position = position
+        await job.fold.durable()
+        return job
 
     async def delete(self, name: str) -> Job:
         """Ends a job; its name is free at once. Raises `UnknownJob`."""
@@ -218,6 +220,7 @@ class Catalog:
             del self._jobs[job.name]
             self._note_epochs(job)
             await job.close()
+            await job.fold.durable()
             if job.memory.bytes >= TRIMMED_BYTES:
                 await self.offload.give_back_memory()
 

@@ -46,9 +46,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Leaf]]:
 
 @singledispatch
 def _parts(value: Any) -> Mapping[str, Any]:
-    """The parts of a value by name."""
+    """The parts of a value by name. Its type is one: a policy without fields consists of nothing else."""
     if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"type": type(value).__name__, **{field.name: getattr(value, field.name) for field in fields(value)}}
     raise TypeError(f"a state holds {value!r}, and nothing says what it consists of")
 
 

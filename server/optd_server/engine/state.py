@@ -64,7 +64,7 @@ class JobState:
         return JobVersion(self.version, 0, self.revision)
 
     def copy(self) -> "JobState":
-        """An equal state that shares no memory with this one. Blocks."""
+        """An equal state: no event of this one changes it. Blocks, for as long as its numbers take to copy."""
         return replace(
             self,
             groups=self.groups.copy(),
