@@ -37,6 +37,7 @@ class Log:
     """A log that does what a test says."""
 
     def __init__(self):
+        self.keeps_events = True
         self.durable_version = 0
         self.appended = []
         """Each event with the version that it leads to."""
@@ -158,7 +159,7 @@ def test_each_change_is_answered_when_it_is_durable(logged, what):
         upload.write([Frame.of(0, 0, np.ones(4, "f4"))])
         calls = {
             "join": lambda: job.join("b", None),
-            "leave": lambda: job.leave("a", 1),
+            "leave": lambda: job.workers.leave("a", 1),
             "group": lambda: job.changes.update_group(GroupUpdate("g", {"lr": 0.5})),
             "job": lambda: job.changes.update_job(JobUpdate("job", {"ema_decay": 0.5})),
             "policy": lambda: job.changes.set_policy(Sync(2)),
@@ -301,15 +302,26 @@ def test_an_event_holds_the_memory_that_the_gradient_was_received_in(logged, acc
     logged(scenario)
 
 
-def test_an_event_holds_the_memory_that_a_worker_shares(logged):
+@pytest.mark.parametrize("keeps_events", [False, True])
+def test_a_gradient_that_a_worker_shares_is_copied_only_for_a_log_that_keeps_it(logged, keeps_events):
     async def scenario(engine, log):
+        log.keeps_events = keeps_events
         job = await joined(engine, log, "a")
         log.open.set()
         share = await job.open_shared_memory("a", 1)
         job.sharing.confirm("a", share.token)
+        share.buffers.slabs[0][0][:] = 2.0
         shared = SharedGradient(False, (FlatRange(0, 0, 4), FlatRange(1, 0, 2)))
+
+        def look(event):
+            if isinstance(event, Stepped):
+                assert lies_in(event.gradient.slabs, share.buffers.slabs) != keeps_events
+                if keeps_events:  # the worker writes there too early
+                    share.buffers.slabs[0][0][:] = 5.0
+
+        log.look = look
         await job.push_shared(PushHeader("job", "a", 1, 1, 0, shared=shared), shared)
-        assert lies_in(log.last(Stepped).gradient.slabs, share.buffers.slabs)
+        assert job.state.weights.buffers.slabs[0][0].tolist() == [-2.0] * 4
 
     logged(scenario)
 

@@ -66,7 +66,7 @@ ATTRIBUTES: dict[type[Any], tuple[str, str]] = {
         "in_force",
     ),
     FlatBuffers: ("slabs", "extents regions arrays _allocate"),
-    WeightSet: ("buffers", "holders in_place numbers shared"),
+    WeightSet: ("buffers", "holders in_place publications shared"),
     Searches: ("state", ""),
     SegmentState: (SURVIVES[SegmentState], "offsets count dtype _own_layout _first _all_filled _layouts _prepared"),
 }
@@ -151,7 +151,7 @@ def test_a_copy_stays_as_it_is_when_the_job_goes_on(play):
         await engine.push(job, "a", 2, value=5.0)
         await set_job(job, swa_start=0)
         await engine.push(job, "a", 3, updates=(GroupUpdate("h", {"lr": 0.25}),))
-        await job.leave("a", 1)
+        await job.workers.leave("a", 1)
         assert job.state.version > copy.version
         assert not difference(before, frozen(copy))
 
