@@ -47,6 +47,12 @@ def form_of_class(algorithm: str, fixed: Fixed, state: StateForm) -> GroupForm:
     return GroupForm(OptionRules(algorithm, {**UNSERVED, **fixed}), state)
 
 
+def form_by_name(algorithm: str) -> GroupForm:
+    """The form of groups without a class of torch, whose options the server alone checks."""
+    _, state = _of_classes.get(algorithm, ({}, StateForm()))
+    return GroupForm(OptionRules(algorithm, {}), state)
+
+
 class NamedForms:
     """The forms of algorithms that groups name; each has one. `algorithms` are those of the server."""
 

@@ -11,10 +11,9 @@ from optd.registration.shared_arguments import names_shared
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
 from optd.torch.checks import check_ordered
-from optd.torch.forms import GroupForm, StateForm
+from optd.torch.forms import form_by_name
 from optd.torch.module_buffers import BuffersOf, holder_of
 from optd.torch.optimizer import Served
-from optd.torch.options import OptionRules
 from optd.torch.tensor_exchange import TensorExchange
 
 
@@ -58,7 +57,7 @@ class Optimizer(Served):
         self._norms = norms
         holder = holder_of(buffers)
         self.algorithm, params = default_and_params(algorithm, params)
-        self._form = GroupForm(OptionRules(self.algorithm, {}), StateForm())
+        self._form = form_by_name(self.algorithm)
         self._exchange = TensorExchange(check_local_changes(local_changes))
         self._common = {name: options.pop(name) for name in GROUP_OPTIONS if name in options}
         arguments = SessionArguments.taken_from(options)

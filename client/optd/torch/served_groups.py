@@ -147,7 +147,7 @@ class ServedGroups(torch.optim.Optimizer):
         defaults = self._defaults_of(form)
         self._check_group(form, param_group)
         form.rules.check_spelling(param_group, defaults)
-        if ALGORITHM in param_group:
+        if param_group.get(ALGORITHM):
             self._forms().check_entries(form, defaults, param_group)
         read = TensorGroup.of(param_group, form, form.rules.served(defaults), self._exchange.groups)
         complex_parameters.check_group(read, {**self._common, **param_group})

@@ -1,4 +1,5 @@
-"""Events as bytes. Logs, snapshots on disk and recovery belong here too; there are none yet.
+"""Events as bytes. Logs, snapshots on disk and recovery belong here too, but do not exist yet.
 
-The messages are generated from `proto/optd/storage/v1`. Open `records.py` first.
+The events themselves are in `engine/events.py`, and the messages are generated from `proto/optd/storage/v1`. Open
+`records.py` first, then `numbers.py`.
 """

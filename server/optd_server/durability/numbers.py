@@ -1,6 +1,7 @@
-"""The numbers of an event as frames, and back: arrays lie by extent and slab, frames address groups.
+"""Turns the numbers of an event into frames, and back.
 
-So a server may lay groups out in another way than the one that has written the event.
+Arrays lie by extent and slab, but frames address groups and their flat buffers. So a server may lay out groups in
+another way than the server that wrote the event.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from optd_wire.values import GRADIENT
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A segment of a group, and where it lies: its elements from `start` on, its parameters in `parameters`."""
+    """A segment of a group, and its place in a slab: its elements begin at `start`, its parameters are `parameters`."""
 
     group: int
     offset: int
@@ -45,9 +46,9 @@ def _parts(extents: Iterable[Extent]) -> Iterator[_Part]:
 
 
 def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, int, int]]) -> list[Frame]:
-    """Frames of the ranges of a field that were written: extent, slab, first element and the one behind the last.
+    """Returns frames of the written ranges of a field, each given as extent, slab, first element and exclusive end.
 
-    They come in the order of group and offset, in whichever extents the groups lie.
+    The frames are sorted by group and offset, so they do not depend on the extents of the groups.
     """
     parts, found = list(_parts(buffers.extents)), []
     for extent, slab, start, stop in ranges:
@@ -60,14 +61,14 @@ def written(field: str, buffers: FlatBuffers, ranges: Iterable[tuple[int, int, i
 
 
 def everything(field: str, buffers: FlatBuffers) -> Iterator[Frame]:
-    """A frame for each segment of flat buffers."""
+    """Yields a frame for each segment of flat buffers."""
     for part in _parts(buffers.extents):
         array = buffers.slabs[part.extent][part.slab][part.start : part.start + part.count]
         yield Frame.of(part.group, part.offset, array, field)
 
 
 def gradient_frames(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Frame]:
-    """Frames of the elements that a gradient has."""
+    """Yields frames of the elements that a gradient has."""
     for part in _parts(extents):
         if part.extent >= len(gradient.slabs):
             continue
@@ -79,7 +80,7 @@ def gradient_frames(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[F
 
 
 def row_frame(rows: Rows) -> RowFrame:
-    """A frame of some rows of a gradient."""
+    """Returns a frame of rows of a gradient."""
     values = np.ascontiguousarray(rows.values).reshape(-1)
     place, ids = rows.place, rows.ids.astype(np.uint64)
     payload = values.view(np.uint8).data
@@ -87,7 +88,7 @@ def row_frame(rows: Rows) -> RowFrame:
 
 
 def rows_of(extents: tuple[Extent, ...], frame: tensor_pb2.RowFrame) -> Rows:
-    """The rows in a frame."""
+    """Returns a copy of the rows in a frame."""
     place = place_of(extents, frame.group, frame.parameter).with_dims(max(1, frame.sparse_dims))
     dtype = BY_NUMBER[frame.encoding].dtype
     values = np.frombuffer(frame.payload, dtype).reshape(frame.count, place.columns).copy()
@@ -95,12 +96,12 @@ def rows_of(extents: tuple[Extent, ...], frame: tensor_pb2.RowFrame) -> Rows:
 
 
 def filled(buffers: FlatBuffers, field: str, groups: Sequence[str], frames: Iterable[Frame]) -> FlatBuffers:
-    """Flat buffers with the numbers of some frames in them."""
+    """Writes frames to flat buffers, and returns the buffers."""
     return sink(buffers, field, groups, frames).buffers
 
 
 def sink(buffers: FlatBuffers, field: str, groups: Sequence[str], frames: Iterable[Frame]) -> FrameSink:
-    """As `filled`, with the account of what was written."""
+    """Writes frames to flat buffers, and returns the sink, whose ledger tells which elements were written."""
     first = buffers.extents[0].first_group if buffers.extents else 0
     found = FrameSink(buffers, field, groups, first_group=first)
     found.write_all(frames)
@@ -114,7 +115,7 @@ def gradient_of(
     frames: Iterable[Frame],
     rows: Iterable[tensor_pb2.RowFrame],
 ) -> Gradient:
-    """The gradient that frames are of; `present` has the flags of each group, as `packed` gives them."""
+    """Returns the gradient in frames. `present` has the flags of each group, as `packed` returns them."""
     buffers = filled(FlatBuffers(in_compute_dtype(extents)), GRADIENT, groups, frames)
     presence: Presence = [[np.zeros(len(slab.sizes), np.bool_) for slab in each.slabs] for each in extents]
     for part in _parts(extents):
@@ -125,12 +126,12 @@ def gradient_of(
 
 
 def packed(presence: Presence, extents: Sequence[Extent]) -> list[bytes]:
-    """For each group, a bit for each parameter in the order of the group's list."""
+    """Returns, by group, one bit for each parameter in the group's order: whether the parameter is present."""
     return [np.packbits(flags > 0).tobytes() for flags in _by_group(presence, extents)]
 
 
 def weights_by_group(totals: Totals, extents: Sequence[Extent]) -> list[list[float]]:
-    """For each group, the weight of each parameter in the order of the group's list."""
+    """Returns, by group, the weight of each parameter in the group's order."""
     return [weights.tolist() for weights in _by_group(totals, extents)]
 
 
@@ -144,7 +145,7 @@ def _by_group(given: Sequence[Sequence[Array]], extents: Sequence[Extent]) -> li
 
 
 def totals_of(weights: Sequence[Sequence[float]], extents: Sequence[Extent]) -> Totals:
-    """The other way round: by extent and slab."""
+    """Returns the weights by extent and slab. The inverse of `weights_by_group`."""
     totals: Totals = [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents]
     for part in _parts(extents):
         if part.group < len(weights):
@@ -154,6 +155,6 @@ def totals_of(weights: Sequence[Sequence[float]], extents: Sequence[Extent]) -> 
 
 
 def frame_of(message: tensor_pb2.Frame) -> Frame:
-    """A frame from its plain message."""
+    """Returns the frame in a plain message."""
     encoding = BY_NUMBER[message.encoding]
     return Frame(message.group, message.offset, message.count, encoding, memoryview(message.payload), message.field)

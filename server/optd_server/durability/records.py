@@ -1,4 +1,4 @@
-"""Events as bytes, and back: the messages of `optd.storage.v1`. Equal events give equal bytes."""
+"""Encodes events as messages of `optd.storage.v1`, and decodes them. Equal events give equal bytes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ from optd_wire.values import (
 
 
 def encoded(event: events.Event, state: JobState | None) -> bytes:
-    """An event as bytes. `state` is that of the job before the event; None for `Created`.
+    """Encodes an event. `state` is the job's state before the event; None for `Created`.
 
     Copies the numbers of the event once. Blocks.
     """
@@ -42,9 +42,9 @@ def encoded(event: events.Event, state: JobState | None) -> bytes:
 
 
 def decoded(data: bytes, state: JobState | None) -> events.Event:
-    """The event that bytes are of. `state` is that of the job before the event; None for `Created`.
+    """Decodes an event. `state` is the job's state before the event; None for `Created`.
 
-    Raises ValueError for an event of a kind that this version does not know.
+    Raises ValueError if this version does not know the kind of the event.
     """
     message = pb.Event.FromString(data)
     kind = message.WhichOneof("kind")
@@ -56,7 +56,7 @@ def decoded(data: bytes, state: JobState | None) -> events.Event:
 
 
 class _Numbers:
-    """The numbers of an event that is read, and where they belong."""
+    """The numbers of an event that is being decoded, and the state that says where they belong."""
 
     def __init__(self, state: JobState | None, frames: Sequence[Frame], rows: Sequence[tensor_pb2.RowFrame]) -> None:
         self.frames = frames
@@ -81,7 +81,7 @@ Frames = Iterable[Outgoing]
 NO_FRAMES: Frames = ()
 
 
-# Values that several events hold
+# Values that several events share
 
 
 def _write_edits(message: pb.OptionEdits, edits: events.OptionEdits) -> None:
@@ -339,5 +339,5 @@ _KINDS: dict[type[Any], tuple[str, Callable[[Any, Any, Extents], Frames], Callab
     events.Skipped: ("skipped", _write_skipped, _read_skipped),
     events.Deleted: ("deleted", _write_deleted, lambda _, __: events.Deleted()),
 }
-"""By event: the field of `Event` that holds it, and how it is written and read."""
+"""By event: the field of the message `Event` that holds it, and the functions that write and read it."""
 _READERS = {kind: read for kind, _, read in _KINDS.values()}

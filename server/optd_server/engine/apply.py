@@ -1,8 +1,8 @@
-"""`apply`: the only code that changes a `JobState`. Steps of a running job and recovery go through it alike.
+"""`apply`: the only code that changes a `JobState`. Running jobs and recovery both call it.
 
-It knows no event loop, clock, socket or file. What an event does is written as a generator, from first to last: it
-yields the arithmetic that may be much, so that the server can have it done in another thread, and `apply` does it at
-once. Between two such pieces it never leaves a state that a reader must not see, because readers see snapshots.
+It knows no event loop, clock, socket or file. Each kind of event has one handler, a generator that yields its large
+pieces of arithmetic: a server can run each piece in another thread, and `apply` runs it at once. The state may be
+half-changed between two pieces. That is safe because readers see snapshots, never the state.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -52,7 +52,7 @@ from optd_wire.values import WEIGHTS, GradientSummary, GroupNorms, PushResult
 
 @dataclass(slots=True)
 class Work:
-    """Arithmetic on about so many elements."""
+    """A piece of arithmetic, and about how many elements it works on."""
 
     elements: int
     run: Callable[[], None]
@@ -60,14 +60,14 @@ class Work:
 
 @dataclass(slots=True)
 class Applied:
-    """What an event has led to, beside the new state."""
+    """The results of an event that are not part of the new state."""
 
     replies: tuple[PushResult, ...] = ()
-    """To the event's pushes, in their order."""
+    """The replies to the event's pushes, in the same order."""
     gradient: Gradient | None = None
-    """The gradient that a step has taken."""
+    """The gradient that the step used, if the event was a step."""
     changes: ChangedBySlab | None = None
-    """What a step has changed in the weights; None: everything, or nothing."""
+    """The elements of the weights that a step changed; None: all of them, or none."""
 
 
 Applying: TypeAlias = Generator[Work, None, Applied]
@@ -75,9 +75,9 @@ NOTHING_MORE = Applied()
 
 
 def apply(state: JobState, event: Event, compute: Compute) -> Applied:
-    """Changes a state by an event, to the same bits whatever it computes with. Blocks for the arithmetic.
+    """Changes a state by one event. The resulting bits do not depend on `compute`. Blocks for the arithmetic.
 
-    An exception leaves a state that is of no use any more.
+    After an exception the state may be half-changed and must not be used.
     """
     steps = applying(state, event, compute)
     while True:
@@ -89,17 +89,17 @@ def apply(state: JobState, event: Event, compute: Compute) -> Applied:
 
 
 def applying(state: JobState, event: Event, compute: Compute) -> Applying:
-    """As `apply`, in pieces: yields each piece of arithmetic, which must be done before the next one is asked for."""
+    """Does the same as `apply` in pieces. The caller must run each piece that it yields before asking for the next."""
     return _HANDLERS[type(event)](state, event, compute)
 
 
 def relocate(state: JobState, weights: WeightSet) -> None:
-    """Puts the same weights, in other memory, in the place of a state's own. No event: nothing changes for anybody."""
+    """Moves a state's weights to other memory. This needs no event, because no number changes."""
     state.weights = weights
 
 
 def create(event: Created) -> JobState:
-    """The state of a job that has just been created."""
+    """Returns the state of a newly created job."""
     spec = event.spec
     groups = Groups.of(find_algorithm(spec.algorithm), spec)
     options = initial(spec.options)
@@ -162,7 +162,7 @@ def _floats(norms: tuple[float, ...] | None) -> Floats | None:
 
 
 def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tuple[Gradient, Clipped]]:
-    """Makes the gradient of a step of the accumulated rounds, in their place, and clips it."""
+    """Turns the accumulated rounds into the gradient of a step, in place, and clips it."""
     groups, settings = state.groups, settings_of(state.options)
     state.accumulation.fit(groups.extents)
     bounds = bounds_of(settings, groups.in_force.effective(state.version))
@@ -182,7 +182,7 @@ def _accumulated(state: JobState, compute: Compute) -> Generator[Work, None, tup
 def _norms(
     state: JobState, step: Step, clipped: Clipped, into: WeightSet, compute: Compute
 ) -> Generator[Work, None, tuple[GroupNorms, ...]]:
-    """The norms of a step that has been taken, and whose weights are not the current ones yet."""
+    """Computes the norms of a step after it has been taken, before its weights become the current ones."""
     p, found = settings_of(state.options).norm_type, []
     assert clipped.norms is not None
     before, gradient = state.weights.buffers, clipped.norms
@@ -221,7 +221,7 @@ def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
 
 
 def _counted(state: JobState, nonfinite: Iterable[NonfiniteEntries], clipped: Clipped | None) -> GradientSummary:
-    """The counts of the job's gradients with those of an event."""
+    """Returns the job's gradient counters with those of an event added."""
     counts = state.gradients
     for each in nonfinite:
         counts = replace(
@@ -248,7 +248,7 @@ def _reply(
     clipped: bool = False,
     norms: tuple[GroupNorms, ...] = (),
 ) -> PushResult:
-    """The reply to a push that has just been dealt with. Its worker's mark has it from now on."""
+    """Returns the reply to a push that the event settles, and stores it in the worker's mark."""
     groups = state.groups
     is_part_of_next = bool(accumulated and not skipped)
     reply = PushResult(
@@ -273,7 +273,7 @@ def _reply(
 
 
 def _put_in_force(state: JobState, edits: OptionEdits) -> None:
-    """Puts options in force that ride along with an event."""
+    """Puts into force the option changes that an event carries."""
     if not edits:
         return
     _change_options(state, edits)
@@ -366,4 +366,4 @@ _HANDLERS: dict[type[Any], Callable[[JobState, Any, Compute], Applying]] = {
     Expired: _expired,
     Deleted: _deleted,
 }
-"""`Created` is not among them: there is no state before it. See `create`."""
+"""The handler of each kind of event. `Created` has none, because no state exists before it: see `create`."""

@@ -1,4 +1,4 @@
-"""Workers that come and go: joining, leaving, expiry, and what ends with a lease."""
+"""Joining, leaving and expiry of workers, and everything that ends with a lease."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -37,7 +37,7 @@ class Attendance:
         return self.leases.active
 
     def infos(self) -> tuple[WorkerInfo, ...]:
-        """All workers that have joined, in the order of their names."""
+        """Describes all workers that have joined, in the order of their names."""
         now = self.clock.monotonic()
         in_order = sorted(self.fold.state.members, key=lambda member: member.name)
         return tuple(
@@ -57,9 +57,9 @@ class Attendance:
             raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
 
     async def join(self, name: str, check: Callable[[], None]) -> Member:
-        """Takes a worker in, under a new epoch; raises what `check` raises.
+        """Admits a worker under a new epoch; raises what `check` raises.
 
-        Happens between two steps: a push of the old epoch has been applied by then, or never will be.
+        This happens between two steps, so a push of the old epoch has been applied by then, or never will be.
         """
 
         async def action() -> Member:
@@ -81,7 +81,7 @@ class Attendance:
     def leave(self, name: str, epoch: int) -> Awaitable[None]:
         """Ends a worker's lease at once; raises `UnknownWorker` or `StaleEpoch`.
 
-        What is returned waits until the job's state knows it, after the step that runs.
+        The returned awaitable finishes when the job's state has recorded the end, after any step that is running.
         """
         self.check(name, epoch)
         self._end(name, LEFT, "its worker left")
@@ -94,7 +94,7 @@ class Attendance:
         await self.fold.durable()
 
     def expire(self) -> None:
-        """Ends the leases that have run out. The job's state learns it with its next event."""
+        """Ends the leases that have run out. The job's state records that through the writer, after this returns."""
         now = self.clock.monotonic()
         for name in self.leases.expired(now):
             event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
@@ -113,5 +113,5 @@ class Attendance:
         self.fold.notify()
 
     def idle_seconds(self) -> float:
-        """For how long no worker has held a lease, as far as `expire` has seen."""
+        """Returns how long no worker has held a lease, as far as `expire` has seen."""
         return 0.0 if self.idle_since is None else self.clock.monotonic() - self.idle_since

@@ -1,4 +1,4 @@
-"""The jobs of a server by name, and the uploads that are to become jobs."""
+"""The jobs of a server by name, and the uploads that will become jobs."""
 
 import asyncio
 from collections import Counter
@@ -24,11 +24,11 @@ from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, Un
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 TRIMMED_BYTES = 64 << 20
-"""What a job must have been planned with for the allocator to be asked what it keeps, which takes milliseconds."""
+"""Only after the end of a job of at least this size the allocator returns memory, because that takes milliseconds."""
 
 
 class WeightsUpload:
-    """A job whose weights are on their way. Nobody sees it until it is finished."""
+    """A job whose weights are still arriving. Nobody sees it until it is finished."""
 
     def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
         self.spec = spec
@@ -41,7 +41,7 @@ class WeightsUpload:
 
 
 class Catalog:
-    """All jobs of a server. `log_of` makes the log of a job that is about to be created, by its name."""
+    """All jobs of a server. `log_of` maps the name of a job that is about to be created to its log."""
 
     def __init__(
         self,
@@ -58,25 +58,25 @@ class Catalog:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
-        """How long an ephemeral job is kept while no worker holds a lease, unless the last one has left."""
+        """How long an ephemeral job outlives its last expired lease. It ends at once when its last worker leaves."""
         self.rejections_without_job: Counter[str] = Counter()
-        """By reason, the pushes that were refused before it was known which job they are for."""
+        """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, WeightsUpload] = {}
         self._last_epochs: dict[str, int] = {}
-        """By name, of jobs that have ended."""
+        """By name, the last epoch of each job that has ended."""
         self._forgotten_epoch = 0
 
     def __iter__(self) -> Iterator[Job]:
-        """The jobs in the order of their names."""
+        """Iterates over the jobs in the order of their names."""
         return iter([self._jobs[name] for name in sorted(self._jobs)])
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def find(self, name: str) -> Job:
-        """The job of this name; raises `UnknownJob`."""
+        """Returns the job of this name; raises `UnknownJob`."""
         job = self._jobs.get(name)
         if job is None:
             raise UnknownJob(job=name[:200])
@@ -84,7 +84,7 @@ class Catalog:
 
     @contextmanager
     def noting_rejections(self) -> Iterator[None]:
-        """Counts an error of the block as that of a push whose job is not known, if it is the push that is wrong."""
+        """Counts an error of the block as the rejection of a push without a known job, if the push is at fault."""
         try:
             yield
         except (InvalidArgument, NotFound) as error:
@@ -92,14 +92,14 @@ class Catalog:
             raise
 
     async def find_whole(self, name: str) -> Job:
-        """As `find`, but waits for a job that is being uploaded; raises `UnknownJob` if that comes to nothing."""
+        """Does the same as `find`, but waits for an upload of that name; raises `UnknownJob` if the upload fails."""
         upload = self._uploads.get(name)
         if upload is not None:
             await upload.settled.wait()
         return self.find(name)
 
     async def find_created(self, name: str, creation_id: str) -> Job | None:
-        """The job that an earlier call with the same `creation_id` has created, or is creating, if there is one."""
+        """Returns the job that an earlier call with this `creation_id` created, or None; waits for its upload."""
         upload = self._uploads.get(name)
         if creation_id and upload is not None and upload.creation_id == creation_id:
             await upload.settled.wait()
@@ -107,7 +107,7 @@ class Catalog:
         return job if job is not None and creation_id and job.id == creation_id else None
 
     async def make_way(self, spec: JobSpec, worker: str) -> None:
-        """Deletes the job that `spec` is to replace, if there is one; raises what is wrong with the spec.
+        """Deletes the job that `spec` is to replace, if there is one; raises the first problem of the spec.
 
         Raises `JobInUse` if workers other than `worker` hold a lease, or `MemoryExceeded`.
         """
@@ -122,8 +122,8 @@ class Catalog:
     def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[WeightsUpload]:
         """Reserves a job's name and memory while its weights arrive.
 
-        If the block ends without `finish`, for whatever reason, nothing of the job is left and its name is free.
-        Raises `JobExists`, `MemoryExceeded`, or what is wrong with the spec.
+        If the block ends without `finish`, for whatever reason, nothing of the job remains and its name is free again.
+        Raises `JobExists`, `MemoryExceeded`, or the first problem of the spec.
         """
         needed = self._checked_bytes(spec)
         if spec.name in self._jobs:
@@ -146,14 +146,14 @@ class Catalog:
                 upload.settled.set()
 
     def _checked_bytes(self, spec: JobSpec) -> int:
-        """The bytes that a job is planned with; raises what is wrong with its spec."""
+        """Checks a spec, and returns the bytes that its job needs; raises the first problem of the spec."""
         check_job(spec)
         return planned_bytes(spec, deciding(policy_of(spec)), self.memory.message_bytes)
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
-        """Has the kernels ready that steps on some groups need, in a job whose own algorithm is `algorithm`.
+        """Prepares the kernels that steps on these groups need, in a job whose own algorithm is `algorithm`.
 
-        May take seconds if they were never compiled.
+        This may take seconds if the kernels were never compiled before.
         """
         dtypes: dict[Algorithm, set[str]] = {}
         for group in groups:
@@ -163,7 +163,7 @@ class Catalog:
             await self.offload.prepare(own, used)
 
     async def finish(self, upload: WeightsUpload) -> Job:
-        """Makes an upload a job; raises `IncompleteParameter` if weights are missing."""
+        """Turns a complete upload into a job; raises `IncompleteParameter` if weights are missing."""
         upload.sink.ledger.require_all()
         spec = upload.spec
         event = Created(
@@ -197,26 +197,29 @@ class Catalog:
         return job
 
     async def leave(self, name: str, worker: str, epoch: int) -> Job:
-        """Ends a worker's lease, and an ephemeral job with its last one. Raises `UnknownJob` or `StaleEpoch`."""
+        """Ends a worker's lease; the last lease of an ephemeral job ends the job.
+
+        Raises `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
+        """
         job = self.find(name)
         left = job.workers.leave(worker, epoch)
         try:
             await left
         finally:
-            # Also if the call is cancelled while it waits for a step: the lease has ended before that.
+            # The lease has ended even if the call is cancelled while it waits for a step.
             if job.state.ephemeral and not job.workers.active:
                 await self._end(job)
         return job
 
     async def expire(self) -> None:
-        """Ends all leases that have run out, and the ephemeral jobs whose workers have been gone for too long."""
+        """Ends all leases that have run out, and the ephemeral jobs that have had no worker for too long."""
         for job in tuple(self._jobs.values()):
             job.workers.expire()
             if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
                 await self._end(job)
 
     async def _end(self, job: Job) -> None:
-        if self._jobs.get(job.name) is job:  # else somebody has deleted it meanwhile
+        if self._jobs.get(job.name) is job:  # otherwise another call has deleted it meanwhile
             del self._jobs[job.name]
             self._note_epochs(job)
             await job.close()
@@ -225,14 +228,14 @@ class Catalog:
                 await self.offload.give_back_memory()
 
     def _note_epochs(self, job: Job) -> None:
-        """Has epochs of a later job of the name begin behind those of this one: its workers are fenced there."""
+        """Makes the epochs of a later job of this name begin above those of this one, which fences its workers."""
         self._last_epochs[job.name] = job.state.members.last_epoch
         if len(self._last_epochs) > REMEMBERED:
             name = next(iter(self._last_epochs))
             self._forgotten_epoch = max(self._forgotten_epoch, self._last_epochs.pop(name))
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Answers every push that waits for others with `error`."""
+        """Answers every push that is waiting for its round with `error`."""
         for job in self._jobs.values():
             job.pushes.refuse_waiting(error)
 

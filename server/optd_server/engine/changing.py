@@ -1,4 +1,4 @@
-"""Changes that are no steps: options of groups and of the job, groups that are added, another policy."""
+"""Edits a running job between two steps: its options, its groups and its policy."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from optd_wire.values import GroupInfo, GroupOptions, GroupSpec, GroupUpdate, Jo
 
 @dataclass(slots=True)
 class Changing:
-    """Changes one job between two steps. Lives on one event loop."""
+    """Edits one job between two steps. Lives on one event loop."""
 
     fold: Fold
     leases: Leases
@@ -41,7 +41,7 @@ class Changing:
         return self.fold.state
 
     async def update_group(self, update: GroupUpdate) -> tuple[GroupOptions, JobVersion]:
-        """Changes options of a group, from the next step on; raises what is wrong with them."""
+        """Changes options of a group from the next step on; raises the problem of one."""
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[GroupOptions, JobVersion]:
@@ -57,9 +57,9 @@ class Changing:
         return found
 
     async def update_job(self, update: JobUpdate) -> tuple[JobOptions, JobVersion]:
-        """Changes options of the job as a whole, from the next step on; raises what is wrong with them.
+        """Changes options of the job as a whole from the next step on; raises the problem of one.
 
-        If this makes the step of accumulated rounds due, it is made at once.
+        If the change makes the step of the accumulated rounds due, that step is taken at once.
         """
         origin = Origin(self.clock.wall())
 
@@ -72,7 +72,7 @@ class Changing:
         return found
 
     async def set_policy(self, policy: Policy) -> None:
-        """Has another policy decide which pushes become a step, those that wait now among them.
+        """Replaces the policy. The new one also decides about the pushes that are waiting now.
 
         Raises `InvalidPolicy` or `MemoryExceeded`.
         """
@@ -88,7 +88,7 @@ class Changing:
         await self.fold.durable()
 
     def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
-        """The group that `spec` adds, if the job has it already; raises `JobMismatch` if it has another."""
+        """Returns the group that `spec` adds if the job already has it; raises `JobMismatch` if it differs."""
         for info in self._state.groups.infos():
             if info.options.group == spec.name:
                 check_same_group(spec, self._state.name, self._state.groups.algorithm.name, info)
@@ -96,7 +96,7 @@ class Changing:
         return None
 
     def check_new_group(self, spec: GroupSpec) -> int:
-        """The index that a group is going to have; raises what is wrong with it."""
+        """Checks a group that is to be added, and returns the index that it would have; raises its first problem."""
         groups = self._state.groups
         own = algorithm_of(spec, groups.algorithm)
         check_beside([*groups.distinct_algorithms, own], [*groups.names, spec.name])
@@ -106,9 +106,9 @@ class Changing:
         return len(groups)
 
     async def add_group(self, spec: GroupSpec, weights: FlatBuffers, index: int) -> tuple[GroupInfo, bool]:
-        """Adds a group with its weights; returns it, and False if the job has had it already.
+        """Adds a group with its weights; returns the group, and whether it is new.
 
-        Raises `JobMismatch` if it would no longer have `index`, which its frames were addressed to.
+        Raises `JobMismatch` if the group would no longer get `index`, the index that its frames were addressed to.
         """
 
         async def action() -> tuple[GroupInfo, bool]:

@@ -1,13 +1,13 @@
-"""The time, as the engine is given it: it reads no clock of its own, so a test can make the time up."""
+"""The clock that the engine is given. It reads no other, so a test can set the time."""
 
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Two clocks, each in seconds."""
+    """A monotonic clock and a wall clock, both in seconds."""
 
     def monotonic(self) -> float:
-        """The time that leases and waits are measured by: it never goes back, and its zero means nothing."""
+        """Returns the time for leases and timeouts. It never goes back, and its zero is arbitrary."""
 
     def wall(self) -> float:
-        """The time since the epoch, which people read. It may jump."""
+        """Returns the time since the Unix epoch, for people to read. It may jump."""

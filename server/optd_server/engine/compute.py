@@ -1,4 +1,4 @@
-"""What arithmetic is done with: kernels and threads, and the memory that a step writes to."""
+"""The resources that `apply` computes with: kernels, threads, and the memory that a step writes to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from optd_server.store.recent_changes import ChangedElements
 from optd_server.store.versions import WeightSet
 
 INLINE_ELEMENTS = 32 * 1024
-"""So many elements take one kernel about 100 microseconds, which is what handing over to a thread and back costs."""
+"""One kernel takes about 100 microseconds for this many elements: as long as handing work to a thread and back."""
 
 
 @dataclass(slots=True)
 class Compute:
-    """What `apply` computes with. The bits of its results depend on none of this."""
+    """The resources of one `apply`. The bits of its results depend on none of them."""
 
     kernels: Backend = BLOCKED
     threads: int = 1
     into: WeightSet | None = None
-    """Where an event that replaces the weights writes the next ones; None: to new memory."""
+    """The spare set that receives the next weights; None: newly allocated memory."""
     lacks: Callable[[int, int], list[ChangedElements] | None] | None = None
-    """By extent and slab, what `into` lacks of the current weights; None, or a result of None: perhaps everything."""
+    """Maps extent and slab to the current elements that `into` lacks. None, also as a result: perhaps all of them."""
     copies: list[FlatBuffers] | None = None
-    """Memory for the averages of a group that is added, with its weights in it; None: `apply` makes it."""
+    """Copies of an added group's weights, one for each average; None: `apply` makes them."""

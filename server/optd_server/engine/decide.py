@@ -1,4 +1,4 @@
-"""What a request leads to: an event, a reply that is known already, or a refusal. Nothing here changes a state."""
+"""Decides what a request leads to: an event, a reply that is already known, or a refusal. Changes no state."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from optd_wire.errors import FutureVersion, InvalidRequest, LossMissing, Sequenc
 from optd_wire.values import GroupUpdate, JobUpdate, PushHeader, PushResult
 
 Updates = Sequence[tuple[GroupUpdate, Origin]]
-"""Changes of options, one after the other, and who asks for each."""
+"""Changes of options in order, each with its origin."""
 
 
 def known_reply(member: Member, header: PushHeader) -> PushResult | None:
-    """The reply to a push that has been applied already; None for the next one. Raises `SequenceGap`."""
+    """Returns the reply to a push that has already been applied, or None for the next one; raises `SequenceGap`."""
     if member.reply is not None and header.sequence == member.sequence:
         return member.reply
     if header.sequence != member.sequence + 1:
@@ -29,7 +29,7 @@ def known_reply(member: Member, header: PushHeader) -> PushResult | None:
 
 
 def check_base(state: JobState, header: PushHeader) -> None:
-    """Raises `FutureVersion` for a gradient of weights that the job does not have yet."""
+    """Raises `FutureVersion` if a gradient was computed on a version that the job has not reached."""
     if header.base_version > state.version:
         raise FutureVersion(
             worker=header.worker, base_version=header.base_version, job=state.name, version=state.version
@@ -37,7 +37,7 @@ def check_base(state: JobState, header: PushHeader) -> None:
 
 
 def check_evaluation(state: JobState, header: PushHeader) -> None:
-    """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` for a push that the algorithm did not ask for."""
+    """Raises `LossMissing`, `StaleEvaluation` or `InvalidRequest` if the algorithm cannot use such an evaluation."""
     algorithm = state.groups.iterative
     if header.flush:
         return
@@ -61,7 +61,7 @@ def check_evaluation(state: JobState, header: PushHeader) -> None:
 
 
 def group_edits(state: JobState, updates: Updates) -> OptionEdits:
-    """The options of groups with these updates; raises what is wrong with one of them."""
+    """Returns the edits that these updates make to options of groups; raises the problem of an update."""
     if not updates:
         return NO_EDITS
     groups = state.groups
@@ -77,7 +77,7 @@ def group_edits(state: JobState, updates: Updates) -> OptionEdits:
 
 
 def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits:
-    """The options of the job as a whole with an update; raises what is wrong with it."""
+    """Returns the edits that an update makes to the options of the job as a whole; raises its problem."""
     planned = plan_update(state.groups.distinct_algorithms, state.options, update, state.version)
     if planned is state.options:
         return NO_EDITS
@@ -85,7 +85,7 @@ def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits
 
 
 def mark_of(state: JobState, header: PushHeader, *, tells_norms: bool) -> Mark:
-    """The mark of a push that is dealt with at the state's version."""
+    """Returns the mark of a push that an event settles at the state's version."""
     return Mark(
         header.worker,
         header.epoch,

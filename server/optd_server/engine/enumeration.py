@@ -1,6 +1,6 @@
-"""All that a `JobState` consists of, by name: for programs that compare, copy or store it.
+"""Lists every part of a `JobState` by name, for programs that compare, copy or store states.
 
-A part that this file does not know is an error. So nothing can be added to the state and be left out here.
+A part of an unknown type is an error, so nothing can be added to the state and forgotten here.
 """
 
 from collections import deque
@@ -24,14 +24,14 @@ from optd_server.store.rows import RowPlace, Rows
 from optd_server.store.versions import WeightSet
 
 Leaf: TypeAlias = npt.NDArray[Any] | np.generic | bool | int | float | str | None
-"""An array, which the state still owns, or a value."""
+"""A value, or an array, which the state still owns."""
 
 
 def enumerated(state: JobState) -> dict[str, Leaf]:
-    """Every number and text of a state, by a path such as `groups.options.0.options.lr`.
+    """Returns every number and text of a state, by a path such as `groups.options.0.options.lr`.
 
-    Memory whose content means nothing is left out: of averages that nothing has entered, and of sums without a round.
-    Raises TypeError for a part of a kind that is not known.
+    Memory without meaningful content is left out: averages that nothing has entered, and sums of no rounds. Raises
+    TypeError for a part of an unknown type.
     """
     return dict(_leaves("", state))
 
@@ -46,7 +46,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Leaf]]:
 
 @singledispatch
 def _parts(value: Any) -> Mapping[str, Any]:
-    """The parts of a value by name. Its type is one: a policy without fields consists of nothing else."""
+    """Returns the parts of a value by name, and its type: a policy may have no other part."""
     if is_dataclass(value):
         return {"type": type(value).__name__, **{field.name: getattr(value, field.name) for field in fields(value)}}
     raise TypeError(f"a state holds {value!r}, and nothing says what it consists of")
@@ -111,9 +111,9 @@ def _(value: Any) -> Mapping[str, Any]:
 
 
 def _sums(value: Accumulation) -> dict[str, Any]:
-    """The sums of parameters that a round has, with their weights: what lies elsewhere means nothing.
+    """Returns the sums of the parameters that a round has had, with their weights.
 
-    Neither does room for groups that no round has had yet.
+    The memory of other parameters, and of groups that no round has had yet, holds nothing meaningful.
     """
     used = [number for number, row in enumerate(value.totals) if any((totals > 0).any() for totals in row)]
     totals_of = value.totals[: max(used, default=-1) + 1]

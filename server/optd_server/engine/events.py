@@ -1,8 +1,8 @@
-"""What happens to a job, completely: the state of a job is the fold of its events.
+"""The events of a job. Each one completely describes one change; the state of a job is the fold of its events.
 
-An event is a frozen value. It holds whatever came from outside: gradients as they are applied, times, who pushed what
-under which number. What follows from the state alone, `apply` works out again, to the same bits. Large arrays are held
-by reference: an event costs no copy.
+An event is a frozen value that holds everything that came from outside: gradients as they are applied, times, and the
+identity of each push. `apply` derives everything else from the state, always to the same bits. An event holds large
+arrays by reference, so it costs no copy.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class OptionEdits:
     """Options that take effect with an event."""
 
     groups: tuple[tuple[int, GroupOptions], ...] = ()
-    """The groups that change, by index, with all of their options as they are afterwards."""
+    """The index of each group that changes, with all of its options after the event."""
     job: JobOptions | None = None
     """The options of the job as a whole, if they change."""
     changes: tuple[OptionChange, ...] = ()
-    """What changed, from what to what, when and by whom: lines of the job's history of options."""
+    """The changes as entries of the job's option history."""
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -35,28 +35,29 @@ NO_EDITS = OptionEdits()
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A push that an event deals with. With the state after the event, it gives the reply that the push gets."""
+    """A push that an event settles. The reply to it follows from this mark and the state after the event."""
 
     worker: str
     epoch: int
     sequence: int
     staleness: int
     known_revision: int
-    """The revision of the options that the worker knows: if it is the current one, the reply has no options."""
+    """The revision of the options that the worker knows. If it is current, the reply carries no options."""
     flush: bool = False
     norms: bool = False
-    """Whether the reply tells norms."""
+    """Whether the reply carries norms."""
 
 
 @dataclass(frozen=True, slots=True)
 class NonfiniteEntries:
-    """Entries of a push that were NaN or infinite, and did not make it refused."""
+    """The NaN and infinite entries of a push that was accepted in spite of them."""
 
     worker: str
     count: int
     parameter: str
-    """The parameter of the first of them."""
+    """The parameter that holds the first of them."""
     wall: float
+    """When the push was announced, in seconds since the Unix epoch."""
 
 
 # Events: of steps
@@ -64,48 +65,49 @@ class NonfiniteEntries:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepped:
-    """A step: one version of the job leads to the next."""
+    """A step was taken: the job moves to its next version."""
 
     wall: float
-    """When the last of its pushes was announced, in seconds since the epoch."""
+    """When the last of its pushes was announced, in seconds since the Unix epoch."""
     pushes: tuple[Mark, ...]
     gradient: Gradient | None
-    """The gradient that the algorithm takes: reduced, averaged over accumulated rounds, clipped. None: the job's
-    accumulated rounds are its gradient, and `apply` clips it."""
+    """The gradient as the algorithm takes it: reduced, combined with the accumulated rounds, and clipped. None: `apply`
+    makes the gradient of the accumulated rounds, and clips it."""
     edits: OptionEdits = NO_EDITS
     nonfinite: tuple[NonfiniteEntries, ...] = ()
     loss: float | None = 0.0
-    """The loss of an evaluation that an iterative algorithm asked for; None: its gradient was not finite."""
+    """The loss of an evaluation by an iterative algorithm; None: its gradient was not finite."""
     begins: bool = False
-    """Whether an iterative algorithm begins a new step, and forgets one that is under way."""
+    """Whether an iterative algorithm starts a new step, and abandons an unfinished one."""
     norm: float = 0.0
-    """The norm over all groups before it was bounded; 0 if no bound asked for it."""
+    """The norm of the whole gradient before clipping; 0 if no bound needed it."""
     is_clipped: bool = False
     norms: tuple[float, ...] | None = None
-    """The norm of each group's gradient before it was bounded, if somebody asks for norms."""
+    """The norm of each group's gradient before clipping, if a push asked for norms or a bound needed them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoundAdded:
-    """A round is added to those that make the next step."""
+    """A round was added to the accumulated rounds, which the next step will use."""
 
     pushes: tuple[Mark, ...]
     gradient: Gradient
-    """The sum of the gradients of the round, each times the weight of its push if the step is a mean."""
+    """The sum of the round's gradients, each times the weight of its push."""
     weights: Totals
+    """For each parameter, the sum of the weights of the pushes that have it whole."""
     row_weights: tuple[float, ...] = ()
-    """The same for each of the gradient's rows."""
+    """For each entry of the gradient's rows, the sum of the weights of the pushes that have such rows."""
     edits: OptionEdits = NO_EDITS
     nonfinite: tuple[NonfiniteEntries, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Pushes that are dealt with and change no weights: a round with a NaN, or a flush with nothing to step."""
+    """Pushes were settled without changing weights: a round with a NaN, or a flush without accumulated rounds."""
 
     pushes: tuple[Mark, ...]
     nothing_pending: bool = False
-    """Whether a flush found no accumulated rounds; otherwise a gradient had entries that are not finite."""
+    """Whether a flush found no accumulated rounds. Otherwise a gradient had entries that are not finite."""
     edits: OptionEdits = NO_EDITS
     nonfinite: tuple[NonfiniteEntries, ...] = ()
 
@@ -115,25 +117,25 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class OptionsChanged:
-    """Options change between two steps."""
+    """Options were changed between two steps."""
 
     edits: OptionEdits
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyChanged:
-    """Another policy decides which pushes become a step."""
+    """The policy was replaced."""
 
     policy: Policy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupAdded:
-    """A group, the last one of the job from now on, with its weights."""
+    """A group was appended to the job, with its weights."""
 
     spec: GroupSpec
     weights: FlatBuffers
-    """One extent, of this group alone. The job owns it from now on."""
+    """One extent that holds this group alone. The job owns it from now on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,17 +144,17 @@ class FieldWritten:
 
     field: str
     layouts: tuple[GroupLayout, ...] | None
-    """The flat buffers that the numbers lie in, if these are others than those of the weights."""
+    """By group, the layout of the numbers, if it differs from that of the weights."""
     buffers: FlatBuffers
     ranges: tuple[tuple[int, int, int, int], ...]
-    """What was written: extent, slab, first element and the one behind the last."""
+    """The ranges that were written: extent, slab, first element, and the end, which is exclusive."""
     parameters: tuple[tuple[int, int], ...] = ()
-    """The parameters that were written whole, by group and place in it, if `layouts` are there."""
+    """If there are `layouts`: the parameters that were written whole, as group and index in the group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateReplaced:
-    """A worker has written weights, averages, state or step counts; options take effect with them."""
+    """A worker wrote weights, averages, state or step counts, and perhaps options that take effect with them."""
 
     worker: str
     epoch: int
@@ -168,7 +170,7 @@ class StateReplaced:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker has joined, under a new epoch."""
+    """A worker joined under a new epoch."""
 
     worker: str
     epoch: int
@@ -176,7 +178,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A worker has left on its own word."""
+    """A worker left of its own accord."""
 
     worker: str
     epoch: int
@@ -184,7 +186,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The lease of a worker has ended without its word."""
+    """The lease of a worker ran out."""
 
     worker: str
     epoch: int
@@ -193,21 +195,21 @@ class Expired:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Created:
-    """A job exists from now on, with all of its weights."""
+    """A job was created, with all of its weights."""
 
     spec: JobSpec
     policy: Policy
     id: str
     wall: float
     first_epoch: int
-    """Epochs of the job begin behind it."""
+    """The epochs of the job's workers are higher than this."""
     weights: FlatBuffers
-    """One extent of all groups. The job owns it from now on."""
+    """One extent that holds all groups. The job owns it from now on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The job exists no more."""
+    """The job was deleted."""
 
 
 Event: TypeAlias = (

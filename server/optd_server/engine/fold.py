@@ -1,4 +1,4 @@
-"""The one way by which a job changes: an event is appended to the log, applied, and published."""
+"""The only way in which a job changes: an event is appended to the log, applied, and published."""
 
 import logging
 from collections.abc import Callable
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class Fold:
-    """Takes the events of one job. Called by actions of the job's writer alone, so one event comes after the other."""
+    """Takes the events of one job. Only actions of the job's writer call it, so it takes one event at a time."""
 
     def __init__(self, state: JobState, snapshots: Snapshots, log: Log, offload: Offload) -> None:
         self.state = state
         self.snapshots = snapshots
         self.position = 0
-        """The log's position of the last event."""
+        """The position of the last event in the log."""
         self._log = log
         self._offload = offload
         self._failure: JobFailed | None = None
@@ -37,17 +37,17 @@ class Fold:
 
     @property
     def failure(self) -> str:
-        """Why the job takes no more steps; empty while it does."""
+        """Why the job has failed; empty if it has not."""
         return "" if self._failure is None else str(self._failure)
 
     def check_not_failed(self) -> None:
-        """Raises `JobFailed` if an event has failed half-way: no later step would be right."""
+        """Raises `JobFailed` if applying an event has failed half-way: no later step would be correct."""
         if self._failure is not None:
-            # A new one each time: an error that is raised again and again drags along all tracebacks.
+            # Raises a new error each time: one that is raised repeatedly would collect all tracebacks.
             raise copy(self._failure)
 
     def fail(self, problem: Exception) -> JobFailed:
-        """Ends the steps of the job: its state may have changed half-way. Returns the error that tells it."""
+        """Fails the job, whose state may be half-changed; returns the error to raise."""
         state = self.state
         logger.error("job %s failed after version %d", state.name, state.version, exc_info=problem)
         self._failure = JobFailed(job=state.name, version=state.version, problem=repr(problem)[:200])
@@ -55,13 +55,13 @@ class Fold:
         return copy(self._failure)
 
     def compute(self) -> Compute:
-        """What the next event computes with."""
+        """Returns the resources that the next event computes with."""
         return Compute(self._offload.kernels, self._offload.threads)
 
     async def take(self, event: Event, compute: Compute | None = None) -> Applied:
-        """Appends an event to the log, applies it, and publishes what it leads to.
+        """Appends an event to the log, applies it, and publishes the new snapshot.
 
-        Raises `JobFailed` if it cannot be applied: the job takes no more steps then.
+        Raises `JobFailed` if the event cannot be applied. The job takes no more steps after that.
         """
         state = self.state
         version, revision, weights = state.version, state.revision, state.weights
@@ -89,11 +89,11 @@ class Fold:
                 await self._offload.run(work.elements, work.run)
 
     async def durable(self) -> None:
-        """Returns once all events so far survive as the operator has chosen. Called outside the writer."""
+        """Waits until all events so far have the durability that the operator chose. Called outside the writer."""
         await self._log.wait(self.position)
 
     def watch(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Calls `notify` after each change, until the function that is returned is called."""
+        """Calls `notify` after each change, until the returned function is called."""
         self._watchers.add(notify)
         return lambda: self._watchers.discard(notify)
 
@@ -105,7 +105,7 @@ class Fold:
 
 
 def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
-    """What readers see of a state. Takes over what is still the same in the snapshot before it."""
+    """Returns the snapshot of a state that readers see. Reuses unchanged parts of the snapshot before it."""
     groups = state.groups
     effective = groups.in_force.effective(state.version)
     if before is not None and before.version.revision == state.revision:
@@ -113,4 +113,5 @@ def snapshot_of(state: JobState, before: Snapshot | None = None) -> Snapshot:
         in_force = before.effective if not groups.in_force.is_scheduled else tuple(effective)
     else:
         layouts, options, in_force = tuple(groups.layouts), tuple(groups.options), tuple(effective)
-    return Snapshot(state.job_version, layouts, options, state.weights, groups.step_ranges(), in_force)
+    steps = groups.step_ranges()
+    return Snapshot(state.job_version, layouts, options, state.weights, steps, in_force, state.options)

@@ -1,4 +1,4 @@
-"""One job: the shell around its state, and all that services ask of it."""
+"""One job: the asyncio shell around its state, and everything that services ask of it."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -52,7 +52,7 @@ _serials = count(1)
 
 
 class Job:
-    """A job that is whole: it was created with all of its weights. Lives on one event loop."""
+    """A running job, created with all of its weights. Lives on one event loop."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Job:
             self.fold, self.leases, self.pushes, self.slots, self.memory, self.touching, self._writer, clock
         )
 
-    # What it is
+    # Description
 
     @property
     def name(self) -> str:
@@ -100,12 +100,12 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Tells it from jobs that had its name before."""
+        """Tells the job from earlier jobs of the same name."""
         return self.state.id
 
     @property
     def version(self) -> JobVersion:
-        """Where the job stands for its readers."""
+        """The version of the snapshot that readers get now."""
         return self.stamped(self.snapshots.current.version)
 
     @property
@@ -114,21 +114,22 @@ class Job:
         return self._log.durable_version
 
     def stamped(self, version: JobVersion) -> JobVersion:
-        """A version that is about to leave, with what is durable now."""
+        """Adds the current durable version to a version that is about to be sent."""
         durable = self._log.durable_version
         return version if version.durable_version == durable else replace(version, durable_version=durable)
 
     def info(self) -> JobInfo:
-        """The job with its groups and parameters."""
+        """Describes the job with its groups and parameters."""
         state = self.state
+        snapshot = self.snapshots.current  # a step that is under way may have changed the state already
         return JobInfo(
             name=self.name,
             algorithm=state.groups.algorithm.name,
             defaults=state.groups.defaults,
             policy=state.policy,
-            groups=state.groups.infos(),
-            version=self.version,
-            options=state.options,
+            groups=snapshot.group_infos(),
+            version=self.stamped(snapshot.version),
+            options=snapshot.job_options,
             averages=state.averages.infos(),
             ephemeral=state.ephemeral,
             stepped_unix_ms=int(state.stepped_wall * 1000),
@@ -136,7 +137,7 @@ class Job:
         )
 
     def summary(self) -> JobSummary:
-        """One line about the job."""
+        """Summarizes the job for a list of jobs."""
         state, groups = self.state, self.state.groups
         return JobSummary(
             name=self.name,
@@ -158,15 +159,15 @@ class Job:
         )
 
     def group_summaries(self) -> tuple[GroupSummary, ...]:
-        """A line about each group, all of one version."""
+        """Summarizes each group. All summaries are of one version."""
         return self.snapshots.current.summaries()
 
     def group_summary(self, name: str) -> GroupSummary:
-        """A line about a group; raises `UnknownGroup`."""
+        """Summarizes one group; raises `UnknownGroup`."""
         return self.snapshots.current.summary(self.state.groups.index(name, self.name))
 
     def option_history(self, group: str = "") -> tuple[tuple[OptionChange, ...], int]:
-        """The changes of options of a group, or all if it is empty, and how many more are forgotten.
+        """Returns the option changes of a group, or of everything if `group` is empty, and how many are forgotten.
 
         Raises `UnknownGroup`.
         """
@@ -177,7 +178,7 @@ class Job:
 
     @contextmanager
     def noting_rejections(self, worker: str) -> Iterator[None]:
-        """Counts an error that the block raises among the job's rejections."""
+        """Records an error that the block raises as a rejection of the job."""
         try:
             yield
         except OptdError as error:
@@ -193,17 +194,17 @@ class Job:
     # Pushes
 
     async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Makes a gradient that is to be received part of a step; see `Pushes.push`."""
+        """Makes a gradient that still has to be received part of a step; see `Pushes.push`."""
         return await self._durable(await self.pushes.push(header, upload))
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
-        """Makes a gradient that a worker has written to shared memory part of a step; see `Pushes.push_shared`."""
+        """Makes a gradient in a worker's shared memory part of a step; see `Pushes.push_shared`."""
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
         return await self._durable(await self.pushes.push_shared(header, gradient))
 
     async def _durable(self, result: PushResult) -> PushResult:
-        """The result once it survives as the operator has chosen. Waits outside the writer: steps go on meanwhile."""
+        """Returns a result once it is durable. Waits outside the writer, so that steps go on meanwhile."""
         await self.fold.durable()
         version = self.stamped(result.version)
         return result if version is result.version else replace(result, version=version)
@@ -211,7 +212,7 @@ class Job:
     # Workers
 
     async def join(self, name: str, spec: JobSpec | None) -> Membership:
-        """Takes a worker in, under a new epoch; raises `JobMismatch` unless the job is what `spec` registers."""
+        """Admits a worker under a new epoch; raises `JobMismatch` unless the job matches `spec`."""
 
         def check() -> None:
             if spec is not None:
@@ -232,7 +233,10 @@ class Job:
         )
 
     async def open_shared_memory(self, name: str, epoch: int) -> Share:
-        """Gives a worker memory to share, and lays the weights where it can see them; raises what `open` raises."""
+        """Opens shared memory for a worker, and moves the weights where it can map them.
+
+        Raises `UnknownWorker`, `StaleEpoch`, or what `Sharing.open` raises.
+        """
 
         async def action() -> Share:
             self.workers.check(name, epoch)
@@ -258,7 +262,7 @@ class Job:
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
-        """The current weights, which stay as they are while the block runs. Steps go on beside it."""
+        """Holds the current weights, which do not change while the block runs. Steps go on meanwhile."""
         snapshot = self.snapshots.hold()
         try:
             yield self.read_of(snapshot)
@@ -266,13 +270,13 @@ class Job:
             self.snapshots.release(snapshot)
 
     def read_of(self, snapshot: Snapshot) -> Reading:
-        """A reading of a snapshot that is held, or is a copy."""
+        """Returns a reading of a snapshot that is held, or that is a copy."""
         return Reading(self._serial, snapshot, self.snapshots)
 
     # Work between two steps
 
     async def between_steps(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which reads the state, while no step runs."""
+        """Runs `work`, which may read the state, between two steps; `elements` is about how many it reads."""
 
         async def action() -> T:
             with self.slots.reading():
@@ -281,13 +285,13 @@ class Job:
         return await self._writer.run(action)
 
     async def between_events(self, action: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Runs an action of the job's writer, which may change the job by an event."""
+        """Runs an action of the job's writer, which may take events, and waits until they are durable."""
         found = await self._writer.run(action)
         await self.fold.durable()
         return found
 
     async def close(self) -> None:
-        """Lets a step that runs come to its end; everything that waits fails with `UnknownJob`."""
+        """Waits for a running step, and then deletes the job. Everything that waits fails with `UnknownJob`."""
         gone = UnknownJob(job=self.name)
         self.closed.set()
         self.snapshots.close(gone)

@@ -1,4 +1,4 @@
-"""Where the events of a job go before they are applied."""
+"""The log of a job's events: every event is appended to it before it is applied."""
 
 from typing import Protocol
 
@@ -6,9 +6,9 @@ from optd_server.engine.events import Event
 
 
 class Log(Protocol):
-    """Takes the events of one job, in their order.
+    """The log of one job, which takes its events in order.
 
-    The arrays of an event belong to the job. The log may read them until `append` returns, and no longer.
+    The arrays of an event belong to the job. The log may read them only until `append` returns.
     """
 
     @property
@@ -24,21 +24,21 @@ class Log(Protocol):
         """The newest version of the job that survives a restart."""
 
     async def append(self, event: Event, version: int) -> int:
-        """Takes an event that leads to `version`, and returns its position. The event is applied after that."""
+        """Appends an event that leads to `version`, and returns its position. The caller applies it afterwards."""
 
     async def wait(self, position: int) -> None:
-        """Returns once all events up to a position survive as the operator has chosen."""
+        """Waits until all events up to a position have the durability that the operator chose."""
 
 
 class KeepsNothing:
-    """A log that keeps nothing: an event costs neither a copy nor memory, and no version survives."""
+    """A log that keeps nothing: an event costs no copy and no memory, and no version survives a restart."""
 
     keeps_events = False
     durable_version = 0
 
     async def append(self, event: Event, version: int) -> int:
-        """Lets the event go."""
+        """Drops the event."""
         return 0
 
     async def wait(self, position: int) -> None:
-        """Returns at once: nobody waits for what never comes."""
+        """Returns at once: nothing will ever be durable here."""

@@ -1,7 +1,7 @@
-"""How much memory a job may come to take, and the account of all jobs against the server's limit.
+"""Memory planning: how much a job may need, and the reservations of all jobs against the server's limit.
 
-Memory is planned when a job is created or changed, not found out when it is touched: a job that would not fit is
-refused whole, and no push can take the server down.
+Memory is planned when a job is created or changed, not when it is first used. A job that would not fit is refused
+whole, and no push can exhaust the server.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from optd_server.store.flat import bytes_of, computed_bytes_of
 from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout
 
-# The current weights, the next ones, and one version that is still being read.
 SNAPSHOTS = 3
-# The largest message, unless the server is told otherwise.
+"""The current weights, the next ones, and one version that is still being read."""
 MESSAGE_BYTES = 16 << 20
+"""The default of the largest message's size."""
 
 
 def job_bytes(
@@ -27,12 +27,12 @@ def job_bytes(
     gradients: int = 0,
     averages: int = 0,
 ) -> int:
-    """Bytes of the weights' snapshots, the gradients that are kept, and the state.
+    """Returns the bytes of a job: snapshots of the weights, averages, gradients and state.
 
-    `states` tells how many bytes of state each group has. Each push of a round that waits for others has one message
-    here; the rest of it stays with its sender: `pushes` is the most of them that make a step, and `slots` how many
-    gradients are kept while they arrive and are applied. `gradients` are kept besides those, and `averages` of the
-    weights.
+    `slots` is how many gradients the job keeps while they arrive and are applied, and `gradients` how many it keeps
+    besides. `pushes` is the largest number of pushes in one step: each push that waits for others keeps one message
+    here, and the rest of it stays with its sender. `states` has the bytes of each group's state, and `averages` is the
+    number of averages of the weights.
     """
     gradient = computed_bytes_of(layouts)
     waiting = 0 if pushes == 1 else pushes * min(gradient, message_bytes)
@@ -40,7 +40,7 @@ def job_bytes(
 
 
 class Reservation:
-    """The memory planned for one thing; `what` names it in errors."""
+    """The memory that is planned for one purpose, which `what` names in errors."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -48,7 +48,7 @@ class Reservation:
 
 
 class Memory:
-    """All reservations, within the server's limit."""
+    """All reservations of a server, which together stay within its limit."""
 
     def __init__(self, limit: int, message_bytes: int = MESSAGE_BYTES) -> None:
         self.limit = limit
@@ -57,24 +57,24 @@ class Memory:
 
     @property
     def planned(self) -> int:
-        """Bytes planned for everything."""
+        """The bytes of all reservations together."""
         return sum(reservation.bytes for reservation in self._reservations)
 
     def check(self, reservation: Reservation, needed: int) -> None:
-        """Raises `MemoryExceeded` unless a reservation may come to `needed` bytes in all."""
+        """Raises `MemoryExceeded` if a reservation cannot have `needed` bytes in total."""
         free = self.limit - self.planned + (reservation.bytes if reservation in self._reservations else 0)
         if needed > free:
             raise MemoryExceeded(what=reservation.what, needed=needed, free=free, limit=self.limit)
 
     def reserve(self, reservation: Reservation, needed: int) -> None:
-        """Lets a reservation come to `needed` bytes in all; raises `MemoryExceeded` and leaves it as it was."""
+        """Sets a reservation to `needed` bytes in total; raises `MemoryExceeded`, and leaves it unchanged then."""
         self.check(reservation, needed)
         reservation.bytes = needed
         self._reservations.add(reservation)
 
     @contextmanager
     def lend(self, what: str, needed: int) -> Iterator[None]:
-        """Plans `needed` bytes for as long as the block runs; raises `MemoryExceeded`."""
+        """Reserves `needed` bytes while the block runs; raises `MemoryExceeded`."""
         reservation = Reservation(what)
         self.reserve(reservation, needed)
         try:

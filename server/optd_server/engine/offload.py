@@ -1,4 +1,4 @@
-"""Where arithmetic runs: in other threads where it is much, at once where a thread would cost more than the work."""
+"""Runs large arithmetic in other threads, and small arithmetic at once, because a thread would cost more than it."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -19,38 +19,38 @@ T = TypeVar("T")
 
 
 class Offload:
-    """Runs functions that work on many elements, off the event loop; knows how many threads and which kernels."""
+    """Thread pools for work on many elements, and the number of threads and the kernels that it uses."""
 
     def __init__(self, threads: int, kernels: Backend = BLOCKED) -> None:
         self.threads = threads
         self.kernels = kernels
         self._arithmetic = ThreadPoolExecutor(threads, thread_name_prefix="arithmetic")
-        # Of its own, so that a pull never waits for a step.
+        # A pool of its own, so that a pull never waits for a step.
         self._copying = ThreadPoolExecutor(max(2, threads), thread_name_prefix="copying")
 
     def is_little(self, elements: int) -> bool:
-        """Whether work on so many elements is done at once, by whoever asks for it."""
+        """Whether work on this many elements runs at once, in the thread of its caller."""
         return elements <= INLINE_ELEMENTS
 
     async def run(self, elements: int, work: Callable[[], T]) -> T:
-        """Runs `work`, which computes on about `elements` elements, and returns what it returns.
+        """Runs `work`, which computes on about `elements` elements, and returns its result.
 
-        A caller that is cancelled gets its cancellation when the work is done, not before: what the work reads and
-        writes must not be given to somebody else under its hands.
+        A cancelled caller receives its cancellation only when the work is done, because the memory that the work uses
+        must not be reused before that.
         """
         return await self._run(self._arithmetic, elements, work)
 
     async def copy(self, elements: int, work: Callable[[], T]) -> T:
-        """As `run`, for work that only moves numbers."""
+        """Does the same as `run`, for work that only copies numbers."""
         return await self._run(self._copying, elements, work)
 
     async def touch(self, arrays: Iterable[Array]) -> None:
-        """Has the system give memory to arrays before a step waits for that; see `pages.touch`.
+        """Prefaults arrays, so that no step waits for the system to provide their pages; see `pages.touch`.
 
-        A caller that is cancelled gets its cancellation after at most a piece for each thread.
+        A cancelled caller receives its cancellation after at most one more piece in each thread.
         """
         waiting = list(pieces(arrays))
-        del arrays  # a cancellation keeps what is named here for long
+        del arrays  # the traceback of a cancellation would keep them alive
 
         async def work() -> None:
             while waiting:
@@ -64,11 +64,11 @@ class Offload:
             waiting.clear()
 
     async def give_back_memory(self) -> None:
-        """Has what was freed go back to the system."""
+        """Returns freed memory to the system."""
         await asyncio.get_running_loop().run_in_executor(self._copying, give_back)
 
     async def prepare(self, algorithm: Algorithm, dtypes: Iterable[str]) -> None:
-        """Has all kernels ready that steps on data of some dtypes need, so that no step waits for a compiler."""
+        """Prepares all kernels that steps on these dtypes need, so that no step waits for a compiler."""
         wanted = sorted({COMPUTED[dtype] for dtype in dtypes})
 
         def work() -> None:
@@ -90,6 +90,6 @@ class Offload:
             raise
 
     def close(self) -> None:
-        """Waits for what runs, and takes no more."""
+        """Waits for running work, and accepts no more."""
         self._arithmetic.shutdown(wait=True)
         self._copying.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""The memory that one job is planned with: what its layouts, options, state, averages and policy may come to need."""
+"""Plans the memory of one job: the most that its layouts, options, state, averages and policy can need."""
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -19,23 +19,23 @@ from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
 __all__ = ["SNAPSHOTS", "JobMemory", "planned_bytes"]
 
 ROW_COPIES = 3
-"""Rows as they came, those of one number side by side, and their sums."""
+"""Rows of a gradient are kept as they came, sorted by id, and summed."""
 
 
 class Room(Protocol):
-    """What a policy needs memory for."""
+    """The part of a policy that determines how much memory it needs."""
 
     @property
     def slots(self) -> int:
-        """How many gradients, whole or on their way, are kept at once."""
+        """How many gradients, complete or still arriving, are kept at once."""
 
     @property
     def most(self) -> int:
-        """Of how many pushes a step is made at most."""
+        """The largest number of pushes in one step."""
 
 
 def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
-    """The bytes that a job is planned with when it is created; raises what is wrong with its options."""
+    """Returns the bytes to reserve for a new job; raises the problem of an option."""
     algorithm = find_algorithm(spec.algorithm)
     options = resolve_job_options(spec.options)
     return job_bytes(
@@ -50,7 +50,7 @@ def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
 
 
 class JobMemory:
-    """The reservation of one job, which grows and shrinks with what the job may need."""
+    """The reservation of one job, which follows what the job may need."""
 
     def __init__(self, state: JobState, room: Room, memory: Memory, reservation: Reservation) -> None:
         self._room = room
@@ -60,11 +60,11 @@ class JobMemory:
 
     @property
     def bytes(self) -> int:
-        """What the job is planned with."""
+        """The bytes that are reserved for the job."""
         return self._reservation.bytes
 
     def check_replacing(self, needed: int) -> None:
-        """Raises `MemoryExceeded` if a job of so many bytes does not fit in the place of this one."""
+        """Raises `MemoryExceeded` if a job of `needed` bytes would not fit in place of this one."""
         self._memory.check(self._reservation, needed)
 
     def release(self) -> None:
@@ -72,21 +72,21 @@ class JobMemory:
         self._memory.release(self._reservation)
 
     def check_group(self, spec: GroupSpec) -> None:
-        """Raises `MemoryExceeded` if a group that is to be added does not fit."""
+        """Raises `MemoryExceeded` if a new group would not fit."""
         self._memory.check(self._reservation, self._bytes_with(spec))
 
     def reserve_group(self, spec: GroupSpec) -> int:
-        """Plans memory for a group that is to be added; returns what was planned before. Raises `MemoryExceeded`."""
+        """Reserves memory for a new group; returns the bytes reserved before. Raises `MemoryExceeded`."""
         before = self._reservation.bytes
         self._memory.reserve(self._reservation, self._bytes_with(spec))
         return before
 
     def restore(self, before: int) -> None:
-        """Plans so many bytes, which were planned before."""
+        """Returns the reservation to `before`, a number of bytes that it had before."""
         self._memory.reserve(self._reservation, before)
 
     def reserve_policy(self, room: Room) -> None:
-        """Plans memory for another policy; raises `MemoryExceeded`, and the old one stays."""
+        """Reserves memory for another policy; raises `MemoryExceeded`, and keeps the old one then."""
         before, self._room = self._room, room
         try:
             self.fit()
@@ -95,27 +95,27 @@ class JobMemory:
             raise
 
     def reserve_options(self, groups: Iterable[tuple[int, GroupOptions]], job: JobOptions | None) -> None:
-        """Plans memory for options that are about to change; raises `MemoryExceeded`."""
+        """Reserves memory for options that are about to change; raises `MemoryExceeded`."""
         changes = list(groups)
         needs_more = any(self._needs_more(index, changed) for index, changed in changes)
         if needs_more or (job is not None and self._kept(job) != self._kept(self._state.options)):
             self._memory.reserve(self._reservation, self._bytes(self._changed(changes), job=job))
 
     def reserve_states(self, fields: Collection[str], changes: Sequence[tuple[int, GroupOptions]]) -> None:
-        """Plans memory for states that are written, whether options need them or not, and for changed options.
+        """Reserves memory for state fields that a worker writes, and for changed options; raises `MemoryExceeded`.
 
-        Raises `MemoryExceeded`.
+        The fields count even if no option needs them.
         """
         self._memory.reserve(self._reservation, self._bytes(self._changed(changes), fields))
 
     def fit(self) -> None:
-        """Plans what the job needs as it is now."""
+        """Sets the reservation to what the job needs now; raises `MemoryExceeded`."""
         self._memory.reserve(self._reservation, self._bytes(self._state.groups.options))
 
     def check_rows(self, size: int) -> None:
-        """Raises `MemoryExceeded` if there is no room for rows of a gradient, of so many bytes, and adding them up.
+        """Raises `MemoryExceeded` if `size` bytes of a gradient's rows cannot be received and added up.
 
-        As much as a whole gradient is planned for: parameters that come in rows take nothing of that.
+        The reservation already covers a whole gradient, of which parameters that come in rows use nothing.
         """
         more = ROW_COPIES * size - computed_bytes_of(self._state.groups.layouts)
         if more > 0:
@@ -151,14 +151,14 @@ class JobMemory:
         )
 
     def _kept(self, options: JobOptions) -> dict[str, int]:
-        """How many gradients and averages options need; gradients that are added up still count, too."""
+        """Returns how many gradients and averages the options need. Rounds that are accumulated now count too."""
         gradients = max(gradients_kept(options.options), int(self._state.accumulation.count > 0))
         return {"gradients": gradients, "averages": len(averages_of(options.options))}
 
     def _states(self, options: Sequence[GroupOptions], fields: Collection[str] = ()) -> list[int]:
-        """By group, the bytes of the states that it has, that `options` need, and that are in `fields`.
+        """Returns, by group, the bytes of the state that it has, that `options` need, or that `fields` name.
 
-        State that options no longer need is kept.
+        State that no option needs any more still counts, because it is kept.
         """
         groups, states = self._state.groups, []
         for index, (group, layout) in enumerate(zip(options, groups.layouts, strict=False)):

@@ -1,4 +1,4 @@
-"""One version of a job's weights, as a reader has it."""
+"""One version of a job's weights, held for a reader."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from optd_server.store.versions import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A snapshot that stays as it is while it is read."""
+    """A snapshot that does not change while it is read."""
 
     job: int
-    """Tells the job from all others that this process has had."""
+    """The serial number of the job, unique in this process."""
     snapshot: Snapshot
     snapshots: Snapshots
 
     @property
     def is_in_the_way(self) -> bool:
-        """Whether a step waits for the memory of readers."""
+        """Whether a step is waiting for memory that readers hold."""
         return self.snapshots.wanted

@@ -1,7 +1,6 @@
-"""Memory that workers of a job share with the server: room for their gradients, and sight of the weights.
+"""Memory that workers of a job share with the server: they write their gradients there, and read the weights.
 
-A worker writes its gradient where the server reads it, and reads weights where the server has written them. It can
-spoil its own gradient and nothing else: of the weights it gets memory that only the server can ever write to.
+A worker can spoil its own gradient and nothing else: it maps the weights from memory that only the server can write.
 """
 
 import hmac
@@ -29,7 +28,7 @@ TOKEN_BYTES = 32
 
 @dataclass(eq=False, slots=True)
 class Share:
-    """What one worker shares, from when it is opened until it is closed."""
+    """The shared memory of one worker, from its opening to its closing."""
 
     worker: str
     epoch: int
@@ -45,7 +44,7 @@ class Share:
 
     @property
     def descriptors(self) -> list[int]:
-        """The gradient's regions, one for each extent."""
+        """The file descriptors of the gradient's regions, one for each extent."""
         return [region.descriptor for region in self.buffers.regions if isinstance(region, SharedRegion)]
 
 
@@ -63,7 +62,10 @@ class Sharing:
     # From opening to closing
 
     def open(self, worker: str, epoch: int) -> Share:
-        """Makes room for the gradients of a worker; what it had before is closed. Raises `MemoryExceeded`."""
+        """Allocates shared memory for a worker's gradients, and closes what it had before.
+
+        Raises `MemoryExceeded`, or `SharedMemoryUnavailable` if the system gives none.
+        """
         self.close(worker)
         reservation = Reservation(f"the shared memory of worker {worker!r} of job {self._state.name!r}")
         try:
@@ -84,17 +86,17 @@ class Sharing:
         return share
 
     def extents(self) -> tuple[SharedExtent, ...]:
-        """What lies where in the regions of weights."""
+        """Describes the layout of the regions that hold the weights."""
         return tuple(map(_described, self._state.groups.extents))
 
     def gradient_extents(self) -> tuple[SharedExtent, ...]:
-        """What lies where in the regions of gradients."""
+        """Describes the layout of the regions that hold gradients."""
         return tuple(map(_described, in_compute_dtype(self._state.groups.extents)))
 
     def confirm(self, worker: str, token: bytes) -> None:
-        """Takes the token that the worker has read there as the proof that it sees the same memory.
+        """Confirms that the worker sees the same memory: it must return the token that the server wrote there.
 
-        Raises `SharedMemoryUnavailable` where it is another one.
+        Raises `SharedMemoryUnavailable` if the token differs.
         """
         share = self._shares.get(worker)
         if share is None or not hmac.compare_digest(token, share.token):
@@ -105,18 +107,18 @@ class Sharing:
         self._leases.of(worker).lane = "shm"
 
     def decline(self, worker: str, why: str) -> None:
-        """Notes why a worker does without."""
+        """Records why a worker does not use shared memory."""
         self.close(worker)
         self._leases.of(worker).lane = f"{GRPC} ({why[:200]})"
 
     def unavailable(self, worker: str, problem: OSError) -> SharedMemoryUnavailable:
-        """Notes that the system gives no memory to share, and returns that as an error."""
+        """Records that the system gives no shared memory, and returns that as an error."""
         why = problem.strerror or str(problem)
         self.decline(worker, why)
         return SharedMemoryUnavailable(why=why)
 
     def close(self, worker: str) -> None:
-        """Ends what a worker shares: its memory goes, and what it held in place may be written to again."""
+        """Closes a worker's share: releases its memory, and its hold on weights that it reads in place."""
         share = self._shares.pop(worker, None)
         if share is not None:
             share.closed = True
@@ -128,12 +130,12 @@ class Sharing:
                 self._leases.of(worker).lane = GRPC
 
     def close_all(self) -> None:
-        """Ends all shares."""
+        """Closes all shares."""
         for worker in tuple(self._shares):
             self.close(worker)
 
     def with_ticket(self, ticket: bytes) -> Share | None:
-        """The share that was given a ticket, which is good for once."""
+        """Returns the share that was issued this ticket. A ticket works once."""
         for share in self._shares.values():
             if hmac.compare_digest(share.ticket, ticket) and not share.handed_over:
                 share.handed_over = True
@@ -141,18 +143,18 @@ class Sharing:
         return None
 
     def region(self, number: int) -> SharedRegion | None:
-        """The region of the job's weights with this number."""
+        """Returns the region of the job's weights with this number."""
         return next((region for region in self._snapshots.shared_regions() if region.number == number), None)
 
     # Gradients and weights
 
     def has(self, worker: str) -> bool:
-        """Whether numbers of the worker may travel in shared memory."""
+        """Whether the worker has confirmed shared memory open."""
         share = self._shares.get(worker)
         return share is not None and share.confirmed
 
     def gradient(self, worker: str, epoch: int, shared: SharedGradient) -> Gradient:
-        """What a worker says it has written; raises `SharedMemoryUnavailable`, or what is wrong with its ranges."""
+        """Returns the gradient that a worker has written; raises `SharedMemoryUnavailable`, or a problem of a range."""
         share = self._shares.get(worker)
         if share is None or not share.confirmed or share.epoch != epoch:
             why = f"worker {worker!r} has none open"
@@ -168,10 +170,10 @@ class Sharing:
         return Gradient(share.buffers.slabs, ledger.presence())
 
     def deliver(self, worker: str, epoch: int, *, in_place: bool) -> tuple[Snapshot, bool] | None:
-        """Holds the current weights for a worker, instead of those that it held; tells whether it may read in place.
+        """Holds the current weights for a worker and releases those that it held; tells whether it may read in place.
 
-        None where it shares no memory in this epoch, or where the weights do not lie there: a late call of an old epoch
-        must not end the hold of the new one.
+        Returns None if the worker shares no memory in this epoch, or if the weights do not lie in shared memory. A late
+        call of an old epoch must not end the hold of the new one.
         """
         share = self._shares.get(worker)
         if share is None or not share.confirmed or share.epoch != epoch:
@@ -186,7 +188,7 @@ class Sharing:
         return snapshot, share.in_place
 
     def release(self, worker: str) -> None:
-        """Ends a worker's hold on weights."""
+        """Releases the weights that a worker holds."""
         share = self._shares.get(worker)
         if share is not None:
             self._release(share)

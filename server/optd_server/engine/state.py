@@ -1,6 +1,6 @@
-"""`JobState`: all of a job that survives a restart of its server. Only `apply` changes it.
+"""`JobState`: everything about a job that survives a restart of its server. Only `apply` changes it.
 
-What is not here is a cache, a connection, a clock or memory that is ready to be written to.
+Whatever is kept elsewhere is a cache, a connection, a clock, or spare memory.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,9 @@ class JobState:
 
     name: str
     id: str
-    """Tells the job from jobs that had its name before."""
+    """Tells the job from earlier jobs of the same name."""
     created_wall: float
-    """In seconds since the epoch."""
+    """In seconds since the Unix epoch."""
     created_with: int
     """How many groups the job was created with."""
     ephemeral: bool
@@ -33,38 +33,38 @@ class JobState:
     version: int = 0
     """How many steps have been applied."""
     revision: int = 0
-    """How many changes there have been that are not steps: of options, groups, weights."""
+    """How many changes other than steps have been applied: to options, groups, weights or state."""
     stepped_wall: float = 0.0
-    """When the last step was made, in seconds since the epoch; 0 before the first one."""
+    """When the last step was taken, in seconds since the Unix epoch; 0 before the first one."""
     written_revision: int = 0
-    """The revision at which a worker wrote weights last."""
+    """The revision at which a worker last wrote weights."""
     applied_pushes: int = 0
-    """How many gradients have become part of a step, or are added up for one."""
+    """How many pushed gradients have become part of a step, or are accumulated for one."""
 
     groups: Groups
     """Layouts, options with their revisions, optimizer state and steps of every parameter."""
     weights: WeightSet
     averages: Averages
     accumulation: Accumulation = field(default_factory=Accumulation)
-    """Rounds that are added up for the next step."""
+    """The rounds that are added up for the next step."""
     search: Searches = field(default_factory=Searches)
-    """The step of an iterative algorithm that is under way."""
+    """The unfinished step of an iterative algorithm, if there is one."""
 
     options: JobOptions
-    """Of the job as a whole."""
+    """The options of the job as a whole."""
     history: OptionHistory = field(default_factory=OptionHistory)
     gradients: GradientSummary = field(default_factory=GradientSummary)
     """Counts of clipped and skipped steps, and of entries that were not finite."""
     members: Members = field(default_factory=Members)
-    """Epochs of workers, and the mark of each one's last push with its reply."""
+    """The epoch of each worker, and the mark of its last push with the reply."""
 
     @property
     def job_version(self) -> JobVersion:
-        """Where the job stands; which version is durable, the job says as a reply leaves."""
+        """The job's version and revision. `Job.stamped` adds the durable version when a reply leaves."""
         return JobVersion(self.version, 0, self.revision)
 
     def copy(self) -> "JobState":
-        """An equal state: no event of this one changes it. Blocks, for as long as its numbers take to copy."""
+        """Returns an equal state that no event of this one changes. Blocks while the numbers are copied."""
         return replace(
             self,
             groups=self.groups.copy(),
@@ -77,7 +77,7 @@ class JobState:
         )
 
     def release_all(self) -> None:
-        """Lets go of all memory but that of the weights: the job exists no more."""
+        """Releases all memory of a deleted job, except that of the weights."""
         self.groups.release_all()
         self.averages.release_all()
         self.accumulation.release_all()

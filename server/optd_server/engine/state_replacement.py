@@ -1,4 +1,4 @@
-"""State that a worker has written, put in the place of a job's own."""
+"""Replaces a job's weights, optimizer state and averages by what a worker has written."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from optd_wire.values import WEIGHTS, GroupState
 
 
 def replace_state(state: JobState, event: StateReplaced, following: FlatBuffers) -> None:
-    """Writes the weights as they are after the event to `following`, and all else into the state."""
+    """Writes the weights after the event to `following`, and everything else into the state itself."""
     groups = state.groups
     if event.groups:
         state.search.end()
@@ -36,7 +36,7 @@ def replace_state(state: JobState, event: StateReplaced, following: FlatBuffers)
             _put_field(groups, each, following)
     for extent, slab, _, segment in groups.slabs():
         if MASTER_WEIGHTS.name in segment.state:
-            # Weights and master weights may be written one without the other; the weights decide.
+            # A worker may write weights without master weights, or the other way round; the weights win.
             masters.settle(segment.state[MASTER_WEIGHTS.name], following.slabs[extent][slab])
 
 
@@ -77,7 +77,7 @@ def _put_field(groups: Groups, written: FieldWritten, following: FlatBuffers) ->
 
 
 def _put_shaped(groups: Groups, written: FieldWritten) -> None:
-    """Takes over the states of a field whose numbers lie in flat buffers of their own."""
+    """Copies a field whose numbers lie in flat buffers of their own layout."""
     assert written.layouts is not None
     name, whole = written.field, set(written.parameters)
     for group, given in enumerate(written.layouts):
@@ -94,7 +94,7 @@ def _put_shaped(groups: Groups, written: FieldWritten) -> None:
 
 
 def _by_member(layout: GroupLayout, arrays: Sequence[Array]) -> dict[int, Array]:
-    """The numbers of each parameter of a group, in flat buffers of this layout."""
+    """Returns the numbers of each parameter of a group, from flat buffers of this layout."""
     return {
         member: array[layout.parameters[member].offset - segment.offset :][: layout.parameters[member].size]
         for array, segment in zip(arrays, layout.segments, strict=True)

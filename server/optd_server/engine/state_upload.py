@@ -1,6 +1,6 @@
-"""The numbers of a job as fields, replaced whole: to restore what was read, or to put other weights there.
+"""Replaces weights, state, averages and options of a job with what a worker uploads, all or nothing, between two steps.
 
-All or nothing, and between two steps; so are the options that come along.
+A worker restores a checkpoint this way, or sends weights that its script has changed.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ MOST_STEPS = 1 << 62
 
 
 class StateUpload:
-    """Fields that are on their way to replace those of a job. Nothing changes until `put_in_force`.
+    """Fields that a worker is uploading to replace those of a job. Nothing changes until `put_in_force`.
 
-    `wall` is the time, in seconds since the epoch.
+    `wall` is the time of the call, in seconds since the Unix epoch.
     """
 
     def __init__(self, job: Job, header: WriteStateHeader, wall: float) -> None:
@@ -64,13 +64,14 @@ class StateUpload:
             if entry.shapes
         }
         self._layouts = list(state.groups.layouts)
-        """Those of the groups that there are now: whoever writes knows of no others."""
+        """The layouts of the groups that exist now. The worker knows of no groups that are added later."""
         _check_groups(job, header.groups)
 
     def _check_alone(self, *, is_whole: bool = False) -> None:
-        """Raises `OtherWorkers` or `WeightsMovedOn` for a write that would undo steps, if it is not to do so.
+        """Raises `OtherWorkers` or `WeightsMovedOn` if the write would undo the work of others, and asked not to.
 
-        Weights that others have written are an obstacle to one that `is_whole`: then it is known that they differ.
+        Once the upload `is_whole`, weights that another worker wrote meanwhile are known to differ from it, so they
+        are an obstacle even if the write allows other workers.
         """
         if self._base is None:
             return
@@ -88,14 +89,14 @@ class StateUpload:
         raise WeightsMovedOn(worker=self._worker, job=job.name, base=self._base.version, now=now)
 
     def _check_averages(self) -> None:
-        """Raises `UnknownAverage` for one that the job does not keep, `InvalidRequest` for a count that is none."""
+        """Raises `UnknownAverage` if the job does not keep an average, `InvalidRequest` if a count is out of range."""
         for name, updates in self._averages.items():
             self._job.state.averages.find(name, self._job.name)
             if updates >= MOST_STEPS:
                 raise InvalidRequest(problem=f"updates of average {name!r} must be in [0, 2**62), got {updates}")
 
     def room(self, memory: Memory) -> AbstractContextManager[None]:
-        """Plans memory for all fields while they arrive; raises `MemoryExceeded`."""
+        """Reserves memory for all fields while they arrive; raises `MemoryExceeded`."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
         wanted = self._always | {entry.field for group in self._groups for entry in group.entries}
         needed = bytes_of(layouts) * (1 + len(self._averages))
@@ -104,7 +105,7 @@ class StateUpload:
         return memory.lend(f"new state of job {self._job.name!r}", needed)
 
     def write(self, frames: Sequence[Frame]) -> None:
-        """Takes frames; raises `UnknownField`, `InvalidRequest`, or what `FrameSink.write_all` raises."""
+        """Receives frames; raises `UnknownField`, `InvalidRequest`, or what `FrameSink.write_all` raises."""
         for frame in frames:
             sink = self._sink(frame.field or WEIGHTS)
             if frame.field in self._states and frame.group < len(self._fields):
@@ -124,13 +125,13 @@ class StateUpload:
         return self._sinks[field]
 
     def _own_buffer(self, field: str) -> bool:
-        """Whether a field's frames address other flat buffers than those of the weights."""
+        """Whether a field's frames address flat buffers of its own, rather than those of the weights."""
         if any(name == field for _, name in self._shapes):
             return True
         return any(field in fields and not fields[field].elementwise for fields in self._fields)
 
     def _layout(self, field: str, group: int, layout: GroupLayout) -> GroupLayout:
-        """The flat buffer of a group that a field's frames address; without elements if the group has no such field."""
+        """Returns the layout of a group that a field's frames address. It is empty if the group has no such field."""
         known = self._fields[group].get(field)
         absent = [StateShape(NOTHING, parameter.dtype) for parameter in layout.parameters]
         expected = absent if known is None else shapes_of(known, layout)
@@ -150,11 +151,11 @@ class StateUpload:
         ]
 
     async def put_in_force(self) -> Written:
-        """Replaces what was written, all or nothing; returns the options of all groups, and where the job stands.
+        """Applies the upload, all or nothing; returns the options of all groups and the job's version after it.
 
-        An average must be written whole, unless nothing has entered it. A repeat of the worker's last write, by its
-        `write_id`, changes nothing. Raises `IncompleteParameter`, `UnknownAverage`, what is wrong with the options,
-        `StaleEpoch` if the worker has been fenced meanwhile, or `OtherWorkers` or `WeightsMovedOn`.
+        An average must be written whole, unless nothing has entered it. If the `write_id` is that of the worker's last
+        write, this changes nothing and returns the answer to that. Raises `IncompleteParameter`, `UnknownAverage`, the
+        problem of an option, `StaleEpoch` if the worker has been fenced meanwhile, `OtherWorkers` or `WeightsMovedOn`.
         """
         for sink in self._sinks.values():
             sink.ledger.presence()
@@ -165,7 +166,7 @@ class StateUpload:
         return await self._job.between_events(self._take)
 
     async def _take(self) -> Written:
-        """An action of the job's writer."""
+        """Takes the event of the upload. An action of the job's writer."""
         job, state = self._job, self._job.state
         member = state.members.find(self._worker)
         known = None if member is None else member.answer_to(self._write_id)
@@ -204,7 +205,7 @@ class StateUpload:
         return FieldWritten(name, layouts, sink.buffers, ranges, parameters)
 
     async def _is_done(self) -> bool:
-        """Whether another worker has just written the same weights, and this write is of nothing else."""
+        """Whether another worker has already written these weights, and this upload has nothing else."""
         state, base = self._job.state, self._base
         if base is None or not self._beside_others or self._sinks.keys() != {WEIGHTS} or self._groups or self._updates:
             return False
@@ -213,7 +214,7 @@ class StateUpload:
         return await self._job.offload.run(state.groups.cost(state.groups.elements), self._are_weights)
 
     def _are_weights(self) -> bool:
-        """Whether the job has what was written."""
+        """Whether the job's weights equal the uploaded ones."""
         current, sink = self._job.state.weights.buffers, self._sinks[WEIGHTS]
         return all(
             np.array_equal(current.slabs[extent][slab][start:stop], sink.buffers.slabs[extent][slab][start:stop])
@@ -221,7 +222,7 @@ class StateUpload:
         )
 
     def _check_complete(self) -> None:
-        """Raises `InvalidRequest` for state that an algorithm cannot go on with."""
+        """Raises `InvalidRequest` if an iterative algorithm could not continue from the uploaded state."""
         algorithm = self._job.state.groups.iterative
         if algorithm is not None:
             for group in self._groups:
@@ -233,7 +234,7 @@ class StateUpload:
                     ):
                         problem = f"have {entry.field} of all parameters or of none"
                         raise InvalidRequest(problem=f"state of {algorithm.name} must {problem}")
-                # Of the others the first parameter has all, as in torch.
+                # Fields that are not elementwise belong to the first parameter, as in torch.
                 lacks = algorithm.incomplete({entry.field for entry in group.entries if entry.present[0]})
                 if lacks is not None:
                     raise InvalidRequest(problem=f"state of {algorithm.name} must {lacks}")
@@ -261,7 +262,7 @@ def _check_groups(job: Job, groups: Sequence[GroupState]) -> None:
 
 
 def _check_kept(job: Job, group: int, field: str) -> None:
-    """Raises `InvalidRequest` for a state that groups of another algorithm have."""
+    """Raises `InvalidRequest` if the algorithm of a group has no such state field."""
     groups = job.state.groups
     fields = groups.state_fields[group]
     if field not in fields:
@@ -270,7 +271,7 @@ def _check_kept(job: Job, group: int, field: str) -> None:
 
 
 def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
-    """Raises `InvalidRequest` for state that a parameter of such a dtype never has."""
+    """Raises `InvalidRequest` for state that a parameter cannot have because of its dtype."""
     groups = job.state.groups
     for parameter, present in zip(groups.layouts[group].parameters, entry.present, strict=True):
         if present and not has(groups.state_fields[group][entry.field], parameter.dtype):
@@ -279,7 +280,7 @@ def _check_holders(job: Job, group: int, entry: StateEntries) -> None:
 
 
 def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
-    """Raises `StructureMismatch` where states that come along are others than they are here."""
+    """Raises `StructureMismatch`, `ShapeMismatch` or `DtypeMismatch` if an entry's shapes differ from the job's."""
     if not entry.shapes:
         return
     groups = job.state.groups
@@ -295,6 +296,6 @@ def _check_shapes(job: Job, group: int, entry: StateEntries) -> None:
             raise ShapeMismatch(
                 what=entry.field, parameter=parameter.name, expected=expected.sizes, got=theirs.sizes[:MAX_DIMS]
             )
-        # torch turns all state into the dtype of the parameter when it loads, numbers of float32 too.
+        # torch casts all state to the parameter's dtype on load, float32 state too, so that dtype is accepted.
         if theirs.dtype != expected.dtype and field.dtype is None:
             raise DtypeMismatch(what=entry.field, parameter=parameter.name, expected=expected.dtype, got=theirs.dtype)

@@ -1,4 +1,4 @@
-"""Memory that the first step of a large job would wait for, had from the system before that."""
+"""Prefaults memory that the first step of a large job would otherwise wait for."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ from optd_server.store.snapshots import Snapshots
 logger = logging.getLogger(__name__)
 
 TOUCHED_BYTES = 16 << 20
-"""A job that is planned with less finds its memory in no time."""
+"""Jobs with a smaller plan are not prefaulted: page faults cost their first step next to nothing."""
 
 
 class Touching:
-    """Has the system give memory to one job ahead of its first step."""
+    """Prefaults the memory of one job ahead of its first step."""
 
     def __init__(
         self, state: JobState, snapshots: Snapshots, slots: Slots, memory: JobMemory, offload: Offload
@@ -33,22 +33,22 @@ class Touching:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is worth while."""
+        """Whether the job is large enough for prefaulting to pay."""
         return self._memory.bytes >= TOUCHED_BYTES
 
     def prepare_state(self) -> None:
-        """Notes the state that the next step is going to need. Called while no step runs."""
+        """Allocates the state that the next step needs, for `touch_state`. Called while no step runs."""
         self._untouched = self._state.groups.prepare_state() if self.is_large else []
 
     async def touch_state(self) -> None:
-        """Has the state of the first step get its memory now."""
+        """Prefaults the state that the first step needs."""
         arrays, self._untouched = self._untouched, []
         await self._offload.touch(arrays)
 
     def begin_for_messages(self) -> None:
-        """Begins to get memory for a first step whose numbers come in messages, unless there has been a step.
+        """Starts prefaulting for a first step whose gradients come in messages, unless a step has been taken.
 
-        In the background: a worker computes its first gradient meanwhile, or opens shared memory, which cancels this.
+        This runs in the background while a worker computes its first gradient. Opening shared memory cancels it.
         """
         if self._state.version or not self.is_large or self._snapshots.shared or self._task is not None:
             return
@@ -57,18 +57,18 @@ class Touching:
         if slot is not None:
             try:
                 slot.fit(self._state.groups.extents)
-            except OSError as problem:  # the push finds it out, too
+            except OSError as problem:  # the push will report it
                 logger.info("no memory for the first gradient of job %s yet: %s", self._state.name, problem)
         arrays += [] if slot is None else slot.buffers.all_slabs()
         self._task = asyncio.get_running_loop().create_task(self._offload.touch(arrays))
 
     async def wait_for_messages(self) -> None:
-        """Waits until a first step whose numbers come in messages finds its memory, if that has begun."""
+        """Waits for the prefaulting that `begin_for_messages` started, if it did."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def end(self) -> None:
-        """Ends what has begun."""
+        """Cancels prefaulting that is under way."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -1,4 +1,4 @@
-"""The single writer of a job: everything that changes it happens here, one action after the other."""
+"""The single writer of a job: it runs every action that changes the job, one after the other."""
 
 import asyncio
 from collections import deque
@@ -14,11 +14,11 @@ Action = Callable[[], Coroutine[Any, Any, T]]
 
 
 class Writer:
-    """Actions, run one after the other in the order of asking.
+    """A queue of actions, run one after the other in the order in which they were submitted.
 
-    An action that does not have to wait, for others or for arithmetic in a thread, is done when `submit` returns: small
-    steps take no turn of the event loop. Any action runs to its end even if its caller goes away: a cancelled call must
-    not leave half a step behind.
+    An action that waits neither for earlier ones nor for a thread is done when `submit` returns, so small steps take
+    no turn of the event loop. Every action runs to its end even if its caller goes away: a cancelled call must not
+    leave half a step behind.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class Writer:
         self._closed: OptdError | None = None
 
     async def run(self, action: Action[T]) -> T:
-        """Runs `action` after all earlier ones and returns what it returns."""
+        """Runs `action` after all earlier ones, and returns its result."""
         if self._closed is not None:
             raise copy(self._closed)
         return await asyncio.shield(self.submit(action))
 
     def submit(self, action: Action[T]) -> asyncio.Future[T]:
-        """Puts `action` behind all earlier ones; the future tells what it returns."""
+        """Queues `action` behind all earlier ones; the future gets its result."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._closed is not None:
             _fail(future, copy(self._closed))
@@ -43,7 +43,7 @@ class Writer:
         return future
 
     def post(self, action: Action[None]) -> None:
-        """Puts `action`, which raises nothing, behind all earlier ones; a writer that is closed drops it."""
+        """Queues `action`, which must not raise, behind all earlier ones. A closed writer drops it."""
         if self._closed is None:
             self._put(action, None)
 
@@ -53,7 +53,7 @@ class Writer:
             self._work()
 
     async def close(self, error: OptdError) -> None:
-        """Lets the action that runs come to its end, then answers all others, now and later, with `error`."""
+        """Fails all waiting and later actions with `error`, and waits for the one that is running."""
         self._closed = error
         while self._waiting:
             _, future = self._waiting.popleft()
@@ -63,7 +63,7 @@ class Writer:
             await asyncio.wait([self._task])
 
     def _work(self) -> None:
-        """Runs actions until there are no more, or until one has to wait: a task goes on with that one."""
+        """Runs actions until none is left, or until one has to wait. A task then continues that one."""
         self._running = True
         while self._waiting:
             action, future = self._waiting.popleft()
@@ -79,7 +79,7 @@ class Writer:
     async def _settle(self, action: Action[T], future: asyncio.Future[T]) -> None:
         try:
             result = await action()
-        except Exception as error:  # noqa: BLE001 - it is the caller's, whatever it is
+        except Exception as error:  # noqa: BLE001 - every exception belongs to the caller
             _fail(future, error)
         else:
             if not future.done():
@@ -95,12 +95,12 @@ class Writer:
 
 @coroutine
 def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
-    """What is left of a coroutine that has been begun, and that waits for something."""
+    """Runs the rest of a coroutine that has been started and now waits for `waits_for`."""
     while True:
         try:
             try:
                 got = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - it is for the coroutine
+            except BaseException as error:  # noqa: BLE001 - every exception belongs to the coroutine
                 waits_for = work.throw(error)
             else:
                 waits_for = work.send(got)
@@ -111,5 +111,5 @@ def _rest_of(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-        # The caller may have gone away; then nobody asks for the exception.
+        # Marks the exception as retrieved: the caller may have gone away.
         future.exception()

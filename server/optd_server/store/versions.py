@@ -13,9 +13,11 @@ from optd_server.store.extents import Extent
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.memory import Allocate, Region, SharedRegion, readable_by_workers
 from optd_wire.layout import GroupLayout
-from optd_wire.values import GroupOptions, GroupSummary, JobVersion, Options
+from optd_wire.values import GroupInfo, GroupOptions, GroupSummary, JobOptions, JobVersion, Options
 
 StepRanges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+NO_OPTIONS = JobOptions({})
 
 
 class WeightSet:
@@ -58,6 +60,13 @@ class Snapshot:
     """For each group, the fewest and the most steps that any of its parameters has had."""
     effective: tuple[Options, ...]
     """For each group, the options of the next step: after schedules have been applied."""
+    job_options: JobOptions = NO_OPTIONS
+    """The options of the job as a whole."""
+
+    def group_infos(self) -> tuple[GroupInfo, ...]:
+        """Describe each group with its parameters."""
+        pairs = zip(self.options, self.layouts, strict=True)
+        return tuple(GroupInfo(index, options, layout.parameters) for index, (options, layout) in enumerate(pairs))
 
     def summary(self, index: int) -> GroupSummary:
         """Summarize a group."""

@@ -174,3 +174,21 @@ class ForTrainer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.model(tokens[:, :-1])
         return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()), "logits": logits}
+
+
+@pytest.mark.parametrize("default", ["muon", "sparse_adam"])
+def test_a_default_by_name_has_the_state_of_torchs_class(serve: Callable[..., Any], default: str) -> None:
+    first, second = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = serve(optd.torch.Optimizer, default, [{"params": [first]}, {"params": [second], "algorithm": "sgd"}])
+    gradient = torch.ones(2, 2)
+    first.grad, second.grad = gradient.to_sparse(1) if default == "sparse_adam" else gradient, gradient
+    optimizer.step()
+    state = optimizer.state_dict()["state"][0]
+    assert list(state) == {"muon": ["momentum_buffer"], "sparse_adam": ["step", "exp_avg", "exp_avg_sq"]}[default]
+    assert type(state.get("step", 1)) is int
+
+
+def test_an_entry_without_a_name_names_no_algorithm(serve: Callable[..., Any]) -> None:
+    optimizer = serve(optd.torch.AdamW, [{"params": [nn.Parameter(torch.ones(2))], "algorithm": None}])
+    optimizer.step()
+    assert [group.options.algorithm for group in optimizer.session.groups()] == ["adamw"]

@@ -1,4 +1,5 @@
-"""Who takes part in a job: workers with their epochs and marks, their leases, and what the job has refused.
+"""The workers of a job: their epochs and marks, which survive a restart, and their leases and rejections, which do not.
 
-Open `workers.py` first.
+Joining, leaving and expiry, which tie these to pushes and shared memory, are in `engine/attendance.py`. Open
+`members.py` first.
 """

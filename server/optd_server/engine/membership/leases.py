@@ -1,4 +1,7 @@
-"""The leases of a job's workers: who counts as alive, until when. Measured by a monotonic clock, and not kept."""
+"""The leases of a job's workers: which workers count as alive, and until when.
+
+Leases are measured by a monotonic clock and do not survive a restart.
+"""
 
 from dataclasses import dataclass
 
@@ -12,20 +15,20 @@ GRPC = "grpc"
 
 @dataclass(slots=True)
 class Lease:
-    """What the server knows of a worker that is connected to it, for as long as the server runs."""
+    """What the server knows about a worker's connection while the server runs."""
 
     until: float = 0.0
-    """In seconds of the monotonic clock; the worker is alive until then."""
+    """The deadline, in seconds of the monotonic clock."""
     held: bool = False
     ended_by: str = ""
     """Why it ended; empty while it is held."""
     lane: str = GRPC
-    """How its numbers travel, and why no better way was taken."""
+    """The worker's lane, and why it is not a faster one."""
     rejections: int = 0
 
 
 class Leases:
-    """The leases of one job. A lease that ends here ends at once; the job's state learns it with its next event."""
+    """The leases of one job. A lease ends here at once; the job's state follows with an event."""
 
     def __init__(self, job: str, members: Members, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
@@ -48,21 +51,21 @@ class Leases:
         return lease is not None and lease.held
 
     def of(self, name: str) -> Lease:
-        """What is known of a worker's connection."""
+        """Returns the lease of a worker, which may never have been held."""
         lease = self._by_name.get(name)
         if lease is None:
             lease = self._by_name[name] = Lease()
         return lease
 
     def begin(self, name: str, now: float) -> None:
-        """Gives a worker that has just joined a lease, and forgets the workers that the job has forgotten."""
+        """Grants a lease to a worker that has just joined, and forgets the workers that the job has forgotten."""
         lease = self.of(name)
         lease.held, lease.ended_by, lease.lane, lease.until = True, "", GRPC, now + self.lease_seconds
         if len(self._by_name) > len(self._members.by_name):
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
     def check(self, name: str, epoch: int, now: float) -> Member:
-        """The worker, its lease renewed; raises `UnknownWorker` or `StaleEpoch`."""
+        """Renews a worker's lease and returns the worker; raises `UnknownWorker` or `StaleEpoch`."""
         member = self._members.by_name.get(name)
         if member is None:
             raise UnknownWorker(worker=name[:200], job=self._job)
@@ -81,21 +84,21 @@ class Leases:
         lease.held, lease.ended_by = False, why
 
     def expired(self, now: float) -> list[str]:
-        """The workers whose leases have run out and have not been ended."""
+        """Returns the workers whose leases have run out but have not been ended yet."""
         return [name for name, lease in self._by_name.items() if lease.held and lease.until <= now]
 
     @property
     def expiry(self) -> str:
-        """Why a lease that runs out has ended."""
+        """The reason recorded for a lease that has run out."""
         return f"its lease of {self.lease_seconds:g} s ran out"
 
     def seconds_left(self, name: str, now: float) -> float:
-        """How long a lease still lasts; 0 if it is not held."""
+        """Returns how long a lease still lasts; 0 if it is not held."""
         lease = self.of(name)
         return max(0.0, lease.until - now) if lease.held else 0.0
 
     def info(self, member: Member, now: float, *, waiting: bool) -> WorkerInfo:
-        """What others may see of a worker."""
+        """Describes a worker for other clients."""
         lease = self.of(member.name)
         return WorkerInfo(
             name=member.name,

@@ -1,4 +1,4 @@
-"""What a job has refused, and why: counted by reason, the last ones kept in full."""
+"""The rejections of a job: counted by reason, with the most recent ones kept in full."""
 
 from collections import Counter, deque
 from dataclasses import replace
@@ -7,26 +7,27 @@ from optd_wire.errors import NonfiniteGradient, OptdError
 from optd_wire.values import GradientSummary, Rejection
 
 KEPT = 64
-# Messages repeat values that callers sent; what is kept of one is bounded too.
+"""How many rejections are kept in full."""
 LONGEST = 500
+"""How many characters of a message are kept: messages quote values that callers sent."""
 
 
 class Rejections:
-    """Counts and recent entries. Bounded: reasons are a fixed set."""
+    """Counts by reason, and recent entries. Memory is bounded because the reasons are a fixed set."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.recent: deque[Rejection] = deque(maxlen=KEPT)
         self._nonfinite = GradientSummary()
-        """Of pushes that were refused for a NaN or an infinity: how many, and the last one."""
+        """The number of pushes that were refused for a NaN or an infinity, and the last such push."""
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """The number of rejections of any reason."""
         return self.counts.total()
 
     def add(self, error: OptdError, *, worker: str, version: int, wall: float) -> None:
-        """Notes one rejection; `wall` is in seconds of the epoch."""
+        """Records one rejection; `wall` is in seconds since the Unix epoch."""
         self.counts[error.reason] += 1
         self.recent.append(
             Rejection(
@@ -39,7 +40,7 @@ class Rejections:
         )
 
     def note_nonfinite(self, error: NonfiniteGradient, worker: str, version: int, wall: float) -> None:
-        """Notes the entry that a push was refused for."""
+        """Records the entry for which a push was refused."""
         self._nonfinite = GradientSummary(
             nonfinite=self._nonfinite.nonfinite + 1,
             nonfinite_unix_ms=int(wall * 1000),
@@ -49,7 +50,7 @@ class Rejections:
         )
 
     def added_to(self, summary: GradientSummary) -> GradientSummary:
-        """The counts of gradients of a job, with those that were refused; the later entry of both is told."""
+        """Returns the job's gradient counters plus the refused pushes, with the later of their two last entries."""
         own = self._nonfinite
         if not own.nonfinite:
             return summary

@@ -1,4 +1,5 @@
-"""Groups and their options: what a job may be told, what it has been told, and when.
+"""The groups of a job and their options: registration, resolution, rules by name, schedules in force, history.
 
-Options are resolved against the declarations of their algorithm, in `optim`. Open `groups.py` first.
+Options are declared in `optim`, next to the algorithms; this folder checks and resolves them against those
+declarations. How a step uses them is in `engine/step`. Open `groups.py` first, then `resolution.py`.
 """

@@ -1,4 +1,4 @@
-"""The options of each parameter: those of its group, changed by the group's rules for names."""
+"""The options of each parameter: those of its group, overridden by the group's rules for names."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -16,19 +16,19 @@ _OF_GROUPS = {option.name for option in GROUP_OPTIONS} - OF_PARAMETERS
 
 
 def match(options: Options, names: Sequence[str]) -> Matches | None:
-    """Which rules of a group are for which of its parameters; None where it has none. Takes rules times names."""
+    """Matches a group's rules with its parameters' names; None if it has no rules. Takes time rules x names."""
     written = options.get(RULES)
     return None if written is None else _matches(str(written), tuple(names))
 
 
 @lru_cache(maxsize=16)
 def _matches(written: str, names: tuple[str, ...]) -> Matches:
-    """A registration asks several times, of the same names, before there is a group that remembers."""
+    """Cached, because a registration asks for the same names several times before a group exists that remembers."""
     return Matches(written, names)
 
 
 def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None) -> None:
-    """Raises what is wrong with a group's rules, or with what comes of them beside its options."""
+    """Raises the first problem of a group's rules, or of the options that they give some parameter."""
     if matches is None:
         return
     for rule in parse(matches.written):
@@ -41,38 +41,38 @@ def check_rules(algorithm: Algorithm, options: Options, matches: Matches | None)
 
 
 def _check_schedules(rule: NameRule) -> None:
-    """Raises `InvalidRule` where a rule has a schedule for what is of a whole group."""
+    """Raises `InvalidRule` if a rule schedules an option that belongs to the whole group."""
     written = dict(rule.options).get(SCHEDULES)
     try:
         of_groups = sorted(_OF_GROUPS.intersection(parse_schedules(written))) if isinstance(written, str) else ()
     except ValueError:
-        return  # which resolving them tells
+        return  # `resolve_options` reports it
     for name in of_groups:
         raise InvalidRule(match=rule.match, problem=f"{name} is of a whole group, and so is its schedule")
 
 
 def distinct(algorithm: Algorithm, options: Options, matches: Matches | None) -> list[Options]:
-    """The resolved options that parameters of a group have, in the order of `overrides`; without rules the group's."""
+    """Returns the distinct options of a group's parameters, in the order of `overrides`; without rules the group's."""
     if matches is None:
         return [options]
     return [resolve_options(algorithm, options, changed) if changed else options for changed in matches.overrides]
 
 
 def deal(algorithm: Algorithm, options: Options, matches: Matches) -> list[Options]:
-    """The resolved options of each parameter of a group, equal ones as one object."""
+    """Returns the resolved options of each parameter of a group. Parameters with equal options share one object."""
     found = distinct(algorithm, options, matches)
     return [found[place] for place in matches.which]
 
 
 def fields(algorithm: Algorithm, options: Options, matches: Matches | None) -> set[StateField]:
-    """The state fields that some parameter of a group needs."""
+    """Returns the state fields that at least one parameter of a group needs."""
     return {field for each in distinct(algorithm, options, matches) for field in algorithm.fields(each)}
 
 
 def check_matches(changed: Iterable[Matches | None], others: Iterable[Matches | None] = ()) -> None:
-    """Raises `RuleMatchesNothing` for a rule of the `changed` groups that matches no parameter of any group.
+    """Raises `RuleMatchesNothing` if a rule of the `changed` groups matches no parameter of any group.
 
-    Those in `others` have kept theirs.
+    `others` are the matches of the groups whose rules stay the same.
     """
     unmatched: dict[str, list[str]] = {}
     matched: set[str] = set()

@@ -1,4 +1,4 @@
-"""The state fields of a group as the contract addresses them: in which flat buffer, in which shapes, of what size."""
+"""The state fields of a group as the contract addresses them: their flat buffers, shapes and sizes."""
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -16,12 +16,12 @@ NOTHING = (0,)
 
 
 def shapes_of(field: StateField, group: GroupLayout) -> tuple[StateShape, ...]:
-    """What the state of each parameter of a group is."""
+    """Returns the shape and dtype that a state field has for each parameter of a group."""
     return tuple(StateShape(_shape(field, parameter), _dtype(field, parameter)) for parameter in group.parameters)
 
 
 def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
-    """The flat buffer of a field with these shapes: that of a group whose parameters are the states."""
+    """Returns the layout of a field with these shapes: that of a group whose parameters are the states."""
     return lay_out(
         [
             ParameterSpec(parameter.name, shape.sizes, shape.dtype)
@@ -31,9 +31,9 @@ def layout_of(shapes: Sequence[StateShape], group: GroupLayout) -> GroupLayout:
 
 
 def planned_state_bytes(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> int:
-    """How much memory the states of a checked group take, in a job with this algorithm and these defaults.
+    """Returns the bytes of a checked group's state, in a job with this algorithm and these defaults.
 
-    A step that is under way is counted, too.
+    They include the working memory of a step that takes several pushes.
     """
     own, resolved, layout = (
         algorithm_of(group, algorithm),
@@ -45,12 +45,12 @@ def planned_state_bytes(group: GroupSpec, algorithm: Algorithm, defaults: Option
 
 
 def state_bytes(fields: Iterable[StateField], group: GroupLayout) -> int:
-    """How much memory a group's states take."""
+    """Returns how many bytes these state fields of a group take."""
     return sum(_bytes_of(field, group) for field in fields)
 
 
 def working_bytes(algorithm: Algorithm, options: Options, group: GroupLayout) -> int:
-    """How much memory a step that is under way takes beside its state, where it may last for several pushes."""
+    """Returns the bytes that a step keeps between the pushes that it takes, besides its state; 0 if it takes one."""
     if not isinstance(algorithm, Iterative):
         return 0
     return algorithm.working_vectors(options) * computed_bytes_of([group])
@@ -67,7 +67,7 @@ def _bytes_of(field: StateField, group: GroupLayout) -> int:
 
 
 def has(field: StateField, dtype: str) -> bool:
-    """Whether parameters of a dtype have such a state."""
+    """Whether parameters of this dtype have the state field."""
     return COMPUTED[dtype] != dtype or not field.narrow_only
 
 

@@ -35,11 +35,11 @@ from optd_wire.values import (
 )
 
 PARAMETER_COST = 64
-"""The bookkeeping for a parameter takes about as long as arithmetic on so many elements."""
+"""The bookkeeping for one parameter takes about as long as arithmetic on this many elements."""
 
 
 class Change(NamedTuple):
-    """When an option was changed: the revision of its group that this made, and the job's version."""
+    """When an option last changed: the revision of its group after the change, and the job's version."""
 
     revision: int
     version: int
@@ -47,38 +47,38 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroupKept:
-    """What survives of one group, beside its part of the slabs' state."""
+    """The part of a group that survives a restart, apart from its share of the slabs' state."""
 
     algorithm: str
     layout: GroupLayout
     options: GroupOptions
     changed: dict[str, Change]
-    """When each option that has ever been changed was so last."""
+    """When each option that was ever changed last changed."""
     extent: int
-    """Which of the job's extents it lies in."""
+    """The index of the extent that it lies in."""
 
 
 class Groups:
-    """An ordered list of groups that only grows. Changed by the job's writer alone."""
+    """The ordered list of a job's groups, which only grows. Only the job's writer changes it."""
 
     def __init__(self, algorithm: Algorithm, defaults: Options) -> None:
         self.algorithm = algorithm
-        """The job's: that of groups that name none."""
+        """The job's algorithm, which groups have that name none of their own."""
         self.defaults = defaults
         """Resolved options of the job's algorithm."""
         self.algorithms: list[Algorithm] = []
-        """By group."""
+        """The algorithm of each group."""
         self.distinct_algorithms: tuple[Algorithm, ...] = ()
-        """Those of the groups, each once."""
+        """The algorithms of all groups, each once."""
         self.iterative: Iterative | None = None
-        """The algorithm of the only group, if it is one that must be alone in its job."""
+        """The algorithm of the only group, if that is iterative."""
         self.rows_only: list[tuple[int, int, Algorithm]] = []
         """Extent, index and algorithm of the slabs whose algorithm takes no whole gradients."""
         self.layouts: list[GroupLayout] = []
         self.options: list[GroupOptions] = []
-        """Another list with each change."""
+        """A new list after each change, so that its identity tells whether anything has changed."""
         self._changed: list[dict[str, Change]] = []
-        """By group, when each option that has ever been changed was so last."""
+        """By group, when each option that was ever changed last changed."""
         self.extents: tuple[Extent, ...] = ()
         self.names: tuple[str, ...] = ()
         """The groups' names in order."""
@@ -87,18 +87,18 @@ class Groups:
         self.parameters = 0
         """How many parameters all groups have."""
         self.state_fields: list[Mapping[str, StateField]] = []
-        """By group, all states that a parameter may have, by name. The options that this depends on never change."""
+        """By group, all state fields that a parameter may have, by name. They depend on fixed options only."""
         self._fields_of: dict[str, Mapping[str, StateField]] = {}
-        """The same by algorithm."""
+        """The same, by the name of the algorithm."""
         self._states: list[list[SegmentState]] = []
         self._extent_of: list[int] = []
         self._index_of: dict[str, int] = {}
         self.in_force = InForce(self)
-        """What follows from options: caches, whose loss changes no bits."""
+        """Caches of what follows from the options; losing them changes no bits."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, spec: JobSpec) -> "Groups":
-        """The groups of a checked spec, at version 0."""
+        """Returns the groups of a checked spec, at version 0."""
         groups = cls(algorithm, resolve_options(algorithm, spec.defaults))
         groups.add(spec.groups, version=0)
         return groups
@@ -107,7 +107,7 @@ class Groups:
         return len(self.layouts)
 
     def add(self, specs: Sequence[GroupSpec], version: int) -> None:
-        """Appends checked groups, as one extent, whose options take effect at `version`."""
+        """Appends checked groups as one extent. Their options take effect at `version`."""
         extent = extent_of_groups(specs, self.algorithm.name, len(self))
         number, equal = len(self.extents), dict[object, Options]()
         added = []
@@ -119,7 +119,7 @@ class Groups:
         self._append(extent, added)
 
     def _append(self, extent: Extent, groups: Sequence[GroupKept]) -> None:
-        """Appends the groups of an extent, with state that nothing has stepped."""
+        """Appends the groups of an extent, with the state of parameters that have had no step."""
         number = len(self.extents)
         for group in groups:
             self._index_of[group.options.group] = len(self)
@@ -139,7 +139,7 @@ class Groups:
                 self.rows_only.append((number, index, algorithm))
 
     def _add_algorithm(self, algorithm: Algorithm, options: Options) -> None:
-        """Notes the algorithm of the next group, which has these options."""
+        """Records the algorithm of the next group, whose options are `options`."""
         self.algorithms.append(algorithm)
         if algorithm.name not in self._fields_of:
             self._fields_of[algorithm.name] = {field.name: field for field in algorithm.state_of(options)}
@@ -149,22 +149,22 @@ class Groups:
             self.iterative = algorithm
 
     def algorithm_of(self, slab: Slab) -> Algorithm:
-        """The algorithm of a slab's groups, which all have the same."""
+        """Returns the algorithm of a slab. All groups of a slab have the same."""
         return self.algorithms[slab.groups[0]]
 
     @property
     def state_names(self) -> list[str]:
-        """The names of the states that a parameter of any group may have."""
+        """The names of the state fields that a parameter of any group may have."""
         return list(dict.fromkeys(name for fields in self._fields_of.values() for name in fields))
 
     def index(self, name: str, job: str) -> int:
-        """The index of a group; raises `UnknownGroup`."""
+        """Returns the index of a group; raises `UnknownGroup`."""
         if name in self._index_of:
             return self._index_of[name]
         raise UnknownGroup(job=job, group=name[:200], groups=", ".join(self.names))
 
     def holders(self) -> dict[str, str]:
-        """Which group each parameter is in."""
+        """Maps the name of each parameter to the name of its group."""
         return {
             parameter.name: options.group
             for layout, options in zip(self.layouts, self.options, strict=True)
@@ -172,9 +172,9 @@ class Groups:
         }
 
     def plan_updates(self, updates: Sequence[GroupUpdate], job: str, version: int) -> list[tuple[int, GroupOptions]]:
-        """What the groups' options become with `updates`: (index, new options), of the ones that change.
+        """Returns the index and the new options of each group that `updates` would change.
 
-        Changes nothing. Raises `UnknownGroup`, `OptionConflict`, or what is wrong with a value.
+        Changes nothing itself. Raises `UnknownGroup`, `OptionConflict`, or the problem of a value.
         """
         planned: dict[int, GroupOptions] = {}
         ruled: set[int] = set()
@@ -199,9 +199,9 @@ class Groups:
         return list(planned.items())
 
     def _check_concurrent(self, index: int, update: GroupUpdate, current: GroupOptions, wanted: Options) -> None:
-        """Raises `OptionConflict` for an option that has changed since the revision that an update was made on.
+        """Raises `OptionConflict` if an option has changed since the revision that the update expects.
 
-        `current` is what updates planned before this one have made of the group.
+        `current` holds the group's options after the updates that are planned before this one.
         """
         expected, committed = update.expected_revision, self.options[index].options
         if expected is None or expected == current.revision:
@@ -211,13 +211,13 @@ class Groups:
             if value == theirs:
                 continue
             since = self._changed[index].get(name, Change(0, 0))
-            if theirs != committed.get(name):  # by an update that is planned before this one
+            if theirs != committed.get(name):  # an update that is planned before this one has changed it
                 since = Change(current.revision, current.since_version)
             if since.revision > expected or expected > current.revision:
                 raise OptionConflict(group=current.group, option=name, ours=value, theirs=theirs, since=since.version)
 
     def change_options(self, changes: Iterable[tuple[int, GroupOptions]]) -> None:
-        """Puts options in force that `plan_updates` gave."""
+        """Puts into force the options that `plan_updates` returned."""
         options = list(self.options)
         for index, changed in changes:
             before = options[index].options
@@ -228,11 +228,11 @@ class Groups:
         self.options = options
 
     def cost(self, elements: int) -> int:
-        """The cost of work on so many elements, in elements: each parameter costs something by itself."""
+        """Returns the cost of work on `elements` elements, in elements. Each parameter adds a fixed cost."""
         return elements + PARAMETER_COST * self.parameters
 
     def kept(self) -> list[GroupKept]:
-        """What survives of each group, beside its part of the slabs' state."""
+        """Returns what survives a restart of each group, apart from its share of the slabs' state."""
         return [
             GroupKept(algorithm.name, layout, options, dict(changed), extent)
             for algorithm, layout, options, changed, extent in zip(
@@ -241,7 +241,7 @@ class Groups:
         ]
 
     def copy(self) -> "Groups":
-        """Equal groups that share no memory with these."""
+        """Returns equal groups that share no memory with these."""
         made = Groups(self.algorithm, self.defaults)
         kept = self.kept()
         for extent in self.extents:
@@ -261,19 +261,19 @@ class Groups:
         return made
 
     def fields(self, group: int, options: Options) -> set[StateField]:
-        """The states that a group's parameters need under some options of the group."""
+        """Returns the state fields that a group's parameters need if the group has these options."""
         return fields(self.algorithms[group], options, self.in_force.matching(group, options))
 
     def info(self, index: int) -> GroupInfo:
-        """A group with its parameters."""
+        """Describes a group and its parameters."""
         return GroupInfo(index, self.options[index], self.layouts[index].parameters)
 
     def infos(self) -> tuple[GroupInfo, ...]:
-        """All groups with their parameters."""
+        """Describes all groups and their parameters."""
         return tuple(self.info(index) for index in range(len(self)))
 
     def step_ranges(self) -> StepRanges:
-        """By group, the fewest and the most steps that a parameter of it has had."""
+        """Returns, by group, the fewest and the most steps that one of its parameters has had."""
         if len(self.extents) == 1 and len(self._states[0]) == 1 and len(self.extents[0].slabs[0].groups) == len(self):
             return self._states[0][0].step_ranges()
         fewest = np.full(len(self), np.iinfo(np.int64).max)
@@ -283,20 +283,23 @@ class Groups:
             lows, highs = state.step_ranges()
             fewest[members] = np.minimum(fewest[members], lows)
             most[members] = np.maximum(most[members], highs)
-        return np.minimum(fewest, most), most  # 0 of a group without parameters
+        return np.minimum(fewest, most), most  # a group without parameters has 0
 
     def ranges(self) -> tuple[FlatRange, ...]:
-        """The flat ranges of all groups."""
+        """Returns the flat ranges of all groups."""
         return tuple(FlatRange(index, 0, layout.count) for index, layout in enumerate(self.layouts))
 
     def slabs(self) -> Iterator[tuple[int, int, Slab, SegmentState]]:
-        """All slabs: extent, index within it, layout, state."""
+        """Yields each slab as the number of its extent, its index there, its layout and its state."""
         for number, (extent, states) in enumerate(zip(self.extents, self._states, strict=True)):
             for index, (slab, state) in enumerate(zip(extent.slabs, states, strict=True)):
                 yield number, index, slab, state
 
     def prepare_state(self) -> list[Array]:
-        """The state that the first step is going to need, to be touched; what it may need later, or in part, is not."""
+        """Allocates the state that the first step needs, and returns it so that the caller can prefault it.
+
+        State that only a later step may need, or that a step needs in part, is left out.
+        """
         if self.iterative is not None:
             return []
         without = {(number, index) for number, index, _ in self.rows_only}
@@ -315,27 +318,27 @@ class Groups:
         ]
 
     def release_all(self) -> None:
-        """Lets go of the state of a job that is closed."""
+        """Releases the state of a closed job."""
         for _, _, _, state in self.slabs():
             state.release()
 
     def slab_state(self, extent: int, slab: int) -> SegmentState:
-        """The state of a slab."""
+        """Returns the state of a slab."""
         return self._states[extent][slab]
 
     def place(self, group: int, segment: int) -> tuple[int, SegmentPlace]:
-        """The extent of a group, and where one of its segments lies there."""
+        """Returns the number of a group's extent, and the place of one of its segments there."""
         number = self._extent_of[group]
         extent = self.extents[number]
         return number, extent.places[group - extent.first_group][segment]
 
     def state(self, group: int, segment: int) -> SegmentPart:
-        """The part of its slab's state that belongs to a segment of a group; shares its memory."""
+        """Returns a segment's part of the state of its slab, as a view."""
         extent, place = self.place(group, segment)
         return self._states[extent][place.slab].part(place.rank)
 
     def locate(self, group: int, parameter: str) -> tuple[int, int]:
-        """The segment of a parameter and its place in that segment; raises `UnknownParameter`."""
+        """Returns the segment of a parameter and its place in that segment; raises `UnknownParameter`."""
         layout = self.layouts[group]
         for index, segment in enumerate(layout.segments):
             for place, member in enumerate(segment.members):
@@ -345,13 +348,13 @@ class Groups:
 
 
 def extent_of_groups(specs: Sequence[GroupSpec], algorithm: str, first_group: int = 0) -> Extent:
-    """Lays new groups out, in a job whose own algorithm is `algorithm`: a slab has groups of one algorithm."""
+    """Lays out new groups of a job whose own algorithm is `algorithm`. All groups of a slab have the same algorithm."""
     layouts = [lay_out(spec.parameters) for spec in specs]
     return extent_of(layouts, first_group, [spec.algorithm or algorithm for spec in specs])
 
 
 def _one_of_equal(known: dict[object, Options], options: Options) -> Options:
-    """These options, or those that are equal to them: a step sees at a glance that groups go together."""
+    """Returns one shared object for equal options, so that a step can compare groups by identity."""
     return known.setdefault((*options.items(), singles(options)), options)
 
 

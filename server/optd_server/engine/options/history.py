@@ -1,4 +1,4 @@
-"""Which options of a job have changed, when and by whom: the last changes in full, and the last one of each option."""
+"""The history of a job's options: the most recent changes in full, and the last change of each option."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,50 +8,51 @@ from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, OptionChange, Options, OptionValue
 
 KEPT = 256
-# Rules may be long texts; what is kept of one is bounded.
+"""How many recent changes are kept."""
 LONGEST = 500
+"""How many characters of a value are kept: rules and schedules may be long texts."""
 _DEFAULTS: Options = {option.name: option.default for option in GROUP_OPTIONS}
 
 Numbered = tuple[int, OptionChange]
-"""A change, and how many the job has had before it."""
+"""A change, after its number: how many changes the job had before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks for changes, and when."""
+    """Who asked for a change, and when."""
 
     wall: float
     """Seconds since the epoch."""
     worker: str = ""
-    """The worker whose push or state they come with; empty for a call of its own."""
+    """The worker whose push or write of state carried the change; empty if a call of its own asked for it."""
 
 
 @dataclass(slots=True)
 class OptionHistory:
-    """Bounded by `KEPT`, and by the number of options that there are."""
+    """The changes of one job's options. Its size is bounded by `KEPT` and by the number of options."""
 
     recent: deque[Numbered] = field(default_factory=lambda: deque(maxlen=KEPT))
     last: dict[tuple[str, str], Numbered] = field(default_factory=dict)
-    """By group (empty: the job as a whole) and option."""
+    """The last change of each option, by group (empty: the job as a whole) and option."""
     counts: Counter[str] = field(default_factory=Counter)
-    """By group, how many changes there have been."""
+    """How many changes each group has had."""
 
     def copy(self) -> "OptionHistory":
-        """An equal history."""
+        """Returns an equal history that shares nothing with this one."""
         return OptionHistory(self.recent.copy(), self.last.copy(), self.counts.copy())
 
     def of(self, group: str | None = None) -> tuple[OptionChange, ...]:
-        """The changes of a group, of the job as a whole (""), or all (None), oldest first."""
+        """Returns the changes of a group, of the job as a whole (""), or of everything (None), oldest first."""
         known = dict([*self.last.values(), *self.recent])
         return tuple(known[number] for number in sorted(known) if group in (None, known[number].group))
 
     def forgotten(self, group: str | None = None) -> int:
-        """How many more there have been than `of` gives."""
+        """Returns how many changes are no longer kept, and so are missing from `of`."""
         total = self.counts.total() if group is None else self.counts[group]
         return total - len(self.of(group))
 
     def add(self, changes: Iterable[OptionChange]) -> None:
-        """Notes changes, in their order."""
+        """Appends changes in order."""
         for change in changes:
             numbered = self.counts.total(), change
             self.recent.append(numbered)
@@ -62,7 +63,7 @@ class OptionHistory:
 def changes_of_group(
     before: GroupOptions, after: GroupOptions, origin_of: Callable[[str], Origin]
 ) -> Iterator[OptionChange]:
-    """The differences between a group's options; `origin_of` an option's name tells who changed it."""
+    """Yields the differences between a group's options; `origin_of` maps the name of an option to its origin."""
     old, new = {**_DEFAULTS, **before.options}, {**_DEFAULTS, **after.options}
     for name in {**after.options, **_DEFAULTS}:
         if old[name] != new[name]:
@@ -70,14 +71,14 @@ def changes_of_group(
 
 
 def changes_of_job(before: JobOptions, after: JobOptions, origin: Origin) -> Iterator[OptionChange]:
-    """The differences between options of the job as a whole."""
+    """Yields the differences between the options of the job as a whole."""
     for name, value in after.options.items():
         if before.options[name] != value:
             yield _change(after.since_version, "", name, before.options[name], value, origin)
 
 
 def origins(updates: Sequence[tuple[GroupUpdate, Origin]], group: str) -> Callable[[str], Origin]:
-    """Tells who changed each option of a group, of several updates that follow one another."""
+    """Returns a function that maps an option of a group to the origin of the last update that sets it."""
     own = [(update, origin) for update, origin in updates if update.group == group]
 
     def origin_of(option: str) -> Origin:

@@ -1,6 +1,7 @@
-"""What follows from the options of groups: schedules at a version, rules for names, options by parameter.
+"""The options in force at a version: schedules applied, rules for names resolved to options of each parameter.
 
-Caches beside the groups: a step sees at a glance what is as it was, and nothing here survives.
+These are caches beside the groups. They return the same object while nothing changes, so a step can compare by
+identity. Nothing here survives a restart.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,43 +18,43 @@ from optd_wire.layout import GroupLayout
 from optd_wire.values import EffectiveOptions, GroupOptions, Options
 
 MOST_REMEMBERED = 64
-"""How many options are remembered with what schedules make of them, beside four for each parameter."""
+"""How many scheduled options are cached, besides four for each parameter."""
 
 
 class OptionSource(Protocol):
-    """The groups whose options these are."""
+    """The groups that own the options."""
 
     options: list[GroupOptions]
-    """Another list with each change."""
+    """A new list after each change."""
     layouts: list[GroupLayout]
     algorithms: list[Algorithm]
     parameters: int
 
 
 class InForce:
-    """The options that are in force, worked out once and kept until something changes."""
+    """The options in force, computed once and kept until something changes."""
 
     def __init__(self, source: OptionSource) -> None:
         self._source = source
         self._now_version = -1
         self._in_force: dict[int, tuple[Options, Options]] = {}
-        """What schedules make of options at that version."""
+        """By the identity of options: them, and what is in force at `_now_version`."""
         self._before: dict[int, tuple[Options, Options]] = {}
-        """And at the one before it."""
+        """The same at the version before."""
         self._dealt: dict[int, tuple[Slab, Sequence[Options], list[Options]]] = {}
-        """By a slab's identity what `dealt` gave of it, without rules, and the list of options that it is from."""
+        """By a slab's identity: it, the options in force, and what `dealt` made of them, if no group has rules."""
         self._by_name: dict[int, tuple[Options, list[Options]]] = {}
         self._matches: dict[int, Matches] = {}
-        """By group, which of the rules that it had last are for which of its parameters."""
+        """By group, the parameters that each of its latest rules matches."""
         self._lasting: tuple[list[GroupOptions], list[Options]] | None = None
-        """The list of options, and what is in force until it changes, if nothing is scheduled."""
+        """If nothing is scheduled: the list of options, and what is in force until that list is replaced."""
 
     def matches(self) -> list[Matches | None]:
-        """By group, which of its rules are for which of its parameters; None where it has none."""
+        """Returns, by group, the parameters that each of its rules matches; None for a group without rules."""
         return [self.matching(index, group.options) for index, group in enumerate(self._source.options)]
 
     def matching(self, index: int, options: Options) -> Matches | None:
-        """As `matches` of one group, under some options. Worked out once: there may be many names."""
+        """Returns the matches of one group if it had these options. Cached, because a group may have many names."""
         if RULES not in options:
             return None
         known = self._matches.get(index)
@@ -64,10 +65,9 @@ class InForce:
         return known
 
     def effective(self, version: int) -> list[Options]:
-        """By group, the options that the step from `version` to the next is made with.
+        """Returns, by group, the options in force for the step from `version` to the next.
 
-        Groups that share options share what follows from them, and where nothing is scheduled it is the options
-        themselves: a step sees at a glance what is as it was.
+        Groups that share an options object share the result. If nothing is scheduled, the result is that object itself.
         """
         if (
             self._lasting is not None
@@ -81,14 +81,14 @@ class InForce:
         return found
 
     def effective_with(self, changes: Iterable[tuple[int, GroupOptions]], version: int) -> list[Options]:
-        """As `effective`, if these options of groups were in force."""
+        """Returns what `effective` would return after these changes of options, given as (group, options)."""
         found = list(self.effective(version))
         for index, changed in changes:
             found[index] = effective(changed.options, version)
         return found
 
     def scheduled(self, version: int) -> tuple[EffectiveOptions, ...]:
-        """The options that schedules change in the step from `version`, of the groups that have such."""
+        """Returns the options whose values schedules change in the step from `version`, by group."""
         found = self.effective(version)
         if not self.is_scheduled:
             return ()
@@ -98,27 +98,27 @@ class InForce:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether schedules made some group's options others, when `effective` was last asked."""
+        """Whether schedules changed the options of some group when `effective` was last called."""
         return self._lasting is None
 
     def _now(self, options: Options, version: int) -> Options:
-        """What schedules make of options at a version; these very ones where there are none."""
+        """Applies schedules to options at a version; returns the same object if there are none."""
         if self._now_version != version:
             self._before, self._in_force, self._now_version = self._in_force, {}, version
         known = self._in_force.get(id(options))
         if known is None:
             found, before = effective(options, version), self._before.get(id(options))
-            # A schedule that stands still gives the same object, too.
+            # A schedule whose value has not moved gives the same object, too.
             same = before is not None and before[0] is options and before[1] == found
             if len(self._in_force) > MOST_REMEMBERED + 4 * self._source.parameters:
-                self._in_force = {}  # of options that have been changed many times, and no step between
+                self._in_force = {}  # options have changed many times without a step in between
             known = self._in_force[id(options)] = before if same and before is not None else (options, found)
         return known[1]
 
     def dealt(self, version: int, slab: Slab) -> tuple[list[Options], list[int] | None]:
-        """The options of a slab's parameters in the step from `version`, and of how many in a row each is.
+        """Returns the options of a slab's parameters in the step from `version`, and how many in a row have each.
 
-        None: of as many as the slab's groups have there.
+        The counts are None if each entry belongs to a whole group of the slab.
         """
         groups = self.effective(version)
         known = self._dealt.get(id(slab))
@@ -146,12 +146,12 @@ class InForce:
         return options, counts
 
     def options_of(self, version: int, place: RowPlace) -> Options:
-        """The options of one parameter in the step from `version` to the next."""
+        """Returns the options of one parameter in the step from `version` to the next."""
         by_name = self.by_name(place.group)
         return self.effective(version)[place.group] if by_name is None else self._now(by_name[place.member], version)
 
     def by_name(self, group: int) -> list[Options] | None:
-        """The options of a group's parameters in the order of its list; None where it has no rules for names."""
+        """Returns the options of each parameter of a group, in its order; None if the group has no rules."""
         options = self._source.options[group].options
         if RULES not in options:
             return None

@@ -12,12 +12,12 @@ from optd_wire.values import JobOptions, JobUpdate, Options
 
 
 def initial(options: Options) -> JobOptions:
-    """The options of a job that is created with `options`; raises what is wrong with one."""
+    """Returns the options of a job that is created with `options`; raises the problem of one."""
     return JobOptions(resolve_job_options(options))
 
 
 def check_job_options(algorithms: Iterable[Algorithm], options: Options) -> None:
-    """Raises `InvalidOption` for what a job whose groups have these algorithms cannot have."""
+    """Raises `InvalidOption` for an option that the algorithms of the job's groups rule out."""
     for algorithm in algorithms:
         if isinstance(algorithm, Iterative) and gradients_kept(options):
             bound = f"1, as {algorithm.name} asks for each loss and gradient by itself"
@@ -26,12 +26,12 @@ def check_job_options(algorithms: Iterable[Algorithm], options: Options) -> None
 
 
 def gradients_kept(options: Options) -> int:
-    """How many gradients of the whole job are kept besides those that are on their way."""
+    """Returns how many whole gradients the job keeps, besides those of pushes in flight."""
     return int(option.integer(options, ACCUMULATE) > 1)
 
 
 def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
-    """Raises `UnknownOption` for an option of groups, and says how to set it."""
+    """Raises `UnknownOption` for a group option, and says how to set it."""
     of_groups = {option.name for algorithm in algorithms for option in schema_of(algorithm).options}
     of_groups -= {option.name for option in JOB.options}
     for name in update.options:
@@ -43,9 +43,9 @@ def _check_places(algorithms: Iterable[Algorithm], update: JobUpdate) -> None:
 
 
 def plan_update(algorithms: Sequence[Algorithm], current: JobOptions, update: JobUpdate, version: int) -> JobOptions:
-    """What a job's options become with an update at `version`: these very ones if nothing changes.
+    """Returns a job's options after an update at `version`, or `current` itself if nothing changes.
 
-    `algorithms` are those of its groups. Raises `JobOptionConflict`, or what is wrong with a value.
+    `algorithms` are those of its groups. Raises `JobOptionConflict`, or the problem of a value.
     """
     _check_places(algorithms, update)
     resolved = resolve_job_options(current.options, update.options)

@@ -1,4 +1,4 @@
-"""Checks what a creator declares, and compares what an attaching worker declares with the job that is there."""
+"""Checks the registration of a new job, and compares the registration of an attaching worker with the existing job."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -28,12 +28,12 @@ from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, Pa
 
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
-# So many names fit a message that people read.
 LISTED = 8
+"""How many names an error message lists at most."""
 
 
 def check_job(spec: JobSpec) -> None:
-    """Raises the first thing that is wrong with a registration."""
+    """Raises the first problem of a registration."""
     check_name("job", spec.name)
     algorithm = find_algorithm(spec.algorithm)
     check_defaults(algorithm, spec.defaults)
@@ -53,9 +53,9 @@ def check_job(spec: JobSpec) -> None:
 
 
 def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[str, str]) -> None:
-    """Raises what is wrong with a group that has this algorithm.
+    """Raises the first problem of a group whose algorithm is `algorithm`.
 
-    `holders` maps parameters to the groups that they are in, and is added to.
+    `holders` maps each parameter to the group that holds it. The parameters of this group are added to it.
     """
     check_label("group", group.name)
     for parameter in group.parameters:
@@ -72,9 +72,9 @@ def check_group(group: GroupSpec, job: str, algorithm: Algorithm, holders: dict[
 
 
 def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Matches | None:
-    """Which of a group's rules are for which parameters, in a job with this algorithm and these defaults.
+    """Checks the options and rules of a group; returns the parameters that each rule matches.
 
-    Raises what is wrong with its options, or with the rules.
+    `algorithm` and `defaults` are the job's own. Raises the first problem of the options or rules.
     """
     options = resolve_group(group, algorithm, defaults)
     matches = match(options, [parameter.name for parameter in group.parameters])
@@ -83,14 +83,14 @@ def check_options(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> 
 
 
 def check_beside(algorithms: Iterable[Algorithm], groups: Sequence[str]) -> None:
-    """Raises `UnservedGroups` if one of the groups' algorithms must be alone in its job, and it is not."""
+    """Raises `UnservedGroups` if an algorithm that must have the only group of its job has company."""
     for algorithm in algorithms:
         if isinstance(algorithm, Iterative) and len(groups) > 1:
             raise UnservedGroups(algorithm=algorithm.name, got=f"{len(groups)} groups, {_listed(groups)}")
 
 
 def check_one_vector(algorithms: Sequence[Algorithm], groups: Sequence[GroupSpec]) -> None:
-    """Raises `UnservedGroups` if an algorithm takes all parameters as one vector, and these are none."""
+    """Raises `UnservedGroups` if an algorithm needs all parameters as one vector, and they cannot form one."""
     check_beside(algorithms, [group.name for group in groups])
     for algorithm, group in zip(algorithms, groups, strict=True):
         by_dtype = {parameter.dtype: parameter.name for parameter in group.parameters}
@@ -101,7 +101,7 @@ def check_one_vector(algorithms: Sequence[Algorithm], groups: Sequence[GroupSpec
 
 def _check_parameter(parameter: ParameterSpec) -> None:
     check_dtype(parameter.name, parameter.dtype)
-    # Each dimension by itself, too: that of an empty parameter may be anything else.
+    # Each dimension is checked by itself, too: an empty parameter has size 0 whatever its other dimensions are.
     if len(parameter.shape) > MAX_DIMS or max((*parameter.shape, parameter.size)) > MAX_ELEMENTS:
         raise InvalidShape(
             parameter=parameter.name,
@@ -120,11 +120,11 @@ def _check_served(parameter: ParameterSpec, algorithm: Algorithm) -> None:
 
 
 def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
-    """Raises `JobMismatch`, with both sides, unless `spec` registers what the job has.
+    """Raises `JobMismatch`, which shows both sides, unless `spec` matches the job.
 
-    Options are not compared: they belong to the job, and may have changed since it was created. The policy is, where
-    the spec names one. Of the groups, those that the job was `created_with` must be there, and those that were added
-    later may be.
+    Options are not compared: they belong to the job, and may have changed since it was created. The policy is compared
+    if the spec names one. The spec must list the groups that the job was `created_with`, and may list those that were
+    added later.
     """
     job, algorithm, groups = found.name, found.algorithm, found.groups
     if spec.algorithm != algorithm:

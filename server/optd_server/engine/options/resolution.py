@@ -1,4 +1,4 @@
-"""Options against the schema that their algorithm declares."""
+"""Checks options against the declarations of their algorithm, and fills in the defaults."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _OF_EVERY_GROUP = frozenset(option.name for option in GROUP_OPTIONS)
 
 
 def find_algorithm(name: str) -> Algorithm:
-    """The algorithm `name`; raises `UnknownAlgorithm` with the nearest name."""
+    """Returns the algorithm of this name; raises `UnknownAlgorithm`, which suggests the nearest name."""
     algorithm = registry.find(name)
     if algorithm is None:
         nearest = registry.nearest(name)
@@ -28,16 +28,16 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def algorithm_of(group: GroupSpec, algorithm: Algorithm) -> Algorithm:
-    """The algorithm of a group in a job whose own is `algorithm`; raises `UnknownAlgorithm`."""
+    """Returns the algorithm of a group in a job whose own is `algorithm`; raises `UnknownAlgorithm`."""
     return find_algorithm(group.algorithm) if group.algorithm else algorithm
 
 
 def resolve_group(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> Options:
-    """All options of a new group in a job with this algorithm and these defaults.
+    """Returns all options of a new group in a job with this algorithm and these defaults.
 
-    The defaults are options of the job's algorithm. A group of another algorithm takes those among them that every
-    group has, and begins with its own algorithm's defaults otherwise. Raises as `resolve_options`, or
-    `UnknownAlgorithm`.
+    The defaults are options of the job's algorithm. A group of another algorithm takes from them only the options that
+    every group has, and otherwise starts from the defaults of its own algorithm. Raises `UnknownAlgorithm`, or what
+    `resolve_options` raises.
     """
     own = algorithm_of(group, algorithm)
     if own is not algorithm:
@@ -47,7 +47,7 @@ def resolve_group(group: GroupSpec, algorithm: Algorithm, defaults: Options) -> 
 
 @dataclass(frozen=True)
 class Schema:
-    """What the groups of an algorithm can be told: its own options, and those that every group has."""
+    """The options of the groups of an algorithm: its own, and those that every group has."""
 
     name: str
     options: tuple[Option, ...]
@@ -56,7 +56,7 @@ class Schema:
 
 @cache
 def schema_of(algorithm: Algorithm) -> Schema:
-    """The options of groups of an algorithm."""
+    """Returns the schema of an algorithm's groups."""
     return Schema(
         algorithm.name,
         (*algorithm.options, *GROUP_OPTIONS),
@@ -65,17 +65,20 @@ def schema_of(algorithm: Algorithm) -> Schema:
 
 
 def check_defaults(algorithm: Algorithm, defaults: Options) -> None:
-    """Raises as `resolve_options`, also for what the defaults of a job must not be, but those of a group may."""
+    """Checks the defaults of a job, which some constraints restrict more than the options of a group.
+
+    Raises what `resolve_options` raises.
+    """
     resolve_options(algorithm, defaults)
     own = {name: value for name, value in defaults.items() if any(name == each.name for each in algorithm.options)}
     _resolve(algorithm, [own])
 
 
 def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
-    """All options of a group: the defaults, overridden by each layer in turn.
+    """Returns all options of a group: the defaults, overridden by each layer in turn.
 
-    Those that every group has are there only where they are not at their default: most groups have none of them.
-    Raises `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
+    Options that every group has are left out while they have their default, as most of them do in most groups. Raises
+    `UnknownOption`, `OptionOutOfRange` or `InvalidOption`.
     """
     resolved = _resolve(schema_of(algorithm), layers)
     if resolved[SCHEDULES] is not None:
@@ -85,7 +88,7 @@ def resolve_options(algorithm: Algorithm, *layers: Options) -> Options:
 
 
 def _check_schedules(algorithm: Algorithm, options: Options) -> None:
-    """Raises `UnknownOption` or `InvalidOption` for what is wrong with the schedules of resolved options."""
+    """Raises `UnknownOption` or `InvalidOption` for a problem of the schedules in resolved options."""
     declared = schedulable(algorithm)
     found = scheduled.problem(declared, options)
     if isinstance(found, scheduled.Stray):
@@ -96,7 +99,7 @@ def _check_schedules(algorithm: Algorithm, options: Options) -> None:
 
 
 def check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None:
-    """Raises `InvalidOption` for an option that would change and must not."""
+    """Raises `InvalidOption` if an option would change that is fixed."""
     for declared in algorithm.options:
         name = declared.name
         if declared.fixed and wanted[name] != current[name]:
@@ -105,7 +108,7 @@ def check_fixed(algorithm: Algorithm, current: Options, wanted: Options) -> None
 
 
 def resolve_job_options(*layers: Options) -> Options:
-    """All options of a job as a whole; raises as `resolve_options` does."""
+    """Returns all options of a job as a whole; raises what `resolve_options` raises."""
     return _resolve(JOB, layers)
 
 
@@ -129,17 +132,17 @@ def _resolve(declared: Declaration, layers: Iterable[Options]) -> Options:
 
 
 def describe_algorithms() -> tuple[AlgorithmInfo, ...]:
-    """Every algorithm with its options, state and constraints, as they declare them."""
+    """Describes every algorithm as it declares itself: options, state, constraints."""
     return tuple(_describe(algorithm) for algorithm in registry.ALGORITHMS.values())
 
 
 def describe_group_options() -> tuple[OptionInfo, ...]:
-    """The options that every group has besides those of its algorithm."""
+    """Describes the options that every group has, besides those of its algorithm."""
     return tuple(map(_describe_option, GROUP_OPTIONS))
 
 
 def describe_job_options() -> tuple[OptionInfo, ...]:
-    """The options of jobs as a whole."""
+    """Describes the options of a job as a whole."""
     return tuple(map(_describe_option, JOB.options))
 
 

@@ -1,4 +1,4 @@
-"""What can be read of a job: weights by name, state, statistics, averages. Nothing here changes a job.
+"""Everything that can be read from a job, beyond a plain pull: weights by name, state, statistics, averages.
 
-Open `selection.py` first.
+Nothing here changes a job. A plain pull reads a snapshot through `Job.reading` alone. Open `selection.py` first.
 """

@@ -1,4 +1,4 @@
-"""Averages as their readers see them: copies of one version, made between two steps."""
+"""Reads averages: copies of one version, made between two steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,17 @@ from optd_server.store.versions import Snapshot, WeightSet
 
 @contextmanager
 def room_for_copy(job: Job, name: str, memory: Memory) -> Iterator[None]:
-    """Plans memory for a copy of an average while the block runs; raises `UnknownAverage` or `MemoryExceeded`."""
+    """Reserves memory for a copy of an average while the block runs.
+
+    Raises `UnknownAverage`, `EmptyAverage` or `MemoryExceeded`.
+    """
     job.state.averages.find_filled(name, job.name)
     with memory.lend(f"a copy of average {name!r} of job {job.name!r}", bytes_of(job.state.groups.layouts)):
         yield
 
 
 async def copy_average(job: Job, name: str) -> Snapshot:
-    """The job's snapshot with a copy of an average in the place of its weights."""
+    """Returns the job's snapshot with a copy of an average in place of its weights."""
 
     def work() -> Snapshot:
         current = job.snapshots.current
@@ -34,7 +37,7 @@ async def copy_average(job: Job, name: str) -> Snapshot:
 
 
 async def copy_rows(job: Job, name: str, table: Table) -> tuple[Snapshot, Array]:
-    """The job's snapshot, and a copy of rows of an average, in the order in which they were asked for."""
+    """Returns the job's snapshot, and a copy of the selected rows of an average, in the order of their ids."""
 
     def work() -> tuple[Snapshot, Array]:
         average = job.state.averages.find_filled(name, job.name)

@@ -1,4 +1,4 @@
-"""What of a job's weights has changed since a version, as ranges and rows that frames can address."""
+"""The elements of a job's weights that have changed since a version, as ranges and rows that frames can address."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,27 +16,27 @@ from optd_wire.values import FlatRange
 
 @dataclass(frozen=True, slots=True)
 class ChangedRows:
-    """Rows of a parameter, by ascending ids."""
+    """Rows of one parameter that have changed, by ascending id."""
 
     place: RowPlace
     ids: Ids
 
     def of(self, snapshot: Snapshot, ids: Ids) -> Array:
-        """The elements of some of them, row by row."""
+        """Returns the elements of the rows `ids`, row by row."""
         slab = snapshot.weights.buffers.slabs[self.place.extent][self.place.slab]
         return self.place.table(slab)[ids]
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Elements of whole parameters, and of some rows of others."""
+    """The changed elements: ranges of whole parameters, and rows of others."""
 
     ranges: tuple[FlatRange, ...]
     rows: tuple[ChangedRows, ...]
 
 
 def changed_since(job: Job, version: int) -> Changed:
-    """What has changed since any weights of `version`, or may have, as far as the recent changes tell."""
+    """Returns the elements that may have changed since `version`: all of a slab whose recent changes are forgotten."""
     recent, extents = job.snapshots.recent_changes, job.state.groups.extents
     ranges: list[FlatRange] = []
     rows: list[ChangedRows] = []
@@ -63,7 +63,7 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _addressed(extent: Extent, slab: int, start: int, stop: int) -> Iterator[FlatRange]:
-    """The ranges of groups that elements of a slab are."""
+    """Yields a range of a slab as flat ranges of its groups."""
     for group, (layout, places) in enumerate(zip(extent.layouts, extent.places, strict=True), extent.first_group):
         for segment, place in zip(layout.segments, places, strict=True):
             low, high = max(start, place.start), min(stop, place.start + segment.count)

@@ -1,4 +1,4 @@
-"""Reports about the parameters of a group, with statistics of their numbers."""
+"""Reports on the parameters of a group, with statistics of their numbers."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MAX_BINS = 1024
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """A group and its parameters, all of one version."""
+    """A report on a group and its parameters, all of one version."""
 
     group: GroupSummary
     version: JobVersion
@@ -26,8 +26,8 @@ async def inspect_group(
 ) -> tuple[GroupReport, Provenance]:
     """Describes the parameters of a group, or one of them; raises `UnknownGroup` or `UnknownParameter`.
 
-    Statistics are computed between two steps, so that all are of one version. Where the last gradient is not kept,
-    they wait for the next step, as long as `patience()` takes: see `looking.look`.
+    Statistics are computed between two steps, so all of them are of one version. If the last gradient is not kept, the
+    call waits for the next step, at most as long as `patience()` takes: see `looking.look`.
     """
     group = job.state.groups.index(name, job.name)
     if parameter:
@@ -58,7 +58,7 @@ def _reports(job: Job, group: int, parameter: str, bins: int | None) -> list[Par
 
 
 def _overrides(job: Job, group: int, member: int) -> Options:
-    """Options in which a parameter differs from its group."""
+    """Returns the options of a parameter that differ from those of its group."""
     by_name, common = job.state.groups.in_force.by_name(group), job.state.groups.options[group].options
     own = common if by_name is None else by_name[member]
     return {name: value for name, value in own.items() if name not in common or common[name] != value}

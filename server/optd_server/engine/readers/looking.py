@@ -1,4 +1,4 @@
-"""Looking at a job with the gradient of its last step, or else of its next one."""
+"""Reads a job together with the gradient of its last step, or of its next one."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a gradient that was looked at is from: the version that its step led to, and what may be wrong with it."""
+    """The origin of a gradient that was read: the version that its step led to, and a note if it may be unreliable."""
 
     version: int | None
     note: str = ""
@@ -23,10 +23,10 @@ class Provenance:
 async def look(
     job: Job, elements: int, work: Callable[[], T], patience: Callable[[], Awaitable[None]], *, lent: bool
 ) -> tuple[T, Provenance]:
-    """Does `work` where the gradient of the last step can be had, if need be with that of the next one.
+    """Runs `work` while `last_gradient` returns the gradient of the last step or, if that is not kept, of the next one.
 
-    Waits for that no longer than `patience()` takes. Then, with `lent`, a gradient in a worker's memory will do, which
-    the worker may have written over since; the note says so. Else `work` finds none.
+    Waits for the next step at most as long as `patience()` takes. After that, `work` finds the gradient in a worker's
+    shared memory if `lent` is true, and none otherwise. The worker may have overwritten that memory; the note says so.
     """
     if job.state.version and job.slots.last is None and job.leases.active:
         asked = job.looks.ask(job.state.groups.cost(elements), lambda: (work(), job.state.version))
@@ -44,7 +44,7 @@ async def look(
 
 
 def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Provenance]:
-    """Between two steps: with what lies in a slot, or in a worker's memory."""
+    """Runs `work` between two steps, with the gradient in a slot or in a worker's memory."""
     version = job.state.version
     if job.slots.last is not None:
         return work(), Provenance(version)
@@ -62,7 +62,7 @@ def _look_now(job: Job, work: Callable[[], T], *, lent: bool) -> tuple[T, Proven
 
 
 def last_gradient(job: Job, group: int, segment: int) -> Array | None:
-    """The gradient of the last step for a segment of a group, if it is still there."""
+    """Returns the gradient of the last step for a segment of a group, if it is available."""
     groups, last = job.state.groups, _last(job)
     extent, place = groups.place(group, segment)
     if last is None or extent >= len(last.slabs):
@@ -71,7 +71,7 @@ def last_gradient(job: Job, group: int, segment: int) -> Array | None:
 
 
 def has_gradient(job: Job, group: int, segment: int, parameter: int) -> bool:
-    """Whether a parameter of a segment had a gradient in the last step, if that is still there."""
+    """Whether the gradient of the last step is available and covers a parameter of a segment."""
     extent, place = job.state.groups.place(group, segment)
     last = _last(job)
     return last is not None and last.has(extent, place.slab, place.first + parameter)

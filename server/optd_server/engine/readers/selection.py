@@ -1,4 +1,4 @@
-"""Names of groups and parameters to the flat ranges, or the rows, that they are."""
+"""Turns names of groups and parameters into flat ranges or rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from optd_wire.values import FlatRange
 
 
 def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tuple[FlatRange, ...] | None:
-    """The ranges of these groups and of these parameters, in order; None where nothing is named, which is everything.
+    """Returns the ranges of these groups and parameters in flat order, or None for everything if nothing is named.
 
     Raises `UnknownGroup` or `UnknownParameter`.
     """
@@ -36,7 +36,7 @@ def ranges_of(job: Job, names: Iterable[str], parameters: Iterable[str]) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Some rows of a parameter, which has its first dimension counted by rows."""
+    """The rows `ids` of a parameter, and where it lies. The first dimension of a parameter counts its rows."""
 
     group: int
     parameter: int
@@ -48,19 +48,19 @@ class Table:
     ids: Ids
 
     def of(self, snapshot: Snapshot) -> Array:
-        """All rows of the parameter at one version, an array row of elements each; valid while that is held."""
+        """Returns all rows of the parameter in a snapshot, shaped [rows, columns]; valid while the snapshot is held."""
         return self.among(snapshot.arrays(self.group))
 
     def among(self, segments: Sequence[Array]) -> Array:
-        """All rows of the parameter in the segments of its group."""
+        """Returns all rows of the parameter from the segments of its group, shaped [rows, columns]."""
         segment = segments[self.segment]
         return segment[self.start : self.start + self.rows * self.columns].reshape(self.rows, self.columns)
 
 
 def table_of(job: Job, group: str, parameter: str, ids: Ids) -> Table:
-    """The rows `ids` of a parameter, of whichever group has it where `group` is empty.
+    """Selects the rows `ids` of a parameter. If `group` is empty, the parameter is searched in all groups.
 
-    Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` for a parameter without rows.
+    Raises `UnknownGroup`, `UnknownParameter`, `RowOutOfRange`, or `InvalidRequest` if the parameter is a scalar.
     """
     groups = job.state.groups
     searched = [groups.index(group, job.name)] if group else range(len(groups))

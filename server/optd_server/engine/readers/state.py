@@ -1,6 +1,6 @@
-"""The numbers of a job as fields, read as copies: weights, last gradient, optimizer state, averages.
+"""Reads the numbers of a job as copies of fields: weights, last gradient, optimizer state, averages.
 
-For inspection and checkpoints. All that one reading has is of one version: it happens between two steps.
+Inspection and checkpoints use this. A read happens between two steps, so all of it is of one version.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from optd_wire.values import GRADIENT, STEP, WEIGHTS, GroupState, ReadStateResul
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is read: fields, and of which group and parameter (None: all)."""
+    """The fields to read, of one group and parameter or of all (None and "")."""
 
     fields: tuple[str, ...]
     group: int | None = None
@@ -32,14 +32,17 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class StateReading:
-    """What was read: steps and entries of the groups, and the numbers as frames of any length."""
+    """The result of a read: steps and entries of the groups, and the numbers as frames of any length."""
 
     result: ReadStateResult
     frames: list[Frame]
 
 
 def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selection:
-    """Names to a selection; raises `UnknownField`, `UnknownGroup` or `UnknownParameter`."""
+    """Turns names into a selection.
+
+    Raises `UnknownField`, `UnknownGroup`, `UnknownParameter`, or `InvalidRequest` for a parameter without a group.
+    """
     groups = job.state.groups
     states = groups.state_names
     known = [WEIGHTS, GRADIENT, STEP, *states, *(info.name for info in job.state.averages.infos())]
@@ -57,8 +60,8 @@ def select(job: Job, fields: Sequence[str], group: str, parameter: str) -> Selec
 async def read_state(job: Job, selection: Selection, patience: Callable[[], Awaitable[None]]) -> StateReading:
     """Copies the selected numbers of one version.
 
-    Where a gradient is among them that is not kept, waits for the next step, as long as `patience()` takes; there is
-    none where no step comes.
+    If the gradient is selected and the last one is not kept, waits for the next step, at most as long as `patience()`
+    takes. If no step comes, the result has no gradient.
     """
 
     def work() -> StateReading:
@@ -77,7 +80,7 @@ def _read(job: Job, selection: Selection) -> StateReading:
 
 
 def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
-    """The selected numbers of one group."""
+    """Yields the selected numbers of one group."""
     layout = job.state.groups.layouts[group]
     for index, segment in enumerate(layout.segments):
         for start, stop in _elements(job.state.groups, group, segment, index, selection.parameter):
@@ -90,7 +93,7 @@ def _frames(job: Job, group: int, selection: Selection) -> Iterator[Frame]:
 
 
 def _beside_weights(job: Job, group: int, index: int) -> Iterator[tuple[str, Array]]:
-    """The fields of a segment that have a number for each weight."""
+    """Yields the fields of a segment that have one number for each weight."""
     yield WEIGHTS, job.snapshots.current.arrays(group)[index]
     gradient = last_gradient(job, group, index)
     if gradient is not None:
@@ -109,20 +112,20 @@ def _has(state: Mapping[str, Array], field: StateField) -> bool:
 
 
 def _shaped_frames(groups: Groups, group: int, field: StateField, parameter: str) -> Iterator[Frame]:
-    """A field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
+    """Yields a field with a flat buffer of its own: a frame for each of its segments, or for the one parameter."""
     layout = layout_of(shapes_of(field, groups.layouts[group]), groups.layouts[group])
     arrays = dict(_shaped_arrays(groups, group, field))
     for segment in layout.segments if arrays else ():
         chosen = [layout.parameters[member] for member in segment.members]
         chosen = [each for each in chosen if parameter in ("", each.name)]
         if chosen:
-            # Where no step has needed the field yet, it is not allocated.
+            # A field is not allocated before a step needs it.
             parts = [arrays.get(each.name, np.zeros(each.size, DTYPES[each.dtype])) for each in chosen]
             yield Frame.of(group, chosen[0].offset, np.concatenate(parts), field.name)
 
 
 def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tuple[str, Array]]:
-    """The states of a group's parameters, flat, by name, where the field is allocated."""
+    """Yields the flat state of each parameter of a group, by name, if the field is allocated."""
     layout = groups.layouts[group]
     for index, segment in enumerate(layout.segments):
         state = groups.state(group, index)
@@ -132,7 +135,7 @@ def _shaped_arrays(groups: Groups, group: int, field: StateField) -> Iterator[tu
 
 
 def numbers_of(job: Job, group: int, index: int, place: int) -> Iterator[tuple[str, Array]]:
-    """The fields that a parameter of a segment has numbers of its own in; of others, what lies there means nothing."""
+    """Yields the fields of a parameter that hold meaningful numbers."""
     state = job.state.groups.state(group, index)
     start = int(state.offsets[place])
     stop = start + int(state.sizes[place])
@@ -155,7 +158,7 @@ def _elements(groups: Groups, group: int, segment: Segment, index: int, paramete
 
 
 def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
-    """Steps and entries in the order of the group's list, put together from its segments."""
+    """Returns the steps and entries of a group, gathered from its segments into the group's own order."""
     groups = job.state.groups
     layout, fields = groups.layouts[group], groups.state_fields[group]
     steps = [0] * len(layout.parameters)
@@ -185,7 +188,7 @@ def _group_state(job: Job, group: int, *, with_gradient: bool) -> GroupState:
 
 
 def selected_bytes(job: Job, selection: Selection) -> int:
-    """How much a copy of the selection takes; a single parameter is counted as its group."""
+    """Returns the bytes of a copy of the selection. A single parameter is counted as its whole group."""
     groups = job.state.groups
     kept = {name for _, _, _, state in groups.slabs() for name in state.state}
     known = groups.state_names

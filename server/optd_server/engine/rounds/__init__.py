@@ -1,5 +1,5 @@
-"""Which pushes become a step together: a push from its announcement to its answer.
+"""The way of a push from its announcement to its answer, and the policies that decide which pushes form a round.
 
-A push is admitted by its identity, waits for what its policy wants, and is received in its round. What its gradient
-does to the job is not here, but in `engine/step`. Open `pushes.py` first.
+A push is admitted by its identity, waits until its policy begins a round, sends its gradient into the round, and is
+answered after the round's step. The arithmetic of the step is in `engine/step`. Open `pushes.py` first.
 """

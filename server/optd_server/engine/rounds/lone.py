@@ -1,6 +1,6 @@
-"""A round of one push whose gradient is received: nobody waits for anybody, and nothing is added up.
+"""A round of one push whose gradient is received: no push waits for another, and nothing is added up.
 
-It gives the same bits as a `Round` of one push would, and takes a fraction of the time: most jobs make their steps so.
+It gives the same bits as a `Round` of one push in a fraction of the time, and most jobs take all of their steps so.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from optd_wire.values import GRADIENT
 
 
 class LoneRound:
-    """One push, and the slot that its gradient is written to. Its parts are those of `Round`."""
+    """One push, and the slot that its gradient is written to. It has the same attributes and methods as `Round`."""
 
     all_shared = False
 
@@ -49,7 +49,7 @@ class LoneRound:
         self._offload = offload
         self._check_room = check_room
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
-        # The mean of one gradient is that gradient, whatever it weighs.
+        # The mean of one gradient is that gradient, whatever its weight.
         self._intake = Intake(push.header, nonfinite, 1.0 if reduction == MEAN else weight_of(push.header))
         self._sink = FrameSink(slot.buffers, GRADIENT, groups)
         self._presence: Presence | None = None
@@ -61,15 +61,15 @@ class LoneRound:
 
     @property
     def complete(self) -> bool:
-        """Whether the gradient is there."""
+        """Whether the gradient has arrived."""
         return self._presence is not None
 
     def has_received(self, push: Push) -> bool:
-        """Whether all of the push's gradient is there."""
+        """Whether the push's whole gradient has arrived."""
         return self._presence is not None
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """The parameters that the push has rows of, and those that it has whole."""
+        """Returns the parameters that the push has rows of, and those that it has whole."""
         assert self._presence is not None
         return self._tables, self._presence
 
@@ -80,11 +80,11 @@ class LoneRound:
         return rows if self._presence is None else rows + self._reduction.elements(self._presence)
 
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
-        """No: there are no others."""
+        """Returns False, because there are no other pushes."""
         return False
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Writes received frames; raises what is wrong with one, or what ended the round."""
+        """Writes received frames; raises the problem of a frame, or why the round has ended."""
         if push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         if self._is_broken:
@@ -114,7 +114,7 @@ class LoneRound:
             self._tables.add(self._rows.add(frame, accept))
 
     def seal(self, push: Push) -> None:
-        """Says that all frames are there; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Marks the gradient as complete; raises `IncompleteParameter` or `InvalidRequest`."""
         presence = self._sink.ledger.presence()
         for table in self._tables:
             if presence[table.extent][table.slab][table.parameter]:
@@ -122,7 +122,7 @@ class LoneRound:
         self._presence = presence
 
     def reduce(self) -> Reduced:
-        """The gradient, which lies in the slot."""
+        """Returns the gradient, which lies in the slot."""
         assert self._presence is not None
         rows = () if self._rows is None else tuple(self._rows.sums())
         gradient = self.slot.holding(self._presence, rows)
@@ -131,7 +131,7 @@ class LoneRound:
         return Reduced(gradient, self.reduction, (mine,))
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose push has failed; `release` is called once nobody writes to its slot."""
+        """Ends a round whose push has failed; calls `release` once nothing writes to its slot."""
         self._is_broken = True
         self._release = release
         self._release_if_idle()

@@ -1,8 +1,8 @@
-"""Who waits for the gradient of a step to look at it, and where the last one lies.
+"""Reads of the gradient of a step: those that wait for the next one, and where the last one lies.
 
-A step whose gradient was received leaves it in its slot, until the next push needs that. One whose gradient lies in
-memory that a worker shares leaves nothing: the worker may write there as soon as it is answered. So who looks waits for
-the next step, and looks at its end, before anybody is answered: that costs nothing while nobody looks, and no memory.
+A received gradient stays in its slot until the next push needs the slot. A gradient in a worker's shared memory does
+not stay: the worker may overwrite it as soon as it is answered. So a read waits for the next step, and runs at its end,
+before the pushes are answered. That takes no memory, and no time unless a read is waiting.
 """
 
 import asyncio
@@ -18,29 +18,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """A gradient that a step was made of, and that its worker may have written over since."""
+    """A gradient in a worker's memory that a step has used. The worker may have overwritten it since."""
 
     worker: str
     gradient: Gradient
 
 
 class Looks:
-    """Those who wait for a step of one job, to look at its gradient. Lives on one event loop."""
+    """The reads of one job that wait for the gradient of a step. Lives on one event loop."""
 
     def __init__(self) -> None:
         self.gradient: Gradient | None = None
-        """What is being looked at, in the place of what lies in a slot."""
+        """The gradient that a running read sees, instead of the one in a slot."""
         self.lent: Lent | None = None
-        """The gradient of the last step, where it lies in memory that a worker shares."""
+        """The gradient of the last step, if it lies in a worker's shared memory."""
         self._waiting: list[tuple[int, Callable[[], Any], asyncio.Future[Any]]] = []
 
     @property
     def waiting(self) -> bool:
-        """Whether anybody waits."""
+        """Whether a read is waiting."""
         return bool(self._waiting)
 
     def ask(self, elements: int, work: Callable[[], T]) -> "asyncio.Future[T]":
-        """Has `work`, on so many elements, done at the end of the next step; cancel what is returned to leave it."""
+        """Runs `work`, on about `elements` elements, at the end of the next step. Cancel the future to withdraw it."""
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         look = (elements, work, found)
         self._waiting.append(look)
@@ -52,14 +52,14 @@ class Looks:
             self._waiting.remove(look)
 
     async def serve(self, gradient: Gradient, offload: Offload) -> None:
-        """Does what was asked for, with the gradient of a step that has just been made. An action of the writer."""
+        """Runs all waiting reads with the gradient of the step that has just been taken. Called by the writer."""
         waiting, self._waiting = self._waiting, []
         for elements, work, found in waiting:
             if found.done():
                 continue
             try:
                 result = await offload.run(elements, lambda work=work: self.with_gradient(gradient, work))  # type: ignore[misc]
-            except Exception as problem:  # noqa: BLE001 - that of who looks, and not of the step
+            except Exception as problem:  # noqa: BLE001 - it belongs to the read, not to the step
                 if not found.done():
                     found.set_exception(problem)
             else:
@@ -67,7 +67,7 @@ class Looks:
                     found.set_result(result)
 
     def with_gradient(self, gradient: Gradient, work: Callable[[], T]) -> T:
-        """Does `work` where `gradient` is that of the last step."""
+        """Runs `work` while readers see `gradient` as that of the last step."""
         self.gradient = gradient
         try:
             return work()
@@ -75,12 +75,12 @@ class Looks:
             self.gradient = None
 
     def forget(self, worker: str) -> None:
-        """Says that a worker writes to its memory, or shares none any more."""
+        """Forgets the gradient in a worker's memory, because the worker overwrites or closes that memory."""
         if self.lent is not None and self.lent.worker == worker:
             self.lent = None
 
     def release(self) -> None:
-        """Ends the wait of all: no step follows."""
+        """Cancels all waiting reads, because no step will follow."""
         self.lent = None
         for *_, found in self._waiting:
             found.cancel()

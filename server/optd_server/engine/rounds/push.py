@@ -1,4 +1,4 @@
-"""A push on its way: who sent it, how its gradient comes, and what its callers wait for."""
+"""A push in flight: its identity, the source of its gradient, and the results that its callers wait for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,30 +15,30 @@ T = TypeVar("T")
 
 
 class Upload(Protocol):
-    """The gradient of a push, which its sender keeps until it is asked for."""
+    """The source of a push's gradient. Its sender keeps the gradient until it is received."""
 
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
-        """Hands it to `write`, frames by frames; raises what `write` raises, or what breaks it off."""
+        """Passes the gradient to `write`, some frames at a time; raises what `write` raises, or a broken connection."""
 
     async def skip(self) -> None:
-        """Lets it pass by."""
+        """Reads the gradient and drops it."""
 
     def park(self) -> None:
-        """Says that what has come waits for others, which may take long: room for it is planned for the job."""
+        """Moves the message that has arrived to the job's memory budget: it may have to wait long for other pushes."""
 
 
 class Receiver(Protocol):
-    """Takes the gradients of a round's pushes."""
+    """Receives the gradients of a round's pushes."""
 
     def must_wait(self, push: "Push", frames: Sequence[Received]) -> bool:
-        """Whether other pushes have to write first at the places of these frames."""
+        """Whether other pushes must write before these frames can be written."""
 
     async def write(self, push: "Push", frames: Sequence[Received]) -> None:
-        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
+        """Adds received frames when it is their turn; raises the problem of a frame, or why the round has ended."""
 
 
 class Promise(Generic[T]):
-    """A result that is still to come. Costs no future while nobody waits for it."""
+    """A result that may still be pending. It creates no asyncio future unless a caller waits for it."""
 
     __slots__ = ("_error", "_future", "_result", "is_done")
 
@@ -49,30 +49,30 @@ class Promise(Generic[T]):
         self._future: asyncio.Future[T] | None = None
 
     def succeed(self, result: T) -> None:
-        """Gives the result, unless there is one."""
+        """Sets the result, unless it is already done."""
         if not self.is_done:
             self.is_done, self._result = True, result
             if self._future is not None and not self._future.done():
                 self._future.set_result(result)
 
     def fail(self, error: OptdError) -> None:
-        """Gives an error in its place, unless there is a result."""
+        """Sets an error, unless it is already done."""
         if not self.is_done:
             self.is_done, self._error = True, error
             if self._future is not None and not self._future.done():
                 self._future.set_exception(error)
-                # All callers may have gone away; then nobody asks for the exception.
+                # Marks the exception as retrieved: all callers may have gone away.
                 self._future.exception()
 
     def get(self) -> T:
-        """The result, which must be there; raises the error in its place."""
+        """Returns the result, which must be set, or raises the error."""
         if self._error is not None:
             raise self._error
         assert self.is_done
         return self._result  # type: ignore[return-value]
 
     async def wait(self) -> T:
-        """Waits for the result; raises the error in its place. Safe to cancel."""
+        """Waits for the result and returns it, or raises the error. Safe to cancel."""
         if self.is_done:
             return self.get()
         if self._future is None:
@@ -81,7 +81,7 @@ class Promise(Generic[T]):
 
 
 class Push:
-    """One push. Its gradient lies in memory that the worker shares, or is received once the push's round begins."""
+    """One push. Its gradient lies in the worker's shared memory, or is received after the push's round has begun."""
 
     __slots__ = ("begun", "header", "id", "outcome", "shared", "successor", "waits_for", "wall")
 
@@ -90,17 +90,17 @@ class Push:
         self.id = PushId(header.worker, header.epoch, header.sequence)
         self.shared = shared
         self.wall = wall
-        """When it was announced, in seconds since the epoch."""
+        """When it was announced, in seconds since the Unix epoch."""
         self.waits_for = ""
-        """What it waits for before its round begins, while it does."""
+        """What it waits for before its round begins, for people to read."""
         self.begun: Promise[Receiver] = Promise()
-        """The round that it is part of, once that is complete and has room."""
+        """Its round, once all pushes of the round are announced and a slot is free."""
         self.outcome: Promise[PushResult] = Promise()
         self.successor: Push | None = None
-        """The same push, sent again by another call, which has taken this one's place."""
+        """The same push sent again by a later call, which replaces this one."""
 
     def fail(self, error: OptdError) -> None:
-        """Tells the callers that the push has come to nothing."""
+        """Fails the push for all of its callers."""
         self.begun.fail(error)
         self.outcome.fail(error)
 
@@ -111,7 +111,7 @@ def has_gradient(gradient: Gradient) -> bool:
 
 
 async def outcome(known: PushResult | Push) -> PushResult:
-    """The result of a push for a call that repeats it. The caller may be cancelled; the push goes on."""
+    """Returns the result of a push to a call that repeats it. If the caller is cancelled, the push goes on."""
     while isinstance(known, Push):
         push = known
         try:

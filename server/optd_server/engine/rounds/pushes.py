@@ -1,4 +1,4 @@
-"""The way of a push through a job: admitted, offered to the policy, received in its round, stepped, answered."""
+"""The way of a push through a job: admission, the policy's decision, its round, the step, the answer."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -28,10 +28,10 @@ from optd_wire.values import PushHeader, PushResult
 
 
 class Pushes:
-    """The pushes of one job that are under way.
+    """The pushes of one job that are in flight.
 
-    A push is known by worker, epoch and sequence. Of each worker one push is under way at a time, and the job's state
-    keeps the mark of its last one: so a repeat is recognised at every stage, and the account stays small.
+    A push is identified by worker, epoch and sequence. A worker has at most one push in flight, and the job's state
+    keeps the mark of its last one. So a repeat is recognised at every stage, and this needs little memory.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Pushes:
     # From announcement to step
 
     def admit(self, header: PushHeader) -> PushResult | Push | None:
-        """Decides about a push from its identity alone.
+        """Admits a push by its identity alone.
 
-        Returns the reply to one that has been applied, the push itself if it is under way already, or None for a new
-        one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
+        Returns the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
+        for a new one. Raises `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
         """
         member = self._leases.check(header.worker, header.epoch, self._clock.monotonic())
         known = self._under_way.get(header.worker)
@@ -83,10 +83,10 @@ class Pushes:
         return None
 
     async def push(self, header: PushHeader, upload: Upload) -> PushResult:
-        """Makes a gradient that is to be received part of a step, once; waits for the step.
+        """Receives a gradient, makes it part of one step, and waits for the step.
 
-        Raises what `admit` raises, what is wrong with the header, with a frame or with the options that ride along,
-        `PushWithdrawn`, or `RoundBroken`, after which the push may be sent again.
+        Raises what `admit` raises, the problem of the header, of a frame or of the options that the push carries,
+        `PushWithdrawn`, or `RoundBroken`, after which the caller may send the push again.
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
@@ -110,13 +110,13 @@ class Pushes:
         except BaseException as error:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
             if isinstance(error, RoundBroken):
-                # What has ended this very push says more, if it was not another one of its round.
+                # If this push itself has failed, its own error says more than that of the round.
                 return await outcome(push)
             raise
         return await push.outcome.wait()
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
-        """As `push`, for a gradient that lies in memory that its worker shares."""
+        """Does the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
         if known is not None:
             return await outcome(known)
@@ -124,7 +124,7 @@ class Pushes:
         return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
 
     def _announce(self, push: Push) -> Push:
-        """Offers an admitted push to the policy; raises what is wrong with its header or the options in it."""
+        """Offers an admitted push to the policy; raises the problem of its header or of its options."""
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
@@ -133,7 +133,7 @@ class Pushes:
         self._check_kind(push)
         decide.check_evaluation(self._state, header)
         if header.updates:
-            # They must go together with those of the pushes that wait; they take effect with the step, or not at all.
+            # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.stepping.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
         self._offer(push)
@@ -157,10 +157,10 @@ class Pushes:
             )
 
     def _supersedes(self, known: PushResult | Push) -> bool:
-        """Ends a push whose gradient is still to be received, because it has come again by another call.
+        """Ends a push that has not received its whole gradient, because another call has sent it again.
 
-        The first call may hang on a connection that is dead without either side knowing. If the gradient is there, the
-        push goes on, and has one outcome for both.
+        The first call may hang on a connection that is dead without either side knowing. If the gradient has arrived,
+        the push goes on, and both calls get its outcome.
         """
         if not isinstance(known, Push) or known.shared is not None:
             return False
@@ -171,41 +171,41 @@ class Pushes:
         return True
 
     def _seal(self, push: Push) -> None:
-        """Says that the gradient of a push is there; its step follows when those of its round are, too."""
+        """Marks the gradient of a push as complete. The step follows when all gradients of the round are."""
         round_ = self._rounds.get(push)
         if round_ is None:
-            push.outcome.get()  # raises the error that has ended it meanwhile
+            push.outcome.get()  # raises the error that ended the push meanwhile
             return
         round_.seal(push)
         self.waiting.arrived(push)
         self._step_if_complete(round_)
 
     def _abandon(self, push: Push, why: str) -> None:
-        """Ends a push whose gradient did not arrive, or that must not count; the others of its round start afresh.
+        """Ends a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
 
-        Nothing happens to one whose step has begun.
+        This has no effect if the step has begun.
         """
         self._end(push, RoundBroken(job=self._state.name, why=why))
 
     def withdraw(self, worker: str, why: str) -> None:
-        """Takes the worker's push back, unless its step has begun."""
+        """Withdraws the worker's push, unless its step has begun."""
         push = self._under_way.get(worker)
         if push is not None:
             self._end(push, PushWithdrawn(worker=worker, sequence=push.header.sequence, why=why))
 
     def withdraw_shared(self, worker: str, why: str) -> None:
-        """As `withdraw`, if the push's gradient lies in memory that the worker shares."""
+        """Withdraws the worker's push if its gradient lies in shared memory."""
         push = self._under_way.get(worker)
         if push is not None and push.shared is not None:
             self.withdraw(worker, why)
 
     def refuse_waiting(self, error: OptdError) -> None:
-        """Answers the pushes that wait for their round with `error`."""
+        """Answers all pushes that are waiting for their round with `error`."""
         for push in tuple(self.waiting.pushes):
             self._end(push, error)
 
     def fail_all(self, error: OptdError) -> None:
-        """Answers every push that is under way with `error`."""
+        """Answers every push in flight with `error`."""
         for push in tuple(self._under_way.values()):
             round_ = self._rounds.get(push)
             if round_ is None:
@@ -214,14 +214,14 @@ class Pushes:
                 self._break_all(round_, error)
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
-        """Has another policy decide from now on; `workers` take part. It is offered the pushes that wait now."""
+        """Replaces the policy, and offers the waiting pushes to the new one; `workers` are those that take part."""
         for push in self.waiting.exchange(policy, workers):
             self._offer_again(push)
 
     # Rounds
 
     def _begin(self, due: Sequence[Push]) -> None:
-        """Begins a round, when there is room for its gradient."""
+        """Begins a round as soon as a slot for its gradient is free, if it needs one."""
         shared = len(due) == 1 and due[0].shared is not None
         if shared and not self._needs_slot(due[0]):
             self._start(due, None)
@@ -239,7 +239,7 @@ class Pushes:
 
     def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
         if any([push.outcome.is_done for push in due]):  # noqa: C419 - a list is faster here
-            # One has been taken back while all waited for room: the others wait for another one.
+            # A push was withdrawn while the round waited for a slot: the others wait for another round.
             left = [push for push in due if not push.outcome.is_done]
             if slot is not None:
                 self._slots.give_back(slot)
@@ -256,7 +256,7 @@ class Pushes:
                     self._let_go(push, no_memory(state.name, "its gradient", problem))
                 return
         settings = self.stepping.settings.now
-        # What a search tries may be beyond all numbers: it is told so, and turns round.
+        # A line search may try a step that overflows. It must see that and turn back, so the push is not refused.
         nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
         what = (
             state.groups.extents,
@@ -281,7 +281,7 @@ class Pushes:
             self._open(round_)
 
     def _open(self, round_: Round) -> None:
-        """Lets several pushes write to their slot."""
+        """Lets the pushes of a round write to their slot."""
         shared = [push for push in round_.pushes if push.shared is not None]
         for push in round_.pushes:
             push.begun.succeed(round_)
@@ -314,9 +314,9 @@ class Pushes:
             self._writer.post(lambda: self._take(round_))
 
     def _end(self, push: Push, error: OptdError) -> None:
-        """Ends a push with an error, and with it its round, if that has begun and is not stepping yet."""
+        """Ends a push with an error. If its round has begun but its step has not, that ends the round too."""
         if push.outcome.is_done:
-            return  # what the policy has of the worker by now is its next push
+            return  # by now the policy may hold the worker's next push
         round_ = self._rounds.get(push)
         if round_ is not None:
             if not round_.stepping:
@@ -326,7 +326,7 @@ class Pushes:
         self.waiting.take_back(push)
 
     def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
-        """Ends a round that one of its pushes has spoilt: what has been added up already is of no use."""
+        """Ends a round because one of its pushes has failed: the sums so far are useless."""
         why = f"the push of worker {culprit.header.worker!r} came to nothing"
         others = RoundBroken(job=self._state.name, why=why)
         for push in round_.pushes:
@@ -334,7 +334,7 @@ class Pushes:
         self._release(round_)
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
-        """Ends a round as a whole."""
+        """Ends a round and answers all of its pushes with `error`."""
         for push in round_.pushes:
             self._let_go(push, error)
         self._release(round_)
@@ -344,7 +344,7 @@ class Pushes:
         round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
 
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
-        """Ends the account of a push."""
+        """Forgets a push that is no longer in flight, and fails it if there is an error."""
         if self._under_way.get(push.header.worker) is push:
             del self._under_way[push.header.worker]
         self._rounds.pop(push, None)
@@ -354,10 +354,10 @@ class Pushes:
     # An action of the writer
 
     async def _take(self, round_: AnyRound) -> None:
-        """Makes the step of a round whose gradients are there, and answers its pushes."""
+        """Takes the step of a complete round, and answers its pushes."""
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
-            return  # broken off while it waited for the writer
+            return  # the round was ended while it waited for the writer
         try:
             for push in round_.pushes:
                 self._check_still_wanted(round_, push)
@@ -379,13 +379,8 @@ class Pushes:
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._fold.check_not_failed()
-        if len(round_.pushes) > 1 and header.updates:
-            try:
-                self.stepping.edits(round_.pushes[: round_.pushes.index(push) + 1])
-            except OptdError as error:
-                raise Refused(push, error) from None
 
     def _answer(self, push: Push, reply: PushResult) -> None:
-        """Gives the callers of a push its reply."""
+        """Answers the callers of a push."""
         self._let_go(push)
         push.outcome.succeed(reply)

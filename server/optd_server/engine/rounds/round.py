@@ -1,10 +1,10 @@
-"""A round: the pushes that become one step, and how their gradients become one.
+"""A round: the pushes that become one step together, and the reduction of their gradients to one.
 
-A round begins when all of its pushes have been announced, so that their order is known. Gradients that are received are
-added up as they arrive, into one slot: the memory of a round does not depend on how many workers it has. So that the
-same pushes give the same bits whatever comes first, a push adds its numbers at a place only after all pushes before it
-have added theirs there; until then its sender is not read any further. Gradients in memory that workers share lie there
-already; where all do, they are added up in one pass. Rows of a parameter lie apart from that, and come last.
+A round begins when all of its pushes have been announced, so their order is known. Received gradients are added up in
+one slot as they arrive, so the memory of a round does not depend on its number of workers. The same pushes must give
+the same bits whatever their order of arrival: a push adds its numbers at a place only after all pushes before it have
+added theirs there, and its sender is under backpressure until then. Gradients in shared memory are already complete; if
+all are, they are added up in one pass. Rows are kept apart, and are added last.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from optd_wire.row_frames import RowFrame
 from optd_wire.values import GRADIENT
 
 END = 1 << 62
-"""A place behind all elements."""
+"""The place after all elements and rows."""
 ROWS = END - 1
-"""The place of all rows: behind all frames of elements."""
+"""The place of all rows, after all elements."""
 
 
 class Refused(Exception):
-    """One push of a round cannot be part of any step; `error` says why."""
+    """A push of a round cannot be part of any step; `error` says why."""
 
     def __init__(self, push: Push, error: OptdError) -> None:
         super().__init__(str(error))
@@ -46,29 +46,29 @@ class Refused(Exception):
 
 @dataclass(eq=False, slots=True)
 class Part:
-    """How far one push of a round has come. Places count elements of the whole job, group after group."""
+    """The progress of one push of a round. Places count the elements of the whole job, group after group."""
 
     push: Push
     sink: FrameSink | None
     intake: Intake
     presence: Presence | None = None
     tables: set[RowPlace] = field(default_factory=set)
-    """The parameters that it has rows of, or has said to have none of."""
+    """The parameters that it has sent rows of, perhaps no rows."""
     reached: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     def advance(self, place: int) -> None:
-        """Says that everything before `place` is there, or never will be."""
+        """Declares that the push will write nothing more before `place`."""
         self.reached = place
         self.moved.set()
 
 
 class Round:
-    """Pushes in the order in which they are added up, and the slot that they are added up in.
+    """The pushes of a step, in the order in which they are added up, and the slot that holds their sum.
 
-    Several pushes, or one in shared memory: see `LoneRound` for one that is received.
+    This takes several pushes, or one in shared memory. `LoneRound` takes one that is received.
 
-    `check_room` raises `MemoryExceeded` where there is none for so many bytes of rows, which lie in no slot.
+    `check_room` raises `MemoryExceeded` if there is no room for a number of bytes of rows, which lie in no slot.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Round:
     ) -> None:
         self.pushes = tuple(pushes)
         self.reduction = reduction
-        """Whether its gradient is the mean of those of its pushes, or their sum."""
+        """Whether its gradient is the mean of its pushes' gradients, or their sum."""
         self.slot = slot
         self.stepping = False
-        """Whether its step has begun: then nothing takes a push out of it any more."""
+        """Whether its step has begun. After that no push can be withdrawn from it."""
         self._extents = tuple(extents)
         self._offload = offload
         self.nonfinite = nonfinite
-        """What happens to entries that are not finite: the job's option of that name as the round began."""
+        """How to treat entries that are not finite: the job's option of that name when the round began."""
         self._check_room = check_room
         self._reduction = Reduction(extents, offload.kernels, offload.threads)
         self._bases = _bases(extents)
@@ -99,16 +99,16 @@ class Round:
         self._writing = 0
         self._release: Callable[[], None] | None = None
         weights = [weight_of(push.header) for push in self.pushes]
-        # Where all are the same, they make no difference to a mean.
+        # Equal weights make no difference to a mean.
         self._weights = [1.0] * len(weights) if len(set(weights)) == 1 else weights
-        """In a mean of the pushes."""
+        """Those of a mean of the pushes."""
         self._parts = {
             push: self._part_of(push, groups, Intake(push.header, nonfinite, weight if reduction == SUM else own, own))
             for push, weight, own in zip(self.pushes, weights, self._weights, strict=True)
         }
         self._row_sums: RowSums | None = None
         self.all_shared = all(push.shared is not None for push in self.pushes)
-        """Whether no gradient of it is received."""
+        """Whether all gradients lie in shared memory."""
 
     @property
     def _rows(self) -> RowSums:
@@ -124,15 +124,15 @@ class Round:
 
     @property
     def complete(self) -> bool:
-        """Whether all gradients are there."""
+        """Whether all gradients have arrived."""
         return self.all_shared or all(part.reached == END for part in self._parts.values())
 
     def has_received(self, push: Push) -> bool:
-        """Whether all of a push's gradient is there."""
+        """Whether the whole gradient of a push has arrived."""
         return self._parts[push].presence is not None
 
     def break_off(self, release: Callable[[], None]) -> None:
-        """Ends a round whose pushes have failed: who writes to it is told; `release` is called once nobody does."""
+        """Ends a round whose pushes have failed and wakes its writers; calls `release` once none of them writes."""
         self._broken = True
         for part in self._parts.values():
             part.moved.set()
@@ -142,14 +142,14 @@ class Round:
     # While gradients arrive
 
     def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
-        """Whether other pushes have to pass first where these frames belong."""
+        """Whether other pushes must write before these frames can be written."""
         if push is self.pushes[0]:
             return False
         place = self._passed(self._place_behind(self._parts[push], frames))
         return any(self._parts[other].reached < place for other in self.pushes[: self.pushes.index(push)])
 
     async def write(self, push: Push, frames: Sequence[Received]) -> None:
-        """Adds received frames, when it is their turn; raises what is wrong with one, or what ended the round."""
+        """Adds received frames when it is their turn; raises the problem of a frame, or why the round has ended."""
         part = self._parts[push]
         assert part.sink is not None
         if push.header.flush and frames:
@@ -171,11 +171,11 @@ class Round:
             part.tables.add(self._rows.add(frame, None if part.intake.plain else part.intake.accept))
 
     def _passed(self, place: int) -> int:
-        """What the pushes before must have passed. Of rows there is but one place: they must be at their ends."""
+        """Returns the place that all earlier pushes must have reached. All rows share one place: for them it is END."""
         return END if place == ROWS else place
 
     def seal(self, push: Push) -> None:
-        """Says that all frames of a push are there; raises `IncompleteParameter` or `InvalidRequest`."""
+        """Marks the gradient of a push as complete; raises `IncompleteParameter` or `InvalidRequest`."""
         part = self._parts[push]
         assert part.sink is not None
         presence = part.sink.ledger.presence()
@@ -186,7 +186,7 @@ class Round:
         part.advance(END)
 
     async def add_shared(self, push: Push) -> None:
-        """Adds a gradient that lies in shared memory to others that are received, when it is its turn."""
+        """Adds a gradient in shared memory to gradients that are received, when it is its turn."""
         assert push.shared is not None and self.slot is not None
         shared, buffers = push.shared, self.slot.buffers
         part = self._parts[push]
@@ -196,14 +196,14 @@ class Round:
         part.advance(END)
 
     def _place_behind(self, part: Part, frames: Sequence[Received]) -> int:
-        """The place behind the last frame; raises `InvalidRequest` unless frames come in ascending order."""
+        """Returns the place after the last frame; raises `InvalidRequest` unless the frames come in ascending order."""
         place = part.reached
         for frame in frames:
             if isinstance(frame, RowFrame):
                 place = ROWS
                 continue
             if frame.group >= len(self._bases):
-                continue  # which writing it finds out
+                continue  # the write will refuse it
             start = self._bases[frame.group] + frame.offset
             if start < place:
                 raise InvalidRequest(
@@ -211,14 +211,14 @@ class Round:
                     f"of group and offset, and rows last; one of group {frame.group} at offset {frame.offset} came "
                     "too late"
                 )
-            # Whoever claims more than there is waits for its turn, too, and is refused then.
+            # A frame that claims too many elements waits for its turn too, and is refused then.
             place = min(start + frame.count, END)
         return place
 
     async def _turn(self, part: Part, place: int) -> None:
-        """Waits until all pushes before this one have passed `place`.
+        """Waits until all earlier pushes have reached `place`.
 
-        The one right before it does not speak for the others: it may have come to its end with nothing for this place.
+        Waiting for the push right before this one is not enough: it may end early, with nothing for this place.
         """
         for push in self.pushes[: self.pushes.index(part.push)]:
             before = self._parts[push]
@@ -241,12 +241,12 @@ class Round:
             release, self._release = self._release, None
             release()
 
-    # When all are there; off the event loop
+    # When all gradients have arrived; off the event loop
 
     def reduce(self) -> Reduced:
-        """Makes one gradient of those of the pushes, in the slot if there is one.
+        """Reduces the gradients of the pushes to one, in the slot if there is one.
 
-        Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
+        Raises `Refused` if a push in shared memory has a NaN or an infinite element.
         """
         gradient = self._gradient()
         return Reduced(gradient, self.reduction, tuple(map(self._contribution, self.pushes)))
@@ -258,11 +258,9 @@ class Round:
         return Contribution(weight, part.presence, frozenset(part.tables), part.intake.found)
 
     def _gradient(self) -> Gradient:
-        """The gradient of the step: the only one, or for each parameter the mean over the pushes that have it.
+        """Returns the only gradient, or for each parameter the mean or sum over the pushes that have it.
 
-        It lies in the slot, if there is one.
-
-        Raises `Refused` for a push that lies in shared memory and has a NaN or an infinite element.
+        The result lies in the slot if there is one. Raises what `reduce` raises.
         """
         if not self.all_shared:
             assert self.slot is not None
@@ -285,7 +283,7 @@ class Round:
         return self.slot.holding(presence)
 
     def _add_all_shared(self, buffers: FlatBuffers) -> Presence:
-        """As the mean of gradients that lie in memory, of which some are scaled, weighted or looked at; or the sum."""
+        """Reduces gradients in shared memory if some are scaled, weighted or checked, or if their sum is wanted."""
         for push in self.pushes:
             assert push.shared is not None
             try:
@@ -296,11 +294,11 @@ class Round:
         return self._put_together(buffers, presences)
 
     def _put_together(self, sums: FlatBuffers, presences: Sequence[Presence]) -> Presence:
-        """Makes means of sums, unless sums are wanted; returns which parameters any push has."""
+        """Divides sums to means where a mean is wanted; returns the parameters that at least one push has."""
         return self._reduction.divide(sums, presences, self._weights, self.reduction)
 
     def _spread_rows(self, presences: Sequence[Presence]) -> list[Rows]:
-        """The rows that were sent, but for those of parameters that other pushes have whole: they join these."""
+        """Adds rows to the parameters that other pushes have whole; returns the sums of all other rows."""
         assert self.slot is not None
         if self._row_sums is None:
             return []
@@ -324,14 +322,14 @@ class Round:
         return tuple(sums)
 
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
-        """The parameters that a push has rows of, and those that it has whole."""
+        """Returns the parameters that a push has rows of, and those that it has whole."""
         part = self._parts[push]
         assert part.presence is not None
         return part.tables, part.presence
 
     @property
     def elements(self) -> int:
-        """How many elements its gradients have."""
+        """How many elements its gradients have in total."""
         count = 0 if self._row_sums is None else self._row_sums.size
         for part in self._parts.values():
             if part.presence is not None:
@@ -348,7 +346,7 @@ class Round:
 
 
 def elements_of(frame: Received) -> int:
-    """How many elements a frame has; of rows, about."""
+    """Returns how many elements a frame has; for rows this is an estimate."""
     if isinstance(frame, Frame):
         return frame.count
     size = len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
@@ -356,7 +354,7 @@ def elements_of(frame: Received) -> int:
 
 
 def _bases(extents: Sequence[Extent]) -> list[int]:
-    """By group, how many elements lie in the groups before it."""
+    """Returns, by group, how many elements the groups before it have."""
     counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
     bases: list[int] = (np.cumsum(counts) - counts).tolist()
     return bases

@@ -1,4 +1,4 @@
-"""What the options that are in force say about gradients, worked out once and kept until options change."""
+"""The settings of gradients that follow from the options in force, computed once and kept until options change."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from optd_wire.values import GroupOptions, JobOptions, PushHeader
 
 
 class Settings:
-    """A cache beside the state of one job."""
+    """The gradient settings of one job: a cache beside its state."""
 
     def __init__(self, state: JobState) -> None:
         self._state = state
@@ -21,34 +21,34 @@ class Settings:
 
     @property
     def now(self) -> GradientSettings:
-        """Those of the job's options."""
+        """The settings of the job's current options."""
         return self.of(self._state.options)
 
     def of(self, options: JobOptions) -> GradientSettings:
-        """Those of some options."""
+        """Returns the settings that follow from these options."""
         if self._of[0] is not options:
             self._of = (options, settings_of(options))
         return self._of[1]
 
     @property
     def accumulates(self) -> bool:
-        """Whether the gradient of the next step is, or may be, of more than one round."""
+        """Whether the next step may combine more than one round."""
         return self.now.rounds > 1 or self._state.accumulation.count > 0
 
     @property
     def writes(self) -> bool:
-        """Whether something is written to gradients."""
+        """Whether a step changes gradients in place, as accumulation and clipping do."""
         return self.accumulates or self._unscheduled() is not None
 
     def may_write(self, header: PushHeader) -> bool:
-        """Whether the gradient of a push of its own may have to be written to."""
+        """Whether a step of this push alone may have to change its gradient in place."""
         now = self.now
         rides = any(name in CLIPPING for update in header.updates for name in update.options)
         scaled = now.reduction == SUM and weight_of(header) != 1
         return scaled or rides or self.writes or header.loss_scale is not None or now.nonfinite != REJECT
 
     def bounds(self, edits: OptionEdits) -> Bounds | None:
-        """The bounds of the next step's gradient, with options that take effect with it; None if there are none."""
+        """Returns the bounds of the next step's gradient if `edits` take effect with it; None if there are none."""
         groups, version = self._state.groups, self._state.version
         if edits:
             settings = self.of(edits.job or self._state.options)
@@ -60,7 +60,7 @@ class Settings:
         return bounds_of(self.now, effective) if groups.in_force.is_scheduled else found
 
     def _unscheduled(self) -> Bounds | None:
-        """The bounds that options say, whatever schedules make of them. None: there are none at all."""
+        """Returns the bounds in the options before schedules are applied; None if no option sets a bound."""
         known, groups, options = self._bounds, self._state.groups, self._state.options
         if known is None or known[0] is not groups.options or known[1] != len(groups) or known[2] is not options:
             bounds = bounds_of(self.now, [group.options for group in groups.options])

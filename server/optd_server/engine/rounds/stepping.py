@@ -1,6 +1,6 @@
-"""The step of a round whose gradients are there: from the round to an event, and from the event to replies.
+"""Takes the step of a complete round: turns the round into an event, and the applied event into replies.
 
-Actions of the job's writer: one at a time.
+These are actions of the job's writer, which runs one at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,18 +40,18 @@ from optd_wire.values import GroupUpdate, JobUpdate, PushResult
 
 
 def no_memory(job: str, what: str, problem: OSError) -> RoundBroken:
-    """The error of a push that the system has no memory for."""
+    """Returns the error of a push for which the system has no memory."""
     why = f"the server gets no memory for {what}: {problem.strerror or problem}"
     return RoundBroken(job=job, why=why)
 
 
 def updates_of(pushes: Sequence[Push]) -> list[tuple[GroupUpdate, Origin]]:
-    """The changes of options that ride along with pushes, one after the other."""
+    """Returns the changes of options that pushes carry, in order."""
     return [(update, Origin(push.wall, push.header.worker)) for push in pushes for update in push.header.updates]
 
 
 class Stepping:
-    """Takes the steps of one job."""
+    """Takes the steps of one job. Its coroutines are actions of the job's writer."""
 
     def __init__(self, fold: Fold, memory: JobMemory, slots: Slots, looks: Looks, offload: Offload) -> None:
         self.settings = Settings(fold.state)
@@ -63,32 +63,32 @@ class Stepping:
         self._offload = offload
 
     def edits(self, pushes: Sequence[Push]) -> OptionEdits:
-        """The options of the groups with what rides along with these pushes; raises what is wrong with them."""
+        """Returns the edits that these pushes carry; raises the problem of one."""
         for push in pushes:
             if push.header.updates:
                 return group_edits(self._state, updates_of(pushes))
         return NO_EDITS
 
     async def take(self, round_: AnyRound, is_whole: Callable[[], bool]) -> Sequence[PushResult] | None:
-        """Makes a round a step, or adds it to those that make one; returns the replies to its pushes.
+        """Takes the step of a round, or accumulates the round for a later step; returns the replies to its pushes.
 
-        Returns None if the round is no longer whole, as `is_whole` tells. Raises `Refused` for a push that cannot be
-        part of any step, `RoundBroken`, or `MemoryExceeded`, and has changed nothing then; or `JobFailed`.
+        Returns None if a push was withdrawn from the round meanwhile, as `is_whole` tells. Raises `Refused` for a push
+        that cannot be part of any step, `RoundBroken` or `MemoryExceeded`, and changes nothing then; or `JobFailed`.
         """
         state, groups, settings = self._state, self._state.groups, self.settings.now
         pending, first = state.accumulation.count, round_.pushes[0].header
-        # Nobody adds a round while the writer is here.
+        # Only the writer adds rounds, so the count stays as it is until this action ends.
         steps = pending > 0 if first.flush else pending + 1 >= settings.rounds
         into = await self._spare() if steps else None
         if not is_whole():
             return None  # broken off while it waited for readers
-        edits = self.edits(round_.pushes)
+        edits = self._edits_of(round_)
         self._check(round_, edits)
         if edits:
             self._memory.reserve_options(edits.groups, None)
         self._make_room(round_)
         round_.stepping = True
-        # Of small jobs nobody has to know how many elements a gradient has: nothing goes to another thread.
+        # A small job runs everything inline, so it need not count the elements of a gradient.
         is_small = self._offload.is_little(groups.cost(groups.elements))
         elements = 0 if is_small else round_.elements
         reduced = round_.reduce() if is_small else await self._reduce(round_, elements)
@@ -126,6 +126,18 @@ class Stepping:
         )
         return await self._step(event, into, round_)
 
+    def _edits_of(self, round_: AnyRound) -> OptionEdits:
+        """The options that ride along with a round; raises `Refused` for the first push whose options do not fit."""
+        try:
+            return self.edits(round_.pushes)
+        except OptdError:
+            for number, push in enumerate(round_.pushes, 1):
+                try:
+                    self.edits(round_.pushes[:number])
+                except OptdError as error:
+                    raise Refused(push, error) from None
+            raise
+
     async def _reduce(self, round_: AnyRound, elements: int) -> Reduced:
         return await self._offload.run(self._state.groups.cost(elements), round_.reduce)
 
@@ -135,10 +147,9 @@ class Stepping:
         return await self._offload.run(groups.cost(elements), work)
 
     async def update(self, update: JobUpdate, origin: Origin) -> None:
-        """Changes options of the job as a whole; makes the step of accumulated rounds that they make due.
+        """Changes options of the job as a whole, and takes the step of accumulated rounds if it becomes due.
 
-        Raises what is wrong with the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the
-        step.
+        Raises the problem of the update, `MemoryExceeded`, or `RoundBroken` if the system has no memory for the step.
         """
         state = self._state
         edits = job_edits(state, update, origin)
@@ -169,7 +180,7 @@ class Stepping:
         self._keep_gradient(round_, applied.gradient)
         self._release_accumulation()
         if self._looks.waiting:
-            # Nobody has been answered yet: a worker's memory still holds what the step was made of.
+            # No push has been answered yet, so a worker's memory still holds the gradient of the step.
             await self._looks.serve(applied.gradient, self._offload)
         return applied.replies
 
@@ -207,7 +218,7 @@ class Stepping:
             self._slots.give_back(round_.slot)
 
     async def _finish(self, round_: AnyRound, gradient: Gradient, added: tuple[Totals, tuple[float, ...]]) -> Gradient:
-        """The mean or sum of all rounds, in the slot of the last one. A flush brings nothing to them."""
+        """Returns the mean or sum of all rounds, in the slot of the last one. A flush adds no gradient."""
         state, how, compute = self._state, self.settings.now.reduction, self._fold.compute()
         last, extents, slot = (gradient, *added), state.groups.extents, round_.slot
         return await self._offload.run(
@@ -216,14 +227,14 @@ class Stepping:
         )
 
     async def _bound(self, gradient: Gradient, bounds: Bounds | None, elements: int) -> Clipped:
-        """Clips a gradient in place, and finds its norms."""
+        """Clips a gradient in place, and returns its norms."""
         groups, p, compute = self._state.groups, self.settings.now.norm_type, self._fold.compute()
         return await self._offload.run(
             groups.cost(elements), lambda: bounded(gradient, groups.extents, bounds, p, len(groups), compute)
         )
 
     def _keep_gradient(self, round_: AnyRound | None, gradient: Gradient) -> None:
-        """Notes where the gradient of the last step lies, for those who look at it."""
+        """Records where the gradient of the last step lies, for later reads."""
         self._looks.lent = None
         if round_ is not None and round_.slot is not None:
             self._slots.keep(round_.slot, gradient)
@@ -233,7 +244,7 @@ class Stepping:
             self._looks.lent = Lent(round_.pushes[0].header.worker, gradient)
 
     def _release_accumulation(self) -> None:
-        """Gives back the memory of gradients that are no longer added up."""
+        """Releases the memory of accumulated rounds once the job no longer accumulates."""
         if not self.settings.accumulates and self._state.accumulation.release():
             self._memory.fit()
 
@@ -244,10 +255,10 @@ class Stepping:
             raise no_memory(self._state.name, "the weights after it", problem) from None
 
     def _make_room(self, round_: AnyRound) -> None:
-        """Raises `RoundBroken` if what is to be done to the gradient of a round cannot be done."""
+        """Allocates what the step of a round needs; raises `RoundBroken` if that is impossible."""
         state = self._state
         if round_.slot is None and self.settings.writes:
-            # Options have changed since it began: with the gradient in a slot it begins anew.
+            # Options have changed since the round began: it must begin again, with its gradient in a slot.
             raise RoundBroken(job=state.name, why="options of the job have changed")
         accumulates = round_.slot is not None and self.settings.accumulates
         if not accumulates and not state.averages.kept:
@@ -262,7 +273,7 @@ class Stepping:
             raise no_memory(state.name, "what is added up and averaged", problem) from None
 
     def _check(self, round_: AnyRound, edits: OptionEdits) -> None:
-        """Raises `Refused` for a push that the algorithm cannot take: at these weights, or of this kind."""
+        """Raises `Refused` for a push whose evaluation is stale or whose kind of gradient the algorithm cannot take."""
         options = {index: changed.options for index, changed in edits.groups} if edits else {}
         for push in round_.pushes:
             try:
@@ -273,7 +284,7 @@ class Stepping:
 
 
 def _nonfinite(round_: AnyRound, reduced: Reduced) -> tuple[NonfiniteEntries, ...]:
-    """The entries of a round that were not finite, by push."""
+    """Returns the entries of a round that were not finite, by push."""
     return tuple(
         NonfiniteEntries(push.header.worker, found.count, found.parameter, push.wall)
         for push, each in zip(round_.pushes, reduced.contributions, strict=True)

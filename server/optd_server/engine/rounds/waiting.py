@@ -1,4 +1,4 @@
-"""Pushes that wait for what their policy wants: the policy decides, and this carries its decisions out."""
+"""The pushes that wait for their round. The policy decides about them, and this carries out its decisions."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -12,8 +12,8 @@ from optd_wire.errors import OptdError
 class Waiting:
     """The pushes of one job that its policy holds. Lives on one event loop.
 
-    `begin` is called with the pushes that make a step, in the order of their reduction; `refuse` with a push that the
-    policy refuses, and why.
+    `begin` is called with the pushes of a step, in the order of their reduction. `refuse` is called with a push that
+    the policy refuses, and the reason.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Waiting:
 
     @property
     def pushes(self) -> Collection[Push]:
-        """The pushes that wait, in the order in which they came."""
+        """The waiting pushes, in the order of their arrival."""
         return self._held.values()
 
     def waits(self, worker: str) -> bool:
-        """Whether a push of the worker waits."""
+        """Whether a push of the worker is waiting."""
         return any(held.worker == worker for held in self._held)
 
     def offer(self, push: Push) -> None:
@@ -45,11 +45,11 @@ class Waiting:
         self._carry_out(self.policy.offered(push.id, self._clock.monotonic()))
 
     def arrived(self, push: Push) -> None:
-        """Tells the policy that the gradient of a push is there."""
+        """Tells the policy that the gradient of a push has arrived."""
         self._carry_out(self.policy.arrived(push.id, self._clock.monotonic()))
 
     def take_back(self, push: Push) -> None:
-        """Takes a push back, if it waits."""
+        """Withdraws a push if it is waiting."""
         if self._held.pop(push.id, None) is not None:
             self._carry_out(self.policy.withdrawn(push.id, self._clock.monotonic()))
 
@@ -66,9 +66,9 @@ class Waiting:
         self._carry_out(self.policy.expired(worker, self._clock.monotonic()))
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> list[Push]:
-        """Has another policy decide from now on, and tells it who takes part.
+        """Replaces the policy, and tells the new one which workers take part.
 
-        Returns the pushes that the old one held, in the order in which they came: they are to be offered again.
+        Returns the pushes that the old policy held, in the order of their arrival. The caller offers them again.
         """
         self.close()
         held, self._held = list(self._held.values()), {}
@@ -78,7 +78,7 @@ class Waiting:
         return held
 
     def close(self) -> None:
-        """Ends the wait for a time."""
+        """Cancels the policy's timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,5 @@
-"""From the gradients of a round to new weights: reduction, conditioning, accumulation, the arithmetic of a step.
+"""The arithmetic from the gradients of a round to new weights: reduction, accumulation, clipping, the step itself.
 
-Nothing here knows workers, policies or an event loop. Open `reduced.py` first, then `arithmetic.py`.
+Nothing here knows workers, policies or an event loop, and the algorithms are in `optim`. Open `reduced.py` first, then
+`arithmetic.py`.
 """

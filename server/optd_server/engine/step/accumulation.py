@@ -1,8 +1,8 @@
-"""Gradients of several rounds, added up for one step: the option `accumulate` of a job.
+"""Adds up the gradients of several rounds for one step: the option `accumulate` of a job.
 
-The gradient of the step is the mean over all pushes, each with its weight; a parameter that some of them lack is
-averaged over those that have it. Or it is their sum, each times its weight. What is kept is the same for both, so the
-option `reduction` that is in force at the step counts for all rounds.
+The gradient of the step is the weighted mean over all pushes, or their weighted sum. The mean of a parameter is taken
+over the pushes that have it. Sums and weights are stored in the same form for both, so the option `reduction` that is
+in force at the step applies to all rounds.
 """
 
 from collections.abc import Sequence
@@ -26,26 +26,27 @@ class Accumulation:
     """The rounds that are added up for the next step."""
 
     count: int = 0
-    """How many rounds."""
+    """The number of rounds."""
     sums: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
-    """The sum of all gradients, each times the weight of its push. A parameter without a weight has no sum yet."""
+    """The sum of all gradients, each times the weight of its push. A parameter whose total is 0 has no sum yet."""
     totals: Totals = field(default_factory=list)
+    """For each parameter, the sum of the weights of the pushes that had it whole."""
     rows: dict[RowPlace, tuple[Rows, float]] = field(default_factory=dict)
-    """By the `whole` place of a parameter: the sum of rows, and the weights of the pushes that had some."""
+    """By the `whole` place of a parameter: the sum of its rows, and the sum of the weights of the pushes with rows."""
 
     def copy(self) -> "Accumulation":
-        """An equal accumulation that shares no memory with this one."""
+        """Returns an equal accumulation that shares no memory with this one."""
         totals = [[each.copy() for each in row] for row in self.totals]
         rows = {place: (_copied(each), weight) for place, (each, weight) in self.rows.items()}
         return Accumulation(self.count, self.sums.copy(), totals, rows)
 
     def fit(self, extents: Sequence[Extent]) -> None:
-        """Makes room for sums; raises OSError, and has changed nothing then."""
+        """Allocates the sums of all extents; raises OSError, and changes nothing then."""
         self.sums.extend(in_compute_dtype(extents))
         self.totals += [[np.zeros(len(slab.sizes)) for slab in each.slabs] for each in extents[len(self.totals) :]]
 
     def add(self, gradient: Gradient, weights: Totals, row_weights: Sequence[float], compute: Compute) -> None:
-        """Adds what `weighted` made of the gradient of a round, which stays as it is. `fit` comes before."""
+        """Adds a gradient that `weighted` has multiplied by its weights, without changing it. Call `fit` first."""
         with np.errstate(all="ignore"):
             for number, extent in enumerate(self.sums.extents[: len(gradient.slabs)]):
                 for index, slab in enumerate(extent.slabs):
@@ -60,7 +61,7 @@ class Accumulation:
         self.count += 1
 
     def clear(self) -> None:
-        """Drops what is added up; the memory stays."""
+        """Forgets all rounds, and keeps the memory."""
         self.count = 0
         self.rows.clear()
         for row in self.totals:
@@ -68,12 +69,12 @@ class Accumulation:
                 totals[:] = 0
 
     def release_all(self) -> None:
-        """Lets go of the memory of a job that is closed."""
+        """Releases the memory of a closed job."""
         self.sums.release()
         self.rows.clear()
 
     def release(self) -> bool:
-        """Gives the memory back if nothing is added up; returns whether there was any."""
+        """Releases the memory when no round is accumulated; returns whether there was any."""
         had = bool(self.sums.extents)
         self.sums, self.totals = FlatBuffers(()), []
         return had
@@ -82,8 +83,8 @@ class Accumulation:
 def weighted(reduced: Reduced, extents: Sequence[Extent], compute: Compute) -> tuple[Totals, tuple[float, ...]]:
     """Multiplies the gradient of a round, in place, by the weights of its pushes; returns the weights.
 
-    A gradient that is a sum has them already; values, which are never summed, have not. The rows of a gradient are
-    replaced, not changed.
+    A gradient that is a sum already includes the weights; values, which are never summed, do not. The rows of a
+    gradient are replaced, not changed in place.
     """
     gradient, weights = reduced.gradient, reduced.weights(extents)
     row_weights = tuple(reduced.row_weight(rows.place) for rows in gradient.rows)
@@ -110,8 +111,9 @@ def finished(
 ) -> Gradient:
     """Returns the gradient of the step: the mean of all rounds, or their sum, as `how` says.
 
-    `last` is what `weighted` made of a round that is not added yet; its gradient lies in the slot `into`, where the
-    result goes, and the accumulated rounds stay as they are. Without it the result takes the place of their sums.
+    `last` is the last round: its gradient, multiplied by `weighted`, and its weights. That gradient lies in the slot
+    `into`, which receives the result, and the accumulated rounds do not change. Without `last`, the result replaces the
+    accumulated sums.
     """
     totals = [[each.copy() for each in row] for row in accumulation.totals]
     rows = dict(accumulation.rows)
@@ -128,7 +130,7 @@ def finished(
                 _add_rows(rows, each, weight)
         left = []
         for at, (each, weight) in rows.items():
-            if totals[at.extent][at.slab][at.parameter] > 0:  # other rounds have the parameter whole
+            if totals[at.extent][at.slab][at.parameter] > 0:  # some push has the parameter whole
                 each.add_to(target[at.extent][at.slab])
                 totals[at.extent][at.slab][at.parameter] += weight
             else:
@@ -141,7 +143,7 @@ def finished(
             left = [(_times(each, 1 / total), total) for each, total in left]
     presence = [[each > 0 for each in row] for row in totals]
     kept = {id(each) for each, _ in accumulation.rows.values()}
-    # The step is clipped in place; what is added up stays as it is until the step has been taken.
+    # The step clips its gradient in place, but the accumulated rounds must not change until it has been taken.
     return Gradient(target, presence, tuple(_copied(each) if id(each) in kept else each for each, _ in left))
 
 
@@ -152,7 +154,7 @@ def _add_sums(
     extents: Sequence[Extent],
     compute: Compute,
 ) -> None:
-    """Adds the sums of the rounds before to the last round, which lies in `target`."""
+    """Adds the accumulated sums to the last round, which lies in `target`."""
     for number, extent in enumerate(extents):
         for index, slab in enumerate(extent.slabs):
             before = accumulation.totals[number][index] > 0

@@ -1,7 +1,7 @@
-"""The arithmetic of one step: new weights beside the current ones, state in place.
+"""The arithmetic of one step: it writes new weights to a spare set, and updates the state in place.
 
-Where a gradient has most of a slab's elements every new weight is written. Where it has few, the set that the step
-writes to is brought up to date first, by what it lacks of the current weights; then only what changes is written.
+If a gradient covers most elements of a slab, the step writes every new weight. If it covers few, the step first copies
+to the spare set the current weights that it lacks, and then writes only the weights that change.
 """
 
 import math
@@ -31,13 +31,13 @@ from optd_server.store.versions import WeightSet
 
 @dataclass(slots=True)
 class _Part:
-    """What a step does to one slab."""
+    """The part of a step that works on one slab."""
 
     slab: Slab
     algorithm: Algorithm
     options: list[Options]
     counts: list[int] | None
-    """Of how many parameters in a row each of the options is; None: of a group's."""
+    """How many parameters in a row have each of the options; None: all of a group."""
     state: SegmentState
     current: Array
     following: Array
@@ -45,20 +45,20 @@ class _Part:
     present: Mask
     rows: tuple[Rows, ...]
     change: ChangedElements | None
-    """What it changes; None: most."""
+    """The elements that it changes; None: most of them."""
     lacks: list[ChangedElements] | None
-    """What `following` lacks of the current weights; None: most."""
+    """The current weights that `following` lacks; None: most of them."""
 
     @property
     def is_small(self) -> bool:
-        """Whether it reads and writes only what changes, and what is lacking."""
+        """Whether it reads and writes only the elements that change or that are lacking."""
         if self.change is not None and not self.present.any():
-            return True  # without a gradient nothing of the state may come into being, whatever is lacking
+            return True  # without a gradient no state may be allocated, however much is lacking
         return bool(self.rows) or (self.change is not None and self.lacks is not None)
 
     @property
     def elements(self) -> int:
-        """How many elements it reads and writes, about."""
+        """About how many elements it reads and writes."""
         if not self.is_small:
             return self.slab.count
         changed = self.slab.count if self.change is None else self.change.elements
@@ -66,12 +66,11 @@ class _Part:
 
 
 class Step:
-    """A step of a gradient, from the current weights at `version` into a spare set, which from now on holds nothing.
+    """A step with one gradient, from the current weights at `version` into a spare set, whose content becomes invalid.
 
-    `lacks` tells by extent and slab what the spare set lacks of the current weights; see `Compute`.
-
-    Of an iterative algorithm it is one evaluation, with its `loss`, that moves one of `searches` on; None: the gradient
-    was not finite.
+    `lacks` maps extent and slab to the current weights that the spare set lacks; see `Compute`. For an iterative
+    algorithm this is one evaluation with its `loss`, which advances one of `searches`. A `loss` of None means that its
+    gradient was not finite.
     """
 
     def __init__(
@@ -86,15 +85,15 @@ class Step:
         loss: float | None,
     ) -> None:
         self.is_done = True
-        """Whether the algorithm's step is at its end, once it has been taken."""
+        """After `take`: whether the algorithm has finished its step."""
         self._groups = groups
         self._searches, self._loss = searches, loss
         self._version = version
         self._lacks = lacks
-        # Rows whose step moves the other rows of their parameter, too: theirs is the step of a whole gradient.
+        # A step may also move rows without a gradient. Their parameter then takes the step of a whole gradient.
         self._whole = [rows for rows in gradient.rows if self._moves_all(rows)]
         self.gradient = self._with_whole(gradient) if self._whole else gradient
-        """The gradient as it is taken: some rows may have become whole gradients."""
+        """The gradient as the algorithm takes it: some rows may have become whole gradients."""
         self._parts = [
             [self._part(current, into, number, index) for index in range(len(extent.slabs))]
             for number, extent in enumerate(groups.extents)
@@ -146,7 +145,7 @@ class Step:
 
     @property
     def elements(self) -> int:
-        """How many elements it reads and writes, about."""
+        """About how many elements it reads and writes."""
         count = 0
         for rows in self._whole:
             count += rows.place.rows * rows.place.columns
@@ -157,11 +156,11 @@ class Step:
 
     @property
     def changes(self) -> ChangedBySlab:
-        """What it changes, by extent and slab."""
+        """The elements that it changes, by extent and slab."""
         return [[part.change for part in row] for row in self._parts]
 
     def take(self, compute: Compute) -> None:
-        """Writes the weights after the step, and updates the state in the groups."""
+        """Writes the weights after the step, and updates the groups' state."""
         if self._whole:
             densify(self._whole, self.gradient.slabs)
         for row in self._parts:
@@ -226,7 +225,7 @@ class Step:
 
 
 def _change(algorithm: Algorithm, slab: Slab, present: Mask, rows: tuple[Rows, ...]) -> ChangedElements | None:
-    """What a step changes in a slab; None for most of it, and if a whole step costs no more."""
+    """Returns the elements of a slab that a step changes; None for most of them, or if a whole step is as cheap."""
     if isinstance(algorithm, Iterative):
         return None
     whole = slab.count <= INLINE_ELEMENTS or not isinstance(algorithm, Elementwise)
@@ -244,5 +243,5 @@ def _elements(changes: list[ChangedElements]) -> int:
 
 
 def _nothing(state: SegmentState) -> Array:
-    """In the place of the gradient of groups that were added after it was computed; what is absent is not read."""
+    """Returns a gradient for groups that were added after it was computed. It is never read, as nothing is present."""
     return np.zeros(state.count, state.dtype)

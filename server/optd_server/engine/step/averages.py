@@ -1,4 +1,4 @@
-"""The averages of its weights that a job keeps: which ones, and how they move with each step."""
+"""The averages of its weights that a job keeps, and their updates after each step."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ AVERAGES = (EMA, SWA)
 
 
 def averages_of(options: Options) -> tuple[str, ...]:
-    """The names of the averages that options of a job ask for."""
+    """Returns the names of the averages that a job's options ask for."""
     wanted = {EMA: options[EMA_DECAY], SWA: options[SWA_START]}
     return tuple(name for name in AVERAGES if wanted[name] is not None)
 
@@ -29,17 +29,17 @@ class Average:
     updates: int = 0
     """How many versions of the weights have entered it."""
     buffers: FlatBuffers = field(default_factory=lambda: FlatBuffers(()))
-    """What is in them means nothing before the first update."""
+    """Its numbers, which mean nothing before the first update."""
 
     def enter(self, weights: FlatBuffers, share: float, threads: int) -> None:
-        """Moves towards weights, and counts that; of values it has the newest."""
+        """Moves the average towards weights by their `share` in it, and counts the update; copies values."""
         slabs = [slab for extent in weights.extents for slab in extent.slabs]
         for slab, average, current in zip(slabs, self.buffers.all_slabs(), weights.all_slabs(), strict=True):
             move(average, current, 1.0 if takes_values(slab.kind) else share, threads)
         self.updates += 1
 
     def restore(self, updates: int, averages: FlatBuffers, weights: FlatBuffers) -> None:
-        """Becomes what was written of it. Of groups that this knows nothing of, it is what the weights are."""
+        """Replaces the average by written numbers. Groups that were not written get the weights as their average."""
         self.buffers.extend(weights.extents)
         self.updates = updates
         for number, targets in enumerate(self.buffers.slabs):
@@ -55,37 +55,37 @@ class Averages:
     kept: dict[str, Average] = field(default_factory=dict)
 
     def copy(self) -> "Averages":
-        """Equal averages that share no memory with these."""
+        """Returns equal averages that share no memory with these."""
         return Averages({name: Average(each.updates, each.buffers.copy()) for name, each in self.kept.items()})
 
     def configure(self, options: Options) -> None:
-        """Keeps what options of the job ask for from now on, and drops the others."""
+        """Starts the averages that the job's options ask for, and drops all others."""
         self.kept = {name: self.kept.get(name) or Average() for name in averages_of(options)}
 
     def release_all(self) -> None:
-        """Lets go of the memory of a job that is closed."""
+        """Releases the memory of a closed job."""
         for average in self.kept.values():
             average.buffers.release()
 
     def infos(self) -> tuple[AverageInfo, ...]:
-        """What there is."""
+        """Describes each average."""
         return tuple(AverageInfo(name, average.updates) for name, average in self.kept.items())
 
     def find(self, name: str, job: str) -> Average:
-        """An average; raises `UnknownAverage`."""
+        """Returns an average; raises `UnknownAverage`."""
         if name not in self.kept:
             raise UnknownAverage(job=job, average=name[:200], averages=", ".join(self.kept) or "none")
         return self.kept[name]
 
     def find_filled(self, name: str, job: str) -> Average:
-        """An average that something has entered; raises `UnknownAverage` or `EmptyAverage`."""
+        """Returns an average that has been updated; raises `UnknownAverage` or `EmptyAverage`."""
         average = self.find(name, job)
         if not average.updates:
             raise EmptyAverage(job=job, average=name)
         return average
 
     def due(self, version: int, options: Options) -> list[tuple[Average, float]]:
-        """The averages that the weights of a version enter under options of the job, and their share in them."""
+        """Returns the averages that the weights of `version` enter, each with the share of the weights in it."""
         return [
             (average, _share(name, average, options))
             for name, average in self.kept.items()
@@ -93,9 +93,9 @@ class Averages:
         ]
 
     def copies(self, weights: FlatBuffers) -> list[FlatBuffers]:
-        """What averages have of groups that are to be added with these weights; raises OSError.
+        """Returns a copy of new groups' weights for each average; raises OSError.
 
-        Each average is then as if these groups had been there from its beginning.
+        With that, each average is as if the groups had existed with these weights from its beginning.
         """
         copied = [FlatBuffers(weights.extents) for _ in self.kept]
         for each in copied:
@@ -104,18 +104,18 @@ class Averages:
         return copied
 
     def adopt(self, copies: Sequence[FlatBuffers]) -> None:
-        """Takes these over into averages that have been updated; the others make room when they need it."""
+        """Adds `copies` to the averages that have been updated. The others allocate memory at their first update."""
         for average, copied in zip(self.kept.values(), copies, strict=True):
             if average.updates:
                 average.buffers.adopt(copied)
 
     def fit(self, extents: Sequence[Extent]) -> None:
-        """Makes room for all of `extents`; raises OSError."""
+        """Allocates the averages of all `extents`; raises OSError."""
         for average in self.kept.values():
             average.buffers.extend(extents)
 
     def update(self, due: Iterable[tuple[Average, float]], weights: FlatBuffers, threads: int) -> None:
-        """Has weights enter the averages that they are due in."""
+        """Updates the averages that are due, as `due` returned them."""
         for average, share in due:
             average.buffers.extend(weights.extents)
             average.enter(weights, share, threads)

@@ -1,7 +1,7 @@
-"""What is done to the gradient of a step before the algorithm takes it, as options of the job and its groups ask.
+"""Clips the gradient of a step before the algorithm takes it, as options of the job and its groups ask.
 
-With default options nothing is done to a gradient, and it is not looked at. Otherwise it lies in a slot of the job: the
-memory of a worker is never written to.
+With default options a gradient is neither changed nor read here. Otherwise it lies in a slot of the job, because the
+server never writes to a worker's shared memory.
 """
 
 import math
@@ -26,22 +26,22 @@ UNCLIPPED = Clipped(0.0, changed=False)
 
 @dataclass(frozen=True, slots=True)
 class GradientSettings:
-    """What the options of a job say about gradients."""
+    """The settings of gradients in the options of a job."""
 
     rounds: int
     """How many rounds make a step."""
     reduction: str
-    """Whether gradients become one as their mean or as their sum."""
+    """Whether gradients are reduced to their mean or to their sum."""
     nonfinite: str
-    """What happens to a push with a NaN or an infinity."""
+    """How to treat a push with a NaN or an infinity."""
     norm_type: float
     """The p of the p-norms."""
     norm: float
-    """The largest norm over all groups; infinity if there is no bound."""
+    """The bound of the norm over all groups; infinity if there is none."""
 
 
 def settings_of(options: JobOptions) -> GradientSettings:
-    """What the options of a job say about gradients."""
+    """Returns the settings of gradients in the options of a job."""
     given = options.options
     return GradientSettings(
         option.integer(given, job_options.ACCUMULATE),
@@ -53,7 +53,7 @@ def settings_of(options: JobOptions) -> GradientSettings:
 
 
 def bounds_of(settings: GradientSettings, groups: Sequence[Options]) -> Bounds | None:
-    """The bounds of a gradient, from the options of the groups; None if there are none."""
+    """Returns the bounds of a gradient, from the settings and the options of each group; None if there are none."""
     values = np.array([_bound(options.get(group_options.CLIP_VALUE)) for options in groups])
     norms = np.array([_bound(options.get(group_options.CLIP_NORM)) for options in groups])
     if math.isinf(settings.norm) and np.isinf(values).all() and np.isinf(norms).all():
@@ -69,7 +69,7 @@ def bounded(
     groups: int,
     compute: Compute,
 ) -> Clipped:
-    """Finds the norms of a gradient by group, and clips it in place if there are bounds."""
+    """Computes the norms of a gradient by group, and clips it in place if there are bounds."""
     pieces = list(_pieces(gradient, extents))
     if bounds is not None and bounds.only_norms:
         return clip(pieces, bounds, compute.threads)
@@ -78,7 +78,7 @@ def bounded(
 
 
 def _pieces(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Piece]:
-    """The elements that a gradient has, by group; values are no part of it."""
+    """Yields the elements that a gradient has, by group, without those of groups that take values."""
     for extent, flags, slabs in zip(extents, gradient.presence, gradient.slabs, strict=False):
         for slab, present, elements in zip(extent.slabs, flags, slabs, strict=True):
             if takes_values(slab.kind):

@@ -1,6 +1,6 @@
-"""The numbers of one push on their way into a round: scaled, looked at for NaN and infinities, weighted.
+"""Prepares the numbers of a push for its round: unscales them, checks them for NaN and infinities, weights them.
 
-What nothing is said of goes by untouched, and costs nothing.
+With default options numbers pass through unchanged, at no cost.
 """
 
 import math
@@ -17,22 +17,22 @@ from optd_wire.errors import InvalidRequest, NonfiniteGradient
 from optd_wire.values import PushHeader
 
 Locate = Callable[[int], tuple[str, int]]
-"""The parameter that one of the numbers belongs to, and which of its elements it is."""
+"""Maps the index of one of the numbers to its parameter, and to its index there."""
 
 LARGEST_SCALE = 2.0**126
-"""Gradients are multiplied by its reciprocal, which float32 has with all its digits."""
+"""The largest loss scale. Gradients are multiplied by its reciprocal, which must be a normal number in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nonfinite:
-    """Entries of one push that were NaN or infinite: how many, and the parameter of the first."""
+    """The NaN and infinite entries of one push: their count, and the parameter of the first."""
 
     count: int
     parameter: str
 
 
 def check_header(header: PushHeader) -> None:
-    """Raises `InvalidRequest` where a push has a weight or a loss scale that is none."""
+    """Raises `InvalidRequest` if the weight or the loss scale of a push is out of range, or a flush has either."""
     if header.weight is not None and not 0 < header.weight < math.inf:
         raise InvalidRequest(problem=f"weight of a push must be in (0, inf), got {header.weight:g}")
     scale = header.loss_scale
@@ -45,12 +45,12 @@ def check_header(header: PushHeader) -> None:
 
 
 def weight_of(header: PushHeader) -> float:
-    """What the gradients of a push count for in a mean."""
+    """Returns the weight of a push's gradients in a mean."""
     return 1.0 if header.weight is None else header.weight
 
 
 def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
-    """The mean or sum of the losses that pushes come with, by their weights, and unscaled; 0 where they have none."""
+    """Returns the weighted mean or sum of the pushes' unscaled losses; 0 if no push has a loss."""
     if all([header.loss is None for header in headers]):  # noqa: C419 - a list is faster here
         return 0.0
     shares = [(weight_of(header), (header.loss or 0.0) / (header.loss_scale or 1.0)) for header in headers]
@@ -60,10 +60,10 @@ def loss_of(headers: Sequence[PushHeader], reduction: str = MEAN) -> float:
 
 
 class Intake:
-    """How the numbers of one push are taken in.
+    """Prepares the numbers of one push.
 
-    `weight` is what gradients are multiplied by and `share` what values are (see `step.values`), `nonfinite` the job's
-    option of that name.
+    `weight` is the factor that gradients are multiplied by, and `share` the factor of values (see `step.values`).
+    `nonfinite` is the job's option of that name.
     """
 
     def __init__(self, header: PushHeader, nonfinite: str, weight: float = 1.0, share: float = 1.0) -> None:
@@ -71,22 +71,22 @@ class Intake:
         self._weight = weight
         self._share = share
         scale = 1.0 if header.loss_scale is None else header.loss_scale
-        # As torch's GradScaler divides: by the reciprocal, which it works out in float64 and has in float32.
+        # torch's GradScaler also multiplies by the reciprocal, which it computes in float64 and rounds to float32.
         self._reciprocal = float(np.float32(1 / scale)) if scale != 1 else 1.0
         self._count = 0
         self._first = ""
         self.plain = nonfinite == REJECT and self._weight == self._share == self._reciprocal == 1
-        """Whether numbers are taken as they come, and refused if one is not finite."""
+        """Whether numbers are used unchanged, and refused if one is not finite."""
 
     @property
     def found(self) -> Nonfinite | None:
-        """What it has found to be not finite."""
+        """The entries that were not finite, so far."""
         return Nonfinite(self._count, self._first) if self._count else None
 
     def take(self, values: Array, locate: Locate, *, are_gradients: bool = True) -> None:
-        """Makes numbers ready to be added up, in place; raises `NonfiniteGradient` where that is what is wanted."""
+        """Prepares numbers in place; raises `NonfiniteGradient` if one is not finite and the option says to refuse."""
         weight = self._weight if are_gradients else self._share
-        # What overflows here is found to be infinite, or is in the sum what it is in torch.
+        # Unscaling may overflow, which the check then finds. Weighting may overflow too, as it does in torch.
         with np.errstate(all="ignore"):
             if self._reciprocal != 1 and are_gradients:
                 np.multiply(values, values.dtype.type(self._reciprocal), out=values)
@@ -97,7 +97,7 @@ class Intake:
                 np.multiply(values, values.dtype.type(weight), out=values)
 
     def accept(self, place: RowPlace, ids: Ids, values: Array) -> None:
-        """As `take`, for the numbers of rows of a parameter."""
+        """Does the same as `take`, for rows of a parameter."""
         self.take(values.reshape(-1), lambda number: (place.name, place.element(ids, number)))
 
     def _meet(self, values: Array, first: int, locate: Locate, are_gradients: bool) -> None:

@@ -1,4 +1,4 @@
-"""Whether the groups' algorithms take the gradients of a push: of whole parameters, or of some rows of them."""
+"""Checks that the algorithms of the groups support the kind of a push's gradients: whole parameters, or rows."""
 
 from collections.abc import Iterable, Mapping
 
@@ -16,10 +16,10 @@ from optd_wire.values import Options
 def check_gradients(
     groups: Groups, options: Mapping[int, Options], tables: Iterable[RowPlace], whole: Presence
 ) -> None:
-    """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` where torch's class refuses such gradients.
+    """Raises `RowsNotTaken`, `RowsNeedZero` or `RowsOnly` if torch's class would refuse such gradients.
 
-    `options` are the new options of the groups whose options are about to change, `tables` the parameters that there
-    are rows of, and `whole` tells which parameters there are whole gradients of.
+    `options` has the new options of the groups whose options are about to change. `tables` are the parameters that come
+    in rows, and `whole` tells which parameters come whole.
     """
     for table in tables:
         algorithm = groups.algorithms[table.group]

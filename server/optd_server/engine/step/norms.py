@@ -1,4 +1,4 @@
-"""The norms of a step by group: of its gradient, and of what it has changed in the weights."""
+"""The norms of a step by group: of its gradient, and of its update to the weights."""
 
 from collections.abc import Iterator
 
@@ -28,9 +28,10 @@ def norms_of_step(
     p: float,
     compute: Compute,
 ) -> tuple[GroupNorms, ...]:
-    """The p-norms over all groups, and of each; those of the gradient by group are known.
+    """Returns the p-norms over all groups, and then of each group, of the gradient and of the update.
 
-    `changes` is what the step has changed: only there weights are looked at. Groups that take values have norms of 0.
+    `gradient` has the norms of the gradient by group. Weights are read only where `changes` says that the step has
+    changed them. Groups that take values have norms of 0.
     """
     found: list[list[float]] = [[] for _ in range(len(groups))]
     for number, extent in enumerate(groups.extents):
@@ -46,7 +47,7 @@ def norms_of_step(
 
 
 def _changed(slab: Slab, change: ChangedElements | None, new: Array, old: Array) -> Iterator[Pair]:
-    """The elements of a slab that a step has changed, by group."""
+    """Yields the elements of a slab that a step has changed, by group."""
     last = np.cumsum(slab.parameter_counts)
     for group, first, end in zip(slab.groups, last - slab.parameter_counts, last, strict=True):
         if first == end:

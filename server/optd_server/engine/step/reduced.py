@@ -1,4 +1,4 @@
-"""What the pushes of a round come to: one gradient, and what each push has brought of it."""
+"""The result of a round's reduction: one gradient, and the contribution of each push to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from optd_server.store.rows import RowPlace
 
 @dataclass(slots=True)
 class Contribution:
-    """What one push brings to a round."""
+    """The contribution of one push to a round."""
 
     weight: float
     presence: Presence
-    """The parameters that it has whole gradients of."""
+    """The parameters that it has whole."""
     tables: frozenset[RowPlace]
-    """The parameters that it has rows of, possibly none, by their `whole` place."""
+    """The parameters that it has rows of, perhaps no rows, by their `whole` place."""
     nonfinite: Nonfinite | None
-    """Its entries that are not finite, if they did not make it refused."""
+    """Its entries that are not finite, if there are any and the push was accepted."""
 
 
 @dataclass(slots=True)
@@ -32,15 +32,15 @@ class Reduced:
     gradient: Gradient
     reduction: str
     contributions: tuple[Contribution, ...]
-    """In the order of the pushes."""
+    """The contributions in the order of the pushes."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether all entries were finite; those that were not may be zeros by now."""
+        """Whether all pushed entries were finite. Those that were not may have been replaced by zeros."""
         return all(each.nonfinite is None for each in self.contributions)
 
     def weights(self, extents: Sequence[Extent]) -> Totals:
-        """The sum of the weights of the pushes that have each parameter whole."""
+        """Returns, for each parameter, the sum of the weights of the pushes that have it whole."""
         totals = [[np.zeros(len(slab.sizes)) for slab in extent.slabs] for extent in extents]
         for each in self.contributions:
             for row, flags in zip(totals, each.presence, strict=False):
@@ -49,5 +49,5 @@ class Reduced:
         return totals
 
     def row_weight(self, place: RowPlace) -> float:
-        """The sum of the weights of the pushes that have rows of a parameter."""
+        """Returns the sum of the weights of the pushes that have rows of a parameter."""
         return sum([each.weight for each in self.contributions if place.whole in each.tables], 0.0)

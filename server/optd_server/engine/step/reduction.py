@@ -1,9 +1,9 @@
-"""The arithmetic of a round: gradients checked, added up, divided by their number. Runs off the event loop.
+"""Reduces the gradients of a round: checks them, adds them up, and divides the sums. Runs off the event loop.
 
-For a parameter that n of the pushes have the result is ``(g_1 + g_2 + ... + g_n) * (1 / n)``, summed in the order of
-the round in the dtype of the data: as DistributedDataParallel averages, over those that have it. Where pushes have
-different weights it is ``(w_1 g_1 + w_2 g_2 + ... + w_n g_n) * (1 / (w_1 + w_2 + ... + w_n))``. Where a job adds up, it
-is ``w_1 g_1 + w_2 g_2 + ... + w_n g_n``.
+If n of the pushes have a parameter, its result is ``(g_1 + g_2 + ... + g_n) * (1 / n)``, summed in the order of the
+round and in the dtype of the data. DistributedDataParallel averages in the same way. If the pushes have different
+weights, it is ``(w_1 g_1 + w_2 g_2 + ... + w_n g_n) * (1 / (w_1 + w_2 + ... + w_n))``. If the job's reduction is a sum,
+it is ``w_1 g_1 + w_2 g_2 + ... + w_n g_n``.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Reduction:
-    """Arithmetic on gradients that are laid out in `extents`, with the kernels of `backend` on `threads` threads."""
+    """Reduces gradients that are laid out in `extents`, with the kernels of `backend` on `threads` threads."""
 
     def __init__(self, extents: Sequence[Extent], backend: Backend, threads: int) -> None:
         self._extents = tuple(extents)
@@ -42,13 +42,13 @@ class Reduction:
 
     @property
     def _clearing(self) -> Clearing:
-        """The account of what has been cleared to be added to; a gradient of its own needs none."""
+        """The record of the ranges that are cleared for adding. A round without sums never creates it."""
         if self._cleared is None:
             self._cleared = Clearing(self._extents)
         return self._cleared
 
     def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake, *, add: bool) -> None:
-        """Writes received frames, or adds them to what is there; raises `NonfiniteGradient` or what `claim` raises."""
+        """Writes received frames, or adds them to the sums; raises `NonfiniteGradient`, or what `claim` raises."""
         for frame in frames:
             frame.check()
             extent, slab, start = sink.place(frame)
@@ -68,18 +68,18 @@ class Reduction:
                 values = frame.values
                 finite = self._backend.accumulate(target, values, add=add)
             else:
-                # A few bytes may stand for very many numbers, which get no room of their own where they need none.
+                # A few bytes may decode to very many numbers, so these are decoded in place if nothing is added.
                 values = np.empty(frame.count, target.dtype) if add else target
                 frame.decode_into(values)
                 finite = add and self._backend.accumulate(target, values, add=True)
             if not finite:
-                # A sum may also overflow, as it does in torch: then no number that came in is to blame.
+                # A sum of finite numbers may overflow, as in torch. Only an entry of the frame is an error.
                 found = self._backend.first_nonfinite(values, 1)
                 if found is not None:
                     raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
 
     def add(self, gradient: Gradient, into: FlatBuffers, intake: Intake) -> None:
-        """Adds a gradient that lies in memory, which stays as it is; raises `NonfiniteGradient`."""
+        """Adds a gradient that lies in memory, and does not change it; raises `NonfiniteGradient`."""
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 values = gradient.slabs[number][index][start:stop]
@@ -91,7 +91,7 @@ class Reduction:
                     self._check_values(extent, slab, start, values)
 
     def _add_taken(self, values: Array, into: Array, intake: Intake, extent: Extent, slab: Slab, start: int) -> None:
-        """As `add`, by way of copies of a size that fits the cache."""
+        """Adds values through copies that fit the cache, because the intake changes numbers in place."""
         for first in range(0, len(values), BLOCK):
             copied = values[first : first + BLOCK].copy()
             locate = partial(_locate_in_slab, extent, slab, start + first)
@@ -99,13 +99,13 @@ class Reduction:
             self._backend.accumulate(into[first : first + BLOCK], copied, add=True)
 
     def check(self, gradient: Gradient) -> None:
-        """Raises `NonfiniteGradient` for a NaN or an infinity of a gradient that lies in memory."""
+        """Raises `NonfiniteGradient` if a gradient in memory has a NaN or an infinity."""
         for number, extent, index, slab, present in self._slabs(gradient):
             for start, stop in present_ranges(present, slab.starts, slab.sizes):
                 self._check_values(extent, slab, start, gradient.slabs[number][index][start:stop])
 
     def divide(self, sums: FlatBuffers, presences: Sequence[Presence], weights: Sequence[float], how: str) -> Presence:
-        """Makes means of sums, by the weights of the pushes that have each parameter; returns which ones any has.
+        """Divides sums by the weights of the pushes that have each parameter; returns the parameters of any push.
 
         Gradients stay sums unless `how` is "mean"; values become means in any case.
         """
@@ -123,7 +123,7 @@ class Reduction:
         return covered
 
     def scale_inverse(self, elements: Array, slab: Slab, totals: npt.NDArray[np.float64]) -> None:
-        """Divides the elements of each parameter of a slab by its total, where that is neither 0 nor 1."""
+        """Divides the elements of each parameter of a slab by its total, unless that is 0 or 1."""
         for total in np.unique(totals[(totals != 0) & (totals != 1)]).tolist():
             for start, stop in present_ranges(totals == total, slab.starts, slab.sizes):
                 self._backend.scale(elements[start:stop], 1 / total, self._threads)
@@ -134,7 +134,7 @@ class Reduction:
             self._backend.scale(rows.values.reshape(-1), 1 / total, self._threads)
 
     def elements(self, presence: Presence) -> int:
-        """How many elements the parameters have that are present."""
+        """Returns how many elements the present parameters have in total."""
         count = 0
         for extent, flags in zip(self._extents, presence, strict=False):
             for slab, present in zip(extent.slabs, flags, strict=True):
@@ -144,7 +144,7 @@ class Reduction:
     def mean(self, gradients: Sequence[Gradient], into: FlatBuffers) -> tuple[Presence, bool]:
         """Writes the mean of gradients that lie in memory, in one pass.
 
-        Returns which parameters any of them has, and whether all numbers of the mean are finite.
+        Returns the parameters that at least one of them has, and whether all numbers of the mean are finite.
         """
         covered: Presence = []
         all_finite = True
@@ -185,7 +185,7 @@ class Reduction:
         return NonfiniteGradient(parameter=name, value=value, index=index)
 
     def _locate(self, group: int, offset: int, number: int) -> tuple[str, int]:
-        """The parameter that an element of a group belongs to, and which of its elements it is."""
+        """Returns the parameter that holds an element of a group, and the element's index in it."""
         layouts = [layout for extent in self._extents for layout in extent.layouts]
         element = offset + number
         holder = next(p for p in layouts[group].parameters if p.offset <= element < p.offset + p.size)
@@ -198,7 +198,7 @@ def _locate_in_slab(extent: Extent, slab: Slab, start: int, number: int) -> tupl
 
 
 def present_ranges(present: Mask, starts: Indices, sizes: Indices) -> list[tuple[int, int]]:
-    """The element ranges of the parameters that are present, with neighbours joined."""
+    """Returns the element ranges of the present parameters, with adjacent ranges joined."""
     if is_full(present):
         start = int(starts[0]) if len(starts) else 0
         return [(start, start + int(sizes.sum()))]

@@ -1,14 +1,14 @@
-"""`async`: a step for every push, in order of arrival."""
+"""`async`: every push is a step of its own, in order of arrival."""
 
 from optd_server.engine.rounds.policies.base import Decisions, Indifferent, MakeStep, PushId
 from optd_wire.values import Async
 
-# One gradient is in a step while the next ones arrive.
 SLOTS = 4
+"""One gradient is in a step while up to three others arrive."""
 
 
 class AsyncPolicy(Indifferent):
-    """Every push is a step of its own."""
+    """Takes a step for every push."""
 
     slots = SLOTS
     most = 1

@@ -1,7 +1,7 @@
-"""The shape of a policy: what happens to pushes and workers goes in, decisions come out.
+"""The interface of a policy: events of pushes and workers go in, decisions come out.
 
-A policy is pure bookkeeping. It sees identities, never gradients or callers, and reads no clock: every event brings the
-time. Whoever asks carries all decisions out, in their order, before the next event.
+A policy is pure bookkeeping. It sees identities, never gradients or callers, and reads no clock: every call passes the
+time. The caller carries out all decisions, in order, before its next call.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from optd_wire.errors import OptdError
 
 @dataclass(frozen=True, slots=True)
 class PushId:
-    """One push of one worker."""
+    """The identity of a push."""
 
     worker: str
     epoch: int
@@ -22,7 +22,7 @@ class PushId:
 
 @dataclass(frozen=True, slots=True)
 class MakeStep:
-    """Make a step of these pushes, which are reduced in this order. The policy knows nothing of them any more."""
+    """Take a step with these pushes, reduced in this order. The policy has forgotten them."""
 
     pushes: tuple[PushId, ...]
 
@@ -33,12 +33,12 @@ class HoldPush:
 
     push: PushId
     waits_for: str
-    """What it waits for, as people read it: "pushes of 2 more workers"."""
+    """What it waits for, for people to read: "pushes of 2 more workers"."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefusePush:
-    """Answer a push with an error. The policy knows nothing of it any more."""
+    """Answer a push with an error. The policy has forgotten it."""
 
     push: PushId
     error: OptdError
@@ -46,7 +46,7 @@ class RefusePush:
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Call `tick` at this time, in seconds of the monotonic clock, unless a later decision names another one."""
+    """Call `tick` at this time, in seconds of the monotonic clock. A later `WakeAt` replaces this one."""
 
     seconds: float
 
@@ -59,42 +59,42 @@ NONE: Decisions = ()
 class Policy(Protocol):
     """Decides which pushes become a step together.
 
-    `now` is the time in seconds of a monotonic clock. Every push that is offered is held, or named by `MakeStep` or
-    `RefusePush` once; until then `withdrawn` may take it back. Of each worker one push at a time is held.
+    `now` is the time in seconds of a monotonic clock. A policy answers every offered push with one `MakeStep` or
+    `RefusePush`, at once or later. Until then `withdrawn` may take it back. A worker has at most one push held.
     """
 
     @property
     def slots(self) -> int:
-        """How many gradients, whole or on their way, are kept at once."""
+        """How many gradients, complete or still arriving, are kept at once."""
 
     @property
     def most(self) -> int:
-        """Of how many pushes a step is made at most."""
+        """The largest number of pushes in one step."""
 
     def offered(self, push: PushId, now: float) -> Decisions:
         """A push has been announced. Its gradient is still with its sender."""
 
     def arrived(self, push: PushId, now: float) -> Decisions:
-        """The gradient of a push is there, and all of it."""
+        """The whole gradient of a push has arrived."""
 
     def withdrawn(self, push: PushId, now: float) -> Decisions:
-        """A push that is held has been taken back."""
+        """A push that the policy holds has been withdrawn."""
 
     def joined(self, worker: str, now: float) -> Decisions:
-        """A worker has joined, perhaps anew."""
+        """A worker has joined, perhaps not for the first time."""
 
     def left(self, worker: str, now: float) -> Decisions:
-        """A worker has left on its own word. Its push has been withdrawn before."""
+        """A worker has left of its own accord. Its push, if any, has already been withdrawn."""
 
     def expired(self, worker: str, now: float) -> Decisions:
-        """The lease of a worker has run out. Its push has been withdrawn before."""
+        """The lease of a worker has run out. Its push, if any, has already been withdrawn."""
 
     def tick(self, now: float) -> Decisions:
-        """A time has come that `WakeAt` named, or has passed."""
+        """The time that `WakeAt` named has come or passed."""
 
 
 class Indifferent:
-    """The answers of a policy to what makes no difference to it."""
+    """A base of policies that answers every event except `offered` with no decision."""
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Nothing follows."""

@@ -1,4 +1,4 @@
-"""The policies that the contract knows, each with what decides for it."""
+"""The registry of policies: each policy of the contract, with the class that decides for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ _POLICIES: dict[type[Any], Callable[[Any], Deciding]] = {
 
 
 def policy_of(spec: JobSpec) -> Policy:
-    """The policy of a job that is created with `spec`."""
+    """Returns the policy of a job that is created with `spec`."""
     return Async() if spec.policy is None else spec.policy
 
 
 def deciding(policy: Policy) -> Deciding:
-    """What decides for a job with this policy, without any pushes yet. Raises `InvalidPolicy`."""
+    """Returns a new decider for a job with this policy; raises `InvalidPolicy`."""
     return _POLICIES[type(policy)](policy)

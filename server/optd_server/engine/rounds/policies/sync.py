@@ -1,4 +1,4 @@
-"""`sync`: a step for every round of one push of each of a fixed number of workers."""
+"""`sync`: a step takes one push from each of a fixed number of workers."""
 
 from optd_server.engine.rounds.policies.base import NONE, Decisions, HoldPush, Indifferent, MakeStep, PushId
 from optd_wire.errors import InvalidPolicy
@@ -8,10 +8,10 @@ MAX_WORKERS = 4096
 
 
 class SyncPolicy(Indifferent):
-    """Collects a round. A worker that has pushed waits; its next push belongs to the next round.
+    """Collects a round of pushes from different workers, and takes a step when it is complete.
 
     A round is reduced in the order of the workers' names, so the same pushes give the same bits whatever the order of
-    their arrival. Raises `InvalidPolicy` for a number of workers that is out of range.
+    their arrival. Raises `InvalidPolicy` if the number of workers is out of range.
     """
 
     slots = 1  # all pushes of a round are added up in one
@@ -23,7 +23,7 @@ class SyncPolicy(Indifferent):
         self._round: dict[str, PushId] = {}
 
     def offered(self, push: PushId, now: float) -> Decisions:
-        """Adds a push to the round; makes a step of the round when it is complete."""
+        """Adds a push to the round; takes the step if the round is complete."""
         self._round[push.worker] = push
         missing = self.most - len(self._round)
         if missing:
