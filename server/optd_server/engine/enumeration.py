@@ -46,9 +46,9 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Leaf]]:
 
 @singledispatch
 def _parts(value: Any) -> Mapping[str, Any]:
-    """Return the parts of a value by name."""
+    """Return the parts of a value by name, and its type: a policy may have no other part."""
     if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"type": type(value).__name__, **{field.name: getattr(value, field.name) for field in fields(value)}}
     raise TypeError(f"a state holds {value!r}, and nothing says what it consists of")
 
 

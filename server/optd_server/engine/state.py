@@ -64,7 +64,7 @@ class JobState:
         return JobVersion(self.version, 0, self.revision)
 
     def copy(self) -> "JobState":
-        """Return an equal state that shares no memory with this one. Blocks."""
+        """Return an equal state that no event of this one changes. Block while the numbers are copied."""
         return replace(
             self,
             groups=self.groups.copy(),

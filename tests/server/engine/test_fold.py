@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.server.engine.folding import specs
-from tests.server.engine.folding.comparing import as_text, difference
+from tests.server.engine.folding.comparing import as_text, bare, difference
 from tests.server.engine.folding.process import Folding, Request
 from tests.server.engine.folding.specs import one
-from tests.server.engine.folding.traffic import KINDS, Traffic, bare
+from tests.server.engine.folding.traffic import KINDS, Traffic
 
 from optd_server.engine import offload
 from optd_server.engine.step import arithmetic
@@ -22,13 +22,14 @@ from optd_server.optim.backends.registry import choose
 from optd_wire.errors import OptdError
 
 SEEDS = st.integers(0, 1 << 30)
-ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), SEEDS), min_size=5, max_size=30)
+ACTIONS = st.lists(st.tuples(st.sampled_from(KINDS), SEEDS), min_size=8, max_size=40)
 # Shared memory is not part of the state: who has some must open it anew.
 PLAIN_ACTIONS = st.lists(
     st.tuples(st.sampled_from([kind for kind in KINDS if kind not in ("share", "delete")]), SEEDS), max_size=15
 )
-QUICK = settings(deadline=None, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
-SOAK = settings(QUICK, max_examples=1000)
+QUICK = settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(QUICK, max_examples=3)
+MANY = settings(QUICK, max_examples=500)
 EACH = pytest.mark.parametrize("algorithm", [*ALGORITHMS, specs.MIXED])
 COMPILED, NUMPY = choose("auto"), choose("numpy")
 seen: Counter[str] = Counter()
@@ -145,8 +146,37 @@ def test_events_give_the_same_state_in_another_process(folding, algorithm, seed,
     check(folding, algorithm, seed, actions)
 
 
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad", specs.MIXED])
+@given(SEEDS, ACTIONS)
+@FEW
+def test_events_of_a_large_job_give_the_same_state_in_another_process(folding, algorithm, seed, actions):
+    check(folding, algorithm, seed, actions, large=True)
+
+
 @EACH
 @given(SEEDS, PLAIN_ACTIONS, PLAIN_ACTIONS)
 @QUICK
 def test_a_job_that_goes_on_from_a_copy_of_the_state_has_the_same_events(algorithm, seed, before, after):
     check_twin(algorithm, seed, before, after)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("large", [False, True])
+@EACH
+@given(SEEDS, ACTIONS)
+@MANY
+def test_events_give_the_same_state_many_times(folding, algorithm, large, seed, actions):
+    check(folding, algorithm, seed, actions, large=large)
+
+
+@pytest.mark.soak
+@EACH
+@given(SEEDS, PLAIN_ACTIONS, PLAIN_ACTIONS)
+@MANY
+def test_a_job_that_goes_on_from_a_copy_has_the_same_events_many_times(algorithm, seed, before, after):
+    check_twin(algorithm, seed, before, after)
+
+
+def test_the_process_that_folds_knows_no_event_loop(folding):
+    assert "optd_server.engine.apply" in folding.modules
+    assert "asyncio" not in folding.modules

@@ -1,13 +1,14 @@
 """States as something to compare: every number and text of them, to the bit."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from optd_server.engine.enumeration import enumerated
 from optd_server.engine.state import JobState
+from optd_wire.values import PushResult
 
 Frozen = dict[str, Any]
 """By path, what is there, in a form that has its type, its bits and its shape, and that equals only its like."""
@@ -46,6 +47,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(as_text, value))})"
     return f"{type(value).__name__} {value!r}"
+
+
+def bare(reply: PushResult) -> PushResult:
+    """A reply without what depends on when it leaves."""
+    return replace(reply, version=replace(reply.version, durable_version=0), repeat=False)
 
 
 def _is_ordered(path: str) -> bool:

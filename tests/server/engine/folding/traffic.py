@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tests.server.engine.clock import Clock
 from tests.server.engine.folding import specs
-from tests.server.engine.folding.comparing import as_text
+from tests.server.engine.folding.comparing import as_text, bare
 from tests.server.engine.folding.gradients import Payload, gradient, received, share_out, shared_ranges
 from tests.server.engine.folding.recording import Recorder
 from tests.server.engine.folding.specs import Rng, chance, one
@@ -121,6 +121,8 @@ class Traffic:
             clock=made._clock,
             lease_seconds=LEASE,
         )
+        for worker in self.job.state.members.by_name:
+            made.job.leases.of(worker)  # leases end in the order in which their workers came
         for worker in self.job.leases.holders():
             made.job.leases.begin(worker, 0.0)
             made.job.leases.of(worker).until = self.job.leases.of(worker).until
@@ -386,11 +388,6 @@ class Traffic:
             await self._settle()
             self._last.clear()
             await self.create()
-
-
-def bare(reply: PushResult) -> PushResult:
-    """A reply without what depends on when it leaves."""
-    return replace(reply, version=replace(reply.version, durable_version=0), repeat=False)
 
 
 async def _no_patience() -> None:
