@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv first; nothing outside this folder is changed.
+# Every target first installs what it needs into .venv. Nothing outside this folder changes.
 #
 #   PYTHON=python3.12 make test     another interpreter (3.11 or newer)
 #   make test ARGS="-k adam -x"     arguments for pytest (-n0: in one process); for bench: --only, --repeat, --size tiny
@@ -13,7 +13,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 BUF := .ci/buf/node_modules
-# What `make check` reads; examples and tests are formatted and linted as the packages are.
+# What is formatted and linted: examples and tests, too.
 SOURCES := proto server client examples tests checks
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -21,19 +21,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
-demo: .venv/.installed-demo ## a server and two workers learn to read digits, in under a minute
+demo: .venv/.installed-demo ## start a server and two workers that learn to read digits, in under a minute
 	@exec $(BIN)/python examples/demo.py
 
-test: .venv/.installed-dev ## all tests but the long ones
+test: .venv/.installed-dev ## run all tests except the long ones
 	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "not soak" $(ARGS)
 
-soak: .venv/.installed-dev ## the long tests
+soak: .venv/.installed-dev ## run the long tests
 	@exec $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)
 
 bench: .venv/.installed-dev ## measure optd beside torch and bare gRPC, into docs/benchmarks.md; takes many minutes
 	@exec env PYTHONPATH=tests$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m bench $(ARGS)
 
-check: .venv/.installed-dev ## format, lint, types, import rules, structure, contract, generated code
+check: .venv/.installed-dev ## check format, lint, types, import rules, structure, generated code, contract
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
@@ -43,28 +43,28 @@ check: .venv/.installed-dev ## format, lint, types, import rules, structure, con
 	$(BIN)/python client/generate.py --check
 	@$(MAKE) --no-print-directory lint-proto
 
-format: .venv/.installed-dev ## format the code, and mend what the linter can mend
+format: .venv/.installed-dev ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-proto: .venv/.installed-dev ## generate proto/optd_wire/v1 from proto/optd/v1
+proto: .venv/.installed-dev ## generate the code and the table that follow from the .proto files and the errors
 	$(BIN)/python proto/generate.py
 
 classes: .venv/.installed-dev ## generate the client's optimizer classes from the server's declarations
 	$(BIN)/python client/generate.py
 
-clean: ## remove what the other targets made, .venv too
+clean: ## remove everything that the other targets made, including .venv
 	rm -rf .venv $(BUF) examples/node/node_modules dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
-# buf comes from npm. Without it the naming test of `make test` still holds the contract to the same rules.
+# npm installs buf. Without npm, tests/contract/test_naming.py still checks the same rules for names.
 lint-proto:
 	@if { [ $(BUF)/.installed -nt .ci/buf/package-lock.json ] || { command -v npm >/dev/null && timeout 180 npm install \
 	      --prefix .ci/buf --no-save --ignore-scripts --no-audit --no-fund --loglevel error >/dev/null \
 	      && touch $(BUF)/.installed; }; } && $(BUF)/.bin/buf --version >/dev/null; then \
 	  echo "buf lint proto"; $(BUF)/.bin/buf lint proto; \
 	else \
-	  echo "buf lint: left out, buf does not run here; tests/contract/test_naming.py checks the names"; \
+	  echo "buf lint: skipped, as buf does not run here; tests/contract/test_naming.py checks the names"; \
 	fi
 
 # .venv -----------------------------------------------------------------------

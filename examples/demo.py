@@ -1,7 +1,7 @@
 """A server and two workers that learn to read handwritten digits; `make demo` runs it.
 
-The server is a real `optd` process on a free port, the workers are two processes of digits.py. Groups and weights
-that are shown at the end have been read from the server. Ctrl-C ends all of them.
+The server is a real `optd` process on a free port. The workers are two processes of digits.py. The groups and weights
+that it shows at the end are read from the server. Ctrl-C ends all processes.
 """
 
 import json
@@ -36,15 +36,15 @@ Show = Callable[[str, digits.Report], None]
 
 
 class Stopped(Exception):
-    """A signal has come; its number is the argument."""
+    """A signal has arrived; its number is the argument."""
 
 
 class Failed(Exception):
-    """A worker or the server has ended before its time."""
+    """A worker or the server has ended too early."""
 
 
 class Worker:
-    """A process of digits.py. What it prints is put into `events` as (worker, line), and its end as (worker, "")."""
+    """A process of digits.py. `events` gets (worker, line) for each line of its output, and (worker, "") at its end."""
 
     def __init__(self, name: str, shard: str, server: str, events: SimpleQueue) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class Worker:
 def main() -> None:
     for name in [name for name in os.environ if name.startswith("OPTD_")]:
         del os.environ[name]  # settings for another server than the demo's own
-    # Signals wait in the queue for their turn, so that none can come between a process and its being known here.
+    # Signals wait in the queue. So none can interrupt `train` after a process has started and before it is registered.
     events: SimpleQueue = SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: events.put(number))
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def train(server: LocalServer, events: SimpleQueue, console: Console) -> None:
-    """Runs the workers to their end. Raises `Stopped` or `Failed`; either way no worker is left."""
+    """Runs the workers until they end. Raises `Stopped` or `Failed`. In any case no worker is left."""
     with ExitStack() as stack:
         running = set()
         for index, name in enumerate(WORKERS, 1):
@@ -124,7 +124,7 @@ def train(server: LocalServer, events: SimpleQueue, console: Console) -> None:
 
 
 def next_event(server: LocalServer, events: SimpleQueue) -> int | tuple[Worker, str]:
-    """A signal's number, or what a worker has printed."""
+    """The number of the next signal, or the next line of a worker."""
     while True:
         try:
             return events.get(timeout=1)

@@ -2,7 +2,7 @@
 
     python examples/digits.py --server 127.0.0.1:50051 --worker w1
 
-Alone it trains on all of the data. Two that share the data and step in rounds, in two terminals:
+A single worker trains on all of the data. Two workers, in two terminals, share the data and step in rounds:
 
     python examples/digits.py --server 127.0.0.1:50051 --job pair --worker w1 --shard 1/2 --sync
     python examples/digits.py --server 127.0.0.1:50051 --job pair --worker w2 --shard 2/2 --sync
@@ -25,7 +25,7 @@ import optd
 BATCH = 32
 STEPS = 300
 LINES = 10
-"""How often a worker says where it is when nobody watches a terminal."""
+"""How many lines a worker prints if its output is no terminal."""
 
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 class Report(NamedTuple):
-    """Where a worker is: its own steps, its loss (a running mean), and the job's version."""
+    """The progress of a worker: its own steps, its loss (a running mean), and the job's version."""
 
     step: int
     steps: int
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def train(session: optd.Session, shard: tuple[int, int], steps: int) -> Iterator[Report]:
-    """Makes `steps` steps on this worker's part of the data, and tells of each one."""
+    """Makes `steps` steps on this worker's part of the data, and reports each one."""
     examples, _ = network.load()
     batches = network.batches(network.shard(examples, *shard), BATCH, seed=zlib.crc32(session.worker.encode()))
     weights = network.initial_weights()
@@ -134,13 +134,15 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=positive, default=STEPS, help=f"steps of this worker (default: {STEPS})")
     parser.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="train on part I of N of the data")
-    parser.add_argument("--sync", action="store_true", help="create the job so that a step takes all N workers")
+    parser.add_argument(
+        "--sync", action="store_true", help="create the job so that each step takes a push from all N workers"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object for every step, instead of a bar")
     return parser.parse_args()
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number of at least 1."""
     if (number := int(text)) < 1:
         raise ValueError
     return number
@@ -155,7 +157,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def stop(number: int, _frame: object = None) -> None:
-    """Ends this worker in order: on the way out it leaves its job, so that nobody waits for it."""
+    """Ends this worker. It leaves its job first, so that no other worker waits for it."""
     sys.stderr.write("digits: stopped\n")
     sys.exit(128 + number)
 

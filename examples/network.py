@@ -1,4 +1,4 @@
-"""A two-layer network in plain numpy, and the handwritten digits it learns to read. Nothing here knows of optd."""
+"""A two-layer network in plain numpy, and the handwritten digits that it learns to read. Nothing here knows of optd."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def initial_weights(seed: int = 0) -> Arrays:
 
 
 def forward(weights: Arrays, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the hidden units say, and the probability of each digit; a row for each image."""
+    """The activations of the hidden units and the probability of each digit, with a row for each image."""
     hidden = np.maximum(images @ weights["hidden.weight"] + weights["hidden.bias"], 0)
     scores = hidden @ weights["output.weight"] + weights["output.bias"]
     likely = np.exp(scores - scores.max(axis=1, keepdims=True))

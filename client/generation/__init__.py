@@ -2,5 +2,5 @@
 
 `make classes` runs it (`client/generate.py`). Start at `files.py`, which lists every generated file. `export.py` alone
 imports the server; `options.py` turns the export into arguments with a type, a default and a docstring; the other
-modules write one kind of file each. Nothing here imports `optd`, and nothing of it is installed with `optd`.
+modules write one kind of file each. Nothing here imports `optd`, and the package `optd` does not contain it.
 """

@@ -46,7 +46,8 @@ def init_module(algorithms: Mapping[str, Mapping[str, Any]]) -> str:
     about = (
         '"""A class for each algorithm, with torch\'s arguments in torch\'s order; one module each.\n\n'
         "`make classes` generates them, and this file, from the server's declarations (`client/generation`). Only\n"
-        "`lbfgs_base.py` and `unknown_options.py` are written by hand. All classes derive from `optd.Optimizer`.\n"
+        "`lbfgs_base.py` and `unknown_options.py` are written by hand. All classes derive from `optd.Optimizer`: open\n"
+        "`optd/numpy/optimizer.py` first.\n"
         '"""'
     )
     return "\n".join([about, "", *imports, "", "__all__ = [", *exports, "]", ""])

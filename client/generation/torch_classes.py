@@ -58,8 +58,8 @@ def init_module(algorithms: Mapping[str, Mapping[str, Any]]) -> str:
     exports = [f'    "{title}",' for title in sorted(titles, key=lambda title: (not title.isupper(), title))]
     about = (
         '"""A class for each algorithm: torch\'s own with `Served` in front of it; one module each.\n\n'
-        "`make classes` generates them, and this file, from the server's declarations (`client/generation`). What all "
-        "of\nthem do is in `optd.torch.optimizer.Served`.\n"
+        "`make classes` generates them, and this file, from the server's declarations (`client/generation`). What\n"
+        "they all do is in `Served`: open `optd/torch/optimizer.py` first.\n"
         '"""'
     )
     return "\n".join([about, "", *imports, "", "__all__ = [", *exports, "]", ""])

@@ -4,7 +4,9 @@
         optimizer = optd.SGD({"w": w, "b": b}, lr=0.1, momentum=0.9, session=session)
         optimizer.step({"w": dw, "b": db})
 
-For torch's parameters there is `optd.torch`; `optd.errors` has every error.
+For torch's parameters there is `optd.torch`; `optd.errors` has every error. The server is the package `optd_server`.
+
+This file only exports names. To read the source, open `numpy/optimizer.py` first.
 """
 
 from importlib.metadata import version as _version

@@ -3,8 +3,8 @@
 //   npm ci --ignore-scripts
 //   node train.mjs --server 127.0.0.1:50051 --job cars --worker node-1
 //
-// What it has to know beside the .proto files is in proto/README.md. OPTD_SERVER and OPTD_TOKEN count where they are set;
-// --proto is the include path, which `python -c "import optd_wire; print(optd_wire.PROTO_DIR)"` prints.
+// proto/README.md says what the .proto files leave open. OPTD_SERVER and OPTD_TOKEN are used if they are set. --proto is
+// the include path, which `python -c "import optd_wire; print(optd_wire.PROTO_DIR)"` prints.
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -60,7 +60,7 @@ function reasonOf(error) {
   return info?.reason ?? grpc.status[error.code];
 }
 
-// Calls that may be sent again are, after growing random pauses, for as long as the server is away: up to a minute.
+// Repeats a call that may be sent again while the server is away, for up to a minute, after random pauses that grow.
 async function again(call) {
   for (let wait = 50, until = Date.now() + 60_000; ; wait = Math.min(2 * wait, 2000)) {
     try {
@@ -97,7 +97,7 @@ async function join() {
   }
 }
 
-// Reads the weights as anybody may, with or without a lease.
+// Reads the weights, which needs no lease.
 async function pull() {
   const weights = [0, 0];
   let version = 0;
@@ -120,14 +120,14 @@ function evaluate([slope, intercept]) {
 async function train() {
   let me = await again(join), sequence = 0;
   const identity = () => ({ job: flags.job, worker: flags.worker, epoch: me.epoch });
-  // The lease is kept beside the training; what fences this worker shows in its next push.
+  // Renews the lease in the background. If another session fences this worker, its next push is refused.
   setInterval(() => ask(workers, "RenewLease", identity()).catch(() => {}), me.lease_ms / 3).unref();
   let { weights, version } = await again(pull);
   for (let done = 0; done < Number(flags.steps); ) {
     const { loss, gradient } = evaluate(weights);
     const header = { ...identity(), sequence: sequence + 1, base_version: version };
     try {
-      // The same sequence each time: it counts once.
+      // Each attempt has the same sequence, so the push counts once.
       await again(() => upload(training, "Push", { header, frames: [frame(gradient)] }));
       sequence += 1;
       if (done++ % 50 === 0) console.log(`version ${version}  loss ${loss.toFixed(3)}`);

@@ -1,7 +1,7 @@
 """The language of client and server: generated stubs (`v1`), plain values, dtypes, encodings, layout, frames, errors.
 
-Imports neither side and no gRPC. Start with `values` for the nouns, `messages` for their way into generated messages,
-`frames` for bulk numbers, and `errors` for what can go wrong.
+It imports neither side and no gRPC. Open `values` first, which has the nouns. `messages` converts them to generated
+messages, `frames` carries bulk numbers, and `errors` has what can go wrong.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 """A class for each algorithm, with torch's arguments in torch's order; one module each.
 
 `make classes` generates them, and this file, from the server's declarations (`client/generation`). Only
-`lbfgs_base.py` and `unknown_options.py` are written by hand. All classes derive from `optd.Optimizer`.
+`lbfgs_base.py` and `unknown_options.py` are written by hand. All classes derive from `optd.Optimizer`: open
+`optd/numpy/optimizer.py` first.
 """
 
 from optd.algorithms.adadelta import Adadelta

@@ -1,5 +1,5 @@
 """From what people pass as `params` to the flat ranges of a job's groups, and back.
 
-Trees, groups, rules, arrays and the frames that their numbers travel in. Nothing here knows a session, and what a
-gradient is lies in `optd.exchange`. Open `groups` first, then `flat_view`.
+Here are trees, groups, rules, arrays, and the frames that carry their numbers. Nothing here knows a session; gradients
+are read in `optd.exchange`. Open `groups` first, then `flat_view`.
 """

@@ -9,6 +9,9 @@
         optimizer.step()  # push, step on the server, pull: the model now holds the new weights
 
 With OPTD_SERVER set, the import line is all that changes in a script. See `optd.torch.optimizer.Served`.
+
+Everything that knows torch is in this folder; `optd.registration` has what it shares with the numpy face. To read the
+source, open `optimizer.py` first, then `served_steps.py`.
 """
 
 try:

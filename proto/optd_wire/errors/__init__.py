@@ -1,4 +1,4 @@
-"""Every error that optd raises, on either side: one class, one reason, one message.
+"""Every error that optd raises, on either side: one class, one reason, one message. Open `base` first.
 
 An error is data: its values travel as the metadata of a `google.rpc.ErrorInfo` (`optd_wire.error_status`), and the
 client raises the class that the server raised, with the same message. `base` has the root and the kinds; the errors

@@ -3,7 +3,7 @@
 A class has the name and the fields of its message; `optd_wire.messages` checks that on import and converts between the
 two. A value does not copy the mappings and tuples that it is built from: do not change them afterwards.
 
-Start with `jobs`: it builds on `parameters`, `options` and `policies`, and the other files build on it.
+Open `jobs` first: it builds on `parameters`, `options` and `policies`, and the other files build on it.
 """
 
 from optd_wire.values.inspection import (

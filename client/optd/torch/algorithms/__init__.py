@@ -1,7 +1,7 @@
 """A class for each algorithm: torch's own with `Served` in front of it; one module each.
 
-`make classes` generates them, and this file, from the server's declarations (`client/generation`). What all of
-them do is in `optd.torch.optimizer.Served`.
+`make classes` generates them, and this file, from the server's declarations (`client/generation`). What
+they all do is in `Served`: open `optd/torch/optimizer.py` first.
 """
 
 from optd.torch.algorithms.adadelta import Adadelta

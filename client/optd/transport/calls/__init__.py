@@ -1,4 +1,4 @@
 """The RPCs over a connection, in plain values: one file for each service of the contract.
 
-Nothing here retries or knows sessions, and nothing here knows gRPC. Open `jobs` first: the others are of its kind.
+Nothing here retries, and nothing here knows sessions or gRPC. Open `jobs` first: the other files have its form.
 """
