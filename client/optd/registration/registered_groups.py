@@ -111,7 +111,7 @@ class RegisteredGroups:
         except OptdError:
             return ""
         if is_theirs and not is_ours:
-            return ", without the job's buffers: pass buffers=, as the worker did that created the job"
+            return ", without the job's buffers: pass the model that has them as buffers=, as the job's creator did"
         if is_ours and not is_theirs:
             return ", with buffers, which the job lacks: leave buffers= out, or create the job with them"
         return ""

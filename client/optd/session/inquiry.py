@@ -227,8 +227,10 @@ def find_algorithm(known: Sequence[AlgorithmInfo], name: str) -> AlgorithmInfo:
     """The algorithm of this name among those that a server has; raises `UnknownAlgorithm` with the nearest."""
     names = [algorithm.name for algorithm in known]
     if name not in names:
-        close = get_close_matches(name, names, n=1)
-        advice = f"the nearest is {close[0]!r}" if close else f"there are {', '.join(names)}"
+        # Names of torch's classes, such as AdamW and SparseAdam, differ in case and underscores alone.
+        folded = {known_name.replace("_", ""): known_name for known_name in names}
+        close = get_close_matches(name.lower().replace("_", ""), folded, n=1)
+        advice = f"the nearest is {folded[close[0]]!r}" if close else f"there are {', '.join(names)}"
         raise UnknownAlgorithm(algorithm=name, advice=advice)
     return known[names.index(name)]
 

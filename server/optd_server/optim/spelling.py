@@ -19,6 +19,9 @@ def nearest(name: str, valid: Iterable[str], synonyms: Mapping[str, str] | None 
     by_folded = {candidate.lower(): candidate for candidate in names}
     if folded in by_folded:
         return by_folded[folded]
+    compact = {candidate.replace("_", ""): candidate for candidate in by_folded}
+    if folded.replace("_", "") in compact:
+        return by_folded[compact[folded.replace("_", "")]]
     meant = (synonyms or {}).get(folded)
     if meant in names:
         return meant

@@ -190,7 +190,7 @@ BAD = {
     "cosine(steps=0)": "cosine with steps in [1, inf)",
     "cosine(steps=2.5)": "cosine with steps being a whole number",
     "cosine(steps=10, warm=3)": (
-        "cosine with arguments of steps, end, warmup, warmup_start, of which 'warm' is none (did you mean 'warmup'?)"
+        "cosine with arguments among steps, end, warmup, warmup_start, not 'warm' (did you mean 'warmup'?)"
     ),
     "cosine(10, steps=10)": "cosine with each argument once",
     "cosine(**x)": "cosine with each argument once",

@@ -23,7 +23,7 @@ def parse(written: str) -> Curve:
         name, near = strange
         names = ", ".join(each.name for each in schedule.options)
         hint = f" (did you mean {near!r}?)" if near else ""
-        raise ValueError(f"{schedule.name} with arguments of {names}, of which {name!r} is none{hint}")
+        raise ValueError(f"{schedule.name} with arguments among {names}, not {name!r}{hint}")
     for declared in schedule.options:
         if declared.default is None and declared.name not in arguments:
             raise ValueError(f"{schedule.name} with {declared.name}")
