@@ -20,8 +20,8 @@ SHOWN = dict(re.findall(r"^```python\n([^`]*)^```\n\n```text\n(.*?)^```$", PAGE,
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_runs(server: LocalServer, program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", program],
-        env=os.environ | {"OPTD_SERVER": server.address},
+        [sys.executable, "-W", "error::UserWarning", "-c", program.replace("127.0.0.1:50051", server.address)],
+        env=os.environ,
         capture_output=True,
         text=True,
         timeout=100,

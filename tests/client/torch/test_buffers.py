@@ -160,7 +160,7 @@ def test_workers_with_and_without_buffers_are_told_what_to_do(serve, job_names, 
     with pytest.raises(JobMismatch) as raised:
         serve(optd.torch.SGD, other.parameters(), lr=0.1, buffers=None if creator else other, job=job, worker="w1")
     expected = (
-        "has 2 groups (buffers, group0), this registration has (group0), without the job's buffers: pass buffers=, "
+        "has 2 groups (buffers, group0), this registration has (group0), without the job's buffers: pass the "
         if creator
         else "has 1 groups (group0), this registration has (buffers, group0), with buffers, which the job lacks: leave "
     )

@@ -13,9 +13,9 @@ from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import Member
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import extent_of_groups
 from optd_server.rpc.callers import ANONYMOUS
 from optd_server.rpc.services.training import TrainingService
-from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
@@ -256,7 +256,7 @@ class Rounds:
 
     async def add_group(self) -> GroupInfo:
         index = len(self.job.state.groups)
-        weights = FlatBuffers([extent_of([lay_out(NEW.parameters)], index)])
+        weights = FlatBuffers([extent_of_groups([NEW], self.spec.algorithm, index)])
         return (await self.job.editor.add_group(NEW, weights, index))[0]
 
     def idle(self) -> bool:

@@ -177,6 +177,11 @@ def test_a_job_that_goes_on_from_a_copy_has_the_same_events_many_times(algorithm
     check_twin(algorithm, seed, before, after)
 
 
+def test_shared_memory_older_than_a_group_meets_rows_of_that_group(folding):
+    rounds = [("round", 0)] * 4
+    check(folding, "sgd", 343042, [*rounds, ("share", 0), ("add_group", 159), *rounds[:2]], large=True)
+
+
 def test_the_process_that_folds_knows_no_event_loop(folding):
     assert "optd_server.engine.apply" in folding.modules
     assert "asyncio" not in folding.modules

@@ -12,12 +12,11 @@ from optd_server.engine import offload
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.events import Created, GroupAdded, RoundAdded, Stepped
 from optd_server.engine.memory import Memory
+from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.state_upload import StateUpload
 from optd_server.store import flat
-from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers
 from optd_wire.frames import Frame
-from optd_wire.layout import lay_out
 from optd_wire.values import (
     Async,
     FlatRange,
@@ -163,7 +162,7 @@ def test_each_change_is_answered_when_it_is_durable(logged, what):
             "group": lambda: job.editor.update_group(GroupUpdate("g", {"lr": 0.5})),
             "job": lambda: job.editor.update_job(JobUpdate("job", {"ema_decay": 0.5})),
             "policy": lambda: job.editor.set_policy(Sync(2)),
-            "add": lambda: job.editor.add_group(spec, FlatBuffers([extent_of([lay_out(spec.parameters)], 2)]), 2),
+            "add": lambda: job.editor.add_group(spec, FlatBuffers([extent_of_groups([spec], "sgd", 2)]), 2),
             "write": upload.put_in_force,
         }
         before = len(log.appended)
@@ -333,7 +332,7 @@ def test_a_job_owns_the_weights_of_its_events(logged):
         slabs = job.state.weights.buffers.slabs
         assert lies_in(log.last(Created).weights.slabs, slabs)
         spec = GroupSpec("n", {}, (ParameterSpec("x", (3,), "float32"),))
-        weights = FlatBuffers([extent_of([lay_out(spec.parameters)], 2)])
+        weights = FlatBuffers([extent_of_groups([spec], "sgd", 2)])
         await job.editor.add_group(spec, weights, 2)
         assert log.last(GroupAdded).weights is weights
         assert lies_in(weights.slabs, job.state.weights.buffers.slabs[1:])

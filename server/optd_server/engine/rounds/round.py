@@ -305,7 +305,7 @@ class Round:
         left = []
         for rows in self._row_sums.sums():
             at = rows.place
-            if any(presence[at.extent][at.slab][at.parameter] for presence in presences):
+            if any(_covers(presence, at) for presence in presences):
                 rows.add_to(self.slot.buffers.slabs[at.extent][at.slab])
                 for part in self._parts.values():
                     if at.whole in part.tables and part.presence is not None:
@@ -358,3 +358,8 @@ def _bases(extents: Sequence[Extent]) -> list[int]:
     counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
     bases: list[int] = (np.cumsum(counts) - counts).tolist()
     return bases
+
+
+def _covers(presence: Presence, at: RowPlace) -> bool:
+    """Return whether a push has a parameter whole; one from shared memory older than a group has none of that group."""
+    return at.extent < len(presence) and bool(presence[at.extent][at.slab][at.parameter])

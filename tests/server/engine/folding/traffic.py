@@ -17,15 +17,14 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.readers.state import read_state, select
 from optd_server.engine.state_upload import StateUpload
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
-from optd_server.store.extents import extent_of
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import OptdError, ShuttingDown
 from optd_wire.frames import Frame
-from optd_wire.layout import lay_out
 from optd_wire.values import (
     WEIGHTS,
     GroupSpec,
@@ -333,7 +332,7 @@ class Traffic:
         index = len(self.groups)
         group = specs.group(rng, specs.algorithm_for(rng, one(rng, (self.spec.algorithm, specs.MIXED))), index)
         self.job.editor.check_new_group(group)
-        weights = FlatBuffers([extent_of([lay_out(group.parameters)], index)])
+        weights = FlatBuffers([extent_of_groups([group], self.spec.algorithm, index)])
         FrameSink(weights, WEIGHTS, [group.name], first_group=index).write_all(specs.weights(rng, group, index))
         await self.job.editor.add_group(group, weights, index)
         self.groups.append(group)
