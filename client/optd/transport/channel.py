@@ -6,6 +6,7 @@ Messages pass gRPC as bytes, because frames have an encoder of their own.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Channel(Connection):
 
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
+        self._starting = threading.Lock()  # held by threads of calls only, which no interrupt reaches
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         if tls is None:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
@@ -71,14 +73,23 @@ class Channel(Connection):
 
     def call(self, rpc: Rpc[Q, A], request: Q, timeout: float) -> A:
         """Sends one message and returns the answer."""
+        is_given_up = False
 
         def call() -> bytes:
-            made: Any = self._channel.unary_unary(rpc.path)
-            data: bytes = made(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+            # A call that an interrupt gave up must not overtake a later one: a late Join would fence a newer epoch.
+            with self._starting:
+                if is_given_up:
+                    raise InterruptedError
+                made: Any = self._channel.unary_unary(rpc.path)
+                begun = made.future(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
+            data: bytes = begun.result()
             return data
 
-        with self.errors(rpc.name, timeout):
-            return rpc.answer.FromString(call_threads.run(call))
+        try:
+            with self.errors(rpc.name, timeout):
+                return rpc.answer.FromString(call_threads.run(call))
+        finally:
+            is_given_up = True
 
     def upload(self, rpc: Rpc[Q, A], first: Q, batches: Batches, timeout: float) -> A:
         """Sends `first` and all frames, and returns the one answer."""

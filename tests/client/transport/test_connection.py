@@ -5,6 +5,7 @@ import pytest
 
 from optd import errors
 from optd.params.flat_view import FlatView, empty_arrays
+from optd.transport import call_threads
 from optd.transport.fake.connection import FakeConnection
 from optd.transport.fake.server import FakeServer
 from optd.transport.requests import Delivery, Known, PullRequest
@@ -125,3 +126,24 @@ def test_the_servers_own_errors_are_raised(calls, name, epoch):
     calls.leave(name, "w0", epoch + 2, 10)
     with pytest.raises(errors.StaleEpoch, match="it has left"):
         calls.renew_lease(name, "w0", epoch + 2, 10)
+
+
+def test_a_call_that_an_interrupt_gave_up_never_overtakes_a_later_one(server, name, monkeypatch):
+    """A thread that begins a Join late would take the worker's name from the session that has joined meanwhile."""
+    calls = ServerCalls.over_grpc(server.address)
+    calls.create_job(spec(name), numbers(5.0), 10, creation_id="mine")
+    late = []
+
+    def interrupted(work):
+        late.append(work)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(call_threads, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calls.join(name, "w0", None, 1, 10)
+    epoch = calls.join(name, "w0", None, 1, 10).epoch
+    with pytest.raises(InterruptedError):
+        late[0]()
+    calls.renew_lease(name, "w0", epoch, timeout=10)
+    calls.close()
