@@ -58,7 +58,7 @@ class Channel(Connection):
 
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
-        self._starting = threading.Lock()  # held by threads of calls only, which no interrupt reaches
+        self._starting = threading.Lock()  # the main thread hands calls over, so no interrupt leaves it locked
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         if tls is None:
             self._channel = grpc.insecure_channel(address, _OPTIONS)
@@ -76,14 +76,15 @@ class Channel(Connection):
         is_given_up = False
 
         def call() -> bytes:
+            made: Any = self._channel.unary_unary(rpc.path)
+            data = request.SerializeToString()
             # A call that an interrupt gave up must not overtake a later one: a late Join would fence a newer epoch.
             with self._starting:
                 if is_given_up:
                     raise InterruptedError
-                made: Any = self._channel.unary_unary(rpc.path)
-                begun = made.future(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
-            data: bytes = begun.result()
-            return data
+                begun = made.future(data, timeout=timeout, metadata=self._metadata)
+            answer: bytes = begun.result()
+            return answer
 
         try:
             with self.errors(rpc.name, timeout):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from optd_server.store.extents import Extent, in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
-from optd_server.store.ledger import Presence
+from optd_server.store.ledger import Presence, is_present
 from optd_server.store.rows import Rows
 
 Totals = list[list[npt.NDArray[np.float64]]]
@@ -34,7 +34,7 @@ class Gradient:
 
     def has(self, extent: int, slab: int, parameter: int) -> bool:
         """Return whether a parameter of a slab has a gradient."""
-        return extent < len(self.presence) and bool(self.presence[extent][slab][parameter])
+        return is_present(self.presence, extent, slab, parameter)
 
 
 @dataclass(eq=False, slots=True)

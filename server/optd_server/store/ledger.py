@@ -26,6 +26,11 @@ def is_full(mask: Mask) -> bool:
     return all(mask.tolist()) if len(mask) <= FEW else bool(mask.all())
 
 
+def is_present(presence: Presence, extent: int, slab: int, parameter: int) -> bool:
+    """Return whether a parameter is present. One of a group that was added after `presence` was computed is not."""
+    return extent < len(presence) and bool(presence[extent][slab][parameter])
+
+
 class Ledger:
     """The record of what has been written of one field of the groups in `extents`.
 

@@ -22,7 +22,7 @@ from optd_server.optim.job_options import MEAN, REJECT, SUM
 from optd_server.store.extents import Extent
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_server.store.gradients import Gradient, Slot
-from optd_server.store.ledger import Presence
+from optd_server.store.ledger import Presence, is_present
 from optd_server.store.rows import RowPlace, Rows, RowSums
 from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError
 from optd_wire.frames import Frame, Received
@@ -305,7 +305,7 @@ class Round:
         left = []
         for rows in self._row_sums.sums():
             at = rows.place
-            if any(_covers(presence, at) for presence in presences):
+            if any(is_present(presence, at.extent, at.slab, at.parameter) for presence in presences):
                 rows.add_to(self.slot.buffers.slabs[at.extent][at.slab])
                 for part in self._parts.values():
                     if at.whole in part.tables and part.presence is not None:
@@ -358,8 +358,3 @@ def _bases(extents: Sequence[Extent]) -> list[int]:
     counts = np.array([layout.count for extent in extents for layout in extent.layouts], np.int64)
     bases: list[int] = (np.cumsum(counts) - counts).tolist()
     return bases
-
-
-def _covers(presence: Presence, at: RowPlace) -> bool:
-    """Return whether a push has a parameter whole; one from shared memory older than a group has none of that group."""
-    return at.extent < len(presence) and bool(presence[at.extent][at.slab][at.parameter])
