@@ -25,7 +25,10 @@ TARGETS = {
 }
 """The folders of `.proto` files, and where the modules that are generated from them go."""
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
-IMPORT = re.compile(r"^from optd\.v1 import ", re.MULTILINE)
+IMPORTS = {
+    re.compile(r"^from optd\.v1 import ", re.MULTILINE): "from optd_wire.v1 import ",
+    re.compile(r"^from optd\.storage\.v1 import ", re.MULTILINE): "from optd_server.durability.v1 import ",
+}
 
 
 def generate(folder: Path, into: Path) -> dict[str, str]:
@@ -39,7 +42,10 @@ def generate(folder: Path, into: Path) -> dict[str, str]:
         # protoc also writes a _pb2_grpc.py for files without a service, which is empty.
         if path.name.endswith("_pb2_grpc.py") and not path.name.endswith("_service_pb2_grpc.py"):
             continue
-        generated[path.name] = IMPORT.sub("from optd_wire.v1 import ", path.read_text())
+        text = path.read_text()
+        for ours, theirs in IMPORTS.items():
+            text = ours.sub(theirs, text)
+        generated[path.name] = text
     generated["__init__.py"] = f'"""Generated from proto/{folder} by proto/generate.py; not edited by hand."""\n'
     return generated
 

@@ -88,6 +88,20 @@ _ARGUMENTS = (
         "Whether long transfers of a large model show their progress. None: yes, unless OPTD_PROGRESS is 0.",
     ),
     Argument(
+        "durable",
+        "bool | None",
+        "None",
+        "Whether each push and step waits until it is on the server's disk and survives a power cut. None: no, unless "
+        "OPTD_DURABLE is 1.",
+    ),
+    Argument(
+        "recreate",
+        "bool | None",
+        "None",
+        "Whether a job that is gone after a restart of the server is created anew with this worker's weights. None: "
+        "no, unless OPTD_RECREATE is 1; then calls raise `JobLost`.",
+    ),
+    Argument(
         "zero_copy",
         "bool",
         "False",

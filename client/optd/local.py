@@ -15,13 +15,23 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
 
-def local(*arguments: str) -> "LocalServer":
+def local(
+    *arguments: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    durability: str | None = None,
+    fsync: str | None = None,
+) -> "LocalServer":
     """Starts a server process on a free loopback port; `arguments` are more flags of `optd`.
+
+    With a `data_dir` its jobs are there again in the next server on that folder. `durability` ("none", "snapshot",
+    "log") and `fsync` ("interval", "commit") say what survives a crash.
 
     A context manager: `with optd.local() as server: optd.connect(server.address)`. Blocks until the server is ready;
     raises `Unreachable` with the last line of its log if it does not start.
     """
-    return LocalServer(arguments)
+    settings = {"--data-dir": data_dir, "--durability": durability, "--fsync": fsync}
+    flags = [f"{flag}={os.fspath(value)}" for flag, value in settings.items() if value is not None]
+    return LocalServer([*flags, *arguments])
 
 
 class LocalServer:

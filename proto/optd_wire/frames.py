@@ -120,6 +120,12 @@ def encode(message: Message, frames: Iterable[Outgoing] = (), *, deterministic: 
     Copies the numbers once, into the result. With `deterministic`, maps are written in the order of their keys: equal
     messages give equal bytes. Raises `EncodingOverflow`.
     """
+    parts: list[Any] = [*encode_in_parts(message, frames, deterministic=deterministic)]
+    return b"".join(parts)
+
+
+def encode_in_parts(message: Message, frames: Iterable[Outgoing] = (), *, deterministic: bool = False) -> list[Buffer]:
+    """As `encode`, but returns the bytes in parts. Those of numbers lie where the numbers lie; nothing is copied."""
     written: list[Any] = [message.SerializeToString(deterministic=deterministic)]
     for frame in frames:
         if isinstance(frame, RowFrame):
@@ -131,7 +137,7 @@ def encode(message: Message, frames: Iterable[Outgoing] = (), *, deterministic: 
             length += len(piece) if isinstance(piece, bytes) else piece.nbytes
         written.append(_header(frame.group, frame.offset, frame.count, frame.encoding.number, frame.field, length))
         written.extend(pieces)
-    return b"".join(written)
+    return written
 
 
 # A job has the same ranges in every step.

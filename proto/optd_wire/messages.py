@@ -7,6 +7,7 @@ the fields are built on import too: see `optd_wire.field_converters`.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -83,6 +84,11 @@ def from_message(message: Message, value_class: type[V]) -> V:
 def options_to_message(options: values.Options) -> dict[str, option_pb2.OptionValue]:
     """Options as the map that the constructor of a message takes."""
     return {name: option_to_message(value) for name, value in options.items()}
+
+
+def options_from_message(message: Mapping[str, option_pb2.OptionValue]) -> values.Options:
+    """The options in the map of a message."""
+    return {name: _option_from_message(value) for name, value in message.items()}
 
 
 def option_to_message(value: values.OptionValue) -> option_pb2.OptionValue:

@@ -11,7 +11,9 @@ import structlog
 from optd_server import plugins
 from optd_server.clock import SystemClock
 from optd_server.config import Config, ConfigError
-from optd_server.engine.catalog import Catalog
+from optd_server.durability.problems import StorageProblem
+from optd_server.durability.storage import Levels, Storage
+from optd_server.engine.catalog import Catalog, nothing_kept
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.optim.backends.base import Backend
@@ -19,6 +21,7 @@ from optd_server.optim.backends.registry import BackendUnavailable, choose
 from optd_server.rpc.handover import Handover, remove_dead
 from optd_server.rpc.security import secure
 from optd_server.rpc.server import Server, expire_leases
+from optd_wire.errors import OptdError
 
 log = structlog.get_logger("optd")
 
@@ -33,12 +36,15 @@ async def run(config: Config) -> None:
     security = secure(config)
     added = _algorithms()
     offload = Offload(config.threads, _kernels(config))
+    storage = _storage(config)
     catalog = Catalog(
-        memory=Memory(config.max_memory_bytes, config.max_message_bytes),
+        memory=Memory(config.max_memory_bytes, config.max_message_bytes, copies=0 if storage is None else 1),
         offload=offload,
         clock=SystemClock(),
         lease_seconds=config.lease_seconds,
         ephemeral_seconds=config.ephemeral_seconds,
+        log_of=nothing_kept if storage is None else storage.log_of,
+        epochs=({}, 0) if storage is None else storage.epochs,
     )
     handover = _handover(config, catalog)
     server = Server(catalog, config, security, handover)
@@ -47,22 +53,39 @@ async def run(config: Config) -> None:
         await _stop_on_end_of_stdin(stop)
     address = await server.start()
     leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
-    log.info(
-        "serving", address=address, authentication=security.authentication, tls=config.tls, kernels=offload.kernels.name
-    )
-    if added:
-        log.info("algorithms of other packages", names=", ".join(added))
-    if security.authentication == "none" and config.insecure:
-        log.warning("anyone who reaches this server can change every job", address=address)
-    if config.address_file:
-        _write_whole(config.address_file, address + "\n")
     try:
+        try:
+            if storage is not None:
+                await _recover(storage, catalog, config)
+        except ConfigError:
+            await server.stop(0)
+            raise
+        await server.serve()
+        if storage is not None:
+            storage.begin_snapshots(catalog)
+        log.info(
+            "serving",
+            address=address,
+            authentication=security.authentication,
+            tls=config.tls,
+            kernels=offload.kernels.name,
+        )
+        if added:
+            log.info("algorithms of other packages", names=", ".join(added))
+        if security.authentication == "none" and config.insecure:
+            log.warning("anyone who reaches this server can change every job", address=address)
+        if config.address_file:
+            _write_whole(config.address_file, address + "\n")
         await stop.wait()
         log.info("stopping", grace_seconds=config.grace_seconds)
         await server.stop(config.grace_seconds)
     finally:
         leases.cancel()
+        if storage is not None:
+            await storage.end_snapshots(catalog)
         await catalog.close()
+        if storage is not None:
+            storage.close()
         if isinstance(handover, Handover):
             await handover.close()
         offload.close()
@@ -70,6 +93,40 @@ async def run(config: Config) -> None:
         if config.address_file:
             config.address_file.unlink(missing_ok=True)
     log.info("stopped")
+
+
+def _storage(config: Config) -> Storage | None:
+    """Open the data directory, or say that nothing is kept; raise `ConfigError`."""
+    if config.level == "none":
+        log.warning("nothing is kept: jobs end with this server. --data-dir makes it keep them")
+        return None
+    assert config.data_dir is not None
+    levels = Levels(
+        durability=config.level,
+        fsync=config.fsync,
+        fsync_interval_seconds=config.fsync_interval_ms / 1000,
+        snapshot_seconds=config.snapshot_seconds,
+        snapshot_versions=config.snapshot_versions,
+        keep_snapshots=config.keep_snapshots,
+    )
+    try:
+        return Storage.open(config.data_dir, levels)
+    except StorageProblem as problem:
+        raise ConfigError(f"data_dir: {problem}") from None
+    except OSError as problem:
+        raise ConfigError(
+            f"data_dir: {config.data_dir} cannot be used: {(problem.strerror or str(problem)).lower()}"
+        ) from None
+
+
+async def _recover(storage: Storage, catalog: Catalog, config: Config) -> None:
+    """Recover the jobs of the data directory; raise `ConfigError` if one is damaged and may not be skipped."""
+    try:
+        await storage.recover(catalog, catalog.offload.kernels, config.threads, skip=config.recover == "skip")
+    except (StorageProblem, OptdError) as problem:
+        raise ConfigError(
+            f"data_dir: {problem}. To start without the jobs that are damaged, add --recover skip"
+        ) from None
 
 
 def _share_heaps() -> None:

@@ -22,6 +22,14 @@ from optd_server import flags
 from optd_server.byte_sizes import Bytes, MessageBytes
 
 MIB = 1 << 20
+_OF_A_DATA_DIR = {
+    "fsync",
+    "fsync_interval_ms",
+    "snapshot_seconds",
+    "snapshot_versions",
+    "keep_snapshots",
+    "recover",
+}
 
 
 def _memory() -> int:
@@ -81,6 +89,30 @@ class Config(BaseSettings):
         int(_memory() * 0.8) // MIB * MIB,
         description="memory that all jobs together may plan; by default 80 percent of what the server may use",
     )
+    data_dir: Path | None = Field(
+        None, description="folder to keep jobs in; without one, the end of the server is the end of its jobs"
+    )
+    durability: Literal["none", "snapshot", "log"] | None = Field(
+        None,
+        description="what is kept: snapshots of jobs, or besides them a log of every event; by default snapshot with a "
+        "data_dir, and none without one",
+    )
+    fsync: Literal["interval", "commit"] = Field(
+        "interval", description="when the log is synced: regularly, or before an event is acknowledged"
+    )
+    fsync_interval_ms: int = Field(
+        1000, ge=1, le=3_600_000, description="milliseconds between two syncs of the log with fsync interval"
+    )
+    snapshot_seconds: float = Field(
+        60.0, ge=0.05, le=86400, description="how long after the last snapshot of a changed job the next one is written"
+    )
+    snapshot_versions: int = Field(
+        0, ge=0, description="write a snapshot after this many versions, too; 0 means that only time counts"
+    )
+    keep_snapshots: int = Field(3, ge=1, le=1000, description="how many snapshots of a job are kept")
+    recover: Literal["strict", "skip"] = Field(
+        "strict", description="what to do about a damaged job at the start: refuse to start, or start without it"
+    )
     kernels: Literal["auto", "numba", "numpy"] = Field(
         "auto", description="implementation of the arithmetic; auto means numba if it works here, otherwise numpy"
     )
@@ -131,7 +163,21 @@ class Config(BaseSettings):
             raise ValueError("tls_cert and tls_key must be given together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.data_dir is None and self.durability not in (None, "none"):
+            raise ValueError(f"durability {self.durability} needs a data_dir to keep jobs in")
+        for name in sorted(self.model_fields_set & _OF_A_DATA_DIR):
+            if self.level == "none":
+                raise ValueError(f"{name} has no effect: the server keeps nothing without data_dir and durability")
+            if name.startswith("fsync") and self.level != "log":
+                raise ValueError(f"{name} has no effect with durability {self.level}: only a log is synced")
+        if "fsync_interval_ms" in self.model_fields_set and self.fsync == "commit":
+            raise ValueError("fsync_interval_ms has no effect with fsync commit, which syncs before each answer")
         return self
+
+    @property
+    def level(self) -> str:
+        """What is kept: `none`, `snapshot` or `log`."""
+        return self.durability or ("none" if self.data_dir is None else "snapshot")
 
     @property
     def tls(self) -> bool:

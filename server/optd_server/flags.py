@@ -16,13 +16,14 @@ SECTIONS = {
     "host": "address",
     "insecure": "security",
     "max_message_bytes": "limits",
+    "data_dir": "durability",
     "kernels": "arithmetic",
     "shared_memory": "shared memory",
     "lease_seconds": "time",
     "log_level": "log",
 }
 """The title of each group of settings, by the first setting in it; in the order of the settings."""
-_BY_ENDING = {"host": "ADDRESS", "port": "PORT", "bytes": "BYTES", "seconds": "SECONDS"}
+_BY_ENDING = {"host": "ADDRESS", "port": "PORT", "bytes": "BYTES", "seconds": "SECONDS", "ms": "MILLISECONDS"}
 
 
 def source(settings: type[BaseSettings]) -> CliSettingsSource[ArgumentParser]:

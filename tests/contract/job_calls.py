@@ -110,6 +110,13 @@ def update_job(plain: Plain, name: str) -> None:
         plain.jobs.UpdateJob(request, timeout=SECONDS)
 
 
+def wait_durable(plain: Plain, name: str) -> None:
+    create(plain, name)
+    request = job_service_pb2.WaitDurableRequest(job=name)
+    with refused("NOTHING_DURABLE", "--data-dir"):
+        plain.jobs.WaitDurable(request, timeout=SECONDS)
+
+
 # Workers
 
 

@@ -17,6 +17,7 @@ from contract.job_calls import (
     renew_lease,
     update_group,
     update_job,
+    wait_durable,
 )
 from contract.plain import (
     ALL_RPCS,
@@ -58,6 +59,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     add_group,
     update_group,
     update_job,
+    wait_durable,
     join,
     renew_lease,
     leave,

@@ -77,6 +77,10 @@ class OutgoingGradients:
             source = WithRows(source, gradients, wire.gradients, self._session.batch_bytes, has_weights)
         return source, settle
 
+    def forget_residuals(self) -> None:
+        """Forgets what encodings have left out of earlier gradients: the pushes that it belongs to no longer count."""
+        self._feedback.clear()
+
     def _whole_source(
         self, gradients: OptionalArraysByGroup, encoding: Encoding | None, name: str, loss_scale: float
     ) -> tuple[Source, Callable[[bool], None]]:

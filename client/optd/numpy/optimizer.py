@@ -36,8 +36,8 @@ class Optimizer(OptimizerSteps, OptimizerState):
             with each pull: take them from `params`.
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's
-            name, here or in the environment, the job is this optimizer's own and ends with it.
+        job, worker, if_exists, policy, gradients, averages, progress, durable, recreate: As `optd.connect` takes them.
+            Without a job's name, here or in the environment, the job is this optimizer's own and ends with it.
         zero_copy: If the session shares memory with the server, leave weights and gradients there: compute with
             `weights`, put gradients into `gradients`, and nothing is copied. The arrays of params then stay as they
             are. Otherwise it changes nothing: `weights` are those arrays. Gradients of parameters of 16 bits are

@@ -8,6 +8,7 @@ from optd.numpy.optimizer_arrays import OptimizerArrays
 from optd.params.flat_view import Array
 from optd.params.pulled_rows import find_array
 from optd.registration.local_changes import IGNORE
+from optd.registration.recovery import UndonePush
 from optd.session.push_settings import PushSettings
 from optd.transport.requests import Names
 from optd_wire.errors import InvalidRequest, StructureMismatch
@@ -66,14 +67,16 @@ class OptimizerSteps(OptimizerArrays):
         norms = self._norms if norms is None else norms
         if not callable(gradients):
             return self._step(gradients, encoding, PushSettings.of(weight, loss_scale, norms=norms))
-        loss, found = _evaluated(gradients)
-        asks = self._registration.needs_closure
-        first = PushSettings.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
-        result = self._step(found, encoding, first)
-        while result.unfinished:
-            told, found = _evaluated(gradients)
-            result = self._step(found, encoding, PushSettings.of(weight, loss_scale, told, norms=norms))
-        return loss
+        while True:
+            loss, found = _evaluated(gradients)
+            asks = self._registration.needs_closure
+            first = PushSettings.of(weight, loss_scale, loss if asks else None, begins=asks, norms=norms)
+            result = self._step(found, encoding, first)
+            while result.unfinished:
+                told, found = _evaluated(gradients)
+                result = self._step(found, encoding, PushSettings.of(weight, loss_scale, told, norms=norms))
+            if not isinstance(result, UndonePush):  # else the step begins again, at the weights that there are now
+                return loss
 
     def _step(self, gradients: Any, encoding: str | None, settings: PushSettings) -> PushResult:
         self._check_arrays()
@@ -100,7 +103,10 @@ class OptimizerSteps(OptimizerArrays):
         rows = self._rows(gradients)
         with self._registration.lock, self._sending():
             self._changes.settle()
-            return self._registration.push(rows, encoding, settings)
+            pushed = self._registration.push(rows, encoding, settings)
+            if isinstance(pushed, UndonePush):
+                self.pull()
+            return pushed
 
     def flush(self, *, norms: bool | None = None) -> PushResult:
         """Makes the step of the gradients that the job has added up (`optd.Gradients(accumulate=...)`), and pulls.

@@ -35,6 +35,8 @@ class OptionMirror:
 
     def __init__(self, shown: Shown = as_numpy) -> None:
         self._known: list[GroupOptions] = []
+        self._changed_here: list[set[str]] = []
+        """By group, the options that were ever changed here."""
         self._shown = shown
 
     @property
@@ -48,6 +50,7 @@ class OptionMirror:
     def add(self, options: GroupOptions, group: MutableMapping[str, Any]) -> None:
         """Adds a group, and puts its options into the dict as the server resolved them."""
         self._known.append(options)
+        self._changed_here.append(set())
         for name, value in _all(options).items():
             given = group.get(name)
             if isinstance(given, Schedule | Mapping) or are_rules(given) or not _same(group, name, value):
@@ -55,11 +58,12 @@ class OptionMirror:
 
     def changes(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
         """What has been changed in the dicts since."""
-        return tuple(
-            GroupUpdate(known.group, changed, known.revision)
-            for known, group in zip(self._known, groups, strict=False)
-            if not _is_unchanged(known, group) and (changed := _changed(known, group))
-        )
+        updates = []
+        for known, group, changed_here in zip(self._known, groups, self._changed_here, strict=False):
+            if not _is_unchanged(known, group) and (changed := _changed(known, group)):
+                changed_here.update(changed)
+                updates.append(GroupUpdate(known.group, changed, known.revision))
+        return tuple(updates)
 
     def everything(self, groups: ParamGroups) -> tuple[GroupUpdate, ...]:
         """All options of the groups, to replace whatever is in force, based on the revision that was seen."""
@@ -108,9 +112,24 @@ class OptionMirror:
         before, now = _all(known), _all(news)
         for name, value in now.items():
             # A value that was changed here and not sent yet stays.
-            if _same(group, name, before[name]) and not _same(group, name, value):
+            if not _same(group, name, before[name]):
+                self._changed_here[index].add(name)
+            elif not _same(group, name, value):
                 group[name] = self._shown(value)
         self._known[index] = news
+
+    def begin_again(self, options: Sequence[GroupOptions], groups: ParamGroups) -> None:
+        """Takes over the options of a job that went back to an older version, by group.
+
+        What was ever changed here, by a script or a scheduler, stays in the dicts, and travels with the next push if
+        the job has another value now. Everything else becomes what the job has.
+        """
+        for index, (news, known, group) in enumerate(zip(options, self._known, groups, strict=False)):
+            stays = self._changed_here[index].union(_changed(known, group))
+            for name, value in _all(news).items():
+                if name not in stays and not _same(group, name, value):
+                    group[name] = self._shown(value)
+            self._known[index] = news
 
 
 def _all(options: GroupOptions) -> dict[str, OptionValue]:

@@ -37,6 +37,10 @@ class GroupArrays:
         """A source of the arrays of a group that will be the next one."""
         return self._view_of([group], first_group=len(self)).source([group.arrays])
 
+    def source_at(self, index: int, arrays: Sequence[Array]) -> Source:
+        """A source of arrays for one of the groups alone."""
+        return self._view_of([self.groups[index]], first_group=index).source([arrays])
+
     def append(self, group: ParamGroup) -> None:
         """Adds a group, as the last one."""
         self.groups.append(group)

@@ -8,7 +8,7 @@ from optd.options.effective import Effective
 from optd.options.mirror import OptionMirror, Shown
 from optd.session.session import Session
 from optd_wire.errors import OptdError
-from optd_wire.values import EffectiveOptions, GroupInfo, GroupOptions, GroupUpdate, PushResult
+from optd_wire.values import EffectiveOptions, GroupInfo, GroupOptions, GroupUpdate, Options, PushResult
 
 logger = logging.getLogger("optd")
 
@@ -63,6 +63,15 @@ class GroupDicts:
         self._mirror.absorb_own(updates, options, self.dicts)
         if options:
             self.effective.read(self._mirror.known)
+
+    def begin_again(self, options: Sequence[GroupOptions]) -> None:
+        """Takes over the options of a job that went back to an older version; see `OptionMirror.begin_again`."""
+        self._mirror.begin_again(options, self.dicts)
+        self.effective.read(self._mirror.known)
+
+    def all_options(self) -> list[Options]:
+        """The options of each group as its dict has them, to create the group with."""
+        return [update.options for update in self.everything()]
 
     def ask_effective(self) -> None:
         """Shows what schedules make of options, if there are schedules and the last reply did not tell.

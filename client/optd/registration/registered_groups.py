@@ -1,6 +1,7 @@
 """The groups of a registration with arrays and dicts, and the version of the job that they hold."""
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optd.exchange.incoming import IncomingWeights
@@ -77,6 +78,7 @@ class RegisteredGroups:
             ephemeral=session.ephemeral,
         )
         membership, created = self._register(spec, default_policy)
+        self._spec = replace(spec, policy=membership.job.policy)
         self._base = membership.job.version
         self._is_sync = isinstance(membership.job.policy, Sync)
         show_algorithms(self.default, self.groups, self.dicts)

@@ -16,7 +16,7 @@ from optd.registration.existing_job import (
     same_states,
 )
 from optd.registration.group_algorithms import check_named, show_algorithms
-from optd.registration.registered_groups import RegisteredGroups
+from optd.registration.recovery import RecoveringGroups, recovers
 from optd.session.member_session import Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
 from optd.session.session import Session
@@ -24,7 +24,16 @@ from optd.state.all_parameters import ParameterState, StateWriter
 from optd.state.server_state import ServerState
 from optd.transport.numbers import Source
 from optd.transport.requests import Known, Names, names_of
-from optd_wire.errors import DuplicateName, EmptyAverage, JobMismatch, NotFound, UnknownAverage
+from optd_wire.errors import (
+    DuplicateName,
+    EmptyAverage,
+    JobLost,
+    JobMismatch,
+    NotFound,
+    RolledBack,
+    UnknownAverage,
+    WeightsMovedOn,
+)
 from optd_wire.values import (
     WEIGHTS,
     GroupOptions,
@@ -39,7 +48,7 @@ from optd_wire.values import (
 )
 
 
-class Registration(RegisteredGroups):
+class Registration(RecoveringGroups):
     """Groups of arrays that hold a job's weights, and the groups' option dicts beside them.
 
     `algorithm` is that of groups that name none, and may be empty if each group names one; `defaults` are its options,
@@ -97,6 +106,7 @@ class Registration(RegisteredGroups):
         existing.is_confirmed = same_states(self.state.read()[0], states)
         return None if existing.is_confirmed else existing.own[self._own.first :]
 
+    @recovers
     def add_group(self, group: ParamGroup, options: MutableMapping[str, Any]) -> None:
         """Adds a group to the job with its arrays as weights, or finds it there; then pulls.
 
@@ -141,32 +151,39 @@ class Registration(RegisteredGroups):
 
         The server may leave out weights that have not changed since `base`, if the arrays hold those (`has_weights`).
         """
-        incoming = self._incoming
         with self._lock:
             self._use()
-            self._find_out()
-            updates = self._groups.changes()
-            wire = self._outgoing.wire(encoding)
-            has_weights = has_weights and incoming.in_arrays and not self._has_average
-            sent = self._with_values(gradients, settings)
-            source, settle = self._outgoing.source(sent, wire, settings, has_weights=has_weights)
-            pushed, pulled = self.session.step(
-                source,
-                updates,
-                self._base,
-                self._settling(settle, updates),
-                incoming.write,
-                incoming.in_place,
-                wire.weights,
-                settings,
+            return self._pushed(
+                lambda: self._step(gradients, encoding, settings, has_weights), pull=self.pull, is_flush=settings.flush
             )
-            self.last, self._is_loading = pushed, False
-            self._groups.absorb_pushed(pushed)
-            # The reply has the options as of the step; what has changed since comes with the next reply.
-            self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
-            self._has_average = False
-            self._take_buffers()
-            return pushed
+
+    def _step(
+        self, gradients: GradientsByGroup, encoding: str | None, settings: PushSettings, has_weights: bool
+    ) -> PushResult:
+        incoming = self._incoming
+        self._find_out()
+        updates = self._groups.changes()
+        wire = self._outgoing.wire(encoding)
+        has_weights = has_weights and incoming.in_arrays and not self._has_average
+        sent = self._with_values(gradients, settings)
+        source, settle = self._outgoing.source(sent, wire, settings, has_weights=has_weights)
+        pushed, pulled = self.session.step(
+            source,
+            updates,
+            self._base,
+            self._settling(settle, updates),
+            incoming.write,
+            incoming.in_place,
+            wire.weights,
+            settings,
+        )
+        self.last, self._is_loading = pushed, False
+        self._groups.absorb_pushed(pushed)
+        # The reply has the options as of the step; what has changed since comes with the next reply.
+        self._base = JobVersion(pulled.version.version, pulled.version.durable_version, pushed.version.revision)
+        self._has_average = self._is_behind = False
+        self._take_buffers()
+        return pushed
 
     def _with_values(self, gradients: GradientsByGroup, settings: PushSettings) -> GradientsByGroup:
         """The values of buffers that have changed, and gradients; a flush brings neither."""
@@ -179,21 +196,24 @@ class Registration(RegisteredGroups):
     def push(
         self, gradients: GradientsByGroup, encoding: str | None = None, settings: PushSettings = PLAIN_PUSH
     ) -> PushResult:
-        """Pushes gradients; the arrays stay as they are."""
+        """Pushes gradients; the arrays stay as they are. After an `UndonePush` the caller pulls."""
         with self._lock:
             self._use()
-            self._find_out()
-            updates = self._groups.changes()
-            wire, sent = self._outgoing.wire(encoding), self._with_values(gradients, settings)
-            source, settle = self._outgoing.source(sent, wire, settings)
-            base = replace(self._base, revision=max(self._base.revision, self._told))
-            pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
-            self.last, self._is_loading = pushed, False
-            self._groups.absorb_pushed(pushed)
-            # The options of that revision are known here; the weights of that revision may not be.
-            self._told = pushed.version.revision
-            self._base = replace(self._base, durable_version=pushed.version.durable_version)
-            return pushed
+            return self._pushed(lambda: self._push(gradients, encoding, settings), pull=lambda: None, is_flush=False)
+
+    def _push(self, gradients: GradientsByGroup, encoding: str | None, settings: PushSettings) -> PushResult:
+        self._find_out()
+        updates = self._groups.changes()
+        wire, sent = self._outgoing.wire(encoding), self._with_values(gradients, settings)
+        source, settle = self._outgoing.source(sent, wire, settings)
+        base = replace(self._base, revision=max(self._base.revision, self._told))
+        pushed = self.session.push(source, updates, base, self._settling(settle, updates), settings)
+        self.last, self._is_loading = pushed, False
+        self._groups.absorb_pushed(pushed)
+        # The options of that revision are known here; the weights of that revision may not be.
+        self._told = pushed.version.revision
+        self._base = replace(self._base, durable_version=pushed.version.durable_version)
+        return pushed
 
     def flush(self, settings: PushSettings) -> PushResult:
         """Makes the step of what the job has accumulated; puts the new weights into the arrays, as `step` does."""
@@ -209,8 +229,7 @@ class Registration(RegisteredGroups):
 
         The session may change its lane here, so gradients must be encoded after this.
         """
-        if self.session.in_doubt:
-            self.session.find_out()
+        self.session.find_out()
 
     def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
         def settled(applied: bool, options: Sequence[GroupOptions]) -> None:
@@ -220,6 +239,7 @@ class Registration(RegisteredGroups):
 
         return settled
 
+    @recovers
     def pull(
         self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
     ) -> bool:
@@ -230,7 +250,7 @@ class Registration(RegisteredGroups):
         """
         with self._lock:
             self._use()
-            only_if_newer = only_if_newer and not self._has_average
+            only_if_newer = only_if_newer and not self._has_average and not self._is_behind
             known = Known(self._base.version, self._base.revision) if only_if_newer else None
             some = bool(groups or parameters or weights)
             had_average, self._has_average = self._has_average, self._has_average or bool(weights)
@@ -250,7 +270,7 @@ class Registration(RegisteredGroups):
                 return False
             self._groups.absorb(pulled.options)
             if not some:
-                self._base, self._has_average = pulled.version, False
+                self._base, self._has_average, self._is_behind = pulled.version, False, False
             self._take_buffers(but=self._buffers.unchanged_by(names_of(groups), names_of(parameters)))
             self._groups.ask_effective()
             return True
@@ -260,8 +280,9 @@ class Registration(RegisteredGroups):
     @cached_property
     def needs_closure(self) -> bool:
         """Whether an algorithm asks for loss and gradients several times in one step."""
-        return any(self.session.algorithm(name).needs_closure for name in {*self.algorithms})
+        return self._asks_for_closures()
 
+    @recovers
     def write_state(
         self, states: Sequence[Sequence[ParameterState]], *, weights: OptionalArraysByGroup | None = None
     ) -> None:
@@ -287,6 +308,7 @@ class Registration(RegisteredGroups):
         """Puts weights into the arrays, after they were sent to the job."""
         self._incoming.put([*self._incoming.all_weights[: self._own.first], *weights])
 
+    @recovers
     def write_weights(self) -> None:
         """Replaces the job's weights with those of the arrays."""
         with self._lock:
@@ -296,6 +318,7 @@ class Registration(RegisteredGroups):
             self._buffers.take(buffers)
             self._existing = None
 
+    @recovers
     def write_given(self, rows: OptionalArraysByGroup) -> None:
         """Replaces the job's weights with others by group and place (None: unchanged), then pulls."""
         with self._lock:
@@ -310,25 +333,35 @@ class Registration(RegisteredGroups):
         Raises `OtherWorkers` or `WeightsMovedOn` if that would undo steps that the arrays do not contain.
         """
         with self._lock:
-            self._find_out()
-            session = self.session
-            rows = [
-                [array if (index, place) in places else None for place, array in enumerate(row)]
-                for index, row in enumerate(self._own.arrays, -self._own.first)
-            ]
-            header = WriteStateHeader(
-                session.job,
-                session.worker,
-                session.epoch,
-                (),
-                if_alone_at=self._base,
-                # In a sync job all workers make the same change, as they do everything.
-                beside_others=self._is_sync or self._is_loading,
-            )
-            options, version = session.write_state(header, self._own.view.source(rows, WEIGHTS))
-            self._groups.absorb(options)
-            self._base = version
+            try:
+                self._write_changes(places)
+            except (RolledBack, JobLost) as cause:
+                base = self._base.version
+                self.recover(cause)
+                now = f"those of version {self._base.version}"
+                raise WeightsMovedOn(worker=self.session.worker, base=base, job=self.session.job, now=now) from None
 
+    def _write_changes(self, places: Collection[tuple[int, int]]) -> None:
+        self._find_out()
+        session = self.session
+        rows = [
+            [array if (index, place) in places else None for place, array in enumerate(row)]
+            for index, row in enumerate(self._own.arrays, -self._own.first)
+        ]
+        header = WriteStateHeader(
+            session.job,
+            session.worker,
+            session.epoch,
+            (),
+            if_alone_at=self._base,
+            # In a sync job all workers make the same change, as they do everything.
+            beside_others=self._is_sync or self._is_loading,
+        )
+        options, version = session.write_state(header, self._own.view.source(rows, WEIGHTS))
+        self._groups.absorb(options)
+        self._base = version
+
+    @recovers
     def _write_state(self, groups: tuple[GroupState, ...], numbers: Source) -> JobVersion:
         """Replaces state; weights and options stay."""
         self._find_out()
@@ -348,6 +381,6 @@ class Registration(RegisteredGroups):
         options, version = session.write_state(header, lambda: chain.from_iterable(source() for source in numbers))
         self._groups.absorb(options)
         if weights is not None and all(array is not None for row in weights for array in row):
-            self._base, self._has_average = version, False
+            self._base, self._has_average, self._is_behind = version, False, False
         self._groups.ask_effective()
         return version

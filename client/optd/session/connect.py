@@ -15,7 +15,7 @@ from optd.transport.encoding import MessageEncoding
 from optd.transport.lane_choice import LaneName
 from optd.transport.server_calls import ServerCalls
 from optd.transport.tls import TLS
-from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, Unreachable
+from optd_wire.errors import DeadlineExceeded, InvalidRequest, NothingDurable, OptdError, Unreachable
 from optd_wire.names import check_name
 from optd_wire.values import Async, Policy, Sync
 
@@ -38,6 +38,8 @@ def connect(
     averages: Averages | None = None,
     if_exists: IfExists | None = None,
     progress: bool | None = None,
+    durable: bool | None = None,
+    recreate: bool | None = None,
 ) -> Session:
     """Opens a session with a server. Blocks until the server has answered once.
 
@@ -50,8 +52,9 @@ def connect(
             a second one fences the first.
         token: A token that the server's --token-file accepts; default: OPTD_TOKEN, or the one in OPTD_TOKEN_FILE.
         tls: Certificates, or True to trust the authorities that gRPC includes; default: OPTD_TLS_CA decides.
-        timeout: Seconds that one call may take, retries included. A step of a `sync` job waits that long for the other
-            workers.
+        timeout: Seconds that one call may take. A step of a `sync` job waits that long for the other workers. If the
+            connection is lost, the call tries for as many seconds from then on to reach the server again, with growing,
+            random pauses: more than a server takes to restart and recover its jobs.
         connect_timeout: Seconds to try before `Unreachable` is raised.
         lane: How numbers travel: "grpc" in messages; "shm" in memory that this process and the server share; "auto" in
             shared memory if both run on one host and the job has at least 65,536 elements, else in messages. With
@@ -73,15 +76,21 @@ def connect(
         progress: Whether to show the progress of registration, first step and pulls of a large model that last over
             a second: with a bar on a terminal, else in lines of the logger "optd" at level INFO, or on stderr if no
             logging is set up. Default: yes, unless OPTD_PROGRESS is 0.
+        durable: Whether each push and step waits until the server has written it to disk, so that it survives a power
+            cut; `session.wait_durable()` does so once. Default: no, unless OPTD_DURABLE is 1.
+        recreate: What to do if the server was restarted and no longer has the job: create it anew with this worker's
+            weights and options, or attach if another worker has; optimizer state then begins anew. Otherwise calls
+            raise `JobLost`. A job that somebody deletes is not created anew. Default: no, unless OPTD_RECREATE is 1.
 
     Raises:
         Unreachable: Nothing answers there.
         MissingToken, WrongToken: The server demands a token, or does not accept this one.
         InvalidName: The name of the job or the worker is not allowed.
         UnknownEncoding: There is no such encoding.
+        NothingDurable: With `durable`: the server keeps nothing on disk.
         InvalidRequest: A job without a name would wait for several workers; there is no such lane, or it does not carry
-            the encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages` or
-            `if_exists` has a wrong type or value.
+            the encoding; a fraction is not in (0, 1]; a time is not above 0; or `policy`, `gradients`, `averages`,
+            `if_exists`, `progress`, `durable` or `recreate` has a wrong type or value.
     """
     if lane not in get_args(LaneName):
         raise InvalidRequest(problem=f"lane must be 'auto', 'grpc' or 'shm', got {lane!r}")
@@ -96,6 +105,7 @@ def connect(
     options = options_of(gradients, averages)
     what_if = environment.if_exists(if_exists)
     show_progress = environment.progress(progress)
+    is_durable, may_recreate = environment.durable(durable), environment.recreate(recreate)
     address = environment.server(address)
     named = job if isinstance(job, JobName) else job_name(environment.job(job))
     check_name("job", named.name)
@@ -115,6 +125,9 @@ def connect(
     except OptdError:
         transport.close()
         raise
+    if is_durable and status.durability == "none":
+        transport.close()
+        raise NothingDurable()
     return Session(
         transport,
         job=named.name,
@@ -129,4 +142,7 @@ def connect(
         ephemeral=named.unnamed,
         shared=named.shared,
         progress=show_progress,
+        durable=is_durable,
+        recreate=may_recreate,
+        instance=status.instance,
     )

@@ -15,7 +15,7 @@ from optd_wire.errors import InvalidRequest
 from optd_wire.values import Policy
 
 ONLY_CONNECT = frozenset(inspect.signature(connect).parameters) - {
-    *("address", "job", "worker", "if_exists", "policy", "gradients", "averages", "progress")
+    *("address", "job", "worker", "if_exists", "policy", "gradients", "averages", "progress", "durable", "recreate")
 }
 """Arguments of `connect` that no optimizer takes."""
 
@@ -32,6 +32,8 @@ class SessionArguments:
     gradients: Gradients | None = None
     averages: Averages | None = None
     progress: bool | None = None
+    durable: bool | None = None
+    recreate: bool | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Self:

@@ -67,13 +67,28 @@ def if_exists(given: str | None) -> IfExists:
 
 def progress(given: bool | None) -> bool:
     """Whether progress is shown: from the argument, OPTD_PROGRESS (0 or 1), or True."""
+    return _switch("progress", given, default=True)
+
+
+def durable(given: bool | None) -> bool:
+    """Whether pushes wait until they survive a power cut: from the argument, OPTD_DURABLE (0 or 1), or False."""
+    return _switch("durable", given, default=False)
+
+
+def recreate(given: bool | None) -> bool:
+    """Whether a job that the server has lost is created anew: from the argument, OPTD_RECREATE (0 or 1), or False."""
+    return _switch("recreate", given, default=False)
+
+
+def _switch(name: str, given: bool | None, *, default: bool) -> bool:
     if isinstance(given, bool):
         return given
     if given is not None:
-        raise InvalidRequest(problem=f"progress must be True or False, got {given!r}")
-    said = os.environ.get("OPTD_PROGRESS") or "1"
+        raise InvalidRequest(problem=f"{name} must be True or False, got {given!r}")
+    variable = f"OPTD_{name.upper()}"
+    said = os.environ.get(variable) or str(int(default))
     if said not in ("0", "1"):
-        raise InvalidRequest(problem=f"OPTD_PROGRESS must be 0 or 1, got {said!r}")
+        raise InvalidRequest(problem=f"{variable} must be 0 or 1, got {said!r}")
     return said == "1"
 
 

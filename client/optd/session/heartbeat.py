@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from optd_wire.errors import NotFound, OptdError, StaleEpoch
+from optd_wire.errors import NotFound, OptdError, RolledBack, StaleEpoch
 
 logger = logging.getLogger("optd")
 
@@ -35,7 +35,7 @@ class Heartbeat:
             try:
                 renew()
                 told = False
-            except (StaleEpoch, NotFound) as error:
+            except (StaleEpoch, RolledBack, NotFound) as error:
                 # The next call raises it to the caller, unless the session has a new epoch by then.
                 logger.debug("lease not renewed: %s", error)
             except OptdError as error:

@@ -195,18 +195,18 @@ class Inquiry:
         jobs = self._ask(self._transport.list_jobs)
         return next((found.gradients.accumulated for found in jobs if found.name == self.job), 0)
 
-    def _ask(self, attempt: Callable[[float], T]) -> T:
+    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None) -> T:
+        timeout = self.timeout if timeout is None else timeout
+
         def usable_attempt(left: float) -> T:
             self._check_usable()
             return attempt(left)
 
         try:
-            return with_retries(
-                usable_attempt, address=self.address, timeout=self.timeout, on_first_loss=self._tell_of_loss
-            )
+            return with_retries(usable_attempt, address=self.address, timeout=timeout, on_first_loss=self._tell_of_loss)
         except DeadlineExceeded as error:
             # The message names the time that the caller gave, not what was left of it for the last attempt.
-            seconds = f"{self.timeout:g}"
+            seconds = f"{timeout:g}"
             hint = self._why_late()
             raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
 

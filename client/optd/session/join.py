@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from optd.session.retry import with_retries
 from optd.transport.numbers import Source
@@ -15,6 +15,16 @@ IfExists = Literal["attach", "fail", "replace"]
 
 # How long one call waits for a job that another worker is creating.
 WAIT_SECONDS = 5.0
+
+
+class Rejoined(NamedTuple):
+    """How a worker has joined again after the server went back to an older version of the job."""
+
+    membership: Membership
+    lost: int
+    """How many of its acknowledged pushes the server no longer has."""
+    applied: bool
+    """Whether the server has the push whose fate was unknown."""
 
 
 def take_part(

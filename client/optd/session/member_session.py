@@ -4,16 +4,19 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from optd.params.flat_view import BATCH_BYTES
+from optd.session.acknowledged import Acknowledged
 from optd.session.departure import Departure, leave_later, open_sessions
 from optd.session.heartbeat import Heartbeat
 from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, take_part
 from optd.session.progress import elements_of
+from optd.session.retry import with_retries
 from optd.transport.encoding import MessageEncoding
 from optd.transport.lane import Lane, Member, SharedBuffers
 from optd.transport.lane_choice import LaneName, first_lane, messages_only, open_lane
@@ -21,12 +24,18 @@ from optd.transport.numbers import HEADER_BYTES, Source
 from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import (
     AlreadyRegistered,
+    JobLost,
+    OptdError,
     SharedMemoryUnavailable,
+    Unavailable,
+    UnknownJob,
+    UnknownWorker,
 )
 from optd_wire.values import (
     GroupInfo,
     GroupOptions,
     GroupSpec,
+    JobOptions,
     JobSpec,
     JobVersion,
     Membership,
@@ -42,6 +51,7 @@ Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
 
 CALL_SECONDS = 300.0
+STATUS_SECONDS = 5.0
 
 
 class MemberSession(Inquiry):
@@ -66,6 +76,9 @@ class MemberSession(Inquiry):
         ephemeral: bool = False,
         shared: bool = True,
         progress: bool = False,
+        durable: bool = False,
+        recreate: bool = False,
+        instance: str = "",
     ) -> None:
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
@@ -78,9 +91,19 @@ class MemberSession(Inquiry):
         """Whether workers of other processes may join the job: a person or a launcher has named it."""
         self.options: Options = options or {}
         """The options of the job as a whole, if this session creates it."""
+        self.job_options = JobOptions()
+        """The options of the job as a whole, as far as this session has learnt them."""
         self.wire = wire or MessageEncoding.of("float32")
         self.batch_bytes = min(BATCH_BYTES, max_message_bytes - HEADER_BYTES)
         """The largest size of the frames in one message, in bytes."""
+        self.durable = durable
+        """Whether each push waits until it survives a power cut."""
+        self.recreate = recreate
+        """Whether a job that the server has lost is created anew."""
+        self._instance = instance
+        """The server process that had the job last; empty if that is not known."""
+        self._had_loss = False
+        """Whether the connection was lost since: another process may answer now."""
         self._progress = progress
         self._elements = 0
         self._stepped = False
@@ -89,11 +112,14 @@ class MemberSession(Inquiry):
         """Where the job stood when its weights were last pulled here."""
         self._wanted_lane = lane
         self._lane = first_lane(transport)
+        self._has_chosen = True
+        """Whether the lane is the one to stay with; not if the server was away when it was chosen."""
         self._membership: Membership | None = None
         self._sequence = 0
         """The number of the last push under this epoch that counts."""
         self._in_doubt: Settle | None = None
         """The callback of the last push while the fate of that push is unknown; else None."""
+        self._acknowledged = Acknowledged()
         self._added_up = 0
         self._heartbeat: Heartbeat | None = None
         self._departure = Departure(job, worker, transport, self._process)
@@ -120,7 +146,7 @@ class MemberSession(Inquiry):
 
     @property
     def durable_version(self) -> int:
-        """The last version that would survive a crash of the server, as of the last reply."""
+        """The last version that would survive a crash of the server, as of the last reply; 0 if it keeps nothing."""
         return self._version.durable_version
 
     @property
@@ -190,8 +216,63 @@ class MemberSession(Inquiry):
                     raise
             return membership, created
 
+    def create_again(self, spec: JobSpec, weights: Source) -> bool:
+        """Creates a job that the server has lost, or attaches to what another worker has created; returns which.
+
+        Pushes of before count no longer, and the sequence begins anew.
+        """
+        with self._lock:
+            self._check_usable()
+            self._lane.keep()
+            is_in_messages = messages_only(self._wanted_lane, self.wire, spec.groups)
+            membership, created = take_part(
+                self._transport, spec, weights, self.worker, self.timeout, "attach", messages_only=is_in_messages
+            )
+            self._had_loss = True
+            self._note_instance()
+            self._forget_pushes()
+            self._enter(membership)
+            return created
+
+    def _forget_pushes(self) -> None:
+        """Forgets pushes that the server has lost with their job."""
+        raise NotImplementedError
+
+    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None) -> T:
+        try:
+            return super()._ask(attempt, timeout)
+        except (UnknownJob, UnknownWorker) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: OptdError) -> OptdError:
+        """`JobLost` instead of an error that the job is unknown, if the server was restarted since it was joined."""
+        if self._membership is None or not self._instance:
+            return error
+        status = with_retries(self._transport.server_status, address=self.address, timeout=self.timeout)
+        if status.instance == self._instance:
+            return error
+        return JobLost(address=self.address, job=self.job, worker=self.worker)
+
+    def _tell_of_loss(self, error: Unavailable) -> None:
+        super()._tell_of_loss(error)
+        self._had_loss = True
+
+    def _note_instance(self) -> None:
+        """Notes which server process answers, once the job was found there after a loss of the connection."""
+        if not self._had_loss or not self._instance:
+            return
+        with suppress(OptdError):
+            self._instance = self._transport.server_status(min(self.timeout, STATUS_SECONDS)).instance
+            self._had_loss = False
+
+    def set_options(self, *, expected_revision: int | None = None, **options: Any) -> JobOptions:
+        """As `Inquiry.set_options`; remembers them for a job that has to be created anew."""
+        self.job_options = super().set_options(expected_revision=expected_revision, **options)
+        return self.job_options
+
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
+        self.job_options = membership.job.options
         self._elements = elements_of(membership.job.groups)
         self._departure.epoch = membership.epoch
         self._sequence = 0
@@ -209,9 +290,12 @@ class MemberSession(Inquiry):
         self._lane.close()
         self._departure.lane = self._lane = first_lane(self._transport)
         member = Member(self.job, self.worker, membership.epoch)
-        self._departure.lane = self._lane = open_lane(
-            self._transport, member, membership.job.groups, self._wanted_lane, self.wire, self.timeout
-        )
+        self._has_chosen = False
+        with suppress(Unavailable):  # numbers travel in messages until the server can be asked again
+            self._departure.lane = self._lane = open_lane(
+                self._transport, member, membership.job.groups, self._wanted_lane, self.wire, self.timeout
+            )
+            self._has_chosen = True
 
     def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
         """Adds a group to the job; does nothing if another worker has added it already."""

@@ -24,14 +24,16 @@ def with_retries(
 ) -> T:
     """Calls `attempt(seconds left)` until it does not raise `Unavailable`; raises `Unreachable` after `timeout` s.
 
+    The time counts from the first loss: a call that had been waiting for long gets as much to find the server again.
     `attempt` must be safe to repeat. Pauses grow twofold and are drawn at random up to their length ("full jitter"),
     so that workers that lost a server together do not come back together. `on_first_loss` is told the first error.
     """
     began = clock()
+    until = began + timeout
     pause = FIRST_PAUSE
     lost: Unavailable | None = None
     while True:
-        left = timeout - (clock() - began)
+        left = until - clock()
         try:
             return attempt(max(left, 0.001))
         except DeadlineExceeded:
@@ -40,8 +42,10 @@ def with_retries(
                 raise
             raise _unreachable(lost, address, clock() - began) from lost
         except Unavailable as error:
+            if lost is None:
+                until = clock() + timeout
             lost = error
-            left = timeout - (clock() - began)
+            left = until - clock()
             if left <= 0:
                 raise _unreachable(lost, address, clock() - began) from lost
             if pause == FIRST_PAUSE and on_first_loss is not None:

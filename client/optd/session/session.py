@@ -3,13 +3,15 @@
 Everything that a session repeats is safe to repeat. Nothing else in the client retries.
 """
 
+import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from inspect import isfunction
 from typing import TypeVar
 
-from optd.session.join import join
+from optd.session.join import Rejoined, join
 from optd.session.member_session import MemberSession, Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
 from optd.transport.lane import Lane
@@ -18,14 +20,18 @@ from optd.transport.requests import Known, Names, PullRequest, names_of
 from optd_wire.errors import (
     Conflict,
     InvalidArgument,
+    JobReplaced,
     NotFound,
+    StaleEpoch,
     Unauthenticated,
+    UnknownJob,
     UnknownWorker,
 )
 from optd_wire.values import (
     GroupOptions,
     GroupUpdate,
     JobVersion,
+    Membership,
     PullResult,
     PushHeader,
     PushResult,
@@ -33,6 +39,7 @@ from optd_wire.values import (
 )
 
 T = TypeVar("T")
+logger = logging.getLogger("optd")
 
 
 class Session(MemberSession):
@@ -64,6 +71,7 @@ class Session(MemberSession):
             lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, settings
         )
         self._added_up = pushed.accumulated
+        self._version = replace(self._version, durable_version=pushed.version.durable_version)
         return pushed
 
     def step(
@@ -130,6 +138,7 @@ class Session(MemberSession):
                     begins=settings.begins,
                     flush=settings.flush,
                     norms=settings.norms,
+                    durable=self.durable,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 
@@ -138,6 +147,7 @@ class Session(MemberSession):
             self._in_doubt = settle
             try:
                 result = self._ask(attempt)
+                self._note_instance()
             except (InvalidArgument, Unauthenticated, NotFound, Conflict):
                 if attempts == 1:
                     self._in_doubt = None
@@ -145,14 +155,22 @@ class Session(MemberSession):
                 raise
             self._sequence += 1
             self._in_doubt = None
+            self._acknowledged.note(epoch, self._sequence)
             settle(True, ())
             return result
 
     def find_out(self) -> None:
-        """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that."""
+        """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that.
+
+        Chooses a lane, if the server was away when that was to be done.
+        """
+        if self._in_doubt is None and self._has_chosen:
+            return
         with self._lock:
             self._check_usable()
             self._resolved_epoch()
+            if self._membership is not None and not self._has_chosen:
+                self._choose_lane(self._membership)
 
     def _resolved_epoch(self) -> int:
         """The epoch to push under: a new one if the fate of the last push is unknown.
@@ -165,16 +183,70 @@ class Session(MemberSession):
             raise UnknownWorker(worker=self.worker, job=self.job)
         if self._in_doubt is None:
             return membership.epoch
+        # Joining would succeed also after the server went back, and hide that the worker's weights no longer count.
+        with suppress(StaleEpoch, NotFound):
+            self._ask(lambda left: self._transport.renew_lease(self.job, self.worker, membership.epoch, left))
+        joined, _ = self._join_again(membership)
+        return joined.epoch
+
+    def _join_again(self, membership: Membership) -> tuple[Membership, bool]:
+        """Joins under a new epoch and settles the push in doubt, if there is one; returns whether that was applied."""
         sequence, settle = self._sequence + 1, self._in_doubt
         # The server may reuse the memory of weights in place once the old epoch is fenced.
         self._lane.keep()
-        joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
-        applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
-        settle(applied, [group.options for group in joined.job.groups])
+        try:
+            joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
+        except (UnknownJob, JobReplaced) as error:
+            raise self._explained(error) from None
+        applied = False
+        if settle is not None:
+            applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
+            if applied:
+                self._acknowledged.note(membership.epoch, sequence)
+            settle(applied, [group.options for group in joined.job.groups])
         # In one statement: an interrupt in between would leave a fenced epoch that is not known to be fenced.
         self._membership, self._departure.epoch, self._sequence, self._in_doubt = joined, joined.epoch, 0, None
         self._enter(joined)
-        return joined.epoch
+        return joined, applied
+
+    def rejoin(self) -> Rejoined:
+        """Joins again after the server went back to an older version of the job (`RolledBack`), and warns of it.
+
+        Weights, gradients and options of before count no longer: the caller pulls.
+        """
+        with self._lock:
+            self._check_usable()
+            if self._membership is None:
+                raise UnknownWorker(worker=self.worker, job=self.job)
+            joined, applied = self._join_again(self._membership)
+            lost = self._acknowledged.lost_after(joined.previous_epoch, joined.previous_sequence)
+            self._version = joined.job.version
+            logger.warning(
+                "job %s: the server at %s went back to version %d and has lost %d acknowledged pushes of worker %s, "
+                "which goes on from there; a server with --durability log loses none when it is restarted",
+                self.job,
+                self.address,
+                joined.job.version.version,
+                lost,
+                self.worker,
+            )
+            return Rejoined(joined, lost, applied)
+
+    def _forget_pushes(self) -> None:
+        settle, self._in_doubt = self._in_doubt, None
+        self._acknowledged.forget()
+        if settle is not None:
+            settle(False, ())
+
+    def wait_durable(self, version: int | None = None, timeout: float | None = None) -> int:
+        """Blocks until a version of the job survives a power cut; returns the last one that does.
+
+        Has the server write it to disk now. Default: the version that the job has when the call arrives, for up to the
+        session's `timeout` seconds. Raises `NothingDurable` if the server keeps nothing, or `DeadlineExceeded`.
+        """
+        now = self._ask(lambda left: self._transport.wait_durable(self.job, version, left), timeout)
+        self._version = replace(self._version, durable_version=now.durable_version)
+        return now.durable_version
 
     def pull_into(
         self,
@@ -210,6 +282,7 @@ class Session(MemberSession):
                 return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
 
             result = self._ask(attempt)
+            self._note_instance()
         if not groups and not parameters and not weights_of:
             self._version = result.version
         return result

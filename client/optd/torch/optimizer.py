@@ -43,9 +43,9 @@ class Served(ServedSteps, ServedState):
             name another "algorithm" than that of the class: see below.
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
-        job, worker, if_exists, policy, gradients, averages, progress: As `optd.connect` takes them. Without a job's
-            name, here or in the environment, the job is this optimizer's own and ends with it. If torch.distributed
-            runs with several ranks, the n-th optimizers of all ranks share a job, whose policy is
+        job, worker, if_exists, policy, gradients, averages, progress, durable, recreate: As `optd.connect` takes them.
+            Without a job's name, here or in the environment, the job is this optimizer's own and ends with it. If
+            torch.distributed runs with several ranks, the n-th optimizers of all ranks share a job, whose policy is
             `optd.Sync(workers=WORLD_SIZE)` unless another one is named.
         lr_schedule: A schedule on the server that multiplies the `lr` of all groups; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.

@@ -6,6 +6,7 @@ from typing import Any, overload
 import torch
 
 from optd.exchange.row_gradients import GradientsByGroup, has_rows
+from optd.registration.recovery import UndonePush
 from optd.session.push_settings import PushSettings
 from optd.torch import complex_parameters
 from optd.torch.served_groups import ServedGroups
@@ -76,13 +77,15 @@ class ServedSteps(ServedGroups):
             self._push_and_pull(PushSettings.of(weight, loss_scale, norms=norms))
             return None
         enabled = torch.enable_grad()(closure)
-        loss = enabled()
-        asks = self._exchange.registration.needs_closure
-        told = _number(loss) if asks else None
-        pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, told, begins=asks, norms=norms))
-        while pushed.unfinished:
-            pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, _number(enabled()), norms=norms))
-        return loss
+        while True:
+            loss = enabled()
+            asks = self._exchange.registration.needs_closure
+            told = _number(loss) if asks else None
+            pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, told, begins=asks, norms=norms))
+            while pushed.unfinished:
+                pushed = self._push_and_pull(PushSettings.of(weight, loss_scale, _number(enabled()), norms=norms))
+            if not isinstance(pushed, UndonePush):  # else the step begins again, at the weights that there are now
+                return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def flush(self, *, norms: bool | None = None) -> PushResult:
@@ -149,6 +152,8 @@ class ServedSteps(ServedGroups):
             self._exchange.changes.settle()
             with self._exchange.sending() as registration:
                 pushed = registration.push(gradients, encoding, settings)
+            if isinstance(pushed, UndonePush):
+                self._exchange.pull()
         self._opt_called = True  # schedulers look for this, to warn if they are stepped first
         return pushed
 

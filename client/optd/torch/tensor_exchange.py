@@ -68,6 +68,7 @@ class TensorExchange:
             buffers=buffers,
         )
         self._registration = registration
+        registration.read_weights = self._read
         if zero_copy:
             self._shared_weights = SharedWeights(registration)
             self.shared_gradients = SharedGradients(registration, self.groups)

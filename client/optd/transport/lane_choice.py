@@ -9,7 +9,7 @@ from optd.transport.lane import Lane, Member
 from optd.transport.message_lane import MessageLane
 from optd.transport.server_calls import ServerCalls
 from optd.transport.shm import SharedMemoryLane
-from optd_wire.errors import OptdError, SharedMemoryUnavailable
+from optd_wire.errors import OptdError, SharedMemoryUnavailable, Unavailable
 from optd_wire.layout import lay_out
 from optd_wire.values import GroupInfo, GroupSpec
 
@@ -33,13 +33,18 @@ def open_lane(
     encoding: MessageEncoding,
     timeout: float,
 ) -> Lane:
-    """The lane for a worker that has joined. Raises `SharedMemoryUnavailable` only if `wanted` is "shm"."""
+    """The lane for a worker that has joined. Raises `SharedMemoryUnavailable` only if `wanted` is "shm".
+
+    Raises `Unavailable` if the server is away: nothing is known then, and messages would not work either.
+    """
     if messages_only(wanted, encoding, groups):
         return MessageLane(calls)
     try:
         return SharedMemoryLane(calls, member, [lay_out(group.parameters) for group in groups], timeout)
+    except Unavailable:
+        raise
     except OptdError as error:
-        # Any error: messages may work although this does not, and if they do not, they report it.
+        # Any other error: messages may work although this does not, and if they do not, they report it.
         if wanted == "shm":
             raise _with_advice(error) from None
         logger.debug("job %s: no shared memory, numbers travel in messages: %s", member.job, error)

@@ -43,6 +43,7 @@ DELETE_JOB: Rpc[job.DeleteJobRequest, job.DeleteJobResponse] = Rpc(_JOBS + "Dele
 ADD_GROUP: Rpc[job.AddGroupRequest, job.AddGroupResponse] = Rpc(_JOBS + "AddGroup", job.AddGroupResponse)
 UPDATE_GROUP: Rpc[job.UpdateGroupRequest, job.UpdateGroupResponse] = Rpc(_JOBS + "UpdateGroup", job.UpdateGroupResponse)
 UPDATE_JOB: Rpc[job.UpdateJobRequest, job.UpdateJobResponse] = Rpc(_JOBS + "UpdateJob", job.UpdateJobResponse)
+WAIT_DURABLE: Rpc[job.WaitDurableRequest, job.WaitDurableResponse] = Rpc(_JOBS + "WaitDurable", job.WaitDurableResponse)
 
 _WORKERS = "/optd.v1.WorkerService/"
 JOIN: Rpc[worker.JoinRequest, worker.JoinResponse] = Rpc(_WORKERS + "Join", worker.JoinResponse)

@@ -19,17 +19,19 @@ of each kind are in the file before their names:
     |- Unauthenticated (PermissionError)    no token, or a wrong one
     |    access:      MissingToken, WrongToken
     |- NotFound (LookupError)               no such job, group, parameter or worker
-    |    jobs:        UnknownJob, UnknownGroup, UnknownParameter
+    |    jobs:        UnknownJob, JobLost, UnknownGroup, UnknownParameter
     |    workers:     UnknownWorker
     |- Conflict                             the call does not fit what the server or session holds now
-    |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed
+    |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed, NothingDurable
     |    options:     OptionConflict, JobOptionConflict
     |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
-    |    workers:     StaleEpoch, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
+    |    storage:     JobDamaged
+    |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
     |- ResourceExhausted                    a limit of the server
     |    workers:     SharedMemoryUnavailable
     |    limits:      MemoryExceeded, MessageTooLarge, TooManyRequests, TooManyBytes
+    |    storage:     DiskFull
     |- Unavailable (ConnectionError)        not reached, not ready, or shutting down
     |    pushes:      RoundBroken
     |    connection:  Unreachable, ConnectionLost, ShuttingDown
@@ -87,8 +89,10 @@ from optd_wire.errors.jobs import (
     JobExists,
     JobFailed,
     JobInUse,
+    JobLost,
     JobMismatch,
     JobReplaced,
+    NothingDurable,
     ParameterInTwoGroups,
     SharedParameters,
     UnknownGroup,
@@ -122,9 +126,11 @@ from optd_wire.errors.pushes import (
     StaleEvaluation,
 )
 from optd_wire.errors.state import EmptyAverage, OtherWorkers, UnknownAverage, UnknownField, WeightsMovedOn
+from optd_wire.errors.storage import DiskFull, JobDamaged
 from optd_wire.errors.workers import (
     AlreadyRegistered,
     ForkedSession,
+    RolledBack,
     SessionClosed,
     SharedMemoryUnavailable,
     StaleEpoch,
@@ -140,6 +146,7 @@ __all__ = [
     "Conflict",
     "ConnectionLost",
     "DeadlineExceeded",
+    "DiskFull",
     "DtypeMismatch",
     "DuplicateName",
     "DuplicateParameter",
@@ -162,9 +169,11 @@ __all__ = [
     "InvalidRequest",
     "InvalidRule",
     "InvalidShape",
+    "JobDamaged",
     "JobExists",
     "JobFailed",
     "JobInUse",
+    "JobLost",
     "JobMismatch",
     "JobOptionConflict",
     "JobReplaced",
@@ -177,6 +186,7 @@ __all__ = [
     "NonfiniteGradient",
     "NotAnArray",
     "NotFound",
+    "NothingDurable",
     "OptdError",
     "OptionConflict",
     "OptionOutOfRange",
@@ -185,6 +195,7 @@ __all__ = [
     "PushPending",
     "PushWithdrawn",
     "ResourceExhausted",
+    "RolledBack",
     "RoundBroken",
     "RowFrameLength",
     "RowOutOfRange",

@@ -85,6 +85,17 @@ class UnknownJob(NotFound):
     template = "no job {job!r} on this server"
 
 
+class JobLost(NotFound):
+    """The server was restarted without the job that this session had joined. The session itself raises it."""
+
+    reason = "JOB_LOST"
+    template = (
+        "the server at {address} was restarted without job {job!r}, which worker {worker!r} had joined: start it with "
+        "--data-dir, which makes it keep jobs, or pass recreate=True to optd.connect() to go on from the worker's "
+        "weights in a new job"
+    )
+
+
 class UnknownGroup(NotFound):
     """The job has no group of this name."""
 
@@ -135,6 +146,13 @@ class JobMismatch(Conflict):
         "job {job!r} has {aspect} {theirs}, this registration has {ours}; "
         "register the same, or take another job (job=, OPTD_JOB)"
     )
+
+
+class NothingDurable(Conflict):
+    """The call asks for durability, and the server keeps nothing on disk."""
+
+    reason = "NOTHING_DURABLE"
+    template = "the server keeps no job on disk, so nothing becomes durable: start it with --data-dir"
 
 
 class JobFailed(Conflict):

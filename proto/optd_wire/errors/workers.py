@@ -17,6 +17,13 @@ class StaleEpoch(Conflict):
     template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; open a new session to go on"
 
 
+class RolledBack(Conflict):
+    """The worker's epoch is fenced, because the server went back to an older version of the job."""
+
+    reason = "ROLLED_BACK"
+    template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; join again, and pull"
+
+
 class ForkedSession(Conflict):
     """A process uses a session that its parent opened before the fork."""
 

@@ -183,3 +183,17 @@ class UpdateJobResponse(_message.Message):
     options: _option_pb2.JobOptions
     version: _job_pb2.JobVersion
     def __init__(self, options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+
+class WaitDurableRequest(_message.Message):
+    __slots__ = ("job", "version")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    version: int
+    def __init__(self, job: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class WaitDurableResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: _job_pb2.JobVersion
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...

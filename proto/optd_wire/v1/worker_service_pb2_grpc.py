@@ -81,7 +81,8 @@ class WorkerServiceServicer(object):
 
     def RenewLease(self, request, context):
         """Renews the lease: call it every third of lease_ms. After the lease has run out, or the name was joined again, every
-        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over.
+        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over. After
+        the server has gone back to an older version of the job, it fails with ROLLED_BACK: join again, and pull.
         Pushes, steps and pulls renew the lease too, but only when they begin; a worker whose push waits for longer than
         the lease calls RenewLease meanwhile.
         """

@@ -25,6 +25,7 @@ class PushHeader:
     begins: bool = False
     flush: bool = False
     norms: bool = False
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

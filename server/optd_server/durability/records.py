@@ -11,7 +11,8 @@ from optd_server.engine.state import JobState
 from optd_server.store.extents import Extent, extent_of, in_compute_dtype
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Gradient
-from optd_wire.frames import Frame, Outgoing, encode
+from optd_wire.encodings.base import Buffer
+from optd_wire.frames import Frame, Outgoing, encode_in_parts
 from optd_wire.layout import lay_out
 from optd_wire.messages import from_message, policy_from_message, to_message
 from optd_wire.v1 import tensor_pb2
@@ -33,12 +34,18 @@ def encoded(event: events.Event, state: JobState | None) -> bytes:
 
     Copies the numbers of the event once. Blocks.
     """
+    parts: list[Any] = [*encoded_in_parts(event, state)]
+    return b"".join(parts)
+
+
+def encoded_in_parts(event: events.Event, state: JobState | None) -> list[Buffer]:
+    """Do the same as `encoded` without a copy: the parts with numbers lie where the numbers of the event lie."""
     kind, write, _ = _KINDS[type(event)]
     message = pb.Event()
     part = getattr(message, kind)
     part.SetInParent()
     frames = write(part, event, () if state is None else state.groups.extents)
-    return encode(message, frames, deterministic=True)
+    return encode_in_parts(message, frames, deterministic=True)
 
 
 def decoded(data: bytes, state: JobState | None) -> events.Event:
@@ -296,6 +303,11 @@ def _write_expired(message: pb.Expired, event: events.Expired, _: Extents) -> Fr
     return NO_FRAMES
 
 
+def _write_fenced(message: pb.Fenced, event: events.Fenced, _: Extents) -> Frames:
+    message.why, message.epochs, message.revisions = event.why, event.epochs, event.revisions
+    return NO_FRAMES
+
+
 def _write_created(message: pb.Created, event: events.Created, _: Extents) -> Frames:
     message.spec.CopyFrom(to_message(event.spec))
     message.policy.CopyFrom(to_message(event.policy))
@@ -330,6 +342,11 @@ _KINDS: dict[type[Any], tuple[str, Callable[[Any, Any, Extents], Frames], Callab
         "expired",
         _write_expired,
         lambda message, _: events.Expired(message.worker, message.epoch, message.why),
+    ),
+    events.Fenced: (
+        "fenced",
+        _write_fenced,
+        lambda message, _: events.Fenced(message.why, message.epochs, message.revisions),
     ),
     events.OptionsChanged: ("options_changed", _write_options, _read_options),
     events.PolicyChanged: ("policy_changed", _write_policy, _read_policy),

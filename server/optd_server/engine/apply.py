@@ -18,6 +18,7 @@ from optd_server.engine.events import (
     Deleted,
     Event,
     Expired,
+    Fenced,
     GroupAdded,
     Joined,
     Left,
@@ -356,6 +357,14 @@ def _expired(state: JobState, event: Expired, _: Compute) -> Applying:
     yield
 
 
+def _fenced(state: JobState, event: Fenced, _: Compute) -> Applying:
+    state.members.fence(event.epochs, event.why)
+    state.search.abandon()
+    state.revision += event.revisions
+    return NOTHING_MORE
+    yield
+
+
 def _deleted(state: JobState, _: Deleted, __: Compute) -> Applying:
     state.release_all()
     return NOTHING_MORE
@@ -373,6 +382,7 @@ _HANDLERS: dict[type[Any], Callable[[JobState, Any, Compute], Applying]] = {
     Joined: _joined,
     Left: _left,
     Expired: _expired,
+    Fenced: _fenced,
     Deleted: _deleted,
 }
 """The handler of each kind of event. `Created` has none, because no state exists before it: see `create`."""

@@ -17,12 +17,13 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.options.registration import check_job
 from optd_server.engine.options.resolution import algorithm_of, find_algorithm
-from optd_server.engine.planning import planned_bytes
+from optd_server.engine.planning import JobMemory, planned_bytes
 from optd_server.engine.rounds.policies.registry import decider_of, policy_of
+from optd_server.engine.state import JobState
 from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.errors import InvalidArgument, JobExists, NotFound, OptdError, UnknownJob
+from optd_wire.errors import InvalidArgument, JobDamaged, JobExists, NotFound, OptdError, UnknownJob
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 TRIMMED_BYTES = 64 << 20
@@ -42,8 +43,16 @@ class WeightsUpload:
         self.job: Job | None = None
 
 
+def nothing_kept(name: str, id_: str) -> Log:
+    """Return the log of a job that ends with its server."""
+    return KeepsNothing()
+
+
 class Catalog:
-    """All jobs of a server. `log_of` maps the name and the id of a job that is about to be created to its log."""
+    """All jobs of a server. `log_of` maps the name and the id of a job that is about to be created to its log.
+
+    `epochs` are those of jobs that ended before the server started; see `DataDir.epochs`.
+    """
 
     def __init__(
         self,
@@ -53,7 +62,8 @@ class Catalog:
         clock: Clock,
         lease_seconds: float,
         ephemeral_seconds: float = 600.0,
-        log_of: Callable[[str, str], Log] = lambda _, __: KeepsNothing(),
+        log_of: Callable[[str, str], Log] = nothing_kept,
+        epochs: tuple[dict[str, int], int] = ({}, 0),
     ) -> None:
         self.memory = memory
         self.offload = offload
@@ -66,9 +76,11 @@ class Catalog:
         self._log_of = log_of
         self._jobs: dict[str, Job] = {}
         self._uploads: dict[str, WeightsUpload] = {}
-        self._last_epochs: dict[str, int] = {}
+        self._last_epochs = dict(epochs[0])
         """By name, the last epoch of each job that has ended."""
-        self._forgotten_epoch = 0
+        self._forgotten_epoch = epochs[1]
+        self._damaged: dict[str, str] = {}
+        """By name, what is wrong with each job that the server has started without."""
 
     def __iter__(self) -> Iterator[Job]:
         """Iterate over the jobs in the order of their names."""
@@ -78,11 +90,20 @@ class Catalog:
         return len(self._jobs)
 
     def find(self, name: str) -> Job:
-        """Return the job of this name; raise `UnknownJob`."""
+        """Return the job of this name; raise `UnknownJob`, or `JobDamaged` if the server has started without it."""
         job = self._jobs.get(name)
         if job is None:
+            self._check_not_damaged(name)
             raise UnknownJob(job=name[:200])
         return job
+
+    def _check_not_damaged(self, name: str) -> None:
+        if name in self._damaged:
+            raise JobDamaged(job=name, problem=self._damaged[name])
+
+    def start_without(self, name: str, problem: str) -> None:
+        """Record that a job could not be recovered. Its name stays taken: nobody may take a new job for it."""
+        self._damaged[name] = problem
 
     @contextmanager
     def noting_rejections(self) -> Iterator[None]:
@@ -128,6 +149,7 @@ class Catalog:
         Raise `JobExists`, `MemoryExceeded`, or the first problem of the spec.
         """
         needed = self._checked_bytes(spec)
+        self._check_not_damaged(spec.name)
         if spec.name in self._jobs:
             raise JobExists(job=spec.name, how="exists already")
         if spec.name in self._uploads:
@@ -150,7 +172,7 @@ class Catalog:
     def _checked_bytes(self, spec: JobSpec) -> int:
         """Check a spec, and return the bytes that its job needs; raise the first problem of the spec."""
         check_job(spec)
-        return planned_bytes(spec, decider_of(policy_of(spec)), self.memory.message_bytes)
+        return planned_bytes(spec, decider_of(policy_of(spec)), self.memory)
 
     async def prepare(self, algorithm: str, groups: Sequence[GroupSpec]) -> None:
         """Prepare the kernels that steps on these groups need, in a job whose own algorithm is `algorithm`.
@@ -182,19 +204,30 @@ class Catalog:
             weights=upload.weights,
         )
         log = self._log_of(spec.name, upload.creation_id)
-        position = await log.append(event, 0)
-        upload.job = Job(
-            create(event),
+        position = await log.append(event, 0, None)
+        upload.job = self._add(create(event), log, position, upload.reservation)
+        return upload.job
+
+    def adopt(self, state: JobState, log: Log, position: int) -> Job:
+        """Take over a job that was recovered; raise `MemoryExceeded`. Its workers go on in their epochs."""
+        reservation = Reservation(f"job {state.name!r}")
+        JobMemory(state, decider_of(state.policy), self.memory, reservation).fit()
+        job = self._add(state, log, position, reservation)
+        job.workers.resume()
+        return job
+
+    def _add(self, state: JobState, log: Log, position: int, reservation: Reservation) -> Job:
+        job = self._jobs[state.name] = Job(
+            state,
             log=log,
             position=position,
             memory=self.memory,
-            reservation=upload.reservation,
+            reservation=reservation,
             offload=self.offload,
             clock=self.clock,
             lease_seconds=self.lease_seconds,
         )
-        self._jobs[spec.name] = upload.job
-        return upload.job
+        return job
 
     async def delete(self, name: str) -> Job:
         """End a job; its name is free at once. Raise `UnknownJob`."""

@@ -30,7 +30,8 @@ Leaf: TypeAlias = npt.NDArray[Any] | np.generic | bool | int | float | str | Non
 def enumerated(state: JobState) -> dict[str, Leaf]:
     """Return every number and text of a state, by a path such as `groups.options.0.options.lr`.
 
-    Memory without meaningful content is left out: averages that nothing has entered, and sums of no rounds. Raise
+    Memory without meaningful content is left out: state that a parameter does not have, averages that nothing has
+    entered, and sums of no rounds. Raise
     TypeError for a part of an unknown type.
     """
     return dict(_leaves("", state))
@@ -75,7 +76,10 @@ def _(value: FlatBuffers) -> Mapping[str, Any]:
 
 @_parts.register
 def _(value: SegmentState) -> Mapping[str, Any]:
-    return {"steps": value.steps, "state": value.state, "started": value.started}
+    state = {
+        name: array[np.repeat(value.started[name], value.layout_of(name).sizes)] for name, array in value.state.items()
+    }
+    return {"steps": value.steps, "state": state, "started": value.started}
 
 
 @_parts.register

@@ -193,6 +193,21 @@ class Expired:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The job went back to an earlier version, and all of its workers must join anew.
+
+    What has happened after that version is unknown here, but workers know of it. So the numbers that they were given
+    then are not given again.
+    """
+
+    why: str
+    epochs: int
+    """How many epochs are skipped."""
+    revisions: int
+    """How many revisions are skipped."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Created:
     """A job was created, with all of its weights."""
@@ -218,6 +233,7 @@ Event: TypeAlias = (
     | Joined
     | Left
     | Expired
+    | Fenced
     | OptionsChanged
     | PolicyChanged
     | StateReplaced

@@ -64,17 +64,18 @@ class Fold:
     async def take(self, event: Event, compute: Compute | None = None) -> Applied:
         """Append an event to the log, apply it, and publish the new snapshot.
 
-        Raise `JobFailed` if the event cannot be applied. After that the job takes only events about its workers, and
-        its deletion.
+        Raise `DiskFull` if the log has no room, and change nothing then; `JobFailed` if the event cannot be applied.
+        After that the job takes only events about its workers, and its deletion.
         """
         if type(event) not in STILL_TAKEN:
             self.check_not_failed()
         state = self.state
         version, revision, weights = state.version, state.revision, state.weights
-        self.position = await self._log.append(event, version + (type(event) is Stepped))
+        self.position = await self._log.append(event, version + (type(event) is Stepped), state)
         try:
             applied = await self._applied(event, self.compute() if compute is None else compute)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
+            self._log.take_back(version)
             raise self.fail(problem) from None
         if state.version != version or state.revision != revision or state.weights is not weights:
             self.snapshots.publish(snapshot_of(state, self.snapshots.current), applied.changes)

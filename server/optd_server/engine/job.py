@@ -1,8 +1,8 @@
 """One job: the asyncio shell around its state, and everything that services ask of it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from optd_server.engine.fold import Fold, snapshot_of
 from optd_server.engine.log import Log
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.rejections import Rejections
-from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation
+from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
@@ -74,7 +74,7 @@ class Job:
         self.closed = asyncio.Event()
         self.rejections = Rejections()
         self.leases = Leases(state.name, state.members, lease_seconds)
-        self.snapshots = Snapshots(snapshot_of(state), most=SNAPSHOTS)
+        self.snapshots = Snapshots(snapshot_of(state), most=memory.snapshots)
         self.slots = Slots(most=policy.slots)
         self.gradient_reads = GradientReads()
         self.memory = JobMemory(state, policy, memory, reservation)
@@ -82,7 +82,7 @@ class Job:
         self.offload = offload
         self.sharing = Sharing(state, self.snapshots, self.gradient_reads, self.leases, memory)
         self.prefaulting = Prefaulting(state, self.snapshots, self.slots, self.memory, offload)
-        self._log = log
+        self.log = log
         self._serial = next(_serials)
         self._message_bytes = memory.message_bytes
         self._clock = clock
@@ -115,11 +115,11 @@ class Job:
     @property
     def durable_version(self) -> int:
         """The newest version that survives a restart of the server."""
-        return self._log.durable_version
+        return self.log.durable_version
 
     def stamped(self, version: JobVersion) -> JobVersion:
         """Add the current durable version to a version that is about to be sent."""
-        durable = self._log.durable_version
+        durable = self.log.durable_version
         return version if version.durable_version == durable else replace(version, durable_version=durable)
 
     def info(self) -> JobInfo:
@@ -199,23 +199,36 @@ class Job:
 
     async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
         """Make a gradient that still has to be received part of a step; see `InFlight.push`."""
-        return await self._durable(await self.pushes.push(header, source))
+        await self._check_durable(header)
+        return await self._durable(await self.pushes.push(header, source), header)
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
         """Make a gradient in a worker's shared memory part of a step; see `InFlight.push_shared`."""
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
-        return await self._durable(await self.pushes.push_shared(header, gradient))
+        await self._check_durable(header)
+        return await self._durable(await self.pushes.push_shared(header, gradient), header)
 
-    async def _durable(self, result: PushResult) -> PushResult:
+    async def _check_durable(self, header: PushHeader) -> None:
+        """Refuse a push that asks for durability where there is none, before it is applied."""
+        if header.durable:
+            await self.make_durable(0)
+
+    async def _durable(self, result: PushResult, header: PushHeader) -> PushResult:
         """Return a result once it is durable. This waits outside the writer, so that steps go on meanwhile."""
         await self.durable()
+        if header.durable:
+            await self.make_durable(None)  # not its version: gradients that are added up have none yet
         version = self.stamped(result.version)
         return result if version is result.version else replace(result, version=version)
 
     async def durable(self) -> None:
         """Wait until all events so far have the durability that the operator chose."""
         await self.fold.durable()
+
+    async def make_durable(self, version: int | None) -> None:
+        """Wait until a version survives a power cut; None means everything so far. Raise `NothingDurable`."""
+        await self.log.make_durable(version)
 
     # Workers
 
@@ -291,6 +304,24 @@ class Job:
                 return await self.offload.run(self.state.groups.cost(elements), work)
 
         return await self._writer.run(action)
+
+    @asynccontextmanager
+    async def captured(self) -> AsyncIterator[tuple[JobState, int]]:
+        """Hold a copy of the state between two events, with the position of the last one; steps go on meanwhile.
+
+        The weights are not copied. Raise `JobFailed` if the state may be half-changed.
+        """
+
+        async def action() -> tuple[JobState, int, Snapshot]:
+            self.fold.check_not_failed()
+            copied = await self.offload.run(self.state.groups.cost(self.state.groups.elements), self.state.captured)
+            return copied, self.fold.position, self.snapshots.hold()
+
+        copied, position, held = await self._writer.run(action)
+        try:
+            yield copied, position
+        finally:
+            self.snapshots.release(held)
 
     async def between_events(self, action: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run an action of the job's writer, which may take events, and wait until they are durable."""

@@ -3,6 +3,8 @@
 from typing import Protocol
 
 from optd_server.engine.events import Event
+from optd_server.engine.state import JobState
+from optd_wire.errors import NothingDurable
 
 
 class Log(Protocol):
@@ -21,13 +23,22 @@ class Log(Protocol):
 
     @property
     def durable_version(self) -> int:
-        """The newest version of the job that survives a restart."""
+        """The newest version of the job that survives a restart, and with a disk a power cut too."""
 
-    async def append(self, event: Event, version: int) -> int:
-        """Append an event that leads to `version`, and return its position. The caller applies it afterwards."""
+    async def append(self, event: Event, version: int, before: JobState | None) -> int:
+        """Append an event that leads to `version`, and return its position. The caller applies it afterwards.
+
+        `before` is the job's state before the event; None for `Created`. Raise `DiskFull`, and change nothing then.
+        """
+
+    def take_back(self, version: int) -> None:
+        """Remove the last event, which could not be applied. `version` is that of the job before it."""
 
     async def wait(self, position: int) -> None:
         """Wait until all events up to a position have the durability that the operator chose."""
+
+    async def make_durable(self, version: int | None) -> None:
+        """Have a version survive a power cut, and wait for that; None: everything so far. Raise `NothingDurable`."""
 
 
 class KeepsNothing:
@@ -36,9 +47,16 @@ class KeepsNothing:
     keeps_events = False
     durable_version = 0
 
-    async def append(self, event: Event, version: int) -> int:
+    async def append(self, event: Event, version: int, before: JobState | None) -> int:
         """Drop the event."""
         return 0
 
+    def take_back(self, version: int) -> None:
+        """Do nothing."""
+
     async def wait(self, position: int) -> None:
         """Return at once: nothing will ever be durable here."""
+
+    async def make_durable(self, version: int | None) -> None:
+        """Raise `NothingDurable`."""
+        raise NothingDurable

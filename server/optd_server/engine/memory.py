@@ -26,17 +26,20 @@ def job_bytes(
     *,
     gradients: int = 0,
     averages: int = 0,
+    copies: int = 0,
 ) -> int:
     """Return the bytes of a job: snapshots of the weights, averages, gradients and state.
 
     `slots` is how many gradients the job keeps while they arrive and are applied, and `gradients` how many it keeps
     besides. `pushes` is the largest number of pushes in one step: each push that waits for others keeps one message
     here, and the rest of it stays with its sender. `states` has the bytes of each group's state, and `averages` is the
-    number of averages of the weights.
+    number of averages of the weights. `copies` is how many copies of everything that survives are made at the same
+    time, for snapshots on disk; of the weights such a copy is a version that steps cannot write to meanwhile.
     """
     gradient = computed_bytes_of(layouts)
     waiting = 0 if pushes == 1 else pushes * min(gradient, message_bytes)
-    return bytes_of(layouts) * (SNAPSHOTS + averages) + gradient * (slots + gradients) + waiting + sum(states)
+    kept = bytes_of(layouts) * averages + gradient * gradients + sum(states)
+    return bytes_of(layouts) * (SNAPSHOTS + copies) + gradient * slots + waiting + kept * (1 + copies)
 
 
 class Reservation:
@@ -50,10 +53,17 @@ class Reservation:
 class Memory:
     """All reservations of a server, which together stay within its limit."""
 
-    def __init__(self, limit: int, message_bytes: int = MESSAGE_BYTES) -> None:
+    def __init__(self, limit: int, message_bytes: int = MESSAGE_BYTES, *, copies: int = 0) -> None:
         self.limit = limit
         self.message_bytes = message_bytes
+        self.copies = copies
+        """How many copies of a job are made at the same time, for snapshots on disk."""
         self._reservations: set[Reservation] = set()
+
+    @property
+    def snapshots(self) -> int:
+        """How many versions of its weights a job may have in memory."""
+        return SNAPSHOTS + self.copies
 
     @property
     def planned(self) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from optd_server.engine.events import OptionEdits
-from optd_server.engine.memory import SNAPSHOTS, Memory, Reservation, job_bytes
+from optd_server.engine.memory import Memory, Reservation, job_bytes
 from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import gradients_kept
@@ -16,8 +16,6 @@ from optd_server.engine.step.averages import averages_of
 from optd_server.store.flat import computed_bytes_of
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
-
-__all__ = ["SNAPSHOTS", "JobMemory", "planned_bytes"]
 
 ROW_COPIES = 3
 """Rows of a gradient are kept as they came, sorted by id, and summed."""
@@ -35,7 +33,7 @@ class Room(Protocol):
         """The largest number of pushes in one step."""
 
 
-def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
+def planned_bytes(spec: JobSpec, room: Room, memory: Memory) -> int:
     """Return the bytes to reserve for a new job; raise the problem of an option."""
     algorithm = find_algorithm(spec.algorithm)
     options = resolve_job_options(spec.options)
@@ -44,9 +42,10 @@ def planned_bytes(spec: JobSpec, room: Room, message_bytes: int) -> int:
         room.most,
         [lay_out(group.parameters) for group in spec.groups],
         [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
-        message_bytes,
+        memory.message_bytes,
         gradients=gradients_kept(options),
         averages=len(averages_of(options)),
+        copies=memory.copies,
     )
 
 
@@ -161,7 +160,13 @@ class JobMemory:
 
     def _total(self, layouts: Sequence[GroupLayout], states: Sequence[int], options: JobOptions) -> int:
         return job_bytes(
-            self._room.slots, self._room.most, layouts, states, self._memory.message_bytes, **self._kept(options)
+            self._room.slots,
+            self._room.most,
+            layouts,
+            states,
+            self._memory.message_bytes,
+            **self._kept(options),
+            copies=self._memory.copies,
         )
 
     def _kept(self, options: JobOptions) -> dict[str, int]:

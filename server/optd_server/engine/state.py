@@ -65,10 +65,13 @@ class JobState:
 
     def copy(self) -> "JobState":
         """Return an equal state that no event of this one changes. Block while the numbers are copied."""
+        return replace(self.captured(), weights=WeightSet.holding(self.weights.buffers.copy()))
+
+    def captured(self) -> "JobState":
+        """Do the same as `copy`, but with the same weights, which the caller must hold. Blocks."""
         return replace(
             self,
             groups=self.groups.copy(),
-            weights=WeightSet.holding(self.weights.buffers.copy()),
             averages=self.averages.copy(),
             accumulation=self.accumulation.copy(),
             search=Searches(self.search.state),

@@ -79,6 +79,15 @@ class Workers:
         await self.fold.durable()
         return member
 
+    def resume(self) -> None:
+        """Grant a lease to each worker that had one when the server ended: it cannot know of the restart."""
+        for member in self.fold.state.members:
+            if member.active:
+                self.leases.begin(member.name, self.clock.monotonic())
+                self.pushes.waiting.joined(member.name)
+        # An ephemeral job that nobody comes back to ends after its time.
+        self.idle_since = None
+
     def leave(self, name: str, epoch: int) -> Awaitable[None]:
         """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`.
 

@@ -59,12 +59,17 @@ class Calls:
     callers: Callers
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when all jobs are there. Until then calls wait, except those of services that are `always_ready`."""
+    always_ready: frozenset[str] = frozenset()
+    """The full names of services."""
     patient: set[asyncio.Task[Any]] = field(default_factory=set)
     """Tasks of calls that wait for their sender without a limit."""
 
     def stop(self) -> None:
         """Refuse new calls and end calls that only wait for their sender; let all other calls finish."""
         self.stopping.set()
+        self.ready.set()  # calls that wait for it are refused
         for task in tuple(self.patient):
             task.cancel()
 
@@ -144,6 +149,15 @@ class _Guarded:
             await abort(self._context, TooManyRequests(limit=self._calls.max_requests))
         self._calls.running += 1
         self._began = time.perf_counter()
+        if not self._calls.ready.is_set() and self._method.containing_service.full_name not in self._calls.always_ready:
+            try:
+                await self._calls.ready.wait()
+            except BaseException:
+                self._calls.running -= 1
+                raise
+            if self._calls.stopping.is_set():
+                self._calls.running -= 1
+                await abort(self._context, ShuttingDown())
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._calls.running -= 1

@@ -1,6 +1,7 @@
 """The gRPC server: our services, health, reflection; limits and credentials; start and graceful stop."""
 
 import asyncio
+import secrets
 import socket
 from importlib import metadata
 
@@ -52,9 +53,14 @@ class Server:
         self._config = config
         self._security = security
         self._started = catalog.clock.monotonic()
+        self._durability = config.level if config.level != "log" else f"log, fsync {config.fsync}"
+        self._instance = secrets.token_hex(8)
         budget = ByteBudget(config.max_inflight_bytes, config.idle_seconds)
         callers = Callers(security.tokens)
-        self._calls = Calls(config.max_requests, config.idle_seconds, budget, callers)
+        inspection = inspection_service_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
+        self._calls = Calls(
+            config.max_requests, config.idle_seconds, budget, callers, always_ready=frozenset([inspection])
+        )
         self._health = health.aio.HealthServicer()
         self._serving = False
         interceptors = [TokenInterceptor(callers)] if security.tokens else []
@@ -83,7 +89,7 @@ class Server:
         return names
 
     async def start(self) -> str:
-        """Bind the address and serve; return HOST:PORT. Raises `ConfigError` if it cannot listen there."""
+        """Listen; return HOST:PORT. Calls wait until `serve`. Raises `ConfigError` if it cannot listen there."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         address = f"{host}:{self._config.port}"
@@ -96,8 +102,12 @@ class Server:
         except RuntimeError as error:
             raise ConfigError(f"port: cannot listen on {address}: {error}") from None
         await self._server.start()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
+
+    async def serve(self) -> None:
+        """Let calls in, which have waited until all jobs were there."""
+        self._calls.ready.set()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace_seconds: float) -> None:
         """Refuse new calls, give running ones up to `grace_seconds` to finish, then cancel them."""
@@ -136,8 +146,9 @@ class Server:
             authentication=self._security.authentication,
             tls=self._config.tls,
             kernels=self._catalog.offload.kernels.describe(self._config.threads),
-            durability="none",
+            durability=self._durability,
             rejections_without_job=self._catalog.rejections_without_job.total(),
+            instance=self._instance,
         )
 
 

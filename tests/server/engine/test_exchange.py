@@ -19,7 +19,7 @@ from optd_wire.values import Async, GroupUpdate, Policy, Sync
 
 def planned(rounds: Rounds, policy: Policy) -> int:
     """The memory of the same job, had it been created with this policy."""
-    return planned_bytes(rounds.spec, decider_of(policy), rounds.catalog.memory.message_bytes)
+    return planned_bytes(rounds.spec, decider_of(policy), rounds.catalog.memory)
 
 
 def check(rounds: Rounds, policy: Policy) -> None:
@@ -240,7 +240,7 @@ class Steps:
     def __init__(self) -> None:
         self.workers: list[list[str]] = []
 
-    async def append(self, event: Event, version: int) -> int:
+    async def append(self, event: Event, version: int, before: object) -> int:
         if isinstance(event, Stepped):
             self.workers.append([mark.worker for mark in event.pushes])
         return 0

@@ -49,11 +49,14 @@ class Log:
         """Appending goes on once it is set."""
         self.room.set()
 
-    async def append(self, event, version):
+    async def append(self, event, version, before):
         self.appended.append((event, version))
         self.look(event)
         await self.room.wait()
         return len(self.appended)
+
+    def take_back(self, version):
+        self.appended.pop()
 
     async def wait(self, position):
         self.waits.append(position)

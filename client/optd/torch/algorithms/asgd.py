@@ -73,6 +73,10 @@ class ASGD(Served, torch.optim.ASGD, algorithm="asgd"):
         averages: Averages of the weights that the server keeps: `optd.EMA(...)`, `optd.SWA(...)` or a list of both, for
             a job that is created here. None: no averages.
         progress: Whether long transfers of a large model show their progress. None: yes, unless OPTD_PROGRESS is 0.
+        durable: Whether each push and step waits until it is on the server's disk and survives a power cut. None: no,
+            unless OPTD_DURABLE is 1.
+        recreate: Whether a job that is gone after a restart of the server is created anew with this worker's weights.
+            None: no, unless OPTD_RECREATE is 1; then calls raise `JobLost`.
         zero_copy: Whether weights and gradients stay in memory that is shared with the server, if the session has such
             memory. Default: False.
         local_changes: What to do with weights that the script itself has changed since the last step: "send" them
@@ -124,6 +128,8 @@ class ASGD(Served, torch.optim.ASGD, algorithm="asgd"):
             gradients: Gradients | None = None,
             averages: Averages | None = None,
             progress: bool | None = None,
+            durable: bool | None = None,
+            recreate: bool | None = None,
             zero_copy: bool = False,
             local_changes: Literal["send", "warn", "ignore"] = "send",
             norms: bool = False,

@@ -75,3 +75,8 @@ class JobCalls(Calls):
         """Changes options of a job as a whole."""
         response = self._connection.call(rpcs.UPDATE_JOB, to_message(update), timeout)
         return from_message(response.options, JobOptions), from_message(response.version, JobVersion)
+
+    def wait_durable(self, job: str, version: int | None, timeout: float) -> JobVersion:
+        """Waits until a version of a job, or all of it so far, survives a power cut."""
+        request = job_pb.WaitDurableRequest(job=job, version=version)
+        return from_message(self._connection.call(rpcs.WAIT_DURABLE, request, timeout).version, JobVersion)

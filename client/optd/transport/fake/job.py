@@ -1,13 +1,24 @@
 """A job of the fake server: its weights, its workers with their epochs and marks, and its steps."""
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from optd_wire.dtypes import DTYPES
-from optd_wire.errors import InvalidRequest, JobMismatch, JobReplaced, SequenceGap, StaleEpoch, UnknownWorker
+from optd_wire.errors import (
+    FutureVersion,
+    InvalidRequest,
+    JobMismatch,
+    JobReplaced,
+    OptdError,
+    RolledBack,
+    SequenceGap,
+    StaleEpoch,
+    UnknownWorker,
+)
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
@@ -44,6 +55,8 @@ class FakeWorker:
     lease_until: float = 0.0
     fenced_by: str = ""
     """Why the epoch counts no longer; empty while it does."""
+    is_rolled_back: bool = False
+    """Whether it is fenced because the job went back to an older version."""
 
 
 @dataclass(slots=True)
@@ -66,6 +79,22 @@ class FakeJob:
         self.groups: list[FakeGroup] = []
         self._lease_seconds = lease_seconds
         self._clock = clock
+        self._last_epoch = 0
+
+    def saved(self) -> "FakeJob":
+        """A copy, to which `go_back` returns."""
+        made = copy(self)
+        made.workers = {name: replace(worker) for name, worker in self.workers.items()}
+        made.groups = [replace(group, segments=[each.copy() for each in group.segments]) for group in self.groups]
+        return made
+
+    def go_back(self, saved: "FakeJob") -> None:
+        """Becomes what it was, as after a restart that lost steps: that fences all workers."""
+        self._last_epoch = max([self._last_epoch, *(worker.epoch for worker in self.workers.values())])
+        again = saved.saved()
+        self.version, self.groups, self.workers = again.version, again.groups, again.workers
+        for worker in self.workers.values():
+            worker.fenced_by, worker.is_rolled_back = f"the server went back to version {self.version}", True
 
     def add(self, spec: GroupSpec) -> None:
         """Adds a group with weights of zero."""
@@ -140,7 +169,8 @@ class FakeJob:
         worker = self.workers.setdefault(name, FakeWorker())
         if worker.sequence:
             worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
-        worker.epoch, worker.sequence, worker.reply, worker.fenced_by = worker.epoch + 1, 0, None, ""
+        worker.epoch, worker.sequence, worker.reply = max(worker.epoch, self._last_epoch) + 1, 0, None
+        worker.fenced_by, worker.is_rolled_back = "", False
         worker.lease_until = self._clock() + self._lease_seconds
         others = sum(self._is_active(other) for own, other in self.workers.items() if own != name)
         lease_ms = int(1000 * self._lease_seconds)
@@ -156,7 +186,8 @@ class FakeJob:
             why = f"its name was joined again and has epoch {worker.epoch}"
             raise StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)
         if not self._is_active(worker):
-            raise StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=worker.fenced_by)
+            fenced: type[OptdError] = RolledBack if worker.is_rolled_back else StaleEpoch
+            raise fenced(worker=name, job=self.spec.name, epoch=epoch, why=worker.fenced_by)
         worker.lease_until = self._clock() + self._lease_seconds
         return worker
 
@@ -186,6 +217,10 @@ class FakeJob:
         if header.sequence != worker.sequence + 1:
             last = worker.sequence
             raise SequenceGap(worker=header.worker, sequence=header.sequence, expected=last + 1, last=last)
+        if header.base_version > self.version:
+            raise FutureVersion(
+                worker=header.worker, base_version=header.base_version, job=self.spec.name, version=self.version
+            )
         # All of it is read before any of it counts.
         for weights, gradient, group in list(self._ranges(frames)):
             np.subtract(weights, np.asarray(self._options(group)["lr"], weights.dtype) * gradient, out=weights)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -66,6 +66,8 @@ class FakeServer:
             rpcs.STEP.path: self._step,
             rpcs.PULL.path: self._pull,
         }
+        self.instance = "first"
+        """The process that it stands for; a test that changes it and removes `jobs` has restarted the server."""
         self._failures: dict[str, list[Failure]] = {}
         self._lease_seconds = lease_seconds
         self._clock = clock
@@ -100,7 +102,7 @@ class FakeServer:
     def _status(self, _: Message, __: Iterable[Outgoing]) -> Answer:
         limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28)
         status = ServerStatus("fake", 0, "SERVING", len(self.jobs), 0, 0, 0, 0, limits, "", False, "numpy", "none")
-        return to_message(status), ()
+        return to_message(replace(status, instance=self.instance)), ()
 
     def _create_job(self, request: job_pb.CreateJobRequest, frames: Iterable[Outgoing]) -> Answer:
         spec = from_message(request.spec, JobSpec)

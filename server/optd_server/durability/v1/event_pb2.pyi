@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Event(_message.Message):
-    __slots__ = ("created", "group_added", "joined", "left", "expired", "options_changed", "policy_changed", "state_replaced", "round_added", "stepped", "skipped", "deleted", "rows", "frames")
+    __slots__ = ("created", "group_added", "joined", "left", "expired", "options_changed", "policy_changed", "state_replaced", "round_added", "stepped", "skipped", "deleted", "fenced", "rows", "frames")
     CREATED_FIELD_NUMBER: _ClassVar[int]
     GROUP_ADDED_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Event(_message.Message):
     STEPPED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     created: Created
@@ -39,9 +40,10 @@ class Event(_message.Message):
     stepped: Stepped
     skipped: Skipped
     deleted: Deleted
+    fenced: Fenced
     rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
     frames: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Frame]
-    def __init__(self, created: _Optional[_Union[Created, _Mapping]] = ..., group_added: _Optional[_Union[GroupAdded, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., left: _Optional[_Union[Left, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., options_changed: _Optional[_Union[OptionsChanged, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ..., state_replaced: _Optional[_Union[StateReplaced, _Mapping]] = ..., round_added: _Optional[_Union[RoundAdded, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., skipped: _Optional[_Union[Skipped, _Mapping]] = ..., deleted: _Optional[_Union[Deleted, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
+    def __init__(self, created: _Optional[_Union[Created, _Mapping]] = ..., group_added: _Optional[_Union[GroupAdded, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., left: _Optional[_Union[Left, _Mapping]] = ..., expired: _Optional[_Union[Expired, _Mapping]] = ..., options_changed: _Optional[_Union[OptionsChanged, _Mapping]] = ..., policy_changed: _Optional[_Union[PolicyChanged, _Mapping]] = ..., state_replaced: _Optional[_Union[StateReplaced, _Mapping]] = ..., round_added: _Optional[_Union[RoundAdded, _Mapping]] = ..., stepped: _Optional[_Union[Stepped, _Mapping]] = ..., skipped: _Optional[_Union[Skipped, _Mapping]] = ..., deleted: _Optional[_Union[Deleted, _Mapping]] = ..., fenced: _Optional[_Union[Fenced, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ..., frames: _Optional[_Iterable[_Union[_tensor_pb2.Frame, _Mapping]]] = ...) -> None: ...
 
 class Created(_message.Message):
     __slots__ = ("spec", "policy", "id", "wall", "first_epoch")
@@ -106,6 +108,16 @@ class PolicyChanged(_message.Message):
 class Deleted(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Fenced(_message.Message):
+    __slots__ = ("why", "epochs", "revisions")
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    why: str
+    epochs: int
+    revisions: int
+    def __init__(self, why: _Optional[str] = ..., epochs: _Optional[int] = ..., revisions: _Optional[int] = ...) -> None: ...
 
 class OptionEdits(_message.Message):
     __slots__ = ("groups", "job", "changes")

@@ -5,8 +5,8 @@ Leases are measured by a monotonic clock and do not survive a restart.
 
 from dataclasses import dataclass
 
-from optd_server.engine.membership.members import Member, Members
-from optd_wire.errors import StaleEpoch, UnknownWorker
+from optd_server.engine.membership.members import WENT_BACK, Member, Members
+from optd_wire.errors import OptdError, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import WorkerInfo
 
 GRPC = "grpc"
@@ -73,7 +73,9 @@ class Leases:
             raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=why)
         lease = self.of(name)
         if not lease.held:
-            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=lease.ended_by or member.fenced_by)
+            why = lease.ended_by or member.fenced_by
+            fenced: type[OptdError] = RolledBack if why.startswith(WENT_BACK) else StaleEpoch
+            raise fenced(worker=name, job=self._job, epoch=epoch, why=why)
         lease.until = now + self.lease_seconds
         return member
 

@@ -9,6 +9,8 @@ Written = tuple[tuple[GroupOptions, ...], JobVersion]
 """The answer to a write of state: the options of all groups and the job's version after it."""
 LEFT = "it has left"
 """Why the epoch of a worker that has left has ended."""
+WENT_BACK = "the server went back to version "
+"""Why the epochs of all workers have ended after a restart or a rollback that lost steps; the version follows."""
 REMEMBERED = 1024
 """How many names a job remembers. A worker without a name of its own takes a new one each time it starts."""
 
@@ -48,7 +50,7 @@ class Members:
 
     by_name: dict[str, Member] = field(default_factory=dict)
     forgotten_epoch: int = 0
-    """The highest epoch of all forgotten names. The epochs of new names begin above it."""
+    """The highest epoch of all forgotten names. New epochs are above it."""
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self.by_name.values())
@@ -70,7 +72,7 @@ class Members:
         """Return the epoch that `name` would get if it joined now."""
         member = self.by_name.get(name)
         if member is not None:
-            return member.epoch + 1
+            return max(member.epoch, self.forgotten_epoch) + 1
         leaving = self.to_forget(name)
         known = 0 if leaving is None else self.by_name[leaving].epoch
         return max(self.forgotten_epoch, known) + 1
@@ -104,6 +106,12 @@ class Members:
         member.staleness = reply.staleness
         if member.epoch == epoch:
             member.sequence, member.reply = sequence, reply
+
+    def fence(self, skipped: int, why: str) -> None:
+        """End the epochs of all workers, and skip some epochs, which may have been assigned already."""
+        self.forgotten_epoch = self.last_epoch + skipped
+        for member in self:
+            member.active, member.fenced_by = False, why
 
     def end(self, name: str, epoch: int, why: str) -> None:
         """End the epoch of a worker that has left or whose lease has expired."""

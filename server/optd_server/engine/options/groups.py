@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from optd_server.engine.options.by_name import check_matches, check_rules, fields
 from optd_server.engine.options.in_force import InForce
@@ -246,19 +248,51 @@ class Groups:
         kept = self.kept()
         for extent in self.extents:
             made._append(extent, kept[extent.first_group : extent.first_group + len(extent.layouts)])
-        for number, index, slab, state in self.slabs():
-            fields = self.state_fields[slab.groups[0]]
-            made._states[number][index] = SegmentState(
-                slab.sizes,
-                slab.element_dtype,
-                shapes=state.shapes,
-                groups=slab.parameter_counts,
+        for number, index, _, state in self.slabs():
+            made.put_state(
+                number,
+                index,
                 steps=state.steps.copy(),
                 state={name: array.copy() for name, array in state.state.items()},
                 started={name: flags.copy() for name, flags in state.started.items()},
-                fields=[fields[name] for name in state.state],
             )
         return made
+
+    @classmethod
+    def restored(cls, algorithm: Algorithm, defaults: Options, kept: Sequence[GroupKept]) -> "Groups":
+        """Return the groups that `kept` told of, with the state of parameters that have had no step."""
+        made, equal = cls(algorithm, defaults), dict[object, Options]()
+        for _, members in groupby(kept, lambda group: group.extent):
+            groups = [
+                replace(group, options=replace(group.options, options=_one_of_equal(equal, group.options.options)))
+                for group in members
+            ]
+            layouts = [group.layout for group in groups]
+            made._append(extent_of(layouts, len(made), [group.algorithm for group in groups]), groups)
+        return made
+
+    def put_state(
+        self,
+        extent: int,
+        index: int,
+        *,
+        steps: npt.NDArray[np.int64],
+        state: dict[str, Array],
+        started: dict[str, npt.NDArray[np.bool_]],
+    ) -> None:
+        """Give a slab its state; takes the arrays over."""
+        slab = self.extents[extent].slabs[index]
+        fields = self.state_fields[slab.groups[0]]
+        self._states[extent][index] = SegmentState(
+            slab.sizes,
+            slab.element_dtype,
+            shapes=self._states[extent][index].shapes,
+            groups=slab.parameter_counts,
+            steps=steps,
+            state=state,
+            started=started,
+            fields=[fields[name] for name in state],
+        )
 
     def fields(self, group: int, options: Options) -> set[StateField]:
         """Return the state fields that a group's parameters need if the group has these options."""

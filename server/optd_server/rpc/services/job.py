@@ -86,6 +86,13 @@ class JobService:
             options, version = await job.editor.update_job(from_message(request, JobUpdate))
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
 
+    async def wait_durable(self, request: pb.WaitDurableRequest, caller: Caller) -> Any:
+        """Wait until a version of a job survives a power cut."""
+        job = self._catalog.find(request.job)
+        with job.noting_rejections(""):
+            await job.make_durable(request.version if request.HasField("version") else job.version.version)
+        return pb.WaitDurableResponse(version=to_message(job.version))
+
     async def _receive_group(
         self, requests: RequestStream, first: Any, frames: list[Any], job: Job, spec: GroupSpec, index: int
     ) -> FlatBuffers:

@@ -55,8 +55,8 @@ def bare(reply: PushResult) -> PushResult:
 
 
 def _is_ordered(path: str) -> bool:
-    """Whether the order in which a part comes means something: that of options by name does not."""
-    return path.split(".")[-2:-1] not in (["options"], ["defaults"]) and ".last_changed." not in path
+    """Whether the order in which a part comes means something: that of options and counts by name does not."""
+    return path.split(".")[-2:-1] not in (["options"], ["defaults"], ["counts"]) and ".last_changed." not in path
 
 
 def _text(leaf: Any) -> str:

@@ -7,14 +7,16 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tests.server.engine.folding.comparing import Frozen, frozen
+from tests.server.engine.folding.comparing import Frozen, difference, frozen
 
 from optd_server.durability.records import decoded, encoded
+from optd_server.durability.snapshots.folder import write_snapshot
 from optd_server.engine.apply import apply, create
 from optd_server.engine.compute import Compute
 from optd_server.engine.events import Deleted
@@ -33,7 +35,8 @@ class Request:
     tell: frozenset[int]
     """Before which events the state is told; the number of events: after the last one."""
     copies: frozenset[int] = frozenset()
-    """Before which events the state is copied; the copies take the later events too."""
+    """Before which events the state is copied, in memory and through a snapshot on disk; the copies take the later
+    events too."""
     kernels: str = "numpy"
     threads: int = 1
     inline: int = arithmetic.INLINE_ELEMENTS
@@ -72,7 +75,7 @@ def fold(request: Request) -> Answer:
             answer.states[number] = frozen(state)
             answer.copies = [(place, frozen(copy)) for place, copy in copies]
         if number in request.copies:
-            copies.append((number, state.copy()))
+            copies += [(number, state.copy()), (number, stored_and_loaded(state, number))]
         for _, copy in copies:
             apply(copy, decoded(data, copy), compute)
         applied = apply(state, event, compute)
@@ -83,6 +86,16 @@ def fold(request: Request) -> Answer:
         answer.states[len(request.events)] = frozen(state)
         answer.copies = [(place, frozen(copy)) for place, copy in copies]
     return answer
+
+
+def stored_and_loaded(state: JobState, event: int) -> JobState:
+    """The state that a snapshot on disk gives."""
+    with tempfile.TemporaryDirectory() as folder:
+        made, _, _ = write_snapshot(Path(folder), state, event, None)
+        loaded, _ = made.load()
+    wrong = difference(frozen(state), frozen(loaded))
+    assert not wrong, f"a snapshot before event {event}: {wrong}"
+    return loaded
 
 
 class Folding:

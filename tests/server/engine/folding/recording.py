@@ -8,6 +8,7 @@ from tests.server.engine.folding.comparing import Frozen, frozen
 from optd_server.durability.records import decoded, encoded
 from optd_server.engine.events import Created, Deleted, Event, Stepped
 from optd_server.engine.job import Job
+from optd_server.engine.state import JobState
 
 
 class Recorder:
@@ -27,9 +28,10 @@ class Recorder:
         self._every = every
         self._version = 0
 
-    async def append(self, event: Event, version: int) -> int:
+    async def append(self, event: Event, version: int, before: JobState | None) -> int:
         number = len(self.events)
         try:
+            assert before is (None if self.job is None else self.job.state)
             self._look(event, version, number)
         except Exception:  # noqa: BLE001 - the test tells it at the end
             self.problems.append(traceback.format_exc())
@@ -48,6 +50,10 @@ class Recorder:
         check_published(self.job)
         if number % self._every == 0 or isinstance(event, Deleted):
             self.states[number] = frozen(state)
+
+    def take_back(self, version: int) -> None:
+        self.events.pop()
+        self.kinds.pop()
 
     async def wait(self, position: int) -> None:
         assert position <= len(self.events)

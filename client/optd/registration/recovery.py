@@ -1,0 +1,148 @@
+"""How a registration goes on after the server came back with an older version of its job, or without the job.
+
+A server that keeps every event comes back as it was, and the session alone deals with that.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+from optd.params.flat_view import Array
+from optd.registration.registered_groups import RegisteredGroups
+from optd_wire.errors import JobLost, RolledBack
+from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult
+
+logger = logging.getLogger("optd")
+P = ParamSpec("P")
+R = TypeVar("R", bound="RecoveringGroups")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class UndonePush(PushResult):
+    """The result of a push that was given up, because the weights that its gradient belongs to no longer exist.
+
+    `version` is where the job stands now; `applied_version` is 0.
+    """
+
+
+def recovers(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
+    """Decorates a method without gradients: if the server has gone back or lost the job, it is called once more."""
+
+    @wraps(method)
+    def recovering(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.lock:
+            while True:
+                try:
+                    return method(self, *args, **kwargs)
+                except (RolledBack, JobLost) as cause:
+                    self.recover(cause)
+
+    return recovering
+
+
+class RecoveringGroups(RegisteredGroups):
+    """Groups that go on with whatever the server has of their job; see `Registration`."""
+
+    _is_behind = False
+    """Whether the arrays hold weights that no longer exist on the server: gradients of them are dropped."""
+
+    read_weights: Callable[[], None] | None = None
+    """What makes the groups' arrays hold the weights, if their owner keeps these elsewhere. It may replace arrays."""
+
+    @contextmanager
+    def _holding_weights(self) -> Iterator[Sequence[Sequence[Array]]]:
+        """The weights by group and place, also amid a call that is about to write new ones."""
+        arrays = [list(group.arrays) for group in self._own.groups]
+        if self.read_weights is not None:
+            self.read_weights()
+        try:
+            yield self._incoming.all_weights
+        finally:
+            for group, row in zip(self._own.groups, arrays, strict=True):
+                group.arrays[:] = row
+
+    def recover(self, cause: RolledBack | JobLost) -> bool:
+        """Takes part again; returns whether the push whose fate was unknown is in what the server has.
+
+        The weights are those of before until the next pull. Raises `JobLost` unless the session creates jobs anew.
+        """
+        while True:
+            try:
+                return self._rejoin() if isinstance(cause, RolledBack) else self._create_again(cause)
+            except (RolledBack, JobLost) as again:  # the server was restarted once more
+                cause = again
+
+    def _rejoin(self) -> bool:
+        membership, lost, applied = self.session.rejoin()
+        self._take_up(membership.job, residuals_count=not lost)
+        return applied
+
+    def _create_again(self, lost: JobLost) -> bool:
+        if not self.session.recreate:
+            raise lost
+        with self._holding_weights() as weights:
+            created = self.session.create_again(self._current_spec(), self._own.view.source(weights))
+        self._take_up(self.session.info(), residuals_count=False)
+        logger.warning(
+            "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has %s; "
+            "optimizer state, schedules and averages begin anew. Start the server with --data-dir to keep jobs",
+            self.session.job,
+            self.session.address,
+            self.session.worker,
+            "the weights and options of this worker" if created else "those of the worker that was first",
+        )
+        return False
+
+    def _current_spec(self) -> JobSpec:
+        """The spec of the job with the options that the dicts have now."""
+        specs = [group.spec() for group in self._own.groups]
+        options = self._groups.all_options()
+        named = [replace(spec, options=own) for spec, own in zip(specs[self._own.first :], options, strict=True)]
+        groups = (*specs[: self._own.first], *named)
+        return replace(self._spec, groups=groups, options=self.session.job_options.options)
+
+    def _take_up(self, job: JobInfo, *, residuals_count: bool) -> None:
+        if not residuals_count:
+            self._outgoing.forget_residuals()
+        infos = list(job.groups)
+        if len(infos) < len(self._own):  # some were added after the version that the server has
+            specs = self._current_spec().groups
+            with self._holding_weights() as weights:
+                infos += [
+                    self.session.add_group(specs[index], self._own.source_at(index, weights[index]))
+                    for index in range(len(infos), len(self._own))
+                ]
+        self._groups.begin_again([info.options for info in infos[self._own.first :]])
+        self._base, self._told, self._is_behind = job.version, 0, True
+
+    def _pushed(self, push: Callable[[], PushResult], *, pull: Callable[[], object], is_flush: bool) -> PushResult:
+        """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept."""
+        applied = False
+        while is_flush or not self._is_behind:
+            try:
+                return push()
+            except (RolledBack, JobLost) as cause:
+                applied = self.recover(cause)
+                if applied:
+                    break
+        pull()
+        counts = applied and not self._asks_for_closures()
+        self.last = self._given_up(self._base) if not counts else self._found_applied(self._base)
+        return self.last
+
+    def _given_up(self, version: JobVersion) -> PushResult:
+        return UndonePush(version, 0, 0, False, accumulated=self._added_up())
+
+    def _found_applied(self, version: JobVersion) -> PushResult:
+        """The result of a push whose answer was lost with the server, which has it nevertheless."""
+        return PushResult(version, version.version, 0, True, accumulated=self._added_up())
+
+    def _added_up(self) -> int:
+        return 0 if self.session.job_options.options.get("accumulate", 1) == 1 else self.session.pending()
+
+    def _asks_for_closures(self) -> bool:
+        return any(self.session.algorithm(name).needs_closure for name in {*self.algorithms})

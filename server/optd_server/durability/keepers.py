@@ -1,0 +1,279 @@
+"""The logs of jobs that are kept on disk: one that writes every event, and one that leaves it to snapshots.
+
+Both belong to the storage of the server, which writes the snapshots. A job whose creation has been taken has a folder.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from optd_server.durability.data_dir import DataDir, JobFolder
+from optd_server.durability.files import disk_full, is_full
+from optd_server.durability.log.scan import Tail
+from optd_server.durability.log.segment import Parts
+from optd_server.durability.log.syncer import Syncer
+from optd_server.durability.log.writer import LogWriter
+from optd_server.durability.records import encoded_in_parts
+from optd_server.durability.snapshots.folder import SnapshotFolder
+from optd_server.engine.events import Created, Deleted, Event
+from optd_server.engine.state import JobState
+from optd_wire.errors import DiskFull
+
+
+@dataclass(slots=True)
+class Disk:
+    """What all jobs of a server share for their files."""
+
+    data_dir: DataDir
+    executor: Executor
+    syncer: Syncer
+    commits: bool
+    """Whether an event is acknowledged only when it is synced."""
+    failed: Callable[[BaseException], None]
+    """Ends the server after an error of the disk."""
+    snapshot_soon: Callable[["Keeper"], None]
+    """Has a snapshot of a job written now."""
+    ended: Callable[["Keeper", JobState], None]
+    """Notes the last epoch of a job that ends, on the disk. Blocks."""
+
+
+class Keeper:
+    """What both logs have in common: the job's folder, its last snapshot, and how many events it has had.
+
+    Lives on one event loop.
+    """
+
+    keeps_events = False
+
+    def __init__(self, disk: Disk, name: str, id_: str) -> None:
+        self.name = name
+        self.id = id_
+        self.folder: JobFolder | None = None
+        """None until the job's creation has been taken, and after its end."""
+        self.snapshot: SnapshotFolder | None = None
+        """The newest one."""
+        self.snapshot_bytes = 0
+        """How many bytes all of its files have."""
+        self.event = 0
+        """The number of the last event."""
+        self.version = 0
+        """The version after it."""
+        self._disk = disk
+        self._waiting: list[asyncio.Future[None]] = []
+        """Who waits for the next snapshot."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the newest snapshot lacks an event."""
+        return self.folder is not None and (self.snapshot is None or self.snapshot.event < self.event)
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes of events were written since the last snapshot."""
+        return 0
+
+    @property
+    def durable_version(self) -> int:
+        """The newest version that survives a power cut."""
+        return 0 if self.snapshot is None else self.snapshot.version
+
+    async def append(self, event: Event, version: int, before: JobState | None) -> int:
+        """Take an event; see `Log.append`."""
+        if isinstance(event, Created):
+            self.folder = await self._in_thread(self._make_folder)
+            await self._created()
+        elif isinstance(event, Deleted):
+            assert before is not None
+            await self._in_thread(self._remove, before)
+            self.wake()
+            return self.event
+        await self._take(event, version, before)
+        return self.event
+
+    def _make_folder(self) -> JobFolder:
+        try:
+            return self._disk.data_dir.make_job(self.name, self.id)
+        except OSError as problem:
+            if not is_full(problem):
+                self._disk.failed(problem)
+            raise disk_full(problem, self._disk.data_dir.path) from None
+
+    async def _created(self) -> None:
+        """Prepare for the events of a job whose folder has just been made."""
+
+    async def _take(self, event: Event, version: int, before: JobState | None) -> None:
+        raise NotImplementedError
+
+    def _remove(self, state: JobState) -> None:
+        """Remove the job from the disk. That is what survives of `Deleted`: nothing is left that could be replayed."""
+        folder, self.folder = self.folder, None
+        if folder is None:
+            return
+        try:
+            self._disk.ended(self, state)
+            self._close_files()
+            folder.remove()
+        except OSError as problem:
+            self._disk.failed(problem)
+
+    def _close_files(self) -> None:
+        """Close what is open; raise OSError. Blocks."""
+
+    def take_back(self, version: int) -> None:
+        """See `Log.take_back`."""
+        self.event, self.version = self.event - 1, version
+
+    async def wait(self, position: int) -> None:
+        """See `Log.wait`."""
+
+    async def make_durable(self, version: int | None) -> None:
+        """See `Log.make_durable`."""
+        event = self.event
+        while self.folder is not None and not (
+            self._durable_event >= event if version is None else self.durable_version >= version
+        ):
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            self._disk.snapshot_soon(self)
+            await future
+
+    @property
+    def _durable_event(self) -> int:
+        return 0 if self.snapshot is None else self.snapshot.event
+
+    def note_snapshot(self, made: SnapshotFolder, size: int) -> None:
+        """Note that a snapshot has been put in place."""
+        self.snapshot, self.snapshot_bytes = made, size
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits for a snapshot look again."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def drop_covered(self, event: int) -> None:
+        """Remove from the disk what snapshots up to this event make unnecessary; raise OSError. Blocks."""
+
+    def close(self) -> None:
+        """Close the files of a job that goes on after a restart; raise OSError. Blocks."""
+        self._close_files()
+
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._disk.executor, work, *arguments)
+
+
+class SnapshotsOnly(Keeper):
+    """Keeps no events: what comes after the last snapshot is lost if the server does not end in order."""
+
+    async def _created(self) -> None:
+        assert self.folder is not None
+        await self._in_thread(self.folder.mark_unlogged)
+
+    async def _take(self, event: Event, version: int, before: JobState | None) -> None:
+        self.event, self.version = self.event + 1, version
+        if before is None:
+            self._disk.snapshot_soon(self)
+
+    def drop_covered(self, event: int) -> None:
+        """Remove the events that a server with a log has written."""
+        assert self.folder is not None
+        for path in self.folder.log.iterdir():
+            path.unlink()
+
+    def close(self) -> None:
+        """Record that the last snapshot has everything, if it has."""
+        if self.folder is not None and not self.is_behind:
+            self.folder.unmark_unlogged()
+
+
+class EventLog(Keeper):
+    """Writes every event before it is applied."""
+
+    keeps_events = True
+
+    def __init__(self, disk: Disk, name: str, id_: str) -> None:
+        super().__init__(disk, name, id_)
+        self._writer: LogWriter | None = None
+
+    def go_on(self, folder: JobFolder, tail: Tail) -> None:
+        """Go on with the log of a job that was recovered, or begin that of a new one."""
+        self.folder = folder
+        self._writer = LogWriter(
+            folder.log,
+            tail,
+            syncer=self._disk.syncer,
+            executor=self._disk.executor,
+            commits=self._disk.commits,
+            failed=self._disk.failed,
+        )
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes of events were written since the last snapshot."""
+        return 0 if self._writer is None else self._writer.bytes
+
+    @property
+    def durable_version(self) -> int:
+        """The newest version that survives a power cut."""
+        synced = 0 if self._writer is None else self._writer.synced_version
+        return max(synced, 0 if self.snapshot is None else self.snapshot.version)
+
+    async def _created(self) -> None:
+        assert self.folder is not None
+        self.go_on(self.folder, Tail())
+
+    async def _take(self, event: Event, version: int, before: JobState | None) -> None:
+        assert self._writer is not None
+        try:
+            self.event = await self._writer.append(_parts(event, before), version)
+        except DiskFull:
+            if before is None and self.folder is not None:  # the job does not come to be
+                folder, self.folder = self.folder, None
+                await self._in_thread(folder.remove)
+            raise
+        self.version = version
+
+    def take_back(self, version: int) -> None:
+        """See `Log.take_back`."""
+        assert self._writer is not None
+        self._writer.take_back(version)
+        super().take_back(version)
+
+    async def wait(self, position: int) -> None:
+        """See `Log.wait`."""
+        if self._writer is not None:
+            await self._writer.wait(position)
+
+    async def make_durable(self, version: int | None) -> None:
+        """See `Log.make_durable`."""
+        if self._writer is not None and (version is None or self.durable_version < version):
+            await self._writer.wait_synced(self._writer.event)
+
+    def note_snapshot(self, made: SnapshotFolder, size: int) -> None:
+        """Note that a snapshot has been put in place."""
+        super().note_snapshot(made, size)
+        if self._writer is not None:
+            self._writer.bytes = 0
+
+    def drop_covered(self, event: int) -> None:
+        """Remove the segments whose events are all up to this one."""
+        if self._writer is not None:
+            self._writer.drop_before(event)
+
+    def _close_files(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _parts(event: Event, before: JobState | None) -> Parts:
+    """Return an event as bytes that lie where its numbers lie."""
+    return [part if isinstance(part, bytes) else _plain(part) for part in encoded_in_parts(event, before)]
+
+
+def _plain(part: Any) -> memoryview:
+    view = memoryview(part)
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
