@@ -12,6 +12,7 @@ from optd_server import plugins
 from optd_server.clock import SystemClock
 from optd_server.config import Config, ConfigError
 from optd_server.durability.problems import StorageProblem
+from optd_server.durability.recovery import GivenUp
 from optd_server.durability.storage import Levels, Storage
 from optd_server.engine.catalog import Catalog, nothing_kept
 from optd_server.engine.memory import Memory
@@ -52,31 +53,25 @@ async def run(config: Config) -> None:
     if config.stop_with_stdin:
         await _stop_on_end_of_stdin(stop)
     address = await server.start()
+    if storage is None:
+        _tell_that_nothing_is_kept(config)
     leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
     try:
-        try:
+        if await _recovered(server, storage, catalog, config, stop):
+            await server.serve()
             if storage is not None:
-                await _recover(storage, catalog, config)
-        except ConfigError:
-            await server.stop(0)
-            raise
-        await server.serve()
-        if storage is not None:
-            storage.begin_snapshots(catalog)
-        log.info(
-            "serving",
-            address=address,
-            authentication=security.authentication,
-            tls=config.tls,
-            kernels=offload.kernels.name,
-        )
-        if added:
-            log.info("algorithms of other packages", names=", ".join(added))
-        if security.authentication == "none" and config.insecure:
-            log.warning("anyone who reaches this server can change every job", address=address)
-        if config.address_file:
-            _write_whole(config.address_file, address + "\n")
-        await stop.wait()
+                storage.begin_snapshots(catalog)
+            log.info(
+                "serving",
+                address=address,
+                authentication=security.authentication,
+                tls=config.tls,
+                kernels=offload.kernels.name,
+            )
+            _tell_more(address, added, is_open=security.authentication == "none" and config.insecure)
+            if config.address_file:
+                _write_whole(config.address_file, address + "\n")
+            await stop.wait()
         log.info("stopping", grace_seconds=config.grace_seconds)
         await server.stop(config.grace_seconds)
     finally:
@@ -96,9 +91,8 @@ async def run(config: Config) -> None:
 
 
 def _storage(config: Config) -> Storage | None:
-    """Open the data directory, or say that nothing is kept; raise `ConfigError`."""
+    """Open the data directory, if there is one to keep jobs in; raise `ConfigError`."""
     if config.level == "none":
-        log.warning("nothing is kept: jobs end with this server. --data-dir makes it keep them")
         return None
     assert config.data_dir is not None
     levels = Levels(
@@ -119,14 +113,46 @@ def _storage(config: Config) -> Storage | None:
         ) from None
 
 
-async def _recover(storage: Storage, catalog: Catalog, config: Config) -> None:
-    """Recover the jobs of the data directory; raise `ConfigError` if one is damaged and may not be skipped."""
+async def _recovered(
+    server: Server, storage: Storage | None, catalog: Catalog, config: Config, stop: asyncio.Event
+) -> bool:
+    """Recover the jobs of the data directory; return whether they are all there, and not `stop` is set before.
+
+    Raise `ConfigError`, with the server stopped, if a job is damaged and may not be skipped.
+    """
+    if storage is None:
+        return True
+    asked = asyncio.create_task(stop.wait())
+    asked.add_done_callback(lambda _: storage.give_up())
     try:
         await storage.recover(catalog, catalog.offload.kernels, config.threads, skip=config.recover == "skip")
+    except GivenUp:
+        return False
     except (StorageProblem, OptdError) as problem:
+        await server.stop(0)
         raise ConfigError(
             f"data_dir: {problem}. To start without the jobs that are damaged, add --recover skip"
         ) from None
+    finally:
+        asked.cancel()
+    return not stop.is_set()
+
+
+def _tell_that_nothing_is_kept(config: Config) -> None:
+    if config.data_dir is None:
+        log.warning("nothing is kept: jobs end with this server. --data-dir makes it keep them")
+    else:
+        log.warning(
+            "nothing is kept: jobs end with this server. Durability is none, so the data directory is not even read",
+            data_dir=str(config.data_dir),
+        )
+
+
+def _tell_more(address: str, added: tuple[str, ...], *, is_open: bool) -> None:
+    if added:
+        log.info("algorithms of other packages", names=", ".join(added))
+    if is_open:
+        log.warning("anyone who reaches this server can change every job", address=address)
 
 
 def _share_heaps() -> None:

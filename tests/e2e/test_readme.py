@@ -79,7 +79,7 @@ def test_a_program_runs(server: LocalServer, program: str):
 
 
 def test_what_a_program_prints_is_shown_somewhere():
-    assert len(SHOWN) == 2
+    assert len(SHOWN) == 3
 
 
 def test_commands_for_a_running_server_work(server: LocalServer):
@@ -160,7 +160,10 @@ def test_every_setting_is_in_the_table_with_its_default():
         elif stated == "":
             assert field.default is None
         else:
-            assert getattr(Config.model_validate({name: stated}), name) == field.default
+            assert (
+                getattr(Config.model_validate({"data_dir": "jobs", "durability": "log", name: stated}), name)
+                == field.default
+            )
 
 
 def test_the_settings_file_is_one(tmp_path: Path):

@@ -392,7 +392,15 @@ def test_loopback_needs_neither(host: str):
 def test_a_token_lets_it_start_without_a_warning(tmp_path: Path, name: str):
     (tmp_path / "tokens").write_text(TOKENS[0])
     with (
-        running(tmp_path, "--host", "0.0.0.0", "--token-file", str(tmp_path / "tokens")) as program,
+        running(
+            tmp_path,
+            "--host",
+            "0.0.0.0",
+            "--token-file",
+            str(tmp_path / "tokens"),
+            "--data-dir",
+            str(tmp_path / "kept"),
+        ) as program,
         optd.connect(program.address.replace("0.0.0.0", "127.0.0.1"), job=name, token=TOKENS[0]) as session,
     ):
         train(session)

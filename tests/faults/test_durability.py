@@ -29,9 +29,9 @@ SHUTDOWN = 0x8004587D
 NOLOGFLUSH = 2
 
 
-def train(server: Durable, steps: int, job: str = "j", worker: str = "w") -> np.ndarray:
+def train(server: Durable, steps: int, job: str = "j", worker: str = "w", timeout: float = 30) -> np.ndarray:
     weights = np.zeros(SIZE, np.float32)
-    with optd.connect(server.address, job=job, worker=worker, timeout=30) as session:
+    with optd.connect(server.address, job=job, worker=worker, timeout=timeout) as session:
         optimizer = optd.Adam({"w": weights}, lr=0.1, session=session)
         for number in range(steps):
             optimizer.step({"w": np.full(SIZE, 1 + number % 7, np.float32)})
@@ -273,8 +273,7 @@ def test_7_an_error_of_a_sync_ends_the_server_before_anything_is_acknowledged(tm
             if tracer.poll() is not None:
                 pytest.skip("a process cannot be traced here")
             with pytest.raises(OptdError):
-                optd.connect(server.address, job="j", worker="w2", timeout=2)
-                train(server, 1, worker="w3")
+                train(server, 1, worker="w3", timeout=2)
             assert server.wait() == 74
         finally:
             tracer.kill()

@@ -462,7 +462,7 @@ def test_a_server_that_comes_back_without_the_job_says_so(name: str):
         first.process.wait()
         stepping = in_background(lambda: optimizer.step([gradient(0, 1)]))
         stack.enter_context(local("--port", first.address.rpartition(":")[2]))
-        with pytest.raises(optd.errors.UnknownJob, match=name):
+        with pytest.raises(optd.errors.JobLost, match=f"'{name}'.*--data-dir.*recreate=True"):
             stepping.result(SECONDS)
 
 

@@ -71,8 +71,10 @@ class RecoveringGroups(RegisteredGroups):
         The weights are those of before until the next pull. Raises `JobLost` unless the session creates jobs anew.
         """
         while True:
+            if isinstance(cause, JobLost) and not self.session.recreate:
+                raise cause
             try:
-                return self._rejoin() if isinstance(cause, RolledBack) else self._create_again(cause)
+                return self._rejoin() if isinstance(cause, RolledBack) else self._create_again()
             except (RolledBack, JobLost) as again:  # the server was restarted once more
                 cause = again
 
@@ -81,9 +83,7 @@ class RecoveringGroups(RegisteredGroups):
         self._take_up(membership.job, residuals_count=not lost)
         return applied
 
-    def _create_again(self, lost: JobLost) -> bool:
-        if not self.session.recreate:
-            raise lost
+    def _create_again(self) -> bool:
         with self._holding_weights() as weights:
             created = self.session.create_again(self._current_spec(), self._own.view.source(weights))
         self._take_up(self.session.info(), residuals_count=False)

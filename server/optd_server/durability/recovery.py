@@ -43,10 +43,20 @@ class NothingThere(StorageProblem):
     """The server ended before anything of a job was durable, so nobody was told that there is such a job."""
 
 
-def recover(folder: JobFolder, compute: Compute, tell: Tell = lambda *_: None) -> Recovered:
-    """Return the state of a job; change no file. Blocks.
+class GivenUp(Exception):
+    """The server is to end before it has recovered its jobs."""
 
-    Raise `Damage` with file and offset, `NewerFormat`, `NothingThere`, or another `StorageProblem`.
+
+def recover(
+    folder: JobFolder,
+    compute: Compute,
+    tell: Tell = lambda *_: None,
+    *,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> Recovered:
+    """Return the state of a job; change no file. Blocks. `is_given_up` is asked before every event.
+
+    Raise `GivenUp`, `Damage` with file and offset, `NewerFormat`, `NothingThere`, or another `StorageProblem`.
     """
     tail, notes = Tail(), []
     good, state, damage = _newest_good(folder)
@@ -54,6 +64,8 @@ def recover(folder: JobFolder, compute: Compute, tell: Tell = lambda *_: None) -
     count, told = 0, time.monotonic()
     spare = None
     for record in records(folder.log, tail, after=after):
+        if is_given_up():
+            raise GivenUp
         event = _event(record, state)
         if state is None:
             if not isinstance(event, Created):

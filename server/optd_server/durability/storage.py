@@ -76,6 +76,7 @@ class Storage:
         self._failing: set[Keeper] = set()
         self._writing: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._is_given_up = False
         self._epochs, self._forgotten = data_dir.epochs()
         self._disk = Disk(
             data_dir=data_dir,
@@ -113,7 +114,10 @@ class Storage:
     # Recovery
 
     async def recover(self, catalog: Catalog, kernels: Backend, threads: int, *, skip: bool) -> None:
-        """Add all jobs of the directory to a catalog; raise `StorageProblem` unless damaged jobs are to be skipped."""
+        """Add all jobs of the directory to a catalog.
+
+        Raise `GivenUp`, or `StorageProblem` unless damaged jobs are to be skipped.
+        """
         folders = list(self._data_dir.jobs())
         if not folders:
             return
@@ -138,6 +142,10 @@ class Storage:
                 raise outcome
         self._data_dir.note_processor()
         log.info("recovered", jobs=len(catalog), seconds=round(time.monotonic() - began, 3))
+
+    def give_up(self) -> None:
+        """Make a recovery that is going on raise `GivenUp` soon."""
+        self._is_given_up = True
 
     async def _recover_one(
         self, folder: JobFolder, catalog: Catalog, compute: Compute, room: asyncio.Semaphore, *, skip: bool
@@ -171,7 +179,7 @@ class Storage:
         def tell(job: str, events: int, version: int) -> None:
             log.info("recovering", job=job, events=events, version=version)
 
-        recovered = recover(folder, compute, tell)
+        recovered = recover(folder, compute, tell, is_given_up=lambda: self._is_given_up)
         prepare_log(folder, recovered)
         remove_unfinished(folder.snapshots)
         return recovered

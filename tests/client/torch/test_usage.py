@@ -195,6 +195,8 @@ def test_the_signature_is_torchs_and_ours() -> None:
             "gradients",
             "averages",
             "progress",
+            "durable",
+            "recreate",
             "zero_copy",
             "local_changes",
             "norms",
