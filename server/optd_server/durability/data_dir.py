@@ -3,6 +3,7 @@
     DIR/optd.json                     format, and the kind of processor that wrote it
     DIR/lock                          locked by the server that runs
     DIR/epochs.json                   the last epochs of jobs that have ended
+    DIR/incoming/                     checkpoints that clients are sending
     DIR/jobs/00000007-digits/         a job; the number tells it from other jobs of its name
         job.json                      the job's name and id
         snapshots/                    see `snapshots/folder.py`
@@ -82,6 +83,8 @@ class DataDir:
         self._lock = lock
         self._jobs = path / "jobs"
         self._epochs = path / "epochs.json"
+        self.incoming = path / "incoming"
+        """For checkpoints that clients send."""
 
     @classmethod
     def open(cls, path: Path) -> "DataDir":
@@ -129,6 +132,7 @@ class DataDir:
         for path in self._jobs.iterdir():
             if path.name.startswith(".") or not (path / "job.json").exists():
                 remove_folder(path)
+        remove_folder(self.incoming)
 
     def jobs(self) -> Iterator[JobFolder]:
         """Yield the folders of all jobs, in the order in which the jobs were created; raise `Damage`."""

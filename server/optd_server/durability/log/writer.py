@@ -201,12 +201,15 @@ class LogWriter:
         while self._unsynced and self._unsynced[0][0] <= event:
             self.synced_version = self._unsynced.popleft()[1]
         self.synced_event = max(self.synced_event, event)
+        self._wake()
+        if self._marked < self.event:
+            self._syncer.note(self)
+
+    def _wake(self) -> None:
         for waiting in [each for each in self._waiting if each.event <= self.synced_event]:
             self._waiting.remove(waiting)
             if not waiting.future.done():
                 waiting.future.set_result(None)
-        if self._marked < self.event:
-            self._syncer.note(self)
 
     # Segments
 
@@ -225,3 +228,4 @@ class LogWriter:
                 self._segment.finish()
                 self._segment = None
         self.synced_event, self.synced_version = self.event, self.version
+        self._loop.call_soon_threadsafe(self._wake)

@@ -47,7 +47,9 @@ from optd_wire.values import (
     AverageInfo,
     GradientSummary,
     GroupOptions,
+    GroupSpec,
     JobOptions,
+    JobSpec,
     JobVersion,
     OptionChange,
     ParameterSpec,
@@ -171,6 +173,23 @@ def _accumulation(state: JobState) -> pb.StoredAccumulation:
 
 
 # To a state
+
+
+def spec_of(stored: pb.Snapshot, name: str) -> JobSpec:
+    """Return what a job of this name would be registered as, to be what a manifest describes; raise ValueError."""
+    groups = []
+    for group in stored.groups:
+        options = from_message(group.options, GroupOptions)
+        parameters = tuple(from_message(each, ParameterSpec) for each in group.parameters)
+        groups.append(GroupSpec(options.group, options.options, parameters, options.algorithm))
+    return JobSpec(
+        name=name,
+        algorithm=stored.algorithm,
+        defaults=options_from_message(stored.defaults),
+        groups=tuple(groups),
+        policy=policy_from_message(stored.policy),
+        options=from_message(stored.options, JobOptions).options,
+    )
 
 
 def state_of(stored: pb.Snapshot, files: Files) -> JobState:
