@@ -18,6 +18,8 @@ from optd_wire.checkpoint_format import MANIFEST
 from optd_wire.errors import CheckpointExists, InvalidRequest, NoCheckpoint, PlaceUnusable
 
 _LOCAL = ("file", "local")
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
+"""The protocols of file systems without folders: to make one would make a bucket that nobody has asked for."""
 
 
 class Place(ABC):
@@ -203,7 +205,8 @@ class RemotePlace(Place):
                 if not overwrite:
                     raise CheckpointExists(place=self.url, what="a checkpoint")
                 self._system.rm_file(f"{self._path}/{MANIFEST}")
-            self._system.makedirs(self._path, exist_ok=True)
+            if not _OBJECT_STORES & {self._system.protocol, *self._system.protocol}:
+                self._system.makedirs(self._path, exist_ok=True)
             unfinished = _RemoteFiles(self._system, self._path)
             try:
                 yield unfinished

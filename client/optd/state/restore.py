@@ -65,10 +65,11 @@ def restore(
             return restore_job(transport, place, timeout, job=name, replace=if_exists == "replace")
     worker = f"restore-{secrets.token_hex(4)}"
     with connect(server, job=name, worker=worker, token=token, tls=tls, timeout=timeout, progress=False) as session:
-        return _load(session, place, partial=partial)
+        return load_into(session, place, partial=partial)
 
 
-def _load(session: Session, place: Place, *, partial: bool) -> JobInfo:
+def load_into(session: Session, place: Place, *, partial: bool) -> JobInfo:
+    """Loads a checkpoint into the job of a session, which takes part in it meanwhile; see `restore`."""
     info = session.info()
     stored = read_info(place)
     difference = _difference(stored, info)

@@ -102,12 +102,17 @@ class Channel(Connection):
 
     def _upload(self, rpc: Rpc[Q, A], encoded: Iterator[bytes], timeout: float) -> A:
         is_given_up = False
+        problems: list[OptdError] = []
 
         def messages() -> Iterator[bytes]:
-            for message in encoded:
-                if is_given_up:  # the arrays belong to the caller again
-                    raise InterruptedError
-                yield message
+            try:
+                for message in encoded:
+                    if is_given_up:  # the arrays belong to the caller again
+                        raise InterruptedError
+                    yield message
+            except OptdError as problem:
+                problems.append(problem)  # gRPC would only say that something was raised
+                raise
 
         def call() -> bytes:
             made: Any = self._channel.stream_unary(rpc.path)
@@ -117,6 +122,10 @@ class Channel(Connection):
         try:
             with self.errors(rpc.name, timeout):
                 return rpc.answer.FromString(call_threads.run(call))
+        except OptdError:
+            if problems:
+                raise problems[0] from None
+            raise
         finally:
             is_given_up = True
 

@@ -62,6 +62,9 @@ Read: TypeAlias = Callable[[str, Place, str, Array], None]
 """Reads a tensor to an array: the kind of its file, its parameter, its name, and the array."""
 
 
+MOST_STEPS = 1 << 62
+
+
 # To a message
 
 
@@ -245,6 +248,7 @@ def _read_groups(stored: pb.Snapshot) -> Groups:
 def _read_states(stored: pb.Snapshot, groups: Groups, all_places: list[Place], read: Read) -> None:
     started: dict[tuple[int, str], dict[str, frozenset[int]]] = {}
     for number, group in enumerate(stored.groups):
+        _check_counts(group, len(groups.layouts[number].parameters))
         for field in group.fields:
             own = started.setdefault((number, dtype_from_enum(field.dtype)), {})
             own[field.name] = frozenset(field.started)
@@ -267,6 +271,14 @@ def _read_states(stored: pb.Snapshot, groups: Groups, all_places: list[Place], r
                 segment.started[name][place.index] = True
                 array = segment.state[name][segment.layout_of(name).elements(place.index, place.index + 1)]
                 read(STATE, place, f"{name}/{place.name}", array)
+
+
+def _check_counts(group: pb.StoredGroup, parameters: int) -> None:
+    """Raise ValueError unless the step counts and the indices of parameters are such."""
+    if len(group.steps) != parameters or not all(0 <= steps < MOST_STEPS for steps in group.steps):
+        raise ValueError(f"group {group.options.group!r} needs {parameters} step counts in [0, 2**62)")
+    if any(member >= parameters for field in group.fields for member in field.started):
+        raise ValueError(f"group {group.options.group!r} has state of a parameter that it lacks")
 
 
 def _read_averages(stored: pb.Snapshot, groups: Groups, all_places: list[Place], read: Read) -> Averages:
