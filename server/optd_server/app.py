@@ -125,7 +125,7 @@ async def _recovered(
     if storage is None:
         return True
     asked = asyncio.create_task(stop.wait())
-    asked.add_done_callback(lambda _: storage.give_up())
+    asked.add_done_callback(lambda task: None if task.cancelled() else storage.give_up())
     try:
         await storage.recover(catalog, catalog.offload.kernels, config.threads, skip=config.recover == "skip")
     except GivenUp:

@@ -269,7 +269,7 @@ class Catalog:
             self.adopt(state, log, position)
         except Exception as problem:
             self._jobs.pop(name, None)
-            self.start_without(name, str(problem))
+            self.start_without(name, str(problem) or repr(problem))
             raise
         finally:
             self._reloading.discard(name)
