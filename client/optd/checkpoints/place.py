@@ -18,6 +18,7 @@ from optd_wire.checkpoint_format import MANIFEST
 from optd_wire.errors import CheckpointExists, InvalidRequest, NoCheckpoint, PlaceUnusable
 
 _LOCAL = ("file", "local")
+_TAKEN = "a checkpoint already, which overwrite would replace"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
 """The protocols of file systems without folders: to make one would make a bucket that nobody has asked for."""
 
@@ -112,7 +113,7 @@ class LocalPlace(Place):
         with _named(self):
             if self._path.exists() and not (overwrite and self.is_there()):
                 # Also with `overwrite`: a folder without a manifest is no checkpoint, and may be anything.
-                what = "a checkpoint" if self.is_there() else "something else than a checkpoint"
+                what = _TAKEN if self.is_there() else "something else than a checkpoint"
                 raise CheckpointExists(place=self.url, what=what)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             scratch = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
@@ -203,7 +204,7 @@ class RemotePlace(Place):
         with _named(self):
             if self.is_there():
                 if not overwrite:
-                    raise CheckpointExists(place=self.url, what="a checkpoint")
+                    raise CheckpointExists(place=self.url, what=_TAKEN)
                 self._system.rm_file(f"{self._path}/{MANIFEST}")
             if not _OBJECT_STORES & {self._system.protocol, *self._system.protocol}:
                 self._system.makedirs(self._path, exist_ok=True)

@@ -10,11 +10,16 @@ from optd.checkpoints.place import Place
 from optd.transport.calls.checkpoints import FilePiece
 from optd.transport.server_calls import ServerCalls
 from optd_wire.checkpoint_format import MANIFEST
+from optd_wire.errors import JobExists
 from optd_wire.values import JobInfo
 
 SAVE_SECONDS = 3600.0
 """How long a checkpoint may take, unless its caller says so. The server gives up a transfer that stands still."""
 _MANIFEST_PIECE = 1 << 20
+
+ADVICE = (
+    "replace deletes it first, load keeps it and loads into it, and a checkpoint may be restored under another name"
+)
 
 Progress = Callable[[int, int], None]
 """Is told how many bytes have passed, and how many there are."""
@@ -84,10 +89,13 @@ def restore(
                 passed += len(data)
                 progress(passed, total)
 
-    return transport.restore_job(
-        job or info.job,
-        pieces(),
-        timeout,
-        creation_id=secrets.token_hex(16),
-        replace_for="" if replace else None,
-    )
+    try:
+        return transport.restore_job(
+            job or info.job,
+            pieces(),
+            timeout,
+            creation_id=secrets.token_hex(16),
+            replace_for="" if replace else None,
+        )
+    except JobExists as error:
+        raise JobExists(job=error.values["job"], how=f"{error.values['how']}; {ADVICE}") from None
