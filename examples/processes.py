@@ -13,7 +13,7 @@ STOP_SECONDS = 5
 
 
 class Server:
-    """An `optd` process on a free port, which keeps its job in `folder`. A context manager, which stops it at the end."""
+    """An `optd` process on a free port, which keeps its job in `folder`. A context manager, which ends it."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
