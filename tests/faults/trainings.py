@@ -118,7 +118,7 @@ def accumulated(open_session: Open, steps: Steps) -> list[np.ndarray]:
 def averaged(open_session: Open, steps: Steps) -> list[np.ndarray]:
     weights = start()
     with open_session(averages=optd.EMA(decay=0.9)) as session:
-        optimizer = optd.SGD(weights, lr=0.1, lr_schedule=optd.schedules.StepLR(7, gamma=0.9), session=session)
+        optimizer = optd.SGD(weights, lr=0.1, lr_schedule=optd.schedules.Step(7, gamma=0.9), session=session)
         for number in steps:
             optimizer.step(slopes(weights, number))
         average = optimizer.session.pull(weights="ema")
@@ -188,7 +188,7 @@ def torch_scheduled(open_session: Open, steps: Steps) -> list[np.ndarray]:
 
 def torch_scheduled_by_server(open_session: Open, steps: Steps) -> list[np.ndarray]:
     net = model()
-    schedule = optd.schedules.CosineAnnealingLR(50)
+    schedule = optd.schedules.Cosine(steps=50)
     with open_session() as session:
         optimizer = optd.torch.SGD(net.parameters(), lr=0.05, momentum=0.9, lr_schedule=schedule, session=session)
         for number in steps:

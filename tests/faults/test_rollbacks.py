@@ -1,0 +1,204 @@
+"""A server that keeps snapshots alone is killed: its jobs go back, and their workers go on from there and say so."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tests.faults.durable import Durable
+from tests.faults.processes import in_background, wait_for
+from tests.faults.trainings import slopes, start
+
+import optd
+import optd.torch
+from optd.registration.recovery import UndonePush
+from optd_wire.errors import NothingDurable, UnknownJob
+
+LANES = ("grpc", "shm")
+SELDOM = ("--snapshot-seconds", "3600")
+"""Snapshots are written when the job is created, and when somebody waits for one."""
+ONES = {"w": np.ones(3, np.float32)}
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[Durable]:
+    with Durable(tmp_path, *SELDOM) as started:
+        yield started
+
+
+def opened(server: Durable, worker: str = "w0", job: str = "j", **how: object) -> optd.Session:
+    return optd.connect(server.address, job=job, worker=worker, timeout=30, **how)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    return [each for each in found if "trying again" not in each]
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_worker_goes_on_from_the_version_that_the_server_has(server, caplog, lane):
+    """As if the steps since then had not been made."""
+    weights = start()
+    with opened(server, lane=lane) as session:
+        optimizer = optd.Adam(weights, lr=0.1, session=session)
+        for number in range(5):
+            optimizer.step(slopes(weights, number))
+        assert session.wait_durable() == session.durable_version == 5
+        at_5 = {name: array.copy() for name, array in weights.items()}
+        for number in range(4):
+            optimizer.step(slopes(weights, 100 + number))
+        assert session.durable_version == 5
+        server.restart()
+        result = optimizer.step(slopes(weights, 200))
+        assert isinstance(result, UndonePush) and result is optimizer.last
+        assert (session.version, optimizer.version, session.lane) == (5, 5, lane)
+        for name, array in weights.items():
+            np.testing.assert_array_equal(array, at_5[name])
+        told = " ".join(warnings_of(caplog))
+        assert "went back to version 5 and has lost 4 acknowledged pushes of worker w0" in told
+        assert "--durability log" in told
+        for number in range(5, 10):
+            optimizer.step(slopes(weights, number))
+        assert session.version == 10
+    calm = start()
+    with opened(server, job="calm") as session:
+        optimizer = optd.Adam(calm, lr=0.1, session=session)
+        for number in range(10):
+            optimizer.step(slopes(calm, number))
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, calm[name])
+
+
+def test_a_worker_that_has_joined_after_the_last_snapshot_goes_on(server, caplog):
+    with opened(server, "old") as first, opened(server, "new") as late:
+        one = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=first)
+        one.step(ONES)
+        first.wait_durable()
+        weights = np.zeros(3, np.float32)
+        other = optd.SGD({"w": weights}, lr=1.0, session=late)
+        other.step(ONES)
+        other.step(ONES)
+        server.restart()
+        assert isinstance(other.step(ONES), UndonePush)
+        assert weights.tolist() == [-1] * 3
+        assert "has lost 2 acknowledged pushes of worker new" in " ".join(warnings_of(caplog))
+        other.step(ONES)
+        assert weights.tolist() == [-2] * 3
+
+
+def test_a_push_in_doubt_of_a_worker_that_has_joined_after_the_last_snapshot_is_given_up(server, caplog):
+    with opened(server, "old") as first, opened(server, "new", policy=optd.Sync(workers=2)) as late:
+        one = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=late)
+        late.wait_durable()
+        other = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=first)
+        waiting = in_background(lambda: other.step(ONES))
+        wait_for(lambda: any(worker.waiting for worker in late.workers()), "a push that waits")
+        server.restart()
+        assert isinstance(waiting.result(30), UndonePush)
+        assert one is not None
+
+
+def test_a_job_that_is_new_when_the_server_is_killed_is_there(server, caplog):
+    weights = np.zeros(3, np.float32)
+    with opened(server) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        optimizer.step(ONES)
+        server.restart()
+        assert isinstance(optimizer.step(ONES), UndonePush)
+        assert weights.tolist() == [0] * 3
+        assert "went back to version 0 and has lost 1 acknowledged pushes" in " ".join(warnings_of(caplog))
+
+
+def test_a_group_that_is_newer_than_the_snapshot_is_added_again(server):
+    weights = {"w": np.zeros(3, np.float32)}
+    with opened(server) as session:
+        optimizer = optd.SGD(weights, lr=1.0, session=session)
+        optimizer.step(ONES)
+        session.wait_durable()
+        added = {"v": np.full(2, 7, np.float32)}
+        optimizer.add_param_group({"params": added, "lr": 0.5})
+        both = {**ONES, "v": np.ones(2, np.float32)}
+        optimizer.step(both)
+        server.restart()
+        assert isinstance(optimizer.step(both), UndonePush)
+        assert [group.options.group for group in session.info().groups] == ["group0", "group1"]
+        optimizer.step(both)
+        assert (weights["w"].tolist(), added["v"].tolist()) == ([-2] * 3, [6] * 2)
+
+
+def test_torch_goes_on_from_the_version_that_the_server_has(server, caplog):
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    with opened(server) as session:
+        optimizer = optd.torch.SGD([parameter], lr=1.0, session=session)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+
+        def step() -> None:
+            parameter.grad = torch.ones(3)
+            optimizer.step()
+            scheduler.step()
+
+        step()
+        session.wait_durable()
+        step()
+        server.restart()
+        step()
+        assert isinstance(optimizer.last, UndonePush)
+        assert parameter.tolist() == [-1] * 3
+        assert "drops a gradient" in " ".join(warnings_of(caplog))
+        step()
+        assert parameter.tolist() == [-1.5] * 3, "the scheduler has taken three steps"
+
+
+def test_a_worker_that_waits_for_a_version_that_is_lost_is_not_told_that_it_is_kept(server):
+    with opened(server) as session:
+        optimizer = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=session)
+        optimizer.step(ONES)
+        assert session.wait_durable(1) == 1
+        optimizer.step(ONES)
+        server.restart()
+        print("waited", session.wait_durable(timeout=3), session.durable_version)
+        try:
+            print("waited 2:", session.wait_durable(2, timeout=3))
+        except Exception as error:
+            print("wait", repr(error))
+        print(server.log()[-3000:])
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_each_step_of_a_durable_session_is_kept(server, lane):
+    weights = np.zeros(3, np.float32)
+    with opened(server, durable=True, lane=lane) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        for number in range(3):
+            result = optimizer.step(ONES)
+            assert result.version.durable_version == result.version.version == number + 1
+            server.restart()
+        assert isinstance(optimizer.step(ONES), UndonePush)
+        assert weights.tolist() == [-3] * 3
+
+
+def test_a_job_that_somebody_has_deleted_after_a_restart_is_not_lost(tmp_path):
+    with (
+        Durable(tmp_path, "--durability", "log") as server,
+        opened(server, recreate=True) as session,
+    ):
+        optimizer = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=session)
+        optimizer.step(ONES)
+        server.restart()
+        optimizer.pull()
+        optimizer.step(ONES)
+        optd.delete_job("j", server=server.address)
+        with pytest.raises(UnknownJob):
+            optimizer.step(ONES)
+
+
+def test_a_server_that_keeps_nothing_refuses_to_promise(tmp_path):
+    with Durable(tmp_path, "--durability", "none") as server:
+        with pytest.raises(NothingDurable):
+            opened(server, durable=True)
+        with opened(server) as session:
+            optd.SGD({"w": np.zeros(3, np.float32)}, session=session).step(ONES)
+            with pytest.raises(NothingDurable):
+                session.wait_durable()
+            assert session.durable_version == 0
