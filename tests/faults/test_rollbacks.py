@@ -13,7 +13,7 @@ from tests.faults.trainings import slopes, start
 import optd
 import optd.torch
 from optd.registration.recovery import UndonePush
-from optd_wire.errors import NothingDurable, UnknownJob
+from optd_wire.errors import InvalidRequest, NothingDurable, RolledBack, UnknownJob
 
 LANES = ("grpc", "shm")
 SELDOM = ("--snapshot-seconds", "3600")
@@ -87,6 +87,24 @@ def test_a_worker_that_has_joined_after_the_last_snapshot_goes_on(server, caplog
         assert weights.tolist() == [-2] * 3
 
 
+def test_a_worker_that_has_joined_again_after_the_last_snapshot_goes_on(server, caplog):
+    """Each time that the server goes back, and also if it does so twice from one snapshot."""
+    weights = np.zeros(3, np.float32)
+    with opened(server) as session:
+        optd.SGD({"w": weights}, lr=1.0, session=session).step(ONES)
+        session.wait_durable()
+    with opened(server) as session:
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        for lost in (2, 1):
+            for _ in range(lost):
+                optimizer.step(ONES)
+            server.restart()
+            caplog.clear()
+            assert isinstance(optimizer.step(ONES), UndonePush)
+            assert weights.tolist() == [-1] * 3
+            assert f"has lost {lost} acknowledged pushes" in " ".join(warnings_of(caplog))
+
+
 def test_a_push_in_doubt_of_a_worker_that_has_joined_after_the_last_snapshot_is_given_up(server, caplog):
     with opened(server, "old") as first, opened(server, "new", policy=optd.Sync(workers=2)) as late:
         one = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=late)
@@ -155,27 +173,29 @@ def test_a_worker_that_waits_for_a_version_that_is_lost_is_not_told_that_it_is_k
         optimizer = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=session)
         optimizer.step(ONES)
         assert session.wait_durable(1) == 1
+        with pytest.raises(InvalidRequest, match="job 'j' is at version 1, so version 2 cannot be kept"):
+            session.wait_durable(2)
         optimizer.step(ONES)
         server.restart()
-        print("waited", session.wait_durable(timeout=3), session.durable_version)
-        try:
-            print("waited 2:", session.wait_durable(2, timeout=3))
-        except Exception as error:
-            print("wait", repr(error))
-        print(server.log()[-3000:])
+        for version in (None, 2):
+            with pytest.raises(RolledBack, match="the server went back to version 1"):
+                session.wait_durable(version)
+        optimizer.pull()
+        assert session.wait_durable() == 1
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_each_step_of_a_durable_session_is_kept(server, lane):
+def test_each_step_of_a_durable_session_is_kept(server, caplog, lane):
     weights = np.zeros(3, np.float32)
     with opened(server, durable=True, lane=lane) as session:
         optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
         for number in range(3):
             result = optimizer.step(ONES)
             assert result.version.durable_version == result.version.version == number + 1
-            server.restart()
+        server.restart()
         assert isinstance(optimizer.step(ONES), UndonePush)
         assert weights.tolist() == [-3] * 3
+        assert "has lost 0 acknowledged pushes" in " ".join(warnings_of(caplog))
 
 
 def test_a_job_that_somebody_has_deleted_after_a_restart_is_not_lost(tmp_path):

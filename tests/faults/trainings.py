@@ -5,7 +5,6 @@ Gradients depend on the weights, so that a wrong bit in any step shows at the en
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch

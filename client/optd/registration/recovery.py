@@ -81,21 +81,29 @@ class RecoveringGroups(RegisteredGroups):
     def _rejoin(self) -> bool:
         membership, lost, applied = self.session.rejoin()
         self._take_up(membership.job, residuals_count=not lost)
+        self._is_behind = True
         return applied
 
     def _create_again(self) -> bool:
         with self._holding_weights() as weights:
-            created = self.session.create_again(self._current_spec(), self._own.view.source(weights))
-        self._take_up(self.session.info(), residuals_count=False)
+            spec = self._current_spec()
+            membership, created = self.session.create_again(spec, self._own.view.source(weights))
+        # If nobody has stepped since, a gradient of the weights here is one of the job's; but none amid a search.
+        self._is_behind = not created or membership.job.version.version > 0 or self._asks_for_closures()
+        self._take_up(membership.job, residuals_count=not self._is_behind)
         logger.warning(
-            "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has %s; "
-            "optimizer state, schedules and averages begin anew. Start the server with --data-dir to keep jobs",
+            "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has the "
+            "weights and options of %s; optimizer state, schedules, averages and accumulated gradients begin anew. "
+            "Start the server with --durability log to keep jobs",
             self.session.job,
             self.session.address,
             self.session.worker,
-            "the weights and options of this worker" if created else "those of the worker that was first",
+            self._whose_weights() if created else "the worker that was first",
         )
         return False
+
+    def _whose_weights(self) -> str:
+        return "this worker, whose arrays held an average of the weights" if self._has_average else "this worker"
 
     def _current_spec(self) -> JobSpec:
         """The spec of the job with the options that the dicts have now."""
@@ -117,7 +125,7 @@ class RecoveringGroups(RegisteredGroups):
                     for index in range(len(infos), len(self._own))
                 ]
         self._groups.begin_again([info.options for info in infos[self._own.first :]])
-        self._base, self._told, self._is_behind = job.version, 0, True
+        self._base, self._told = job.version, 0
 
     def _pushed(self, push: Callable[[], PushResult], *, pull: Callable[[], object], is_flush: bool) -> PushResult:
         """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept."""
@@ -131,10 +139,15 @@ class RecoveringGroups(RegisteredGroups):
                     break
         pull()
         counts = applied and not self._asks_for_closures()
-        self.last = self._given_up(self._base) if not counts else self._found_applied(self._base)
+        self.last = self._found_applied(self._base) if counts else self._given_up(self._base)
         return self.last
 
     def _given_up(self, version: JobVersion) -> PushResult:
+        logger.warning(
+            "job %s: worker %s drops a gradient, because the server no longer has the weights that it was computed on",
+            self.session.job,
+            self.session.worker,
+        )
         return UndonePush(version, 0, 0, False, accumulated=self._added_up())
 
     def _found_applied(self, version: JobVersion) -> PushResult:

@@ -338,6 +338,8 @@ class Registration(RecoveringGroups):
             except (RolledBack, JobLost) as cause:
                 base = self._base.version
                 self.recover(cause)
+                if not self._is_behind:  # the job was created anew from the arrays
+                    return
                 now = f"those of version {self._base.version}"
                 raise WeightsMovedOn(worker=self.session.worker, base=base, job=self.session.job, now=now) from None
 
