@@ -12,8 +12,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from optd.params.flat_view import Array
 from optd.registration.registered_groups import RegisteredGroups
+from optd.transport.numbers import StateSink
 from optd_wire.errors import JobLost, RolledBack
-from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult
+from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult, ReadStateResult
 
 logger = logging.getLogger("optd")
 P = ParamSpec("P")
@@ -126,6 +127,15 @@ class RecoveringGroups(RegisteredGroups):
                 ]
         self._groups.begin_again([info.options for info in infos[self._own.first :]])
         self._base, self._told = job.version, 0
+
+    @recovers
+    def info(self) -> JobInfo:
+        """The job with its groups and parameters."""
+        return self.session.info()
+
+    @recovers
+    def _read_state(self, fields: Sequence[str] = (), *of_what: str, into: StateSink) -> ReadStateResult:
+        return self.session.read_state(fields, *of_what, into=into)
 
     def _pushed(self, push: Callable[[], PushResult], *, pull: Callable[[], object], is_flush: bool) -> PushResult:
         """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept."""

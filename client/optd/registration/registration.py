@@ -78,7 +78,7 @@ class Registration(RecoveringGroups):
         super().__init__(
             session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown, buffers=buffers
         )
-        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._write_state)
+        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._read_state, self._write_state)
         """The optimizer state that the server holds."""
         membership = self._join(defaults, default_policy)
         if self.attached:
