@@ -168,6 +168,37 @@ def test_torch_goes_on_from_the_version_that_the_server_has(server, caplog):
         assert parameter.tolist() == [-1.5] * 3, "the scheduler has taken three steps"
 
 
+def test_workers_go_on_after_a_power_cut_has_taken_the_end_of_a_log(tmp_path, caplog):
+    """The server does not notice: its log just ends earlier, and the epochs still count."""
+    with (
+        Durable(tmp_path, "--durability", "log", "--fsync-interval-ms", "60000", *SELDOM) as server,
+        opened(server, "ahead") as ahead,
+        opened(server, "idle") as idle,
+    ):
+        weights, others = np.zeros(3, np.float32), np.zeros(3, np.float32)
+        one = optd.SGD({"w": weights}, lr=1.0, session=ahead)
+        other = optd.SGD({"w": others}, lr=1.0, session=idle)
+        other.step(ONES)
+        other.session.wait_durable()
+        (log,) = tmp_path.glob("jobs/*/log/*.log")
+        synced = log.read_bytes()
+        for _ in range(3):
+            one.step(ONES)
+        other.pull()
+        server.kill()
+        server.server.stop()
+        log.write_bytes(synced)
+        server.start()
+        assert isinstance(one.step(ONES), UndonePush)
+        assert isinstance(other.step(ONES), UndonePush)
+        told = " ".join(warnings_of(caplog))
+        assert "has lost 3 acknowledged pushes of worker ahead" in told
+        assert "has lost 0 acknowledged pushes of worker idle" in told
+        one.step(ONES)
+        other.step(ONES)
+        assert others.tolist() == [-3] * 3
+
+
 def test_a_worker_that_waits_for_a_version_that_is_lost_is_not_told_that_it_is_kept(server):
     with opened(server) as session:
         optimizer = optd.SGD({"w": np.zeros(3, np.float32)}, lr=1.0, session=session)

@@ -19,9 +19,12 @@ from optd.transport.numbers import Sink, Source, StepSink
 from optd.transport.requests import Known, Names, PullRequest, names_of
 from optd_wire.errors import (
     Conflict,
+    FutureVersion,
     InvalidArgument,
     JobReplaced,
     NotFound,
+    RolledBack,
+    SequenceGap,
     StaleEpoch,
     Unauthenticated,
     UnknownJob,
@@ -147,6 +150,10 @@ class Session(MemberSession):
             self._in_doubt = settle
             try:
                 result = self._ask(attempt)
+            except (SequenceGap, FutureVersion) as error:
+                # The server has not got what it had acknowledged: a power cut took the end of its log.
+                why = f"the server no longer has what it had acknowledged ({error})"
+                raise RolledBack(worker=self.worker, job=self.job, epoch=epoch, why=why) from None
             except (InvalidArgument, Unauthenticated, NotFound, Conflict):
                 if attempts == 1:
                     self._in_doubt = None
@@ -229,7 +236,7 @@ class Session(MemberSession):
             self._version = joined.job.version
             logger.warning(
                 "job %s: the server at %s went back to version %d and has lost %d acknowledged pushes of worker %s, "
-                "which goes on from there; a server with --durability log loses none when it is restarted",
+                "which goes on from there; a server with --durability log --fsync commit loses none",
                 self.job,
                 self.address,
                 joined.job.version.version,
