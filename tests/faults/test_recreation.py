@@ -1,33 +1,39 @@
 """A server comes back without a job: its workers say so, or create it anew if they may."""
 
 import logging
+import re
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.faults.durable import Durable
 from tests.faults.processes import in_background, wait_for
-from tests.faults.trainings import slopes, start
+from tests.faults.trainings import Open, opener, slopes, start
 
 import optd
 import optd.torch
-from optd.registration.recovery import UndonePush
-from optd_wire.errors import JobLost, UnknownJob
+from optd_wire.errors import JobLost, NothingDurable, UnknownJob
 
 LANES = ("grpc", "shm")
 ONES = {"w": np.ones(3, np.float32)}
 
 
-@pytest.fixture
-def server(tmp_path) -> Iterator[Durable]:
-    with Durable(tmp_path, "--durability", "none") as started:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Durable]:
+    with Durable(tmp_path_factory.mktemp("data"), "--durability", "none") as started:
         yield started
 
 
-def opened(server: Durable, worker: str = "w0", *, job: str = "j", recreate: bool = True, **how: Any) -> optd.Session:
-    return optd.connect(server.address, job=job, worker=worker, timeout=30, recreate=recreate, **how)
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> str:
+    """A job of its own for each test."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name).strip("-")
+
+
+@pytest.fixture
+def opened(server: Durable, job: str) -> Open:
+    return opener(server.address, job, recreate=True)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -35,9 +41,9 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each for each in found if "trying again" not in each]
 
 
-def test_without_leave_to_create_it_anew_every_call_says_what_is_wrong(server):
+def test_without_leave_to_create_it_anew_every_call_says_what_is_wrong(server, opened, job):
     net = torch.nn.Linear(2, 2)
-    with opened(server, recreate=False) as session, opened(server, job="torch", recreate=False) as other:
+    with opened(recreate=False) as session, opened(job="torch", recreate=False) as other:
         optimizer = optd.SGD(start(), lr=1.0, session=session)
         of_torch = optd.torch.SGD(net.parameters(), lr=1.0, session=other)
         optimizer.step(slopes(start(), 1))
@@ -59,16 +65,16 @@ def test_without_leave_to_create_it_anew_every_call_says_what_is_wrong(server):
                 call()
             assert "\n" not in str(told.value)
         with pytest.raises(UnknownJob):
-            optd.delete_job("j", server=server.address)
+            optd.delete_job(job, server=server.address)
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_the_first_worker_creates_the_job_anew_and_the_second_attaches(server, caplog, lane):
+def test_the_first_worker_creates_the_job_anew_and_the_second_attaches(server, opened, job, caplog, lane):
     """With groups that were added, options that were changed, and a push in flight."""
     weights, theirs = {"w": np.zeros(3, np.float32)}, {"w": np.zeros(3, np.float32)}
     both = {**ONES, "v": np.ones(2, np.float32)}
     policy = optd.Sync(workers=2)
-    with opened(server, policy=policy, lane=lane) as session, opened(server, "w1", policy=policy, lane=lane) as second:
+    with opened(policy=policy, lane=lane) as session, opened("w1", policy=policy, lane=lane) as second:
         one = optd.SGD(weights, lr=1.0, session=session)
         other = optd.SGD(theirs, lr=1.0, session=second)
         one.add_param_group({"params": {"v": np.full(2, 7, np.float32)}, "lr": 0.5})
@@ -82,31 +88,28 @@ def test_the_first_worker_creates_the_job_anew_and_the_second_attaches(server, c
         waiting = in_background(lambda: one.step(both))
         wait_for(lambda: any(worker.waiting for worker in second.workers()), "a push that waits")
         server.restart()
-        # The gradient in flight is of the weights that the new job begins with, so it waits for its round there.
-        wait_for(
-            lambda: any(job.workers for job in optd.jobs(server=server.address)), "the job that was created anew", 30
-        )
-        assert isinstance(other.step(both), UndonePush)
+        # The new job begins with the weights of both workers, so no gradient is dropped.
+        address = server.address
+        wait_for(lambda: any(each.name == job and each.workers for each in optd.jobs(server=address)), "a job anew", 30)
         assert not waiting.done()
-        attached, dropped = warnings_of(caplog)[-2:]
+        other.step(both)
+        (attached,) = (each for each in warnings_of(caplog) if "worker w1" in each)
         assert (
             "worker w1 goes on in a new one, which has the weights and options of the worker that was first" in attached
         )
-        assert "worker w1 drops a gradient" in dropped
         assert [group.options.group for group in second.info().groups] == ["group0", "group1"]
         assert second.info().options.options["nonfinite"] == "skip"
         assert second.info().policy == policy
-        other.step(both)
         assert waiting.result(30).version.version == 1
         assert (session.lane, second.lane) == (lane, lane)
         for name, expected in (("w", -3), ("v", 6)):
             assert set(one.weights[name]) == set(other.weights[name]) == {np.float32(expected)}
 
 
-def test_a_job_that_is_created_anew_trains_as_one_that_begins_with_those_weights(server):
+def test_a_job_that_is_created_anew_trains_as_one_that_begins_with_those_weights(server, opened):
     """Also what an encoding has left out of earlier gradients counts."""
     weights, calm = start(), start()
-    with opened(server, encoding="topk:0.1") as session:
+    with opened(encoding="topk:0.1") as session:
         optimizer = optd.SGD(weights, lr=0.1, session=session)
         for number in range(6):
             optimizer.step(slopes(weights, number))
@@ -122,9 +125,9 @@ def test_a_job_that_is_created_anew_trains_as_one_that_begins_with_those_weights
 
 
 @pytest.mark.parametrize("lane", LANES)
-def test_torch_creates_the_job_anew(server, caplog, lane):
+def test_torch_creates_the_job_anew(server, opened, caplog, lane):
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    with opened(server, lane=lane) as session:
+    with opened(lane=lane) as session:
         optimizer = optd.torch.Adam(net.parameters(), lr=0.1, session=session, buffers=net, zero_copy=True)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
 
@@ -143,14 +146,14 @@ def test_torch_creates_the_job_anew(server, caplog, lane):
         step()
         assert (session.version, optimizer.param_groups[0]["lr"]) == (1, 0.025)
         assert "has the weights and options of this worker" in " ".join(warnings_of(caplog))
-        with optd.connect(server.address, job="j", worker="reader") as reader:
+        with opened("reader") as reader:
             assert reader.info().groups[1].options.options["lr"] == 0.05
 
 
-def test_a_search_begins_again_in_a_job_that_was_created_anew(server):
+def test_a_search_begins_again_in_a_job_that_was_created_anew(server, opened):
     weights = {"w": np.full(3, 4, np.float32)}
     calls = []
-    with opened(server) as session:
+    with opened() as session:
         optimizer = optd.LBFGS(weights, lr=0.5, max_iter=3, session=session)
 
         def closure() -> tuple[float, dict[str, np.ndarray]]:
@@ -165,9 +168,9 @@ def test_a_search_begins_again_in_a_job_that_was_created_anew(server):
         assert abs(float(weights["w"][0])) < calls[2]
 
 
-def test_a_change_of_weights_is_in_the_job_that_is_created_anew(server, recwarn):
+def test_a_change_of_weights_is_in_the_job_that_is_created_anew(server, opened, recwarn):
     weights = {"w": np.zeros(3, np.float32)}
-    with opened(server) as session:
+    with opened() as session:
         optimizer = optd.SGD(weights, lr=1.0, session=session)
         optimizer.step(ONES)
         server.restart()
@@ -178,8 +181,8 @@ def test_a_change_of_weights_is_in_the_job_that_is_created_anew(server, recwarn)
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_a_state_is_read_from_and_loaded_into_a_job_that_is_created_anew(server, name):
-    with opened(server, job="read") as session, opened(server, job="loaded") as other:
+def test_a_state_is_read_from_and_loaded_into_a_job_that_is_created_anew(server, opened, job, name):
+    with opened(job=f"{job}-read") as session, opened(job=f"{job}-loaded") as other:
         if name == "numpy":
             made = [optd.SGD({"w": np.zeros(3, np.float32)}, momentum=0.9, session=each) for each in (session, other)]
             made[1].step(ONES)
@@ -195,3 +198,13 @@ def test_a_state_is_read_from_and_loaded_into_a_job_that_is_created_anew(server,
         loaded = made[1].state_dict()
         assert loaded["param_groups"] == saved["param_groups"]
         assert loaded["state"][0]["momentum_buffer"].tolist() == [1] * 3
+
+
+def test_a_server_that_keeps_nothing_refuses_to_promise(opened):
+    with pytest.raises(NothingDurable):
+        opened(durable=True)
+    with opened() as session:
+        optd.SGD({"w": np.zeros(3, np.float32)}, session=session).step(ONES)
+        with pytest.raises(NothingDurable):
+            session.wait_durable()
+        assert session.durable_version == 0

@@ -4,17 +4,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from tests.faults.durable import Durable
 from tests.faults.processes import in_background, wait_for
-from tests.faults.trainings import TRAININGS, Open, slope, start
+from tests.faults.trainings import TRAININGS, opener, slope, start
 
 import optd
 
 COMMIT = ("--durability", "log", "--fsync", "commit", "--snapshot-seconds", "0.5")
-KILLS = 5
+KILLS = 3
 TIMEOUT = 60.0
 
 
@@ -43,13 +44,6 @@ class Pace:
             return self._decided[number]
 
 
-def opener(address: str, name: str, lane: str) -> Open:
-    def open_session(worker: str = "w0", **how: object) -> optd.Session:
-        return optd.connect(address, job=name, worker=worker, lane=lane, timeout=TIMEOUT, **how)
-
-    return open_session
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> dict[str, tuple[int, "Future[list[np.ndarray]]"]]:
     """Of each training, amid which the server was killed: how many steps it took, and its result."""
@@ -59,7 +53,7 @@ def killed(tmp_path_factory) -> dict[str, tuple[int, "Future[list[np.ndarray]]"]
     rng = np.random.default_rng(5)
     with Durable(tmp_path_factory.mktemp("killed"), *COMMIT) as server:
         for name, (train, lane) in TRAININGS.items():
-            open_session = opener(server.address, name, lane)
+            open_session = opener(server.address, name, lane=lane)
             running[name] = in_background(lambda t=train, o=open_session, p=paces[name]: t(o, p))
         for _ in range(KILLS):
             before = {name: pace.steps for name, pace in paces.items()}
@@ -91,25 +85,29 @@ def test_a_training_through_kills_gives_the_same_bits_as_one_without(killed, cal
     steps, result = killed[name]
     arrays = result.result(0)
     assert steps > 2 * KILLS
-    for mine, theirs in zip(arrays, train(opener(calm, name, lane), range(steps)), strict=True):
+    for mine, theirs in zip(arrays, train(opener(calm, name, lane=lane), range(steps)), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("lane", ["grpc", "shm"])
-def test_a_push_that_waits_for_its_round_when_the_server_is_killed_is_part_of_it(tmp_path, lane):
-    def opened(worker: str) -> optd.Session:
-        return opener(server.address, "j", lane)(worker, policy=optd.Sync(workers=2))
-
-    with Durable(tmp_path, *COMMIT) as server, opened("w0") as first, opened("w1") as second:
-        weights, theirs = start(), start()
-        one = optd.SGD(weights, lr=1.0, session=first)
-        other = optd.SGD(theirs, lr=1.0, session=second)
-        waiting = in_background(lambda: one.step({"w": slope(weights["w"], 1)}))
-        wait_for(lambda: any(worker.waiting for worker in second.workers()), "a push that waits")
-        server.restart()
-        wait_for(lambda: any(worker.waiting for worker in second.workers()), "that push, sent again")
-        assert not waiting.done()
+def test_a_push_that_waits_for_its_round_when_the_server_is_killed_is_part_of_it(tmp_path):
+    policy = optd.Sync(workers=2)
+    with Durable(tmp_path, *COMMIT) as server, ExitStack() as stack:
+        waiting, others = {}, {}
+        for lane in ("grpc", "shm"):
+            opened = opener(server.address, lane, lane=lane, policy=policy)
+            first, second = (stack.enter_context(opened(worker)) for worker in ("w0", "w1"))
+            one = optd.SGD({"w": start()["w"]}, lr=1.0, session=first)
+            others[lane] = optd.SGD({"w": start()["w"]}, lr=1.0, session=second)
+            waiting[lane] = one, in_background(lambda one=one: one.step({"w": slope(start()["w"], 1)}))
+        for _ in range(2):
+            for lane, other in others.items():
+                wait_for(lambda s=other.session: any(worker.waiting for worker in s.workers()), f"a push on {lane}")
+            if server.starts == 1:
+                server.restart()
         expected = start()["w"] - (slope(start()["w"], 1) + slope(start()["w"], 2)) / 2
-        other.step({"w": slope(theirs["w"], 2)})
-        assert waiting.result(TIMEOUT).version.version == 1
-        assert np.array_equal(weights["w"], expected) and np.array_equal(theirs["w"], expected)
+        for lane, (one, step) in waiting.items():
+            assert not step.done()
+            others[lane].step({"w": slope(start()["w"], 2)})
+            assert step.result(TIMEOUT).version.version == 1
+            for optimizer in (one, others[lane]):
+                np.testing.assert_array_equal(optimizer.weights["w"], expected)

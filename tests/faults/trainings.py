@@ -5,6 +5,7 @@ Gradients depend on the weights, so that a wrong bit in any step shows at the en
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,15 @@ SIZE = 300
 Open = Callable[..., optd.Session]
 Steps = Iterable[int]
 Training = Callable[[Open, Steps], list[np.ndarray]]
+
+
+def opener(address: str, job: str, **always: Any) -> Open:
+    """What opens sessions of one job, of worker "w0" unless another one is named."""
+
+    def open_session(worker: str = "w0", **how: Any) -> optd.Session:
+        return optd.connect(address, **{"job": job, "worker": worker, "timeout": 60, **always, **how})
+
+    return open_session
 
 
 def target(number: int, size: int = SIZE) -> np.ndarray:

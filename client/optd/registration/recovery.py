@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from optd.params.flat_view import Array
+from optd.registration.existing_job import same_weights
 from optd.registration.registered_groups import RegisteredGroups
 from optd.transport.numbers import StateSink
 from optd_wire.errors import JobLost, RolledBack
@@ -54,6 +55,10 @@ class RecoveringGroups(RegisteredGroups):
     read_weights: Callable[[], None] | None = None
     """What makes the groups' arrays hold the weights, if their owner keeps these elsewhere. It may replace arrays."""
 
+    def pull(self) -> bool:
+        """Puts the job's weights into the arrays; see `Registration`."""
+        raise NotImplementedError
+
     @contextmanager
     def _holding_weights(self) -> Iterator[Sequence[Sequence[Array]]]:
         """The weights by group and place, also amid a call that is about to write new ones."""
@@ -81,17 +86,24 @@ class RecoveringGroups(RegisteredGroups):
 
     def _rejoin(self) -> bool:
         membership, lost, applied = self.session.rejoin()
-        self._take_up(membership.job, residuals_count=not lost)
+        self._take_up(membership.job)
+        if lost:
+            self._outgoing.forget_residuals()
         self._is_behind = True
         return applied
 
     def _create_again(self) -> bool:
         with self._holding_weights() as weights:
-            spec = self._current_spec()
-            membership, created = self.session.create_again(spec, self._own.view.source(weights))
-        # If nobody has stepped since, a gradient of the weights here is one of the job's; but none amid a search.
-        self._is_behind = not created or membership.job.version.version > 0 or self._asks_for_closures()
-        self._take_up(membership.job, residuals_count=not self._is_behind)
+            own = [[array.copy() for array in row] for row in weights]
+        membership, created = self.session.create_again(self._current_spec(), self._own.view.source(own))
+        self._take_up(membership.job)
+        if not created:
+            self.pull()
+        has_own = not membership.job.version.version if created else same_weights(own, self._incoming.all_weights)
+        if not has_own:
+            self._outgoing.forget_residuals()
+        # A gradient of the worker's own weights is then one of the job's; but none amid a search.
+        self._is_behind = not has_own or self._asks_for_closures()
         logger.warning(
             "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has the "
             "weights and options of %s; optimizer state, schedules, averages and accumulated gradients begin anew. "
@@ -114,9 +126,7 @@ class RecoveringGroups(RegisteredGroups):
         groups = (*specs[: self._own.first], *named)
         return replace(self._spec, groups=groups, options=self.session.job_options.options)
 
-    def _take_up(self, job: JobInfo, *, residuals_count: bool) -> None:
-        if not residuals_count:
-            self._outgoing.forget_residuals()
+    def _take_up(self, job: JobInfo) -> None:
         infos = list(job.groups)
         if len(infos) < len(self._own):  # some were added after the version that the server has
             specs = self._current_spec().groups

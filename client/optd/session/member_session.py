@@ -54,6 +54,7 @@ Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
 
 CALL_SECONDS = 300.0
+NOT_RECREATED = ", or pass recreate=True to optd.connect() to go on from the worker's weights in a new job"
 
 
 class MemberSession(Inquiry):
@@ -252,7 +253,8 @@ class MemberSession(Inquiry):
         if isinstance(error, UnknownWorker) and (job := self._same_job(membership)) is not None:
             why = f"the server went back to version {job.version.version}, which is older than its part in the job"
             return RolledBack(worker=self.worker, job=self.job, epoch=membership.epoch, why=why)
-        return JobLost(address=self.address, job=self.job, worker=self.worker)
+        advice = "; the optimizer's next step or pull creates the job anew" if self.recreate else NOT_RECREATED
+        return JobLost(address=self.address, job=self.job, worker=self.worker, advice=advice)
 
     def _restarted_at(self) -> float:
         """When the server process was started, in seconds of this process's monotonic clock."""
