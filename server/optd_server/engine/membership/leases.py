@@ -70,7 +70,7 @@ class Leases:
             raise UnknownWorker(worker=name[:200], job=self._job)
         if member.epoch < epoch:
             # It was assigned in a version that is lost.
-            why = f"{WENT_BACK}one in which the worker had epoch {member.epoch}"
+            why = f"the server went back to a version in which its epoch was {member.epoch}"
             raise RolledBack(worker=name, job=self._job, epoch=epoch, why=why)
         if member.epoch != epoch:
             why = f"its name was joined again and has epoch {member.epoch}"
