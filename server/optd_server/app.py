@@ -57,9 +57,11 @@ async def run(config: Config) -> None:
     address = await server.start()
     if storage is None:
         _tell_that_nothing_is_kept(config)
-    leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
+    leases: asyncio.Task[None] | None = None
     try:
         if await _recovered(server, storage, catalog, config, stop):
+            catalog.resume()
+            leases = asyncio.create_task(expire_leases(catalog, config.lease_seconds))
             await server.serve()
             if storage is not None:
                 storage.begin_snapshots(catalog)
@@ -77,7 +79,8 @@ async def run(config: Config) -> None:
         log.info("stopping", grace_seconds=config.grace_seconds)
         await server.stop(config.grace_seconds)
     finally:
-        leases.cancel()
+        if leases is not None:
+            leases.cancel()
         if storage is not None:
             await storage.end_snapshots(catalog)
         await catalog.close()

@@ -55,7 +55,7 @@ class OptimizerState(OptimizerArrays):
         check_algorithms(self._registration.default, self._registration.groups, groups)
         rows = self._spread(given_states)
         before = [dict(entry) for entry in self.param_groups]
-        info = self.session.info()
+        info = self._registration.info()
         warn_of_loading(self.session, info)
         version = info.version.version
         for entry, given in zip(self.param_groups, groups, strict=True):

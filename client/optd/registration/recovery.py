@@ -11,9 +11,11 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from optd.params.flat_view import Array
+from optd.registration.existing_job import same_weights
 from optd.registration.registered_groups import RegisteredGroups
+from optd.transport.numbers import StateSink
 from optd_wire.errors import JobLost, RolledBack
-from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult
+from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult, ReadStateResult
 
 logger = logging.getLogger("optd")
 P = ParamSpec("P")
@@ -53,6 +55,10 @@ class RecoveringGroups(RegisteredGroups):
     read_weights: Callable[[], None] | None = None
     """What makes the groups' arrays hold the weights, if their owner keeps these elsewhere. It may replace arrays."""
 
+    def pull(self) -> bool:
+        """Puts the job's weights into the arrays; see `Registration`."""
+        raise NotImplementedError
+
     @contextmanager
     def _holding_weights(self) -> Iterator[Sequence[Sequence[Array]]]:
         """The weights by group and place, also amid a call that is about to write new ones."""
@@ -80,22 +86,37 @@ class RecoveringGroups(RegisteredGroups):
 
     def _rejoin(self) -> bool:
         membership, lost, applied = self.session.rejoin()
-        self._take_up(membership.job, residuals_count=not lost)
+        self._take_up(membership.job)
+        if lost:
+            self._outgoing.forget_residuals()
+        self._is_behind = True
         return applied
 
     def _create_again(self) -> bool:
         with self._holding_weights() as weights:
-            created = self.session.create_again(self._current_spec(), self._own.view.source(weights))
-        self._take_up(self.session.info(), residuals_count=False)
+            own = [[array.copy() for array in row] for row in weights]
+        membership, created = self.session.create_again(self._current_spec(), self._own.view.source(own))
+        self._take_up(membership.job)
+        if not created:
+            self.pull()
+        has_own = not membership.job.version.version if created else same_weights(own, self._incoming.all_weights)
+        if not has_own:
+            self._outgoing.forget_residuals()
+        # A gradient of the worker's own weights is then one of the job's; but none amid a search.
+        self._is_behind = not has_own or self._asks_for_closures()
         logger.warning(
-            "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has %s; "
-            "optimizer state, schedules and averages begin anew. Start the server with --data-dir to keep jobs",
+            "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has the "
+            "weights and options of %s; optimizer state, schedules, averages and accumulated gradients begin anew. "
+            "Start the server with --durability log to keep jobs",
             self.session.job,
             self.session.address,
             self.session.worker,
-            "the weights and options of this worker" if created else "those of the worker that was first",
+            self._whose_weights() if created else "the worker that was first",
         )
         return False
+
+    def _whose_weights(self) -> str:
+        return "this worker, whose arrays held an average of the weights" if self._has_average else "this worker"
 
     def _current_spec(self) -> JobSpec:
         """The spec of the job with the options that the dicts have now."""
@@ -105,9 +126,7 @@ class RecoveringGroups(RegisteredGroups):
         groups = (*specs[: self._own.first], *named)
         return replace(self._spec, groups=groups, options=self.session.job_options.options)
 
-    def _take_up(self, job: JobInfo, *, residuals_count: bool) -> None:
-        if not residuals_count:
-            self._outgoing.forget_residuals()
+    def _take_up(self, job: JobInfo) -> None:
         infos = list(job.groups)
         if len(infos) < len(self._own):  # some were added after the version that the server has
             specs = self._current_spec().groups
@@ -117,7 +136,16 @@ class RecoveringGroups(RegisteredGroups):
                     for index in range(len(infos), len(self._own))
                 ]
         self._groups.begin_again([info.options for info in infos[self._own.first :]])
-        self._base, self._told, self._is_behind = job.version, 0, True
+        self._base, self._told = job.version, 0
+
+    @recovers
+    def info(self) -> JobInfo:
+        """The job with its groups and parameters."""
+        return self.session.info()
+
+    @recovers
+    def _read_state(self, fields: Sequence[str] = (), *of_what: str, into: StateSink) -> ReadStateResult:
+        return self.session.read_state(fields, *of_what, into=into)
 
     def _pushed(self, push: Callable[[], PushResult], *, pull: Callable[[], object], is_flush: bool) -> PushResult:
         """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept."""
@@ -131,10 +159,15 @@ class RecoveringGroups(RegisteredGroups):
                     break
         pull()
         counts = applied and not self._asks_for_closures()
-        self.last = self._given_up(self._base) if not counts else self._found_applied(self._base)
+        self.last = self._found_applied(self._base) if counts else self._given_up(self._base)
         return self.last
 
     def _given_up(self, version: JobVersion) -> PushResult:
+        logger.warning(
+            "job %s: worker %s drops a gradient, because the server no longer has the weights that it was computed on",
+            self.session.job,
+            self.session.worker,
+        )
         return UndonePush(version, 0, 0, False, accumulated=self._added_up())
 
     def _found_applied(self, version: JobVersion) -> PushResult:

@@ -78,7 +78,7 @@ class Registration(RecoveringGroups):
         super().__init__(
             session, algorithm, groups, dicts, zero_copy=zero_copy, writable=writable, shown=shown, buffers=buffers
         )
-        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._write_state)
+        self.state = ServerState(session, self._own, self._lock, self.algorithm, self._read_state, self._write_state)
         """The optimizer state that the server holds."""
         membership = self._join(defaults, default_policy)
         if self.attached:
@@ -338,6 +338,8 @@ class Registration(RecoveringGroups):
             except (RolledBack, JobLost) as cause:
                 base = self._base.version
                 self.recover(cause)
+                if not self._is_behind:  # the job was created anew from the arrays
+                    return
                 now = f"those of version {self._base.version}"
                 raise WeightsMovedOn(worker=self.session.worker, base=base, job=self.session.job, now=now) from None
 

@@ -144,5 +144,4 @@ def connect(
         progress=show_progress,
         durable=is_durable,
         recreate=may_recreate,
-        instance=status.instance,
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from optd_wire.errors import (
     AlreadyRegistered,
     JobLost,
     OptdError,
+    RolledBack,
     SharedMemoryUnavailable,
     Unavailable,
     UnknownJob,
@@ -35,6 +37,7 @@ from optd_wire.values import (
     GroupInfo,
     GroupOptions,
     GroupSpec,
+    JobInfo,
     JobOptions,
     JobSpec,
     JobVersion,
@@ -51,7 +54,7 @@ Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
 
 CALL_SECONDS = 300.0
-STATUS_SECONDS = 5.0
+NOT_RECREATED = ", or pass recreate=True to optd.connect() to go on from the worker's weights in a new job"
 
 
 class MemberSession(Inquiry):
@@ -78,7 +81,6 @@ class MemberSession(Inquiry):
         progress: bool = False,
         durable: bool = False,
         recreate: bool = False,
-        instance: str = "",
     ) -> None:
         super().__init__(transport, job=job, timeout=timeout)
         self.worker = worker
@@ -100,10 +102,8 @@ class MemberSession(Inquiry):
         """Whether each push waits until it survives a power cut."""
         self.recreate = recreate
         """Whether a job that the server has lost is created anew."""
-        self._instance = instance
-        """The server process that had the job last; empty if that is not known."""
-        self._had_loss = False
-        """Whether the connection was lost since: another process may answer now."""
+        self._found_at = 0.0
+        """When the server last answered as one that has the job, in seconds of the monotonic clock."""
         self._progress = progress
         self._elements = 0
         self._stepped = False
@@ -216,8 +216,8 @@ class MemberSession(Inquiry):
                     raise
             return membership, created
 
-    def create_again(self, spec: JobSpec, weights: Source) -> bool:
-        """Creates a job that the server has lost, or attaches to what another worker has created; returns which.
+    def create_again(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
+        """Creates a job that the server has lost, or attaches to what another worker has created; as `register`.
 
         Pushes of before count no longer, and the sequence begins anew.
         """
@@ -228,11 +228,9 @@ class MemberSession(Inquiry):
             membership, created = take_part(
                 self._transport, spec, weights, self.worker, self.timeout, "attach", messages_only=is_in_messages
             )
-            self._had_loss = True
-            self._note_instance()
             self._forget_pushes()
             self._enter(membership)
-            return created
+            return membership, created
 
     def _forget_pushes(self) -> None:
         """Forgets pushes that the server has lost with their job."""
@@ -245,25 +243,40 @@ class MemberSession(Inquiry):
             raise self._explained(error) from None
 
     def _explained(self, error: OptdError) -> OptdError:
-        """`JobLost` instead of an error that the job is unknown, if the server was restarted since it was joined."""
-        if self._membership is None or not self._instance:
-            return error
-        status = with_retries(self._transport.server_status, address=self.address, timeout=self.timeout)
-        if status.instance == self._instance:
-            return error
-        return JobLost(address=self.address, job=self.job, worker=self.worker)
+        """What it means that the server does not know the job or this worker, or has another job of that name.
 
-    def _tell_of_loss(self, error: Unavailable) -> None:
-        super()._tell_of_loss(error)
-        self._had_loss = True
+        `JobLost` or `RolledBack` if the server was restarted since it last had the job; else the error itself.
+        """
+        membership = self._membership
+        if membership is None or self._found_at >= self._restarted_at():
+            return error
+        if isinstance(error, UnknownWorker) and (job := self._same_job(membership)) is not None:
+            why = f"the server went back to version {job.version.version}, which is older than its part in the job"
+            return RolledBack(worker=self.worker, job=self.job, epoch=membership.epoch, why=why)
+        advice = "; the optimizer's next step or pull creates the job anew" if self.recreate else NOT_RECREATED
+        return JobLost(address=self.address, job=self.job, worker=self.worker, advice=advice)
 
-    def _note_instance(self) -> None:
-        """Notes which server process answers, once the job was found there after a loss of the connection."""
-        if not self._had_loss or not self._instance:
-            return
-        with suppress(OptdError):
-            self._instance = self._transport.server_status(min(self.timeout, STATUS_SECONDS)).instance
-            self._had_loss = False
+    def _restarted_at(self) -> float:
+        """When the server process was started, in seconds of this process's monotonic clock."""
+
+        def attempt(left: float) -> float:
+            status = self._transport.server_status(left)
+            return time.monotonic() - status.uptime_ms / 1000
+
+        return with_retries(attempt, address=self.address, timeout=self.timeout)
+
+    def _same_job(self, membership: Membership) -> JobInfo | None:
+        """The job that was joined, if the server has it."""
+        with suppress(UnknownJob):
+            job = with_retries(
+                lambda left: self._transport.get_job(self.job, left), address=self.address, timeout=self.timeout
+            )
+            return job if job.id == membership.job.id else None
+        return None
+
+    def _note_found(self) -> None:
+        """Notes that the server has just answered as one that has the job."""
+        self._found_at = time.monotonic()
 
     def set_options(self, *, expected_revision: int | None = None, **options: Any) -> JobOptions:
         """As `Inquiry.set_options`; remembers them for a job that has to be created anew."""
@@ -272,6 +285,7 @@ class MemberSession(Inquiry):
 
     def _enter(self, membership: Membership) -> None:
         self._membership = membership
+        self._note_found()
         self.job_options = membership.job.options
         self._elements = elements_of(membership.job.groups)
         self._departure.epoch = membership.epoch
@@ -284,6 +298,7 @@ class MemberSession(Inquiry):
         membership = self._membership
         if membership is not None:
             self._transport.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 1000)
+            self._note_found()
 
     def _choose_lane(self, membership: Membership) -> None:
         """Opens the lane for this epoch; raises `SharedMemoryUnavailable` if only shared memory was asked for."""

@@ -23,9 +23,12 @@ from optd.transport.numbers import Sink, Source, StepSink
 from optd.transport.requests import Known, Names, PullRequest, names_of
 from optd_wire.errors import (
     Conflict,
+    FutureVersion,
     InvalidArgument,
     JobReplaced,
     NotFound,
+    RolledBack,
+    SequenceGap,
     StaleEpoch,
     Unauthenticated,
     UnknownJob,
@@ -151,7 +154,10 @@ class Session(MemberSession):
             self._in_doubt = settle
             try:
                 result = self._ask(attempt)
-                self._note_instance()
+            except (SequenceGap, FutureVersion) as error:
+                # The server has not got what it had acknowledged: a power cut took the end of its log.
+                why = f"the server no longer has what it had acknowledged ({error})"
+                raise RolledBack(worker=self.worker, job=self.job, epoch=epoch, why=why) from None
             except (InvalidArgument, Unauthenticated, NotFound, Conflict):
                 if attempts == 1:
                     self._in_doubt = None
@@ -159,6 +165,7 @@ class Session(MemberSession):
                 raise
             self._sequence += 1
             self._in_doubt = None
+            self._note_found()
             self._acknowledged.note(epoch, self._sequence)
             settle(True, ())
             return result
@@ -188,10 +195,16 @@ class Session(MemberSession):
         if self._in_doubt is None:
             return membership.epoch
         # Joining would succeed also after the server went back, and hide that the worker's weights no longer count.
-        with suppress(StaleEpoch, NotFound):
-            self._ask(lambda left: self._transport.renew_lease(self.job, self.worker, membership.epoch, left))
+        with suppress(NotFound):
+            self._ask(self._check_part)
         joined, _ = self._join_again(membership)
         return joined.epoch
+
+    def _check_part(self, left: float) -> None:
+        """Raises `RolledBack`, or that the job or this worker is unknown; not if just the lease has run out."""
+        if self._membership is not None:
+            with suppress(StaleEpoch):
+                self._transport.renew_lease(self.job, self.worker, self._membership.epoch, left)
 
     def _join_again(self, membership: Membership) -> tuple[Membership, bool]:
         """Joins under a new epoch and settles the push in doubt, if there is one; returns whether that was applied."""
@@ -227,7 +240,7 @@ class Session(MemberSession):
             self._version = joined.job.version
             logger.warning(
                 "job %s: the server at %s went back to version %d and has lost %d acknowledged pushes of worker %s, "
-                "which goes on from there; a server with --durability log loses none when it is restarted",
+                "which goes on from there; a server with --durability log --fsync commit loses none",
                 self.job,
                 self.address,
                 joined.job.version.version,
@@ -246,9 +259,24 @@ class Session(MemberSession):
         """Blocks until a version of the job survives a power cut; returns the last one that does.
 
         Has the server write it to disk now. Default: the version that the job has when the call arrives, for up to the
-        session's `timeout` seconds. Raises `NothingDurable` if the server keeps nothing, or `DeadlineExceeded`.
+        session's `timeout` seconds.
+
+        Raises:
+            NothingDurable: The server keeps nothing.
+            InvalidRequest: The job has not come to this version.
+            RolledBack: The server went back to an older version, so that steps of this worker are lost. The optimizer's
+                next call goes on from there.
+            DeadlineExceeded: It took too long.
         """
-        now = self._ask(lambda left: self._transport.wait_durable(self.job, version, left), timeout)
+
+        def attempt(left: float) -> JobVersion:
+            # A server that was restarted before or meanwhile would answer of steps that are not this worker's.
+            self._check_part(left)
+            now = self._transport.wait_durable(self.job, version, left)
+            self._check_part(left)
+            return now
+
+        now = self._ask(attempt, timeout)
         self._version = replace(self._version, durable_version=now.durable_version)
         return now.durable_version
 
@@ -308,7 +336,7 @@ class Session(MemberSession):
                 return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
 
             result = self._ask(attempt)
-            self._note_instance()
+            self._note_found()
         if not groups and not parameters and not weights_of:
             self._version = result.version
         return result

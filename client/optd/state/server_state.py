@@ -13,6 +13,8 @@ from optd_wire.values import GroupState, JobVersion, ReadStateResult
 
 logger = logging.getLogger("optd")
 
+Read = Callable[..., ReadStateResult]
+"""As `Inquiry.read_state`."""
 Write = Callable[[tuple[GroupState, ...], Source], JobVersion]
 """Replaces state on the server; returns the job's version after it."""
 
@@ -25,11 +27,14 @@ class ServerState:
     One call at a time: other threads wait for `lock`.
     """
 
-    def __init__(self, session: Session, own: GroupArrays, lock: OwnedLock, algorithm: str, write: Write) -> None:
+    def __init__(
+        self, session: Session, own: GroupArrays, lock: OwnedLock, algorithm: str, read: Read, write: Write
+    ) -> None:
         self._session = session
         self._own = own
         self._lock = lock
         self._algorithm = algorithm
+        self._read = read
         self._write = write
         self._shaped: dict[str, frozenset[str]] = {}
 
@@ -44,13 +49,13 @@ class ServerState:
         """The state of all parameters, with its version."""
         with self._lock:
             reader = StateReader([group.spec().parameters for group in self._own.groups])
-            result = self._session.read_state(into=reader.begin)
+            result = self._read(into=reader.begin)
             return reader.states()[self._own.first :], self._index_of(result)
 
     def index(self) -> StateIndex:
         """Which state each parameter has now, without the numbers."""
         with self._lock:
-            result = self._session.read_state((STEP,), into=lambda _: lambda _: None)
+            result = self._read((STEP,), into=lambda _: lambda _: None)
             return self._index_of(result)
 
     def _index_of(self, result: ReadStateResult) -> StateIndex:
@@ -62,7 +67,7 @@ class ServerState:
             spec = self._own.of_parameters[group].spec()
             reader = ParameterReader(spec.parameters, place)
             wanted = [name for name in fields if name != STEP] or [STEP]
-            self._session.read_state(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
+            self._read(wanted, spec.name, spec.parameters[place].name, into=reader.begin)
             return reader.state(fields), reader.version
 
     def replace(self, states: Sequence[Sequence[ParameterState]]) -> None:
@@ -80,7 +85,7 @@ class ServerState:
         with self._lock:
             spec = self._own.of_parameters[group].spec()
             arrays = {name: array for name, array in state.items() if name != STEP}
-            before = self._session.read_state((STEP,), spec.name, into=lambda _: lambda _: None)
+            before = self._read((STEP,), spec.name, into=lambda _: lambda _: None)
             (current,) = before.groups
             kept = 0 if STEP in gone else current.steps[place]
             steps = int(state.get(STEP, max(kept, 1) if arrays else kept))

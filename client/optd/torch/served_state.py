@@ -53,7 +53,7 @@ class ServedState(ServedGroups):
                 super().load_state_dict(state_dict)
                 check_algorithms(self.algorithm, self._exchange.groups, self.param_groups)
                 undo_rounding(self.state, self.param_groups, saved[0])
-                info = self.session.info()
+                info = self._exchange.registration.info()
                 warn_of_loading(self.session, info)
                 version = info.version.version
                 for group, loaded in zip(before, self.param_groups, strict=True):

@@ -91,8 +91,7 @@ class JobLost(NotFound):
     reason = "JOB_LOST"
     template = (
         "the server at {address} was restarted without job {job!r}, which worker {worker!r} had joined: start it with "
-        "--data-dir, which makes it keep jobs, or pass recreate=True to optd.connect() to go on from the worker's "
-        "weights in a new job"
+        "--data-dir, which makes it keep jobs{advice}"
     )
 
 

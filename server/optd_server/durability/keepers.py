@@ -160,17 +160,15 @@ class Keeper:
     async def make_durable(self, version: int | None) -> None:
         """See `Log.make_durable`."""
         event = self.event
-        while self.folder is not None and not (
-            self._durable_event >= event if version is None else self.durable_version >= version
-        ):
+        await self._snapshot_that(lambda made: made.event >= event if version is None else made.version >= version)
+
+    async def _snapshot_that(self, suffices: Callable[[SnapshotFolder], bool]) -> None:
+        """Wait until the last snapshot suffices, or the job is deleted; have snapshots written until then."""
+        while self.folder is not None and (self.snapshot is None or not suffices(self.snapshot)):
             future = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             self._disk.snapshot_soon(self)
             await future
-
-    @property
-    def _durable_event(self) -> int:
-        return 0 if self.snapshot is None else self.snapshot.event
 
     def note_snapshot(self, made: SnapshotFolder, size: int) -> None:
         """Note that a snapshot has been put in place."""
@@ -196,7 +194,10 @@ class Keeper:
 
 
 class SnapshotsOnly(Keeper):
-    """Keeps no events: what comes after the last snapshot is lost if the server does not end in order."""
+    """Keeps no events: what comes after the last snapshot is lost if the server does not end in order.
+
+    A job is not lost: its creation is not acknowledged before its first snapshot is written.
+    """
 
     async def _created(self) -> None:
         await self.go_on(Tail())
@@ -210,8 +211,10 @@ class SnapshotsOnly(Keeper):
 
     async def _take(self, event: Event, version: int, before: JobState | None) -> None:
         self.event, self.version = self.event + 1, version
-        if before is None:
-            self._disk.snapshot_soon(self)
+
+    async def wait(self, position: int) -> None:
+        """Wait for the first snapshot; see `Log.wait`."""
+        await self._snapshot_that(lambda _: True)
 
     def drop_covered(self, event: int) -> None:
         """Remove the events that a server with a log has written."""

@@ -279,12 +279,15 @@ class Catalog:
             raise JobReloads(job=name)
 
     def adopt(self, state: JobState, log: Log, position: int) -> Job:
-        """Take over a job that was recovered; raise `MemoryExceeded`. Its workers go on in their epochs."""
+        """Take over a job that was recovered; raise `MemoryExceeded`. `resume` grants its workers their leases."""
         reservation = Reservation(f"job {state.name!r}")
         JobMemory(state, decider_of(state.policy), self.memory, reservation).fit()
-        job = self._add(state, log, position, reservation)
-        job.workers.resume()
-        return job
+        return self._add(state, log, position, reservation)
+
+    def resume(self) -> None:
+        """Let the workers of all recovered jobs go on in their epochs. Their leases begin now, however long it took."""
+        for job in self:
+            job.workers.resume()
 
     def _add(self, state: JobState, log: Log, position: int, reservation: Reservation) -> Job:
         job = self._jobs[state.name] = Job(

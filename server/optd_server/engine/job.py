@@ -32,7 +32,7 @@ from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
 from optd_server.store.snapshots import Snapshots
 from optd_server.store.versions import Snapshot
-from optd_wire.errors import NonfiniteGradient, OptdError, UnknownJob
+from optd_wire.errors import InvalidRequest, NonfiniteGradient, OptdError, UnknownJob
 from optd_wire.values import (
     GroupSummary,
     JobInfo,
@@ -227,7 +227,13 @@ class Job:
         await self.fold.durable()
 
     async def make_durable(self, version: int | None) -> None:
-        """Wait until a version survives a power cut; None means everything so far. Raise `NothingDurable`."""
+        """Wait until a version survives a power cut; None means everything so far.
+
+        Raise `NothingDurable`, or `InvalidRequest` for a version that the job has not come to.
+        """
+        if version is not None and version > self.state.version:
+            at = self.state.version
+            raise InvalidRequest(problem=f"job {self.name!r} is at version {at}, so version {version} cannot be kept")
         await self.log.make_durable(version)
 
     # Workers

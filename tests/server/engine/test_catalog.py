@@ -6,6 +6,9 @@ import pytest
 from tests.server.engine.conftest import settle
 
 from optd_server.engine import memory as planning
+from optd_server.engine.catalog import Catalog
+from optd_server.engine.log import KeepsNothing
+from optd_server.engine.memory import Memory
 from optd_server.engine.options.fields import state_bytes
 from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.optim.algorithms.registry import ALGORITHMS
@@ -109,3 +112,26 @@ def test_loans_come_back_even_when_the_borrower_fails():
     memory.reserve(job, 100)
     memory.release(job)
     assert memory.planned == 0
+
+
+def test_leases_of_recovered_jobs_begin_when_all_of_them_are_there(play):
+    """Recovery may take longer than a lease."""
+
+    async def scenario(engine):
+        with engine.catalog.upload(spec()) as upload:
+            upload.sink.write_all([Frame.of(0, 0, np.zeros(4, "f4"))])
+            job = await engine.catalog.finish(upload)
+        await job.join("w", None)
+        started = Catalog(memory=Memory(1 << 20), offload=engine.offload, clock=engine.clock, lease_seconds=10)
+        recovered = started.adopt(job.state, KeepsNothing(), 0)
+        engine.clock.pass_to(15)
+        started.resume()
+        await started.expire()
+        assert recovered.workers.check("w", 1).active
+        engine.clock.pass_to(26)
+        await started.expire()
+        with pytest.raises(errors.StaleEpoch, match="its lease of 10 s ran out"):
+            recovered.workers.check("w", 1)
+        await started.close()
+
+    play(scenario)

@@ -4,8 +4,8 @@ import pytest
 from tests.server.engine.clock import Clock
 
 from optd_server.engine.membership.leases import Leases
-from optd_server.engine.membership.members import LEFT, REMEMBERED, Member, Members
-from optd_wire.errors import StaleEpoch, UnknownWorker
+from optd_server.engine.membership.members import LEFT, REMEMBERED, WENT_BACK, Member, Members
+from optd_wire.errors import RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 
 REPLY = PushResult(JobVersion(3), 3, 1, False)
@@ -77,6 +77,20 @@ def test_a_server_that_starts_anew_knows_why_an_epoch_is_over_and_takes_nobody_f
         started.check("gone", 1, 0)
     with pytest.raises(StaleEpoch):
         started.check("there", 2, 0)
+
+
+def test_an_epoch_that_was_assigned_in_a_version_that_is_lost_has_gone_back():
+    """The worker of a snapshot has joined again since; then the server is killed, and comes back with the snapshot."""
+    workers = Workers()
+    workers.join("w")
+    workers.members.fence(1000, f"{WENT_BACK}3, the last that its disk has")
+    workers.leases = Leases("job", workers.members, lease_seconds=10)
+    for epoch, why in ((1, "went back to version 3, the last"), (2, "went back to a version in which its epoch was 1")):
+        with pytest.raises(RolledBack, match=why):
+            workers.check("w", epoch)
+    assert workers.join("w").epoch == 1002
+    with pytest.raises(StaleEpoch, match="its name was joined again"):
+        workers.check("w", 2)
 
 
 def test_joining_again_fences_the_old_epoch_and_forgets_its_mark():

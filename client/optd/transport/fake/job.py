@@ -182,6 +182,9 @@ class FakeJob:
         worker = self.workers.get(name)
         if worker is None:
             raise UnknownWorker(worker=name, job=self.spec.name)
+        if worker.epoch < epoch:
+            why = f"the server went back to version {self.version}, at which that epoch did not exist"
+            raise RolledBack(worker=name, job=self.spec.name, epoch=epoch, why=why)
         if worker.epoch != epoch:
             why = f"its name was joined again and has epoch {worker.epoch}"
             raise StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)

@@ -66,12 +66,15 @@ class FakeServer:
             rpcs.STEP.path: self._step,
             rpcs.PULL.path: self._pull,
         }
-        self.instance = "first"
-        """The process that it stands for; a test that changes it and removes `jobs` has restarted the server."""
+        self._started = time.monotonic() - 60.0
         self._failures: dict[str, list[Failure]] = {}
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._lock = threading.Lock()
+
+    def restart_without_jobs(self) -> None:
+        """Begins again as a server that keeps nothing."""
+        self.jobs, self._started = {}, time.monotonic()
 
     def fail(self, rpc: Rpc[Any, Any], error: BaseException, *, is_handled: bool) -> None:
         """Makes the next call of an RPC raise `error`; with `is_handled` only its reply is lost."""
@@ -102,7 +105,7 @@ class FakeServer:
     def _status(self, _: Message, __: Iterable[Outgoing]) -> Answer:
         limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28)
         status = ServerStatus("fake", 0, "SERVING", len(self.jobs), 0, 0, 0, 0, limits, "", False, "numpy", "none")
-        return to_message(replace(status, instance=self.instance)), ()
+        return to_message(replace(status, uptime_ms=int(1000 * (time.monotonic() - self._started)))), ()
 
     def _create_job(self, request: job_pb.CreateJobRequest, frames: Iterable[Outgoing]) -> Answer:
         spec = from_message(request.spec, JobSpec)

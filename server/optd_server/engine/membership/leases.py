@@ -64,10 +64,14 @@ class Leases:
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
     def check(self, name: str, epoch: int, now: float) -> Member:
-        """Renew a worker's lease and return the worker; raise `UnknownWorker` or `StaleEpoch`."""
+        """Renew a worker's lease and return the worker; raise `UnknownWorker`, `StaleEpoch` or `RolledBack`."""
         member = self._members.by_name.get(name)
         if member is None:
             raise UnknownWorker(worker=name[:200], job=self._job)
+        if member.epoch < epoch:
+            # It was assigned in a version that is lost.
+            why = f"the server went back to a version in which its epoch was {member.epoch}"
+            raise RolledBack(worker=name, job=self._job, epoch=epoch, why=why)
         if member.epoch != epoch:
             why = f"its name was joined again and has epoch {member.epoch}"
             raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=why)
