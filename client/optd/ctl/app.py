@@ -10,7 +10,7 @@ import typer
 
 import optd
 from optd.ctl import output
-from optd.ctl.commands import algorithms, bench, changes, group, groups, job, jobs, server, watch, workers
+from optd.ctl.commands import algorithms, bench, changes, doctor, group, groups, job, jobs, server, watch, workers
 from optd.ctl.exits import INTERRUPTED, MEANINGS, BadUsage, Exit, UsageError, code_of, usage_line
 from optd.ctl.invocation import command, with_settings
 from optd.ctl.settings import Settings
@@ -38,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "set": changes.set_options,
     "changes": changes.changes,
     "delete": jobs.delete,
+    "doctor": doctor.doctor,
 }
 
 
