@@ -24,6 +24,8 @@ from optd_wire.dtypes import DTYPES
 Array = npt.NDArray[Any]
 SUFFIX = ".safetensors"
 LONGEST_HEADER = 100 << 20
+MOST_DIMENSIONS = 64
+"""As many as numpy knows."""
 _NAMES: dict[str, str] = {
     "float64": "F64",
     "float32": "F32",
@@ -132,10 +134,10 @@ class TensorFile:
             raise Damage(self.path, 0, f"its header would have {length} bytes, and the file has {size}")
         first = 8 + length
         try:
-            header = json.loads(_read(self._file, length))
+            header = json.loads(_read(self._file, length).decode(), object_pairs_hook=_unique)
             header.pop("__metadata__", None)
             entries = {name: _entry(found, first) for name, found in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             raise Damage(self.path, 8, f"its header is wrong: {problem}") from None
         end = first
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -171,13 +173,26 @@ class TensorFile:
         return out
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
 def _entry(found: Mapping[str, Any], first: int) -> Entry:
     dtype = _DTYPES[found["dtype"]]
-    shape = tuple(int(size) for size in found["shape"])
-    start, stop = map(int, found["data_offsets"])
+    shape = _integers(found["shape"], MOST_DIMENSIONS)
+    start, stop = _integers(found["data_offsets"], 2)
     if min((start, *shape), default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"bytes {start} to {stop} are no {found['dtype']} of shape {shape}")
     return Entry(dtype, shape, first + start, first + stop)
+
+
+def _integers(found: Any, most: int) -> tuple[int, ...]:
+    if not isinstance(found, list) or len(found) > most or any(type(each) is not int for each in found):
+        raise ValueError(f"{str(found)[:80]} is no list of up to {most} integers")
+    return tuple(found)
 
 
 def _read(file: Any, length: int) -> bytes:
