@@ -81,7 +81,7 @@ class SnapshotFolder:
             }
             try:
                 return state_of(self.manifest(), files), size
-            except (ValueError, KeyError, IndexError) as problem:
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as problem:
                 raise Damage(self.path / MANIFEST, 0, f"it makes no state: {problem}") from None
 
 
@@ -108,12 +108,20 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise NewerFormat(path, form, FORMAT)
         if found["checksum"] != _checksum(found):
             raise Damage(path, 0, "its checksum is wrong")
+        _check_files(found["files"])
     except FileNotFoundError:
         raise Damage(path, 0, "the file is missing") from None
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise Damage(path, 0, f"it is no manifest: {problem}") from None
     manifest: dict[str, Any] = found
     return manifest
+
+
+def _check_files(files: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError unless these are files of this folder, with their bytes and checksums."""
+    for name, known in files.items():
+        if Path(name).name != name or not name.endswith(SUFFIX) or "\0" in name or type(known["bytes"]) is not int:
+            raise ValueError(f"{name!r} is no file of a snapshot")
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ _NAMES: dict[str, str] = {
 }
 """The format's name of each dtype."""
 _DTYPES = {theirs: DTYPES.get(ours) or np.dtype(ours) for ours, theirs in _NAMES.items()}
-_PIECE = 64 << 20
+_PIECE = 1 << 20
 """Bytes that are hashed at a time while a file is read."""
 
 
@@ -148,11 +148,16 @@ class TensorFile:
             raise Damage(self.path, end, f"its tensors end at byte {end}, and the file has {size}")
         return entries
 
-    def read_into(self, name: str, out: Array) -> None:
-        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+    def entry(self, name: str) -> Entry:
+        """Return where a tensor is, and what; raise `Damage`."""
         entry = self.entries.get(name)
         if entry is None:
             raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        return entry
+
+    def read_into(self, name: str, out: Array) -> None:
+        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+        entry = self.entry(name)
         if entry.dtype != out.dtype or entry.stop - entry.start != out.nbytes:
             wanted = f"{out.dtype} of {out.size} elements"
             raise Damage(
@@ -165,9 +170,7 @@ class TensorFile:
 
     def read(self, name: str) -> Array:
         """Return a tensor; raise `Damage`."""
-        entry = self.entries.get(name)
-        if entry is None:
-            raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        entry = self.entry(name)
         out = np.empty(entry.shape, entry.dtype)
         self.read_into(name, out)
         return out
