@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 _FILE_NAME = re.compile(rf"[a-z]+(-[a-z0-9]+)?{re.escape(SUFFIX)}")
 LONGEST_HEADER = 100 << 20
+MOST_DIMENSIONS = 64
+"""As many as numpy knows."""
 
 TENSOR_DTYPES: dict[str, str] = {
     "float64": "F64",
@@ -75,9 +77,9 @@ def parse_manifest(text: bytes | bytearray) -> dict[str, Any]:
         for name, each in found["files"].items():
             if not _FILE_NAME.fullmatch(name):
                 raise ValueError(f"{name[:200]!r} is no name of a file of tensors")
-            if not isinstance(each["bytes"], int) or each["bytes"] < 0 or not isinstance(each["checksum"], str):
+            if type(each["bytes"]) is not int or each["bytes"] < 0 or not isinstance(each["checksum"], str):
                 raise ValueError(f"{name} has no size or no checksum")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as problem:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as problem:
         raise ValueError(f"it is no manifest: {problem}") from None
     manifest: dict[str, Any] = found
     return manifest
@@ -107,10 +109,10 @@ def tensor_entries(header: bytes | bytearray, size: int) -> dict[str, TensorEntr
     """
     first = 8 + len(header)
     try:
-        found = json.loads(header)
+        found = json.loads(header.decode(), object_pairs_hook=_unique)
         found.pop("__metadata__", None)
         entries = {name: _entry(each, first) for name, each in found.items()}
-    except (KeyError, TypeError, AttributeError, OverflowError, json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ValueError(f"its header is wrong: {problem}") from None
     end = first
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -124,8 +126,21 @@ def tensor_entries(header: bytes | bytearray, size: int) -> dict[str, TensorEntr
 
 def _entry(found: Mapping[str, Any], first: int) -> TensorEntry:
     dtype = _DTYPES[found["dtype"]]
-    shape = tuple(int(size) for size in found["shape"])
-    start, stop = map(int, found["data_offsets"])
+    shape = _integers(found["shape"], MOST_DIMENSIONS)
+    start, stop = _integers(found["data_offsets"], 2)
     if min((start, *shape), default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"bytes {start} to {stop} are no {found['dtype']} of shape {shape}")
     return TensorEntry(dtype, shape, first + start, first + stop)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _integers(found: Any, most: int) -> tuple[int, ...]:
+    if not isinstance(found, list) or len(found) > most or any(type(each) is not int for each in found):
+        raise ValueError(f"{str(found)[:80]} is no list of up to {most} integers")
+    return tuple(found)

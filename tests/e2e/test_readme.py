@@ -134,7 +134,7 @@ def test_flags_exist():
     helps = [
         help_of(str(BIN / "optd")),
         help_of(sys.executable, str(ROOT / "examples" / "digits.py")),
-        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",)]),
+        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",), ("doctor",)]),
     ]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     known = {flag for text in helps for flag in re.findall(r"--[a-z][a-z-]+", text)}

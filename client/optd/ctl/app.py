@@ -15,6 +15,7 @@ from optd.ctl.commands import (
     bench,
     changes,
     checkpoints,
+    doctor,
     group,
     groups,
     job,
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "changes": changes.changes,
     "rollback": rollback.rollback,
     "delete": jobs.delete,
+    "doctor": doctor.doctor,
 }
 _CHECKPOINT: dict[str, Callable[..., None]] = {
     "save": checkpoints.save,

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from optd_server.durability.data_dir import JobFolder
 from optd_server.durability.log.scan import Record, Tail, records, segment_paths
@@ -143,9 +144,14 @@ def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
         tail.path.unlink()
         return
     if tail.torn_bytes or tail.path.stat().st_size != tail.end:
-        descriptor = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, tail.end)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        cut(tail.path, tail.end)
+
+
+def cut(segment: Path, end: int) -> None:
+    """Cut off what is behind the last record of a segment; raise OSError. Blocks."""
+    descriptor = os.open(segment, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, end)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

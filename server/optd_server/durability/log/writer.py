@@ -12,7 +12,7 @@ from pathlib import Path
 
 from optd_server.durability.files import disk_full, is_full
 from optd_server.durability.log.framing import HEADER, aligned
-from optd_server.durability.log.scan import Tail, segment_paths
+from optd_server.durability.log.scan import Tail, first_event_of, segment_paths
 from optd_server.durability.log.segment import Parts, Segment, length_of
 from optd_server.durability.log.syncer import Syncer
 
@@ -217,7 +217,7 @@ class LogWriter:
         """Remove the segments that hold only events up to this one; raise OSError. Blocks."""
         paths = segment_paths(self._folder)
         for path, following in pairwise(paths):
-            if int(following.stem.partition("-")[2]) <= event + 1:
+            if first_event_of(following) <= event + 1:
                 path.unlink()
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class SnapshotFolder:
             }
             try:
                 return state_of(self.manifest(), files), size
-            except (ValueError, LookupError, OverflowError, TypeError, OptdError) as problem:
+            except (ValueError, LookupError, OverflowError, TypeError, AttributeError, OptdError) as problem:
                 raise Damage(self.path / MANIFEST, 0, f"it makes no state: {problem}") from None
 
 
@@ -195,9 +195,13 @@ def _known_files(before: SnapshotFolder | None) -> dict[str, Any]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a server has left that ended while it wrote or removed a snapshot; raise OSError. Blocks."""
-    for path in folder.glob(".*"):
-        if path.is_dir():
-            remove_folder(path)
+    for path in unfinished(folder):
+        remove_folder(path)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return what a server has left that ended while it wrote or removed a snapshot."""
+    return sorted(path for path in folder.glob(".*") if path.is_dir())
 
 
 def drop_old(folder: Path, keep: int) -> None:

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from optd_server.durability.problems import Damage
 from optd_server.durability.snapshots.contents import (
     AVERAGES,
     ROWS,
@@ -207,6 +208,7 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
     def read(kind: str, place: Place, name: str, out: Array) -> None:
         files[f"{kind}-{unit[place.group]}"].read_into(name, out)
 
+    _check_shapes(all_places, unit, files)
     weights = FlatBuffers(groups.extents)
     for place in all_places:
         read(WEIGHTS, place, place.name, view_of(weights, place))
@@ -233,6 +235,15 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
         gradients=from_message(stored.gradients, GradientSummary),
         members=_read_members(stored.members),
     )
+
+
+def _check_shapes(all_places: list[Place], unit: Mapping[int, str], files: Files) -> None:
+    """Raise `Damage` unless each parameter has its weights: no memory is taken for numbers that are not there."""
+    for place in all_places:
+        file = files[f"{WEIGHTS}-{unit[place.group]}"]
+        found = file.entry(place.name).shape
+        if found != place.shape:
+            raise Damage(file.path, 8, f"tensor {place.name!r} is of shape {found}, where {place.shape} belongs")
 
 
 def _read_groups(stored: pb.Snapshot) -> Groups:

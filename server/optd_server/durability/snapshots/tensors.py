@@ -19,7 +19,7 @@ from optd_server.durability.problems import Damage
 from optd_wire.checkpoint_format import LONGEST_HEADER, TENSOR_DTYPES, TensorEntry, tensor_entries
 
 Array = npt.NDArray[Any]
-_PIECE = 64 << 20
+_PIECE = 1 << 20
 """Bytes that are hashed at a time while a file is read."""
 
 
@@ -88,11 +88,16 @@ class TensorFile:
         except ValueError as problem:
             raise Damage(self.path, 8, str(problem)) from None
 
-    def read_into(self, name: str, out: Array) -> None:
-        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+    def entry(self, name: str) -> TensorEntry:
+        """Return where a tensor is, and what; raise `Damage`."""
         entry = self.entries.get(name)
         if entry is None:
             raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        return entry
+
+    def read_into(self, name: str, out: Array) -> None:
+        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+        entry = self.entry(name)
         if entry.dtype != out.dtype or entry.stop - entry.start != out.nbytes:
             wanted = f"{out.dtype} of {out.size} elements"
             raise Damage(
@@ -105,9 +110,7 @@ class TensorFile:
 
     def read(self, name: str) -> Array:
         """Return a tensor; raise `Damage`."""
-        entry = self.entries.get(name)
-        if entry is None:
-            raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        entry = self.entry(name)
         out = np.empty(entry.shape, entry.dtype)
         self.read_into(name, out)
         return out
