@@ -79,7 +79,7 @@ def test_a_program_runs(server: LocalServer, program: str):
 
 
 def test_what_a_program_prints_is_shown_somewhere():
-    assert len(SHOWN) == 3
+    assert len(SHOWN) == 4
 
 
 def test_commands_for_a_running_server_work(server: LocalServer):
