@@ -15,6 +15,7 @@ of each kind are in the file before their names:
     |                 IncompleteParameter, RowOutOfRange, RowFrameLength, UnknownEncoding, EncodingOverflow
     |    pushes:      LossMissing, NonfiniteGradient, RowsNotTaken, RowsOnly, RowsNeedZero
     |    state:       UnknownField, UnknownAverage
+    |    storage:     WrongCheckpoint
     |    connection:  NoAddress
     |- Unauthenticated (PermissionError)    no token, or a wrong one
     |    access:      MissingToken, WrongToken
