@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -50,11 +50,9 @@ def bytes_in(path: Path) -> int:
     total = 0
     for parent, _, names in os.walk(path):
         for name in names:
-            try:
-                status = os.stat(os.path.join(parent, name))
-            except FileNotFoundError:
-                continue
-            total += status.st_blocks * 512 // status.st_nlink
+            with suppress(FileNotFoundError):
+                status = (Path(parent) / name).stat()
+                total += status.st_blocks * 512 // status.st_nlink  # snapshots share files
     return total
 
 

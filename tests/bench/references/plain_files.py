@@ -51,7 +51,7 @@ def committers(folder: Path, count: int, length: int) -> Iterator[Callable[[floa
 
 
 def write_in_sequence(path: Path, payload: np.ndarray, times: int, sync_seconds: float) -> None:
-    """Writes an array to a new file again and again, while another thread syncs the file at intervals; then syncs it."""
+    """Writes an array to a new file again and again, while another thread syncs the file at intervals. Ends synced."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     ended = threading.Event()
 
