@@ -64,6 +64,16 @@ def adam(open_session: Open, steps: Steps) -> list[np.ndarray]:
     return [*weights.values(), *(each["exp_avg"] for each in state.values())]
 
 
+def large(open_session: Open, steps: Steps) -> list[np.ndarray]:
+    """Gradients that no segment of a log has room for beside another one."""
+    weights = np.ones(100_000, np.float32)
+    with open_session() as session:
+        optimizer = optd.SGD([weights], lr=0.1, momentum=0.9, session=session)
+        for number in steps:
+            optimizer.step([weights * np.float32(0.1 + number % 3)])
+    return [weights]
+
+
 def pushed_and_pulled(open_session: Open, steps: Steps) -> list[np.ndarray]:
     weights = start()
     with open_session() as session:
@@ -226,6 +236,8 @@ def torch_lbfgs(open_session: Open, steps: Steps) -> list[np.ndarray]:
 TRAININGS: dict[str, tuple[Training, str]] = {
     "adam": (adam, "grpc"),
     "adam-shm": (adam, "shm"),
+    "large": (large, "grpc"),
+    "large-shm": (large, "shm"),
     "push-pull": (pushed_and_pulled, "grpc"),
     "push-pull-shm": (pushed_and_pulled, "shm"),
     "zero-copy": (zero_copied, "shm"),

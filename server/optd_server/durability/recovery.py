@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optd_server.durability.data_dir import JobFolder
+from optd_server.durability.log.framing import HEADER, read_segment_header
 from optd_server.durability.log.scan import Record, Tail, records, segment_paths
 from optd_server.durability.problems import Damage, StorageProblem
 from optd_server.durability.records import decoded
@@ -141,6 +142,14 @@ def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
             path.unlink()
         return
     if tail.end == 0:
+        tail.path.unlink()
+        return
+    if int(tail.path.stem.partition("-")[2]) > tail.event:
+        # It holds no event, so the one that follows has its name.
+        with tail.path.open("rb") as file:
+            found = read_segment_header(file.read(HEADER))
+        assert found is not None
+        tail.chain = found[0].chain
         tail.path.unlink()
         return
     if tail.torn_bytes or tail.path.stat().st_size != tail.end:

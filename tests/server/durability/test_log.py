@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from optd_server.durability.log.segment import Segment
 from optd_server.durability.log.syncer import Syncer
 from optd_server.durability.log.writer import LogWriter
 from optd_server.durability.problems import Damage, NewerFormat
+from optd_server.durability.recovery import prepare_log
 
 EVENTS = [b"one", b"", b"a third event" * 7, bytes(range(256)), b"x" * 1000]
 
@@ -246,6 +248,40 @@ def test_an_event_that_was_taken_back_is_not_there(tmp_path, writers):
 
     asyncio.run(play())
     assert read(tmp_path)[0] == [b"good", b"better"]
+
+
+def test_a_segment_that_holds_no_event_makes_way_for_the_next_one_of_its_name(tmp_path, writers):
+    """Its only event was taken back, or was being written when the server was killed."""
+    first, large = b"x" * (1 << 17), b"z" * (1 << 20)
+
+    async def play(tail, *, is_killed):
+        writer = writers.make(tail)
+        await writer.append([first], 1)
+        await writer.append([first], 2)  # in a segment of its own
+        writer.take_back(1)
+        assert len(segment_paths(tmp_path)) == 2
+        if is_killed:
+            return
+        await writer.append([large], 2)  # has no room there
+        writer.close()
+
+    asyncio.run(play(None, is_killed=True))
+    events, tail = read(tmp_path)
+    assert events == [first]
+    log = SimpleNamespace(log=tmp_path)
+    prepare_log(log, SimpleNamespace(tail=tail))
+
+    async def go_on():
+        writer = writers.make(tail)
+        await writer.append([large], 2)
+        writer.close()
+
+    asyncio.run(go_on())
+    assert read(tmp_path)[0] == [first, large]
+    for path in segment_paths(tmp_path):
+        path.unlink()
+    asyncio.run(play(None, is_killed=False))
+    assert read(tmp_path)[0] == [first, large]
 
 
 def test_one_sync_serves_all_that_waits(tmp_path, writers, monkeypatch):

@@ -38,6 +38,7 @@ class Segment:
     def __init__(self, folder: Path, *, first_event: int, version: int, chain: int, size: int) -> None:
         """Make the file, which is durable then; raise OSError, and leave nothing behind."""
         self.path = folder / segment_name(version, first_event)
+        self.first_event, self.follows = first_event, chain
         self.size = size
         self.end = HEADER
         """Where the next record begins."""
@@ -86,6 +87,11 @@ class Segment:
     def sync(self) -> None:
         """Make what was written survive a power cut; raise OSError, after which nobody may rely on the file."""
         os.fdatasync(self.descriptor)
+
+    def remove(self) -> None:
+        """Close a segment that holds no event, and remove it; raise OSError."""
+        os.close(self.descriptor)
+        self.path.unlink()
 
     def finish(self) -> None:
         """Give back the bytes that were reserved and not used, sync and close; raise OSError."""

@@ -104,6 +104,11 @@ class LogWriter:
         """Finish the segment, and begin one that has room for an event of this length."""
         needed = HEADER + HEADER + aligned(length) + HEADER
         try:
+            if self._segment is not None and self._segment.first_event > self.event:
+                # It holds no event, so the one that follows has its name.
+                self._chain = self._segment.follows
+                self._segment.remove()
+                self._segment = None
             if self._segment is not None:
                 # First, so that only the last segment of a log can have a torn tail.
                 self._segment.sync()
