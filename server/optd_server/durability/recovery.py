@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optd_server.durability.data_dir import JobFolder
-from optd_server.durability.log.scan import Record, Tail, records, segment_paths
+from optd_server.durability.log.scan import Record, Tail, chain_before, first_event_of, records, segment_paths
 from optd_server.durability.problems import Damage, StorageProblem
 from optd_server.durability.records import decoded
 from optd_server.durability.snapshots.folder import SnapshotFolder, snapshots_in
@@ -133,7 +133,10 @@ def _apply(state: JobState, event: Event, compute: Compute, record: Record) -> N
 
 
 def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
-    """Make a log ready to go on: cut off its torn tail, and drop what a snapshot contains; raise OSError. Blocks."""
+    """Make a log ready to go on: cut off its torn tail, and drop what a snapshot contains; raise OSError. Blocks.
+
+    A last segment without events is dropped too: the next one has its name.
+    """
     tail = recovered.tail
     if tail.path is None:
         # Either there is no segment, or a snapshot contains all events of all segments.
@@ -141,6 +144,10 @@ def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
             path.unlink()
         return
     if tail.end == 0:
+        tail.path.unlink()
+        return
+    if tail.event < first_event_of(tail.path):
+        tail.chain = chain_before(tail.path)
         tail.path.unlink()
         return
     if tail.torn_bytes or tail.path.stat().st_size != tail.end:
