@@ -68,6 +68,14 @@ def first_event_of(path: Path) -> int:
     return int(path.stem.partition("-")[2])
 
 
+def chain_before(path: Path) -> int:
+    """Return the checksum of the last header before a segment whose own header is good."""
+    with path.open("rb") as file:
+        found = read_segment_header(file.read(HEADER))
+    assert found is not None
+    return found[0].chain
+
+
 def records(folder: Path, tail: Tail, *, after: int = 0) -> Iterator[Record]:
     """Yield the events of a log in order, from the first one after the event `after` on; `tail` is filled meanwhile.
 
