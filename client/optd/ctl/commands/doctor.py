@@ -14,6 +14,7 @@ import typer
 from rich.console import RenderableType
 
 from optd.ctl import output, text
+from optd.ctl.asking import confirm
 from optd.ctl.exits import BadUsage, Exit
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, table
@@ -68,11 +69,7 @@ def _confirm(torn: list[Document]) -> None:
             f"{text.printable(each['path'])} ends at byte {each['offset']} in {text.counted(each['bytes'], 'byte')} of "
             "an event that was not finished.\n"
         )
-    sys.stderr.write("Cut them off? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        output.complain("nothing was cut off")
-        raise typer.Exit(Exit.REFUSED)
+    confirm("Cut them off", "repair", "nothing was cut off")
 
 
 # For people
