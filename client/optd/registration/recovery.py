@@ -80,12 +80,12 @@ class RecoveringGroups(RegisteredGroups):
             if isinstance(cause, JobLost) and not self.session.recreate:
                 raise cause
             try:
-                return self._rejoin() if isinstance(cause, RolledBack) else self._create_again()
+                return self._rejoin(cause) if isinstance(cause, RolledBack) else self._create_again()
             except (RolledBack, JobLost) as again:  # the server was restarted once more
                 cause = again
 
-    def _rejoin(self) -> bool:
-        membership, lost, applied = self.session.rejoin()
+    def _rejoin(self, cause: RolledBack) -> bool:
+        membership, lost, applied = self.session.rejoin(cause.values["why"])
         self._take_up(membership.job)
         if lost:
             self._outgoing.forget_residuals()

@@ -226,10 +226,10 @@ class Session(MemberSession):
         self._enter(joined)
         return joined, applied
 
-    def rejoin(self) -> Rejoined:
+    def rejoin(self, why: str) -> Rejoined:
         """Joins again after the server went back to an older version of the job (`RolledBack`), and warns of it.
 
-        Weights, gradients and options of before count no longer: the caller pulls.
+        `why` is that of the error, for the warning. Weights, gradients and options of before count no longer: the caller pulls.
         """
         with self._lock:
             self._check_usable()
@@ -240,12 +240,13 @@ class Session(MemberSession):
             self._version = joined.job.version
             logger.warning(
                 "job %s: the server at %s went back to version %d and has lost %d acknowledged pushes of worker %s, "
-                "which goes on from there; a server with --durability log --fsync commit loses none",
+                "which goes on from there (%s)",
                 self.job,
                 self.address,
                 joined.job.version.version,
                 lost,
                 self.worker,
+                why,
             )
             return Rejoined(joined, lost, applied)
 

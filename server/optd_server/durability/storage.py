@@ -41,6 +41,7 @@ log = structlog.get_logger("optd.storage")
 
 RECOVERED_AT_ONCE = 2
 """How many jobs are recovered at the same time."""
+THE_LAST = "the last that its disk has: only --durability log --fsync commit keeps every step"
 SKIPPED = 1 << 20
 """How many epochs and revisions are skipped when a job goes back: more than it can have had since its last snapshot."""
 
@@ -177,7 +178,7 @@ class Storage:
         keeper.snapshot = recovered.snapshots[-1] if recovered.snapshots else None
         if folder.is_unlogged:
             recovered.notes.append(f"the job is back at version {state.version}; what came after it is lost")
-            await self._go_back(keeper, state, f"{state.version}, the last that its disk has")
+            await self._go_back(keeper, state, f"{state.version}, {THE_LAST}")
         else:
             await keeper.go_on(recovered.tail)
 
