@@ -229,7 +229,8 @@ class Session(MemberSession):
     def rejoin(self, why: str) -> Rejoined:
         """Joins again after the server went back to an older version of the job (`RolledBack`), and warns of it.
 
-        `why` is that of the error, for the warning. Weights, gradients and options of before count no longer: the caller pulls.
+        `why` is that of the error, for the warning. Weights, gradients and options of before count no longer: the
+        caller pulls.
         """
         with self._lock:
             self._check_usable()

@@ -220,9 +220,13 @@ class Storage:
         return [] if keeper.folder is None else snapshots_in(keeper.folder.snapshots)
 
     async def roll_back(self, catalog: Catalog, job: Job, version: int) -> None:
-        """Make a job what it was at a version; raise `VersionNotKept`, or a `StorageProblem` if that is damaged."""
+        """Make a job what it was at a version.
+
+        Raise `VersionNotKept`, a `StorageProblem` if that is damaged, or `DiskFull`; the job is then as it was.
+        """
         keeper = job.log
         assert isinstance(keeper, Keeper)
+        full: list[OSError] = []
         async with keeper.writing:
             kept = await self._in_thread(self.snapshots_of, job)
             snapshot = snapshot_of_version(kept, job.name, version)
@@ -231,11 +235,28 @@ class Storage:
             async def load() -> tuple[JobState, Log, int]:
                 await self._in_thread(keeper.close_files)
                 state, _ = await self._in_thread(snapshot.load)
-                await self._go_back(keeper, state, f"{version}, to which it was rolled back")
+                try:
+                    await self._go_back(keeper, state, f"{version}, to which it was rolled back")
+                except OSError as problem:
+                    if not is_full(problem):
+                        die(problem)
+                    full.append(problem)
+                    state = (await self._loaded_again(keeper, catalog)).state
                 return state, keeper, keeper.event
 
             await catalog.reload(job, load)
+        if full:
+            raise disk_full(full[0], self._data_dir.path)
         log.info("rolled back", job=job.name, version=version)
+
+    async def _loaded_again(self, keeper: Keeper, catalog: Catalog) -> Recovered:
+        """Return a job as its folder has it, and let its log go on."""
+        folder = keeper.folder
+        assert folder is not None
+        compute = Compute(catalog.offload.kernels, catalog.offload.threads)
+        recovered = await self._in_thread(self._recover, folder, compute)
+        await self._take_over(keeper, folder, recovered)
+        return recovered
 
     def _bring_back_soon(self, keeper: Keeper) -> None:
         task = asyncio.get_running_loop().create_task(self._bring_back(keeper))
@@ -244,17 +265,15 @@ class Storage:
 
     async def _bring_back(self, keeper: Keeper) -> None:
         """Load a job that has failed half-way from what the disk has of it."""
-        catalog, folder = self._catalog, keeper.folder
+        catalog = self._catalog
         job = None if catalog is None else next((each for each in catalog if each.log is keeper), None)
-        if catalog is None or job is None or folder is None:
+        if catalog is None or job is None or keeper.folder is None:
             return  # it has been deleted
-        compute = Compute(catalog.offload.kernels, catalog.offload.threads)
         notes: list[str] = []
 
         async def load() -> tuple[JobState, Log, int]:
             await self._in_thread(keeper.close_files)
-            recovered = await self._in_thread(self._recover, folder, compute)
-            await self._take_over(keeper, folder, recovered)
+            recovered = await self._loaded_again(keeper, catalog)
             notes.extend(recovered.notes)
             return recovered.state, keeper, keeper.event
 
