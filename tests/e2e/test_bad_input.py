@@ -860,7 +860,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
     # pushes
     "push to an unknown job": (lambda b: b.push(job="nobody"), "UNKNOWN_JOB", ["nobody"]),
     "push of an unknown worker": (lambda b: b.push(worker="stranger"), "UNKNOWN_WORKER", ["'stranger'"]),
-    "push under an epoch to come": (lambda b: b.push(epoch=2), "STALE_EPOCH", ["epoch 2", "epoch 1"]),
+    "push under an epoch to come": (lambda b: b.push(epoch=2), "ROLLED_BACK", ["epoch 2", "epoch 1"]),
     "push under epoch 0": (lambda b: b.push(epoch=0), "STALE_EPOCH", ["epoch 0"]),
     "push that skips a sequence": (lambda b: b.push(sequence=3), "SEQUENCE_GAP", ["3", "expected 2", "1 again"]),
     "push of sequence 0": (lambda b: b.push(sequence=0), "SEQUENCE_GAP", ["expected 2"]),
@@ -987,7 +987,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
     ),
     "pull under another epoch": (
         lambda b: b.pull(worker="plain", epoch=7),
-        "STALE_EPOCH",
+        "ROLLED_BACK",
         ["epoch 7"],
     ),
     "joining an unknown job": (lambda b: b.plain.join("nobody", "x"), "UNKNOWN_JOB", ["nobody"]),
@@ -996,7 +996,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
         "JOB_MISMATCH",
         ["group 'c'"],
     ),
-    "leaving under another epoch": (lambda b: b.plain.leave(b.name, "plain", 5), "STALE_EPOCH", ["epoch 5"]),
+    "leaving under another epoch": (lambda b: b.plain.leave(b.name, "plain", 5), "ROLLED_BACK", ["epoch 5"]),
     "leaving as nobody": (lambda b: b.plain.leave(b.name, "stranger", 1), "UNKNOWN_WORKER", ["'stranger'"]),
     "lease of a stranger": (
         lambda b: b.plain.workers.RenewLease(
@@ -1008,7 +1008,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
     "deleting an unknown job": (lambda b: b.plain.delete("nobody"), "UNKNOWN_JOB", ["nobody"]),
     # state
     "state of a stranger": (lambda b: b.write(worker="stranger"), "UNKNOWN_WORKER", ["'stranger'"]),
-    "state under another epoch": (lambda b: b.write(epoch=9), "STALE_EPOCH", ["epoch 9"]),
+    "state under another epoch": (lambda b: b.write(epoch=9), "ROLLED_BACK", ["epoch 9"]),
     "state without header": (
         lambda b: b.plain.state.WriteState(iter([state_service_pb2.WriteStateRequest()]), timeout=SECONDS),
         "INVALID_REQUEST",
