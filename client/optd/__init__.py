@@ -36,6 +36,7 @@ from optd.options.job_options import EMA, SWA, Gradients
 from optd.session.connect import connect
 from optd.session.server_jobs import delete_job, jobs
 from optd.session.session import Session
+from optd.state.restore import restore
 from optd.transport.tls import TLS
 from optd_wire.errors import OptdError
 from optd_wire.values import Async, Sync
@@ -73,5 +74,6 @@ __all__ = [
     "errors",
     "jobs",
     "local",
+    "restore",
     "schedules",
 ]

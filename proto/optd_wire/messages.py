@@ -16,6 +16,7 @@ from optd_wire import values
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
 from optd_wire.field_converters import Converter, Converters
 from optd_wire.v1 import (
+    checkpoint_service_pb2,
     inspection_service_pb2,
     job_pb2,
     job_service_pb2,
@@ -38,6 +39,7 @@ _RENAMED = {
 # The two arms of the message `Policy`, which is converted by hand below.
 _POLICIES = (values.Async, values.Sync)
 _FILES = (
+    checkpoint_service_pb2,
     inspection_service_pb2,
     job_pb2,
     job_service_pb2,

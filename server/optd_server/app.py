@@ -11,9 +11,11 @@ import structlog
 from optd_server import plugins
 from optd_server.clock import SystemClock
 from optd_server.config import Config, ConfigError
+from optd_server.durability.checkpoints import Checkpoints
+from optd_server.durability.levels import Levels
 from optd_server.durability.problems import StorageProblem
 from optd_server.durability.recovery import GivenUp
-from optd_server.durability.storage import Levels, Storage
+from optd_server.durability.storage import Storage
 from optd_server.engine.catalog import Catalog, nothing_kept
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
@@ -48,7 +50,7 @@ async def run(config: Config) -> None:
         epochs=({}, 0) if storage is None else storage.epochs,
     )
     handover = _handover(config, catalog)
-    server = Server(catalog, config, security, handover)
+    server = Server(catalog, Checkpoints(catalog, storage), config, security, handover)
     stop = _stop_on_signal()
     if config.stop_with_stdin:
         await _stop_on_end_of_stdin(stop)
@@ -126,7 +128,7 @@ async def _recovered(
     if storage is None:
         return True
     asked = asyncio.create_task(stop.wait())
-    asked.add_done_callback(lambda _: storage.give_up())
+    asked.add_done_callback(lambda task: None if task.cancelled() else storage.give_up())
     try:
         await storage.recover(catalog, catalog.offload.kernels, config.threads, skip=config.recover == "skip")
     except GivenUp:

@@ -49,9 +49,13 @@ class InEngine:
 
     def median(self, steps: int) -> float:
         """The median time of so many steps, in seconds."""
-        return self._loop.run_until_complete(self._steps(steps))
+        return statistics.median(self._loop.run_until_complete(self._steps(steps)))
 
-    async def _steps(self, count: int) -> float:
+    def steps_a_second(self, steps: int) -> float:
+        """The rate of so many steps."""
+        return steps / sum(self._loop.run_until_complete(self._steps(steps)))
+
+    async def _steps(self, count: int) -> list[float]:
         times = []
         for _ in range(count):
             self._sequence += 1
@@ -63,7 +67,7 @@ class InEngine:
             began = time.perf_counter()
             await self._job.push(header, upload)
             times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return times
 
     def weights(self) -> np.ndarray:
         """The job's weights."""

@@ -5,6 +5,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bench import disk
 from bench.ours import processors
 
 PACKAGES = ("optd", "numpy", "numba", "torch", "grpcio")
@@ -15,6 +16,7 @@ def facts() -> dict[str, str]:
     return {
         "processor": f"{_processor()}, {processors()} of {os.cpu_count()} logical cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "disk": disk.fact(),
         "kernel": f"{platform.system()} {platform.release()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, PACKAGES)]),
     }

@@ -116,6 +116,10 @@ class Job:
         """A push alone."""
         self.optimizer.push(self._gradients)
 
+    def wait_durable(self) -> None:
+        """Wait until the last step survives a power cut."""
+        self.optimizer.session.wait_durable()
+
     def pull_unchanged(self) -> None:
         """A pull of a version that is here already."""
         self.optimizer.pull(only_if_newer=True)
@@ -209,3 +213,18 @@ def pusher(address: str, elements: int, name: str) -> Iterator[Callable[..., Any
     """A service of `processes`: pushes to a job of its own for so many seconds; answers with pushes a second."""
     with job(address, single(elements), name=name) as mine:
         yield lambda seconds: pace(mine.push, seconds)
+
+
+@contextmanager
+def snapshots(address: str, name: str, ended: Any) -> Iterator[Callable[..., Any]]:
+    """A service of `processes`: has one snapshot of a job written after the other until `ended`; answers how many."""
+
+    def handle() -> int:
+        written, last = 0, -1
+        while not ended.is_set():
+            durable = session.wait_durable()
+            written, last = written + (durable != last), durable
+        return written
+
+    with optd.connect(address, job=name, worker="observer") as session:
+        yield handle

@@ -38,6 +38,8 @@ MICROSECONDS = Unit("µs", 1e6)
 NANOSECONDS_PER_ELEMENT = Unit("ns/element", 1e9)
 PER_SECOND = Unit("/s", 1)
 MEGABYTES = Unit("MB", 1e-6)
+MEGABYTES_PER_SECOND = Unit("MB/s", 1e-6)
+GIGABYTES = Unit("GB", 1e-9)
 
 
 def _nothing() -> None: ...

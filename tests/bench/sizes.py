@@ -42,6 +42,16 @@ class Size:
     touched: int
     row_steps: int
     """Steps of such a table in a sample."""
+    kept_steps: int
+    """Steps of a small job that is kept on disk, in a sample: some seconds of them, so that syncs are among them."""
+    logged_steps: int
+    """Steps of the model in a sample that writes their gradients to a log."""
+    replayed_steps: int
+    """Steps of a small job that are recovered from its log."""
+    snapshot_steps: int
+    """Steps of the model beside snapshots, in a sample."""
+    day_steps: int
+    """Steps of a small job from which a day is told: so many that its log is compacted."""
     push_seconds: float
     """How long they push for a sample."""
 
@@ -68,6 +78,11 @@ FULL = Size(
     plenty_rows=10_000_000,
     touched=1_000,
     row_steps=200,
+    kept_steps=2_000,
+    logged_steps=8,
+    replayed_steps=3_000,
+    snapshot_steps=100,
+    day_steps=40_000,
     push_seconds=1.0,
 )
 TINY = Size(
@@ -88,6 +103,11 @@ TINY = Size(
     plenty_rows=10_000,
     touched=100,
     row_steps=10,
+    kept_steps=20,
+    logged_steps=2,
+    replayed_steps=20,
+    snapshot_steps=10,
+    day_steps=50,
     push_seconds=0.1,
 )
 SIZES = {size.name: size for size in (FULL, TINY)}

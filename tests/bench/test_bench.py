@@ -1,5 +1,6 @@
 """The harness: what it makes of rows that go well, are wrong, fail, or cannot run; and a row of each family, tiny."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,9 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import command, measure, report
+from bench import command, disk, measure, report
 from bench.row import MILLISECONDS, NotAvailable, Row, Side, Sides
-from bench.rows import ROWS, encodings, kernels, latency, memory, over_grpc, same_host, scale, sparse, workers
+from bench.rows import (
+    ROWS,
+    durability,
+    encodings,
+    kernels,
+    latency,
+    memory,
+    over_grpc,
+    same_host,
+    scale,
+    sparse,
+    workers,
+)
 from bench.sizes import FULL, TINY, arrays, count, in_words, mixed, model
 
 FAMILIES = (kernels, same_host, over_grpc, workers, latency, scale, memory, encodings, sparse)
@@ -22,6 +35,24 @@ def test_a_row_of_each_family_runs(family):
         pytest.skip(result.problem)
     assert result.problem == ""
     assert result.ratio > 0
+
+
+@pytest.mark.parametrize("row", durability.ROWS, ids=lambda row: row.title(TINY))
+def test_each_row_that_writes_to_a_disk_runs_and_leaves_nothing(row: Row, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = measure.run(row, TINY, 1)
+    if result.problem.startswith("not available"):
+        pytest.skip(result.problem)
+    assert result.problem == ""
+    assert result.ratio > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_need_a_disk_take_no_folder_in_memory(monkeypatch):
+    monkeypatch.setattr(disk, "IN_MEMORY", {disk._file_system(Path.cwd())[0], disk._file_system(Path("/tmp"))[0]})
+    with pytest.raises(NotAvailable, match="no folder on a disk"), disk.folder():
+        pass
+    assert "set TMPDIR" in disk.fact()
 
 
 class Played:

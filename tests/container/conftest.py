@@ -10,8 +10,10 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,22 +123,46 @@ def secret(tmp_path: Path) -> tuple[str, ...]:
     return ("--volume", f"{path}:{inside}:ro", "--env", f"OPTD_TOKEN_FILE={inside}")
 
 
-@pytest.fixture
-def server(engine: Engine, server_image: str, secret: tuple[str, ...], tmp_path: Path) -> Iterator[Container]:
+@contextmanager
+def _running(engine: Engine, image: str, token: str, *options: str) -> Iterator[Container]:
+    """A server with these options of `docker run`, ready; it ends with the block, and so do volumes without a name."""
     # One port inside and outside, so that an engine which only has the host's network serves as well.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     name = f"optd-test-{uuid.uuid4().hex[:8]}"
     network = ("--publish", f"127.0.0.1:{port}:{port}", "--env", f"OPTD_PORT={port}", "--ipc", "shareable")
-    container = Container(engine, name, f"127.0.0.1:{port}", (tmp_path / "token").read_text())
+    container = Container(engine, name, f"127.0.0.1:{port}", token)
     try:
-        started = engine.run(server_image, options=("--detach", "--name", name, *network, *secret))
+        started = engine.run(image, options=("--detach", "--name", name, *network, *options))
         assert started.returncode == 0, started.stderr
         wait_until_ready(container)
         yield container
     finally:
         engine.try_("rm", "--force", "--volumes", name)
+
+
+@pytest.fixture
+def running(engine: Engine, server_image: str) -> Callable[..., AbstractContextManager[Container]]:
+    """Makes a server, given its token and options of `docker run`: `with running(token, *options) as server`."""
+    return partial(_running, engine, server_image)
+
+
+@pytest.fixture
+def server(
+    running: Callable[..., AbstractContextManager[Container]], secret: tuple[str, ...], tmp_path: Path
+) -> Iterator[Container]:
+    with running((tmp_path / "token").read_text(), *secret) as container:
+        yield container
+
+
+@pytest.fixture
+def volume(engine: Engine) -> Iterator[str]:
+    """The name of a volume that outlives containers."""
+    name = f"optd-test-{uuid.uuid4().hex[:8]}"
+    engine("volume", "create", name)
+    yield name
+    engine("volume", "rm", "--force", name)
 
 
 def wait_until_ready(container: Container) -> None:

@@ -52,6 +52,15 @@ def test_the_server_is_published_on_loopback_only():
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["server"]["ports"])
 
 
+def test_jobs_are_in_a_volume_that_outlives_containers():
+    (mount,) = SERVICES["server"]["volumes"]
+    volume, folder = mount.split(":")
+    assert volume in yaml.safe_load(COMPOSE.read_text())["volumes"]
+    dockerfile = COMPOSE.with_name("Dockerfile").read_text()
+    assert f"OPTD_DATA_DIR={folder}\n" in dockerfile
+    assert f"\nVOLUME {folder}\n" in dockerfile
+
+
 def test_workers_have_the_servers_dev_shm():
     assert SERVICES["server"]["ipc"] == "shareable"
     assert {SERVICES[worker]["ipc"] for worker in WORKERS} == {"service:server"}

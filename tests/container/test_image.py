@@ -69,6 +69,13 @@ def test_a_wrong_token_is_refused(server):
     assert "token" in refused.stderr
 
 
+def test_optctl_inside_finds_the_server_at_its_port(server):
+    assert not server.address.endswith(":50051")
+    listing = server.exec("optctl", "-o", "json", "jobs")
+    assert (listing.returncode, listing.stderr) == (0, "")
+    assert json.loads(listing.stdout) == []
+
+
 def test_the_health_check_tells_yes_from_no(server):
     assert server.exec(*server.health_check).returncode == 0
     assert server.exec(*server.health_check, options=("--env", "OPTD_PORT=1")).returncode == 1
@@ -121,3 +128,59 @@ def test_kernels_are_compiled_in_the_image(engine, server):
     kept = server.exec("sh", "-c", "ls -R $OPTD_KERNEL_CACHE")
     assert kept.returncode == 0
     assert ".nbc" in kept.stdout
+
+
+def test_a_job_outlives_its_container(engine, running, secret, tmp_path, volume):
+    token = (tmp_path / "token").read_text()
+    options = (*secret, "--volume", f"{volume}:/data", "--env", "OPTD_DURABILITY=log")
+    weights = {"layer": np.ones(4, np.float32)}
+    gradient = {"layer": np.full(4, 0.5, np.float32)}
+    with running(token, *options) as first:
+        with optd.connect(first.address, job="kept", worker="w", token=token) as session:
+            optimizer = optd.Adam(weights, lr=0.1, session=session)
+            for _ in range(3):
+                optimizer.step(gradient)
+        engine("kill", "--signal", "KILL", first.name)
+        engine("rm", "--force", first.name)
+    with (
+        running(token, *options) as second,
+        optd.connect(second.address, job="kept", worker="w", token=token) as session,
+    ):
+        assert session.info().version.version == 3
+        np.testing.assert_array_equal(session.pull()["layer"], weights["layer"])
+        again = {"layer": np.zeros(4, np.float32)}
+        with pytest.warns(UserWarning, match="goes on with it"):
+            optd.Adam(again, lr=0.1, session=session).step(gradient)
+        assert session.info().version.version == 4
+
+
+@pytest.fixture
+def token_of_mode(tmp_path: Path):
+    """Makes options that mount a token with this mode and owner: users of the host are those of the container."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+
+    def make(mode: int, user: int, group: int) -> tuple[str, ...]:
+        path = tmp_path / "private-token"
+        path.write_text("open-sesame-open-sesame")
+        os.chown(path, user, group)
+        path.chmod(mode)
+        inside = "/run/secrets/optd-token"
+        return ("--volume", f"{path}:{inside}:ro", "--env", f"OPTD_TOKEN_FILE={inside}")
+
+    return make
+
+
+def test_a_token_that_only_another_user_may_read_is_refused(engine, server_image, token_of_mode):
+    refused = engine.run(server_image, options=("--rm", *token_of_mode(0o600, 0, 0)))
+    assert refused.returncode not in (0, 125, 126, 127)
+    assert "token" in refused.stderr
+    assert "ermission denied" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(("mode", "user", "group"), [(0o600, 10001, 0), (0o640, 0, 10001)], ids=["owner", "group"])
+def test_a_token_that_few_may_read_serves(running, token_of_mode, mode: int, user: int, group: int):
+    options = token_of_mode(mode, user, group)
+    with running("open-sesame-open-sesame", *options) as server:
+        assert [job.name for job in optd.jobs(server=server.address, token=server.token)] == []

@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 
 import optd_wire.v1
 from optd_wire.v1 import (
+    checkpoint_service_pb2_grpc,
     inspection_service_pb2,
     inspection_service_pb2_grpc,
     job_pb2,
@@ -184,6 +185,7 @@ class Plain:
         self.workers = worker_service_pb2_grpc.WorkerServiceStub(self.channel)
         self.training = training_service_pb2_grpc.TrainingServiceStub(self.channel)
         self.state = state_service_pb2_grpc.StateServiceStub(self.channel)
+        self.checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceStub(self.channel)
         self.inspection = inspection_service_pb2_grpc.InspectionServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
         self.reflection = reflection_pb2_grpc.ServerReflectionStub(self.channel)

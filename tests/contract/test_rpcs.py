@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+from contract.checkpoint_calls import list_snapshots, read_checkpoint, restore_job, roll_back_job
 from contract.job_calls import (
     add_group,
     confirm_shared_memory,
@@ -52,6 +53,10 @@ from optd_wire.v1 import (
 )
 
 CALLS: Sequence[Callable[[Plain, str], None]] = [
+    list_snapshots,
+    read_checkpoint,
+    restore_job,
+    roll_back_job,
     create_job,
     get_job,
     list_jobs,

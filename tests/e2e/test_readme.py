@@ -79,7 +79,7 @@ def test_a_program_runs(server: LocalServer, program: str):
 
 
 def test_what_a_program_prints_is_shown_somewhere():
-    assert len(SHOWN) == 3
+    assert len(SHOWN) == 4
 
 
 def test_commands_for_a_running_server_work(server: LocalServer):
@@ -134,7 +134,7 @@ def test_flags_exist():
     helps = [
         help_of(str(BIN / "optd")),
         help_of(sys.executable, str(ROOT / "examples" / "digits.py")),
-        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",)]),
+        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",), ("doctor",)]),
     ]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     known = {flag for text in helps for flag in re.findall(r"--[a-z][a-z-]+", text)}

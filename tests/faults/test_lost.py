@@ -30,6 +30,7 @@ import optd
 from optd.errors import DeadlineExceeded, StaleEpoch, Unreachable
 from optd.local import LocalServer, local
 from optd_wire.v1 import (
+    checkpoint_service_pb2,
     job_service_pb2,
     state_service_pb2,
     training_service_pb2,
@@ -187,12 +188,12 @@ def breaking(requests: Sequence[Any], sent: threading.Event) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "connection closed", "deadline"])
-@pytest.mark.parametrize("rpc", ["Push", "Step", "WriteState", "CreateJob", "AddGroup"])
+@pytest.mark.parametrize("rpc", ["Push", "Step", "WriteState", "CreateJob", "AddGroup", "RestoreJob"])
 def test_an_upload_that_breaks_off_changes_nothing(server: LocalServer, plain: Plain, name: str, rpc: str, how: str):
     """A stream that breaks is not a stream that ends: half of a gradient must not become a step."""
     epoch = create_two(plain, name)
     before = plain.everything(name)
-    requests = half_of(rpc, name, epoch)
+    requests = half_of(plain, rpc, name, epoch)
     with Plain(server.address) as broken:
         sent = threading.Event()
         stub = getattr(broken, SERVICES[rpc])
@@ -219,10 +220,17 @@ def test_an_upload_that_breaks_off_changes_nothing(server: LocalServer, plain: P
     assert {n: a.tolist() for n, a in plain.weights(name).items()} == {"w": [-1] * 4, "v": [-1] * 4}
 
 
-SERVICES = {"Push": "training", "Step": "training", "WriteState": "state", "CreateJob": "jobs", "AddGroup": "jobs"}
+SERVICES = {
+    "Push": "training",
+    "Step": "training",
+    "WriteState": "state",
+    "CreateJob": "jobs",
+    "AddGroup": "jobs",
+    "RestoreJob": "checkpoints",
+}
 
 
-def half_of(rpc: str, name: str, epoch: int) -> list[Any]:
+def half_of(plain: Plain, rpc: str, name: str, epoch: int) -> list[Any]:
     head = header(name, "w0", epoch, 1)
     match rpc:
         case "Push":
@@ -236,8 +244,21 @@ def half_of(rpc: str, name: str, epoch: int) -> list[Any]:
             return [first, state_service_pb2.WriteStateRequest(frames=HALF)]
         case "CreateJob":
             return whole_of("CreateJob", name)
+        case "RestoreJob":
+            return restore_requests(plain, name)
         case _:
             return whole_of("AddGroup", name)
+
+
+def restore_requests(plain: Plain, name: str) -> list[Any]:
+    """All files of a checkpoint of the job, for another one; only the end of the stream is missing."""
+    read = plain.checkpoints.ReadCheckpoint(checkpoint_service_pb2.ReadCheckpointRequest(job=name))
+    files = [(each.file, each.data) for each in read if each.file]
+    first = checkpoint_service_pb2.RestoreJobRequest(job=name + ".new")
+    return [
+        first,
+        *(checkpoint_service_pb2.RestoreJobRequest(file=file, data=data) for file, data in sorted(files)),
+    ]
 
 
 def whole_of(rpc: str, name: str) -> list[Any]:

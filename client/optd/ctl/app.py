@@ -10,7 +10,21 @@ import typer
 
 import optd
 from optd.ctl import output
-from optd.ctl.commands import algorithms, bench, changes, group, groups, job, jobs, server, watch, workers
+from optd.ctl.commands import (
+    algorithms,
+    bench,
+    changes,
+    checkpoints,
+    doctor,
+    group,
+    groups,
+    job,
+    jobs,
+    rollback,
+    server,
+    watch,
+    workers,
+)
 from optd.ctl.exits import INTERRUPTED, MEANINGS, BadUsage, Exit, UsageError, code_of, usage_line
 from optd.ctl.invocation import command, with_settings
 from optd.ctl.settings import Settings
@@ -37,7 +51,19 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
     "set": changes.set_options,
     "changes": changes.changes,
+    "rollback": rollback.rollback,
     "delete": jobs.delete,
+    "doctor": doctor.doctor,
+}
+_CHECKPOINT: dict[str, Callable[..., None]] = {
+    "save": checkpoints.save,
+    "ls": checkpoints.ls,
+    "show": checkpoints.show,
+    "verify": checkpoints.verify,
+    "restore": checkpoints.restore,
+    "export": checkpoints.export,
+    "import": checkpoints.import_,
+    "rm": checkpoints.rm,
 }
 
 
@@ -72,6 +98,10 @@ def _build() -> typer.Typer:
     program.callback(invoke_without_command=True, epilog=_EPILOG)(begin)
     for name, function in _COMMANDS.items():
         program.command(name)(command(function))
+    below = typer.Typer(help="Save jobs as files, and bring them back.", no_args_is_help=True)
+    for name, function in _CHECKPOINT.items():
+        below.command(name)(command(function))
+    program.add_typer(below, name="checkpoint")
     return program
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from optd.ctl.exits import BadUsage
-from optd.ctl.settings import DEFAULT_SECONDS, DEFAULT_SERVER, Settings
+from optd.ctl.settings import DEFAULT_SECONDS, Settings
 from optd.session import connect as connections
 from optd.session import environment
 from optd.session.retry import with_retries
@@ -43,7 +43,7 @@ class Connection:
 def connect(settings: Settings) -> Connection:
     """A connection, which opens with its first call; raises `BadUsage` for settings that cannot be used."""
     try:
-        address = environment.server(settings.server, DEFAULT_SERVER)
+        address = environment.server_or_local(settings.server)
         transport = ServerCalls.over_grpc(address, token=_token(settings), tls=_tls(settings))
     except InvalidRequest as error:
         raise BadUsage(str(error)) from None
@@ -54,7 +54,7 @@ def open_session(settings: Settings, job: str, **how: Any) -> Session:
     """A session of a worker with the server of `connect`; `how` is for `optd.connect`."""
     timeout = settings.timeout or DEFAULT_SECONDS
     return connections.connect(
-        environment.server(settings.server, DEFAULT_SERVER),
+        environment.server_or_local(settings.server),
         job=job,
         token=_token(settings),
         tls=_tls(settings),

@@ -25,7 +25,9 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "done",
-    Exit.REFUSED: "the server answered with an error or is not healthy, or a question was answered with no",
+    Exit.REFUSED: (
+        "the server answered with an error or is not healthy, a question was answered with no, or damage was found"
+    ),
     Exit.USAGE: "the command line is wrong",
     Exit.UNREACHABLE: "the server was not reached, or did not answer in time",
     Exit.UNAUTHENTICATED: "the server wants a token, or another one",

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_SERVER = "127.0.0.1:50051"
+from optd.session.environment import DEFAULT_PORT
+
 DEFAULT_SECONDS = 10.0
 LONGEST_SECONDS = 86400.0
 _PANEL = "Options of every command"
@@ -34,7 +35,7 @@ class Settings:
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help=f"The server; else OPTD_SERVER, else {DEFAULT_SERVER}.",
+            help=f"The server; else OPTD_SERVER, else 127.0.0.1 at the port OPTD_PORT, else {DEFAULT_PORT}.",
             rich_help_panel=_PANEL,
         ),
     ] = None

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
-from optd_wire.values import GradientSummary, GroupOptions, Options, OptionValue, Policy, Sync
+from optd_wire.values import GradientSummary, GroupOptions, JobVersion, Options, OptionValue, Policy, Sync
 
 NONE = "-"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -13,6 +13,11 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def count(number: int) -> str:
     """1234567 as 1,234,567."""
     return f"{number:,}"
+
+
+def durable(version: JobVersion) -> str:
+    """The newest version that survives a power cut; `-` if none does."""
+    return count(version.durable_version) if version.durable_version else NONE
 
 
 def counted(number: int, what: str) -> str:

@@ -12,19 +12,37 @@ from optd.session.join import IfExists
 from optd.transport.tls import TLS
 from optd_wire.errors import InvalidRequest, NoAddress
 
+DEFAULT_PORT = 50051
+"""Where a server listens unless it is told otherwise."""
 
-def server(given: str | None, default: str | None = None) -> str:
-    """HOST:PORT from the argument, OPTD_SERVER or `default`; raises `NoAddress`, or `InvalidRequest` for none."""
-    address = given or os.environ.get("OPTD_SERVER") or default
+
+def server(given: str | None) -> str:
+    """HOST:PORT from the argument or OPTD_SERVER; raises `NoAddress`, or `InvalidRequest` if it is something else."""
+    address = given or os.environ.get("OPTD_SERVER")
     if not address:
         raise NoAddress()
     host, _, port = address.rpartition(":")
     if "/" in address:
         raise InvalidRequest(problem=f"the server must be HOST:PORT, without a scheme or path, got {address!r}")
-    # gRPC takes 99999 for a port, and calls another one.
-    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    if not host or not _is_port(port):
         raise InvalidRequest(problem=f"the server must be HOST:PORT, got {address!r}")
     return address
+
+
+def server_or_local(given: str | None) -> str:
+    """As `server`; if neither names one, that of this host, at the port that a server takes from OPTD_PORT or 50051."""
+    if given or os.environ.get("OPTD_SERVER"):
+        return server(given)
+    port = os.environ.get("OPTD_PORT") or str(DEFAULT_PORT)
+    if not _is_port(port):
+        problem = f"no server named, and OPTD_PORT must be in [1, 65535] to find one on this host, got {port!r}"
+        raise InvalidRequest(problem=problem)
+    return f"127.0.0.1:{port}"
+
+
+def _is_port(text: str) -> bool:
+    # gRPC takes 99999 for a port, and calls another one.
+    return text.isascii() and text.isdecimal() and 0 < int(text) < 65536
 
 
 def job(given: str | None) -> str | None:

@@ -20,7 +20,7 @@ def jobs(
     `server`, `token` and `tls` are those of `optd.connect`. Blocks for up to `timeout` seconds; raises `Unreachable`,
     `MissingToken` or `WrongToken`.
     """
-    with _transport(server, token, tls) as transport:
+    with calls_of(server, token, tls) as transport:
         return with_retries(transport.list_jobs, address=transport.address, timeout=timeout)
 
 
@@ -37,13 +37,14 @@ def delete_job(
     Its workers get `UnknownJob` from their next call. Arguments and errors are those of `jobs`; raises `UnknownJob`
     if there is no job of this name.
     """
-    with _transport(server, token, tls) as transport:
+    with calls_of(server, token, tls) as transport:
         # Not repeated: if the answer is lost, the name may belong to another job already.
         return transport.delete_job(name, timeout)
 
 
 @contextmanager
-def _transport(server: str | None, token: str | None, tls: TLS | bool | None) -> Iterator[ServerCalls]:
+def calls_of(server: str | None, token: str | None, tls: TLS | bool | None) -> Iterator[ServerCalls]:
+    """The calls of a server, while the block runs; the arguments are those of `optd.connect`."""
     transport = ServerCalls.over_grpc(
         environment.server(server), token=environment.token(token), tls=environment.tls(tls)
     )

@@ -4,13 +4,17 @@ Everything that a session repeats is safe to repeat. Nothing else in the client 
 """
 
 import logging
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from inspect import isfunction
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from optd.checkpoints.files import CheckpointInfo
+from optd.checkpoints.place import place_of
+from optd.checkpoints.transfer import SAVE_SECONDS, save
 from optd.session.join import Rejoined, join
 from optd.session.member_session import MemberSession, Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
@@ -275,6 +279,28 @@ class Session(MemberSession):
         now = self._ask(attempt, timeout)
         self._version = replace(self._version, durable_version=now.durable_version)
         return now.durable_version
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        version: int | None = None,
+        overwrite: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> CheckpointInfo:
+        """Writes a checkpoint of the job to a folder, or to a URL that fsspec knows, such as `s3://bucket/best`.
+
+        The checkpoint has everything but the workers: weights, optimizer state, options, schedules, averages, history.
+        It is at `path` whole when this returns, and not before. Steps of all workers go on meanwhile. `version` takes a
+        snapshot on the server's disk instead of the job as it is now; `overwrite` replaces an older checkpoint;
+        `storage_options` are those of the file system in fsspec. `optd.restore` brings it back.
+
+        Raises `CheckpointExists`, `PlaceUnusable`, `VersionNotKept`, or `MemoryExceeded` if the server has no room for
+        a copy of the job.
+        """
+        place = place_of(path, storage_options)
+        with self._showing("saving", 0):
+            return save(self._transport, self.job, place, SAVE_SECONDS, version=version, overwrite=overwrite)
 
     def pull_into(
         self,

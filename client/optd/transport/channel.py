@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -94,13 +94,25 @@ class Channel(Connection):
 
     def upload(self, rpc: Rpc[Q, A], first: Q, batches: Batches, timeout: float) -> A:
         """Sends `first` and all frames, and returns the one answer."""
+        return self._upload(rpc, messages_of(first, batches), timeout)
+
+    def send(self, rpc: Rpc[Q, A], messages: Iterable[Q], timeout: float) -> A:
+        """Sends messages that have no frames, and returns the one answer."""
+        return self._upload(rpc, (message.SerializeToString() for message in messages), timeout)
+
+    def _upload(self, rpc: Rpc[Q, A], encoded: Iterator[bytes], timeout: float) -> A:
         is_given_up = False
+        problems: list[OptdError] = []
 
         def messages() -> Iterator[bytes]:
-            for message in messages_of(first, batches):
-                if is_given_up:  # the arrays belong to the caller again
-                    raise InterruptedError
-                yield message
+            try:
+                for message in encoded:
+                    if is_given_up:  # the arrays belong to the caller again
+                        raise InterruptedError
+                    yield message
+            except OptdError as problem:
+                problems.append(problem)  # gRPC would only say that something was raised
+                raise
 
         def call() -> bytes:
             made: Any = self._channel.stream_unary(rpc.path)
@@ -110,6 +122,10 @@ class Channel(Connection):
         try:
             with self.errors(rpc.name, timeout):
                 return rpc.answer.FromString(call_threads.run(call))
+        except OptdError:
+            if problems:
+                raise problems[0] from None
+            raise
         finally:
             is_given_up = True
 

@@ -46,6 +46,10 @@ class Connection(ABC):
         """Sends `first` and all frames, and returns the one answer."""
 
     @abstractmethod
+    def send(self, rpc: Rpc[Q, A], messages: Iterable[Q], timeout: float) -> A:
+        """Sends messages that have no frames, as `messages` gives them, and returns the one answer."""
+
+    @abstractmethod
     def download(self, rpc: Rpc[Q, A], request: Q, timeout: float | None) -> Iterator[tuple[A, list[Any]]]:
         """Sends one message; yields the messages of the answer, each with its frames.
 

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2
 
 from optd_wire.frames import decode, decode_received
 from optd_wire.row_frames import decode_rows
+from optd_wire.v1 import checkpoint_service_pb2 as checkpoint
 from optd_wire.v1 import inspection_service_pb2 as inspection
 from optd_wire.v1 import job_service_pb2 as job
 from optd_wire.v1 import state_service_pb2 as state
@@ -73,6 +74,25 @@ _STATE = "/optd.v1.StateService/"
 READ_STATE: Rpc[state.ReadStateRequest, state.ReadStateResponse] = Rpc(_STATE + "ReadState", state.ReadStateResponse)
 WRITE_STATE: Rpc[state.WriteStateRequest, state.WriteStateResponse] = Rpc(
     _STATE + "WriteState", state.WriteStateResponse
+)
+
+
+def _without_frames(answer: type[A], data: bytes) -> tuple[A, list[Any]]:
+    return answer.FromString(data), []
+
+
+_CHECKPOINTS = "/optd.v1.CheckpointService/"
+LIST_SNAPSHOTS: Rpc[checkpoint.ListSnapshotsRequest, checkpoint.ListSnapshotsResponse] = Rpc(
+    _CHECKPOINTS + "ListSnapshots", checkpoint.ListSnapshotsResponse
+)
+READ_CHECKPOINT: Rpc[checkpoint.ReadCheckpointRequest, checkpoint.ReadCheckpointResponse] = Rpc(
+    _CHECKPOINTS + "ReadCheckpoint", checkpoint.ReadCheckpointResponse, _without_frames
+)
+RESTORE_JOB: Rpc[checkpoint.RestoreJobRequest, checkpoint.RestoreJobResponse] = Rpc(
+    _CHECKPOINTS + "RestoreJob", checkpoint.RestoreJobResponse
+)
+ROLL_BACK_JOB: Rpc[checkpoint.RollBackJobRequest, checkpoint.RollBackJobResponse] = Rpc(
+    _CHECKPOINTS + "RollBackJob", checkpoint.RollBackJobResponse
 )
 
 _INSPECTION = "/optd.v1.InspectionService/"

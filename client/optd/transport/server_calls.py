@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optd.transport.calls.checkpoints import CheckpointCalls
 from optd.transport.calls.inspection import InspectionCalls
 from optd.transport.calls.jobs import JobCalls
 from optd.transport.calls.state import StateCalls
@@ -11,7 +12,7 @@ from optd.transport.channel import Channel
 from optd.transport.tls import TLS
 
 
-class ServerCalls(JobCalls, WorkerCalls, TrainingCalls, StateCalls, InspectionCalls):
+class ServerCalls(JobCalls, WorkerCalls, TrainingCalls, StateCalls, CheckpointCalls, InspectionCalls):
     """Every call that a server answers. Owns its connection: `close` ends that, too."""
 
     @classmethod

@@ -15,18 +15,20 @@ of each kind are in the file before their names:
     |                 IncompleteParameter, RowOutOfRange, RowFrameLength, UnknownEncoding, EncodingOverflow
     |    pushes:      LossMissing, NonfiniteGradient, RowsNotTaken, RowsOnly, RowsNeedZero
     |    state:       UnknownField, UnknownAverage
+    |    storage:     WrongCheckpoint
     |    connection:  NoAddress
     |- Unauthenticated (PermissionError)    no token, or a wrong one
     |    access:      MissingToken, WrongToken
     |- NotFound (LookupError)               no such job, group, parameter or worker
     |    jobs:        UnknownJob, JobLost, UnknownGroup, UnknownParameter
+    |    storage:     VersionNotKept, NoCheckpoint
     |    workers:     UnknownWorker
     |- Conflict                             the call does not fit what the server or session holds now
     |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed, NothingDurable
     |    options:     OptionConflict, JobOptionConflict
     |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
-    |    storage:     JobDamaged
+    |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
     |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
     |- ResourceExhausted                    a limit of the server
     |    workers:     SharedMemoryUnavailable
@@ -34,6 +36,7 @@ of each kind are in the file before their names:
     |    storage:     DiskFull
     |- Unavailable (ConnectionError)        not reached, not ready, or shutting down
     |    pushes:      RoundBroken
+    |    storage:     JobReloads
     |    connection:  Unreachable, ConnectionLost, ShuttingDown
     |- Expired (TimeoutError)               not done in time
     |    limits:      Stalled, TooSlow
@@ -126,7 +129,18 @@ from optd_wire.errors.pushes import (
     StaleEvaluation,
 )
 from optd_wire.errors.state import EmptyAverage, OtherWorkers, UnknownAverage, UnknownField, WeightsMovedOn
-from optd_wire.errors.storage import DiskFull, JobDamaged
+from optd_wire.errors.storage import (
+    CheckpointExists,
+    CheckpointMismatch,
+    DamagedCheckpoint,
+    DiskFull,
+    JobDamaged,
+    JobReloads,
+    NoCheckpoint,
+    PlaceUnusable,
+    VersionNotKept,
+    WrongCheckpoint,
+)
 from optd_wire.errors.workers import (
     AlreadyRegistered,
     ForkedSession,
@@ -142,9 +156,12 @@ __all__ = [
     "BY_REASON",
     "LONGEST_VALUE",
     "AlreadyRegistered",
+    "CheckpointExists",
+    "CheckpointMismatch",
     "Code",
     "Conflict",
     "ConnectionLost",
+    "DamagedCheckpoint",
     "DeadlineExceeded",
     "DiskFull",
     "DtypeMismatch",
@@ -176,6 +193,7 @@ __all__ = [
     "JobLost",
     "JobMismatch",
     "JobOptionConflict",
+    "JobReloads",
     "JobReplaced",
     "LossMissing",
     "MalformedMessage",
@@ -183,6 +201,7 @@ __all__ = [
     "MessageTooLarge",
     "MissingToken",
     "NoAddress",
+    "NoCheckpoint",
     "NonfiniteGradient",
     "NotAnArray",
     "NotFound",
@@ -192,6 +211,7 @@ __all__ = [
     "OptionOutOfRange",
     "OtherWorkers",
     "ParameterInTwoGroups",
+    "PlaceUnusable",
     "PushPending",
     "PushWithdrawn",
     "ResourceExhausted",
@@ -232,8 +252,10 @@ __all__ = [
     "UnservedGroups",
     "UnservedShape",
     "UnsupportedDtype",
+    "VersionNotKept",
     "WeightsMovedOn",
     "WorkerInUse",
+    "WrongCheckpoint",
     "WrongToken",
 ]
 

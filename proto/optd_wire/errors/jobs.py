@@ -155,10 +155,7 @@ class NothingDurable(Conflict):
 
 
 class JobFailed(Conflict):
-    """A step failed half-way. The job can be read, but takes no more steps."""
+    """A step failed half-way. If the server has the job on its disk, the job goes back to its last version there."""
 
     reason = "JOB_FAILED"
-    template = (
-        "job {job!r} failed in the step after version {version}: {problem}; it can still be read, but takes no more "
-        "steps"
-    )
+    template = "job {job!r} failed in the step after version {version}: {problem}; {outcome}"

@@ -25,6 +25,7 @@ from optd_wire.values.jobs import (
     JobSpec,
     JobSummary,
     JobVersion,
+    SnapshotInfo,
 )
 from optd_wire.values.options import (
     AlgorithmInfo,
@@ -103,6 +104,7 @@ __all__ = [
     "SharedSegment",
     "SharedWeights",
     "Single",
+    "SnapshotInfo",
     "StateEntries",
     "StateShape",
     "Statistics",

@@ -127,3 +127,13 @@ class GroupSummary:
     min_steps: int
     max_steps: int
     effective: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot of a job on the server's disk."""
+
+    version: int
+    written_unix_ms: int
+    bytes: int
+    """Of all its files, of which some may be shared with other snapshots."""

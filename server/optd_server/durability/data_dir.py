@@ -3,6 +3,7 @@
     DIR/optd.json                     format, and the kind of processor that wrote it
     DIR/lock                          locked by the server that runs
     DIR/epochs.json                   the last epochs of jobs that have ended
+    DIR/incoming/                     checkpoints that clients are sending
     DIR/jobs/00000007-digits/         a job; the number tells it from other jobs of its name
         job.json                      the job's name and id
         snapshots/                    see `snapshots/folder.py`
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from optd_server.durability.files import make_folder, remove_folder, sync_folder, write_file
-from optd_server.durability.problems import Damage, InUse, NewerFormat, StorageProblem
+from optd_server.durability.problems import Damage, InUse, NewerFormat, NoDataDir
 
 FORMAT = 1
 """The version of the form of the directory. A server refuses newer ones."""
@@ -75,13 +76,16 @@ class JobFolder:
 
 
 class DataDir:
-    """A data directory that this process has alone, from `open` to `close`."""
+    """A data directory that no server but this process has, from `open` or `look` to `close`."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
         self._jobs = path / "jobs"
         self._epochs = path / "epochs.json"
+        self.incoming = path / "incoming"
+        """For checkpoints that clients send."""
+        self._file = path / "optd.json"
 
     @classmethod
     def open(cls, path: Path) -> "DataDir":
@@ -89,16 +93,14 @@ class DataDir:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(lock, 100, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise InUse(f"{path} is in use by another server (process {owner or 'unknown'})") from None
-        try:
+            _take(lock, path, fcntl.LOCK_EX)
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
             made = cls(path, lock)
-            made._check_format()
+            if made._file.exists():
+                made._check_format()
+            else:
+                made.note_processor()
             make_folder(made._jobs)
             made._clean()
         except BaseException:
@@ -106,37 +108,62 @@ class DataDir:
             raise
         return made
 
+    @classmethod
+    def look(cls, path: Path, *, alone: bool = False) -> "DataDir":
+        """Keep servers from a directory, and change nothing in it; several processes may look, unless one is `alone`.
+
+        Raise `NoDataDir`, `InUse`, `NewerFormat`, `Damage` or OSError.
+        """
+        if not (path / "optd.json").is_file():
+            what = "it has no optd.json" if path.is_dir() else "there is no such folder"
+            raise NoDataDir(f"{path} is no data directory: {what}")
+        try:
+            lock = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a copy of a directory; a server that runs has a lock
+            lock = None
+        try:
+            if lock is not None:
+                _take(lock, path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            made = cls(path, lock)
+            made._check_format()
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+        return made
+
     def _check_format(self) -> None:
-        file = self.path / "optd.json"
-        if not file.exists():
-            write_file(file, json.dumps({"format": FORMAT, "processor": processor()}).encode())
-            return
-        found = _json(file)
-        if found.get("format", 0) > FORMAT:
-            raise NewerFormat(file, found["format"], FORMAT)
+        _known_format(self._file, _json(self._file))
 
     @property
     def written_by(self) -> str:
         """The kind of processor that wrote the directory."""
-        return str(_json(self.path / "optd.json").get("processor", ""))
+        return str(_json(self._file).get("processor", ""))
 
     def note_processor(self) -> None:
         """Record that this kind of processor writes the directory from now on; raise OSError. Blocks."""
-        write_file(self.path / "optd.json", json.dumps({"format": FORMAT, "processor": processor()}).encode())
+        write_file(self._file, json.dumps({"format": FORMAT, "processor": processor()}).encode())
 
     def _clean(self) -> None:
-        """Remove what a server has left that ended while it made or removed a job."""
-        for path in self._jobs.iterdir():
-            if path.name.startswith(".") or not (path / "job.json").exists():
-                remove_folder(path)
+        for path in self.leftovers():
+            remove_folder(path)
+        remove_folder(self.incoming)
+
+    def leftovers(self) -> list[Path]:
+        """Return what a server has left that ended while it made or removed a job."""
+        return [path for path in self._folders() if path.name.startswith(".") or not (path / "job.json").exists()]
+
+    def _folders(self) -> list[Path]:
+        return sorted(self._jobs.iterdir()) if self._jobs.is_dir() else []
+
+    def paths(self) -> list[Path]:
+        """Return the paths of all jobs' folders, in the order in which the jobs were created."""
+        left = self.leftovers()
+        return [path for path in self._folders() if path not in left]
 
     def jobs(self) -> Iterator[JobFolder]:
         """Yield the folders of all jobs, in the order in which the jobs were created; raise `Damage`."""
-        for path in sorted(self._jobs.iterdir()):
-            found = _json(path / "job.json")
-            if not isinstance(found.get("name"), str) or not isinstance(found.get("id"), str):
-                raise Damage(path / "job.json", 0, "it does not name a job")
-            yield JobFolder(path, found["name"], found["id"])
+        yield from map(job_at, self.paths())
 
     def make_job(self, name: str, id_: str) -> JobFolder:
         """Make the folder of a new job; raise OSError, and leave nothing behind that counts. Blocks."""
@@ -156,7 +183,10 @@ class DataDir:
         if not self._epochs.exists():
             return {}, 0
         found = _json(self._epochs)
-        return dict(found.get("jobs", {})), int(found.get("forgotten", 0))
+        try:
+            return {name: int(last) for name, last in found["jobs"].items()}, int(found["forgotten"])
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise Damage(self._epochs, 0, f"it holds no epochs: {problem!r}") from None
 
     def note_epochs(self, last: Mapping[str, int], forgotten: int) -> None:
         """Record what `epochs` returns later; raise OSError. Blocks."""
@@ -164,7 +194,34 @@ class DataDir:
 
     def close(self) -> None:
         """Let another server have the directory."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def job_at(path: Path) -> JobFolder:
+    """Return the job that a folder holds; raise `Damage` or `NewerFormat`."""
+    found = _json(path / "job.json")
+    _known_format(path / "job.json", found)
+    if not isinstance(found.get("name"), str) or not isinstance(found.get("id"), str):
+        raise Damage(path / "job.json", 0, "it does not name a job")
+    return JobFolder(path, found["name"], found["id"])
+
+
+def _take(lock: int, path: Path, kind: int) -> None:
+    """Lock a directory by its open lock file; raise `InUse`."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 100, 0).decode(errors="replace").strip()
+        raise InUse(f"{path} is in use by another server (process {owner or 'unknown'})") from None
+
+
+def _known_format(file: Path, found: Mapping[str, Any]) -> None:
+    form = found.get("format")
+    if not isinstance(form, int):
+        raise Damage(file, 0, f"its format is {form!r}, which is no number")
+    if form > FORMAT:
+        raise NewerFormat(file, form, FORMAT)
 
 
 def processor() -> str:
@@ -184,5 +241,5 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         raise Damage(path, 0, f"it cannot be read: {problem}") from None
     if not isinstance(found, dict):
-        raise StorageProblem(f"{path} holds no object")
+        raise Damage(path, 0, "it holds no object")
     return found

@@ -4,6 +4,7 @@ Both belong to the storage of the server, which writes the snapshots. A job whos
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Disk:
     """Ends the server after an error of the disk."""
     snapshot_soon: Callable[["Keeper"], None]
     """Has a snapshot of a job written now."""
+    job_failed: Callable[["Keeper"], None]
+    """Has a job that has failed half-way loaded again."""
     ended: Callable[["Keeper", JobState], None]
     """Notes the last epoch of a job that ends, on the disk. Blocks."""
 
@@ -46,6 +49,7 @@ class Keeper:
     """
 
     keeps_events = False
+    brings_back = True
 
     def __init__(self, disk: Disk, name: str, id_: str) -> None:
         self.name = name
@@ -60,6 +64,12 @@ class Keeper:
         """The number of the last event."""
         self.version = 0
         """The version after it."""
+        self.writing = asyncio.Lock()
+        """Held while a snapshot is written, or the job is loaded again."""
+        self.snapshot_tried = time.monotonic()
+        """When the last snapshot was written or tried; at first, when the job was there."""
+        self.snapshot_fails = False
+        """Whether the last one could not be written."""
         self._disk = disk
         self._waiting: list[asyncio.Future[None]] = []
         """Who waits for the next snapshot."""
@@ -92,6 +102,24 @@ class Keeper:
         await self._take(event, version, before)
         return self.event
 
+    async def begin(self, version: int) -> None:
+        """Make the folder of a job that comes with its state, whose first snapshot counts as its first event."""
+        self.folder = await self._in_thread(self._make_folder)
+        self.event, self.version = 1, version
+
+    async def abandon(self) -> None:
+        """Remove the folder of a job that does not come to be; raise OSError."""
+        folder, self.folder = self.folder, None
+        if folder is not None:
+            await self._in_thread(folder.remove)
+
+    async def go_on(self, tail: Tail) -> None:
+        """Go on behind what the folder has, whose log ends with `tail`; raise OSError."""
+        raise NotImplementedError
+
+    def close_files(self) -> None:
+        """Close what is open; raise OSError. Blocks."""
+
     def _make_folder(self) -> JobFolder:
         try:
             return self._disk.data_dir.make_job(self.name, self.id)
@@ -113,17 +141,18 @@ class Keeper:
             return
         try:
             self._disk.ended(self, state)
-            self._close_files()
+            self.close_files()
             folder.remove()
         except OSError as problem:
             self._disk.failed(problem)
 
-    def _close_files(self) -> None:
-        """Close what is open; raise OSError. Blocks."""
-
     def take_back(self, version: int) -> None:
         """See `Log.take_back`."""
         self.event, self.version = self.event - 1, version
+
+    def note_failed(self) -> None:
+        """See `Log.note_failed`."""
+        self._disk.job_failed(self)
 
     async def wait(self, position: int) -> None:
         """See `Log.wait`."""
@@ -158,7 +187,7 @@ class Keeper:
 
     def close(self) -> None:
         """Close the files of a job that goes on after a restart; raise OSError. Blocks."""
-        self._close_files()
+        self.close_files()
 
     async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._disk.executor, work, *arguments)
@@ -171,8 +200,14 @@ class SnapshotsOnly(Keeper):
     """
 
     async def _created(self) -> None:
+        await self.go_on(Tail())
+
+    async def go_on(self, tail: Tail) -> None:
+        """Mark the folder: events are no longer written, so the log that it may have must not be gone on with."""
         assert self.folder is not None
         await self._in_thread(self.folder.mark_unlogged)
+        if tail.event and any(self.folder.log.iterdir()):
+            self._disk.snapshot_soon(self)
 
     async def _take(self, event: Event, version: int, before: JobState | None) -> None:
         self.event, self.version = self.event + 1, version
@@ -202,17 +237,18 @@ class EventLog(Keeper):
         super().__init__(disk, name, id_)
         self._writer: LogWriter | None = None
 
-    def go_on(self, folder: JobFolder, tail: Tail) -> None:
-        """Go on with the log of a job that was recovered, or begin that of a new one."""
-        self.folder = folder
+    async def go_on(self, tail: Tail) -> None:
+        """Go on with the log behind `tail`."""
+        assert self.folder is not None
         self._writer = LogWriter(
-            folder.log,
+            self.folder.log,
             tail,
             syncer=self._disk.syncer,
             executor=self._disk.executor,
             commits=self._disk.commits,
             failed=self._disk.failed,
         )
+        await self._in_thread(self.folder.unmark_unlogged)
 
     @property
     def log_bytes(self) -> int:
@@ -226,17 +262,15 @@ class EventLog(Keeper):
         return max(synced, 0 if self.snapshot is None else self.snapshot.version)
 
     async def _created(self) -> None:
-        assert self.folder is not None
-        self.go_on(self.folder, Tail())
+        await self.go_on(Tail())
 
     async def _take(self, event: Event, version: int, before: JobState | None) -> None:
         assert self._writer is not None
         try:
             self.event = await self._writer.append(_parts(event, before), version)
         except DiskFull:
-            if before is None and self.folder is not None:  # the job does not come to be
-                folder, self.folder = self.folder, None
-                await self._in_thread(folder.remove)
+            if before is None:
+                await self.abandon()
             raise
         self.version = version
 
@@ -267,7 +301,8 @@ class EventLog(Keeper):
         if self._writer is not None:
             self._writer.drop_before(event)
 
-    def _close_files(self) -> None:
+    def close_files(self) -> None:
+        """Sync and close the log; raise OSError. Blocks."""
         if self._writer is not None:
             self._writer.close()
 

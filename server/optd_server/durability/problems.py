@@ -28,3 +28,7 @@ class NewerFormat(StorageProblem):
 
 class InUse(StorageProblem):
     """Another server has the data directory."""
+
+
+class NoDataDir(StorageProblem):
+    """A folder that no server has kept jobs in."""

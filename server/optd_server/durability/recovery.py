@@ -8,10 +8,10 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from optd_server.durability.data_dir import JobFolder
-from optd_server.durability.log.framing import HEADER, read_segment_header
-from optd_server.durability.log.scan import Record, Tail, records, segment_paths
+from optd_server.durability.log.scan import Record, Tail, chain_before, first_event_of, records, segment_paths
 from optd_server.durability.problems import Damage, StorageProblem
 from optd_server.durability.records import decoded
 from optd_server.durability.snapshots.folder import SnapshotFolder, snapshots_in
@@ -133,7 +133,10 @@ def _apply(state: JobState, event: Event, compute: Compute, record: Record) -> N
 
 
 def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
-    """Make a log ready to go on: cut off its torn tail, and drop what a snapshot contains; raise OSError. Blocks."""
+    """Make a log ready to go on: cut off its torn tail, and drop what a snapshot contains; raise OSError. Blocks.
+
+    A last segment without events is dropped too: the next one has its name.
+    """
     tail = recovered.tail
     if tail.path is None:
         # Either there is no segment, or a snapshot contains all events of all segments.
@@ -143,18 +146,19 @@ def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
     if tail.end == 0:
         tail.path.unlink()
         return
-    if int(tail.path.stem.partition("-")[2]) > tail.event:
-        # It holds no event, so the one that follows has its name.
-        with tail.path.open("rb") as file:
-            found = read_segment_header(file.read(HEADER))
-        assert found is not None
-        tail.chain = found[0].chain
+    if tail.event < first_event_of(tail.path):
+        tail.chain = chain_before(tail.path)
         tail.path.unlink()
         return
     if tail.torn_bytes or tail.path.stat().st_size != tail.end:
-        descriptor = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, tail.end)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        cut(tail.path, tail.end)
+
+
+def cut(segment: Path, end: int) -> None:
+    """Cut off what is behind the last record of a segment; raise OSError. Blocks."""
+    descriptor = os.open(segment, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, end)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,63 +1,48 @@
 """What a server keeps on its disk: opens the data directory, recovers its jobs, and writes their snapshots."""
 
 import asyncio
-import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
 from optd_server.durability.data_dir import DataDir, JobFolder, processor
-from optd_server.durability.files import is_full
+from optd_server.durability.ending import die
+from optd_server.durability.files import disk_full, is_full
 from optd_server.durability.keepers import Disk, EventLog, Keeper, SnapshotsOnly
+from optd_server.durability.levels import COMMIT, LOG, Levels
+from optd_server.durability.log.scan import Tail
 from optd_server.durability.log.syncer import Syncer
 from optd_server.durability.problems import StorageProblem
 from optd_server.durability.recovery import NothingThere, Recovered, prepare_log, recover
-from optd_server.durability.snapshots.folder import SnapshotFolder, drop_old, remove_unfinished, write_snapshot
+from optd_server.durability.snapshots.folder import (
+    SnapshotFolder,
+    remove_unfinished,
+    snapshot_of_version,
+    snapshots_in,
+)
+from optd_server.durability.snapshotter import Snapshotter
 from optd_server.engine.apply import apply
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.compute import Compute
 from optd_server.engine.events import Fenced
 from optd_server.engine.job import Job
-from optd_server.engine.log import KeepsNothing, Log
+from optd_server.engine.log import Log
 from optd_server.engine.membership.members import REMEMBERED, WENT_BACK
 from optd_server.engine.state import JobState
 from optd_server.optim.backends.base import Backend
-from optd_wire.errors import JobFailed, OptdError, UnknownJob
+from optd_wire.errors import OptdError
 
 T = TypeVar("T")
 log = structlog.get_logger("optd.storage")
 
-NONE, SNAPSHOT, LOG = "none", "snapshot", "log"
-COMMIT = "commit"
-EXIT_DISK = 74
-"""The exit status after an error of the disk: EX_IOERR of sysexits.h."""
 RECOVERED_AT_ONCE = 2
 """How many jobs are recovered at the same time."""
-RETRY_SECONDS = 5.0
-"""How long after a failed snapshot the next one is tried."""
 SKIPPED = 1 << 20
 """How many epochs and revisions are skipped when a job goes back: more than it can have had since its last snapshot."""
-LOG_SHARE, LEAST_LOG = 4, 256 << 20
-"""A snapshot is written early if the log behind the last one has this many times its bytes, and at least the second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """What the operator has chosen."""
-
-    durability: str = SNAPSHOT
-    fsync: str = "interval"
-    fsync_interval_seconds: float = 1.0
-    snapshot_seconds: float = 60.0
-    snapshot_versions: int = 0
-    """A snapshot is due after this many versions; 0: only time counts."""
-    keep_snapshots: int = 3
 
 
 class Storage:
@@ -67,24 +52,20 @@ class Storage:
         self._data_dir = data_dir
         self._levels = levels
         self._executor = ThreadPoolExecutor(4, "optd-disk")
-        self._keepers: dict[JobFolder, Keeper] = {}
         self._made: list[Keeper] = []
-        self._soon: dict[Keeper, None] = {}
-        self._wake = asyncio.Event()
-        self._written_at: dict[Keeper, float] = {}
-        """When the last snapshot of each job was written or tried, by the monotonic clock."""
-        self._failing: set[Keeper] = set()
-        self._writing: asyncio.Task[None] | None = None
-        self._is_ending = False
         self._is_given_up = False
+        self._catalog: Catalog | None = None
+        self._bringing_back: set[asyncio.Task[None]] = set()
         self._epochs, self._forgotten = data_dir.epochs()
+        self.snapshotter = Snapshotter(levels, self._executor, data_dir.path)
         self._disk = Disk(
             data_dir=data_dir,
             executor=self._executor,
             syncer=Syncer(levels.fsync_interval_seconds, die),
             commits=levels.fsync == COMMIT,
             failed=die,
-            snapshot_soon=self._snapshot_soon,
+            snapshot_soon=self.snapshotter.soon,
+            job_failed=self._bring_back_soon,
             ended=self._ended,
         )
 
@@ -98,10 +79,13 @@ class Storage:
         """The last epochs of jobs that have ended; see `Catalog`."""
         return dict(self._epochs), self._forgotten
 
+    @property
+    def incoming(self) -> Path:
+        """The folder for files that are on their way here. What is in it when a server starts is removed."""
+        return self._data_dir.incoming
+
     def log_of(self, name: str, id_: str) -> Log:
         """Return the log of a job that is about to be created."""
-        if self._levels.durability == NONE:
-            return KeepsNothing()
         return self._keeper(name, id_)
 
     def _keeper(self, name: str, id_: str) -> Keeper:
@@ -154,7 +138,9 @@ class Storage:
             began = time.monotonic()
             try:
                 recovered = await self._in_thread(self._recover, folder, compute)
-                keeper = await self._take_over(folder, recovered)
+                keeper = self._keeper(folder.name, folder.id)
+                await self._take_over(keeper, folder, recovered)
+                await catalog.prepare_state(recovered.state)
                 catalog.adopt(recovered.state, keeper, keeper.event)
             except NothingThere as found:
                 log.info("removing what is left of a job that never came to be", job=folder.name, found=str(found))
@@ -184,132 +170,115 @@ class Storage:
         remove_unfinished(folder.snapshots)
         return recovered
 
-    async def _take_over(self, folder: JobFolder, recovered: Recovered) -> Keeper:
-        """Return the log of a job that was recovered. A job that may have lost events goes back, and says so."""
-        keeper, state = self._keeper(folder.name, folder.id), recovered.state
+    async def _take_over(self, keeper: Keeper, folder: JobFolder, recovered: Recovered) -> None:
+        """Go on with a job that was recovered. One that may have lost events goes back, and says so."""
+        state = recovered.state
         keeper.folder, keeper.event, keeper.version = folder, recovered.tail.event, state.version
         keeper.snapshot = recovered.snapshots[-1] if recovered.snapshots else None
         if folder.is_unlogged:
-            why = f"{WENT_BACK}{state.version}, the last that its disk has"
-            apply(state, Fenced(why, SKIPPED, SKIPPED), Compute())
-            keeper.event += 1
-            recovered.tail.event = keeper.event
             recovered.notes.append(f"the job is back at version {state.version}; what came after it is lost")
-            await self._write(keeper, state, keeper.event)
-            # A log that begins now begins behind that snapshot.
-            recovered.tail.path, recovered.tail.chain = None, 0
-            await self._in_thread(_remove_segments, folder)
-        if isinstance(keeper, EventLog):
-            keeper.go_on(folder, recovered.tail)
-            await self._in_thread(folder.unmark_unlogged)
+            await self._go_back(keeper, state, f"{state.version}, the last that its disk has")
         else:
-            await self._in_thread(folder.mark_unlogged)
-            if any(folder.log.iterdir()):
-                self._snapshot_soon(keeper)  # events are no longer written, so the log must not be gone on with
-        return keeper
+            await keeper.go_on(recovered.tail)
 
-    # Snapshots
+    async def _go_back(self, keeper: Keeper, state: JobState, where: str) -> None:
+        """Let a job go on from an older state. Its workers are fenced; `where` tells them where the job is.
 
-    def _snapshot_soon(self, keeper: Keeper) -> None:
-        self._soon[keeper] = None
-        self._wake.set()
+        That state becomes a new snapshot, and the log begins anew behind it.
+        """
+        assert keeper.folder is not None
+        apply(state, Fenced(WENT_BACK + where, SKIPPED, SKIPPED), Compute())
+        keeper.event, keeper.version = keeper.event + 1, state.version
+        await self.snapshotter.write(keeper, state, keeper.event)
+        await self._in_thread(_remove_segments, keeper.folder)
+        await keeper.go_on(Tail(event=keeper.event, version=state.version))
 
-    def begin_snapshots(self, catalog: Catalog) -> None:
-        """Write snapshots as they become due, until `end_snapshots`."""
-        self._writing = asyncio.create_task(self._write_when_due(catalog))
+    # Jobs that are loaded while the server runs
 
-    async def end_snapshots(self, catalog: Catalog) -> None:
-        """Write a last snapshot of each job that has changed, if snapshots were begun."""
-        if self._writing is None:
-            return
-        self._is_ending = True
-        self._wake.set()
-        await self._writing
-        for job in tuple(catalog):
-            keeper = job.log
-            if isinstance(keeper, Keeper) and keeper.is_behind:
-                await self._snapshot(job, keeper)
-                if keeper.is_behind:
-                    log.error("no last snapshot of a job", job=job.name, version=job.state.version)
+    async def install(self, state: JobState) -> tuple[Log, int]:
+        """Put a job on the disk that comes with its state; return its log, and the position of its last event.
 
-    async def _write_when_due(self, catalog: Catalog) -> None:
-        pause = max(0.05, min(1.0, self._levels.snapshot_seconds / 4))
-        while not self._is_ending:
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                await asyncio.sleep(0)
-            self._wake.clear()
-            for job in tuple(catalog):
-                keeper = job.log
-                if not self._is_ending and isinstance(keeper, Keeper) and self._is_due(keeper):
-                    await self._snapshot(job, keeper)
-
-    def _is_due(self, keeper: Keeper) -> bool:
-        asked = keeper in self._soon
-        if not keeper.is_behind:
-            self._soon.pop(keeper, None)
-            if asked:
-                keeper.wake()
-            return False
-        since = time.monotonic() - self._written_at.setdefault(keeper, time.monotonic())
-        if keeper in self._failing:
-            return since >= RETRY_SECONDS
-        versions = keeper.version - (0 if keeper.snapshot is None else keeper.snapshot.version)
-        return (
-            asked
-            or since >= self._levels.snapshot_seconds
-            or 0 < self._levels.snapshot_versions <= versions
-            or keeper.log_bytes >= max(LEAST_LOG, LOG_SHARE * keeper.snapshot_bytes)
-        )
-
-    async def _snapshot(self, job: Job, keeper: Keeper) -> None:
-        """Write a snapshot of a job. If that fails, say so; it is tried again."""
-        self._soon.pop(keeper, None)
-        began = time.monotonic()
+        Raise `DiskFull`, and leave nothing behind.
+        """
+        keeper = self._keeper(state.name, state.id)
         try:
-            async with job.captured() as (state, event):
-                written = await self._write(keeper, state, event)
-        except JobFailed:
-            log.debug("no snapshot of a failed job", job=job.name)
-            self._written_at[keeper] = time.monotonic()
-            return
+            await keeper.begin(state.version)
+            await self.snapshotter.write(keeper, state, keeper.event)
+            await keeper.go_on(Tail(event=keeper.event, version=state.version))
         except OSError as problem:
             if not is_full(problem):
                 die(problem)
-            tell = log.debug if keeper in self._failing else log.error
-            self._failing.add(keeper)
-            tell("no snapshot: the disk is full; trying again", job=job.name, folder=str(self._data_dir.path))
-            self._written_at[keeper] = time.monotonic()
-            return
-        except OptdError as gone:
-            log.debug("no snapshot", job=job.name, problem=str(gone))
-            return
-        if keeper in self._failing:
-            self._failing.discard(keeper)
-            log.info("snapshots are written again", job=job.name)
-        self._written_at[keeper] = time.monotonic()
-        log.debug(
-            "snapshot", job=job.name, version=state.version, bytes=written, seconds=round(time.monotonic() - began, 3)
-        )
+            await keeper.abandon()
+            raise disk_full(problem, self._data_dir.path) from None
+        return keeper, keeper.event
 
-    async def _write(self, keeper: Keeper, state: JobState, event: int) -> int:
-        """Write a snapshot, and remove what it makes unnecessary; return the bytes that were written."""
-        folder, before = keeper.folder, keeper.snapshot
-        if folder is None:
-            raise UnknownJob(job=keeper.name)
-        made, written, size = await self._in_thread(write_snapshot, folder.snapshots, state, event, before)
-        keeper.note_snapshot(made, size)
-        await self._in_thread(self._drop_old, keeper, folder, before)
-        return written
+    def snapshots_of(self, job: Job) -> list[SnapshotFolder]:
+        """Return the snapshots of a job, the oldest first. Blocks."""
+        keeper = job.log
+        assert isinstance(keeper, Keeper)
+        return [] if keeper.folder is None else snapshots_in(keeper.folder.snapshots)
 
-    def _drop_old(self, keeper: Keeper, folder: JobFolder, before: SnapshotFolder | None) -> None:
-        if keeper.folder is None:
+    async def roll_back(self, catalog: Catalog, job: Job, version: int) -> None:
+        """Make a job what it was at a version; raise `VersionNotKept`, or a `StorageProblem` if that is damaged."""
+        keeper = job.log
+        assert isinstance(keeper, Keeper)
+        async with keeper.writing:
+            kept = await self._in_thread(self.snapshots_of, job)
+            snapshot = snapshot_of_version(kept, job.name, version)
+            await self._in_thread(snapshot.check)  # a damaged one must not cost the job that there is
+
+            async def load() -> tuple[JobState, Log, int]:
+                await self._in_thread(keeper.close_files)
+                state, _ = await self._in_thread(snapshot.load)
+                await self._go_back(keeper, state, f"{version}, to which it was rolled back")
+                return state, keeper, keeper.event
+
+            await catalog.reload(job, load)
+        log.info("rolled back", job=job.name, version=version)
+
+    def _bring_back_soon(self, keeper: Keeper) -> None:
+        task = asyncio.get_running_loop().create_task(self._bring_back(keeper))
+        self._bringing_back.add(task)
+        task.add_done_callback(self._bringing_back.discard)
+
+    async def _bring_back(self, keeper: Keeper) -> None:
+        """Load a job that has failed half-way from what the disk has of it."""
+        catalog, folder = self._catalog, keeper.folder
+        job = None if catalog is None else next((each for each in catalog if each.log is keeper), None)
+        if catalog is None or job is None or folder is None:
+            return  # it has been deleted
+        compute = Compute(catalog.offload.kernels, catalog.offload.threads)
+        notes: list[str] = []
+
+        async def load() -> tuple[JobState, Log, int]:
+            await self._in_thread(keeper.close_files)
+            recovered = await self._in_thread(self._recover, folder, compute)
+            await self._take_over(keeper, folder, recovered)
+            notes.extend(recovered.notes)
+            return recovered.state, keeper, keeper.event
+
+        try:
+            async with keeper.writing:
+                await catalog.reload(job, load)
+        except (StorageProblem, OptdError, OSError) as problem:
+            log.error("a job that has failed could not be loaded again", job=job.name, problem=str(problem))
             return
-        drop_old(folder.snapshots, self._levels.keep_snapshots)
-        # The events behind the snapshot before are kept too, so that damage to the newest one costs nothing.
-        keeper.drop_covered(0 if before is None else before.event)
+        for note in notes:
+            log.warning("recovery", job=job.name, note=note)
+        log.warning("a job that has failed is back", job=job.name, version=keeper.version)
+
+    # Snapshots
+
+    def begin_snapshots(self, catalog: Catalog) -> None:
+        """Write snapshots as they become due, until `end_snapshots`."""
+        self._catalog = catalog
+        self.snapshotter.begin(catalog)
+
+    async def end_snapshots(self, catalog: Catalog) -> None:
+        """Write a last snapshot of each job that has changed, if snapshots were begun."""
+        if self._bringing_back:
+            await asyncio.wait(self._bringing_back)
+        await self.snapshotter.end(catalog)
 
     # The end
 
@@ -339,17 +308,3 @@ class Storage:
 def _remove_segments(folder: JobFolder) -> None:
     for path in folder.log.iterdir():
         path.unlink()
-
-
-def die(problem: BaseException) -> None:
-    """End the server at once: an error of the disk means that nobody may be told that something is durable.
-
-    A retried sync can succeed although the data is lost, so there is nothing to try again.
-    """
-    log.critical(
-        "the disk has failed, and the server ends: nothing is acknowledged from now on",
-        problem=f"{type(problem).__name__}: {problem}",
-        exit_status=EXIT_DISK,
-    )
-    sys.stderr.flush()
-    os._exit(EXIT_DISK)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 from optd_server.engine.apply import create
 from optd_server.engine.clock import Clock
@@ -23,24 +23,41 @@ from optd_server.engine.state import JobState
 from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
-from optd_wire.errors import InvalidArgument, JobDamaged, JobExists, NotFound, OptdError, UnknownJob
+from optd_wire.errors import InvalidArgument, JobDamaged, JobExists, JobReloads, NotFound, OptdError, UnknownJob
 from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
 
 TRIMMED_BYTES = 64 << 20
 """Freed memory is returned to the system only after the end of a job of at least this size: it takes milliseconds."""
 
 
-class WeightsUpload:
-    """A job whose weights are still arriving. Nobody sees it until it is finished."""
+class Arrival:
+    """A job that is still arriving. Nobody sees it until it is finished."""
 
     def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
         self.spec = spec
         self.creation_id = creation_id
         self.reservation = reservation
-        self.weights = FlatBuffers([extent_of_groups(spec.groups, spec.algorithm)])
-        self.sink = FrameSink(self.weights, WEIGHTS, [group.name for group in spec.groups])
         self.settled = asyncio.Event()
         self.job: Job | None = None
+
+    def release(self) -> None:
+        """Free the memory of a job that does not come to be."""
+
+
+class WeightsUpload(Arrival):
+    """A new job, of which the weights are still arriving."""
+
+    def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
+        super().__init__(spec, reservation, creation_id)
+        self.weights = FlatBuffers([extent_of_groups(spec.groups, spec.algorithm)])
+        self.sink = FrameSink(self.weights, WEIGHTS, [group.name for group in spec.groups])
+
+    def release(self) -> None:
+        """Free the weights of a job that does not come to be."""
+        self.weights.release()
+
+
+A = TypeVar("A", bound=Arrival)
 
 
 def nothing_kept(name: str, id_: str) -> Log:
@@ -75,7 +92,9 @@ class Catalog:
         """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
         self._jobs: dict[str, Job] = {}
-        self._uploads: dict[str, WeightsUpload] = {}
+        self._arriving: dict[str, Arrival] = {}
+        self._reloading: set[str] = set()
+        """The names of jobs that are being loaded from the disk again."""
         self._last_epochs = dict(epochs[0])
         """By name, the last epoch of each job that has ended."""
         self._forgotten_epoch = epochs[1]
@@ -102,7 +121,7 @@ class Catalog:
             raise JobDamaged(job=name, problem=self._damaged[name])
 
     def start_without(self, name: str, problem: str) -> None:
-        """Record that a job could not be recovered. Its name stays taken: nobody may take a new job for it."""
+        """Record that a job could not be loaded. Its name stays taken: nobody may take a new job for it."""
         self._damaged[name] = problem
 
     @contextmanager
@@ -116,16 +135,16 @@ class Catalog:
 
     async def find_whole(self, name: str) -> Job:
         """Do the same as `find`, but wait for an upload of that name; raise `UnknownJob` if the upload fails."""
-        upload = self._uploads.get(name)
-        if upload is not None:
-            await upload.settled.wait()
+        arrival = self._arriving.get(name)
+        if arrival is not None:
+            await arrival.settled.wait()
         return self.find(name)
 
     async def find_created(self, name: str, creation_id: str) -> Job | None:
         """Return the job that an earlier call with this `creation_id` created, or None; wait for its upload."""
-        upload = self._uploads.get(name)
-        if creation_id and upload is not None and upload.creation_id == creation_id:
-            await upload.settled.wait()
+        arrival = self._arriving.get(name)
+        if creation_id and arrival is not None and arrival.creation_id == creation_id:
+            await arrival.settled.wait()
         job = self._jobs.get(name)
         return job if job is not None and creation_id and job.id == creation_id else None
 
@@ -141,33 +160,41 @@ class Catalog:
             job.memory.check_replacing(needed)
             await self._end(job)
 
-    @contextmanager
-    def upload(self, spec: JobSpec, creation_id: str = "") -> Iterator[WeightsUpload]:
+    def upload(self, spec: JobSpec, creation_id: str = "") -> AbstractContextManager[WeightsUpload]:
         """Reserve a job's name and memory while its weights arrive.
 
         If the block ends without `finish`, for whatever reason, nothing of the job remains and its name is free again.
         Raise `JobExists`, `MemoryExceeded`, or the first problem of the spec.
         """
+        return self._arrival(spec, lambda reservation: WeightsUpload(spec, reservation, creation_id))
+
+    def restoring(self, spec: JobSpec, creation_id: str = "") -> AbstractContextManager[Arrival]:
+        """Do the same as `upload` for a job that arrives with its state; `finish_restored` ends it."""
+        return self._arrival(spec, lambda reservation: Arrival(spec, reservation, creation_id))
+
+    @contextmanager
+    def _arrival(self, spec: JobSpec, begin: Callable[[Reservation], A]) -> Iterator[A]:
         needed = self._checked_bytes(spec)
         self._check_not_damaged(spec.name)
         if spec.name in self._jobs:
             raise JobExists(job=spec.name, how="exists already")
-        if spec.name in self._uploads:
+        if spec.name in self._arriving:
             raise JobExists(job=spec.name, how="is being created by another worker")
         reservation = Reservation(f"job {spec.name!r}")
         self.memory.reserve(reservation, needed)
-        upload = None
+        arrival = None
         try:
-            upload = self._uploads[spec.name] = WeightsUpload(spec, reservation, creation_id)
-            yield upload
+            arrival = begin(reservation)
+            self._arriving[spec.name] = arrival
+            yield arrival
         finally:
-            if upload is None or upload.job is None:
+            if arrival is None or arrival.job is None:
                 self.memory.release(reservation)
-                if upload is not None:
-                    upload.weights.release()
-            if upload is not None:
-                del self._uploads[spec.name]
-                upload.settled.set()
+            if arrival is not None:
+                if arrival.job is None:
+                    arrival.release()
+                del self._arriving[spec.name]
+                arrival.settled.set()
 
     def _checked_bytes(self, spec: JobSpec) -> int:
         """Check a spec, and return the bytes that its job needs; raise the first problem of the spec."""
@@ -179,12 +206,20 @@ class Catalog:
 
         This may take seconds if the kernels were never compiled before.
         """
+        used = [(algorithm_of(group, find_algorithm(algorithm)), group.parameters) for group in groups]
+        await self._prepare((own, parameter.dtype) for own, parameters in used for parameter in parameters)
+
+    async def prepare_state(self, state: JobState) -> None:
+        """Do the same for the groups of a job that was loaded."""
+        used = zip(state.groups.algorithms, state.groups.layouts, strict=True)
+        await self._prepare((own, parameter.dtype) for own, layout in used for parameter in layout.parameters)
+
+    async def _prepare(self, used: Iterable[tuple[Algorithm, str]]) -> None:
         dtypes: dict[Algorithm, set[str]] = {}
-        for group in groups:
-            own = algorithm_of(group, find_algorithm(algorithm))
-            dtypes.setdefault(own, set()).update(parameter.dtype for parameter in group.parameters)
-        for own, used in dtypes.items():
-            await self.offload.prepare(own, used)
+        for algorithm, dtype in used:
+            dtypes.setdefault(algorithm, set()).add(dtype)
+        for algorithm, own in dtypes.items():
+            await self.offload.prepare(algorithm, own)
 
     async def finish(self, upload: WeightsUpload) -> Job:
         """Turn a complete upload into a durable job; raise `IncompleteParameter` if weights are missing."""
@@ -200,13 +235,48 @@ class Catalog:
             policy=policy_of(spec),
             id=upload.creation_id,
             wall=self.clock.wall(),
-            first_epoch=self._last_epochs.get(spec.name, self._forgotten_epoch),
+            first_epoch=self.first_epoch(spec.name),
             weights=upload.weights,
         )
         log = self._log_of(spec.name, upload.creation_id)
         position = await log.append(event, 0, None)
         upload.job = self._add(create(event), log, position, upload.reservation)
         return upload.job
+
+    def first_epoch(self, name: str) -> int:
+        """Return the epoch above which those of a new job of this name begin."""
+        return self._last_epochs.get(name, self._forgotten_epoch)
+
+    def finish_restored(self, arrival: Arrival, state: JobState, log: Log, position: int) -> Job:
+        """Turn a state that has arrived into a job; its log has it."""
+        JobMemory(state, decider_of(state.policy), self.memory, arrival.reservation).fit()
+        arrival.job = self._add(state, log, position, arrival.reservation)
+        return arrival.job
+
+    async def reload(self, job: Job, load: Callable[[], Awaitable[tuple[JobState, Log, int]]]) -> None:
+        """Stop a job, and go on with what `load` reads of it. Calls fail meanwhile with `JobReloads`.
+
+        `load` returns a state with its log, and the position of the last event. If it raises, the server goes on
+        without the job. Raise `JobReloads` if that is going on already.
+        """
+        name = job.name
+        self._check_settled(name)
+        self._reloading.add(name)
+        try:
+            await to_the_end(self._release(job, job.close(JobReloads(job=name))))
+            state, log, position = await load()
+            await self.prepare_state(state)
+            self.adopt(state, log, position)
+        except Exception as problem:
+            self._jobs.pop(name, None)
+            self.start_without(name, str(problem) or repr(problem))
+            raise
+        finally:
+            self._reloading.discard(name)
+
+    def _check_settled(self, name: str) -> None:
+        if name in self._reloading:
+            raise JobReloads(job=name)
 
     def adopt(self, state: JobState, log: Log, position: int) -> Job:
         """Take over a job that was recovered; raise `MemoryExceeded`. `resume` grants its workers their leases."""
@@ -256,12 +326,15 @@ class Catalog:
     async def expire(self) -> None:
         """End all leases that have run out, and the ephemeral jobs that have had no worker for too long."""
         for job in tuple(self._jobs.values()):
+            if job.name in self._reloading:
+                continue
             job.workers.expire()
             if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
                 await self._end(job)
 
     async def _end(self, job: Job) -> None:
         if self._jobs.get(job.name) is job:  # otherwise another call has deleted it meanwhile
+            self._check_settled(job.name)
             del self._jobs[job.name]
             self._note_epochs(job)
             await to_the_end(self._release(job, job.delete()))

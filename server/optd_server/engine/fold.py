@@ -12,12 +12,13 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.state import JobState
 from optd_server.store.snapshots import Snapshots
 from optd_server.store.versions import Snapshot
-from optd_wire.errors import JobFailed
+from optd_wire.errors import JobFailed, JobReloads
 
 logger = logging.getLogger(__name__)
 
 STILL_TAKEN = (Joined, Left, Expired, Deleted)
 """The kinds of events that a failed job takes: its workers may come to read its weights, and it may be deleted."""
+STAYS = "it can still be read, but takes no more steps"
 
 
 class Fold:
@@ -44,8 +45,13 @@ class Fold:
         return "" if self._failure is None else str(self._failure)
 
     def check_not_failed(self) -> None:
-        """Raise `JobFailed` if applying an event has failed half-way: no later step would be correct."""
+        """Raise `JobFailed` if applying an event has failed half-way: no later step would be correct.
+
+        Raise `JobReloads` instead if the job is about to go back to its last version.
+        """
         if self._failure is not None:
+            if self._log.brings_back:
+                raise JobReloads(job=self.state.name)
             # Raises a new error each time: one that is raised repeatedly would collect all tracebacks.
             raise copy(self._failure)
 
@@ -53,7 +59,9 @@ class Fold:
         """Fail the job, whose state may be half-changed; return the error to raise."""
         state = self.state
         logger.error("job %s failed after version %d", state.name, state.version, exc_info=problem)
-        self._failure = JobFailed(job=state.name, version=state.version, problem=repr(problem)[:200])
+        outcome = "it goes back to what its disk has, and on from there" if self._log.brings_back else STAYS
+        self._failure = JobFailed(job=state.name, version=state.version, problem=repr(problem)[:200], outcome=outcome)
+        self._log.note_failed()
         self.notify()
         return copy(self._failure)
 

@@ -345,14 +345,17 @@ class Job:
         finally:
             self._release()
 
-    async def close(self) -> None:
-        """Do the same as `delete`, but no event says so: the log still has the job."""
-        await self._stop()
+    async def close(self, gone: OptdError | None = None) -> None:
+        """Do the same as `delete`, but no event says so: the log still has the job.
+
+        Everything that waits or comes later fails with `gone`; default: `UnknownJob`.
+        """
+        await self._stop(gone)
         self._release()
 
-    async def _stop(self) -> None:
+    async def _stop(self, gone: OptdError | None = None) -> None:
         """End everything that waits, and with it the writer. Only the caller may take events after that."""
-        gone = UnknownJob(job=self.name)
+        gone = UnknownJob(job=self.name) if gone is None else gone
         self.closed.set()
         self.snapshots.close(gone)
         await self._writer.close(gone)

@@ -22,6 +22,10 @@ class Log(Protocol):
         """
 
     @property
+    def brings_back(self) -> bool:
+        """Whether a job that has failed half-way is loaded again from what the log has of it."""
+
+    @property
     def durable_version(self) -> int:
         """The newest version of the job that survives a restart, and with a disk a power cut too."""
 
@@ -34,6 +38,9 @@ class Log(Protocol):
     def take_back(self, version: int) -> None:
         """Remove the last event, which could not be applied. `version` is that of the job before it."""
 
+    def note_failed(self) -> None:
+        """Have the job, which has failed half-way, loaded again if the log `brings_back`."""
+
     async def wait(self, position: int) -> None:
         """Wait until all events up to a position have the durability that the operator chose."""
 
@@ -45,6 +52,7 @@ class KeepsNothing:
     """A log that keeps nothing: an event costs no copy and no memory, and no version survives a restart."""
 
     keeps_events = False
+    brings_back = False
     durable_version = 0
 
     async def append(self, event: Event, version: int, before: JobState | None) -> int:
@@ -52,6 +60,9 @@ class KeepsNothing:
         return 0
 
     def take_back(self, version: int) -> None:
+        """Do nothing."""
+
+    def note_failed(self) -> None:
         """Do nothing."""
 
     async def wait(self, position: int) -> None:

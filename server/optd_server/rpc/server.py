@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from optd_server.config import Config, ConfigError
+from optd_server.durability.checkpoints import Checkpoints
 from optd_server.engine.catalog import Catalog
 from optd_server.rpc.authentication import TokenInterceptor
 from optd_server.rpc.budget import ByteBudget
@@ -18,6 +19,7 @@ from optd_server.rpc.callers import Callers
 from optd_server.rpc.calls import Calls
 from optd_server.rpc.handover import Handover
 from optd_server.rpc.security import Security
+from optd_server.rpc.services.checkpoint import CheckpointService
 from optd_server.rpc.services.inspection import InspectionService
 from optd_server.rpc.services.job import JobService
 from optd_server.rpc.services.state import StateService
@@ -25,6 +27,7 @@ from optd_server.rpc.services.training import TrainingService
 from optd_server.rpc.services.worker import WorkerService
 from optd_wire.errors import ShuttingDown
 from optd_wire.v1 import (
+    checkpoint_service_pb2,
     inspection_service_pb2,
     job_service_pb2,
     state_service_pb2,
@@ -47,8 +50,16 @@ SPARE_CALLS = 64
 class Server:
     """A gRPC server around a catalog of jobs. Lives on one event loop."""
 
-    def __init__(self, catalog: Catalog, config: Config, security: Security, handover: Handover | str) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        checkpoints: Checkpoints,
+        config: Config,
+        security: Security,
+        handover: Handover | str,
+    ) -> None:
         self._catalog = catalog
+        self._checkpoints = checkpoints
         self._handover = handover
         self._config = config
         self._security = security
@@ -77,6 +88,7 @@ class Server:
             worker_service_pb2: WorkerService(self._catalog, self._handover),
             training_service_pb2: TrainingService(self._catalog, self._config.idle_seconds),
             state_service_pb2: StateService(self._catalog),
+            checkpoint_service_pb2: CheckpointService(self._catalog, self._checkpoints),
             inspection_service_pb2: InspectionService(self._catalog, self.status, self._calls.stopping),
         }
         names = []

@@ -1,7 +1,7 @@
 """All rows, in the order of the table. A new one is one entry in the file of its family."""
 
 from bench.row import Row
-from bench.rows import encodings, kernels, latency, memory, over_grpc, same_host, scale, sparse, workers
+from bench.rows import durability, encodings, kernels, latency, memory, over_grpc, same_host, scale, sparse, workers
 
 ROWS: tuple[Row, ...] = (
     *kernels.ROWS,
@@ -13,4 +13,5 @@ ROWS: tuple[Row, ...] = (
     *memory.ROWS,
     *encodings.ROWS,
     *sparse.ROWS,
+    *durability.ROWS,
 )

@@ -53,11 +53,11 @@ def _pushes(size: Size) -> Iterator[Sides]:
         mine = [(ours.pusher, server.address, size.small, f"bench-{number}") for number in range(size.clients)]
         theirs = [(grpc_echo.echo_pusher, address, size.small * FLOAT32_BYTES)] * size.clients
         with children(*mine) as pushers, children(*theirs) as echoers:
-            yield Sides(Side(_together(pushers, size)), Side(_together(echoers, size)))
+            yield Sides(Side(together(pushers, size)), Side(together(echoers, size)))
 
 
-def _together(clients: list[Child], size: Size) -> Callable[[], float]:
-    """All at the same time; the sum of what each gets done in a second."""
+def together(clients: list[Child], size: Size) -> Callable[[], float]:
+    """A measure: all at the same time; the sum of what each gets done in a second."""
 
     def measure() -> float:
         for client in clients:

@@ -318,3 +318,18 @@ def test_a_server_that_is_not_trusted_is_3(guarded):
     assert ended.code == Exit.UNREACHABLE
     # gRPC's core may say something of its own before.
     assert ended.err.splitlines()[-1].startswith(f"optctl: no optd server answers at {server.address}")
+
+
+def test_without_an_address_the_server_of_this_host_is_asked(called, server: LocalServer, monkeypatch):
+    monkeypatch.delenv("OPTD_SERVER")
+    monkeypatch.setenv("OPTD_PORT", server.address.rpartition(":")[2])
+    assert called("health").out == "SERVING\n"
+    monkeypatch.setenv("OPTD_SERVER", "127.0.0.1:1")  # says more than a port alone
+    assert called("jobs", "--timeout", "0.1").code == Exit.UNREACHABLE
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "grpc", "²"])
+def test_a_port_at_which_no_server_can_be_is_named(called, monkeypatch, port: str):
+    monkeypatch.delenv("OPTD_SERVER")
+    monkeypatch.setenv("OPTD_PORT", port)
+    assert_one_line(called("jobs"), Exit.USAGE, "OPTD_PORT must be in [1, 65535]", f"got {port!r}")

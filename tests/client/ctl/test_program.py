@@ -16,14 +16,14 @@ from .conftest import Optctl
 
 COMMANDS = [
     *["status", "health", "jobs", "job", "groups", "group", "workers", "rejections", "algorithms"],
-    *["watch", "bench", "set", "changes", "delete"],
+    *["watch", "bench", "set", "changes", "rollback", "delete", "doctor"],
 ]
 
 
 def test_the_help_lists_commands_and_exit_codes():
     shown = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1"})
     assert shown.exit_code == 0
-    assert re.findall(r"^│ ([a-z]+) {2,}", shown.output, re.MULTILINE) == COMMANDS
+    assert re.findall(r"^│ ([a-z]+) {2,}", shown.output, re.MULTILINE) == [*COMMANDS, "checkpoint"]
     words = " ".join(shown.output.split())
     for code, meaning in MEANINGS.items():
         assert f" {code.value} {meaning}" in words

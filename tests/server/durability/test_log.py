@@ -1,6 +1,7 @@
 """The log on disk: torn tails are cut off, and damage is never taken for one."""
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.faults.processes import wait_for
 
+from optd_server.durability.data_dir import JobFolder
 from optd_server.durability.log import framing
 from optd_server.durability.log.scan import Tail, records, segment_paths
 from optd_server.durability.log.segment import Segment
 from optd_server.durability.log.syncer import Syncer
 from optd_server.durability.log.writer import LogWriter
 from optd_server.durability.problems import Damage, NewerFormat
-from optd_server.durability.recovery import prepare_log
+from optd_server.durability.recovery import Recovered, prepare_log
 
 EVENTS = [b"one", b"", b"a third event" * 7, bytes(range(256)), b"x" * 1000]
 
@@ -175,6 +177,37 @@ def test_a_torn_segment_before_the_last_is_damage(tmp_path):
 
 
 # The writer
+
+
+@pytest.mark.parametrize("earlier", [0, 2])
+@pytest.mark.parametrize("leaves", ["a header", "a torn record", "a mark"])
+def test_2_a_log_goes_on_behind_a_segment_that_holds_no_event(tmp_path, writers, earlier, leaves):
+    """A server may end after it has made a segment, and before the first event is in it. The next one has its name."""
+    chain = 0
+    if earlier:
+        first = Segment(tmp_path, first_event=1, version=0, chain=0, size=4096)
+        for event in range(1, earlier + 1):
+            first.append([b"old %d" % event], event=event, version=event, synced=0)
+        first.finish()
+        chain = first.chain
+    empty = Segment(tmp_path, first_event=earlier + 1, version=earlier, chain=chain, size=4096)
+    if leaves == "a mark":
+        empty.mark(event=earlier, version=earlier, synced=earlier)
+    elif leaves == "a torn record":
+        empty.append([b"x" * 100], event=earlier + 1, version=earlier + 1, synced=0)
+        os.ftruncate(empty.descriptor, empty.end - 50)
+    os.close(empty.descriptor)
+    tail = read(tmp_path)[1]
+    assert tail.event == earlier
+    prepare_log(JobFolder(tmp_path.parent, "j", ""), Recovered(None, tail, []))  # type: ignore[arg-type]
+
+    async def go_on():
+        writer = writers.make(tail)
+        await writer.append([b"new"], earlier + 1)
+        writer.close()
+
+    asyncio.run(go_on())
+    assert read(tmp_path)[0] == [*(b"old %d" % event for event in range(1, earlier + 1)), b"new"]
 
 
 class Writers:

@@ -52,6 +52,7 @@ def _facts(view: JobView) -> list[tuple[str, str]]:
     return [
         ("job", f"{summary.name}  {_algorithms(view)}  {text.policy(summary.policy)}"),
         ("version", text.count(summary.version.version) + (" failed" if summary.failure else "")),
+        ("durable", text.durable(summary.version)),
         ("last step", text.moment(summary.stepped_unix_ms) if summary.stepped_unix_ms else text.NONE),
         ("ends", "with its workers" if summary.ephemeral else "when it is deleted"),
         ("size", f"{text.counted(summary.groups, 'group')}, {text.counted(summary.elements, 'element')}"),

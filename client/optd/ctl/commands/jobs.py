@@ -1,15 +1,14 @@
 """Jobs: `jobs`, `delete`."""
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from optd.ctl import output, text
+from optd.ctl import text
+from optd.ctl.asking import confirm
 from optd.ctl.commands.arguments import Job
-from optd.ctl.exits import BadUsage, Exit
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, table
 from optd_wire.errors import UnknownJob
@@ -46,7 +45,9 @@ def delete(
     if found is None:
         raise UnknownJob(job=job)
     if not yes:
-        _confirm(found)
+        size = f"{text.counted(found.elements, 'element')}, {text.counted(found.workers, 'worker')}{_lost(found)}"
+        question = f"Delete {found.name} at version {text.count(found.version.version)} ({size})"
+        confirm(question, "delete", f"{found.name} was not deleted")
     # Not repeated: if the answer is lost, the name may belong to another job already.
     server = invocation.server
     gone = server.transport.delete_job(job, server.timeout)
@@ -57,17 +58,6 @@ def _lost(job: JobSummary) -> str:
     """What goes with a job that nobody has made a step of."""
     pending = job.gradients.accumulated
     return f", with gradients added up ({text.count(pending)}) that no step was made of" if pending else ""
-
-
-def _confirm(job: JobSummary) -> None:
-    if not sys.stdin.isatty():
-        raise BadUsage("there is no terminal to ask on: pass --yes to delete")
-    size = f"{text.counted(job.elements, 'element')}, {text.counted(job.workers, 'worker')}{_lost(job)}"
-    sys.stderr.write(f"Delete {job.name} at version {text.count(job.version.version)} ({size})? [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        output.complain(f"{job.name} was not deleted")
-        raise typer.Exit(Exit.REFUSED)
 
 
 def _table(found: tuple[JobSummary, ...], algorithms: Sequence[str], now: float) -> FittingTable:
@@ -81,6 +71,7 @@ def _table(found: tuple[JobSummary, ...], algorithms: Sequence[str], now: float)
             Column("refused", number=True),
             Column("elements", number=True),
             Column("groups", number=True, spare=True),
+            Column("durable", number=True, spare=True),
             Column("age", number=True, spare=True),
             Column("memory", number=True, spare=True),
             Column("pushes", number=True, spare=True),
@@ -98,6 +89,7 @@ def _table(found: tuple[JobSummary, ...], algorithms: Sequence[str], now: float)
                 text.count(job.rejections),
                 text.count(job.elements),
                 text.count(job.groups),
+                text.durable(job.version),
                 text.duration(now - job.created_unix_ms / 1000),
                 text.size(job.planned_bytes),
                 text.count(job.pushes),

@@ -109,7 +109,8 @@ class _View:
         pace = self._pace.steps_per_second(time.monotonic())
         speed = f"{text.NONE if pace is None else f'{pace:.1f}'} steps/s"
         job = report.job
+        durable = f"  durable {text.durable(job.version)}" if job.version.durable_version else ""
         return (
-            f"version {text.count(job.version.version)}  {speed}  workers {job.workers}  refused {job.rejections}"
-            + (f"  {text.gradients(job.gradients)}" if job.gradients != GradientSummary() else "")
+            f"version {text.count(job.version.version)}{durable}  {speed}  workers {job.workers}  refused "
+            f"{job.rejections}" + (f"  {text.gradients(job.gradients)}" if job.gradients != GradientSummary() else "")
         )

@@ -1,7 +1,7 @@
 """The connection to a fake server: the seam, implemented by plain function calls."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -31,6 +31,11 @@ class FakeConnection(Connection):
     def upload(self, rpc: Rpc[Q, A], first: Q, batches: Batches, timeout: float) -> A:
         """Sends `first` and all frames, and returns the one answer."""
         return self.answer(rpc, first, batches)[0]
+
+    def send(self, rpc: Rpc[Q, A], messages: Iterable[Q], timeout: float) -> A:
+        """Sends messages; the server answers each of them, and the last answer counts."""
+        *_, answer = (self.answer(rpc, message, ())[0] for message in messages)
+        return answer
 
     def download(self, rpc: Rpc[Q, A], request: Q, timeout: float | None) -> Iterator[tuple[A, list[Any]]]:
         """Sends one message; yields the answer, which is one message, with its frames."""

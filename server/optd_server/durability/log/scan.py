@@ -7,6 +7,7 @@ Whatever else cannot be read is damage.
 
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from optd_server.durability.log.framing import (
 )
 from optd_server.durability.log.segment import SUFFIX
 from optd_server.durability.problems import Damage, NewerFormat
+
+_NAME = re.compile(rf"\d{{20}}-\d{{20}}{re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,20 @@ class Tail:
 
 def segment_paths(folder: Path) -> list[Path]:
     """Return the segments of a log in order."""
-    return sorted(folder.glob(f"*{SUFFIX}"))
+    return sorted(path for path in folder.glob(f"*{SUFFIX}") if _NAME.fullmatch(path.name))
+
+
+def first_event_of(path: Path) -> int:
+    """Return the number of the first event of a segment, as its name has it."""
+    return int(path.stem.partition("-")[2])
+
+
+def chain_before(path: Path) -> int:
+    """Return the checksum of the last header before a segment whose own header is good."""
+    with path.open("rb") as file:
+        found = read_segment_header(file.read(HEADER))
+    assert found is not None
+    return found[0].chain
 
 
 def records(folder: Path, tail: Tail, *, after: int = 0) -> Iterator[Record]:
@@ -67,15 +83,21 @@ def records(folder: Path, tail: Tail, *, after: int = 0) -> Iterator[Record]:
     segments that hold none after `after`.
     """
     paths = segment_paths(folder)
-    firsts = [int(path.stem.partition("-")[2]) for path in paths]
     for number, path in enumerate(paths):
         is_last = number == len(paths) - 1
-        if not is_last and firsts[number + 1] <= after + 1:
+        if not is_last and first_event_of(paths[number + 1]) <= after + 1:
             continue
-        yield from _segment(path, tail, after, is_last=is_last)
+        if tail.path is None and first_event_of(path) > after + 1:
+            missing = f"events {after + 1} to {first_event_of(path) - 1} are missing"
+            raise Damage(path, 0, f"it is the first segment, and {missing}")
+        yield from segment_records(path, tail, after=after, is_last=is_last)
 
 
-def _segment(path: Path, tail: Tail, after: int, *, is_last: bool) -> Iterator[Record]:
+def segment_records(path: Path, tail: Tail, *, after: int = 0, is_last: bool) -> Iterator[Record]:
+    """Yield the events of one segment as `records` does. It must follow where `tail` ends, unless that is new.
+
+    Only the last segment may have a torn tail.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         header = _header_of(path, file.read(HEADER), tail, is_last=is_last)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from optd_server.durability.files import disk_full, is_full
 from optd_server.durability.log.framing import HEADER, aligned
-from optd_server.durability.log.scan import Tail, segment_paths
+from optd_server.durability.log.scan import Tail, first_event_of, segment_paths
 from optd_server.durability.log.segment import Parts, Segment, length_of
 from optd_server.durability.log.syncer import Syncer
 
@@ -206,12 +206,15 @@ class LogWriter:
         while self._unsynced and self._unsynced[0][0] <= event:
             self.synced_version = self._unsynced.popleft()[1]
         self.synced_event = max(self.synced_event, event)
+        self._wake()
+        if self._marked < self.event:
+            self._syncer.note(self)
+
+    def _wake(self) -> None:
         for waiting in [each for each in self._waiting if each.event <= self.synced_event]:
             self._waiting.remove(waiting)
             if not waiting.future.done():
                 waiting.future.set_result(None)
-        if self._marked < self.event:
-            self._syncer.note(self)
 
     # Segments
 
@@ -219,7 +222,7 @@ class LogWriter:
         """Remove the segments that hold only events up to this one; raise OSError. Blocks."""
         paths = segment_paths(self._folder)
         for path, following in pairwise(paths):
-            if int(following.stem.partition("-")[2]) <= event + 1:
+            if first_event_of(following) <= event + 1:
                 path.unlink()
 
     def close(self) -> None:
@@ -230,3 +233,4 @@ class LogWriter:
                 self._segment.finish()
                 self._segment = None
         self.synced_event, self.synced_version = self.event, self.version
+        self._loop.call_soon_threadsafe(self._wake)

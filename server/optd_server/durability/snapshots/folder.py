@@ -1,37 +1,37 @@
 """The snapshots of one job on disk: written beside the others, synced, and put in place by a rename.
 
-A snapshot is a folder of the job's version and last event, with files of tensors and `manifest.json`:
-
-    {"format": 1, "checksum": "...", "files": {"weights-small.safetensors": {"bytes": 80, "checksum": "..."}},
-     "snapshot": {"name": "digits", "version": 12, ...}}
-
-All checksums are xxh3 of 128 bits. That of the manifest is over `files` and `snapshot`, as JSON with sorted keys and
-without spaces. A file whose content is that of the snapshot before is a second name of the same file (a hard link), so
-each folder is complete, and any of them can be removed or copied alone.
+A snapshot is a folder of the job's version and last event, with files of tensors and the manifest that
+`optd_wire.checkpoint_format` describes. A file whose content is that of the snapshot before is a second name of the
+same file (a hard link), so each folder is complete, and any of them can be removed or copied alone.
 """
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from google.protobuf import json_format
 
 from optd_server.durability.files import remove_folder, sync_folder, write_file
 from optd_server.durability.problems import Damage, NewerFormat, StorageProblem
 from optd_server.durability.snapshots.contents import tensors_of
 from optd_server.durability.snapshots.manifest import manifest_of, state_of
-from optd_server.durability.snapshots.tensors import SUFFIX, TensorFile, checksum_of, file_checksum, pieces_of, write
+from optd_server.durability.snapshots.tensors import TensorFile, file_checksum, pieces_of, write
 from optd_server.durability.v1 import snapshot_pb2 as pb
 from optd_server.engine.state import JobState
+from optd_wire.checkpoint_format import (
+    FORMAT,
+    MANIFEST,
+    SUFFIX,
+    NewerManifest,
+    checksum_of,
+    manifest_text,
+    parse_manifest,
+)
+from optd_wire.errors import OptdError, VersionNotKept
 
-FORMAT = 1
-"""The version of the form. A reader refuses newer ones."""
-MANIFEST = "manifest.json"
 _NEW = ".new"
 
 
@@ -81,13 +81,22 @@ class SnapshotFolder:
             }
             try:
                 return state_of(self.manifest(), files), size
-            except (ValueError, KeyError, IndexError) as problem:
+            except (ValueError, LookupError, OverflowError, TypeError, AttributeError, OptdError) as problem:
                 raise Damage(self.path / MANIFEST, 0, f"it makes no state: {problem}") from None
 
 
 def snapshots_in(folder: Path) -> list[SnapshotFolder]:
     """Return the snapshots of a job, the oldest first."""
     return sorted(_listed(folder), key=lambda each: each.event)
+
+
+def snapshot_of_version(known: Sequence[SnapshotFolder], job: str, version: int) -> SnapshotFolder:
+    """Return the newest snapshot of a version; raise `VersionNotKept`. `known` has them by age, the oldest first."""
+    for each in reversed(known):
+        if each.version == version:
+            return each
+    kept = ", ".join(str(each.version) for each in known) or "no version"
+    raise VersionNotKept(job=job, version=version, kept=kept)
 
 
 def _listed(folder: Path) -> Iterator[SnapshotFolder]:
@@ -102,23 +111,19 @@ def _listed(folder: Path) -> Iterator[SnapshotFolder]:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_bytes())
-        form = found["format"]
-        if form > FORMAT:
-            raise NewerFormat(path, form, FORMAT)
-        if found["checksum"] != _checksum(found):
-            raise Damage(path, 0, "its checksum is wrong")
+        return checked_manifest(path.read_bytes(), path)
     except FileNotFoundError:
         raise Damage(path, 0, "the file is missing") from None
-    except (ValueError, KeyError, TypeError) as problem:
-        raise Damage(path, 0, f"it is no manifest: {problem}") from None
-    manifest: dict[str, Any] = found
-    return manifest
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
-    body = {name: manifest[name] for name in ("files", "snapshot")}
-    return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+def checked_manifest(text: bytes | bytearray, path: Path) -> dict[str, Any]:
+    """Return a manifest; raise `Damage` or `NewerFormat`, which name `path`."""
+    try:
+        return parse_manifest(text)
+    except NewerManifest as newer:
+        raise NewerFormat(path, newer.found, FORMAT) from None
+    except ValueError as problem:
+        raise Damage(path, 0, str(problem)) from None
 
 
 def write_snapshot(
@@ -150,20 +155,33 @@ def _write_files(scratch: Path, state: JobState, event: int, before: SnapshotFol
     known = _known_files(before)
     files: dict[str, Any] = {}
     total = 0
-    for stem, tensors in tensors_of(state).items():
-        name, parts = stem + SUFFIX, pieces_of(tensors)
-        size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
-        files[name] = {"bytes": size, "checksum": checksum_of(parts)}
+    for name, parts in contents_of(state):
+        files[name] = described(parts)
         if before is not None and known.get(name) == files[name]:
             os.link(before.path / name, scratch / name)
             continue
         write(scratch / name, parts)
-        total += size
+        total += files[name]["bytes"]
+    manifest = manifest_of_files(files, state, event)
+    write_file(scratch / MANIFEST, manifest)
+    return total + len(manifest), sum(file["bytes"] for file in files.values()) + len(manifest)
+
+
+def contents_of(state: JobState) -> Iterator[tuple[str, list[memoryview | bytes]]]:
+    """Yield the files of a snapshot but its manifest: the name of each, and its bytes, which lie in the state."""
+    for stem, tensors in tensors_of(state).items():
+        yield stem + SUFFIX, pieces_of(tensors)
+
+
+def described(parts: list[memoryview | bytes]) -> dict[str, Any]:
+    """Return what the manifest says of a file."""
+    return {"bytes": sum(memoryview(part).nbytes for part in parts), "checksum": checksum_of(parts)}
+
+
+def manifest_of_files(files: dict[str, Any], state: JobState, event: int) -> bytes:
+    """Return the content of a manifest. `files` describes the other files by name."""
     body = json_format.MessageToDict(manifest_of(state, event), preserving_proto_field_name=True)
-    manifest = {"format": FORMAT, "files": files, "snapshot": body}
-    text = json.dumps({**manifest, "checksum": _checksum(manifest)}, indent=1)
-    write_file(scratch / MANIFEST, text.encode())
-    return total + len(text), sum(file["bytes"] for file in files.values()) + len(text)
+    return manifest_text(files, body)
 
 
 def _known_files(before: SnapshotFolder | None) -> dict[str, Any]:
@@ -177,9 +195,13 @@ def _known_files(before: SnapshotFolder | None) -> dict[str, Any]:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a server has left that ended while it wrote or removed a snapshot; raise OSError. Blocks."""
-    for path in folder.glob(".*"):
-        if path.is_dir():
-            remove_folder(path)
+    for path in unfinished(folder):
+        remove_folder(path)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Return what a server has left that ended while it wrote or removed a snapshot."""
+    return sorted(path for path in folder.glob(".*") if path.is_dir())
 
 
 def drop_old(folder: Path, keep: int) -> None:

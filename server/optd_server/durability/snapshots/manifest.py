@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from optd_server.durability.problems import Damage
 from optd_server.durability.snapshots.contents import (
     AVERAGES,
     ROWS,
@@ -47,7 +48,9 @@ from optd_wire.values import (
     AverageInfo,
     GradientSummary,
     GroupOptions,
+    GroupSpec,
     JobOptions,
+    JobSpec,
     JobVersion,
     OptionChange,
     ParameterSpec,
@@ -58,6 +61,9 @@ Files = Mapping[str, TensorFile]
 """The open files of a snapshot, by name without the suffix."""
 Read: TypeAlias = Callable[[str, Place, str, Array], None]
 """Reads a tensor to an array: the kind of its file, its parameter, its name, and the array."""
+
+
+MOST_STEPS = 1 << 62
 
 
 # To a message
@@ -173,6 +179,23 @@ def _accumulation(state: JobState) -> pb.StoredAccumulation:
 # To a state
 
 
+def spec_of(stored: pb.Snapshot, name: str) -> JobSpec:
+    """Return what a job of this name would be registered as, to be what a manifest describes; raise ValueError."""
+    groups = []
+    for group in stored.groups:
+        options = from_message(group.options, GroupOptions)
+        parameters = tuple(from_message(each, ParameterSpec) for each in group.parameters)
+        groups.append(GroupSpec(options.group, options.options, parameters, options.algorithm))
+    return JobSpec(
+        name=name,
+        algorithm=stored.algorithm,
+        defaults=options_from_message(stored.defaults),
+        groups=tuple(groups),
+        policy=policy_from_message(stored.policy),
+        options=from_message(stored.options, JobOptions).options,
+    )
+
+
 def state_of(stored: pb.Snapshot, files: Files) -> JobState:
     """Return the state that a manifest and its files hold. Blocks while the files are read.
 
@@ -185,6 +208,7 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
     def read(kind: str, place: Place, name: str, out: Array) -> None:
         files[f"{kind}-{unit[place.group]}"].read_into(name, out)
 
+    _check_shapes(all_places, unit, files)
     weights = FlatBuffers(groups.extents)
     for place in all_places:
         read(WEIGHTS, place, place.name, view_of(weights, place))
@@ -213,6 +237,15 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
     )
 
 
+def _check_shapes(all_places: list[Place], unit: Mapping[int, str], files: Files) -> None:
+    """Raise `Damage` unless each parameter has its weights: no memory is taken for numbers that are not there."""
+    for place in all_places:
+        file = files[f"{WEIGHTS}-{unit[place.group]}"]
+        found = file.entry(place.name).shape
+        if found != place.shape:
+            raise Damage(file.path, 8, f"tensor {place.name!r} is of shape {found}, where {place.shape} belongs")
+
+
 def _read_groups(stored: pb.Snapshot) -> Groups:
     kept = []
     for group in stored.groups:
@@ -226,6 +259,7 @@ def _read_groups(stored: pb.Snapshot) -> Groups:
 def _read_states(stored: pb.Snapshot, groups: Groups, all_places: list[Place], read: Read) -> None:
     started: dict[tuple[int, str], dict[str, frozenset[int]]] = {}
     for number, group in enumerate(stored.groups):
+        _check_counts(group, len(groups.layouts[number].parameters))
         for field in group.fields:
             own = started.setdefault((number, dtype_from_enum(field.dtype)), {})
             own[field.name] = frozenset(field.started)
@@ -248,6 +282,14 @@ def _read_states(stored: pb.Snapshot, groups: Groups, all_places: list[Place], r
                 segment.started[name][place.index] = True
                 array = segment.state[name][segment.layout_of(name).elements(place.index, place.index + 1)]
                 read(STATE, place, f"{name}/{place.name}", array)
+
+
+def _check_counts(group: pb.StoredGroup, parameters: int) -> None:
+    """Raise ValueError unless the step counts and the indices of parameters are such."""
+    if len(group.steps) != parameters or not all(0 <= steps < MOST_STEPS for steps in group.steps):
+        raise ValueError(f"group {group.options.group!r} needs {parameters} step counts in [0, 2**62)")
+    if any(member >= parameters for field in group.fields for member in field.started):
+        raise ValueError(f"group {group.options.group!r} has state of a parameter that it lacks")
 
 
 def _read_averages(stored: pb.Snapshot, groups: Groups, all_places: list[Place], read: Read) -> Averages:

@@ -1,15 +1,12 @@
 """Files in the safetensors format, written from where the numbers lie and read to where they belong.
 
 The format (https://github.com/huggingface/safetensors#format) is the length of a JSON header in 8 bytes, the header,
-and the numbers. A reader of this file trusts nothing: a header that is too long, numbers that overlap, leave a gap, or
-do not fit their shape are refused.
+and the numbers. Nothing that is read is trusted.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +16,11 @@ import xxhash
 
 from optd_server.durability.files import write_all
 from optd_server.durability.problems import Damage
-from optd_wire.dtypes import DTYPES
+from optd_wire.checkpoint_format import LONGEST_HEADER, TENSOR_DTYPES, TensorEntry, tensor_entries
 
 Array = npt.NDArray[Any]
-SUFFIX = ".safetensors"
-LONGEST_HEADER = 100 << 20
-_NAMES: dict[str, str] = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "uint64": "U64",
-    "int32": "I32",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-"""The format's name of each dtype."""
-_DTYPES = {theirs: DTYPES.get(ours) or np.dtype(ours) for ours, theirs in _NAMES.items()}
-_PIECE = 64 << 20
+_PIECE = 1 << 20
 """Bytes that are hashed at a time while a file is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor in a file."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int
-    """Where its numbers begin, in bytes from the beginning of the file."""
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A file that was written, as a manifest records it."""
-
-    name: str
-    bytes: int
-    checksum: str
-    """xxh3 of 128 bits, in hexadecimal digits."""
 
 
 def pieces_of(tensors: Mapping[str, Array]) -> list[memoryview | bytes]:
@@ -72,7 +33,7 @@ def pieces_of(tensors: Mapping[str, Array]) -> list[memoryview | bytes]:
     for name in names:
         array = np.ascontiguousarray(tensors[name])
         header[name] = {
-            "dtype": _NAMES[array.dtype.name],
+            "dtype": TENSOR_DTYPES[array.dtype.name],
             "shape": list(tensors[name].shape),
             "data_offsets": [end, end + array.nbytes],
         }
@@ -87,14 +48,6 @@ def pieces_of(tensors: Mapping[str, Array]) -> list[memoryview | bytes]:
 def _bytes_of(array: Array) -> memoryview:
     """Return the memory of a contiguous array."""
     return array.reshape(-1).view(np.uint8).data
-
-
-def checksum_of(parts: list[memoryview | bytes]) -> str:
-    """Return the checksum of a file."""
-    digest = xxhash.xxh3_128()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def write(path: Path, parts: list[memoryview | bytes]) -> None:
@@ -125,32 +78,26 @@ class TensorFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def _entries(self) -> dict[str, Entry]:
+    def _entries(self) -> dict[str, TensorEntry]:
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
             raise Damage(self.path, 0, f"its header would have {length} bytes, and the file has {size}")
-        first = 8 + length
         try:
-            header = json.loads(_read(self._file, length))
-            header.pop("__metadata__", None)
-            entries = {name: _entry(found, first) for name, found in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as problem:
-            raise Damage(self.path, 8, f"its header is wrong: {problem}") from None
-        end = first
-        for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-            if entry.start != end:
-                raise Damage(self.path, 8, f"tensor {name!r} begins at byte {entry.start}, where {end} is next")
-            end = entry.stop
-        if end != size:
-            raise Damage(self.path, end, f"its tensors end at byte {end}, and the file has {size}")
-        return entries
+            return tensor_entries(_read(self._file, length), size)
+        except ValueError as problem:
+            raise Damage(self.path, 8, str(problem)) from None
 
-    def read_into(self, name: str, out: Array) -> None:
-        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+    def entry(self, name: str) -> TensorEntry:
+        """Return where a tensor is, and what; raise `Damage`."""
         entry = self.entries.get(name)
         if entry is None:
             raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        return entry
+
+    def read_into(self, name: str, out: Array) -> None:
+        """Read a tensor to a contiguous array of its dtype and size; raise `Damage` if it does not fit."""
+        entry = self.entry(name)
         if entry.dtype != out.dtype or entry.stop - entry.start != out.nbytes:
             wanted = f"{out.dtype} of {out.size} elements"
             raise Damage(
@@ -163,21 +110,10 @@ class TensorFile:
 
     def read(self, name: str) -> Array:
         """Return a tensor; raise `Damage`."""
-        entry = self.entries.get(name)
-        if entry is None:
-            raise Damage(self.path, 8, f"it has no tensor {name!r}")
+        entry = self.entry(name)
         out = np.empty(entry.shape, entry.dtype)
         self.read_into(name, out)
         return out
-
-
-def _entry(found: Mapping[str, Any], first: int) -> Entry:
-    dtype = _DTYPES[found["dtype"]]
-    shape = tuple(int(size) for size in found["shape"])
-    start, stop = map(int, found["data_offsets"])
-    if min((start, *shape), default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"bytes {start} to {stop} are no {found['dtype']} of shape {shape}")
-    return Entry(dtype, shape, first + start, first + stop)
 
 
 def _read(file: Any, length: int) -> bytes:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,6 +103,9 @@ class Folding:
     """The process, as its parent has it."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
@@ -117,8 +121,15 @@ class Folding:
 
     def fold(self, request: Request) -> Answer:
         """As the function, over there."""
-        _write(self._into, request)
-        answer = _read(self._out)
+        try:
+            _write(self._into, request)
+            answer = _read(self._out)
+        except BaseException:
+            # Such as a test's timeout: the next answer would be that of this request, and both would wait for ever.
+            self._process.kill()
+            self.close()
+            self._begin()
+            raise
         if isinstance(answer, Exception):
             raise answer
         assert isinstance(answer, Answer)
@@ -126,7 +137,8 @@ class Folding:
 
     def close(self) -> None:
         """Ends the process."""
-        self._into.close()
+        with suppress(BrokenPipeError):
+            self._into.close()
         self._process.wait(10)
         self._out.close()
 

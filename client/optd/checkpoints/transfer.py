@@ -1,0 +1,101 @@
+"""Brings a job to a place, and a checkpoint to a server. The files travel as they are; nothing is converted."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import IO
+
+from optd.checkpoints.files import CheckpointInfo, pieces_of, read_info, read_manifest
+from optd.checkpoints.place import Place
+from optd.transport.calls.checkpoints import FilePiece
+from optd.transport.server_calls import ServerCalls
+from optd_wire.checkpoint_format import MANIFEST
+from optd_wire.errors import JobExists
+from optd_wire.values import JobInfo
+
+SAVE_SECONDS = 3600.0
+"""How long a checkpoint may take, unless its caller says so. The server gives up a transfer that stands still."""
+_MANIFEST_PIECE = 1 << 20
+
+ADVICE = (
+    "replace deletes it first, load keeps it and loads into it, and a checkpoint may be restored under another name"
+)
+
+Progress = Callable[[int, int], None]
+"""Is told how many bytes have passed, and how many there are."""
+
+
+def save(
+    transport: ServerCalls,
+    job: str,
+    place: Place,
+    timeout: float,
+    *,
+    version: int | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda *_: None,
+) -> CheckpointInfo:
+    """Writes a checkpoint of a job: of a version of which the server has a snapshot, or of the job as it is now.
+
+    Steps go on meanwhile. The checkpoint is at its place when this returns, and not before. Blocks for up to `timeout`
+    seconds. Raises `CheckpointExists`, `PlaceUnusable`, `UnknownJob`, `VersionNotKept`, `MemoryExceeded`, and errors of
+    the connection; nothing is left behind then.
+    """
+    with place.writing(overwrite=overwrite) as unfinished, ExitStack() as opened:
+        _, total, pieces = transport.read_checkpoint(job, version, timeout)
+        name, file, passed = "", None, 0
+        for piece in pieces:
+            if piece.file != name:
+                opened.close()
+                name = piece.file
+                file = _opened(opened, unfinished.open(name))
+            if file is not None:
+                file.write(piece.data)
+            passed += len(piece.data)
+            progress(min(passed, total), total)
+        opened.close()
+    return read_info(place)
+
+
+def _opened(stack: ExitStack, file: IO[bytes]) -> IO[bytes]:
+    return stack.enter_context(file)
+
+
+def restore(
+    transport: ServerCalls,
+    place: Place,
+    timeout: float,
+    *,
+    job: str | None = None,
+    replace: bool = False,
+    progress: Progress = lambda *_: None,
+) -> JobInfo:
+    """Creates a job from a checkpoint: under the name that it had, or as `job`. Blocks for up to `timeout` seconds.
+
+    `replace` deletes a job of that name first. Raises `NoCheckpoint`, `DamagedCheckpoint`, `WrongCheckpoint`,
+    `JobExists`, `JobInUse`, `MemoryExceeded`, `DiskFull`, and errors of the connection.
+    """
+    info = read_info(place)
+    text, _ = read_manifest(place)
+    total = sum(info.files.values())
+
+    def pieces() -> Iterator[FilePiece]:
+        for start in range(0, len(text), _MANIFEST_PIECE):
+            yield FilePiece(MANIFEST, text[start : start + _MANIFEST_PIECE])
+        passed = 0
+        for name in info.files:
+            for data in pieces_of(place, name):
+                yield FilePiece(name, data)
+                passed += len(data)
+                progress(passed, total)
+
+    try:
+        return transport.restore_job(
+            job or info.job,
+            pieces(),
+            timeout,
+            creation_id=secrets.token_hex(16),
+            replace_for="" if replace else None,
+        )
+    except JobExists as error:
+        raise JobExists(job=error.values["job"], how=f"{error.values['how']}; {ADVICE}") from None
