@@ -266,7 +266,7 @@ class Catalog:
             await to_the_end(self._release(job, job.close(JobReloads(job=name))))
             state, log, position = await load()
             await self.prepare_state(state)
-            self.adopt(state, log, position)
+            self.adopt(state, log, position).workers.resume()
         except Exception as problem:
             self._jobs.pop(name, None)
             self.start_without(name, str(problem) or repr(problem))
