@@ -59,12 +59,29 @@ def _steps(durability: str) -> Callable[[Size], AbstractContextManager[Sides]]:
 def _commits(size: Size) -> Iterator[Sides]:
     with (
         disk.folder() as folder,
-        ours.server("--data-dir", str(folder / "jobs"), "--durability", "log", "--fsync", "commit") as server,
+        _pushes(size, "--data-dir", str(folder / "jobs"), "--durability", "log", "--fsync", "commit") as mine,
         plain_files.committers(folder, size.clients, size.small * FLOAT32_BYTES) as committed,
     ):
-        mine = [(ours.pusher, server.address, size.small, f"bench-{number}") for number in range(size.clients)]
-        with children(*mine) as pushers:
-            yield Sides(Side(together(pushers, size)), Side(lambda: committed(size.push_seconds)))
+        yield Sides(mine, Side(lambda: committed(size.push_seconds)))
+
+
+@contextmanager
+def _commits_or_not(size: Size) -> Iterator[Sides]:
+    with (
+        disk.folder() as folder,
+        _pushes(size, "--data-dir", str(folder), "--durability", "log", "--fsync", "commit") as mine,
+        _pushes(size) as theirs,
+    ):
+        yield Sides(mine, theirs)
+
+
+@contextmanager
+def _pushes(size: Size, *arguments: str) -> Iterator[Side]:
+    """All workers together, each in a job of its own, on a server that is started with these arguments."""
+    with ours.server(*arguments) as server:
+        services = [(ours.pusher, server.address, size.small, f"bench-{number}") for number in range(size.clients)]
+        with children(*services) as pushers:
+            yield Side(together(pushers, size))
 
 
 @contextmanager
@@ -207,6 +224,13 @@ ROWS = (
         build=_commits,
         unit=PER_SECOND,
         aim=0.7,
+        better="more",
+    ),
+    Row(
+        name="pushes of {small} elements, {clients} workers in {clients} jobs, log, commit",
+        reference="durability none",
+        build=_commits_or_not,
+        unit=PER_SECOND,
         better="more",
     ),
     Row(
