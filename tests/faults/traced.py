@@ -33,10 +33,11 @@ def skip_unless_traceable() -> None:
 
 
 @contextmanager
-def injected(kind: str, what: str, number: int, scratch: Path) -> Iterator[Path]:
+def injected(kind: str, what: str, number: int | str, scratch: Path) -> Iterator[Path]:
     """Servers that start in this block get the fault. Yields the file with the calls of this kind.
 
-    `what` is strace's: `signal=KILL` or `error=EIO`. strace counts the calls of each thread by itself.
+    `what` is strace's: `signal=KILL` or `error=EIO`. So is the number: `3`, or `1+2` for each second call. Calls
+    are counted by thread.
     """
     calls, trace, program = CALLS[kind], scratch / "trace", scratch / "traced-python"
     trace.unlink(missing_ok=True)

@@ -31,6 +31,8 @@ def write_all(descriptor: int, parts: Sequence[bytes | memoryview], offset: int)
     rest = [view.cast("B") for view in (memoryview(part) for part in parts) if view.nbytes]
     while rest:
         written = os.pwritev(descriptor, rest[:_MOST_PARTS], offset)
+        if not written:
+            raise OSError(errno.EIO, "the disk wrote nothing")
         offset += written
         done = 0
         while done < len(rest) and written >= rest[done].nbytes:
