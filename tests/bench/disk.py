@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,6 +43,16 @@ def _file_system(path: Path) -> tuple[str, str]:
     mounts = {Path(each.mountpoint): each for each in psutil.disk_partitions(all=True)}
     found = next(mounts[each] for each in (path.resolve(), *path.resolve().parents) if each in mounts)
     return found.fstype, found.device
+
+
+def forget(paths: Sequence[Path]) -> None:
+    """Have the system drop files that are synced from its page cache, so that they are read from the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def bytes_in(path: Path) -> int:

@@ -5,6 +5,7 @@ All data directories are on a disk (see `disk`), and are removed with their row.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -128,21 +129,38 @@ def _replay(size: Size) -> Iterator[Sides]:
             )
 
 
-@contextmanager
-def _load(size: Size) -> Iterator[Sides]:
-    with disk.folder() as folder:
-        with (
-            ours.server("--data-dir", str(folder), *NO_SNAPSHOTS) as server,
-            ours.job(server.address, model(size.plenty)) as mine,
-        ):
-            mine.step()
-            mine.wait_durable()
-            expected = mine.weights()
-        job = InStorage.of(folder)
-        _check(job, expected)
-        del expected
-        files = job.newest_snapshot()
-        yield Sides(Side(seconds(job.recover)), Side(seconds(lambda: plain_files.read(files))))
+def _load(*, from_disk: bool) -> Callable[[Size], AbstractContextManager[Sides]]:
+    @contextmanager
+    def build(size: Size) -> Iterator[Sides]:
+        with disk.folder() as folder:
+            with (
+                ours.server("--data-dir", str(folder), *NO_SNAPSHOTS) as server,
+                ours.job(server.address, model(size.plenty)) as mine,
+            ):
+                mine.step()
+                mine.wait_durable()
+                expected = mine.weights()
+            job = InStorage.of(folder)
+            _check(job, expected)
+            del expected
+            files = job.newest_snapshot()
+            forgotten = files if from_disk else []
+            yield Sides(
+                Side(_after_forgetting(forgotten, seconds(job.recover))),
+                Side(_after_forgetting(forgotten, seconds(lambda: plain_files.read(files)))),
+            )
+
+    return build
+
+
+def _after_forgetting(files: list[Path], measure: Callable[[], float]) -> Callable[[], float]:
+    """The same measure, of files that the system does not have in memory."""
+
+    def measure_anew() -> float:
+        disk.forget(files)
+        return measure()
+
+    return measure_anew
 
 
 def _check(job: InStorage, expected: np.ndarray) -> None:
@@ -250,9 +268,16 @@ ROWS = (
         better="more",
     ),
     Row(
-        name="recovery from a snapshot, {plenty}, Adam",
+        name="recovery from a snapshot, {plenty}, Adam, from disk",
         reference="reading the same files",
-        build=_load,
+        build=_load(from_disk=True),
+        unit=MILLISECONDS,
+        aim=1.5,
+    ),
+    Row(
+        name="recovery from a snapshot, {plenty}, Adam, from the page cache",
+        reference="reading the same files",
+        build=_load(from_disk=False),
         unit=MILLISECONDS,
         aim=1.5,
     ),
