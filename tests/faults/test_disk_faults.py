@@ -129,6 +129,8 @@ def fail_once(scratch: Path, level: str, begin: str, kind: str, what: str, numbe
         assert status == (0 if not outcome.failed or (status == 0 and what == ENOSPC) else STATUS[what]), outcome.failed
         if what == EINTR:
             assert worker.acknowledged == STEPS
+    if level == "snapshot":  # steps may be lost, so the worker must not go on: the next server is elsewhere
+        server = Durable(data, *LEVELS[level], *FLAGS)
     with server:
         if training is not None and level == "log":
             training.result(30)

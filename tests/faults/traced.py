@@ -13,7 +13,8 @@ from tests.faults.processes import wait_for
 
 CALLS = {
     "write": "pwritev,pwritev2,pwrite64",
-    "sync": "fsync,fdatasync",
+    "sync": "fsync",
+    "sync of data": "fdatasync",
     "rename": "rename,renameat,renameat2",
     "link": "link,linkat",
     "remove": "unlink,unlinkat,rmdir",
