@@ -860,7 +860,7 @@ WITH_PLAIN_STUBS: dict[str, tuple[Callable[[Stage], object], str, list[Any]]] = 
     # pushes
     "push to an unknown job": (lambda b: b.push(job="nobody"), "UNKNOWN_JOB", ["nobody"]),
     "push of an unknown worker": (lambda b: b.push(worker="stranger"), "UNKNOWN_WORKER", ["'stranger'"]),
-    "push under an epoch to come": (lambda b: b.push(epoch=2), "ROLLED_BACK", ["epoch 2", "epoch 1"]),
+    "push under an epoch to come": (lambda b: b.push(epoch=2), "ROLLED_BACK", ["epoch 2", "epoch was 1"]),
     "push under epoch 0": (lambda b: b.push(epoch=0), "STALE_EPOCH", ["epoch 0"]),
     "push that skips a sequence": (lambda b: b.push(sequence=3), "SEQUENCE_GAP", ["3", "expected 2", "1 again"]),
     "push of sequence 0": (lambda b: b.push(sequence=0), "SEQUENCE_GAP", ["expected 2"]),

@@ -10,7 +10,8 @@ import pytest
 from optd_server.durability.files import write_all, write_file
 from optd_server.durability.log.scan import Tail, records
 from optd_server.durability.log.segment import Segment
-from optd_server.durability.snapshots.tensors import checksum_of, file_checksum, pieces_of, write
+from optd_server.durability.snapshots.tensors import file_checksum, pieces_of, write
+from optd_wire.checkpoint_format import checksum_of
 
 
 @pytest.fixture
