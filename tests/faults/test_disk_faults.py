@@ -67,11 +67,10 @@ class Worker:
                 {"params": {"w": np.zeros(SIZE, np.float32)}},
                 {"params": {"frozen": np.ones(FROZEN, np.float32)}},
             ]
-            try:
-                optimizer = optd.SGD(groups, lr=1.0, momentum=0.5, session=session)
-            except DiskFull:
-                self.refused += 1
-                optimizer = optd.SGD(groups, lr=1.0, momentum=0.5, session=session)
+            optimizer = None
+            while optimizer is None:
+                with suppress(DiskFull):  # once for each thread of the server that writes
+                    optimizer = optd.SGD(groups, lr=1.0, momentum=0.5, session=session)
             while self.acknowledged < STEPS:
                 try:
                     optimizer.step({"w": gradient(self.acknowledged + 1)})
