@@ -25,7 +25,7 @@ log = structlog.get_logger("optd.storage")
 
 RETRY_SECONDS = 5.0
 """How long after a failed snapshot the next one is tried."""
-LOG_SHARE, LEAST_LOG = 4, 256 << 20
+LOG_SHARE, LEAST_LOG = 8, 256 << 20
 """A snapshot is written early if the log behind the last one has this many times its bytes, and at least the second."""
 
 

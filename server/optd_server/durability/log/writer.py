@@ -18,6 +18,8 @@ from optd_server.durability.log.syncer import Syncer
 
 SMALLEST, LARGEST = 1 << 18, 64 << 20
 """Bytes of a segment: the first one of a job, and the largest. Each one is twice the size of the one before it."""
+LARGE_EVENTS, LARGEST_OF_LARGE = 8, 1 << 30
+"""A segment for an event that is too large for the next size has room for so many of them, up to so many bytes."""
 INLINE_BYTES = 1 << 18
 """Larger events are written in another thread. Smaller ones take less time than a change of threads."""
 
@@ -115,15 +117,15 @@ class LogWriter:
         except OSError as problem:
             self._failed(problem)
         try:
-            following = Segment(
-                self._folder,
-                first_event=self.event + 1,
-                version=self.version,
-                chain=self._chain if self._segment is None else self._segment.chain,
-                size=max(self._next_size, needed),
-            )
+            # Each change of segments waits for the disk, so several large events share one.
+            following = self._new_segment(self._size_for(needed))
         except OSError as problem:
-            raise self._refused(problem) from None
+            if not is_full(problem):
+                raise self._refused(problem) from None
+            try:
+                following = self._new_segment(needed)
+            except OSError as again:
+                raise self._refused(again) from None
         if self._segment is not None:
             try:
                 self._segment.finish()
@@ -131,6 +133,15 @@ class LogWriter:
                 self._failed(problem)
         self._segment = following
         self._next_size = min(2 * self._next_size, LARGEST)
+
+    def _size_for(self, needed: int) -> int:
+        if needed <= self._next_size:
+            return self._next_size
+        return max(needed, min(LARGE_EVENTS * needed, LARGEST_OF_LARGE))
+
+    def _new_segment(self, size: int) -> Segment:
+        chain = self._chain if self._segment is None else self._segment.chain
+        return Segment(self._folder, first_event=self.event + 1, version=self.version, chain=chain, size=size)
 
     def _refused(self, problem: OSError) -> Exception:
         if is_full(problem):

@@ -58,31 +58,44 @@ class SnapshotFolder:
 
     def check(self) -> int:
         """Compare all files with their checksums, and return how many bytes they have; raise `Damage`. Blocks."""
-        total = 0
-        for name, known in self.files().items():
+        files = self.files()
+        total = self._check_sizes(files)
+        for name, known in files.items():
+            _check_sum(self.path / name, file_checksum(self.path / name), known)
+        return total
+
+    def _check_sizes(self, files: dict[str, Any]) -> int:
+        for name, known in files.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
-                if size != known["bytes"]:
-                    raise Damage(path, min(size, known["bytes"]), f"it has {size} bytes, and had {known['bytes']}")
-                if file_checksum(path) != known["checksum"]:
-                    raise Damage(path, 0, "its checksum is wrong")
             except FileNotFoundError:
                 raise Damage(path, 0, "the file is missing") from None
-            total += size
-        return total
+            if size != known["bytes"]:
+                raise Damage(path, min(size, known["bytes"]), f"it has {size} bytes, and had {known['bytes']}")
+        return sum(known["bytes"] for known in files.values())
 
     def load(self) -> tuple[JobState, int]:
-        """Return the state, and how many bytes its files have; raise `Damage` or `NewerFormat`. Blocks."""
-        size = self.check()
+        """Return the state, and how many bytes its files have; raise `Damage` or `NewerFormat`. Blocks.
+
+        Each file is read once: its checksum is that of the numbers where they now lie.
+        """
+        known = self.files()
+        size = self._check_sizes(known)
         with ExitStack() as opened:
-            files = {
-                name.removesuffix(SUFFIX): opened.enter_context(TensorFile(self.path / name)) for name in self.files()
-            }
+            files = {name: opened.enter_context(TensorFile(self.path / name)) for name in known}
             try:
-                return state_of(self.manifest(), files), size
+                state = state_of(self.manifest(), {name.removesuffix(SUFFIX): file for name, file in files.items()})
             except (ValueError, LookupError, OverflowError, TypeError, AttributeError, OptdError) as problem:
                 raise Damage(self.path / MANIFEST, 0, f"it makes no state: {problem}") from None
+            for name, file in files.items():
+                _check_sum(file.path, file.checksum(), known[name])
+        return state, size
+
+
+def _check_sum(path: Path, found: str, known: dict[str, Any]) -> None:
+    if found != known["checksum"]:
+        raise Damage(path, 0, "its checksum is wrong")
 
 
 def snapshots_in(folder: Path) -> list[SnapshotFolder]:

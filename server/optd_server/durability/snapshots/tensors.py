@@ -66,6 +66,8 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb", buffering=0)
+        self._seen: dict[str, memoryview] = {}
+        """The numbers that were read, where they were put."""
         try:
             self.entries = self._entries()
         except BaseException:
@@ -83,8 +85,10 @@ class TensorFile:
         length = int.from_bytes(self._file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
             raise Damage(self.path, 0, f"its header would have {length} bytes, and the file has {size}")
+        header = _read(self._file, length)
+        self._head = length.to_bytes(8, "little") + header
         try:
-            return tensor_entries(_read(self._file, length), size)
+            return tensor_entries(header, size)
         except ValueError as problem:
             raise Damage(self.path, 8, str(problem)) from None
 
@@ -107,6 +111,14 @@ class TensorFile:
             view = _bytes_of(out)
             self._file.seek(entry.start)
             _fill(self._file, view, self.path)
+            self._seen[name] = view
+
+    def checksum(self) -> str:
+        """Return the checksum of the file. Numbers that were read, and not changed since, are not read again."""
+        digest = xxhash.xxh3_128(self._head)
+        for name in sorted(self.entries, key=lambda name: self.entries[name].start):
+            digest.update(self._seen[name] if name in self._seen else self.read(name).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
 
     def read(self, name: str) -> Array:
         """Return a tensor; raise `Damage`."""
