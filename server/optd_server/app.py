@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
@@ -81,18 +82,26 @@ async def run(config: Config) -> None:
     finally:
         if leases is not None:
             leases.cancel()
-        if storage is not None:
-            await storage.end_snapshots(catalog)
-        await catalog.close()
-        if storage is not None:
-            storage.close()
-        if isinstance(handover, Handover):
-            await handover.close()
-        offload.close()
-        await _calls_to_end()
-        if config.address_file:
-            config.address_file.unlink(missing_ok=True)
+        await _end(config, catalog, storage, handover, offload)
     log.info("stopped")
+
+
+async def _end(
+    config: Config, catalog: Catalog, storage: Storage | None, handover: Handover | str, offload: Offload
+) -> None:
+    """End all parts of the server, each one whatever became of those before it."""
+    async with AsyncExitStack() as ending:  # what is pushed last comes first
+        if config.address_file:
+            ending.callback(config.address_file.unlink, missing_ok=True)
+        ending.push_async_callback(_calls_to_end)
+        ending.callback(offload.close)
+        if isinstance(handover, Handover):
+            ending.push_async_callback(handover.close)
+        if storage is not None:
+            ending.callback(storage.close)
+        ending.push_async_callback(catalog.close)
+        if storage is not None:
+            ending.push_async_callback(storage.end_snapshots, catalog)
 
 
 def _storage(config: Config) -> Storage | None:
@@ -135,9 +144,12 @@ async def _recovered(
         return False
     except (StorageProblem, OptdError) as problem:
         await server.stop(0)
-        raise ConfigError(
-            f"data_dir: {problem}. To start without the jobs that are damaged, add --recover skip"
-        ) from None
+        advice = "" if config.recover == "skip" else ". To start without the jobs that are damaged, add --recover skip"
+        raise ConfigError(f"data_dir: {problem}{advice}") from None
+    except OSError as problem:
+        await server.stop(0)
+        words = (problem.strerror or str(problem)).lower()
+        raise ConfigError(f"data_dir: {config.data_dir} cannot be written: {words}") from None
     finally:
         asked.cancel()
     return not stop.is_set()

@@ -310,6 +310,8 @@ WRONG = {
     "an option out of range": ("snapshot/groups/0/options/options/lr", {"number": -1.0}),
     "an option that is none": ("snapshot/groups/0/options/options/speed", {"number": 1.0}),
     "an algorithm that is none": ("snapshot/algorithm", "adamant"),
+    "a version that overflows": ("snapshot/version", str(2**64 - 1)),
+    "history of a group that is none": ("snapshot/history/counts", {"nobody": "3"}),
     "no groups": ("snapshot/groups", []),
     "a step count below 0": ("snapshot/groups/0/steps/0", -1),
     "too few step counts": ("snapshot/groups/0/steps", [1]),

@@ -135,6 +135,7 @@ def test_flags_exist():
         help_of(str(BIN / "optd")),
         help_of(sys.executable, str(ROOT / "examples" / "digits.py")),
         *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",), ("doctor",)]),
+        *(help_of(str(BIN / "optctl"), "checkpoint", name) for name in ("save", "restore", "import")),
     ]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     known = {flag for text in helps for flag in re.findall(r"--[a-z][a-z-]+", text)}

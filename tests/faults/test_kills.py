@@ -130,8 +130,7 @@ def kill_often(folder: Any, kills: int, seed: int) -> None:
 
         def pace(steps: int) -> bool:
             barrier.wait()  # so that both partners decide alike
-            if steps not in agreed:
-                agreed.setdefault(str(steps), stop.is_set())
+            agreed.setdefault(str(steps), stop.is_set())
             return bool(agreed[str(steps)])
 
         for each in pairs:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from optd_wire.checkpoint_format import MANIFEST
+from optd_wire.checkpoint_format import MANIFEST, parse_manifest
 from optd_wire.errors import CheckpointExists, InvalidRequest, NoCheckpoint, PlaceUnusable
 
 _LOCAL = ("file", "local")
@@ -49,12 +49,22 @@ class Place(ABC):
     def writing(self, *, overwrite: bool) -> Any:
         """A context manager with an `Unfinished`, which becomes the checkpoint when the block ends without an error.
 
-        If it ends with one, what was here before is here still. Raises `CheckpointExists` unless `overwrite`.
+        If it ends with one, an older checkpoint is here still, unless its place is a remote one and a file was opened.
+        Raises `CheckpointExists` unless `overwrite`.
         """
 
     @abstractmethod
     def remove(self) -> None:
         """Removes the checkpoint; raises `NoCheckpoint`."""
+
+    def _names(self) -> list[str]:
+        """The files of the checkpoint, the manifest first; raises `NoCheckpoint`, also if the manifest says nothing."""
+        with self.open(MANIFEST) as file:
+            text = file.read()
+        try:
+            return [MANIFEST, *parse_manifest(text)["files"]]
+        except ValueError as problem:
+            raise NoCheckpoint(place=self.url, problem=f"{MANIFEST}: {problem}") from None
 
     @abstractmethod
     def children(self) -> list["Place"]:
@@ -125,7 +135,11 @@ class LocalPlace(Place):
                 if self._path.exists():
                     before = scratch.with_name(f"{scratch.name}.before")
                     self._path.rename(before)
-                    scratch.rename(self._path)
+                    try:
+                        scratch.rename(self._path)
+                    except BaseException:
+                        before.rename(self._path)
+                        raise
                     shutil.rmtree(before)
                 else:
                     scratch.rename(self._path)
@@ -135,10 +149,13 @@ class LocalPlace(Place):
                 raise
 
     def remove(self) -> None:
-        """Removes the folder, of which the manifest goes first."""
+        """Removes the files of the checkpoint, the manifest first, and the folder if nothing else is in it."""
+        names = self._names()
         with _named(self, MANIFEST):
-            (self._path / MANIFEST).unlink()
-            shutil.rmtree(self._path)
+            for name in names:
+                (self._path / name).unlink(missing_ok=name != MANIFEST)
+            if not any(self._path.iterdir()):
+                self._path.rmdir()
 
     def children(self) -> list[Place]:
         """The folders in this one that have a checkpoint."""
@@ -200,12 +217,10 @@ class RemotePlace(Place):
 
     @contextmanager
     def writing(self, *, overwrite: bool) -> Iterator[Unfinished]:
-        """Writes in place; while an older checkpoint is replaced, there is none."""
+        """Writes in place; from the first file on, an older checkpoint is none any more."""
         with _named(self):
-            if self.is_there():
-                if not overwrite:
-                    raise CheckpointExists(place=self.url, what=_TAKEN)
-                self._system.rm_file(f"{self._path}/{MANIFEST}")
+            if not overwrite and self.is_there():
+                raise CheckpointExists(place=self.url, what=_TAKEN)
             if not _OBJECT_STORES & {self._system.protocol, *self._system.protocol}:
                 self._system.makedirs(self._path, exist_ok=True)
             unfinished = _RemoteFiles(self._system, self._path)
@@ -216,12 +231,12 @@ class RemotePlace(Place):
                 raise
 
     def remove(self) -> None:
-        """Removes the files, of which the manifest goes first."""
-        if not self.is_there():
-            raise NoCheckpoint(place=self.url, problem=f"{MANIFEST} is missing")
-        with _named(self):
-            self._system.rm_file(f"{self._path}/{MANIFEST}")
-            self._system.rm(self._path, recursive=True)
+        """Removes the files of the checkpoint, the manifest first."""
+        names = self._names()
+        with _named(self, MANIFEST):
+            for name in names:
+                if name == MANIFEST or self._system.exists(f"{self._path}/{name}"):
+                    self._system.rm_file(f"{self._path}/{name}")
 
     def children(self) -> list[Place]:
         """The paths in this one that have a checkpoint."""
@@ -240,6 +255,8 @@ class _RemoteFiles(Unfinished):
         self._names: list[str] = []
 
     def open(self, name: str) -> IO[bytes]:
+        if not self._names and self._system.exists(f"{self._path}/{MANIFEST}"):
+            self._system.rm_file(f"{self._path}/{MANIFEST}")
         self._names.append(name)
         opened: IO[bytes] = self._system.open(f"{self._path}/{name}", "wb")
         return opened

@@ -10,7 +10,7 @@ from optd.checkpoints.place import Place
 from optd.transport.calls.checkpoints import FilePiece
 from optd.transport.server_calls import ServerCalls
 from optd_wire.checkpoint_format import MANIFEST
-from optd_wire.errors import JobExists
+from optd_wire.errors import JobExists, UnexpectedStatus
 from optd_wire.values import JobInfo
 
 SAVE_SECONDS = 3600.0
@@ -54,6 +54,9 @@ def save(
             passed += len(piece.data)
             progress(min(passed, total), total)
         opened.close()
+        if name != MANIFEST:
+            problem = "it sent no manifest"
+            raise UnexpectedStatus(rpc="ReadCheckpoint", address=transport.address, status="OK", problem=problem)
     return read_info(place)
 
 

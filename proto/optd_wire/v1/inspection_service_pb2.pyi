@@ -30,7 +30,7 @@ class Limits(_message.Message):
     def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability", "rejections_without_job", "instance")
+    __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability", "rejections_without_job")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
@@ -45,7 +45,6 @@ class GetServerStatusResponse(_message.Message):
     KERNELS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     REJECTIONS_WITHOUT_JOB_FIELD_NUMBER: _ClassVar[int]
-    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     uptime_ms: int
     serving: str
@@ -60,8 +59,7 @@ class GetServerStatusResponse(_message.Message):
     kernels: str
     durability: str
     rejections_without_job: int
-    instance: str
-    def __init__(self, server_version: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., serving: _Optional[str] = ..., jobs: _Optional[int] = ..., workers: _Optional[int] = ..., requests: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., authentication: _Optional[str] = ..., tls: bool = ..., kernels: _Optional[str] = ..., durability: _Optional[str] = ..., rejections_without_job: _Optional[int] = ..., instance: _Optional[str] = ...) -> None: ...
+    def __init__(self, server_version: _Optional[str] = ..., uptime_ms: _Optional[int] = ..., serving: _Optional[str] = ..., jobs: _Optional[int] = ..., workers: _Optional[int] = ..., requests: _Optional[int] = ..., planned_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., authentication: _Optional[str] = ..., tls: bool = ..., kernels: _Optional[str] = ..., durability: _Optional[str] = ..., rejections_without_job: _Optional[int] = ...) -> None: ...
 
 class ListAlgorithmsRequest(_message.Message):
     __slots__ = ()

@@ -82,7 +82,6 @@ class ServerStatus:
     kernels: str
     durability: str
     rejections_without_job: int = 0
-    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,16 +18,21 @@ import json
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from optd_server.durability.files import make_folder, remove_folder, sync_folder, write_file
 from optd_server.durability.problems import Damage, InUse, NewerFormat, NoDataDir
 
 FORMAT = 1
 """The version of the form of the directory. A server refuses newer ones."""
+log = structlog.get_logger("optd.storage")
+_NUMBER = re.compile(r"\.?(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST = 60
 
@@ -86,6 +91,8 @@ class DataDir:
         self.incoming = path / "incoming"
         """For checkpoints that clients send."""
         self._file = path / "optd.json"
+        self._making = threading.Lock()
+        """Held while a job gets its number."""
 
     @classmethod
     def open(cls, path: Path) -> "DataDir":
@@ -146,12 +153,13 @@ class DataDir:
 
     def _clean(self) -> None:
         for path in self.leftovers():
+            log.info("removing what a server has left that ended while it made or removed a job", path=str(path))
             remove_folder(path)
         remove_folder(self.incoming)
 
     def leftovers(self) -> list[Path]:
         """Return what a server has left that ended while it made or removed a job."""
-        return [path for path in self._folders() if path.name.startswith(".") or not (path / "job.json").exists()]
+        return [path for path in self._folders() if path.name.startswith(".") or _is_unmade(path)]
 
     def _folders(self) -> list[Path]:
         return sorted(self._jobs.iterdir()) if self._jobs.is_dir() else []
@@ -167,10 +175,11 @@ class DataDir:
 
     def make_job(self, name: str, id_: str) -> JobFolder:
         """Make the folder of a new job; raise OSError, and leave nothing behind that counts. Blocks."""
-        used = [int(path.name.partition("-")[0].lstrip(".") or 0) for path in self._jobs.iterdir()]
         label = _UNSAFE.sub("-", name)[:_LONGEST]
-        path = self._jobs / f"{max(used, default=0) + 1:08d}-{label}"
-        path.mkdir(mode=0o700)
+        with self._making:
+            used = [int(found[1]) for path in self._jobs.iterdir() if (found := _NUMBER.match(path.name))]
+            path = self._jobs / f"{max(used, default=0) + 1:08d}-{label}"
+            path.mkdir(mode=0o700)
         folder = JobFolder(path, name, id_)
         folder.log.mkdir(mode=0o700)
         folder.snapshots.mkdir(mode=0o700)
@@ -205,6 +214,11 @@ def job_at(path: Path) -> JobFolder:
     if not isinstance(found.get("name"), str) or not isinstance(found.get("id"), str):
         raise Damage(path / "job.json", 0, "it does not name a job")
     return JobFolder(path, found["name"], found["id"])
+
+
+def _is_unmade(path: Path) -> bool:
+    """Return whether a folder is that of a job that never came to be: it has no name, and nothing is in it."""
+    return not (path / "job.json").exists() and not any(path.glob("*/*"))
 
 
 def _take(lock: int, path: Path, kind: int) -> None:

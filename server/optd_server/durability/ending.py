@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from optd_wire.errors import OptdError
+
 log = structlog.get_logger("optd.storage")
 
 EXIT_DISK = 74
@@ -16,6 +18,8 @@ def die(problem: BaseException) -> None:
 
     A retried sync can succeed although the data is lost, so there is nothing to try again.
     """
+    if isinstance(problem, OptdError):
+        raise problem  # some of these errors are an OSError too, and none of them is one of the disk
     log.critical(
         "the disk has failed, and the server ends: nothing is acknowledged from now on",
         problem=f"{type(problem).__name__}: {problem}",

@@ -20,7 +20,7 @@ from optd_server.durability.records import encoded_in_parts
 from optd_server.durability.snapshots.folder import SnapshotFolder
 from optd_server.engine.events import Created, Deleted, Event
 from optd_server.engine.state import JobState
-from optd_wire.errors import DiskFull
+from optd_wire.errors import DiskFull, JobReloads
 
 
 @dataclass(slots=True)
@@ -66,6 +66,8 @@ class Keeper:
         """The version after it."""
         self.writing = asyncio.Lock()
         """Held while a snapshot is written, or the job is loaded again."""
+        self.went_back = 0
+        """How often the job has gone back to an older version, after which event numbers are given again."""
         self.snapshot_tried = time.monotonic()
         """When the last snapshot was written or tried; at first, when the job was there."""
         self.snapshot_fails = False
@@ -96,7 +98,8 @@ class Keeper:
             await self._created()
         elif isinstance(event, Deleted):
             assert before is not None
-            await self._in_thread(self._remove, before)
+            async with self.writing:  # nobody else may be at work in the folder
+                await self._in_thread(self._remove, before)
             self.wake()
             return self.event
         await self._take(event, version, before)
@@ -163,12 +166,18 @@ class Keeper:
         await self._snapshot_that(lambda made: made.event >= event if version is None else made.version >= version)
 
     async def _snapshot_that(self, suffices: Callable[[SnapshotFolder], bool]) -> None:
-        """Wait until the last snapshot suffices, or the job is deleted; have snapshots written until then."""
+        """Wait until the last snapshot suffices, or the job is deleted; have snapshots written until then.
+
+        Raise `JobReloads` if the job goes back meanwhile: what was waited for no longer exists.
+        """
+        went_back = self.went_back
         while self.folder is not None and (self.snapshot is None or not suffices(self.snapshot)):
             future = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             self._disk.snapshot_soon(self)
             await future
+            if self.went_back != went_back:
+                raise JobReloads(job=self.name)
 
     def note_snapshot(self, made: SnapshotFolder, size: int) -> None:
         """Note that a snapshot has been put in place."""

@@ -150,8 +150,7 @@ def prepare_log(folder: JobFolder, recovered: Recovered) -> None:
         tail.chain = chain_before(tail.path)
         tail.path.unlink()
         return
-    if tail.torn_bytes or tail.path.stat().st_size != tail.end:
-        cut(tail.path, tail.end)
+    cut(tail.path, tail.end)  # also if it has no torn tail: whatever is there may never have been synced
 
 
 def cut(segment: Path, end: int) -> None:

@@ -73,6 +73,7 @@ class Snapshotter:
             except TimeoutError:
                 await asyncio.sleep(0)
             self._wake.clear()
+            self._soon = {keeper: None for keeper in self._soon if keeper.folder is not None}
             for job in tuple(catalog):
                 keeper = job.log
                 if not self._is_ending and isinstance(keeper, Keeper) and self._is_due(keeper):
@@ -107,20 +108,16 @@ class Snapshotter:
             log.debug("no snapshot of a failed job", job=job.name)
             keeper.snapshot_tried = time.monotonic()
             return
+        except OptdError as gone:  # first: some of these errors are an OSError too
+            log.debug("no snapshot", job=job.name, problem=str(gone))
+            return
         except OSError as problem:
             if not is_full(problem):
                 die(problem)
-            tell = log.debug if keeper.snapshot_fails else log.error
-            keeper.snapshot_fails = True
-            tell(
-                "no snapshot: the disk is full; trying again",
-                job=job.name,
-                folder=str(self._folder),
-            )
-            keeper.snapshot_tried = time.monotonic()
+            self._note_failure(keeper, "no snapshot: the disk is full; trying again")
             return
-        except OptdError as gone:
-            log.debug("no snapshot", job=job.name, problem=str(gone))
+        except Exception as problem:  # noqa: BLE001 - the snapshots of other jobs must go on
+            self._note_failure(keeper, "no snapshot; trying again", problem)
             return
         if keeper.snapshot_fails:
             keeper.snapshot_fails = False
@@ -129,6 +126,12 @@ class Snapshotter:
         log.debug(
             "snapshot", job=job.name, version=state.version, bytes=written, seconds=round(time.monotonic() - began, 3)
         )
+
+    def _note_failure(self, keeper: Keeper, what: str, problem: Exception | None = None) -> None:
+        tell = log.debug if keeper.snapshot_fails else log.error
+        keeper.snapshot_fails = True
+        keeper.snapshot_tried = time.monotonic()
+        tell(what, job=keeper.name, folder=str(self._folder), exc_info=problem)
 
     async def write(self, keeper: Keeper, state: JobState, event: int) -> int:
         """Write a snapshot, and remove what it makes unnecessary; return the bytes that were written."""
@@ -144,7 +147,8 @@ class Snapshotter:
         if keeper.folder is None:
             return
         drop_old(folder.snapshots, self._levels.keep_snapshots)
-        # The events behind the snapshot before are kept too, so that damage to the newest one costs nothing.
+        # The events behind the snapshot before are kept too, so that damage to a file that only the newest one has
+        # costs nothing.
         keeper.drop_covered(0 if before is None else before.event)
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

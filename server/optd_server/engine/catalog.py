@@ -247,9 +247,12 @@ class Catalog:
         """Return the epoch above which those of a new job of this name begin."""
         return self._last_epochs.get(name, self._forgotten_epoch)
 
-    def finish_restored(self, arrival: Arrival, state: JobState, log: Log, position: int) -> Job:
-        """Turn a state that has arrived into a job; its log has it."""
+    def make_room(self, arrival: Arrival, state: JobState) -> None:
+        """Reserve what a state that has arrived needs; raise `MemoryExceeded`."""
         JobMemory(state, decider_of(state.policy), self.memory, arrival.reservation).fit()
+
+    def finish_restored(self, arrival: Arrival, state: JobState, log: Log, position: int) -> Job:
+        """Turn a state that has arrived, and has room, into a job; its log has it."""
         arrival.job = self._add(state, log, position, arrival.reservation)
         return arrival.job
 
@@ -257,9 +260,11 @@ class Catalog:
         """Stop a job, and go on with what `load` reads of it. Calls fail meanwhile with `JobReloads`.
 
         `load` returns a state with its log, and the position of the last event. If it raises, the server goes on
-        without the job. Raise `JobReloads` if that is going on already.
+        without the job. Raise `UnknownJob` if the job has ended, or `JobReloads` if that is going on already.
         """
         name = job.name
+        if self._jobs.get(name) is not job:
+            raise UnknownJob(job=name)
         self._check_settled(name)
         self._reloading.add(name)
         try:

@@ -13,7 +13,7 @@ from optd_server.engine.options.job_options import gradients_kept
 from optd_server.engine.options.resolution import find_algorithm, resolve_job_options
 from optd_server.engine.state import JobState
 from optd_server.engine.step.averages import averages_of
-from optd_server.store.flat import computed_bytes_of
+from optd_server.store.flat import bytes_of, computed_bytes_of
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
 
@@ -120,6 +120,14 @@ class JobMemory:
             self._memory.reserve(self._reservation, before)
             raise
         self._memory.reserve(self._reservation, needed)
+
+    @property
+    def copied(self) -> int:
+        """The bytes of one copy of everything that survives of the job."""
+        groups, options = self._state.groups, self._state.options
+        return bytes_of(groups.layouts) * (1 + len(averages_of(options.options))) + (
+            computed_bytes_of(groups.layouts) * self._kept(options)["gradients"] + sum(self._states(groups.options))
+        )
 
     def fit(self) -> None:
         """Set the reservation to what the job needs now; raise `MemoryExceeded`."""

@@ -1,7 +1,6 @@
 """The gRPC server: our services, health, reflection; limits and credentials; start and graceful stop."""
 
 import asyncio
-import secrets
 import socket
 from importlib import metadata
 
@@ -65,7 +64,6 @@ class Server:
         self._security = security
         self._started = catalog.clock.monotonic()
         self._durability = config.level if config.level != "log" else f"log, fsync {config.fsync}"
-        self._instance = secrets.token_hex(8)
         budget = ByteBudget(config.max_inflight_bytes, config.idle_seconds)
         callers = Callers(security.tokens)
         inspection = inspection_service_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
@@ -160,7 +158,6 @@ class Server:
             kernels=self._catalog.offload.kernels.describe(self._config.threads),
             durability=self._durability,
             rejections_without_job=self._catalog.rejections_without_job.total(),
-            instance=self._instance,
         )
 
 

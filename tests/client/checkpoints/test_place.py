@@ -7,10 +7,11 @@ import fsspec
 import pytest
 
 from optd.checkpoints.place import Place, RemotePlace, place_of
-from optd_wire.checkpoint_format import MANIFEST
+from optd_wire.checkpoint_format import MANIFEST, manifest_text
 from optd_wire.errors import CheckpointExists, InvalidRequest, NoCheckpoint, PlaceUnusable
 
 TENSORS = "weights-small.safetensors"
+EMPTY = manifest_text({TENSORS: {"bytes": 4, "checksum": ""}}, {})
 
 
 @pytest.fixture(params=["folder", "file URL", "memory", "fsspec's local files"])
@@ -27,7 +28,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
             return RemotePlace(fsspec.filesystem("file"), f"{tmp_path}/best", "best")
 
 
-def write(place: Place, content: bytes = b"{}", *, overwrite: bool = False) -> None:
+def write(place: Place, content: bytes = EMPTY, *, overwrite: bool = False) -> None:
     with place.writing(overwrite=overwrite) as unfinished:
         for name, data in ((TENSORS, b"1234"), (MANIFEST, content)):
             with unfinished.open(name) as file:
@@ -43,7 +44,7 @@ def test_what_is_written_is_there(place: Place):
     assert not place.is_there()
     write(place)
     assert place.is_there()
-    assert (content(place), place.size(TENSORS)) == (b"{}", 4)
+    assert (content(place), place.size(TENSORS)) == (EMPTY, 4)
 
 
 def test_it_is_not_there_before_it_is_whole(place: Place):

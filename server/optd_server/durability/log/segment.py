@@ -56,6 +56,9 @@ class Segment:
             self.path.unlink(missing_ok=True)
             raise
         self._before = (self.end, self.chain)
+        """Where the last event begins, and the chain before it."""
+        self._marks = 0
+        """How many marks follow it."""
 
     def has_room(self, length: int) -> bool:
         """Whether an event of this many bytes fits, with a header for what may follow it."""
@@ -64,25 +67,31 @@ class Segment:
     def append(self, parts: Parts, *, event: int, version: int, synced: int) -> None:
         """Write a record; raise OSError, and then the segment ends where it ended before."""
         length = length_of(parts)
+        before = (self.end, self.chain)
         self._put(
             RecordHeader(event, version, length, synced, checksum(parts, self._salt), self.chain),
             [*parts, _PADDING[: aligned(length) - length]],
         )
+        self._before, self._marks = before, 0
 
     def mark(self, *, event: int, version: int, synced: int) -> None:
         """Write a mark that the log is synced up to the event `synced`; raise OSError."""
         self._put(RecordHeader(event, version, 0, synced, checksum((), self._salt), self.chain, is_mark=True), ())
+        self._marks += 1
 
     def _put(self, header: RecordHeader, parts: Parts) -> None:
         written, chain = record_header(header, self._salt)
         end = write_all(self.descriptor, [written, *parts], self.end)
-        self._before = (self.end, self.chain)
         self.end, self.chain = end, chain
 
     def take_back(self) -> None:
-        """Remove the last record, whose event could not be applied; raise OSError."""
+        """Remove the last event, which could not be applied, and the marks behind it, for good; raise OSError."""
+        marks = self._marks * HEADER
+        write_all(self.descriptor, [b"\0" * marks], self.end - marks)
         self.end, self.chain = self._before
+        self._marks = 0
         write_all(self.descriptor, [b"\0" * HEADER], self.end)
+        os.fdatasync(self.descriptor)  # after a power cut, too, nobody may try it again
 
     def sync(self) -> None:
         """Make what was written survive a power cut; raise OSError, after which nobody may rely on the file."""

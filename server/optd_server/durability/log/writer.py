@@ -237,11 +237,14 @@ class LogWriter:
                 path.unlink()
 
     def close(self) -> None:
-        """Sync and close the log; raise OSError. Blocks."""
+        """Sync and close the log. Blocks."""
         self._syncer.forget(self)
         with self._file:
             if self._segment is not None:
-                self._segment.finish()
+                try:
+                    self._segment.finish()
+                except OSError as problem:
+                    self._failed(problem)
                 self._segment = None
         self.synced_event, self.synced_version = self.event, self.version
         self._loop.call_soon_threadsafe(self._wake)

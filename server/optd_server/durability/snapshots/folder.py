@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from optd_server.durability.files import remove_folder, sync_folder, write_file
+from optd_server.durability.files import is_full, remove_folder, sync_folder, write_file
 from optd_server.durability.problems import Damage, NewerFormat, StorageProblem
 from optd_server.durability.snapshots.contents import tensors_of
 from optd_server.durability.snapshots.manifest import manifest_of, state_of
@@ -171,8 +171,12 @@ def _write_files(scratch: Path, state: JobState, event: int, before: SnapshotFol
     for name, parts in contents_of(state):
         files[name] = described(parts)
         if before is not None and known.get(name) == files[name]:
-            os.link(before.path / name, scratch / name)
-            continue
+            try:
+                os.link(before.path / name, scratch / name)
+                continue
+            except OSError as problem:  # the file is gone, or the file system has no links
+                if is_full(problem):
+                    raise
         write(scratch / name, parts)
         total += files[name]["bytes"]
     manifest = manifest_of_files(files, state, event)

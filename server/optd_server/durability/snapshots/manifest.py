@@ -35,7 +35,7 @@ from optd_server.store.extents import in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
 from optd_server.store.rows import Rows, place_of
 from optd_server.store.versions import WeightSet
-from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
+from optd_wire.dtypes import COMPUTED, DTYPES, dtype_from_enum, dtype_to_enum
 from optd_wire.layout import lay_out
 from optd_wire.messages import (
     from_message,
@@ -322,8 +322,20 @@ def _read_accumulation(
         place_of_rows = place_of(groups.extents, each.group, each.parameter)
         own = place_of_rows.with_dims(max(1, each.sparse_dims))
         rows = Rows(own, files[ROWS].read(f"{number}/ids"), files[ROWS].read(f"{number}/values"))
+        _check_rows(rows)
         accumulation.rows[place_of_rows.whole] = rows, each.weight
     return accumulation
+
+
+def _check_rows(rows: Rows) -> None:
+    """Raise ValueError unless rows are some of their parameter's, in ascending order."""
+    place, ids, values = rows.place, rows.ids, rows.values
+    if ids.ndim != 1 or ids.dtype != np.int64 or np.any(np.diff(ids) <= 0):
+        raise ValueError(f"rows of parameter {place.name!r} need ascending ids of int64")
+    if ids.size and not 0 <= ids[0] <= ids[-1] < place.rows:
+        raise ValueError(f"ids of rows of parameter {place.name!r} must be in [0, {place.rows})")
+    if values.shape != (ids.size, place.columns) or values.dtype != DTYPES[COMPUTED[place.dtype]]:
+        raise ValueError(f"rows of parameter {place.name!r} are {values.dtype} of shape {values.shape}")
 
 
 def _read_search(stored: pb.Snapshot, groups: Groups, files: Files) -> Searches:

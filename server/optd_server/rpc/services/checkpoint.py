@@ -49,10 +49,11 @@ class CheckpointService:
             await created.durable()
             return pb.RestoreJobResponse(job=to_message(created.info()))
         creation_id = check_id("creation_id", first.creation_id) or secrets.token_hex(16)
-        manifest, message = await _manifest(requests, first)
+        text, message = await _manifest(requests, first)
+        manifest = await self._checkpoints.parse(text, first.job)
         if first.HasField("replace_for"):
-            await self._catalog.make_way(self._checkpoints.spec(manifest, first.job), first.replace_for)
-        with self._checkpoints.receiving(manifest, first.job, creation_id) as incoming:
+            await self._catalog.make_way(manifest.spec, first.replace_for)
+        async with self._checkpoints.receiving(manifest, creation_id) as incoming:
             await _receive(requests, message, incoming)
             job = await self._checkpoints.finish(incoming)
             await job.durable()

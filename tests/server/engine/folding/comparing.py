@@ -56,7 +56,7 @@ def bare(reply: PushResult) -> PushResult:
 
 def _is_ordered(path: str) -> bool:
     """Whether the order in which a part comes means something: that of options and counts by name does not."""
-    return path.split(".")[-2:-1] not in (["options"], ["defaults"], ["counts"]) and ".last_changed." not in path
+    return not {"options", "defaults", "counts", "last_changed"} & set(path.split(".")[:-1])
 
 
 def _text(leaf: Any) -> str:
