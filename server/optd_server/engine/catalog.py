@@ -109,11 +109,15 @@ class Catalog:
         return len(self._jobs)
 
     def find(self, name: str) -> Job:
-        """Return the job of this name; raise `UnknownJob`, or `JobDamaged` if the server has started without it."""
+        """Return the job of this name.
+
+        Raise `UnknownJob`, `JobReloads`, or `JobDamaged` if the server goes on without it.
+        """
         job = self._jobs.get(name)
         if job is None:
             self._check_not_damaged(name)
             raise UnknownJob(job=name[:200])
+        self._check_settled(name)
         return job
 
     def _check_not_damaged(self, name: str) -> None:

@@ -357,6 +357,7 @@ class Job:
         """End everything that waits, and with it the writer. Only the caller may take events after that."""
         gone = UnknownJob(job=self.name) if gone is None else gone
         self.closed.set()
+        self.pushes.close(gone)
         self.snapshots.close(gone)
         await self._writer.close(gone)
         self.pushes.fail_all(gone)

@@ -63,6 +63,7 @@ class InFlight:
         self._rounds: dict[Push, AnyRound] = {}
         self._requests = Requests(slots)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed: OptdError | None = None
 
     # From announcement to step
 
@@ -70,8 +71,11 @@ class InFlight:
         """Admit a push by its identity alone.
 
         Return the reply to a push that has already been applied, the `Push` of one that is already in flight, or None
-        for a new one. Raise `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`.
+        for a new one. Raise `UnknownWorker`, `StaleEpoch`, `SequenceGap`, `PushPending` or `JobFailed`, or the error
+        that the pushes were closed with.
         """
+        if self._closed is not None:
+            raise copy(self._closed)
         member = self._leases.check(header.worker, header.epoch, self._clock.monotonic())
         known = self._under_way.get(header.worker)
         if known is not None:
@@ -205,6 +209,10 @@ class InFlight:
         """Answer all pushes that are waiting for their round with `error`."""
         for push in tuple(self.waiting.pushes):
             self._end(push, error)
+
+    def close(self, error: OptdError) -> None:
+        """Refuse every push to come with `error`; `fail_all` answers those in flight."""
+        self._closed = error
 
     def fail_all(self, error: OptdError) -> None:
         """Answer every push in flight with `error`."""
