@@ -45,28 +45,38 @@ def versions(server: Durable, job: str) -> list[int]:
         return [each.version for each in plain.checkpoints.ListSnapshots(pb.ListSnapshotsRequest(job=job)).snapshots]
 
 
-def test_rollbacks_under_steps_and_snapshots(server: Durable, name: str):
+@pytest.mark.parametrize("workers", [1, 2], ids=["async", "sync"])
+def test_rollbacks_under_steps_and_snapshots(server: Durable, name: str, workers: int):
     """Steps that were lost were lost with a rollback, and the weights are what the rest of them make."""
-    session, optimizer, weights = worker(server, name)
+    policy = optd.Sync(workers=workers) if workers > 1 else optd.Async()
+    agreed: dict[int, bool] = {}
     stop = threading.Event()
 
-    def steps() -> None:
-        while not stop.is_set():
-            optimizer.step({"w": ONES})
+    def steps(own: str) -> tuple[list[float], int]:
+        weights = np.zeros(SIZE, np.float32)
+        with optd.connect(server.address, job=name, worker=own, timeout=SECONDS, policy=policy) as session:
+            optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+            while not agreed.setdefault(session.version, stop.is_set()):
+                optimizer.step({"w": ONES})
+            return weights.tolist(), session.version
 
-    with session:
-        running = in_background(steps)
-        transport = calls(server)
-        for _ in range(6):
-            before = len(versions(server, name))
-            wait_for(lambda before=before: running.done() or len(versions(server, name)) > before, "another snapshot")
-            assert not running.done(), running.exception()
-            transport.roll_back_job(name, versions(server, name)[-1], SECONDS)
-        transport.close()
-        stop.set()
-        running.result(SECONDS)
-        optimizer.step({"w": ONES})
-        assert weights.tolist() == [-float(session.version)] * SIZE
+    running = [in_background(lambda own=f"w{number}": steps(own)) for number in range(workers)]
+    transport = calls(server)
+    wait_for(lambda: name in {job.name for job in optd.jobs(server=server.address)}, "the job")
+    for _ in range(6):
+        before = len(versions(server, name))
+        wait_for(
+            lambda before=before: any(each.done() for each in running) or len(versions(server, name)) > before,
+            "another snapshot",
+        )
+        assert not any(each.done() for each in running), [each.exception() for each in running if each.done()]
+        transport.roll_back_job(name, versions(server, name)[-1], SECONDS)
+    transport.close()
+    agreed.clear()
+    stop.set()
+    for each in running:
+        weights, version = each.result(SECONDS)
+        assert weights == [-float(version)] * SIZE
 
 
 def test_a_rollback_whose_caller_goes_away_is_done_nevertheless(server: Durable, name: str):
