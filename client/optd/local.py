@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from optd_wire.errors import Unreachable
+from optd_wire.errors import InvalidRequest, Unreachable
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+REFUSED = 2
+"""The exit status of a server that cannot start as it was told to."""
 
 
 def local(
@@ -27,7 +29,8 @@ def local(
     "log") and `fsync` ("interval", "commit") say what survives a crash.
 
     A context manager: `with optd.local() as server: optd.connect(server.address)`. Blocks until the server is ready;
-    raises `Unreachable` with the last line of its log if it does not start.
+    raises `InvalidRequest` if it refuses to start as it is told to, with what it says, or `Unreachable` with the last
+    line of its log.
     """
     settings = {"--data-dir": data_dir, "--durability": durability, "--fsync": fsync}
     flags = [f"{flag}={os.fspath(value)}" for flag, value in settings.items() if value is not None]
@@ -78,6 +81,11 @@ class LocalServer:
             if self.process.poll() is not None:
                 break
             time.sleep(0.01)
+        if self.process.poll() == REFUSED:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            raise InvalidRequest(
+                problem=lines[-1].removeprefix("optd: ") if lines else "the server refused its settings"
+            )
         words = self._log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise Unreachable(address="a local server", seconds=f"{time.monotonic() - began:.1f}", problem=words[0])
 

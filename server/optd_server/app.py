@@ -56,8 +56,7 @@ async def run(config: Config) -> None:
     if config.stop_with_stdin:
         await _stop_on_end_of_stdin(stop)
     address = await server.start()
-    if storage is None:
-        _tell_that_nothing_is_kept(config)
+    _tell_what_is_kept(config)
     leases: asyncio.Task[None] | None = None
     try:
         if await _recovered(server, storage, catalog, config, stop):
@@ -155,8 +154,11 @@ async def _recovered(
     return not stop.is_set()
 
 
-def _tell_that_nothing_is_kept(config: Config) -> None:
-    if config.data_dir is None:
+def _tell_what_is_kept(config: Config) -> None:
+    if config.level != "none":
+        fsync = {"fsync": config.fsync} if config.level == "log" else {}
+        log.info("jobs are kept", data_dir=str(config.data_dir), durability=config.level, **fsync)
+    elif config.data_dir is None:
         log.warning("nothing is kept: jobs end with this server. --data-dir makes it keep them")
     else:
         log.warning(

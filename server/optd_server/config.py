@@ -163,6 +163,8 @@ class Config(BaseSettings):
             raise ValueError("tls_cert and tls_key must be given together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.data_dir is not None and not str(self.data_dir).strip("."):
+            raise ValueError("data_dir is empty: name a folder, such as ./jobs")
         if self.data_dir is None and self.durability not in (None, "none"):
             raise ValueError(f"durability {self.durability} needs a data_dir to keep jobs in")
         for name in sorted(self.model_fields_set & _OF_A_DATA_DIR):

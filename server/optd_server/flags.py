@@ -59,8 +59,9 @@ def source(settings: type[BaseSettings]) -> CliSettingsSource[ArgumentParser]:
 
 def placeholder(name: str, field: FieldInfo) -> str:
     """Return the word that stands for a setting's value in the help, such as PATH."""
-    if get_origin(field.annotation) is Literal:
-        return "{" + ",".join(map(str, get_args(field.annotation))) + "}"
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            return "{" + ",".join(map(str, get_args(kind))) + "}"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"
     return _BY_ENDING.get(name.rpartition("_")[2], "N")

@@ -1254,7 +1254,7 @@ def test_no_address_at_all_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_server_that_cannot_start_says_why():
-    with pytest.raises(errors.Unreachable, match=r"max_requests: .*got .?0"):
+    with pytest.raises(errors.InvalidRequest, match=r"max_requests: .*got .?0"):
         optd.local("--max-requests", "0")
 
 

@@ -20,7 +20,7 @@ import optd
 from optd_server.durability.data_dir import DataDir, JobFolder
 from optd_server.durability.log.scan import segment_paths
 from optd_server.durability.snapshots.folder import snapshots_in
-from optd_wire.errors import DiskFull, JobDamaged, OptdError, Unreachable
+from optd_wire.errors import DiskFull, InvalidRequest, JobDamaged, OptdError
 
 COMMIT = ("--durability", "log", "--fsync", "commit")
 SIZE = 1000
@@ -67,7 +67,7 @@ def flip(path: Path, position: int) -> None:
 
 def failure(server: Durable, *flags: str) -> str:
     """Why a server does not start."""
-    with pytest.raises(Unreachable) as refused:
+    with pytest.raises(InvalidRequest) as refused:
         server.start(*flags)
     return str(refused.value)
 
@@ -157,6 +157,11 @@ def test_6_a_flipped_bit_is_refused_with_its_file(tmp_path, kind):
         for name in ("w", "another"):
             with pytest.raises(JobDamaged, match="is damaged at byte"):
                 train(server, 1, worker=name)
+        told = {job.name: job.failure for job in optd.jobs(server=server.address)}
+        assert "is damaged at byte" in told["j"] and not told["sound"]
+        optd.delete_job("j", server=server.address)
+        train(server, 2)
+        assert version_of(server) == 2
     finally:
         server.stop()
 

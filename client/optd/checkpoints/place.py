@@ -18,7 +18,7 @@ from optd_wire.checkpoint_format import MANIFEST, parse_manifest
 from optd_wire.errors import CheckpointExists, InvalidRequest, NoCheckpoint, PlaceUnusable
 
 _LOCAL = ("file", "local")
-_TAKEN = "a checkpoint already, which overwrite would replace"
+_TAKEN = "a checkpoint already, which overwrite=True (--overwrite) replaces"
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci"}
 """The protocols of file systems without folders: to make one would make a bucket that nobody has asked for."""
 

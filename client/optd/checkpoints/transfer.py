@@ -18,7 +18,8 @@ SAVE_SECONDS = 3600.0
 _MANIFEST_PIECE = 1 << 20
 
 ADVICE = (
-    "replace deletes it first, load keeps it and loads into it, and a checkpoint may be restored under another name"
+    "if_exists='replace' (--replace) deletes it first, 'load' (--load) loads into it, and the checkpoint may be "
+    "restored under another name"
 )
 
 Progress = Callable[[int, int], None]

@@ -107,7 +107,7 @@ class RecoveringGroups(RegisteredGroups):
         logger.warning(
             "job %s: the server at %s was restarted without it, so worker %s goes on in a new one, which has the "
             "weights and options of %s; optimizer state, schedules, averages and accumulated gradients begin anew. "
-            "Start the server with --durability log to keep jobs",
+            "Start the server with --data-dir to keep jobs",
             self.session.job,
             self.session.address,
             self.session.worker,

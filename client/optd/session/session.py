@@ -240,14 +240,12 @@ class Session(MemberSession):
             lost = self._acknowledged.lost_after(joined.previous_epoch, joined.previous_sequence)
             self._version = joined.job.version
             logger.warning(
-                "job %s: the server at %s went back to version %d and has lost %d acknowledged pushes of worker %s, "
-                "which goes on from there (%s)",
+                "job %s at %s: %s, and has lost %d acknowledged pushes of worker %s, which goes on from there",
                 self.job,
                 self.address,
-                joined.job.version.version,
+                why,
                 lost,
                 self.worker,
-                why,
             )
             return Rejoined(joined, lost, applied)
 

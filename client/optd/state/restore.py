@@ -74,7 +74,11 @@ def load_into(session: Session, place: Place, *, partial: bool) -> JobInfo:
     stored = read_info(place)
     difference = _difference(stored, info)
     if not partial and not difference.is_empty:
-        raise CheckpointMismatch(place=place.url, job=info.name, differences=str(difference))
+        differences = f"{difference}; partial=True (--partial) loads what fits"
+        raise CheckpointMismatch(place=place.url, job=info.name, differences=differences)
+    fits = {each.name for each in _parameters(stored)} - difference.unfit
+    if not fits:
+        raise CheckpointMismatch(place=place.url, job=info.name, differences=f"nothing fits: {difference}")
     groups = tuple(
         GroupSpec(
             group.options.group,
@@ -86,7 +90,6 @@ def load_into(session: Session, place: Place, *, partial: bool) -> JobInfo:
     )
     spec = JobSpec(info.name, info.algorithm, info.defaults, groups, options=info.options.options)
     membership, _ = session.register(spec, lambda: iter(()))
-    fits = {each.name for each in _parameters(stored)} - difference.unfit
     weights, states = _overlaid(session, place, groups, fits, stored)
     view = FlatView([group.parameters for group in groups], batch_bytes=session.batch_bytes)
     writer = StateWriter([[each.name for each in group.parameters] for group in groups], states)

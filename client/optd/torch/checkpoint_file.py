@@ -22,7 +22,7 @@ from optd.session.session import Session
 from optd.state.restore import restore
 from optd.torch import algorithms
 from optd.torch.optimizer import Served
-from optd_wire.errors import InvalidRequest, OptdError
+from optd_wire.errors import InvalidRequest, OptdError, UnknownField
 from optd_wire.values import JobInfo
 
 _MODEL, _OPTIMIZER = "model", "optimizer"
@@ -53,7 +53,12 @@ def import_file(file: Path, checkpoint: str, algorithm: str, *, job: str, overwr
     The optimizer's state dict has no names unless it was made with named parameters: then its parameters are those of
     the model in order.
     """
-    found = torch.load(file, weights_only=True, map_location="cpu")
+    try:
+        found = torch.load(file, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise InvalidRequest(problem=f"there is no file {file}") from None
+    except Exception:  # noqa: BLE001 - of all the ways in which it fails, none says more to people
+        raise InvalidRequest(problem=f"{file} is no file of torch.save() that weights_only=True accepts") from None
     if not isinstance(found, dict) or not {_MODEL, _OPTIMIZER} <= found.keys():
         raise InvalidRequest(problem=f"{file} must hold a dict with {_MODEL!r} and {_OPTIMIZER!r}")
     model, saved = found[_MODEL], found[_OPTIMIZER]
@@ -61,7 +66,13 @@ def import_file(file: Path, checkpoint: str, algorithm: str, *, job: str, overwr
     with local() as server, connect(server.address, job=job, worker="import", progress=False) as session:
         made = _class_of(algorithm)
         optimizer = made(groups, session=session)
-        optimizer.load_state_dict(saved)
+        try:
+            optimizer.load_state_dict(saved)
+        except UnknownField as problem:
+            field = problem.values["field"]
+            raise InvalidRequest(
+                problem=f"{file} has the state of another optimizer than {algorithm}: {field}"
+            ) from None
         info = session.save(checkpoint, overwrite=overwrite)
     return f"wrote {checkpoint}: {sum(len(group.parameters) for group in info.groups)} parameters with {algorithm}"
 

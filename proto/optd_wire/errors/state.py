@@ -29,8 +29,8 @@ class OtherWorkers(Conflict):
 
     reason = "OTHER_WORKERS"
     template = (
-        "worker {worker!r} may write weights of job {job!r} only while it is alone, but workers {others} hold leases; "
-        "write without if_alone_at to undo their steps"
+        "worker {worker!r} may write weights of job {job!r} only while it is alone, but workers {others} hold leases: "
+        "stop them first"
     )
 
 

@@ -14,7 +14,10 @@ class JobDamaged(Conflict):
     """The files of a job cannot be read, and the server goes on without it."""
 
     reason = "JOB_DAMAGED"
-    template = "the server could not load job {job!r} from its disk, and goes on without it: {problem}"
+    template = (
+        "the server could not load job {job!r} from its disk, and goes on without it: {problem}. Deleting the job "
+        "frees its name; `optctl doctor` tells more, while the server is stopped"
+    )
 
 
 class JobReloads(Unavailable):
@@ -63,7 +66,7 @@ class CheckpointMismatch(Conflict):
     """A checkpoint and the job that it is loaded into differ. Nothing has changed."""
 
     reason = "CHECKPOINT_MISMATCH"
-    template = "the checkpoint at {place} does not fit job {job!r}: {differences}; partial=True loads what fits"
+    template = "the checkpoint at {place} does not fit job {job!r}: {differences}"
 
 
 class PlaceUnusable(Conflict):

@@ -148,7 +148,7 @@ class Reloading:
                     state = (await self.load(keeper, _compute(catalog))).state
                 return state, keeper, keeper.event
 
-            await catalog.reload(job, load)
+            await catalog.reload(job, load, keeper.abandon)
         if full:
             raise disk_full(full[0], self._path)
         log.info("rolled back", job=job.name, version=version)
@@ -174,7 +174,7 @@ class Reloading:
 
         try:
             async with keeper.writing:
-                await catalog.reload(job, load)
+                await catalog.reload(job, load, keeper.abandon)
         except UnknownJob:
             return  # it has been deleted meanwhile
         except (StorageProblem, OptdError) as problem:

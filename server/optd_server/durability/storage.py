@@ -161,7 +161,7 @@ class Storage:
                 if not skip:
                     raise
                 log.error("starting without a job", job=folder.name, problem=str(problem))
-                catalog.start_without(folder.name, str(problem))
+                catalog.start_without(folder.name, str(problem), lambda: self._in_thread(folder.remove))
             else:
                 for note in recovered.notes:
                     log.warning("recovery", job=folder.name, note=note)

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import create
@@ -24,7 +25,7 @@ from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
 from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobDamaged, JobExists, JobReloads, NotFound, OptdError, UnknownJob
-from optd_wire.values import WEIGHTS, GroupSpec, JobSpec
+from optd_wire.values import WEIGHTS, Async, GroupSpec, JobSpec, JobSummary, JobVersion
 
 TRIMMED_BYTES = 64 << 20
 """Freed memory is returned to the system only after the end of a job of at least this size: it takes milliseconds."""
@@ -42,6 +43,35 @@ class Arrival:
 
     def release(self) -> None:
         """Free the memory of a job that does not come to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A job that the server goes on without."""
+
+    problem: str
+    remove: Callable[[], Awaitable[None]]
+
+
+_NOTHING = JobSummary(
+    name="",
+    algorithm="",
+    policy=Async(),
+    version=JobVersion(),
+    groups=0,
+    parameters=0,
+    elements=0,
+    workers=0,
+    pushes=0,
+    rejections=0,
+    planned_bytes=0,
+    created_unix_ms=0,
+)
+"""The summary of a job of which only the name is known."""
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
 
 
 class WeightsUpload(Arrival):
@@ -98,8 +128,8 @@ class Catalog:
         self._last_epochs = dict(epochs[0])
         """By name, the last epoch of each job that has ended."""
         self._forgotten_epoch = epochs[1]
-        self._damaged: dict[str, str] = {}
-        """By name, what is wrong with each job that the server has started without."""
+        self._damaged: dict[str, Damaged] = {}
+        """By name, the jobs that the server goes on without."""
 
     def __iter__(self) -> Iterator[Job]:
         """Iterate over the jobs in the order of their names."""
@@ -122,11 +152,20 @@ class Catalog:
 
     def _check_not_damaged(self, name: str) -> None:
         if name in self._damaged:
-            raise JobDamaged(job=name, problem=self._damaged[name])
+            raise JobDamaged(job=name, problem=self._damaged[name].problem)
 
-    def start_without(self, name: str, problem: str) -> None:
-        """Record that a job could not be loaded. Its name stays taken: nobody may take a new job for it."""
-        self._damaged[name] = problem
+    def start_without(self, name: str, problem: str, remove: Callable[[], Awaitable[None]]) -> None:
+        """Record that a job could not be loaded; `remove` removes what is left of it.
+
+        Its name stays taken until the job is deleted: nobody may take a new job for it.
+        """
+        self._damaged[name] = Damaged(problem, remove)
+
+    def summaries(self) -> list[JobSummary]:
+        """Summarize all jobs in the order of their names, also those that could not be loaded."""
+        found = [job.summary() for job in self._jobs.values()]
+        found += [replace(_NOTHING, name=name, failure=each.problem) for name, each in self._damaged.items()]
+        return sorted(found, key=lambda summary: summary.name)
 
     @contextmanager
     def noting_rejections(self) -> Iterator[None]:
@@ -260,11 +299,17 @@ class Catalog:
         arrival.job = self._add(state, log, position, arrival.reservation)
         return arrival.job
 
-    async def reload(self, job: Job, load: Callable[[], Awaitable[tuple[JobState, Log, int]]]) -> None:
+    async def reload(
+        self,
+        job: Job,
+        load: Callable[[], Awaitable[tuple[JobState, Log, int]]],
+        remove: Callable[[], Awaitable[None]],
+    ) -> None:
         """Stop a job, and go on with what `load` reads of it. Calls fail meanwhile with `JobReloads`.
 
         `load` returns a state with its log, and the position of the last event. If it raises, the server goes on
-        without the job. Raise `UnknownJob` if the job has ended, or `JobReloads` if that is going on already.
+        without the job, which `remove` removes when it is deleted. Raise `UnknownJob` if the job has ended, or
+        `JobReloads` if that is going on already.
         """
         name = job.name
         if self._jobs.get(name) is not job:
@@ -278,7 +323,7 @@ class Catalog:
             self.adopt(state, log, position).workers.resume()
         except Exception as problem:
             self._jobs.pop(name, None)
-            self.start_without(name, str(problem) or repr(problem))
+            self.start_without(name, str(problem) or repr(problem), remove)
             raise
         finally:
             self._reloading.discard(name)
@@ -311,11 +356,16 @@ class Catalog:
         )
         return job
 
-    async def delete(self, name: str) -> Job:
-        """End a job; its name is free at once. Raise `UnknownJob`."""
+    async def delete(self, name: str) -> JobSummary:
+        """End a job, and return its last summary; its name is free at once. Raise `UnknownJob` or `JobReloads`."""
+        damaged = self._damaged.pop(name, None)
+        if damaged is not None:
+            await to_the_end(_awaited(damaged.remove()))
+            return replace(_NOTHING, name=name, failure=damaged.problem)
         job = self.find(name)
+        summary = job.summary()
         await self._end(job)
-        return job
+        return summary
 
     async def leave(self, name: str, worker: str, epoch: int) -> Job:
         """End a worker's lease; the last lease of an ephemeral job ends the job.

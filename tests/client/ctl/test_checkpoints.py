@@ -59,7 +59,7 @@ def test_save_show_verify_list_and_remove(optctl: Optctl, job: str, tmp_path: Pa
     again = optctl("checkpoint", "save", job, str(path))
     assert (again.code, again.err) == (
         1,
-        f"optctl: {path} has a checkpoint already, which overwrite would replace; nothing was written\n",
+        f"optctl: {path} has a checkpoint already, which overwrite=True (--overwrite) replaces; nothing was written\n",
     )
     assert optctl("checkpoint", "save", job, str(path), "--overwrite", "--version", "1").code == 0
     shown, document = optctl.both("checkpoint", "show", str(path))
@@ -99,11 +99,16 @@ def test_restore(optctl: Optctl, keeping: LocalServer, job: str, tmp_path: Path)
     optctl("checkpoint", "save", job, path)
     after = train(keeping, job, 1)
     exists = optctl("checkpoint", "restore", path)
-    assert exists.code == 1 and f"job {job!r} exists already; replace deletes it first" in exists.err
+    assert (
+        exists.code == 1
+        and f"job {job!r} exists already; if_exists='replace' (--replace) deletes it first" in exists.err
+    )
     copied = optctl("checkpoint", "restore", path, f"{job}-copy")
     assert copied.out == f"restored {job}-copy at version 2 from {path}\n"
     assert np.array_equal(train(keeping, f"{job}-copy", 1), after)
-    assert optctl("checkpoint", "restore", path, "--replace").out == f"restored {job} at version 2 from {path}\n"
+    assert (
+        optctl("checkpoint", "restore", path, "--replace", "--yes").out == f"restored {job} at version 2 from {path}\n"
+    )
     assert np.array_equal(train(keeping, job, 1), after)
     assert optctl("checkpoint", "restore", path, "--load").out == f"loaded {job} at version 3 from {path}\n"
     assert np.array_equal(train(keeping, job, 1), after)

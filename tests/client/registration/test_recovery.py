@@ -62,8 +62,7 @@ def test_a_step_after_the_server_went_back_is_given_up_and_the_next_ones_count(s
         assert (result.version.version, result.applied_version) == (1, 0)
         assert (weights.tolist(), optimizer.version, session.epoch) == ([-1.0] * 3, 1, 2)
         lost, dropped = warnings_of(caplog)
-        assert "went back to version 1 and has lost 3 acknowledged pushes of worker w0" in lost
-        assert "(the server went back to version 1)" in lost
+        assert "the server went back to version 1, and has lost 3 acknowledged pushes of worker w0" in lost
         assert "worker w0 drops a gradient" in dropped
         optimizer.step(ONES)
         assert (weights.tolist(), optimizer.version) == ([-2.0] * 3, 2)

@@ -19,7 +19,7 @@ from optd.ctl.exits import BadUsage
 from optd.ctl.invocation import Invocation
 from optd.ctl.tables import Column, FittingTable, facts, table
 from optd.state.restore import load_into
-from optd_wire.errors import InvalidRequest
+from optd_wire.errors import CheckpointExists, InvalidRequest
 
 Path_ = Annotated[
     str,
@@ -86,6 +86,9 @@ def restore(
         bool, typer.Option("--load", help="Keep the job with its options; load weights and state by name.")
     ] = False,
     partial: Annotated[bool, typer.Option("--partial", help="With --load: load what fits, and list the rest.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --replace: do not ask; a must without a terminal.")
+    ] = False,
 ) -> None:
     """Create a job from a checkpoint, which goes on exactly where it was; or load one into a job that there is."""
     if replace and load:
@@ -99,13 +102,20 @@ def restore(
     else:
         if partial:
             raise BadUsage("--partial needs --load: otherwise everything is restored")
+        if replace and not yes:
+            name = job or files.read_info(place).job
+            confirm(
+                f"Delete {name}, if there is such a job, and restore it from {path}", "replace", "nothing was restored"
+            )
         info = transfer.restore(invocation.server.transport, place, seconds, job=job, replace=replace)
         did = "restored"
     invocation.answer(info, f"{did} {info.name} at version {text.count(info.version.version)} from {path}")
 
 
-def export(invocation: Invocation, path: Path_, torch: Torch) -> None:
+def export(invocation: Invocation, path: Path_, torch: Torch, overwrite: Overwrite = False) -> None:
     """Write a checkpoint as a file that torch.load() and torch's own optimizer accept."""
+    if torch.exists() and not overwrite:
+        raise CheckpointExists(place=str(torch), what="a file already, which --overwrite replaces")
     _convert(invocation, "export", path, str(torch))
 
 
@@ -140,6 +150,8 @@ def rm(
 
 
 def _place(path: str) -> Place:
+    if path.startswith("memory://"):
+        raise BadUsage(f"{path} is memory of this command, which ends with it")
     try:
         return place_of(path)
     except InvalidRequest as error:

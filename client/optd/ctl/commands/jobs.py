@@ -90,7 +90,7 @@ def _table(found: tuple[JobSummary, ...], algorithms: Sequence[str], now: float)
                 text.count(job.elements),
                 text.count(job.groups),
                 text.durable(job.version),
-                text.duration(now - job.created_unix_ms / 1000),
+                text.duration(now - job.created_unix_ms / 1000) if job.created_unix_ms else text.NONE,
                 text.size(job.planned_bytes),
                 text.count(job.pushes),
                 text.count(job.parameters),

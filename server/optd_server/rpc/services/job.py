@@ -46,13 +46,11 @@ class JobService:
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller) -> Any:
         """List all jobs."""
-        return pb.ListJobsResponse(jobs=[to_message(job.summary()) for job in self._catalog])
+        return pb.ListJobsResponse(jobs=map(to_message, self._catalog.summaries()))
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller) -> Any:
         """Delete a job; answer with its last summary."""
-        summary = self._catalog.find(request.job).summary()
-        await self._catalog.delete(request.job)
-        return pb.DeleteJobResponse(job=to_message(summary))
+        return pb.DeleteJobResponse(job=to_message(await self._catalog.delete(request.job)))
 
     async def add_group(self, requests: RequestStream, caller: Caller) -> Any:
         """Receive a group's weights and add the group, unless the job already has it."""
