@@ -32,7 +32,8 @@ from optd_server.durability.snapshots.folder import (
 from optd_server.durability.snapshots.manifest import MOST_STEPS, spec_of
 from optd_server.durability.storage import Storage
 from optd_server.durability.v1 import snapshot_pb2 as pb
-from optd_server.engine.catalog import Arrival, Catalog
+from optd_server.engine.arrivals import Arrival
+from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import Members

@@ -19,6 +19,7 @@ from optd_server.durability.log.writer import LogWriter
 from optd_server.durability.records import encoded_in_parts
 from optd_server.durability.snapshots.folder import SnapshotFolder
 from optd_server.engine.events import Created, Deleted, Event
+from optd_server.engine.options.groups import Groups
 from optd_server.engine.state import JobState
 from optd_wire.errors import DiskFull, JobReloads
 
@@ -66,6 +67,8 @@ class Keeper:
         """The version after it."""
         self.writing = asyncio.Lock()
         """Held while a snapshot is written, or the job is loaded again."""
+        self.spare: Groups | None = None
+        """The groups of the last snapshot, whose memory the next one uses again. The job's plan has room for it."""
         self.went_back = 0
         """How often the job has gone back to an older version, after which event numbers are given again."""
         self.snapshot_tried = time.monotonic()
@@ -139,7 +142,7 @@ class Keeper:
 
     def _remove(self, state: JobState) -> None:
         """Remove the job from the disk. That is what survives of `Deleted`: nothing is left that could be replayed."""
-        folder, self.folder = self.folder, None
+        folder, self.folder, self.spare = self.folder, None, None
         if folder is None:
             return
         try:

@@ -102,8 +102,11 @@ class Snapshotter:
         self._soon.pop(keeper, None)
         began = time.monotonic()
         try:
-            async with keeper.writing, job.captured() as (state, event):
-                written = await self.write(keeper, state, event)
+            async with keeper.writing:
+                spare, keeper.spare = keeper.spare, None
+                async with job.captured(spare) as (state, event):
+                    written = await self.write(keeper, state, event)
+                keeper.spare = state.groups
         except JobFailed:
             log.debug("no snapshot of a failed job", job=job.name)
             keeper.snapshot_tried = time.monotonic()

@@ -1,21 +1,20 @@
 """The jobs of a server by name, and the uploads that will become jobs."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import create
+from optd_server.engine.arrivals import Arrival, WeightsUpload
 from optd_server.engine.clock import Clock
+from optd_server.engine.damaged import Damaged
 from optd_server.engine.events import Created
 from optd_server.engine.job import Job
 from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import REMEMBERED
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
-from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.options.registration import check_job
 from optd_server.engine.options.resolution import algorithm_of, find_algorithm
 from optd_server.engine.planning import JobMemory, planned_bytes
@@ -23,71 +22,18 @@ from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_server.engine.state import JobState
 from optd_server.engine.uncancelled import to_the_end
 from optd_server.optim.algorithm import Algorithm
-from optd_server.store.flat import FlatBuffers, FrameSink
 from optd_wire.errors import InvalidArgument, JobDamaged, JobExists, JobReloads, NotFound, OptdError, UnknownJob
-from optd_wire.values import WEIGHTS, Async, GroupSpec, JobSpec, JobSummary, JobVersion
+from optd_wire.values import GroupSpec, JobSpec, JobSummary
 
 TRIMMED_BYTES = 64 << 20
 """Freed memory is returned to the system only after the end of a job of at least this size: it takes milliseconds."""
 
 
-class Arrival:
-    """A job that is still arriving. Nobody sees it until it is finished."""
-
-    def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
-        self.spec = spec
-        self.creation_id = creation_id
-        self.reservation = reservation
-        self.settled = asyncio.Event()
-        self.job: Job | None = None
-
-    def release(self) -> None:
-        """Free the memory of a job that does not come to be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """A job that the server goes on without."""
-
-    problem: str
-    remove: Callable[[], Awaitable[None]]
-
-
-_NOTHING = JobSummary(
-    name="",
-    algorithm="",
-    policy=Async(),
-    version=JobVersion(),
-    groups=0,
-    parameters=0,
-    elements=0,
-    workers=0,
-    pushes=0,
-    rejections=0,
-    planned_bytes=0,
-    created_unix_ms=0,
-)
-"""The summary of a job of which only the name is known."""
+A = TypeVar("A", bound=Arrival)
 
 
 async def _awaited(work: Awaitable[None]) -> None:
     await work
-
-
-class WeightsUpload(Arrival):
-    """A new job, of which the weights are still arriving."""
-
-    def __init__(self, spec: JobSpec, reservation: Reservation, creation_id: str) -> None:
-        super().__init__(spec, reservation, creation_id)
-        self.weights = FlatBuffers([extent_of_groups(spec.groups, spec.algorithm)])
-        self.sink = FrameSink(self.weights, WEIGHTS, [group.name for group in spec.groups])
-
-    def release(self) -> None:
-        """Free the weights of a job that does not come to be."""
-        self.weights.release()
-
-
-A = TypeVar("A", bound=Arrival)
 
 
 def nothing_kept(name: str, id_: str) -> Log:
@@ -164,7 +110,7 @@ class Catalog:
     def summaries(self) -> list[JobSummary]:
         """Summarize all jobs in the order of their names, also those that could not be loaded."""
         found = [job.summary() for job in self._jobs.values()]
-        found += [replace(_NOTHING, name=name, failure=each.problem) for name, each in self._damaged.items()]
+        found += [each.summary(name) for name, each in self._damaged.items()]
         return sorted(found, key=lambda summary: summary.name)
 
     @contextmanager
@@ -361,7 +307,7 @@ class Catalog:
         damaged = self._damaged.pop(name, None)
         if damaged is not None:
             await to_the_end(_awaited(damaged.remove()))
-            return replace(_NOTHING, name=name, failure=damaged.problem)
+            return damaged.summary(name)
         job = self.find(name)
         summary = job.summary()
         await self._end(job)

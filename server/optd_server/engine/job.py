@@ -17,6 +17,7 @@ from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.rejections import Rejections
 from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.registration import check_same
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
@@ -312,15 +313,17 @@ class Job:
         return await self._writer.run(action)
 
     @asynccontextmanager
-    async def captured(self) -> AsyncIterator[tuple[JobState, int]]:
+    async def captured(self, spare: Groups | None = None) -> AsyncIterator[tuple[JobState, int]]:
         """Hold a copy of the state between two events, with the position of the last one; steps go on meanwhile.
 
-        The weights are not copied. Raise `JobFailed` if the state may be half-changed.
+        The weights are not copied. `spare` are the groups of an earlier copy that nobody needs. Raise `JobFailed` if
+        the state may be half-changed.
         """
 
         async def action() -> tuple[JobState, int, Snapshot]:
             self.fold.check_not_failed()
-            copied = await self.offload.run(self.state.groups.cost(self.state.groups.elements), self.state.captured)
+            cost = self.state.groups.cost(self.state.groups.elements)
+            copied = await self.offload.run(cost, lambda: self.state.captured(spare))
             return copied, self.fold.position, self.snapshots.hold()
 
         copied, position, held = await self._writer.run(action)

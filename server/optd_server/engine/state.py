@@ -67,11 +67,14 @@ class JobState:
         """Return an equal state that no event of this one changes. Block while the numbers are copied."""
         return replace(self.captured(), weights=WeightSet.holding(self.weights.buffers.copy()))
 
-    def captured(self) -> "JobState":
-        """Do the same as `copy`, but with the same weights, which the caller must hold. Blocks."""
+    def captured(self, spare: Groups | None = None) -> "JobState":
+        """Do the same as `copy`, but with the same weights, which the caller must hold. Blocks.
+
+        `spare` are the groups of an earlier copy that nobody needs any more; see `Groups.copy`.
+        """
         return replace(
             self,
-            groups=self.groups.copy(),
+            groups=self.groups.copy(spare),
             averages=self.averages.copy(),
             accumulation=self.accumulation.copy(),
             search=Searches(self.search.state),

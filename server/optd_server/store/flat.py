@@ -129,3 +129,11 @@ class FrameSink:
 def _only_dtype(encoding: Encoding) -> np.dtype[Any] | None:
     """Return the only dtype that an encoding can be decoded into, or None if it can be decoded into any."""
     return None if encoding.converts else encoding.dtype
+
+
+def copied(array: Array, spare: Array | None) -> Array:
+    """Return a copy of an array, in the memory of `spare` if that has its shape and dtype."""
+    if spare is None or (spare.shape, spare.dtype) != (array.shape, array.dtype):
+        return array.copy()
+    np.copyto(spare, array)
+    return spare

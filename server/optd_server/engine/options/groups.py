@@ -22,7 +22,7 @@ from optd_server.optim.option import singles
 from optd_server.optim.rules import RULES
 from optd_server.optim.segment import SegmentPart, SegmentState
 from optd_server.store.extents import Extent, SegmentPlace, Slab, extent_of
-from optd_server.store.flat import Array
+from optd_server.store.flat import Array, copied
 from optd_server.store.versions import StepRanges
 from optd_wire.errors import OptionConflict, UnknownGroup, UnknownParameter
 from optd_wire.layout import GroupLayout, lay_out
@@ -242,10 +242,14 @@ class Groups:
             )
         ]
 
-    def copy(self) -> "Groups":
-        """Return equal groups that share no memory with these."""
+    def copy(self, spare: "Groups | None" = None) -> "Groups":
+        """Return equal groups that share no memory with these.
+
+        The memory of `spare`, a copy that nobody needs, is used again: new memory costs more time than the copying.
+        """
         made = Groups(self.algorithm, self.defaults)
         kept = self.kept()
+        old = {} if spare is None else {(number, index): state.state for number, index, _, state in spare.slabs()}
         for extent in self.extents:
             made._append(extent, kept[extent.first_group : extent.first_group + len(extent.layouts)])
         for number, index, _, state in self.slabs():
@@ -253,7 +257,7 @@ class Groups:
                 number,
                 index,
                 steps=state.steps.copy(),
-                state={name: array.copy() for name, array in state.state.items()},
+                state={name: copied(own, old.get((number, index), {}).get(name)) for name, own in state.state.items()},
                 started={name: flags.copy() for name, flags in state.started.items()},
             )
         return made
