@@ -101,6 +101,27 @@ def test_an_older_one_of_this_machine_outlives_a_newer_one_that_breaks_off(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_an_older_one_outlives_a_newer_one_that_is_refused(place: Place):
+    """As a server does that has no such version."""
+    write(place, b"old")
+
+    def refused() -> None:
+        with place.writing(overwrite=True):
+            raise ValueError
+
+    with pytest.raises(ValueError, match=""):
+        refused()
+    assert content(place) == b"old"
+
+
+def test_what_else_lies_beside_a_checkpoint_stays(tmp_path: Path):
+    place = place_of(tmp_path / "best")
+    write(place)
+    (tmp_path / "best" / "notes").write_text("mine")
+    place.remove()
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["notes"]
+
+
 def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("all")

@@ -283,6 +283,26 @@ def test_an_event_that_was_taken_back_is_not_there(tmp_path, writers):
     assert read(tmp_path)[0] == [b"good", b"better"]
 
 
+def test_an_event_that_was_synced_and_marked_can_be_taken_back(tmp_path, writers):
+    """A step that fails after a while: the log has been synced meanwhile, and says so."""
+
+    async def play():
+        writer = writers.make()
+        await writer.append([b"good"], 1)
+        await writer.append([b"bad" * 1000], 2)
+        await writer.wait_synced(2)
+        await asyncio.to_thread(wait_for, lambda: writer._marked == 2, "the mark")
+        writer.take_back(1)
+        events, tail = read(tmp_path)
+        assert events == [b"good"] and tail.torn_bytes <= 4096
+        await writer.append([b"better"], 2)
+        await writer.wait_synced(2)
+        writer.close()
+
+    asyncio.run(play())
+    assert read(tmp_path)[0] == [b"good", b"better"]
+
+
 def test_a_segment_that_holds_no_event_makes_way_for_the_next_one_of_its_name(tmp_path, writers):
     """Its only event was taken back, or was being written when the server was killed."""
     first, large = b"x" * (1 << 17), b"z" * (1 << 20)

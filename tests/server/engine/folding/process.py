@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +21,11 @@ from optd_server.durability.snapshots.folder import write_snapshot
 from optd_server.engine.apply import apply, create
 from optd_server.engine.compute import Compute
 from optd_server.engine.events import Deleted
+from optd_server.engine.options.groups import Groups
 from optd_server.engine.state import JobState
 from optd_server.engine.step import arithmetic
 from optd_server.optim.backends.registry import choose
+from optd_server.store.versions import WeightSet
 
 ROOT = Path(__file__).parents[4]
 
@@ -63,6 +65,7 @@ def fold(request: Request) -> Answer:
     answer, compute = Answer(), Compute(choose(request.kernels), request.threads)  # type: ignore[arg-type]
     state: JobState | None = None
     copies: list[tuple[int, JobState]] = []
+    spare: Groups | None = None
     for number, data in enumerate(request.events):
         if state is not None and number in request.tell:
             answer.states[number] = frozen(state)
@@ -76,7 +79,8 @@ def fold(request: Request) -> Answer:
             answer.states[number] = frozen(state)
             answer.copies = [(place, frozen(copy)) for place, copy in copies]
         if number in request.copies:
-            copies += [(number, state.copy()), (number, stored_and_loaded(state, number))]
+            copies += [(number, copied(state, spare)), (number, stored_and_loaded(state, number))]
+            spare = state.copy().groups
         for _, copy in copies:
             apply(copy, decoded(data, copy), compute)
         applied = apply(state, event, compute)
@@ -87,6 +91,11 @@ def fold(request: Request) -> Answer:
         answer.states[len(request.events)] = frozen(state)
         answer.copies = [(place, frozen(copy)) for place, copy in copies]
     return answer
+
+
+def copied(state: JobState, spare: Groups | None) -> JobState:
+    """A copy as that of a snapshot, which uses the memory of an earlier one."""
+    return replace(state.captured(spare), weights=WeightSet.holding(state.weights.buffers.copy()))
 
 
 def stored_and_loaded(state: JobState, event: int) -> JobState:
