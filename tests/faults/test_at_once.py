@@ -102,16 +102,21 @@ def transport_version(server: Durable, job: str) -> int:
 
 
 def test_a_job_is_deleted_while_its_snapshot_is_written(server: Durable, name: str):
+    size = 6_000_000
+
+    def steps(job: str) -> None:
+        session, optimizer, _ = worker(server, job, size)
+        with session, suppress(UnknownJob):
+            while True:
+                optimizer.step({"w": np.ones(size, np.float32)})
+
     for number in range(3):
         job = f"{name}-{number}"
-        session, optimizer, _ = worker(server, job, 6_000_000)
-        with session:
-            optimizer.step({"w": np.ones(6_000_000, np.float32)})
-            folder = server.folder / "jobs"
-            wait_for(
-                lambda folder=folder, job=job: list(folder.glob(f"*-{job}/snapshots/.new-*")), "a snapshot that begins"
-            )
-            optd.delete_job(job, server=server.address)
+        running = in_background(lambda job=job: steps(job))
+        beginning = f"*-{job}/snapshots/.new-*"
+        wait_for(lambda new=beginning: list((server.folder / "jobs").glob(new)), "a snapshot that begins")
+        optd.delete_job(job, server=server.address)
+        running.result(SECONDS)
         assert not list((server.folder / "jobs").glob(f"*-{job}"))
     assert optd.jobs(server=server.address) == ()
 
