@@ -177,6 +177,35 @@ def test_6_a_damaged_snapshot_costs_nothing_while_the_log_has_everything(tmp_pat
         assert np.array_equal(weights_of(server), weights)
 
 
+def test_10_a_snapshot_under_load_is_of_one_version(tmp_path):
+    """Each step takes 1 from every element of a small and of a large group, so a version says what all of them are."""
+    size = 1 << 19
+    weights = {"small": np.zeros(5, np.float32), "large": np.zeros(size, np.float32)}
+    ones = {name: np.ones_like(array) for name, array in weights.items()}
+    groups = [{"params": {name: array}} for name, array in weights.items()]
+    flags = ("--snapshot-versions", "1", "--keep-snapshots", "1000")
+    with Durable(tmp_path, *flags) as server:
+        with optd.connect(server.address, job="j", worker="w", timeout=30) as session:
+            optimizer = optd.SGD(groups, lr=1.0, momentum=0.5, session=session)
+            for _ in range(150):
+                optimizer.step(ones)
+        server.kill()
+    found = snapshots_in(folder_of(tmp_path).snapshots)
+    assert len(found) > 5, "snapshots were written while steps went on"
+    for snapshot in found:
+        state, _ = snapshot.load()
+        momentum, expected = np.float32(0), np.float32(0)
+        for _ in range(snapshot.version):
+            momentum = np.float32(0.5) * momentum + np.float32(1)
+            expected = expected - momentum
+        assert state.version == snapshot.version
+        for array in state.weights.buffers.all_slabs():
+            assert np.all(array == expected), snapshot
+        for _, _, _, segment in state.groups.slabs():
+            assert all(np.all(array == momentum) for array in segment.state.values()), snapshot
+            assert set(segment.steps) == {snapshot.version}
+
+
 def test_11_a_second_server_is_refused_the_directory(tmp_path):
     with Durable(tmp_path) as server:
         train(server, 1)

@@ -23,6 +23,8 @@ from optd_wire.errors import JobFailed, OptdError, UnknownJob
 T = TypeVar("T")
 log = structlog.get_logger("optd.storage")
 
+LEAST_PAUSE = 0.05
+"""How long after a look at all jobs the next one comes, in seconds, if nobody has asked for a snapshot."""
 RETRY_SECONDS = 5.0
 """How long after a failed snapshot the next one is tried."""
 LOG_SHARE, LEAST_LOG = 8, 256 << 20
@@ -65,7 +67,9 @@ class Snapshotter:
                     log.error("no last snapshot of a job", job=job.name, version=job.state.version)
 
     async def _write_when_due(self, catalog: Catalog) -> None:
-        pause = max(0.05, min(1.0, self._levels.snapshot_seconds / 4))
+        # Versions may come quickly, time does not.
+        longest = LEAST_PAUSE if self._levels.snapshot_versions else self._levels.snapshot_seconds / 4
+        pause = max(LEAST_PAUSE, min(1.0, longest))
         while not self._is_ending:
             try:
                 async with asyncio.timeout(pause):
