@@ -32,6 +32,8 @@ class Snapshots:
         self._sets = [first.weights]
         self._mark_current(first.weights)
         self._most = most
+        self._is_over = False
+        """Whether the last step has been taken, so that nobody needs a set but those who read it."""
         self._released = asyncio.Event()
         self._closed: Exception | None = None
 
@@ -48,7 +50,7 @@ class Snapshots:
         """End one hold."""
         snapshot.weights.holders -= 1
         self._released.set()
-        if self._closed is not None:
+        if self._is_over:
             self._let_go()
 
     def settle(self, snapshot: Snapshot) -> bool:
@@ -174,6 +176,7 @@ class Snapshots:
 
     def release_all(self) -> None:
         """Free the memory of a closed job: now, or for a set that is being read when its reader has finished."""
+        self._is_over = True
         self._let_go()
 
     def _let_go(self) -> None:
