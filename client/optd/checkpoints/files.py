@@ -61,7 +61,11 @@ class CheckpointInfo:
 
 def read_info(place: Place) -> CheckpointInfo:
     """Describes the checkpoint at a place; raises `NoCheckpoint` or `DamagedCheckpoint`."""
-    text, found = read_manifest(place)
+    return described(place, *read_manifest(place))
+
+
+def described(place: Place, text: bytes, found: dict[str, Any]) -> CheckpointInfo:
+    """Describes the checkpoint with this manifest, as `read_manifest` returns it; raises `DamagedCheckpoint`."""
     stored = found["snapshot"]
     files = {name: int(each["bytes"]) for name, each in found["files"].items()}
     try:
@@ -127,8 +131,8 @@ def read_manifest(place: Place) -> tuple[bytes, dict[str, Any]]:
 
 def verify(place: Place) -> CheckpointInfo:
     """Compares all files with their checksums; raises `NoCheckpoint`, or `DamagedCheckpoint`, which names the file."""
-    info = read_info(place)
-    _, found = read_manifest(place)
+    text, found = read_manifest(place)
+    info = described(place, text, found)
     for name, known in found["files"].items():
         try:
             size = place.size(name)

@@ -1,11 +1,10 @@
 """Brings a job to a place, and a checkpoint to a server. The files travel as they are; nothing is converted."""
 
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import IO
+from collections.abc import Iterator
+from itertools import groupby
 
-from optd.checkpoints.files import CheckpointInfo, pieces_of, read_info, read_manifest
+from optd.checkpoints.files import CheckpointInfo, described, pieces_of, read_info, read_manifest
 from optd.checkpoints.place import Place
 from optd.transport.calls.checkpoints import FilePiece
 from optd.transport.server_calls import ServerCalls
@@ -22,9 +21,6 @@ ADVICE = (
     "restored under another name"
 )
 
-Progress = Callable[[int, int], None]
-"""Is told how many bytes have passed, and how many there are."""
-
 
 def save(
     transport: ServerCalls,
@@ -34,7 +30,6 @@ def save(
     *,
     version: int | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda *_: None,
 ) -> CheckpointInfo:
     """Writes a checkpoint of a job: of a version of which the server has a snapshot, or of the job as it is now.
 
@@ -42,27 +37,16 @@ def save(
     seconds. Raises `CheckpointExists`, `PlaceUnusable`, `UnknownJob`, `VersionNotKept`, `MemoryExceeded`, and errors of
     the connection; nothing is left behind then.
     """
-    with place.writing(overwrite=overwrite) as unfinished, ExitStack() as opened:
-        _, total, pieces = transport.read_checkpoint(job, version, timeout)
-        name, file, passed = "", None, 0
-        for piece in pieces:
-            if piece.file != name:
-                opened.close()
-                name = piece.file
-                file = _opened(opened, unfinished.open(name))
-            if file is not None:
-                file.write(piece.data)
-            passed += len(piece.data)
-            progress(min(passed, total), total)
-        opened.close()
-        if name != MANIFEST:
+    with place.writing(overwrite=overwrite) as unfinished:
+        name = ""
+        for name, pieces in groupby(transport.read_checkpoint(job, version, timeout), lambda piece: piece.file):
+            with unfinished.open(name) as file:
+                for piece in pieces:
+                    file.write(piece.data)
+        if name != MANIFEST:  # which comes last
             problem = "it sent no manifest"
             raise UnexpectedStatus(rpc="ReadCheckpoint", address=transport.address, status="OK", problem=problem)
     return read_info(place)
-
-
-def _opened(stack: ExitStack, file: IO[bytes]) -> IO[bytes]:
-    return stack.enter_context(file)
 
 
 def restore(
@@ -72,26 +56,21 @@ def restore(
     *,
     job: str | None = None,
     replace: bool = False,
-    progress: Progress = lambda *_: None,
 ) -> JobInfo:
     """Creates a job from a checkpoint: under the name that it had, or as `job`. Blocks for up to `timeout` seconds.
 
     `replace` deletes a job of that name first. Raises `NoCheckpoint`, `DamagedCheckpoint`, `WrongCheckpoint`,
     `JobExists`, `JobInUse`, `MemoryExceeded`, `DiskFull`, and errors of the connection.
     """
-    info = read_info(place)
-    text, _ = read_manifest(place)
-    total = sum(info.files.values())
+    text, found = read_manifest(place)
+    info = described(place, text, found)
 
     def pieces() -> Iterator[FilePiece]:
         for start in range(0, len(text), _MANIFEST_PIECE):
             yield FilePiece(MANIFEST, text[start : start + _MANIFEST_PIECE])
-        passed = 0
         for name in info.files:
             for data in pieces_of(place, name):
                 yield FilePiece(name, data)
-                passed += len(data)
-                progress(passed, total)
 
     try:
         return transport.restore_job(

@@ -4,6 +4,7 @@ A server that keeps every event comes back as it was, and the session alone deal
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ def recovers(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, 
     return recovering
 
 
-class RecoveringGroups(RegisteredGroups):
+class RecoveringGroups(RegisteredGroups, ABC):
     """Groups that go on with whatever the server has of their job; see `Registration`."""
 
     _is_behind = False
@@ -55,9 +56,9 @@ class RecoveringGroups(RegisteredGroups):
     read_weights: Callable[[], None] | None = None
     """What makes the groups' arrays hold the weights, if their owner keeps these elsewhere. It may replace arrays."""
 
+    @abstractmethod
     def pull(self) -> bool:
         """Puts the job's weights into the arrays; see `Registration`."""
-        raise NotImplementedError
 
     @contextmanager
     def _holding_weights(self) -> Iterator[Sequence[Sequence[Array]]]:

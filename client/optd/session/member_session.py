@@ -4,6 +4,7 @@ import logging
 import os
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -57,7 +58,7 @@ CALL_SECONDS = 300.0
 NOT_RECREATED = ", or pass recreate=True to optd.connect() to go on from the worker's weights in a new job"
 
 
-class MemberSession(Inquiry):
+class MemberSession(Inquiry, ABC):
     """The membership of a session, without its pushes and pulls; see `Session`.
 
     Owns the epoch, the lease, the lane and the connection.
@@ -232,9 +233,9 @@ class MemberSession(Inquiry):
             self._enter(membership)
             return membership, created
 
+    @abstractmethod
     def _forget_pushes(self) -> None:
         """Forgets pushes that the server has lost with their job."""
-        raise NotImplementedError
 
     def _ask(self, attempt: Callable[[float], T], timeout: float | None = None) -> T:
         try:

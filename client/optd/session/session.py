@@ -299,8 +299,7 @@ class Session(MemberSession):
         a copy of the job.
         """
         place = place_of(path, storage_options)
-        with self._showing("saving", 0):
-            return save(self._transport, self.job, place, SAVE_SECONDS, version=version, overwrite=overwrite)
+        return save(self._transport, self.job, place, SAVE_SECONDS, version=version, overwrite=overwrite)
 
     def pull_into(
         self,

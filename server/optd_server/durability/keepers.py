@@ -5,6 +5,7 @@ Both belong to the storage of the server, which writes the snapshots. A job whos
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Disk:
     """Notes the last epoch of a job that ends, on the disk. Blocks."""
 
 
-class Keeper:
+class Keeper(ABC):
     """What both logs have in common: the job's folder, its last snapshot, and how many events it has had.
 
     Lives on one event loop.
@@ -98,7 +99,7 @@ class Keeper:
         """Take an event; see `Log.append`."""
         if isinstance(event, Created):
             self.folder = await self._in_thread(self._make_folder)
-            await self._created()
+            await self.go_on(Tail())
         elif isinstance(event, Deleted):
             assert before is not None
             async with self.writing:  # nobody else may be at work in the folder
@@ -119,12 +120,13 @@ class Keeper:
         if folder is not None:
             await self._in_thread(folder.remove)
 
+    @abstractmethod
     async def go_on(self, tail: Tail) -> None:
         """Go on behind what the folder has, whose log ends with `tail`; raise OSError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_files(self) -> None:
-        """Close what is open; raise OSError. Blocks."""
+        """Close what is open. Blocks."""
 
     def _make_folder(self) -> JobFolder:
         try:
@@ -134,11 +136,9 @@ class Keeper:
                 self._disk.failed(problem)
             raise disk_full(problem, self._disk.data_dir.path) from None
 
-    async def _created(self) -> None:
-        """Prepare for the events of a job whose folder has just been made."""
-
+    @abstractmethod
     async def _take(self, event: Event, version: int, before: JobState | None) -> None:
-        raise NotImplementedError
+        """Take an event that neither creates the job's folder nor removes it; see `Log.append`."""
 
     def _remove(self, state: JobState) -> None:
         """Remove the job from the disk. That is what survives of `Deleted`: nothing is left that could be replayed."""
@@ -160,6 +160,7 @@ class Keeper:
         """See `Log.note_failed`."""
         self._disk.job_failed(self)
 
+    @abstractmethod
     async def wait(self, position: int) -> None:
         """See `Log.wait`."""
 
@@ -194,6 +195,7 @@ class Keeper:
             if not future.done():
                 future.set_result(None)
 
+    @abstractmethod
     def drop_covered(self, event: int) -> None:
         """Remove from the disk what snapshots up to this event make unnecessary; raise OSError. Blocks."""
 
@@ -211,8 +213,8 @@ class SnapshotsOnly(Keeper):
     A job is not lost: its creation is not acknowledged before its first snapshot is written.
     """
 
-    async def _created(self) -> None:
-        await self.go_on(Tail())
+    def close_files(self) -> None:
+        """Do nothing: no file stays open."""
 
     async def go_on(self, tail: Tail) -> None:
         """Mark the folder: events are no longer written, so the log that it may have must not be gone on with."""
@@ -272,9 +274,6 @@ class EventLog(Keeper):
         """The newest version that survives a power cut."""
         synced = 0 if self._writer is None else self._writer.synced_version
         return max(synced, 0 if self.snapshot is None else self.snapshot.version)
-
-    async def _created(self) -> None:
-        await self.go_on(Tail())
 
     async def _take(self, event: Event, version: int, before: JobState | None) -> None:
         assert self._writer is not None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-NONE, SNAPSHOT, LOG = "none", "snapshot", "log"
+SNAPSHOT, LOG = "snapshot", "log"
 COMMIT = "commit"
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from optd.transport import rpcs
 from optd.transport.calls.calls import Calls
-from optd_wire.errors import UnexpectedStatus
 from optd_wire.messages import from_message
 from optd_wire.v1 import checkpoint_service_pb2 as checkpoint_pb
 from optd_wire.values import JobInfo, JobVersion, SnapshotInfo
@@ -29,20 +28,15 @@ class CheckpointCalls(Calls):
         response = self._connection.call(rpcs.LIST_SNAPSHOTS, request, timeout)
         return tuple(from_message(each, SnapshotInfo) for each in response.snapshots)
 
-    def read_checkpoint(
-        self, job: str, version: int | None, timeout: float | None
-    ) -> tuple[JobVersion, int, Iterator[FilePiece]]:
-        """Reads a job's files: those of a version on the server's disk, or of the job as it is now.
+    def read_checkpoint(self, job: str, version: int | None, timeout: float | None) -> Iterator[FilePiece]:
+        """Yields the pieces of a job's files, the manifest last.
 
-        Returns the version, the bytes of all files but the manifest, and the pieces of the files, the manifest last.
+        The files are those of a version on the server's disk, or of the job as it is now.
         """
         request = checkpoint_pb.ReadCheckpointRequest(job=job, version=version)
-        answers = self._connection.download(rpcs.READ_CHECKPOINT, request, timeout)
-        first = next(answers, None)
-        if first is None:
-            raise UnexpectedStatus(rpc="ReadCheckpoint", address=self.address, status="OK", problem="it sent nothing")
-        pieces = (FilePiece(message.file, message.data) for message, _ in answers)
-        return from_message(first[0].version, JobVersion), first[0].bytes, pieces
+        for message, _ in self._connection.download(rpcs.READ_CHECKPOINT, request, timeout):
+            if message.file:  # the first message has none
+                yield FilePiece(message.file, message.data)
 
     def restore_job(
         self,

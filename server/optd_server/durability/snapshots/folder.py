@@ -51,8 +51,11 @@ class SnapshotFolder:
 
     def manifest(self) -> pb.Snapshot:
         """Return the manifest; raise `Damage` or `NewerFormat`."""
+        return self._message(_manifest(self.path))
+
+    def _message(self, manifest: dict[str, Any]) -> pb.Snapshot:
         try:
-            return json_format.ParseDict(_manifest(self.path)["snapshot"], pb.Snapshot())
+            return json_format.ParseDict(manifest["snapshot"], pb.Snapshot())
         except json_format.ParseError as problem:
             raise Damage(self.path / MANIFEST, 0, str(problem)) from None
 
@@ -80,12 +83,15 @@ class SnapshotFolder:
 
         Each file is read once: its checksum is that of the numbers where they now lie.
         """
-        known = self.files()
+        manifest = _manifest(self.path)
+        known = manifest["files"]
         size = self._check_sizes(known)
         with ExitStack() as opened:
             files = {name: opened.enter_context(TensorFile(self.path / name)) for name in known}
             try:
-                state = state_of(self.manifest(), {name.removesuffix(SUFFIX): file for name, file in files.items()})
+                state = state_of(
+                    self._message(manifest), {name.removesuffix(SUFFIX): file for name, file in files.items()}
+                )
             except (ValueError, LookupError, OverflowError, TypeError, AttributeError, OptdError) as problem:
                 raise Damage(self.path / MANIFEST, 0, f"it makes no state: {problem}") from None
             for name, file in files.items():
