@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optd_wire import values
 from optd_wire.messages import from_message, option_to_message, options_to_message, to_message
-from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2
+from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2, worker_service_pb2
 from optd_wire.values import Single
 
 RENAMED = {
@@ -69,6 +69,8 @@ def content_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         return st.dictionaries(content_of(key), content_of(item), max_size=3)
     if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR:
         one = st.sampled_from(["float32", "float64", "unspecified"])
+    elif field.enum_type is worker_service_pb2.LeaseEnd.DESCRIPTOR:
+        one = st.sampled_from(["", values.LEFT, values.EXPIRED, values.REPLACED, values.ROLLED_BACK])
     else:
         one = SCALARS[field.type] if message is None else value_of(message)
     if field.is_repeated:

@@ -29,6 +29,7 @@ from contract.plain import (
 )
 from contract.training_calls import (
     check,
+    get_round,
     get_server_status,
     inspect_group,
     list_algorithms,
@@ -83,6 +84,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     inspect_group,
     list_rejections,
     list_option_changes,
+    get_round,
     watch_job,
     check,
     watch,

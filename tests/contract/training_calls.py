@@ -234,6 +234,16 @@ def list_option_changes(plain: Plain, name: str) -> None:
         plain.inspection.ListOptionChanges(request, timeout=SECONDS)
 
 
+def get_round(plain: Plain, name: str) -> None:
+    create(plain, name, workers=2)
+    plain.join(name, "w0"), plain.join(name, "w1")
+    found = plain.inspection.GetRound(inspection_service_pb2.GetRoundRequest(job=name), timeout=SECONDS).open_round
+    assert (found.step, found.opened_unix_ms, found.places, found.deadline_unix_ms) == (1, 0, 0, 0)
+    assert [worker.name for worker in found.missing] == ["w0", "w1"]
+    assert (list(found.arrived), found.release) == ([], "pushes of w0 and w1")
+    assert 0 < found.missing[0].joined_unix_ms <= found.unix_ms
+
+
 def watch_job(plain: Plain, name: str) -> None:
     create(plain, name)
     epoch = plain.join(name)

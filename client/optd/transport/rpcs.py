@@ -114,6 +114,9 @@ LIST_REJECTIONS: Rpc[inspection.ListRejectionsRequest, inspection.ListRejections
 LIST_OPTION_CHANGES: Rpc[inspection.ListOptionChangesRequest, inspection.ListOptionChangesResponse] = Rpc(
     _INSPECTION + "ListOptionChanges", inspection.ListOptionChangesResponse
 )
+GET_ROUND: Rpc[inspection.GetRoundRequest, inspection.GetRoundResponse] = Rpc(
+    _INSPECTION + "GetRound", inspection.GetRoundResponse
+)
 WATCH_JOB: Rpc[inspection.WatchJobRequest, inspection.WatchJobResponse] = Rpc(
     _INSPECTION + "WatchJob", inspection.WatchJobResponse
 )

@@ -19,6 +19,7 @@ from optd_wire.values import (
     OptionInfo,
     ParameterReport,
     Rejection,
+    RoundInfo,
     ServerStatus,
 )
 
@@ -84,6 +85,11 @@ class InspectionCalls(Calls):
         response = self._connection.call(rpcs.LIST_OPTION_CHANGES, request, timeout)
         changes = (from_message(change, OptionChange) for change in response.changes)
         return OptionHistory(changes, response.forgotten)
+
+    def get_round(self, job: str, timeout: float) -> RoundInfo:
+        """Tells what the next step of a job waits for."""
+        request = inspection_pb.GetRoundRequest(job=job)
+        return from_message(self._connection.call(rpcs.GET_ROUND, request, timeout).open_round, RoundInfo)
 
     def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
         """Yields a report whenever the job has changed, without end; closing the iterator ends the call."""

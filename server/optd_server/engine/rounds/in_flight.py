@@ -142,6 +142,7 @@ class InFlight:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
+        self._leases.of(header.worker).activity.last_push = push.wall
         self._offer(push)
         return push
 
@@ -382,9 +383,10 @@ class InFlight:
         except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
             self._break_all(round_, self._fold.fail(problem))
         else:
-            if replies is not None:
-                for push, reply in zip(round_.pushes, replies, strict=True):
-                    self._answer(push, reply)
+            for push, reply in () if replies is None else zip(round_.pushes, replies, strict=True):
+                self._leases.note_applied(push.header.worker, reply, self._clock.wall())
+                self._let_go(push)
+                push.outcome.succeed(reply)
 
     def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header
@@ -393,8 +395,3 @@ class InFlight:
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._fold.check_not_failed()
-
-    def _answer(self, push: Push, reply: PushResult) -> None:
-        """Answer the callers of a push."""
-        self._let_go(push)
-        push.outcome.succeed(reply)

@@ -56,6 +56,26 @@ Decisions: TypeAlias = Sequence[Decision]
 NONE: Decisions = ()
 
 
+@dataclass(frozen=True, slots=True)
+class RoundStatus:
+    """The round that a policy collects, for people to see. Times are in seconds of the monotonic clock."""
+
+    opened: float | None = None
+    """Since when a push waits; None if none does."""
+    arrived: tuple[str, ...] = ()
+    """The workers whose pushes are in it."""
+    arriving: tuple[str, ...] = ()
+    """The workers whose gradients are on their way."""
+    missing: tuple[str, ...] = ()
+    """The workers that it waits for. Some may be gone: those are the last ones that had the places left empty."""
+    places: int = 0
+    """How many of the pushes that it waits for may come from any worker, also from one that has not joined yet."""
+    deadline: float | None = None
+    """When something happens without any push; None if nothing does."""
+    release: str = ""
+    """What will release it, in words that follow "it is released by" or "it waits for": "a push of w3"."""
+
+
 class Policy(Protocol):
     """Decides which pushes become a step together.
 
@@ -92,9 +112,12 @@ class Policy(Protocol):
     def tick(self, now: float) -> Decisions:
         """The time that `WakeAt` named has come or passed."""
 
+    def status(self, now: float) -> RoundStatus:
+        """Describe the round that is being collected. Changes nothing."""
+
 
 class Indifferent:
-    """A base of policies that answers every event except `offered` with no decision."""
+    """A base of policies that answers every event except `offered` with no decision, and holds no push."""
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Nothing follows."""
@@ -119,3 +142,7 @@ class Indifferent:
     def tick(self, now: float) -> Decisions:
         """Nothing follows."""
         return NONE
+
+    def status(self, now: float) -> RoundStatus:
+        """No push ever waits for another."""
+        return RoundStatus()
