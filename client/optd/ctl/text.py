@@ -109,6 +109,13 @@ def policy(value: Policy) -> str:
     return f"sync of {value.workers}" if isinstance(value, Sync) else "async"
 
 
+def meaning(value: Policy) -> str:
+    """What a policy does, in a sentence."""
+    if isinstance(value, Sync):
+        return f"a step takes one push of each of {counted(value.workers, 'worker')}, and waits for all of them"
+    return "each push makes a step at once, in order of arrival"
+
+
 def gradients(found: GradientSummary) -> str:
     """The counts of a job's gradients that are not zero: `clipped 3  norm 1.25`."""
     parts = [

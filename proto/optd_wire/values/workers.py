@@ -30,7 +30,7 @@ class Membership:
 
 
 LEFT, EXPIRED, REPLACED, ROLLED_BACK = "left", "expired", "replaced", "rolled back"
-"""How a worker's part in a job ended: it left, its lease ran out, another session took its name, the job went back."""
+"""How a worker's part in a job ended: it left, its lease ran out, another process took its name, the job went back."""
 
 
 @dataclass(frozen=True, slots=True)

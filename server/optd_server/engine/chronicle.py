@@ -28,7 +28,7 @@ def deleted(state: JobState, why: str) -> None:
 
 def joined(state: JobState, worker: str, process: Process, replaced: Process | None) -> None:
     """Tell of a worker that has joined. `replaced` is the process that held a lease under its name until then."""
-    more = {} if replaced is None else {"reason": f"replaces {_described(replaced)}"}
+    more = {} if replaced is None else {"reason": _why_again(process, replaced)}
     _tell("worker joined", state, **_identity(state, worker, process), **more)
 
 
@@ -48,8 +48,12 @@ def _identity(state: JobState, worker: str, process: Process) -> dict[str, objec
     return {"worker": worker, "epoch": 0 if member is None else member.epoch, **known}
 
 
-def _described(process: Process) -> str:
-    return "a process of which nothing is known" if process == UNKNOWN else f"{process.host} pid {process.pid}"
+def _why_again(process: Process, replaced: Process) -> str:
+    if UNKNOWN in (process, replaced):
+        return "its name is joined again"
+    if process == replaced:
+        return "the same process joins again"
+    return f"it replaces host {replaced.host} pid {replaced.pid}"
 
 
 def _tell(line: str, state: JobState, **values: object) -> None:

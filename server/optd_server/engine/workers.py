@@ -93,12 +93,13 @@ class Workers:
 
     def _begin(self, name: str, process: Process) -> None:
         activity, wall = self.leases.of(name).activity, self.clock.wall()
-        replaced = activity.process if self.leases.holds(name) else None
-        if replaced is not None:
+        before = activity.process
+        held, is_same = self.leases.holds(name), process == before != UNKNOWN
+        if held and not is_same:
             activity.end(REPLACED, wall)
         activity.join(process, wall)
         self.leases.begin(name, self.clock.monotonic())
-        chronicle.joined(self.fold.state, name, process, replaced)
+        chronicle.joined(self.fold.state, name, process, before if held else None)
 
     def resume(self) -> None:
         """Grant a lease to each worker that had one when the server ended: it cannot know of the restart."""

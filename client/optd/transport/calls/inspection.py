@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from grpc_health.v1 import health_pb2
 
@@ -91,7 +91,7 @@ class InspectionCalls(Calls):
         request = inspection_pb.GetRoundRequest(job=job)
         return from_message(self._connection.call(rpcs.GET_ROUND, request, timeout).open_round, RoundInfo)
 
-    def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
+    def watch_job(self, job: str, interval_seconds: float) -> Generator[JobReport, None, None]:
         """Yields a report whenever the job has changed, without end; closing the iterator ends the call."""
         request = inspection_pb.WatchJobRequest(job=job, interval_ms=int(interval_seconds * 1000))
         for message, _ in self._connection.download(rpcs.WATCH_JOB, request, None):
