@@ -20,6 +20,8 @@ logger = logging.getLogger("optd")
 
 PATIENCE_SECONDS = 5.0
 FIRST_INTERVAL_SECONDS, LONGEST_INTERVAL_SECONDS = 10.0, 300.0
+SHORTEST_SECONDS = 0.02
+"""Between two looks, however short the timeout is."""
 WARNS_AFTER_SECONDS = 30.0
 """From then on the lines are warnings."""
 
@@ -75,7 +77,7 @@ class RoundWatch:
             logger.debug("nothing is told of rounds that wait: %s", problem)
 
     def _watch(self) -> None:
-        patience = min(PATIENCE_SECONDS, self._timeout / 2)
+        patience = max(SHORTEST_SECONDS, min(PATIENCE_SECONDS, self._timeout / 2))
         watched: float | None = None
         pause = patience
         while not self._stopped.wait(pause):
