@@ -29,13 +29,13 @@ from contract.plain import (
 )
 from contract.training_calls import (
     check,
-    get_round,
     get_server_status,
     inspect_group,
     list_algorithms,
     list_groups,
     list_option_changes,
     list_rejections,
+    list_rounds,
     pull,
     pull_rows,
     push,
@@ -84,7 +84,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     inspect_group,
     list_rejections,
     list_option_changes,
-    get_round,
+    list_rounds,
     watch_job,
     check,
     watch,

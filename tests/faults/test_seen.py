@@ -49,7 +49,10 @@ def logged(program: Program, job: str) -> list[dict[str, Any]]:
 
 
 def open_round(plain: Plain, job: str) -> inspection_service_pb2.RoundInfo:
-    return plain.inspection.GetRound(inspection_service_pb2.GetRoundRequest(job=job), timeout=10).open_round
+    """The only open round; an empty one if there is none."""
+    rounds = plain.inspection.ListRounds(inspection_service_pb2.ListRoundsRequest(job=job), timeout=10).rounds
+    assert len(rounds) <= 1
+    return rounds[0] if rounds else inspection_service_pb2.RoundInfo()
 
 
 def test_the_log_has_a_line_for_each_job_join_leave_and_expiry(program: Program, stubs: Plain, name: str):
@@ -103,12 +106,12 @@ def test_21_a_worker_that_waits_for_a_dead_one_names_it_and_so_does_its_deadline
             wait_for(lambda: list(open_round(stubs, name).arrived) == ["w0"], "its push waits")
             wait_for(lambda: f"job {name}: step 1 waits for {at}no push yet); " in caplog.text, "it names who is there")
             found = open_round(stubs, name)
-            assert (found.release, found.missing[0].active, found.places) == ("a push of w1", True, 0)
+            assert (found.release, found.missing[0].active, found.places) == ("pushes of w1", True, 0)
             assert 0 < found.opened_unix_ms <= found.unix_ms
             other.signal(signal.SIGKILL)
             wait_for(lambda: f"step 1 waits for {at}lease lost " in caplog.text, "it names who is lost")
         found = open_round(stubs, name)
-        assert (found.release, found.places) == ("a worker to replace w1, which was lost", 1)
+        assert (found.release.endswith("; w1 was lost"), found.places) == (True, 1)
         assert [(each.name, each.ended) for each in found.missing] == [("w1", LeaseEnd.LEASE_END_EXPIRED)]
         with pytest.raises(optd.errors.DeadlineExceeded) as late:
             waits.result(30)

@@ -58,7 +58,7 @@ Settle = Callable[[bool, Sequence[GroupOptions]], None]
 
 CALL_SECONDS = 300.0
 ROUND_SECONDS = 2.0
-"""How long a question about the open round may take: what it is for is over by then."""
+"""How long a question about the open rounds may take: what it is for is over by then."""
 NOT_RECREATED = ", or pass recreate=True to optd.connect() to go on from the worker's weights in a new job"
 
 
@@ -127,7 +127,7 @@ class MemberSession(Inquiry, ABC):
         self._acknowledged = Acknowledged()
         self._added_up = 0
         self._heartbeat: Heartbeat | None = None
-        self._round_watch = RoundWatch(job, worker, weakref.WeakMethod(self._open_round), timeout, tells=progress)
+        self._round_watch = RoundWatch(job, worker, weakref.WeakMethod(self._open_rounds), timeout, tells=progress)
         self._departure = Departure(job, worker, transport, self._process)
         self._forgotten = weakref.finalize(self, leave_later, self._departure)
         self._forgotten.atexit = False  # at exit sessions are closed by `departure`, which waits for them
@@ -347,8 +347,8 @@ class MemberSession(Inquiry, ABC):
         """The names of the other workers that hold a lease now."""
         return tuple(worker.name for worker in self.workers() if worker.active and worker.name != self.worker)
 
-    def _open_round(self) -> RoundInfo:
-        return self._transport.get_round(self.job, ROUND_SECONDS)
+    def _open_rounds(self) -> Sequence[RoundInfo]:
+        return self._transport.list_rounds(self.job, ROUND_SECONDS)
 
     def _why_late(self) -> str:
         """The hint of an error about a call that took too long."""

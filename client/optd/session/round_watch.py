@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from optd.session.awaited import in_time, whom
@@ -25,8 +25,8 @@ SHORTEST_SECONDS = 0.02
 WARNS_AFTER_SECONDS = 30.0
 """From then on the lines are warnings."""
 
-Ask = Callable[[], RoundInfo]
-"""Asks the server once for the open round."""
+Ask = Callable[[], Sequence[RoundInfo]]
+"""Asks the server once for the open rounds."""
 
 
 class RoundWatch:
@@ -99,17 +99,18 @@ class RoundWatch:
             pause = max(0.0, min(due, last) - time.monotonic())
 
     def _look(self, began: float) -> None:
-        """Asks for the open round, and keeps the answer if this push is in it."""
+        """Asks for the open rounds, and keeps the one that this push is in."""
         ask = self._ask()
         if ask is None:
             return
         try:
-            found = ask()
+            rounds = ask()
         except OptdError as error:  # the push itself meets the same server, and tells of it
             logger.debug("job %s: not told whom the push of %s waits for: %s", self._job, self._worker, error)
         else:
-            if self._worker in found.arrived:
-                self._seen = began, found
+            for found in rounds:
+                if self._worker in found.arrived:
+                    self._seen = began, found
 
     def _tell(self, began: float) -> None:
         """Says whom the push waits for, unless it has just been answered, or waits for nobody."""

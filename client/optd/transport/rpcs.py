@@ -114,8 +114,8 @@ LIST_REJECTIONS: Rpc[inspection.ListRejectionsRequest, inspection.ListRejections
 LIST_OPTION_CHANGES: Rpc[inspection.ListOptionChangesRequest, inspection.ListOptionChangesResponse] = Rpc(
     _INSPECTION + "ListOptionChanges", inspection.ListOptionChangesResponse
 )
-GET_ROUND: Rpc[inspection.GetRoundRequest, inspection.GetRoundResponse] = Rpc(
-    _INSPECTION + "GetRound", inspection.GetRoundResponse
+LIST_ROUNDS: Rpc[inspection.ListRoundsRequest, inspection.ListRoundsResponse] = Rpc(
+    _INSPECTION + "ListRounds", inspection.ListRoundsResponse
 )
 WATCH_JOB: Rpc[inspection.WatchJobRequest, inspection.WatchJobResponse] = Rpc(
     _INSPECTION + "WatchJob", inspection.WatchJobResponse

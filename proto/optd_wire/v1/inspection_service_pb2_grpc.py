@@ -64,10 +64,10 @@ class InspectionServiceStub(object):
                 request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.FromString,
                 _registered_method=True)
-        self.GetRound = channel.unary_unary(
-                '/optd.v1.InspectionService/GetRound',
-                request_serializer=optd_dot_v1_dot_inspection__service__pb2.GetRoundRequest.SerializeToString,
-                response_deserializer=optd_dot_v1_dot_inspection__service__pb2.GetRoundResponse.FromString,
+        self.ListRounds = channel.unary_unary(
+                '/optd.v1.InspectionService/ListRounds',
+                request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/optd.v1.InspectionService/WatchJob',
@@ -122,8 +122,8 @@ class InspectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetRound(self, request, context):
-        """Tells of the round that a job's next step waits for: who is in it, who is waited for, what will release it. Renews no
+    def ListRounds(self, request, context):
+        """Lists the rounds that a job's next steps wait for: who is in each, who is waited for, what will release it. Renews no
         lease, and costs little.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -170,10 +170,10 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.FromString,
                     response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.SerializeToString,
             ),
-            'GetRound': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetRound,
-                    request_deserializer=optd_dot_v1_dot_inspection__service__pb2.GetRoundRequest.FromString,
-                    response_serializer=optd_dot_v1_dot_inspection__service__pb2.GetRoundResponse.SerializeToString,
+            'ListRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRounds,
+                    request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -354,7 +354,7 @@ class InspectionService(object):
             _registered_method=True)
 
     @staticmethod
-    def GetRound(request,
+    def ListRounds(request,
             target,
             options=(),
             channel_credentials=None,
@@ -367,9 +367,9 @@ class InspectionService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/optd.v1.InspectionService/GetRound',
-            optd_dot_v1_dot_inspection__service__pb2.GetRoundRequest.SerializeToString,
-            optd_dot_v1_dot_inspection__service__pb2.GetRoundResponse.FromString,
+            '/optd.v1.InspectionService/ListRounds',
+            optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.SerializeToString,
+            optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,10 +86,10 @@ class ServerStatus:
 
 @dataclass(frozen=True, slots=True)
 class RoundInfo:
-    """The pushes that a job holds for a later step, and what they wait for.
+    """Pushes that a job holds for a later step, and what they wait for.
 
-    `opened_unix_ms` is 0 if no push waits. `missing` has the workers that are waited for, some of which may be lost;
-    `places` counts the pushes that may come from any worker.
+    `opened_unix_ms` is 0 if no gradient is there yet. `missing` has the workers that are waited for, some of which may
+    be lost; `places` counts the pushes that may come from any worker.
     """
 
     unix_ms: int = 0
@@ -101,14 +101,15 @@ class RoundInfo:
     places: int = 0
     deadline_unix_ms: int = 0
     release: str = ""
+    fragment: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """A job with its groups, its workers and its open round at one moment, as `WatchJob` sends it."""
+    """A job with its groups, its workers and its open rounds at one moment, as `WatchJob` sends it."""
 
     job: JobSummary
     groups: tuple[GroupSummary, ...]
     workers: tuple[WorkerInfo, ...]
     unix_ms: int
-    open_round: RoundInfo = RoundInfo()
+    rounds: tuple[RoundInfo, ...] = ()

@@ -25,21 +25,22 @@ def worker(name: str, *, active: bool = True, **more: object) -> WorkerInfo:
 W2 = worker("w2", host="b", pid=77, last_push_unix_ms=NOW - 14_000)
 W3 = worker("w3", active=False, ended=EXPIRED, ended_unix_ms=NOW - 3_000)
 OPEN = RoundInfo(NOW, 120, NOW - 5_000, ("w0", "w1"), (), (W2, W3), 1, 0, "a push of w2; a worker to replace w3")
+ANOTHER = RoundInfo(NOW, 120, NOW, ("w7",), (), (W2,), 0, 0, "pushes of w2", fragment=2)
 NAMES = "w2 (host b, pid 77, last push 14 s ago) and w3 (lease lost 3 s ago)"
 
 
 class Server:
-    """What is asked: the open round, or an error."""
+    """What is asked: the open rounds, or an error."""
 
     def __init__(self, answer: RoundInfo | Exception = OPEN) -> None:
         self.answer = answer
         self.asked = 0
 
-    def ask(self) -> RoundInfo:
+    def ask(self) -> list[RoundInfo]:
         self.asked += 1
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return [ANOTHER, self.answer]
 
     def watch(self, timeout: float = 60.0, *, tells: bool = True) -> RoundWatch:
         return RoundWatch("rounds", "w0", weakref.WeakMethod(self.ask), timeout, tells=tells)

@@ -246,7 +246,7 @@ def test_a_worker_tells_of_its_process_and_how_its_part_ended(server):
     assert {(request.host, request.pid) for request in told} == {(socket.gethostname(), os.getpid())}
     found = {worker.name: (worker.pid, worker.active, worker.ended) for worker in first.workers()}
     assert found == {"w0": (os.getpid(), True, ""), "w1": (os.getpid(), False, values.LEFT)}
-    assert first._open_round().step == 1
+    assert first._open_rounds() == ()
     first.close()
 
 

@@ -25,7 +25,7 @@ Fact = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A job with its open round, what it has refused, and what its server keeps."""
+    """A job with its open rounds, what it has refused, and what its server keeps."""
 
     report: JobReport
     rejections: Mapping[str, int]
@@ -53,7 +53,7 @@ def _facts(found: Explanation) -> list[Fact]:
         ("job", f"{job.name}  {algorithms}  version {text.count(job.version.version)}"),
         *([("failed", job.failure)] if job.failure else []),
         ("policy", f"{text.policy(job.policy)}: {text.meaning(job.policy)}"),
-        *rounds.facts(report.open_round),
+        *rounds.facts(report.rounds),
         *_workers(report),
         *_rejections(found),
         ("durability", _durability(found)),

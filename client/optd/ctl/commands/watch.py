@@ -91,8 +91,8 @@ class _View:
         parts: list[RenderableType] = [head, "", *groups.views(report.groups)]
         if report.workers:
             parts += ["", workers.view(report.workers, report.unix_ms, ago)]
-        if waits := rounds.short(report.open_round, ago):
-            parts += ["", text.printable(waits)]
+        if report.rounds:
+            parts += ["", *map(text.printable, rounds.short(report.rounds, ago))]
         return Stack(*parts)
 
     def line(self) -> str:
@@ -102,10 +102,9 @@ class _View:
         # As schedules have it now; an algorithm of another package may have no lr.
         in_force = {one.options.group: {**one.options.options, **one.effective} for one in report.groups}
         rates = [f"{name}={text.shortened(options['lr'])}" for name, options in in_force.items() if "lr" in options]
-        waits = rounds.short(report.open_round)
-        return f"{text.moment(report.unix_ms)}  {report.job.name}  {self._state(report)}" + (
-            (f"  lr {' '.join(rates)}" if rates else "") + (f"  {waits}" if waits else "")
-        )
+        parts = [text.moment(report.unix_ms), report.job.name, self._state(report)]
+        parts += [f"lr {' '.join(rates)}"] if rates else []
+        return "  ".join([*parts, *rounds.short(report.rounds)])
 
     def _state(self, report: JobReport) -> str:
         pace = self._pace.steps_per_second(time.monotonic())

@@ -86,10 +86,10 @@ class InspectionCalls(Calls):
         changes = (from_message(change, OptionChange) for change in response.changes)
         return OptionHistory(changes, response.forgotten)
 
-    def get_round(self, job: str, timeout: float) -> RoundInfo:
-        """Tells what the next step of a job waits for."""
-        request = inspection_pb.GetRoundRequest(job=job)
-        return from_message(self._connection.call(rpcs.GET_ROUND, request, timeout).open_round, RoundInfo)
+    def list_rounds(self, job: str, timeout: float) -> tuple[RoundInfo, ...]:
+        """Lists what the next steps of a job wait for."""
+        response = self._connection.call(rpcs.LIST_ROUNDS, inspection_pb.ListRoundsRequest(job=job), timeout)
+        return tuple(from_message(found, RoundInfo) for found in response.rounds)
 
     def watch_job(self, job: str, interval_seconds: float) -> Generator[JobReport, None, None]:
         """Yields a report whenever the job has changed, without end; closing the iterator ends the call."""

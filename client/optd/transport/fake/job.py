@@ -39,7 +39,6 @@ from optd_wire.values import (
     ParameterInfo,
     PushHeader,
     PushResult,
-    RoundInfo,
     WorkerInfo,
 )
 
@@ -237,10 +236,6 @@ class FakeJob:
             )
             for name, each in sorted(self.workers.items())
         ]
-
-    def open_round(self) -> RoundInfo:
-        """The round that is open, as `GetRound` tells of it: every push is a step at once, so none waits."""
-        return RoundInfo(step=self.version + 1)
 
     # Steps
 

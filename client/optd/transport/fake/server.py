@@ -63,7 +63,7 @@ class FakeServer:
             rpcs.RENEW_LEASE.path: self._renew_lease,
             rpcs.LEAVE.path: self._leave,
             rpcs.LIST_WORKERS.path: self._list_workers,
-            rpcs.GET_ROUND.path: self._get_round,
+            rpcs.LIST_ROUNDS.path: self._list_rounds,
             rpcs.OPEN_SHARED_MEMORY.path: self._open_shared_memory,
             rpcs.STEP.path: self._step,
             rpcs.PULL.path: self._pull,
@@ -161,8 +161,9 @@ class FakeServer:
         workers = [to_message(info) for info in self._job(request.job).worker_infos()]
         return worker_pb.ListWorkersResponse(workers=workers), ()
 
-    def _get_round(self, request: inspection_pb.GetRoundRequest, _: Iterable[Outgoing]) -> Answer:
-        return inspection_pb.GetRoundResponse(open_round=to_message(self._job(request.job).open_round())), ()
+    def _list_rounds(self, request: inspection_pb.ListRoundsRequest, _: Iterable[Outgoing]) -> Answer:
+        self._job(request.job)
+        return inspection_pb.ListRoundsResponse(), ()  # every push is a step at once, so none waits
 
     def _open_shared_memory(self, _: worker_pb.OpenSharedMemoryRequest, __: Iterable[Outgoing]) -> Answer:
         raise SharedMemoryUnavailable(why="the fake server shares none")

@@ -107,6 +107,10 @@ class Leases:
         """Return the workers whose leases have run out but have not been ended yet."""
         return [name for name, lease in self._by_name.items() if lease.held and lease.until <= now]
 
+    def ended(self) -> list[tuple[str, float]]:
+        """Return the workers whose leases have ended, each with the wall time of that."""
+        return [(name, lease.activity.ended_at) for name, lease in self._by_name.items() if not lease.held]
+
     @property
     def expiry(self) -> str:
         """The reason recorded for a lease that has run out."""

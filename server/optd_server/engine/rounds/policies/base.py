@@ -58,22 +58,23 @@ NONE: Decisions = ()
 
 @dataclass(frozen=True, slots=True)
 class RoundStatus:
-    """The round that a policy collects, for people to see. Times are in seconds of the monotonic clock."""
+    """An open round, for people to see."""
 
-    opened: float | None = None
-    """Since when a push waits; None if none does."""
-    arrived: tuple[str, ...] = ()
-    """The workers whose pushes are in it."""
-    arriving: tuple[str, ...] = ()
+    fragment: int
+    opened: float | None
+    """When its first gradient arrived, in seconds of the monotonic clock; None: none has."""
+    arrived: tuple[str, ...]
+    """The workers whose gradients are there."""
+    arriving: tuple[str, ...]
     """The workers whose gradients are on their way."""
-    missing: tuple[str, ...] = ()
-    """The workers that it waits for. Some may be gone: those are the last ones that had the places left empty."""
-    places: int = 0
-    """How many of the pushes that it waits for may come from any worker, also from one that has not joined yet."""
-    deadline: float | None = None
-    """When something happens without any push; None if nothing does."""
-    release: str = ""
-    """What will release it, in words that follow "it is released by" or "it waits for": "a push of w3"."""
+    missing: tuple[str, ...]
+    """The other workers that it waits for."""
+    places: int
+    """How many further workers, of any name, it waits for."""
+    deadline: float | None
+    """When it closes without those that are missing, in seconds of the monotonic clock; None: it does not."""
+    release: str
+    """What closes it, in words."""
 
 
 class Policy(Protocol):
@@ -112,12 +113,12 @@ class Policy(Protocol):
     def tick(self, now: float) -> Decisions:
         """The time that `WakeAt` named has come or passed."""
 
-    def status(self, now: float) -> RoundStatus:
-        """Describe the round that is being collected. Changes nothing."""
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Describe the rounds that wait. This changes nothing."""
 
 
 class Indifferent:
-    """A base of policies that answers every event except `offered` with no decision, and holds no push."""
+    """A base of policies that answers every event except `offered` with no decision."""
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Nothing follows."""
@@ -143,6 +144,6 @@ class Indifferent:
         """Nothing follows."""
         return NONE
 
-    def status(self, now: float) -> RoundStatus:
-        """No push ever waits for another."""
-        return RoundStatus()
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Nothing waits."""
+        return ()

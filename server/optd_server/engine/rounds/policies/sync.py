@@ -9,7 +9,6 @@ from optd_server.engine.rounds.policies.base import (
     PushId,
     RoundStatus,
 )
-from optd_server.engine.rounds.policies.words import awaited
 from optd_wire.errors import InvalidPolicy
 from optd_wire.values import Sync
 
@@ -30,63 +29,58 @@ class SyncPolicy(Indifferent):
             raise InvalidPolicy(workers=given.workers, most=MAX_WORKERS)
         self.most = given.workers
         self._round: dict[str, PushId] = {}
-        self._opened: dict[str, float] = {}
-        """When each push of the round was offered."""
-        self._present: dict[str, None] = {}
-        """The workers that take part, in the order in which they joined."""
-        self._gone: dict[str, str] = {}
-        """The workers that took part and have gone, with how; the last one last."""
+        self._opened: float | None = None
+        self._live: dict[str, None] = {}
 
     def offered(self, push: PushId, now: float) -> Decisions:
         """Add a push to the round; take the step if the round is complete."""
         self._round[push.worker] = push
-        self._opened[push.worker] = now
+        self._opened = now if self._opened is None else self._opened
         missing = self.most - len(self._round)
         if missing:
             return (HoldPush(push, f"pushes of {missing} more worker{'s' * (missing > 1)}"),)
         complete = tuple(self._round[worker] for worker in sorted(self._round))
         self._round.clear()
-        self._opened.clear()
+        self._opened = None
         return (MakeStep(complete),)
 
     def withdrawn(self, push: PushId, now: float) -> Decisions:
         """Take a push out of the round."""
         if self._round.get(push.worker) == push:
-            del self._round[push.worker], self._opened[push.worker]
+            del self._round[push.worker]
+        if not self._round:
+            self._opened = None
         return NONE
 
     def joined(self, worker: str, now: float) -> Decisions:
-        """Note who can take a place; nothing follows."""
-        self._present[worker] = None
-        self._gone.pop(worker, None)
+        """Note that a worker takes part; nothing follows."""
+        self._live[worker] = None
         return NONE
 
     def left(self, worker: str, now: float) -> Decisions:
-        """Note who has left a place; nothing follows."""
-        return self._went(worker, "left")
-
-    def expired(self, worker: str, now: float) -> Decisions:
-        """Note whose place is empty; nothing follows."""
-        return self._went(worker, "was lost")
-
-    def _went(self, worker: str, how: str) -> Decisions:
-        self._present.pop(worker, None)
-        self._gone.pop(worker, None)
-        self._gone[worker] = how
-        while len(self._gone) > self.most:
-            del self._gone[next(iter(self._gone))]
+        """Note that a worker is gone; nothing follows."""
+        self._live.pop(worker, None)
         return NONE
 
-    def status(self, now: float) -> RoundStatus:
-        """Describe the round; `now` makes no difference, as only pushes complete it."""
+    expired = left
+
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Describe the open round."""
+        if not self._round:
+            return ()
+        missing = tuple(sorted(worker for worker in self._live if worker not in self._round))
         wanted = self.most - len(self._round)
-        here = sorted(worker for worker in self._present if worker not in self._round)
-        places = max(0, wanted - len(here))
-        lost = dict(list(self._gone.items())[len(self._gone) - min(places, len(self._gone)) :])
-        return RoundStatus(
-            opened=min(self._opened.values(), default=None),
-            arrived=tuple(sorted(self._round)),
-            missing=(*here, *sorted(lost)),
-            places=places,
-            release=awaited(here, wanted, lost),
+        places = max(0, wanted - len(missing))
+        parts = [f"pushes of {', '.join(missing)}"] * bool(missing) + [f"{places} more to join"] * bool(places)
+        return (
+            RoundStatus(
+                fragment=0,
+                opened=self._opened,
+                arrived=tuple(sorted(self._round)),
+                arriving=(),
+                missing=missing,
+                places=places,
+                deadline=None,
+                release=" and ".join(parts),
+            ),
         )
