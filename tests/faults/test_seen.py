@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 from contract.plain import Plain
 from e2e.programs import Program, running
+from faults.durable import Durable
 from faults.processes import in_background, wait_for, worker
 
 import optd
 from optd.session import round_watch
+from optd.transport.server_calls import ServerCalls
 from optd_wire.v1 import inspection_service_pb2, worker_service_pb2
 from optd_wire.v1.worker_service_pb2 import LeaseEnd
+from optd_wire.values import LEFT, ROLLED_BACK, WorkerInfo
 
 LEASE = "1.5"
 
@@ -116,6 +120,33 @@ def test_21_a_worker_that_waits_for_a_dead_one_names_it_and_so_does_its_deadline
         with pytest.raises(optd.errors.DeadlineExceeded) as late:
             waits.result(30)
         assert f"; its round waited for {at}lease lost " in str(late.value)
+
+
+def test_a_server_that_was_restarted_or_went_back_tells_what_it_can(tmp_path: Path, name: str):
+    flags = ("--durability", "log", "--fsync", "commit", "--snapshot-versions", "1", "--lease-seconds", LEASE)
+    with (
+        Durable(tmp_path, *flags) as durable,
+        optd.connect(durable.address, job=name, worker="w0", timeout=20) as session,
+        optd.connect(durable.address, job=name, worker="w1") as other,
+        closing(ServerCalls.over_grpc(durable.address)) as transport,
+    ):
+
+        def seen(worker: str) -> WorkerInfo:
+            return next(one for one in transport.list_workers(name, 10) if one.name == worker)
+
+        optimizer = optd.SGD([np.zeros(4, "f4")], lr=1.0, session=session)
+        optd.SGD([np.zeros(4, "f4")], lr=1.0, session=other)
+        optimizer.step([np.ones(4, "f4")])
+        wait_for(lambda: transport.list_snapshots(name, 10), "there is a snapshot to go back to")
+        other.close()
+        durable.restart()
+        optimizer.step([np.ones(4, "f4")])
+        wait_for(lambda: seen("w0").pid == os.getpid(), "it learns the process again")
+        assert (seen("w0").active, seen("w0").host, seen("w0").ended) == (True, socket.gethostname(), "")
+        # How it ended is kept on disk; when, is not.
+        assert (seen("w1").active, seen("w1").ended, seen("w1").ended_unix_ms) == (False, LEFT, 0)
+        transport.roll_back_job(name, transport.list_snapshots(name, 10)[0].version, 10)
+        assert (seen("w0").active, seen("w0").ended) == (False, ROLLED_BACK)
 
 
 def test_a_host_that_would_spoil_the_log_is_refused(stubs: Plain, name: str, program: Program):
