@@ -79,6 +79,7 @@ class RoundWatch:
     def _watch(self) -> None:
         patience = max(SHORTEST_SECONDS, min(PATIENCE_SECONDS, self._timeout / 2))
         watched: float | None = None
+        found: RoundInfo | None = None
         pause = patience
         while not self._stopped.wait(pause):
             began, now = self._began, time.monotonic()
@@ -91,32 +92,33 @@ class RoundWatch:
                 watched, interval = began, FIRST_INTERVAL_SECONDS
                 due, last = began + PATIENCE_SECONDS, began + self._timeout - min(1.0, self._timeout / 4)
             if now >= min(due, last):
-                self._look(began)
+                found = self._look(began)
                 last = last if now < last else float("inf")
             if now >= due:
-                self._tell(began)
+                self._tell(began, found)
                 due, interval = now + interval, min(2 * interval, LONGEST_INTERVAL_SECONDS)
             pause = max(0.0, min(due, last) - time.monotonic())
 
-    def _look(self, began: float) -> None:
-        """Asks for the open rounds, and keeps the one that this push is in."""
+    def _look(self, began: float) -> RoundInfo | None:
+        """Asks for the open rounds; returns the one that the push is in, and keeps it for an error."""
         ask = self._ask()
         if ask is None:
-            return
+            return None
         try:
             rounds = ask()
         except OptdError as error:  # the push itself meets the same server, and tells of it
             logger.debug("job %s: not told whom the push of %s waits for: %s", self._job, self._worker, error)
-        else:
-            for found in rounds:
-                if self._worker in found.arrived:
-                    self._seen = began, found
+            return None
+        found = next((one for one in rounds if self._worker in one.arrived), None)
+        if found is not None:
+            self._seen = began, found
+        return found
 
-    def _tell(self, began: float) -> None:
+    def _tell(self, began: float, found: RoundInfo | None) -> None:
         """Says whom the push waits for, unless it has just been answered, or waits for nobody."""
-        if not self._tells or self._seen is None or self._seen[0] != began or self._began != began:
+        if not self._tells or found is None or self._began != began:
             return
-        found, seconds = self._seen[1], time.monotonic() - began
+        seconds = time.monotonic() - began
         reasons = [reason for reason in (whom(found, self._worker), in_time(found)) if reason]
         if reasons:
             line = f"job {self._job}: step {found.step} waits for {'; '.join(reasons)}; {lasted(seconds)} so far"

@@ -384,9 +384,7 @@ class InFlight:
             self._break_all(round_, self._fold.fail(problem))
         else:
             for push, reply in () if replies is None else zip(round_.pushes, replies, strict=True):
-                self._leases.note_applied(push.header.worker, reply, self._clock.wall())
-                self._let_go(push)
-                push.outcome.succeed(reply)
+                self._answer(push, reply)
 
     def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header
@@ -395,3 +393,8 @@ class InFlight:
             why = "its worker has been fenced"
             raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
         self._fold.check_not_failed()
+
+    def _answer(self, push: Push, reply: PushResult) -> None:
+        self._leases.note_applied(push.header.worker, reply, self._clock.wall())
+        self._let_go(push)
+        push.outcome.succeed(reply)
