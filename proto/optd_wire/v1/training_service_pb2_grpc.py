@@ -63,8 +63,8 @@ class TrainingServiceServicer(object):
         """Pushes gradients and answers once they have become part of a step.
 
         Job, worker, epoch and sequence identify a push. The sequences of an epoch are 1, 2, 3, ... A push that is sent
-        again is applied once and gets the first reply, so after a lost answer send the same content under the same
-        sequence. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
+        again is applied once and gets the first reply, so after a lost answer send the same frames in the same order under
+        the same sequence: another content under a number that was applied fails with OTHER_PAYLOAD. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
 
         Frames may come in any number of messages and in any order. If several pushes make a step, they come in the order
         of group and offset, and the server reads each push when it is its turn. Together the frames of a push cover whole

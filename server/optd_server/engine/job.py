@@ -70,7 +70,7 @@ class Job:
         clock: Clock,
         lease_seconds: float,
     ) -> None:
-        policy = decider_of(state.policy)
+        policy = decider_of(state.policy, state.version)
         self.state = state
         self.closed = asyncio.Event()
         self.rejections = Rejections()
@@ -244,7 +244,7 @@ class Job:
 
         def check() -> None:
             if spec is not None:
-                check_same(spec, self.info(), self.state.created_with)
+                check_same(spec, self.info(), self.state.created_with, self.state.first_policy)
 
         member = await self.workers.join(name, check)
         if not self.closed.is_set():

@@ -13,7 +13,7 @@ from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.row_messages import RowMessages
-from optd_server.rpc.uploads import receive, skip
+from optd_server.rpc.uploads import receive
 from optd_server.rpc.weight_messages import Ranges, WeightMessages
 from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
@@ -180,9 +180,6 @@ class _PushStream:
 
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         await receive(self.requests, self.first, self.frames, write)
-
-    async def skip(self) -> None:
-        await skip(self.requests, self.first)
 
     def park(self) -> None:
         # The bytes of the first message are part of the job's planned memory, so the budget need not count them.
