@@ -148,15 +148,9 @@ def _stepped(state: JobState, event: Stepped, compute: Compute) -> Applying:
     _note(state, event.edits)
     for fragment in {mark.fragment for mark in event.pushes} - {0}:
         state.fragments.note(fragment, version)
+    pushes, unfinished, changed = len(event.pushes), not step.is_done, clipped.changed
     replies = [
-        _reply(
-            state,
-            mark,
-            len(event.pushes),
-            unfinished=not step.is_done,
-            clipped=clipped.changed,
-            norms=norms if mark.norms else (),
-        )
+        _reply(state, mark, pushes, unfinished=unfinished, clipped=changed, norms=norms if mark.norms else ())
         for mark in event.pushes
     ]
     return Applied(tuple(replies), step.gradient, step.changes)
@@ -219,20 +213,12 @@ def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
     is_skipped = not event.nothing_pending
     counted = _counted(state, event.nonfinite, None)
     state.gradients = replace(counted, skipped_steps=counted.skipped_steps + is_skipped)
-    pending = state.accumulation.count
-    return Applied(
-        tuple(
-            _reply(
-                state,
-                mark,
-                len(event.pushes),
-                accumulated=pending,
-                skipped=is_skipped,
-                nothing_pending=event.nothing_pending,
-            )
-            for mark in event.pushes
-        )
-    )
+    pushes, pending, nothing = len(event.pushes), state.accumulation.count, event.nothing_pending
+    replies = [
+        _reply(state, mark, pushes, accumulated=pending, skipped=is_skipped, nothing_pending=nothing)
+        for mark in event.pushes
+    ]
+    return Applied(tuple(replies))
     yield  # makes it a generator, as all handlers are
 
 
