@@ -83,7 +83,13 @@ class Listening:
         """How many versions the server has told of."""
         self._error: Exception | None = None
         self._stopped = threading.Event()
-        threading.Thread(target=self._listen, name="optd-versions", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="optd-versions", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread has not ended yet."""
+        return self._thread.is_alive()
 
     def next_after(self, seen: int) -> tuple[int | None, int]:
         """Blocks until more than `seen` versions were told; returns the newest, None after `close`, and their count."""
