@@ -136,6 +136,10 @@ def test_versions_begin_with_the_current_one_and_end_with_the_newest(reader: Ses
         found = following.result(SECONDS)
         assert found == sorted(set(found)), "each version is told once, in order"
         assert versions.newest == found[-1] == 103
+    with reader.versions(known=103) as versions:
+        assert versions.newest == 103
+        trainer.steps(1)
+        assert next(versions) == 104
 
 
 def test_a_slow_reader_skips_versions(reader: Session, trainer: Trainer):

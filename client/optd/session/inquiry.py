@@ -177,11 +177,12 @@ class Inquiry:
         request = PullRequest(self.job, delivery=Delivery(none=True), min_version=version, wait_seconds=seconds)
         return self._transport.pull(request, refuse_weights, seconds + ANSWER_SECONDS).version.version
 
-    def versions(self) -> Versions:
+    def versions(self, known: int | None = None) -> Versions:
         """An iterator over the job's versions: the current one, and then the newest one whenever it has changed.
 
-        For those who follow a training. A slow reader skips versions. Needs no registration. Goes on by itself after a
-        lost connection or a restart of the server; raises `UnknownJob` when the job is deleted.
+        For those who follow a training. A slow reader skips versions. The current version is left out if it is `known`.
+        Needs no registration. Goes on by itself after a lost connection or a restart of the server; raises `UnknownJob`
+        when the job is deleted.
 
             for version in session.versions():
                 weights = session.pull()
@@ -194,6 +195,7 @@ class Inquiry:
                 self.address,
                 self.timeout,
                 self._tell_of_loss,
+                None if known is None else check_min_version(known),
             )
         )
 

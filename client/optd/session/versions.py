@@ -27,7 +27,7 @@ class Versions:
 
     @property
     def newest(self) -> int | None:
-        """The newest version that the server has told of; None before the first."""
+        """The newest version that is known here; None before the server has told of one."""
         return self._listening.newest
 
     def __iter__(self) -> Self:
@@ -70,8 +70,9 @@ class Listening:
         address: str,
         timeout: float,
         tell_of_loss: Callable[[Unavailable], None],
+        known: int | None,
     ) -> None:
-        self.newest: int | None = None
+        self.newest = known
         self._check = check
         self._open = watch
         self._address = address

@@ -21,5 +21,5 @@ class Weights(dict[str, Array]):
 def check_min_version(version: object) -> int:
     """The version, if it is one; raises `InvalidRequest`."""
     if isinstance(version, bool) or not isinstance(version, int) or version < 0:
-        raise InvalidRequest(problem=f"the version to wait for must be an integer of at least 0, got {version!r}")
+        raise InvalidRequest(problem=f"a version must be an integer of at least 0, got {version!r}")
     return version

@@ -45,8 +45,8 @@ class Follower:
     `wait` raise the reason. A warning, because jobs end, and a model that serves should not fail with them.
 
     Args:
-        model: The module that is called; it may be on any device. If it is compiled or wrapped in DDP, give the
-            wrapper, or make the follower before the first call.
+        model: The module that is called; it may be on any device. Of a compiled model give what `torch.compile` has
+            returned: torch may leave hooks out of compiled code.
         server: HOST:PORT; default: OPTD_SERVER.
         job: The job's name; default: OPTD_JOB.
         session: An open session instead of `server`, `job`, `encoding` and `timeout`: for a token or certificates.
@@ -90,6 +90,9 @@ class Follower:
     ) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval >= 0:
             raise InvalidRequest(problem=f"interval must be at least 0 seconds, got {interval!r}")
+        if automatic and getattr(model, "_compiled_call_impl", None) is not None:
+            problem = "torch may leave hooks out of a model that is compiled in place by model.compile()"
+            raise InvalidRequest(problem=f"{problem}: give torch.compile(model), or automatic=False and call update()")
         self._session = _opened(session, {"server": server, "job": job, "encoding": encoding, "timeout": timeout})
         opened_here = None if session is not None else self._session
         try:
@@ -105,7 +108,7 @@ class Follower:
         self._is_told = False
         self._interval = float(interval)
         self._closed = threading.Event()
-        self._versions = self._session.versions()
+        self._versions = self._session.versions(known=self.version)
         self._end = weakref.finalize(self, _end, self._closed, self._versions, opened_here)
         self._handles = self._passes.watch(model) if automatic else ()
         arguments = weakref.ref(self), self._versions, self._closed

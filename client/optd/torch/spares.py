@@ -119,7 +119,7 @@ class Spares:
         own = buffers_of(self._model)
         if own and not has_buffers(job.groups) and self._layout is None:
             logger.warning(
-                "job %s has no buffers: those of the model (%s, …) stay as they are, unless its optimizers get buffers=",
+                "job %s has no buffers: those of the model (%s, …) stay as they are; its optimizer takes buffers=",
                 job.name,
                 next(iter(own)),
             )
