@@ -9,7 +9,7 @@ from typing import Self
 
 from optd.session.retry import with_retries
 from optd.transport.calls.training import VersionWatch
-from optd_wire.errors import ConnectionLost, OptdError, Stalled, Unavailable
+from optd_wire.errors import ConnectionLost, OptdError, Stalled, TooManyRequests, Unavailable
 
 
 class Versions:
@@ -141,7 +141,7 @@ class Listening:
             return None
         try:
             return self._watch.receive().version
-        except Stalled as error:  # the process was suspended, and the server gave it up
+        except (Stalled, TooManyRequests) as error:  # the process was suspended, or the server has too much to do
             self._watch = None
             raise ConnectionLost(address=self._address, rpc="WatchVersions", problem=str(error)) from None
         except BaseException:

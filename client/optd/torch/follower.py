@@ -20,9 +20,19 @@ from optd.session.weights import check_min_version
 from optd.torch.followed import NamesOf
 from optd.torch.passes import Passes
 from optd.torch.spares import Spares
-from optd_wire.errors import DeadlineExceeded, InvalidRequest, OptdError, SessionClosed
+from optd_wire.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    OptdError,
+    ResourceExhausted,
+    SessionClosed,
+    Stalled,
+    TooSlow,
+)
 
 logger = logging.getLogger("optd")
+RETRY_SECONDS = 1.0
+"""The pause after a pull that the server has given up."""
 JOIN_SECONDS = 5.0
 """How long `close` waits for a pull under way, which ends without harm later, too."""
 
@@ -106,12 +116,11 @@ class Follower:
             raise
         self._failure: Exception | None = None
         self._is_told = False
-        self._interval = float(interval)
         self._closed = threading.Event()
         self._versions = self._session.versions(known=self.version)
         self._end = weakref.finalize(self, _end, self._closed, self._versions, opened_here)
         self._handles = self._passes.watch(model) if automatic else ()
-        arguments = weakref.ref(self), self._versions, self._closed
+        arguments = weakref.ref(self), self._versions, float(interval), self._closed
         self._thread = threading.Thread(target=_follow, args=arguments, name="optd-follower", daemon=True)
         self._thread.start()
 
@@ -197,9 +206,6 @@ class Follower:
         if self._closed.is_set():
             raise SessionClosed(job=self._session.job)
 
-    def _take(self) -> None:
-        self._spares.pull()
-
     def _fail(self, problem: Exception) -> None:
         if self._closed.is_set():
             return
@@ -232,25 +238,31 @@ def _opened(session: Session | None, arguments: dict[str, object]) -> Session:
     return connect(how.pop("server", None), job=job, **how)  # type: ignore[arg-type]
 
 
-def _follow(ref: "weakref.ref[Follower]", versions: Versions, closed: threading.Event) -> None:
+def _follow(ref: "weakref.ref[Follower]", versions: Versions, interval: float, closed: threading.Event) -> None:
     """Pulls each version that comes. Refers to the follower only while it pulls, so that it can become garbage."""
-    interval = 0.0
-    problem: Exception | None = None
     try:
         for _ in versions:
-            follower = ref()
-            if follower is None:
-                return
-            interval = follower._interval
-            follower._take()
-            del follower
+            while not _has_pulled(ref):
+                if closed.wait(RETRY_SECONDS):
+                    return
             if closed.wait(interval):
                 return
-    except Exception as error:  # noqa: BLE001 - the next forward pass tells of it
-        problem = error
+    except Exception as problem:  # noqa: BLE001 - the next forward pass tells of it
+        follower = ref()
+        if follower is not None:
+            follower._fail(problem)
+
+
+def _has_pulled(ref: "weakref.ref[Follower]") -> bool:
+    """Pulls; returns whether that need not be done again. A reader may be too slow once, or a server too busy."""
     follower = ref()
-    if follower is not None and problem is not None:
-        follower._fail(problem)
+    if follower is not None:
+        try:
+            follower._spares.pull()
+        except (TooSlow, Stalled, ResourceExhausted) as problem:
+            logger.warning("job %s: a follower pulls again: %s", follower._session.job, problem)
+            return False
+    return True
 
 
 def _end(closed: threading.Event, versions: Versions, session: Session | None) -> None:

@@ -169,5 +169,7 @@ class Spares:
 def _synchronize(devices: set[torch.device]) -> None:
     """Waits for the passes that run on accelerators, which may be on other streams than the copies."""
     for device in devices:
-        if device.type not in ("cpu", "meta"):
-            torch.accelerator.synchronize(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type != "cpu":
+            getattr(torch, device.type).synchronize()

@@ -53,6 +53,7 @@ def test_versions_go_on_after_losses(server: FakeServer, reader: Session, optimi
         errors.ShuttingDown(),
         errors.JobReloads(job="job"),
         errors.Stalled(what="the reader of this stream", seconds="30"),
+        errors.TooManyRequests(limit="1024"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 from faults.processes import in_background, wait_for
-from tests.client.torch.followed import NAMES, NOTHING, Telling, trainer, where
+from tests.client.torch.followed import NAMES, NOTHING, Telling, Trainer, trainer, where
 
 import optd
 import optd.torch
 from optd import errors
+from optd.session.session import Session
 from optd.torch import Follower
+from optd.transport import rpcs
+from optd.transport.fake.connection import FakeConnection
+from optd.transport.fake.server import FakeServer
+from optd.transport.server_calls import ServerCalls
 
 SECONDS = 30.0
 
@@ -237,6 +242,21 @@ def test_when_the_job_ends_the_next_pass_warns_and_goes_on(where, trainer):
         for ask in (follower.update, lambda: follower.wait(2)):
             with pytest.raises(errors.UnknownJob):
                 ask()
+
+
+@pytest.mark.parametrize(
+    "problem", [errors.TooSlow(version=1, seconds=30), errors.TooManyRequests(limit=1)], ids=lambda e: type(e).__name__
+)
+def test_a_pull_that_the_server_gives_up_is_made_again(problem, caplog):
+    server, model = FakeServer(), Telling()
+    sessions = [Session(ServerCalls(FakeConnection(server)), job="job", worker=name, timeout=5.0) for name in "wr"]
+    with sessions[0], sessions[1]:
+        trainer = Trainer(sessions[0])
+        with Follower(model, session=sessions[1]) as follower:
+            server.fail(rpcs.PULL, problem, is_handled=False)
+            trainer.steps()
+            assert follower.wait(1) == 1
+    assert "a follower pulls again" in caplog.text
 
 
 def test_a_wait_ends_when_the_job_does(where, trainer):
