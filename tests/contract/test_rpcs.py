@@ -44,6 +44,7 @@ from contract.training_calls import (
     step,
     watch,
     watch_job,
+    watch_versions,
     write_state,
 )
 from contract.two_groups import GRADIENT, create
@@ -75,6 +76,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     push,
     pull,
     pull_rows,
+    watch_versions,
     step,
     read_state,
     write_state,

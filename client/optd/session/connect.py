@@ -109,7 +109,7 @@ def connect(
     address = environment.server(address)
     named = job if isinstance(job, JobName) else job_name(environment.job(job))
     check_name("job", named.name)
-    if isinstance(policy, Sync) and policy.workers > 1 and not named.shared:
+    if isinstance(policy, Sync) and policy.workers not in ("live", 1) and not named.shared:
         problem = (
             f"a step of policy {policy} waits for {policy.workers} workers, and no other one finds a job without a name"
         )

@@ -68,6 +68,9 @@ PULL: Rpc[training.PullRequest, training.PullResponse] = Rpc(_TRAINING + "Pull",
 PULL_ROWS: Rpc[training.PullRowsRequest, training.PullRowsResponse] = Rpc(
     _TRAINING + "PullRows", training.PullRowsResponse, decode_rows
 )
+WATCH_VERSIONS: Rpc[training.WatchVersionsRequest, training.WatchVersionsResponse] = Rpc(
+    _TRAINING + "WatchVersions", training.WatchVersionsResponse
+)
 STEP: Rpc[training.StepRequest, training.StepResponse] = Rpc(_TRAINING + "Step", training.StepResponse, decode_received)
 
 _STATE = "/optd.v1.StateService/"

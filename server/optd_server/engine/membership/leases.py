@@ -25,7 +25,7 @@ class Lease:
     lane: str = GRPC
     """The worker's lane, and why it is not a faster one."""
     dropped_rounds: int = 0
-    """How many rounds closed without it."""
+    """How many rounds have closed without a push of it."""
     activity: Activity = field(default_factory=Activity)
 
 
