@@ -199,7 +199,7 @@ class Registration(RecoveringGroups):
         """Pushes gradients; the arrays stay as they are. After an `UndonePush` the caller pulls."""
         with self._lock:
             self._use()
-            return self._pushed(lambda: self._push(gradients, encoding, settings), pull=lambda: None, is_flush=False)
+            return self._pushed(lambda: self._push(gradients, encoding, settings), pull=None, is_flush=False)
 
     def _push(self, gradients: GradientsByGroup, encoding: str | None, settings: PushSettings) -> PushResult:
         self._find_out()

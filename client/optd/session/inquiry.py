@@ -15,6 +15,7 @@ from optd.params.flat_view import Array, ArraysByGroup, FlatView, empty_arrays
 from optd.params.groups import plain_option
 from optd.params.pulled_rows import RowSink, read_ids
 from optd.session.lock import OwnedLock
+from optd.session.policy_argument import checked_policy
 from optd.session.progress import Count, elements_of, showing
 from optd.session.retry import with_retries
 from optd.session.versions import Listening, Versions
@@ -35,6 +36,7 @@ from optd_wire.values import (
     JobUpdate,
     ParameterInfo,
     ParameterReport,
+    Policy,
     PullResult,
     ReadStateResult,
     Rejection,
@@ -270,6 +272,14 @@ class Inquiry:
         given = {name: plain_option(value) for name, value in options.items()}
         update = JobUpdate(self.job, given, expected_revision)
         return self._ask(lambda left: self._transport.update_job(update, left))[0]
+
+    def set_policy(self, policy: Policy) -> Policy:
+        """Changes when pushes become a step, at one version; returns the policy that the job has now.
+
+        The new policy also decides about pushes that wait for their round. Raises `InvalidPolicy` for a value out of
+        range, or `MemoryExceeded`.
+        """
+        return self._ask(lambda left: self._transport.set_policy(self.job, checked_policy(policy), left))[0]
 
     def pending(self) -> int:
         """How many pushes, or rounds, the job has accumulated since its last step."""

@@ -43,6 +43,7 @@ LIST_JOBS: Rpc[job.ListJobsRequest, job.ListJobsResponse] = Rpc(_JOBS + "ListJob
 DELETE_JOB: Rpc[job.DeleteJobRequest, job.DeleteJobResponse] = Rpc(_JOBS + "DeleteJob", job.DeleteJobResponse)
 ADD_GROUP: Rpc[job.AddGroupRequest, job.AddGroupResponse] = Rpc(_JOBS + "AddGroup", job.AddGroupResponse)
 UPDATE_GROUP: Rpc[job.UpdateGroupRequest, job.UpdateGroupResponse] = Rpc(_JOBS + "UpdateGroup", job.UpdateGroupResponse)
+SET_POLICY: Rpc[job.SetPolicyRequest, job.SetPolicyResponse] = Rpc(_JOBS + "SetPolicy", job.SetPolicyResponse)
 UPDATE_JOB: Rpc[job.UpdateJobRequest, job.UpdateJobResponse] = Rpc(_JOBS + "UpdateJob", job.UpdateJobResponse)
 WAIT_DURABLE: Rpc[job.WaitDurableRequest, job.WaitDurableResponse] = Rpc(_JOBS + "WaitDurable", job.WaitDurableResponse)
 

@@ -62,9 +62,14 @@ class PushResult:
     pushes: int = 0
 
     @property
+    def dropped(self) -> str:
+        """Why the gradient counts in no step; empty if it counts."""
+        return ""
+
+    @property
     def nothing_pending(self) -> bool:
         """Whether this was a flush that had nothing to flush, so that there was no step."""
-        return self.applied_version == 0 and not self.skipped
+        return self.applied_version == 0 and not self.skipped and not self.dropped
 
     @property
     def norm(self) -> GroupNorms | None:
