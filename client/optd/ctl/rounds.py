@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from optd.session.awaited import whom
+from optd.session.awaited import at_the_latest, whom
 from optd.session.saying import lasted, listed
 from optd_wire.values import RoundInfo
 
@@ -19,7 +19,7 @@ def _short(found: RoundInfo, seconds_ago: float) -> str:
         f"in it {listed(list(found.arrived))}" if found.arrived else "",
         f"on their way {listed(list(found.arriving))}" if found.arriving else "",
         f"waits for {waits}" if waits else "",
-        _deadline(found, seconds_ago),
+        at_the_latest(found, seconds_ago),
     ]
     return "; ".join(filter(None, parts))
 
@@ -34,7 +34,7 @@ def facts(rounds: Sequence[RoundInfo]) -> list[tuple[str, str]]:
             ("in it", listed(list(found.arrived))),
             ("on their way", listed(list(found.arriving))),
             ("waits for", whom(found)),
-            ("released by", "; ".join(filter(None, [found.release, _deadline(found)]))),
+            ("released by", "; ".join(filter(None, [found.release, at_the_latest(found)]))),
         ]
     ]
     return [(name, fact) for name, fact in rows if fact] or [("round", "no push waits for others")]
@@ -49,9 +49,3 @@ def _title(found: RoundInfo, seconds_ago: float = 0.0) -> str:
 def _open_for(found: RoundInfo, seconds_ago: float = 0.0) -> str:
     """How long a gradient has been waiting for the step."""
     return lasted((found.unix_ms - found.opened_unix_ms) / 1000 + seconds_ago)
-
-
-def _deadline(found: RoundInfo, seconds_ago: float = 0.0) -> str:
-    if not found.deadline_unix_ms:
-        return ""
-    return f"at the latest in {lasted((found.deadline_unix_ms - found.unix_ms) / 1000 - seconds_ago)}"

@@ -148,13 +148,6 @@ def _scale(value: str | Exponential | None) -> str:
             return f"staleness {value}"
 
 
-def meaning(value: Policy) -> str:
-    """What a policy does, in a sentence."""
-    if isinstance(value, Sync):
-        return f"a step takes one push of each of {counted(value.workers, 'worker')}, and waits for all of them"
-    return "each push makes a step at once, in order of arrival"
-
-
 def gradients(found: GradientSummary) -> str:
     """The counts of a job's gradients that are not zero: `clipped 3  norm 1.25`."""
     parts = [

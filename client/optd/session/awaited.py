@@ -42,9 +42,11 @@ def whom(found: RoundInfo, besides: str = "") -> str:
     return listed(names, NAMED)
 
 
-def in_time(found: RoundInfo) -> str:
-    """What will happen at the round's deadline, without any push; empty if there is none."""
-    return found.release if found.deadline_unix_ms else ""
+def at_the_latest(found: RoundInfo, seconds_ago: float = 0.0) -> str:
+    """When a round closes without those that are missing, as of `seconds_ago` later; empty if it does not."""
+    if not found.deadline_unix_ms:
+        return ""
+    return f"at the latest in {lasted((found.deadline_unix_ms - found.unix_ms) / 1000 - seconds_ago)}"
 
 
 def names_of(workers: Sequence[WorkerInfo]) -> str:

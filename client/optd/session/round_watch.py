@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from optd.session.awaited import in_time, whom
+from optd.session.awaited import at_the_latest, whom
 from optd.session.saying import lasted, say
 from optd_wire.errors import OptdError
 from optd_wire.values import RoundInfo
@@ -119,7 +119,7 @@ class RoundWatch:
         if not self._tells or found is None or self._began != began:
             return
         seconds = time.monotonic() - began
-        reasons = [reason for reason in (whom(found, self._worker), in_time(found)) if reason]
+        reasons = [reason for reason in (whom(found, self._worker), at_the_latest(found)) if reason]
         if reasons:
             line = f"job {self._job}: step {found.step} waits for {'; '.join(reasons)}; {lasted(seconds)} so far"
             say(line, logging.WARNING if seconds >= WARNS_AFTER_SECONDS else logging.INFO)

@@ -1,9 +1,11 @@
 """`explain`, `workers` and `watch` of jobs in which workers wait, die, lag and are refused."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -90,6 +92,35 @@ def test_a_round_that_waits_for_a_dead_worker(strict: LocalServer, name: str):
             assert successor.outcome()["version"] == 1
         assert facts(optctl("explain", name).lines)["round"] == "no push waits for others"
         transport.close()
+
+
+def test_a_quorum_a_grace_window_and_a_worker_that_comes_too_late(strict: LocalServer, name: str):
+    optctl = Optctl(strict.address)
+    policy = optd.Sync(workers=3, quorum=2, grace=4.0)
+    with ExitStack() as open_sessions:
+        made = [
+            open_sessions.enter_context(
+                optd.connect(strict.address, job=name, worker=f"w{number}", policy=policy, timeout=60)
+            )
+            for number in range(3)
+        ]
+        slow, *others = [optd.SGD([np.zeros(4, "f4")], lr=1.0, session=session) for session in made]
+        transport = open_sessions.enter_context(closing(ServerCalls.over_grpc(strict.address)))
+        steps = [in_background(lambda one=one: one.step([np.ones(4, "f4")])) for one in others]
+        wait_for(lambda: [one.arrived for one in transport.list_rounds(name, 10)] == [("w1", "w2")], "a quorum")
+        (found,) = transport.list_rounds(name, 10)
+        assert 0 < found.deadline_unix_ms - found.opened_unix_ms <= 4001
+        assert [(each.name, each.active) for each in found.missing] == [("w0", True)]
+        line = optctl("watch", name, "--count", "1").out
+        assert all(step.result(30).version.version == 1 for step in steps)
+        assert "; in it w1 and w2; waits for w0 (" in line and "; at the latest in " in line
+        with pytest.raises(errors.RoundClosed):
+            slow.push([np.ones(4, "f4")])
+        shown = facts(optctl("explain", name).lines)
+        assert "w0 came too late for 1 round, which closed without it" in shown["lags"]
+        assert "or of 2 of them, after a grace window of 4 s" in shown["policy"]
+        row = next(line for line in optctl("workers", name).lines if line.startswith("w0 "))
+        assert re.search(r" +0/0/0 +\d+ +1 +1 +grpc ", row), row
 
 
 def test_refusals_have_what_to_do_about_them(optctl: Optctl, train: Callable):

@@ -10,7 +10,7 @@ from faults.processes import wait_for
 
 from optd import errors
 from optd.session import round_watch
-from optd.session.awaited import described, in_time, whom
+from optd.session.awaited import at_the_latest, described, whom
 from optd.session.round_watch import RoundWatch
 from optd.session.saying import lasted, listed
 from optd_wire.values import EXPIRED, LEFT, RoundInfo, WorkerInfo
@@ -86,13 +86,12 @@ def test_where_no_log_is_set_up_the_lines_go_to_stderr(
 
 
 def test_what_its_deadline_brings_is_told_too(caplog: pytest.LogCaptureFixture):
-    release = "its grace window ends in 2.1 s"
-    server = Server(RoundInfo(NOW, 7, NOW, ("w0",), (), (W2,), 0, NOW + 2_100, release))
+    server = Server(RoundInfo(NOW, 7, NOW, ("w0",), (), (W2,), 0, NOW + 2_100, "pushes of w2; or its time"))
     watch = server.watch()
     with caplog.at_level(logging.INFO, logger="optd"), watch.watching():
         wait_for(lambda: caplog.records, "a line")
     watch.stop()
-    assert f"last push 14 s ago); {release}; " in lines(caplog)[0]
+    assert "last push 14 s ago); at the latest in 2.1 s; " in lines(caplog)[0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +175,7 @@ def test_places_of_nobody_are_counted_and_the_worker_itself_is_not():
     many = RoundInfo(NOW, missing=tuple(worker(f"w{number}") for number in range(9)))
     assert whom(many).endswith(" and 4 more")
     assert whom(RoundInfo(NOW, places=3)) == "3 workers that have not joined yet"
-    assert in_time(OPEN) == ""
+    assert at_the_latest(OPEN) == ""
 
 
 @pytest.mark.parametrize(

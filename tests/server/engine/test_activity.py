@@ -135,6 +135,10 @@ def test_the_open_round_in_wall_time_whoever_moves_the_clock():
         pass_to(rounds, 3)
         upload = rounds.upload("b")
         await until(lambda: info(rounds, "b").waiting)
+        (found,) = open_rounds(rounds.job, rounds.clock)
+        assert (found.opened_unix_ms, found.arrived, found.arriving) == (0, (), ("b",))
+        upload.send_all(rounds.messages(random_arrays(1)))
+        await until(lambda: open_rounds(rounds.job, rounds.clock)[0].arrived == ("b",))
         pass_to(rounds, 5)
         rounds.expire("c")
         rounds.clock.wall_seconds += 3600

@@ -9,6 +9,7 @@ from optd.ctl.advice import advice
 from optd.ctl.commands.arguments import Job
 from optd.ctl.commands.workers import process, taken_over
 from optd.ctl.invocation import Invocation
+from optd.ctl.policy_words import meaning
 from optd.ctl.tables import facts
 from optd.session.awaited import described
 from optd.session.saying import lasted, listed
@@ -52,7 +53,7 @@ def _facts(found: Explanation) -> list[Fact]:
     return [
         ("job", f"{job.name}  {algorithms}  version {text.count(job.version.version)}"),
         *([("failed", job.failure)] if job.failure else []),
-        ("policy", f"{text.policy(job.policy)}: {text.meaning(job.policy)}"),
+        ("policy", f"{text.policy(job.policy)}: {meaning(job.policy)}"),
         *rounds.facts(report.rounds),
         *_workers(report),
         *_rejections(found),
