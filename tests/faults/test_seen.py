@@ -122,6 +122,26 @@ def test_21_a_worker_that_waits_for_a_dead_one_names_it_and_so_does_its_deadline
         assert f"; its round waited for {at}lease lost " in str(late.value)
 
 
+def test_a_bounded_worker_that_is_ahead_names_the_slow_one(
+    program: Program, stubs: Plain, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(round_watch, "PATIENCE_SECONDS", 0.2)
+    caplog.set_level(logging.INFO, logger="optd")
+    gradient = [np.ones(4, "f4")]
+    with (
+        optd.connect(program.address, job=name, worker="fast", policy=optd.Bounded(1), timeout=30) as ahead,
+        optd.connect(program.address, job=name, worker="slow") as behind,
+    ):
+        fast, slow = (optd.SGD([np.zeros(4, "f4")], lr=1.0, session=session) for session in (ahead, behind))
+        fast.step(gradient)
+        fast.step(gradient)
+        waits = in_background(lambda: fast.step(gradient))
+        wait_for(lambda: f"job {name}: step 3 waits for slow (host " in caplog.text, "it names the slow one")
+        assert [*open_round(stubs, name).arrived] == ["fast"]
+        slow.step(gradient)
+        assert waits.result(30).version.version == 4
+
+
 def test_a_server_that_was_restarted_or_went_back_tells_what_it_can(tmp_path: Path, name: str):
     flags = ("--durability", "log", "--fsync", "commit", "--snapshot-versions", "1", "--lease-seconds", LEASE)
     with (
