@@ -16,12 +16,25 @@ from faults.processes import in_background, wait_for, worker
 import optd
 from optd.ctl import rounds
 from optd.ctl.advice import ADVICE, advice
-from optd.ctl.commands.explain import Explanation
+from optd.ctl.commands.explain import RECENT_MS, Explanation
+from optd.ctl.commands.explain import _facts as explanation_facts
 from optd.ctl.commands.workers import notes
 from optd.local import LocalServer, local
 from optd.transport.server_calls import ServerCalls
 from optd_wire import errors
-from optd_wire.values import REPLACED, RoundInfo, WorkerInfo
+from optd_wire.values import (
+    LEFT,
+    REPLACED,
+    ROLLED_BACK,
+    Async,
+    JobReport,
+    JobSummary,
+    JobVersion,
+    Rejection,
+    RoundInfo,
+    StalenessSummary,
+    WorkerInfo,
+)
 
 from .conftest import Optctl
 
@@ -67,7 +80,7 @@ def test_a_round_that_waits_for_a_dead_worker(strict: LocalServer, name: str):
             assert shown["policy"].startswith("sync of 2: a step takes one push of each of 2 workers")
             assert shown["round"].startswith("step 1, open for ")
             assert (shown["in it"], shown["released by"]) == ("w0", "pushes of w1")
-            assert shown["workers"].startswith("with a lease 2: w0 (")
+            assert shown["workers"].startswith("2 with a lease: w0 (")
             other.process.kill()
             wait_for(lambda: not transport.list_rounds(name, 10)[0].missing[0].active, "its lease runs out")
         ended, document = optctl.both("explain", name)
@@ -151,6 +164,33 @@ def test_what_is_durable(tmp_path: Path, name: str):
 def test_a_job_that_is_not_there(optctl: Optctl):
     ended = optctl("explain", "nope")
     assert (ended.code, ended.err) == (5, "optctl: no job 'nope' on this server\n")
+
+
+def test_a_failed_job_with_workers_that_lag_or_are_gone():
+    """Times are those of the server; every row is there for a reason."""
+    silent = replace(QUIET, name="w1", host="b", pid=7, last_push_unix_ms=NOW - 50_000)
+    idle = replace(QUIET, name="w2", joined_unix_ms=NOW - 40_000)
+    stale = replace(QUIET, name="w3", recent_staleness=StalenessSummary(9, 11, 12), last_push_unix_ms=NOW)
+    gone = replace(QUIET, name="w4", active=False, ended=LEFT, ended_unix_ms=NOW)
+    back = replace(QUIET, name="w5", active=False, ended=ROLLED_BACK)
+    job = JobSummary("digits", "sgd", Async(), JobVersion(12, 9), 1, 1, 1, 4, 9, 2, 0, 0, failure="it broke")
+    job = replace(job, stepped_unix_ms=NOW)
+    report = JobReport(job, (), (QUIET, silent, idle, stale, gone, back), NOW)
+    old = Rejection(NOW - RECENT_MS - 1, "w0", "STALE_EPOCH", "it was late", 3)
+    found = explanation_facts(Explanation(report, {"STALE_EPOCH": 2}, (old,), "snapshot"))
+    assert found[1:] == [
+        ("failed", "it broke"),
+        ("policy", "async: each push makes a step at once, in order of arrival"),
+        ("round", "no push waits for others"),
+        ("workers", "4 with a lease: w0 (-), w1 (b:7), w2 (-) and w3 (-)"),
+        ("left", "w4"),
+        ("lost", "w5 (fenced, because the job went back)"),
+        ("lags", "w1 last pushed 50 s ago, while others make steps"),
+        ("lags", "w2 joined 40 s ago and has not pushed yet, while others make steps"),
+        ("lags", "w3 pushes gradients that are old: 9 versions in the median"),
+        ("refused", "nothing in the last 10 min; 2 before"),
+        ("durability", "snapshot: version 9 survives a power cut, 3 versions behind"),
+    ]
 
 
 @pytest.mark.parametrize("reason", ADVICE)

@@ -64,7 +64,7 @@ def _facts(found: Explanation) -> list[Fact]:
 def _workers(report: JobReport) -> Iterator[Fact]:
     active = [worker for worker in report.workers if worker.active]
     names = listed([f"{worker.name} ({process(worker)})" for worker in active])
-    yield "workers", f"with a lease {text.count(len(active))}: {names}" if active else "none holds a lease"
+    yield "workers", f"{text.count(len(active))} with a lease: {names}" if active else "none holds a lease"
     gone = [worker for worker in report.workers if not worker.active]
     left = [worker.name for worker in gone if worker.ended == LEFT]
     lost = [worker for worker in gone if worker.ended != LEFT]
@@ -82,8 +82,9 @@ def _workers(report: JobReport) -> Iterator[Fact]:
 def _lags(worker: WorkerInfo, report: JobReport, active: int) -> Iterator[str]:
     now, heard = report.unix_ms, max(worker.last_push_unix_ms, worker.joined_unix_ms)
     if heard and report.job.stepped_unix_ms - heard > SILENT_MS:
-        seen = "last pushed" if worker.last_push_unix_ms else "joined, and has not pushed since,"
-        yield f"{seen} {lasted((now - heard) / 1000)} ago, while others make steps"
+        ago = f"{lasted((now - heard) / 1000)} ago"
+        seen = f"last pushed {ago}" if worker.last_push_unix_ms else f"joined {ago} and has not pushed yet"
+        yield f"{seen}, while others make steps"
     if worker.recent_staleness.p50 > 2 * active:
         yield f"pushes gradients that are old: {text.count(worker.recent_staleness.p50)} versions in the median"
     if worker.dropped_rounds:
