@@ -27,7 +27,7 @@ VALUES = [found for found in vars(values).values() if dataclasses.is_dataclass(f
 PAIRS = {
     MESSAGES[RENAMED.get(value.__name__, value.__name__)].DESCRIPTOR.full_name: value
     for value in VALUES
-    if value not in (values.Async, values.Sync)
+    if value not in (values.Async, values.Sync, values.Bounded, values.Exponential)
 }
 
 floats = st.floats(allow_nan=False)
