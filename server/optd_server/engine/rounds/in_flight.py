@@ -179,6 +179,7 @@ class InFlight:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
+        self._leases.of(header.worker).activity.last_push = push.wall
         self._offer(push)
         return push
 
@@ -395,6 +396,7 @@ class InFlight:
 
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""
+        self._leases.note_applied(push.header.worker, reply, self._clock.wall())
         self._let_go(push)
         push.release()
         push.outcome.succeed(reply)
