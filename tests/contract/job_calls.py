@@ -97,6 +97,7 @@ def update_group(plain: Plain, name: str) -> None:
 
 
 def set_policy(plain: Plain, name: str) -> None:
+    create(plain, name)
     policy = job_pb2.Policy(sync=job_pb2.SyncPolicy(live=True, quorum=2, grace_seconds=0.5))
     answer = plain.jobs.SetPolicy(job_service_pb2.SetPolicyRequest(job=name, policy=policy), timeout=SECONDS)
     assert answer.policy == policy

@@ -16,7 +16,7 @@ import optd
 
 def main() -> None:
     address, job, worker, *workers = sys.argv[1:]
-    policy = optd.Sync(workers=int(workers[0])) if workers else optd.Async()
+    policy = optd.Sync(workers=int(workers[0])) if workers else None
     with optd.connect(address, job=job, worker=worker, policy=policy, timeout=20) as session:
         obey(session)
 
