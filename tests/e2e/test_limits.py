@@ -466,7 +466,7 @@ def test_requests_beyond_the_limit_are_refused_and_health_still_answers(busy: Lo
             with refused("TOO_MANY_REQUESTS", "4 requests", "--max-requests"):
                 third.info(name)
             with pytest.raises(TooManyRequests, match="4"):
-                optd.connect(busy.address, job=name)
+                optd.connect(busy.address, job=name, connect_timeout=1)
             assert all(third.healthy() for _ in range(10))
             watches[0].close()
             wait_for(lambda: reason_of(lambda: third.info(name)) is None)
