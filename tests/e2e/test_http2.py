@@ -112,7 +112,7 @@ def test_a_call_by_hand_is_answered(server: LocalServer):
 
 
 @pytest.mark.parametrize("declared", [17 * MIB, 1 << 31, 2**32 - 1])
-def test_a_message_that_is_declared_to_be_huge_is_refused_unread(
+def test_29_a_message_that_is_declared_to_be_huge_is_refused_unread(
     server: LocalServer, plain_numbers: Plain, declared: int
 ):
     """Five bytes say that four gigabytes follow. They need not follow for the answer."""
@@ -129,7 +129,7 @@ def test_a_message_that_is_declared_to_be_huge_is_refused_unread(
     assert resident(server) - before < 10 * MIB
 
 
-def test_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plain_numbers: Plain):
+def test_36_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plain_numbers: Plain):
     """20,000 calls, each taken back with the next frame; the neighbours are answered meanwhile."""
     before = resident(server)
     longest = 0.0
@@ -153,7 +153,7 @@ def test_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plai
     assert resident(server) - before < 64 * MIB
 
 
-def test_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_numbers: Plain):
+def test_44_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_numbers: Plain):
     with Raw(server.address) as raw:
         raw.send(*[http2(PING, 0, 0, bytes(8))] * 1000)
         said = [payload for kind, _, _, payload in raw.frames() if kind == GOAWAY]
@@ -188,7 +188,7 @@ def test_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_nu
         "nothing",
     ],
 )
-def test_what_is_no_http2_ends_its_connection_only(server: LocalServer, plain_numbers: Plain, bytes_: bytes):
+def test_32_what_is_no_http2_ends_its_connection_only(server: LocalServer, plain_numbers: Plain, bytes_: bytes):
     with suppress(OSError), Raw(server.address, preface=bytes_) as raw:
         raw.socket.shutdown(socket.SHUT_WR)
         for _ in raw.frames():
@@ -208,7 +208,7 @@ def test_headers_beyond_the_limit_are_refused(server: LocalServer, plain_numbers
     assert resident(server) - before < 10 * MIB
 
 
-def test_after_a_flood_of_connections_the_server_accepts_again(name: str):
+def test_37_after_a_flood_of_connections_the_server_accepts_again(name: str):
     """More of them than it may have files open. Who was connected before stays connected."""
     with local() as server, Plain(server.address) as plain, ExitStack() as flood:
         assert plain.healthy()

@@ -61,7 +61,7 @@ def begin_to_read(plain: Plain, name: str) -> Any:
     return stream
 
 
-def test_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     """More of them than there are snapshots; each holds its version until the server gives it up."""
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
@@ -128,7 +128,7 @@ def test_a_slow_reader_of_rows_gets_one_version_while_steps_go_on(server: LocalS
     assert not any(np.frombuffer(rows.payload, "f4").any() for rows in told)
 
 
-def test_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
     ids = np.arange(1_000_000, dtype="<u8").tobytes()
@@ -145,7 +145,7 @@ def test_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: P
             list(readers[0])
 
 
-def test_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     planned = stubs.status().planned_bytes
     with Plain(impatient.address, options=NARROW) as slow:
