@@ -97,7 +97,9 @@ def test_13_a_push_whose_answer_is_lost_is_applied_once(proxy: Proxy, plain: Pla
     assert plain.summary(name).rejections == 0
 
 
-def test_13_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(proxy: Proxy, server: LocalServer, name: str):
+def test_13_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(
+    proxy: Proxy, server: LocalServer, name: str
+):
     """The answer that arrives in the end has what has changed since the weights that the worker has."""
     expected = np.zeros((20_000, 3), "f4")
     with ExitStack() as stack:
