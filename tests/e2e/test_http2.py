@@ -14,9 +14,12 @@ import psutil
 import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refusal_of
 from e2e.programs import running
+from grpc_health.v1 import health_pb2
 
 import optd
 from optd.local import LocalServer, local
+from optd.transport import channel
+from optd_server.rpc.server import MIN_PING_INTERVAL_MS
 from optd_wire.v1.inspection_service_pb2 import GetServerStatusRequest
 
 MIB = 1 << 20
@@ -158,6 +161,40 @@ def test_44_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain
         raw.send(*[http2(PING, 0, 0, bytes(8))] * 1000)
         said = [payload for kind, _, _, payload in raw.frames() if kind == GOAWAY]
     assert any(b"too_many_pings" in payload for payload in said)
+    assert plain_numbers.healthy()
+
+
+def test_44_our_client_is_unaffected_by_pings_of_others(
+    server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
+):
+    """It keeps its one connection, on which it pings rarely enough; nothing is lost and sent again."""
+    weights = np.zeros(4, "f4")
+    with optd.connect(server.address, job=name, lane="grpc") as session:
+        optimizer = optd.SGD([weights], lr=1.0, session=session)
+        for _ in range(5):
+            optimizer.step([np.ones(4, "f4")])
+            with Raw(server.address) as raw, suppress(OSError):
+                raw.send(*[http2(PING, 0, 0, bytes(8))] * 1000)
+                assert any(kind == GOAWAY for kind, *_ in raw.frames())
+        optimizer.step([np.ones(4, "f4")])
+    assert weights.tolist() == [-6] * 4
+    assert not [record for record in caplog.records if "trying again" in record.getMessage()]
+    assert dict(channel._OPTIONS)["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
+
+
+def test_44_a_client_that_pings_every_second_is_sent_away(server: LocalServer, plain_numbers: Plain):
+    """As any gRPC library does with a keepalive of a second, over a call that goes on."""
+    pinging = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_time_between_pings_ms", 1000),
+    ]
+    with Plain(server.address, options=pinging) as stubs:
+        watch = stubs.health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in watch:
+                continue
+        assert "too many pings" in refusal_of(caught.value).text.lower().replace("_", " ")
     assert plain_numbers.healthy()
 
 

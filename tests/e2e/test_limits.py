@@ -473,6 +473,27 @@ def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy:
             optd.connect(busy.address, job=name).close()
 
 
+def test_38_health_answers_while_all_threads_compute(name: str):
+    """Steps that take long, as many as there are threads and more; none of them ends before health has answered."""
+    side, jobs = 700, 3
+    matrix = frame(np.ones(side * side, "f4"))
+    with local("--threads", "1", "--kernels", "numpy") as running, Plain(running.address) as plain:
+        heads = []
+        for index in range(jobs):
+            job = f"{name}.{index}"
+            spec = job_spec(job, [group("g", {"w": ((side, side), "float32")})], algorithm="muon")
+            plain.create(spec, [matrix])
+            heads.append(header(job, "w0", plain.join(job), 1))
+        with ThreadPoolExecutor(jobs) as pool:
+            steps = [pool.submit(plain.push, head, [matrix], timeout=60) for head in heads]
+            answers = 0
+            while not any(step.done() for step in steps):
+                assert plain.healthy()
+                answers += 1
+            assert [step.result().applied_version for step in steps] == [1] * jobs
+        assert answers > 1
+
+
 def reason_of(function: Callable[[], object]) -> str | None:
     try:
         function()
