@@ -14,6 +14,7 @@ import psutil
 import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refusal_of
 from e2e.programs import running
+from faults.processes import wait_for
 from grpc_health.v1 import health_pb2
 
 import optd
@@ -264,6 +265,31 @@ def test_37_after_a_flood_of_connections_the_server_accepts_again(name: str):
         with optd.connect(server.address, job=name, connect_timeout=SECONDS) as session:
             assert session.info().version.version == 1
         assert server.process.poll() is None
+
+
+def test_37_after_a_flood_of_streams_the_server_serves_again(name: str):
+    """More calls that begin and never go on than it serves at the same time, and more than a connection may have.
+
+    Health is answered meanwhile; our client is told to come back later, does so, and gets in once they are given up.
+    """
+    with (
+        local("--max-requests", "64", "--max-streams", "32", "--idle-seconds", "1") as server,
+        Plain(server.address) as plain,
+        ExitStack() as flood,
+    ):
+        before = resident(server)
+        for _ in range(4):
+            raw = flood.enter_context(Raw(server.address))
+            with suppress(OSError):  # the server may well have enough of it
+                raw.send(*[raw.request(PUSH)[1] for _ in range(1000)])
+        assert all(plain.healthy() for _ in range(20))
+        weights = np.zeros(4, "f4")
+        with optd.connect(server.address, job=name, lane="grpc", connect_timeout=60, timeout=60) as session:
+            optd.SGD([weights], lr=1.0, session=session).step([np.ones(4, "f4")])
+        assert weights.tolist() == [-1] * 4
+        assert resident(server) - before < 64 * MIB
+        flood.close()
+        wait_for(lambda: plain.status().requests == 1, "no call of the flood is left")
 
 
 def test_the_log_of_a_server_under_attack_stays_short(tmp_path: Path):

@@ -1,6 +1,8 @@
 """Who gets in: tokens, certificates and addresses, on every RPC that the server has."""
 
+import logging
 import ssl
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +176,22 @@ def test_41_tokens_are_in_no_log_and_no_answer(guarded: Program, guarded_channel
     assert "GetServerStatus" in guarded.log
     for token in (*TOKENS, NEVER_SENT):
         assert token not in guarded.log
+        assert not any(token in text for text in told)
+
+
+def test_41_our_client_tells_its_token_nobody(guarded: Program, name: str, caplog: pytest.LogCaptureFixture):
+    """Neither in its log, which is at its most talkative, nor in errors, nor in what describes it."""
+    caplog.set_level(logging.DEBUG)
+    with optd.connect(guarded.address, job=name, token=TOKENS[0]) as session:
+        train(session)
+        told = [repr(session), str(session), repr(session.info()), repr(session.workers()), repr(vars(session))]
+        with pytest.raises(optd.OptdError) as caught:
+            session.set_options(clip_norm=-1.0)
+        told.append(str(caught.value))
+    with pytest.raises(WrongToken) as wrong:
+        optd.connect(guarded.address, token=NEVER_SENT, connect_timeout=5)
+    told += [str(wrong.value), repr(wrong.value), "".join(traceback.format_exception(wrong.value)), caplog.text]
+    for token in (TOKENS[0], NEVER_SENT):
         assert not any(token in text for text in told)
 
 

@@ -27,15 +27,15 @@ NARROW = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]
 ELEMENTS = 1 << 20
 READERS = 4
 FLOODERS = 6
-JOB = "abused"
 
 
 def main() -> None:
     address, how = sys.argv[1:]
+    job = f"abused.{how}"
     with Plain(address, options=NARROW) as plain:
-        spec = job_spec(JOB, [group("g", {"w": ((ELEMENTS,), "float32")})], lr=1.0)
+        spec = job_spec(job, [group("g", {"w": ((ELEMENTS,), "float32")})], lr=1.0)
         plain.create(spec, [frame(np.zeros(ELEMENTS, "f4"))])
-        run({"never-reads": never_reads, "floods": floods, "sends-garbage": sends_garbage}[how](plain))
+        run({"never-reads": never_reads, "floods": floods, "sends-garbage": sends_garbage}[how](plain, job))
 
 
 def run(acts: list[Callable[[], None]]) -> None:
@@ -61,38 +61,38 @@ def run(acts: list[Callable[[], None]]) -> None:
     print(sum(done), flush=True)
 
 
-def never_reads(plain: Plain) -> list[Callable[[], None]]:
+def never_reads(plain: Plain, job: str) -> list[Callable[[], None]]:
     """Pulls whose answers nobody takes; when the server gives one up, there comes another."""
     held: dict[int, Any] = {}
 
     def act(index: int) -> None:
         if index in held:
             held[index].exception(timeout=60)
-        held[index] = plain.training.Pull(training_service_pb2.PullRequest(job=JOB), timeout=60)
+        held[index] = plain.training.Pull(training_service_pb2.PullRequest(job=job), timeout=60)
         next(held[index])
 
     return [lambda index=index: act(index) for index in range(READERS)]
 
 
-def floods(plain: Plain) -> list[Callable[[], None]]:
+def floods(plain: Plain, job: str) -> list[Callable[[], None]]:
     """Pushes of 4 MiB as fast as they go, and questions besides; nothing waits for a delay that it is told."""
 
     def push(index: int) -> Callable[[], None]:
-        epoch = plain.join(JOB, f"w{index}")
+        epoch = plain.join(job, f"w{index}")
         frames = [frame(np.ones(ELEMENTS, "f4"))]
         sequence = 0
 
         def act() -> None:
             nonlocal sequence
-            plain.push(header(JOB, f"w{index}", epoch, sequence + 1), frames)
+            plain.push(header(job, f"w{index}", epoch, sequence + 1), frames)
             sequence += 1
 
         return act
 
-    return [push(index) for index in range(FLOODERS // 2)] + [lambda: plain.info(JOB)] * (FLOODERS // 2)
+    return [push(index) for index in range(FLOODERS // 2)] + [lambda: plain.info(job)] * (FLOODERS // 2)
 
 
-def sends_garbage(plain: Plain) -> list[Callable[[], None]]:
+def sends_garbage(plain: Plain, _: str) -> list[Callable[[], None]]:
     """Noise instead of HTTP/2, and noise instead of messages."""
     chance = random.Random(0)
     host, port = plain.address.split(":")

@@ -1,7 +1,7 @@
 """A good client beside bad ones: each of its steps is made, once, while they do what they can."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import psutil
@@ -37,15 +37,15 @@ def beside(address: str, how: str) -> Iterator[None]:
             assert abuser.poll() is None
             abuser.stdin.close()
             assert int(abuser.stdout.readline()) > 0
-        plain.delete("abused")
+        plain.delete(f"abused.{how}")
         assert plain.healthy()
 
 
-def train(address: str, job: str) -> None:
+def train(address: str, job: str, steps: int = STEPS) -> None:
     weights = np.zeros(ELEMENTS, "f4")
     with optd.connect(address, job=job, worker="good") as session:
         optimizer = optd.SGD([weights], lr=1.0, session=session)
-        for step in range(1, STEPS + 1):
+        for step in range(1, steps + 1):
             optimizer.step([np.ones(ELEMENTS, "f4")])
             assert session.version == step
             assert weights[0] == weights[-1] == -step
@@ -62,7 +62,23 @@ def test_32_a_good_client_goes_on_beside_one_that_sends_garbage(server: LocalSer
 
 
 def test_39_a_good_client_goes_on_beside_one_that_floods(server: LocalServer, name: str):
-    before = psutil.Process(server.process.pid).memory_info().rss
+    before = resident(server)
     with beside(server.address, "floods"):
         train(server.address, name)
-        assert psutil.Process(server.process.pid).memory_info().rss - before < 200 * MIB
+        assert resident(server) - before < 200 * MIB
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_39_a_good_client_goes_on_beside_all_of_them_for_long(server: LocalServer, name: str):
+    with ExitStack() as stack:
+        for how in ("never-reads", "sends-garbage", "floods"):
+            stack.enter_context(beside(server.address, how))
+        train(server.address, f"{name}.first", 1000)
+        before = resident(server)
+        train(server.address, f"{name}.second", 10_000)
+        assert resident(server) - before < 100 * MIB
+
+
+def resident(server: LocalServer) -> int:
+    return psutil.Process(server.process.pid).memory_info().rss

@@ -53,7 +53,8 @@ def established(server: Durable) -> int:
     return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
 
 
-def test_25_200_clients_come_back_at_once_and_each_push_counts_once(tmp_path: Path, name: str):
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_25_200_clients_come_back_at_once_and_each_push_counts_once(tmp_path: Path, name: str, kills: int):
     flags = ("--durability", "log", "--fsync", "commit", "--no-shared-memory", "--kernels", "numpy")
     with Durable(tmp_path, *flags) as server, ExitStack() as stack:
         with Plain(server.address) as plain:
@@ -64,29 +65,30 @@ def test_25_200_clients_come_back_at_once_and_each_push_counts_once(tmp_path: Pa
         for client in clients:
             stack.callback(client.calls.close)
         assert established(server) >= CLIENTS
-        assert {client.push(1).applied_version for client in clients} == set(range(1, CLIENTS + 1))
-        together = threading.Barrier(CLIENTS + 1)
-
-        def push(client: Client) -> PushResult:
+        assert applied([client.push(1) for client in clients]) == set(range(1, CLIENTS + 1))
+        for kill in range(1, kills + 1):
+            together = threading.Barrier(CLIENTS + 1)
+            waiting = [pool.submit(push_together, client, kill + 1, together) for client in clients]
+            server.kill()
             together.wait(SECONDS)
-            return client.push(2)
-
-        waiting = [pool.submit(push, client) for client in clients]
-        server.kill()
-        together.wait(SECONDS)
-        server.restart()
-        before = resident(server)
-        results = [future.result(BOUND) for future in waiting]
-        assert {result.applied_version for result in results} == set(range(CLIENTS + 1, 2 * CLIENTS + 1))
-        assert resident(server) - before < 150 * MIB
+            server.restart()
+            before = resident(server)
+            results = [future.result(BOUND) for future in waiting]
+            assert applied(results) == set(range(kill * CLIENTS + 1, (kill + 1) * CLIENTS + 1))
+            assert resident(server) - before < 150 * MIB
         with Plain(server.address) as plain:
-            assert plain.weights(name)["w"].tolist() == [-2.0 * CLIENTS] * 4
+            assert plain.weights(name)["w"].tolist() == [-(kills + 1.0) * CLIENTS] * 4
             assert plain.summary(name).workers == CLIENTS
-            assert all(
-                client.calls.renew_lease(name, f"w{index}", client.epoch, SECONDS) is None
-                for index, client in enumerate(clients[:5])
-            )
             wait_for(lambda: plain.status().requests == 1, "no call is left over")
+
+
+def push_together(client: Client, sequence: int, together: threading.Barrier) -> PushResult:
+    together.wait(SECONDS)
+    return client.push(sequence)
+
+
+def applied(results: list[PushResult]) -> set[int]:
+    return {result.applied_version for result in results}
 
 
 def resident(server: Durable) -> int:
