@@ -45,6 +45,7 @@ from optd_wire.v1 import (
     state_service_pb2,
     tensor_pb2,
     training_service_pb2,
+    worker_service_pb2,
 )
 
 MIB = 1 << 20
@@ -458,6 +459,7 @@ def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy:
     with ExitStack() as stack:
         plain, second = (stack.enter_context(Plain(busy.address)) for _ in range(2))
         create_small(plain, name)
+        epoch = plain.join(name)
         watches = [stack.enter_context(watching(stubs, name)) for stubs in (plain, plain, second, second)]
         for watch in watches:
             watch.open()
@@ -468,6 +470,9 @@ def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy:
             with pytest.raises(TooManyRequests, match="4"):
                 optd.connect(busy.address, job=name, connect_timeout=1)
             assert all(third.healthy() for _ in range(10))
+            # Nor does a worker lose its lease because others have taken all calls.
+            renewal = worker_service_pb2.RenewLeaseRequest(job=name, worker="w0", epoch=epoch)
+            third.workers.RenewLease(renewal, timeout=SECONDS)
             watches[0].close()
             wait_for(lambda: reason_of(lambda: third.info(name)) is None)
             optd.connect(busy.address, job=name).close()

@@ -1,5 +1,6 @@
 """Retries of calls that were lost on the way, or that a full server refused, with jitter, until the time is up."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import TypeVar
 from optd_wire.errors import DeadlineExceeded, OptdError, ResourceExhausted, Unavailable, Unreachable
 
 T = TypeVar("T")
+logger = logging.getLogger("optd")
 
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
@@ -31,7 +33,8 @@ def with_retries(
 
     `attempt` must be safe to repeat. Pauses grow twofold and are drawn at random up to their length ("full jitter"),
     so that workers that lost a server together do not come back together. A delay that the server has named comes
-    before the pause, so the server is never asked earlier. `on_first_loss` is told the first error.
+    before the pause, so the server is never asked earlier. `on_first_loss` is told the first error; without it a
+    refusal is logged.
     """
     began = clock()
     until = began + timeout
@@ -59,8 +62,11 @@ def with_retries(
         delay = last.retry_after or 0.0
         if left <= delay:
             raise _given_up(last, address, clock() - began) from last
-        if pause == FIRST_PAUSE and on_first_loss is not None:
-            on_first_loss(last)
+        if pause == FIRST_PAUSE:
+            if on_first_loss is not None:
+                on_first_loss(last)
+            elif isinstance(last, ResourceExhausted):
+                logger.warning("the server at %s is full, so this waits: %s", address, last)
         # The last pause ends when the time is up; one more attempt follows it.
         sleep(min(delay + random.uniform(0, pause), left))  # noqa: S311 - spreads load, protects nothing
         pause = min(2 * pause, LONGEST_PAUSE)

@@ -69,6 +69,8 @@ class Calls:
     """Set when all jobs are there. Until then calls wait, except those of services that are `always_ready`."""
     always_ready: frozenset[str] = frozenset()
     """The full names of services."""
+    always_admitted: frozenset[str] = frozenset()
+    """The full names of RPCs that are served beyond `max_requests`: those that keep a lease, which are short."""
     patient: set[asyncio.Task[Any]] = field(default_factory=set)
     """Tasks of calls that wait for their sender without a limit."""
 
@@ -163,7 +165,8 @@ class _Guarded:
     async def __aenter__(self) -> None:
         if self._calls.stopping.is_set():
             await abort(self._context, ShuttingDown())
-        if self._calls.running >= self._calls.max_requests:
+        is_full = self._calls.running >= self._calls.max_requests
+        if is_full and self._method.full_name not in self._calls.always_admitted:
             await abort(self._context, TooManyRequests(limit=self._calls.max_requests))
         self._calls.running += 1
         self._began = time.perf_counter()

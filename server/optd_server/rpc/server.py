@@ -41,7 +41,7 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 5_000
 MAX_METADATA_BYTES = 16 * 1024
 WINDOW_BYTES = 4 << 20
-# Leaves room for health and reflection when all other calls are in use.
+# Leaves room for health, reflection and renewals of leases when all other calls are in use.
 SPARE_CALLS = 64
 
 
@@ -65,6 +65,8 @@ class Server:
         self._durability = config.level if config.level != "log" else f"log, fsync {config.fsync}"
         callers = Callers(security.tokens)
         inspection = inspection_service_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
+        workers = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+        renewal = workers.methods_by_name["RenewLease"].full_name
         self._calls = Calls(
             config.max_requests,
             config.idle_seconds,
@@ -72,6 +74,7 @@ class Server:
             catalog.budget_of,
             callers,
             always_ready=frozenset([inspection]),
+            always_admitted=frozenset([renewal]),
         )
         self._health = health.aio.HealthServicer()
         self._serving = False

@@ -139,3 +139,9 @@ def test_a_full_server_is_told_of_once_a_call():
     attempt, _ = refusals(FULL, 3)
     run(attempt, on_first_loss=told.append)
     assert told == [FULL]
+
+
+def test_where_nobody_is_told_a_full_server_is_logged_once(caplog):
+    attempt, _ = refusals(FULL, 3)
+    run(attempt)
+    assert [record.getMessage() for record in caplog.records] == [f"the server at a:1 is full, so this waits: {FULL}"]
