@@ -8,9 +8,11 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refusal_of, refused
 from faults.processes import SECONDS, in_background, wait_for
+from faults.proxy import Proxy
 
 import optd
 from optd.local import LocalServer, local
@@ -61,7 +63,7 @@ def begin_to_read(plain: Plain, name: str) -> Any:
     return stream
 
 
-def test_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     """More of them than there are snapshots; each holds its version until the server gives it up."""
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
@@ -77,6 +79,30 @@ def test_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalSe
             list(readers[0])
     # Whoever reads gets the whole of what he began with, or an error: here it is the last version.
     assert (stubs.weights(name)["w0"] == -6).all()
+
+
+def test_24_a_reader_on_a_slow_link_gets_one_version_and_costs_one(server: LocalServer, plain: Plain, name: str):
+    """It reads without a pause, and the link carries 12 MB/s: the steps of others do not wait, nor does memory grow."""
+    create(plain, name, LARGE)
+    epoch = plain.join(name)
+    with Proxy(server.address) as proxy:
+        proxy.throttle(down=12e6)
+        with Plain(proxy.address, options=NARROW) as slow:
+            reader = begin_to_read(slow, name)
+            rest = in_background(lambda: list(reader))
+            for sequence in (1, 2, 3):  # after these, all memory that the job may use has been used
+                plain.push(header(name, "w0", epoch, sequence), ones(LARGE))
+            before = psutil.Process(server.process.pid).memory_info().rss
+            while not rest.done():
+                sequence += 1
+                plain.push(header(name, "w0", epoch, sequence), ones(LARGE))
+            grown = psutil.Process(server.process.pid).memory_info().rss - before
+            messages = rest.result(0)
+    assert sequence > 8, "steps went on while it read"
+    assert grown < 3 * LARGE * 4, f"{grown / 2**20:.0f} MiB in {sequence} steps"
+    values = [np.frombuffer(sent.payload, "f4") for message in messages for sent in message.frames]
+    assert not any(array.any() for array in values), "of the version that it began with"
+    assert sum(array.size for array in values) > LARGE // 2
 
 
 def test_readers_that_go_away_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
@@ -128,7 +154,7 @@ def test_a_slow_reader_of_rows_gets_one_version_while_steps_go_on(server: LocalS
     assert not any(np.frombuffer(rows.payload, "f4").any() for rows in told)
 
 
-def test_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
     ids = np.arange(1_000_000, dtype="<u8").tobytes()
@@ -145,7 +171,7 @@ def test_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: P
             list(readers[0])
 
 
-def test_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
+def test_24_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     planned = stubs.status().planned_bytes
     with Plain(impatient.address, options=NARROW) as slow:

@@ -16,18 +16,20 @@ class GetServerStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_requests", "max_streams_per_connection", "max_memory_bytes", "max_inflight_bytes")
+    __slots__ = ("max_message_bytes", "max_requests", "max_streams_per_connection", "max_memory_bytes", "max_inflight_bytes", "max_job_inflight_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAMS_PER_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     MAX_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_JOB_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_requests: int
     max_streams_per_connection: int
     max_memory_bytes: int
     max_inflight_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ...) -> None: ...
+    max_job_inflight_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ..., max_job_inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
     __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability", "rejections_without_job")

@@ -62,6 +62,7 @@ class Limits:
     max_streams_per_connection: int
     max_memory_bytes: int
     max_inflight_bytes: int
+    max_job_inflight_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from optd_server.engine import chronicle
 from optd_server.engine.apply import create
 from optd_server.engine.arrivals import Arrival, WeightsUpload
+from optd_server.engine.byte_budget import ByteBudget, ByteBudgets
 from optd_server.engine.clock import Clock
 from optd_server.engine.damaged import Damaged
 from optd_server.engine.events import Created
@@ -56,6 +57,7 @@ class Catalog:
         clock: Clock,
         lease_seconds: float,
         ephemeral_seconds: float = 600.0,
+        budgets: ByteBudgets | None = None,
         log_of: Callable[[str, str], Log] = nothing_kept,
         epochs: tuple[dict[str, int], int] = ({}, 0),
     ) -> None:
@@ -65,6 +67,7 @@ class Catalog:
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
         """How long an ephemeral job outlives its last expired lease. It ends at once when its last worker leaves."""
+        self.budgets = ByteBudgets() if budgets is None else budgets
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
@@ -96,6 +99,11 @@ class Catalog:
             raise UnknownJob(job=name[:200])
         self._check_settled(name)
         return job
+
+    def budget_of(self, name: str) -> ByteBudget | None:
+        """Return the budget of a job's bytes in flight, or None if there is no such job."""
+        job = self._jobs.get(name)
+        return None if job is None else job.inflight
 
     def _check_not_damaged(self, name: str) -> None:
         if name in self._damaged:
@@ -302,6 +310,7 @@ class Catalog:
             offload=self.offload,
             clock=self.clock,
             lease_seconds=self.lease_seconds,
+            inflight=self.budgets.of_job(state.name),
         )
         return job
 

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import relocate
+from optd_server.engine.byte_budget import ByteBudget
 from optd_server.engine.clock import Clock
 from optd_server.engine.editor import JobEditor
 from optd_server.engine.events import Deleted
@@ -71,10 +72,13 @@ class Job:
         offload: Offload,
         clock: Clock,
         lease_seconds: float,
+        inflight: ByteBudget,
     ) -> None:
         policy = decider_of(state.policy, state.version)
         self.state = state
         self.closed = asyncio.Event()
+        self.inflight = inflight
+        """What bounds the bytes of messages that are held for this job."""
         self.rejections = Rejections()
         self.leases = Leases(state.name, state.members, lease_seconds)
         self.snapshots = Snapshots(snapshot_of(state), most=memory.snapshots)

@@ -50,7 +50,7 @@ def test_the_same_push_twice_at_once_is_applied_once(play):
 
 
 @pytest.mark.parametrize(("sequence", "error"), [(3, errors.SequenceGap), (0, errors.SequenceGap)])
-def test_gaps_and_old_numbers_are_refused(play, sequence, error):
+def test_17_gaps_and_old_numbers_are_refused(play, sequence, error):
     async def scenario(engine):
         job = await engine.create(Async())
         await job.join("a", None)

@@ -136,7 +136,7 @@ class FakeServer:
         return self.jobs[name]
 
     def _status(self, _: Message, __: Iterable[Outgoing]) -> Answer:
-        limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28)
+        limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28, 1 << 27)
         status = ServerStatus("fake", 0, "SERVING", len(self.jobs), 0, 0, 0, 0, limits, "", False, "numpy", "none")
         return to_message(replace(status, uptime_ms=int(1000 * (time.monotonic() - self._started)))), ()
 
