@@ -26,7 +26,7 @@ POLICIES: dict[str, Callable[[int], object]] = {
     "live": lambda _: optd.Sync("live", round_seconds=5.0),
 }
 
-MOMENTUM = {"async": 0.5, "async, scaled": 0.8, "bounded": 0.5}
+MOMENTUM = {"async": 0.7, "async, scaled": 0.85, "bounded": 0.7}
 
 
 def main() -> None:

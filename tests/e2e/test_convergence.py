@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from e2e.converging import BATCH, POLICIES, network
+from e2e.converging import BATCH, MOMENTUM, POLICIES, network
 
 import optd
 from optd.local import LocalServer, local
@@ -41,7 +41,9 @@ def alone() -> float:
 
 def start(stack: ExitStack, address: str, job: str, index: int, count: int, policy: str) -> "subprocess.Popen[str]":
     script = Path(__file__).with_name("converging.py")
-    arguments = [address, job, f"w{index}", f"{index}/{count}", policy, str(VERSIONS)]
+    # Where each push is a step, a step has the examples of one worker alone.
+    versions = VERSIONS * (2 if policy in MOMENTUM else 1)
+    arguments = [address, job, f"w{index}", f"{index}/{count}", policy, str(versions)]
     process = subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
     stack.callback(end, process)
     return process
