@@ -149,7 +149,7 @@ class ListWorkersRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("name", "epoch", "active", "lease_remaining_ms", "sequence", "pushes", "rejections", "staleness", "waiting", "lane")
+    __slots__ = ("name", "epoch", "active", "lease_remaining_ms", "sequence", "pushes", "rejections", "staleness", "waiting", "lane", "speed")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class WorkerInfo(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     LANE_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     active: bool
@@ -170,7 +171,8 @@ class WorkerInfo(_message.Message):
     staleness: int
     waiting: bool
     lane: str
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., lease_remaining_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., staleness: _Optional[int] = ..., waiting: bool = ..., lane: _Optional[str] = ...) -> None: ...
+    speed: float
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., lease_remaining_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., staleness: _Optional[int] = ..., waiting: bool = ..., lane: _Optional[str] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class ListWorkersResponse(_message.Message):
     __slots__ = ("workers", "version")

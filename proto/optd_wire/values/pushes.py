@@ -26,6 +26,8 @@ class PushHeader:
     flush: bool = False
     norms: bool = False
     durable: bool = False
+    fragment: int = 0
+    speed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

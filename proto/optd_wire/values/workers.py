@@ -42,3 +42,4 @@ class WorkerInfo:
     staleness: int
     waiting: bool
     lane: str
+    speed: float = 0.0

@@ -3,6 +3,7 @@
 Leases are measured by a monotonic clock and do not survive a restart.
 """
 
+import math
 from dataclasses import dataclass
 
 from optd_server.engine.membership.members import WENT_BACK, Member, Members
@@ -24,6 +25,8 @@ class Lease:
     lane: str = GRPC
     """The worker's lane, and why it is not a faster one."""
     rejections: int = 0
+    speed: float = 0.0
+    """How many steps of its own the worker computes in a second, as its pushes have told; 0: unknown."""
 
 
 class Leases:
@@ -60,6 +63,7 @@ class Leases:
         """Grant a lease to a worker that has just joined, and forget the workers that the job has forgotten."""
         lease = self.of(name)
         lease.held, lease.ended_by, lease.lane, lease.until = True, "", GRPC, now + self.lease_seconds
+        lease.speed = 0.0
         if len(self._by_name) > len(self._members.by_name):
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
@@ -82,6 +86,11 @@ class Leases:
             raise fenced(worker=name, job=self._job, epoch=epoch, why=why)
         lease.until = now + self.lease_seconds
         return member
+
+    def note_speed(self, name: str, speed: float) -> None:
+        """Note how fast a worker that holds a lease computes; ignore what is no speed."""
+        if self.holds(name) and 0 < speed < math.inf:
+            self.of(name).speed = speed
 
     def end(self, name: str, why: str) -> None:
         """End a lease."""
@@ -116,4 +125,5 @@ class Leases:
             staleness=member.staleness,
             waiting=waiting,
             lane=lease.lane,
+            speed=lease.speed,
         )
