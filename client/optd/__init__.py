@@ -32,6 +32,7 @@ from optd.algorithms import (
     SparseAdam,
 )
 from optd.local import local
+from optd.local_steps.arrays import LocalSteps
 from optd.numpy.optimizer import Optimizer
 from optd.options.job_options import EMA, SWA, Gradients
 from optd.session.connect import connect
@@ -61,6 +62,7 @@ __all__ = [
     "DelayedNesterov",
     "Gradients",
     "Lion",
+    "LocalSteps",
     "Muon",
     "NAdam",
     "OptdError",

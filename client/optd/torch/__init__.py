@@ -40,6 +40,7 @@ from optd.torch.algorithms import (
     Rprop,
     SparseAdam,
 )
+from optd.torch.local_steps import LocalSteps
 from optd.torch.named import Optimizer
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Adamax",
     "DelayedNesterov",
     "Lion",
+    "LocalSteps",
     "Muon",
     "NAdam",
     "Optimizer",
