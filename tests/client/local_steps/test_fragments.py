@@ -1,7 +1,7 @@
 """How parameters are divided among fragments. No server."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optd.local_steps.fragments import partition
@@ -22,6 +22,7 @@ def test_parameters_have_these_fragments(sizes, fragments, expected):
     assert partition(sizes, fragments) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=40), st.integers(1, 40))
 def test_no_fragment_is_empty_and_none_has_more_than_the_mean_and_a_parameter(sizes, fragments):
     if fragments > len(sizes):

@@ -1,7 +1,7 @@
 """Which fragment is sent when, as tables and for any numbers. No server."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optd.local_steps.schedule import Schedule
@@ -41,6 +41,7 @@ SCHEDULES = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(0, 8)).
 )
 
 
+@settings(deadline=None)
 @given(SCHEDULES, st.integers(1, 80))
 def test_each_fragment_is_sent_every_h_steps_and_lands_after_its_delay(numbers, steps):
     every, fragments, delay = numbers
@@ -57,6 +58,7 @@ def test_each_fragment_is_sent_every_h_steps_and_lands_after_its_delay(numbers, 
         assert landed.get(fragment, []) == due
 
 
+@settings(deadline=None)
 @given(SCHEDULES, st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), max_size=4))
 def test_a_fragment_is_back_before_it_is_sent_again_whatever_h_becomes(numbers, changes):
     schedule = Schedule(*numbers)
@@ -72,6 +74,7 @@ def test_a_fragment_is_back_before_it_is_sent_again_whatever_h_becomes(numbers, 
         schedule.resize(every)
 
 
+@settings(deadline=None)
 @given(SCHEDULES, st.integers(0, 30), st.integers(0, 30))
 def test_a_schedule_goes_on_from_its_state(numbers, before, after):
     one, other = Schedule(*numbers), Schedule(*numbers)
