@@ -1,8 +1,8 @@
 """Rounds gradients to bfloat16 at random, so that they are right in the mean.
 
-Rounding to the nearest loses what is small beside a number's last bit whenever it comes; of a number x between two
-neighbours a < b this takes b with the probability (x - a) / (b - a), so that errors of many pushes, and of many workers,
-cancel. The random bits follow from the name of a push alone: the same push always has the same bytes.
+Rounding to the nearest loses what is small beside a number's last bit whenever it comes. Of a number x between two
+neighbours a < b this takes b with the probability (x - a) / (b - a), so that the errors of many pushes, and of many
+workers, cancel. The random bits follow from the name of a push alone: the same push always has the same bytes.
 """
 
 import zlib

@@ -72,6 +72,13 @@ class GlobalWeights(Registration):
 
     _parcel: Parcel | None = None
 
+    def use(self, *, told: bool = False) -> None:
+        """Goes on with the weights of a job that existed before; warns of that, unless the caller has `told` it."""
+        with self.lock:
+            if told:
+                self._existing = None
+            self._use()
+
     def names(self, places: Sequence[Place]) -> tuple[str, ...]:
         """The names of parameters."""
         groups = self.groups

@@ -55,6 +55,7 @@ def load(worker: Worker, state: Mapping[str, Any]) -> bool:
     says so. Raises `InvalidRequest` for a state of other parameters, fragments or another delay.
     """
     _check(worker, state)
+    worker.outer.use(told=True)
     session = worker.outer.session
     if state["job"] != session.info().id or tuple(state["pushed"]) != session.last_applied:
         logger.warning(

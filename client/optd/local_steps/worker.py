@@ -78,6 +78,7 @@ class Worker:
             self.schedule.resize(first_steps(most))
         self._watch = Stopwatch(clock)
         self._courier = Courier(background=settings.delay > 0)
+        self._has_begun = False
         self.fragments = self._divide()
         self._align()
         if outer.attached:
@@ -123,6 +124,9 @@ class Worker:
         stays one to its old global weights, and is sent with its next sync, as far as it does not count already.
         """
         self._watch.stop()
+        if not self._has_begun:
+            self.outer.use()
+            self._has_begun = True
         for fragment in self.fragments:
             fragment.steps += 1
         due = self.schedule.after_step()

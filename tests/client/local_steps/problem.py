@@ -35,7 +35,7 @@ class Inner:
             self._second[name] = 0.99 * self._second[name] + 0.01 * gradient**2
             first = self._first[name] / (1 - 0.9**self._steps)
             second = self._second[name] / (1 - 0.99**self._steps)
-            array -= self._lr * first / (np.sqrt(second) + 1e-8)
+            array[...] = array - self._lr * first / (np.sqrt(second) + 1e-8)
 
 
 class Nesterov:
@@ -61,7 +61,7 @@ def together(works: list[Callable[[], None]]) -> None:
     def run(work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(work,)) for work in works]

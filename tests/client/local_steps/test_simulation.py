@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from tests.client.local_steps.problem import Inner, Nesterov, Weights, assert_equal, initial, together
 
 import optd
-from tests.client.local_steps.problem import Inner, Nesterov, Weights, assert_equal, initial, together
 
 ROUNDS = 4
 
@@ -108,8 +108,10 @@ def test_sync_workers_do_as_streaming_diloco(server, name, every, fragments, del
         assert_equal(one, other)
 
 
-def delayed_nesterov(paces: Sequence[int], every: int, turns: int, *, n: int, c: float) -> tuple[Weights, list[Weights]]:
-    """Async Local-SGD, https://arxiv.org/abs/2401.09135, algorithms 2 and 3; worker i steps in every paces[i]-th turn."""
+def delayed_nesterov(
+    paces: Sequence[int], every: int, turns: int, *, n: int, c: float
+) -> tuple[Weights, list[Weights]]:
+    """Async Local-SGD, https://arxiv.org/abs/2401.09135, algorithms 2 and 3; worker i steps every paces[i] turns."""
     lr, beta = 0.7, 0.9
     theta, inners = initial(), [Inner(worker) for worker in range(len(paces))]
     locals_ = [initial() for _ in inners]
