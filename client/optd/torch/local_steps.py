@@ -21,6 +21,9 @@ from optd.torch.tensors import PARAM_NAMES
 from optd_wire.dtypes import check_dtype
 from optd_wire.errors import EmptyGroup, InvalidRequest
 
+_ARRAYS = ("base", "counted")
+"""The parts of a state that are arrays by the names of their parameters."""
+
 
 class TensorWeights:
     """The tensors of an optimizer, by group and place."""
@@ -102,6 +105,18 @@ class LocalSteps(LocalStepsFace):
             shown=as_torch,
         )
         self._hook = inner.register_step_post_hook(lambda *_: self._after_step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `optd.LocalSteps.state_dict`, with tensors, so that `torch.load(weights_only=True)` reads it."""
+        state = super().state_dict()
+        for part in _ARRAYS:
+            state[part] = {name: as_tensor(array) for name, array in state[part].items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """As `optd.LocalSteps.load_state_dict`; load the model and `inner` before."""
+        arrays = {part: {name: as_array(tensor) for name, tensor in state[part].items()} for part in _ARRAYS}
+        return super().load_state_dict({**state, **arrays})
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_step(self) -> None:

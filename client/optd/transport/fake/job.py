@@ -52,6 +52,7 @@ class FakeWorker:
     previous_epoch: int = 0
     previous_sequence: int = 0
     pushes: int = 0
+    speed: float = 0.0
     lease_until: float = 0.0
     fenced_by: str = ""
     """Why the epoch counts no longer; empty while it does."""
@@ -206,7 +207,9 @@ class FakeJob:
     def worker_infos(self) -> list[WorkerInfo]:
         """The workers as `ListWorkers` lists them."""
         return [
-            WorkerInfo(name, each.epoch, self._is_active(each), 0, each.sequence, each.pushes, 0, 0, False, "grpc")
+            WorkerInfo(
+                name, each.epoch, self._is_active(each), 0, each.sequence, each.pushes, 0, 0, False, "grpc", each.speed
+            )
             for name, each in sorted(self.workers.items())
         ]
 
@@ -230,6 +233,7 @@ class FakeJob:
         staleness = self.version - header.base_version
         self.version += 1
         worker.pushes += 1
+        worker.speed = header.speed or worker.speed
         worker.sequence = header.sequence
         worker.reply = PushResult(JobVersion(self.version), self.version, staleness, False)
         return worker.reply
