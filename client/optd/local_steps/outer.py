@@ -11,7 +11,7 @@ from optd.registration.recovery import UndonePush, recovers
 from optd.registration.registration import Registration
 from optd.session.member_session import Settle
 from optd.session.push_settings import PushSettings
-from optd_wire.errors import InvalidRequest, OptdError
+from optd_wire.errors import InvalidRequest, OptdError, RoundClosed, StaleGradient
 from optd_wire.values import GroupUpdate, Options, PushResult
 
 logger = logging.getLogger("optd")
@@ -104,7 +104,13 @@ class GlobalWeights(Registration):
             speed=parcel.speed,
         )
         self._parcel = parcel
-        pushed = self.push(rows, parcel.encoding, settings)
+        try:
+            pushed = self.push(rows, parcel.encoding, settings)
+        except RoundClosed:
+            return Answer(None, self.pull_places(parcel), "its round has closed without it")
+        except StaleGradient as error:
+            why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
+            return Answer(None, self.pull_places(parcel), why)
         if isinstance(pushed, UndonePush):
             return Answer(None, pushed.version.version, "the server went back to an older version", undone=True)
         return Answer(pushed, self.pull_places(parcel), speeds=self._speeds() if parcel.asks_speeds else ())

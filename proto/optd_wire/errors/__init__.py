@@ -26,7 +26,8 @@ of each kind are in the file before their names:
     |- Conflict                             the call does not fit what the server or session holds now
     |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed, NothingDurable
     |    options:     OptionConflict, JobOptionConflict
-    |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation
+    |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation, StaleGradient,
+    |                 RoundClosed
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
     |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
     |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
@@ -122,11 +123,13 @@ from optd_wire.errors.pushes import (
     PushPending,
     PushWithdrawn,
     RoundBroken,
+    RoundClosed,
     RowsNeedZero,
     RowsNotTaken,
     RowsOnly,
     SequenceGap,
     StaleEvaluation,
+    StaleGradient,
 )
 from optd_wire.errors.state import EmptyAverage, OtherWorkers, UnknownAverage, UnknownField, WeightsMovedOn
 from optd_wire.errors.storage import (
@@ -217,6 +220,7 @@ __all__ = [
     "ResourceExhausted",
     "RolledBack",
     "RoundBroken",
+    "RoundClosed",
     "RowFrameLength",
     "RowOutOfRange",
     "RowsNeedZero",
@@ -231,6 +235,7 @@ __all__ = [
     "ShuttingDown",
     "StaleEpoch",
     "StaleEvaluation",
+    "StaleGradient",
     "Stalled",
     "StructureMismatch",
     "TooManyBytes",

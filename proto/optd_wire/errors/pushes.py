@@ -85,6 +85,28 @@ class StaleEvaluation(Conflict):
     )
 
 
+class StaleGradient(Conflict):
+    """The gradient of a push is older than the policy allows."""
+
+    code = Code.ABORTED
+    reason = "STALE_GRADIENT"
+    template = (
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, which is at version {version}: "
+        "its staleness must be at most {most}, and is {staleness}; pull() and compute the gradient again"
+    )
+
+
+class RoundClosed(Conflict):
+    """A push came too late: its round has closed without it. It counts in no round; its worker pulls and goes on."""
+
+    code = Code.ABORTED
+    reason = "ROUND_CLOSED"
+    template = (
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, and the round of that version "
+        "has closed without it; the job is at version {version}: pull() and go on"
+    )
+
+
 class RoundBroken(Unavailable):
     """Another push of the same round failed, so there was no step. Send this push again."""
 

@@ -174,4 +174,4 @@ class FakeServer:
             job.worker(request.worker, request.epoch)
         is_known = request.HasField("known_version") and request.known_version == job.version
         result = PullResult(JobVersion(job.version), is_known)
-        return training_pb.PullResponse(result=to_message(result)), () if is_known else job.frames()
+        return training_pb.PullResponse(result=to_message(result)), () if is_known else job.frames(request.parameters)
