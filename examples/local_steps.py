@@ -1,0 +1,166 @@
+"""A small language model, trained by two workers behind slow links: with local steps, and data-parallel beside it.
+
+    python examples/local_steps.py                    # a minute or two
+    python examples/local_steps.py --steps 2000 --every 100 --megabits 20
+
+The model is one of transformers' configuration classes; it learns the characters of Python's own documentation, which
+ships with Python. Data-parallel workers exchange gradients and weights at every step. Workers with local steps (DiLoCo)
+exchange one difference every `--every` steps, in the encoding `--encoding`.
+"""
+
+import argparse
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+import torch
+from slow_link import SlowLink
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import optd
+import optd.torch
+
+WORKERS = 2
+LENGTH, BATCH = 64, 8
+LR = 3e-3
+HELD_OUT = 20_000
+
+
+@dataclass
+class Result:
+    """How a training went."""
+
+    loss: float
+    """The mean cross-entropy of the characters that were held out."""
+    bytes_per_step: float
+    """What passed the link of one worker, in both directions, for each step."""
+    seconds: float
+
+
+class Text:
+    """Python's documentation as numbers: characters to train on, and some that are held out."""
+
+    def __init__(self) -> None:
+        text = "\n".join(topics[name] for name in sorted(topics))
+        text = "".join(character for character in text if character.isascii())
+        self.characters = sorted(set(text))
+        number = {character: index for index, character in enumerate(self.characters)}
+        every = torch.tensor([number[character] for character in text])
+        self.training, self.held_out = every[:-HELD_OUT], every[-HELD_OUT:]
+
+    def batches(self, worker: int) -> Iterator[torch.Tensor]:
+        """Random pieces of the text without end, of shape (BATCH, LENGTH); each worker has pieces of its own."""
+        random = torch.Generator().manual_seed(worker)
+        while True:
+            starts = torch.randint(len(self.training) - LENGTH, (BATCH,), generator=random)
+            yield torch.stack([self.training[start : start + LENGTH] for start in starts.tolist()])
+
+
+def make_model(text: Text) -> LlamaForCausalLM:
+    """The same one each time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(text.characters),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def backward(model: LlamaForCausalLM, batch: torch.Tensor) -> None:
+    model.zero_grad()
+    model(input_ids=batch, labels=batch).loss.backward()
+
+
+@torch.no_grad()
+def evaluate(model: LlamaForCausalLM, text: Text) -> float:
+    pieces = text.held_out[: len(text.held_out) // LENGTH * LENGTH].view(-1, LENGTH)
+    return model(input_ids=pieces, labels=pieces).loss.item()
+
+
+def train_in_parallel(session: optd.Session, model: LlamaForCausalLM, batches: Iterator, steps: int) -> None:
+    """Each step is one of all workers, on the server."""
+    optimizer = optd.torch.AdamW(model.named_parameters(), lr=LR, session=session)
+    for _ in range(steps):
+        backward(model, next(batches))
+        optimizer.step()
+
+
+def train_locally(
+    session: optd.Session, model: LlamaForCausalLM, batches: Iterator, steps: int, **options: object
+) -> None:
+    """Each worker steps on its own, and from time to time all take the global weights."""
+    inner = torch.optim.AdamW(model.named_parameters(), lr=LR)
+    with optd.torch.LocalSteps(inner, session=session, **options) as local:
+        for _ in range(steps):
+            backward(model, next(batches))
+            inner.step()
+        if local.unsent:
+            local.sync()
+
+
+def run(name: str, text: Text, steps: int, megabits: float, train: Callable[..., None], **options: object) -> Result:
+    """Trains with two workers in threads, each behind a link of its own."""
+    models = [make_model(text) for _ in range(WORKERS)]
+    problems: list[BaseException] = []
+
+    def work(worker: int, address: str) -> None:
+        policy = optd.Sync(workers=WORKERS)
+        try:
+            with optd.connect(address, job=name, worker=f"w{worker}", policy=policy, lane="grpc") as session:
+                train(session, models[worker], text.batches(worker), steps, **options)
+        except BaseException as problem:
+            problems.append(problem)
+
+    with optd.local() as server:
+        links = [SlowLink(server.address, megabits * 1e6) for _ in range(WORKERS)]
+        threads = [
+            threading.Thread(target=work, args=(worker, link.address)) for worker, link in enumerate(links)
+        ]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.monotonic() - began
+        for link in links:
+            link.__exit__()
+    if problems:
+        raise problems[0]
+    passed = sum(link.bytes for link in links) / WORKERS
+    return Result(evaluate(models[0], text), passed / steps, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each worker")
+    parser.add_argument("--every", type=int, default=100, help="local steps between two syncs")
+    parser.add_argument("--encoding", default="int8", help="of the differences, as optd.connect() takes it")
+    parser.add_argument("--megabits", type=float, default=100, help="what each link carries in a second")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    text = Text()
+    parameters = sum(each.numel() for each in make_model(text).parameters())
+    print(f"{parameters:,} parameters, {len(text.training):,} characters, {WORKERS} workers")
+    parallel = run("parallel", text, given.steps, given.megabits, train_in_parallel)
+    local = run(
+        "local", text, given.steps, given.megabits, train_locally, every=given.every, encoding=given.encoding
+    )
+    for name, result in (("data-parallel", parallel), (f"every {given.every} steps", local)):
+        print(
+            f"{name:18} loss {result.loss:.4f}   {result.bytes_per_step:12,.0f} bytes a step   {result.seconds:6.1f} s"
+        )
+    print(
+        f"1/{parallel.bytes_per_step / local.bytes_per_step:.0f} of the bytes, "
+        f"{100 * (local.loss / parallel.loss - 1):+.1f} % in the loss"
+    )
+
+
+if __name__ == "__main__":
+    main()
