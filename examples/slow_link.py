@@ -43,8 +43,12 @@ class SlowLink:
 
     @property
     def bytes(self) -> int:
-        """All bytes that have passed, in both directions."""
+        """All bytes that have passed since `reset`, in both directions."""
         return self.up.passed + self.down.passed
+
+    def reset(self) -> None:
+        """Begins to count anew."""
+        self.up.passed = self.down.passed = 0
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener was closed
