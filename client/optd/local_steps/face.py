@@ -75,7 +75,8 @@ class LocalStepsFace:
     def close(self) -> None:
         """Ends the local steps, after the answers to what is under way are applied. Safe to call twice.
 
-        Local steps since the last sync are not sent: call `sync()` before. The weights stay as they are.
+        Local steps since the last sync are not sent, and a warning says so: call `sync()` before. The weights stay as
+        they are.
         """
         self._close(wait=True)
 

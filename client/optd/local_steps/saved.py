@@ -19,6 +19,7 @@ def save(worker: Worker) -> dict[str, Any]:
     Arrays are copies.
     """
     worker.settle()
+    worker.is_saved = True
     outer = worker.outer
     return {
         "job": outer.session.info().id,

@@ -79,6 +79,8 @@ class Worker:
         self._watch = Stopwatch(clock)
         self._courier = Courier(background=settings.delay > 0)
         self._has_begun = False
+        self.is_saved = False
+        """Whether its state was taken since the last local step."""
         self.fragments = self._divide()
         self._align()
         if outer.attached:
@@ -112,7 +114,7 @@ class Worker:
 
     @property
     def unsent(self) -> int:
-        """The local steps since any fragment was sent."""
+        """The local steps of which not all fragments have been sent."""
         return max(fragment.steps for fragment in self.fragments)
 
     # Syncs
@@ -124,6 +126,7 @@ class Worker:
         stays one to its old global weights, and is sent with its next sync, as far as it does not count already.
         """
         self._watch.stop()
+        self.is_saved = False
         if not self._has_begun:
             self.outer.use()
             self._has_begun = True
@@ -157,10 +160,11 @@ class Worker:
         self.schedule.landed()
 
     def close(self, *, wait: bool) -> None:
-        """Ends the thread; with `wait` after the answers to what is under way are applied."""
+        """Ends the thread; with `wait` after the answers to what is under way are applied. Says what stays unsent."""
         try:
             if wait:
                 self._land_all()
+                self._tell_unsent()
         finally:
             self._courier.close()
 
@@ -196,6 +200,7 @@ class Worker:
 
     def begin(self) -> None:
         """Begins anew from the job's weights; what was computed and not sent is dropped."""
+        self.settle()
         self.outer.pull()
         for fragment in self.fragments:
             fragment.counted = fragment.parcel = fragment.answer = None
@@ -285,6 +290,16 @@ class Worker:
             fragment.version = self.outer.base.version
             self._reset(fragment)
         self._align()
+
+    def _tell_unsent(self) -> None:
+        if self.unsent and not self.is_saved:
+            logger.warning(
+                "job %s: worker %s ends with %d local steps that are not sent, or not whole; call sync() or "
+                "state_dict() before you close",
+                self.outer.session.job,
+                self.outer.session.worker,
+                self.unsent,
+            )
 
     def _tell_lost(self, steps: int, answer: Answer) -> None:
         logger.warning(
