@@ -135,9 +135,21 @@ class GlobalWeights(Registration):
             self.session.find_out()
         return bool(parcel.applied)
 
-    @recovers
     def pull_places(self, parcel: Parcel) -> int:
-        """Puts the current weights of a parcel's places into their arrays; returns their version."""
+        """Puts the current weights of a parcel's places into their arrays; returns their version.
+
+        If that fails, the arrays are as they were: the base of a difference is of one version.
+        """
+        before = [self.array(place).copy() for place in parcel.places]
+        try:
+            return self._pull_places(parcel)
+        except BaseException:
+            for place, array in zip(parcel.places, before, strict=True):
+                self.array(place)[...] = array
+            raise
+
+    @recovers
+    def _pull_places(self, parcel: Parcel) -> int:
         with self.lock:
             if parcel.fragment < 0:
                 self.pull()

@@ -75,13 +75,19 @@ class Schedule:
         """Whether a cycle, in which each fragment is sent once, is about to begin."""
         return self._position == 0
 
+    @property
+    def sends_next(self) -> bool:
+        """Whether a fragment is sent after the next step."""
+        return self._position + 1 >= (self._sent + 1) * self._every // self.fragments
+
     def after_step(self) -> Due:
         """Counts a step and returns what follows it."""
         self._landing = [(fragment, left - 1) for fragment, left in self._landing]
         lands = tuple(fragment for fragment, left in self._landing if not left)
         self._landing = [(fragment, left) for fragment, left in self._landing if left]
+        is_due = self.sends_next
         self._position += 1
-        if self._position < (self._sent + 1) * self._every // self.fragments:
+        if not is_due:
             return Due(lands)
         fragment = self.next_fragment
         self._sent += 1

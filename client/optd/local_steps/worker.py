@@ -12,11 +12,12 @@ import numpy as np
 from optd.local_steps.courier import Courier
 from optd.local_steps.fragments import partition
 from optd.local_steps.outer import Answer, GlobalWeights, Parcel, Place
-from optd.local_steps.schedule import Schedule
+from optd.local_steps.schedule import Due, Schedule
 from optd.local_steps.settings import Settings
 from optd.local_steps.speeds import Stopwatch, first_steps, steps_for
 from optd.params.flat_view import Array
 from optd_wire.dtypes import computed_dtype
+from optd_wire.errors import OptdError
 from optd_wire.values import PushResult, Sync
 
 logger = logging.getLogger("optd")
@@ -79,6 +80,10 @@ class Worker:
         self._watch = Stopwatch(clock)
         self._courier = Courier(background=settings.delay > 0)
         self._has_begun = False
+        self._has_failed = False
+        """Whether an exchange has failed since the last one that is known to be in order."""
+        self._is_behind = False
+        """Whether the base is that of weights that no longer exist, or a mixture."""
         self.is_saved = False
         """Whether its state was taken since the last local step."""
         self.fragments = self._divide()
@@ -103,9 +108,11 @@ class Worker:
 
         What is under way keeps its order.
         """
-        several = self.schedule.fragments > 1 and not self.schedule.under_way
-        if several and isinstance(self.outer.session.info().policy, Sync):
-            self.schedule.align(self.version % self.schedule.fragments)
+        if self.schedule.fragments == 1 or self.schedule.under_way:
+            return
+        job = self.outer.session.info()
+        if isinstance(job.policy, Sync):
+            self.schedule.align(job.version.version % self.schedule.fragments)
 
     @property
     def version(self) -> int:
@@ -132,16 +139,41 @@ class Worker:
             self._has_begun = True
         for fragment in self.fragments:
             fragment.steps += 1
-        due = self.schedule.after_step()
         try:
-            for number in due.lands:
-                self._land(self.fragments[number])
-            if due.send is not None:
-                self._send(self.fragments[due.send], asks_speeds=self._follows_speeds and self.schedule.begins)
-                if not self.schedule.delay:
-                    self._land(self.fragments[due.send])
+            self._follow(self._due())
         finally:
             self._watch.start()
+
+    def _due(self) -> Due:
+        if self._has_failed and self.schedule.sends_next:
+            try:
+                self._find_place()
+            except OptdError:
+                self.schedule.after_step()  # that sync fails as well
+                raise
+        return self.schedule.after_step()
+
+    def _follow(self, due: Due) -> None:
+        problem: OptdError | None = None
+        for number in due.lands:
+            try:
+                self._land(self.fragments[number])
+            except OptdError as error:
+                problem = problem or error  # what is sent now is sent nevertheless: others may wait for it
+        if due.send is not None:
+            self._send(self.fragments[due.send], asks_speeds=self._follows_speeds and self.schedule.begins)
+            if not self.schedule.delay:
+                self._land(self.fragments[due.send])
+        if problem is not None:
+            raise problem
+
+    def _find_place(self) -> None:
+        """After syncs that failed: learns what counts, and which fragment comes next."""
+        for fragment in self.fragments:
+            if fragment.answer is None:
+                self._settle(fragment)
+        self._align()
+        self._has_failed = False
 
     def sync(self) -> None:
         """Sends everything that is unsent, one fragment after the other, and takes the global weights."""
@@ -170,6 +202,8 @@ class Worker:
 
     def _send(self, fragment: Fragment, *, asks_speeds: bool = False) -> None:
         self._land(fragment)
+        if self._is_behind:
+            self._begin_again()
         self._settle(fragment)
         weight = self.weight
         if weight is None and self._follows_speeds:
@@ -242,12 +276,13 @@ class Worker:
             answer = fragment.answer.result()
         except BaseException:
             if fragment.answer.done():
-                fragment.answer = None  # `_settle` finds out what came of it
+                fragment.answer, self._has_failed = None, True  # `_settle` finds out what came of it
             raise
         fragment.answer = fragment.parcel = fragment.counted = None
         fragment.version = answer.version
         if answer.undone:
-            self._begin_again(answer)
+            self._tell_lost(max(each.sent_steps + each.steps for each in self.fragments), answer)
+            self._begin_again()
         elif answer.lost:
             self._give_up(fragment, answer)
         else:
@@ -281,10 +316,11 @@ class Worker:
         self._reset(fragment)
         self._align()
 
-    def _begin_again(self, answer: Answer) -> None:
+    def _begin_again(self) -> None:
         """Goes on from the weights of a server that went back: the differences to later ones mean nothing to it."""
-        self._tell_lost(max(each.sent_steps + each.steps for each in self.fragments), answer)
+        self._is_behind = True
         self.outer.pull()
+        self._is_behind = False
         for fragment in self.fragments:
             fragment.counted, fragment.steps = None, 0
             fragment.version = self.outer.base.version

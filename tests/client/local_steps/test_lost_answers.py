@@ -90,6 +90,61 @@ def test_an_error_of_a_transfer_is_raised_when_its_answer_is_due(is_handled):
     assert_equal(global_weights(server), alone(6))
 
 
+class Torn(FakeConnection):
+    """Its next pull breaks off after a part of the weights."""
+
+    breaks = False
+
+    def download(self, rpc, request, timeout):
+        for message, frames in super().download(rpc, request, timeout):
+            if self.breaks and rpc is rpcs.PULL:
+                self.breaks = False
+                yield message, frames[:1]
+                raise LATE
+            yield message, frames
+
+
+def test_a_pull_that_breaks_off_leaves_no_mixture_as_the_base():
+    """Else the next difference would undo what others have done to the weights that had come."""
+    server = FakeServer()
+    ours = [{"params": {name: np.zeros(2)}} for name in "ab"]
+    theirs = [{"params": {name: np.zeros(2)}} for name in "ab"]
+    connection = Torn(server)
+    with Session(ServerCalls(connection), job="job", worker="w0", timeout=5.0) as one, opened(server, "w1") as two:
+        first = optd.LocalSteps(ours, every=1, outer=PLAIN, session=one)
+        second = optd.LocalSteps(theirs, every=1, outer=PLAIN, session=two)
+        for group in theirs:
+            for array in group["params"].values():
+                array[...] = 10
+        second.step()
+        for group in ours:
+            for array in group["params"].values():
+                array[...] = 1
+        connection.breaks = True
+        with pytest.raises(errors.DeadlineExceeded):
+            first.step()
+        assert not connection.breaks
+        first.step()
+        for name, array in one.pull().items():
+            assert list(array) == [11, 11], name
+
+
+def test_in_a_sync_job_a_failed_sync_does_not_change_the_order_of_the_fragments():
+    """The next fragment is the one that failed, unless it counts."""
+    for is_handled, expected in ((False, [1, 2, 3]), (True, [1, 2, 3, 1])):
+        server, weights = FakeServer(), {name: np.zeros(2) for name in "abc"}
+        transport, policy = ServerCalls(FakeConnection(server)), optd.Sync(workers=1)
+        with Session(transport, job="job", worker="w0", timeout=5.0, policy=policy) as session:
+            local = optd.LocalSteps(weights, every=3, fragments=3, outer=PLAIN, session=session)
+            local.step()
+            server.fail(rpcs.STEP, LATE, is_handled=is_handled)
+            with pytest.raises(errors.DeadlineExceeded):
+                local.step()
+            local.step()
+            local.step()
+        assert [request.header.fragment for name, request in server.handled if name == "Step"] == expected
+
+
 def test_a_difference_to_weights_that_are_gone_is_lost_and_that_is_said(caplog):
     """The server went back to a version without the weights that the difference belongs to."""
     server = FakeServer()
