@@ -1,10 +1,9 @@
 """Carries parcels to the job, one after the other: at once, or in a thread while local steps go on."""
 
 import threading
-import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
 
 from optd.local_steps.outer import Answer
 
@@ -12,13 +11,16 @@ Work = Callable[[], Answer]
 
 
 class Courier:
-    """Does one thing after the other. With `background` in a thread of its own, which starts with the first."""
+    """Does one thing after the other. With `background` in a thread, which lives as long as there is something to do.
+
+    So no thread is left that would have to be ended.
+    """
 
     def __init__(self, *, background: bool) -> None:
         self._background = background
-        self._queue: SimpleQueue[tuple[Future[Answer], Work] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._forgotten = weakref.finalize(self, self._queue.put, None)
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Answer], Work]] = deque()
+        self._is_running = False
 
     def send(self, work: Work) -> Future[Answer]:
         """Begins with a work, or appends it to those under way."""
@@ -26,20 +28,21 @@ class Courier:
         if not self._background:
             _do(future, work)
             return future
-        if self._thread is None:
-            self._thread = threading.Thread(target=_carry, args=(self._queue,), name="optd-local-steps", daemon=True)
-            self._thread.start()
-        self._queue.put((future, work))
+        with self._lock:
+            self._waiting.append((future, work))
+            begins, self._is_running = not self._is_running, True
+        if begins:
+            threading.Thread(target=self._carry, name="optd-local-steps", daemon=True).start()
         return future
 
-    def close(self) -> None:
-        """Ends the thread after what is under way; does not wait for it."""
-        self._forgotten()
-
-
-def _carry(queue: "SimpleQueue[tuple[Future[Answer], Work] | None]") -> None:
-    while (found := queue.get()) is not None:
-        _do(*found)
+    def _carry(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_running = False
+                    return
+                future, work = self._waiting.popleft()
+            _do(future, work)
 
 
 def _do(future: "Future[Answer]", work: Work) -> None:

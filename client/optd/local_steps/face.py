@@ -82,7 +82,8 @@ class LocalStepsFace:
 
     def _close(self, *, wait: bool) -> None:
         try:
-            self._worker.close(wait=wait and self.session.is_open)
+            if wait and self.session.is_open:
+                self._worker.close()
         finally:
             if self._owns_session:
                 self.session.close()

@@ -191,14 +191,10 @@ class Worker:
             self._land(self.fragments[number])
         self.schedule.landed()
 
-    def close(self, *, wait: bool) -> None:
-        """Ends the thread; with `wait` after the answers to what is under way are applied. Says what stays unsent."""
-        try:
-            if wait:
-                self._land_all()
-                self._tell_unsent()
-        finally:
-            self._courier.close()
+    def close(self) -> None:
+        """Applies the answers to what is under way, and says what stays unsent."""
+        self._land_all()
+        self._tell_unsent()
 
     def _send(self, fragment: Fragment, *, asks_speeds: bool = False) -> None:
         self._land(fragment)

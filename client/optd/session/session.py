@@ -325,10 +325,11 @@ class Session(MemberSession):
         groups: Names = (),
         parameters: Names = (),
         weights_of: str = "",
+        min_version: int = 0,
     ) -> PullResult:
         """Reads the current weights as this worker, unless they are `known`. `weights` and `in_place` are as in `step`.
 
-        `weights_of` names an average to read instead.
+        `weights_of` names an average to read instead. The job must have come to `min_version`: `wait` for it before.
         """
         membership = self._membership
         request = PullRequest(
@@ -339,6 +340,7 @@ class Session(MemberSession):
             groups=names_of(groups),
             parameters=names_of(parameters),
             weights=weights_of,
+            min_version=min_version,
         )
         encoding = self.wire.weights
 

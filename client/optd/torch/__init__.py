@@ -40,6 +40,7 @@ from optd.torch.algorithms import (
     Rprop,
     SparseAdam,
 )
+from optd.torch.follower import Follower
 from optd.torch.local_steps import LocalSteps
 from optd.torch.named import Optimizer
 
@@ -54,6 +55,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "DelayedNesterov",
+    "Follower",
     "Lion",
     "LocalSteps",
     "Muon",

@@ -27,7 +27,7 @@ of each kind are in the file before their names:
     |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed, NothingDurable
     |    options:     OptionConflict, JobOptionConflict
     |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation, StaleGradient,
-    |                 RoundClosed
+    |                 RoundClosed, WorkerLost, OtherPayload
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
     |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
     |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
@@ -120,6 +120,7 @@ from optd_wire.errors.pushes import (
     FutureVersion,
     LossMissing,
     NonfiniteGradient,
+    OtherPayload,
     PushPending,
     PushWithdrawn,
     RoundBroken,
@@ -130,6 +131,7 @@ from optd_wire.errors.pushes import (
     SequenceGap,
     StaleEvaluation,
     StaleGradient,
+    WorkerLost,
 )
 from optd_wire.errors.state import EmptyAverage, OtherWorkers, UnknownAverage, UnknownField, WeightsMovedOn
 from optd_wire.errors.storage import (
@@ -212,6 +214,7 @@ __all__ = [
     "OptdError",
     "OptionConflict",
     "OptionOutOfRange",
+    "OtherPayload",
     "OtherWorkers",
     "ParameterInTwoGroups",
     "PlaceUnusable",
@@ -260,6 +263,7 @@ __all__ = [
     "VersionNotKept",
     "WeightsMovedOn",
     "WorkerInUse",
+    "WorkerLost",
     "WrongCheckpoint",
     "WrongToken",
 ]

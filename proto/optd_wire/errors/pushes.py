@@ -107,6 +107,27 @@ class RoundClosed(Conflict):
     )
 
 
+class WorkerLost(Conflict):
+    """A round failed, because one of its workers has gone and the policy says `on_death="fail"`."""
+
+    code = Code.ABORTED
+    reason = "WORKER_LOST"
+    template = (
+        "job {job!r} made no step of the push of worker {worker!r}, because worker {lost!r} {how} (the policy says "
+        "on_death='fail'); push again to wait for a worker that takes its place"
+    )
+
+
+class OtherPayload(Conflict):
+    """A push has the number of one that was applied, and another content."""
+
+    reason = "OTHER_PAYLOAD"
+    template = (
+        "worker {worker!r} of job {job!r} pushes sequence {sequence} again, but with another content than the push "
+        "that was applied under this number; a new push must have sequence {expected}"
+    )
+
+
 class RoundBroken(Unavailable):
     """Another push of the same round failed, so there was no step. Send this push again."""
 

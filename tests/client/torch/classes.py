@@ -98,7 +98,7 @@ SPECIAL = {
         Case("ASGD", dtype=torch.float32),
     ]
 }
-CASES = [SPECIAL.get(name, Case(name)) for name in optd.torch.__all__ if name not in ("LocalSteps", "Optimizer")]
+CASES = [SPECIAL.get(name, Case(name)) for name in optd.torch.algorithms.__all__]
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 
 

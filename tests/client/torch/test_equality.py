@@ -180,4 +180,4 @@ def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: torch.
 
 def test_every_class_has_a_row() -> None:
     """But for LBFGS, whose steps ask for several gradients: see test_lbfgs."""
-    assert {row.name for row in TABLE} == set(optd.torch.__all__) - {"Optimizer", "LocalSteps", "LBFGS"}
+    assert {row.name for row in TABLE} == set(optd.torch.algorithms.__all__) - {"LBFGS"}

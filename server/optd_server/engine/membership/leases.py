@@ -27,6 +27,8 @@ class Lease:
     rejections: int = 0
     speed: float = 0.0
     """How many steps of its own the worker computes in a second, as its pushes have told; 0: unknown."""
+    dropped_rounds: int = 0
+    """How many rounds have closed without a push of it."""
 
 
 class Leases:
