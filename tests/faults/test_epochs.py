@@ -40,7 +40,9 @@ def step_of(session: optd.Session, weights: np.ndarray, gradient: float) -> obje
     return optd.SGD([weights], lr=1.0, session=session).step([np.full(4, gradient, "f4")])
 
 
-def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(strict: LocalServer, strict_plain: Plain, name: str):
+def test_18_a_worker_that_was_stopped_past_its_lease_changes_nothing(
+    strict: LocalServer, strict_plain: Plain, name: str
+):
     plain = strict_plain
     with worker(strict.address, name, "zombie") as zombie:
         assert zombie.ask("step", gradient=1)["version"] == 1
@@ -56,7 +58,9 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(strict: LocalS
         assert plain.rejections(name).counts["STALE_EPOCH"] == 1
 
 
-def test_a_worker_that_was_stopped_in_mid_push_is_not_in_the_round(strict: LocalServer, strict_plain: Plain, name: str):
+def test_18_a_worker_that_was_stopped_in_mid_push_is_not_in_the_round(
+    strict: LocalServer, strict_plain: Plain, name: str
+):
     """Its push waits when it is stopped, and is withdrawn where another one takes its place."""
     plain = strict_plain
     with ExitStack() as stack:
@@ -113,7 +117,7 @@ main()
 
 
 @pytest.mark.parametrize("ending", ["leaves", "is killed", "is killed while it waits"])
-def test_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
+def test_21_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
     server: LocalServer, plain: Plain, name: str, ending: str
 ):
     """The lease is long: nobody waits for it to run out."""

@@ -1,6 +1,8 @@
 """A session against the fake server: joining, pushing, retrying, fencing, leaving, and keeping the lease."""
 
 import gc
+import os
+import socket
 import threading
 
 import numpy as np
@@ -13,6 +15,7 @@ from optd.transport import rpcs
 from optd.transport.fake.connection import FakeConnection
 from optd.transport.fake.server import FakeServer
 from optd.transport.server_calls import ServerCalls
+from optd_wire import values
 
 LOST = errors.ConnectionLost(address="fake:1", rpc="Step", problem="cut")
 LATE = errors.DeadlineExceeded(rpc="Step", address="fake:1", seconds=1, hint="")
@@ -231,6 +234,20 @@ def test_a_session_that_nobody_holds_leaves_its_job(server):
 
 
 # The lease
+
+
+def test_a_worker_tells_of_its_process_and_how_its_part_ended(server):
+    first, second = opened(server), opened(server, "w1")
+    training(first), training(second)
+    first._renew()
+    second.close()
+    told = [request for name, request in server.handled if name in ("Join", "RenewLease")]
+    assert len(told) >= 3
+    assert {(request.host, request.pid) for request in told} == {(socket.gethostname(), os.getpid())}
+    found = {worker.name: (worker.pid, worker.active, worker.ended) for worker in first.workers()}
+    assert found == {"w0": (os.getpid(), True, ""), "w1": (os.getpid(), False, values.LEFT)}
+    assert first._open_rounds() == ()
+    first.close()
 
 
 def test_a_lease_is_renewed_while_nothing_else_is_called():

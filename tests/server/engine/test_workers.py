@@ -56,7 +56,7 @@ def test_a_lease_holds_as_long_as_it_is_renewed():
     assert (member.active, workers.leases.holds("w"), workers.leases.active) == (False, False, 0)
 
 
-def test_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
+def test_20_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
     workers = Workers()
     workers.clock.pass_to(1e9)
     workers.join("w")
@@ -169,7 +169,7 @@ def test_a_speed_is_that_of_the_lease_and_what_is_no_speed_is_ignored():
     member = workers.join("w")
 
     def speed() -> float:
-        return workers.leases.info(member, workers.clock.monotonic(), waiting=False).speed
+        return workers.leases.info(member, workers.clock.monotonic(), waiting_since=None).speed
 
     assert speed() == 0
     workers.leases.note_speed("w", 2.5)

@@ -22,6 +22,10 @@ from optd_wire.errors import (
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
+    EXPIRED,
+    LEFT,
+    REPLACED,
+    ROLLED_BACK,
     Async,
     GroupInfo,
     GroupOptions,
@@ -58,6 +62,10 @@ class FakeWorker:
     """Why the epoch counts no longer; empty while it does."""
     is_rolled_back: bool = False
     """Whether it is fenced because the job went back to an older version."""
+    ended: str = ""
+    """How its part last ended, as `WorkerInfo` says it."""
+    host: str = ""
+    pid: int = 0
 
 
 @dataclass(slots=True)
@@ -96,6 +104,7 @@ class FakeJob:
         self.version, self.groups, self.workers = again.version, again.groups, again.workers
         for worker in self.workers.values():
             worker.fenced_by, worker.is_rolled_back = f"the server went back to version {self.version}", True
+            worker.ended = ROLLED_BACK
 
     def add(self, spec: GroupSpec) -> None:
         """Adds a group with weights of zero."""
@@ -173,13 +182,16 @@ class FakeJob:
 
     # Workers
 
-    def join(self, name: str, spec: JobSpec | None, job_id: str) -> Membership:
+    def join(self, name: str, spec: JobSpec | None, job_id: str, host: str = "", pid: int = 0) -> Membership:
         """Gives a worker a new epoch and a lease, which fences its old epoch."""
         if job_id and job_id != self.id:
             raise JobReplaced(job=self.spec.name, worker=name)
         if spec is not None and (spec.algorithm, spec.groups) != (self.spec.algorithm, self.spec.groups):
             raise JobMismatch(job=self.spec.name, aspect="registration", theirs=self.spec.groups, ours=spec.groups)
         worker = self.workers.setdefault(name, FakeWorker())
+        if worker.epoch and self._is_active(worker):
+            worker.ended = REPLACED
+        worker.host, worker.pid = host, pid
         if worker.sequence:
             worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
         worker.epoch, worker.sequence, worker.reply = max(worker.epoch, self._last_epoch) + 1, 0, None
@@ -209,18 +221,32 @@ class FakeJob:
 
     def _is_active(self, worker: FakeWorker) -> bool:
         if not worker.fenced_by and worker.lease_until <= self._clock():
-            worker.fenced_by = f"its lease of {self._lease_seconds:g} s ran out"
+            worker.fenced_by, worker.ended = f"its lease of {self._lease_seconds:g} s ran out", EXPIRED
         return not worker.fenced_by
 
     def leave(self, name: str, epoch: int) -> None:
         """Ends a lease."""
-        self.worker(name, epoch).fenced_by = "it has left"
+        worker = self.worker(name, epoch)
+        worker.fenced_by, worker.ended = "it has left", LEFT
 
     def worker_infos(self) -> list[WorkerInfo]:
         """The workers as `ListWorkers` lists them."""
         return [
             WorkerInfo(
-                name, each.epoch, self._is_active(each), 0, each.sequence, each.pushes, 0, 0, False, "grpc", each.speed
+                name=name,
+                epoch=each.epoch,
+                active=self._is_active(each),
+                lease_remaining_ms=0,
+                sequence=each.sequence,
+                pushes=each.pushes,
+                rejections=0,
+                staleness=0,
+                waiting=False,
+                lane="grpc",
+                host=each.host,
+                pid=each.pid,
+                ended=each.ended,
+                speed=each.speed,
             )
             for name, each in sorted(self.workers.items())
         ]

@@ -44,6 +44,7 @@ class StateService:
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
         with job.noting_rejections(header.worker):
+            await requests.charge(job.inflight)
             options, version = await self._receive(requests, message, frames, job, header)
         return pb.WriteStateResponse(version=to_message(job.stamped(version)), options=map(to_message, options))
 

@@ -173,6 +173,7 @@ class TrainingService:
                 raise InvalidRequest(problem="the first message of a push must have its header")
             job = self._catalog.find(message.header.job)
         with job.noting_rejections(message.header.worker):
+            await requests.charge(job.inflight)
             header = from_message(message.header, PushHeader)
             if isinstance(message, pb.StepRequest):
                 _encoding(message.delivery.encoding)  # refuses a wrong encoding before anything changes
