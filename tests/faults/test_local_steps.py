@@ -6,9 +6,10 @@ import pytest
 from faults.proxy import Proxy
 from tests.client.local_steps.problem import Inner, assert_equal, initial, together
 from tests.client.local_steps.simulation import ROUNDS, diloco, streaming
-from tests.faults.durable import Durable
+from tests.faults.durable import Durable, free_port
 
 import optd
+from optd.local import local
 
 COMMIT = ("--durability", "log", "--fsync", "commit")
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
@@ -75,3 +76,32 @@ def test_13_lost_answers_count_a_difference_once(server, name, fragments, delay)
     assert_equal(found, theta)
     for one, other in zip(weights, expected, strict=True):
         assert_equal(one, other)
+
+
+def test_a_job_that_is_created_anew_begins_with_the_base_and_no_local_step_is_lost():
+    """The server keeps nothing and is started again amid a cycle."""
+    port, steps, weights, inner = str(free_port()), 8, initial(), Inner(0)
+    server = local("--port", port)
+    try:
+        session = optd.connect(server.address, job="job", worker="w0", recreate=True)
+        with (
+            session,
+            optd.LocalSteps(weights, every=3, outer={"algorithm": "sgd", "lr": 1.0}, session=session) as steps_,
+        ):
+            for step in range(steps):
+                inner.step(weights)
+                if step == 4:
+                    server.process.kill()
+                    server.stop()
+                    server = local("--port", port)
+                steps_.step()
+            steps_.sync()
+            found, version = session.pull(), session.info().version.version
+    finally:
+        server.stop()
+    alone, inner = initial(), Inner(0)
+    for _ in range(steps):
+        inner.step(alone)
+    assert version == 2, "of the new job"
+    assert_equal(weights, alone)
+    assert_equal(found, alone)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optd.params.flat_view import Array
@@ -79,6 +79,11 @@ class GlobalWeights(Registration):
                 self._existing = None
             self._use()
 
+    def rebase(self, version: int) -> None:
+        """Notes that the arrays hold the weights of a version that was not pulled here."""
+        with self.lock:
+            self._base = replace(self._base, version=version)
+
     def names(self, places: Sequence[Place]) -> tuple[str, ...]:
         """The names of parameters."""
         groups = self.groups
@@ -100,7 +105,8 @@ class GlobalWeights(Registration):
         settings = PushSettings(
             weight=parcel.weight,
             fragment=parcel.fragment + 1,
-            base_version=parcel.base_version,
+            # That of the whole model is the registration's own, also in a job that is created anew.
+            base_version=None if parcel.fragment < 0 else parcel.base_version,
             speed=parcel.speed,
         )
         self._parcel = parcel

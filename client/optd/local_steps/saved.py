@@ -78,6 +78,8 @@ def load(worker: Worker, state: Mapping[str, Any]) -> bool:
 
 
 def _load(worker: Worker, fragment: Fragment, saved: Mapping[str, Any], counted: Mapping[str, Array]) -> None:
+    if fragment.index < 0:
+        worker.outer.rebase(saved["version"] if saved["arrived"] is None else saved["arrived"][0])
     fragment.version, fragment.steps, fragment.sent_steps = saved["version"], saved["steps"], saved["sent_steps"]
     names = worker.outer.names(fragment.places)
     fragment.parcel = None

@@ -26,8 +26,8 @@ FAILURES = [None, (rpcs.STEP, True), (rpcs.STEP, False), (rpcs.PULL, True), (rpc
 EVERY = 3
 
 
-def opened(server: FakeServer, worker: str = "w0") -> Session:
-    return Session(ServerCalls(FakeConnection(server)), job="job", worker=worker, timeout=5.0)
+def opened(server: FakeServer, worker: str = "w0", **how) -> Session:
+    return Session(ServerCalls(FakeConnection(server)), job="job", worker=worker, timeout=5.0, **how)
 
 
 def alone(steps: int) -> Weights:
