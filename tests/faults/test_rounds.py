@@ -173,16 +173,3 @@ def test_17_a_gap_is_refused_with_both_numbers_also_after_a_restart(tmp_path: Pa
                 with refused("SEQUENCE_GAP", f"pushes sequence {wrong}, expected 3"):
                     plain.push(header(name, "w", epoch, wrong), [frame(np.ones(4, "f4"))])
             assert (plain.weights(name)["w"] == -2).all()
-
-
-def test_16_snapshots_keep_the_checksum_too(tmp_path: Path, name: str):
-    with Durable(tmp_path, "--durability", "snapshot") as server:
-        with Plain(server.address) as plain:
-            plain.create(job_spec(name, [group("g", {"w": ((4,), "float32")})], lr=1.0), [frame(np.zeros(4, "f4"))])
-            epoch = plain.join(name, "w")
-            plain.push(header(name, "w", epoch, 1, durable=True), [frame(np.ones(4, "f4"))])
-        server.restart()
-        with Plain(server.address) as plain:
-            with refused("OTHER_PAYLOAD"):
-                plain.push(header(name, "w", epoch, 1), [frame(np.full(4, 2, "f4"))])
-            assert plain.push(header(name, "w", epoch, 1), [frame(np.ones(4, "f4"))]).repeat

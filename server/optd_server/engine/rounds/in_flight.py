@@ -12,7 +12,6 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.admission import check_kind, check_repeated, check_same
 from optd_server.engine.rounds.committer import Committer, no_memory
-from optd_server.engine.rounds.digest import Digest
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.holding import Holding
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
@@ -129,14 +128,11 @@ class InFlight:
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
-        digest = Digest(header)
-        digest.add_shared(gradient)
+        push = Push(header, gradient, self._clock.wall())
         if known is not None:
-            check_same(self._state, header, known, digest)
+            check_same(self._state, header, known, push.digest)
             return await self._outcome(known)
         self._gradient_reads.forget(header.worker)
-        push = Push(header, gradient, self._clock.wall())
-        push.digest = digest
         return await self._settled(self._announce(push))
 
     async def _settled(self, push: Push) -> PushResult:
