@@ -106,13 +106,15 @@ class Worker:
     def _align(self) -> None:
         """Finds out which fragment the others send next: in a sync job each round is one version.
 
-        What is under way keeps its order.
+        Fragments of rounds that this worker has sent already are left out.
         """
-        if self.schedule.fragments == 1 or self.schedule.under_way:
+        count = self.schedule.fragments
+        if count == 1:
             return
         job = self.outer.session.info()
         if isinstance(job.policy, Sync):
-            self.schedule.align(job.version.version % self.schedule.fragments)
+            rounds = [(job.version.version + number) % count for number in range(count)]
+            self.schedule.align(next((each for each in rounds if each not in self.schedule.under_way), rounds[0]))
 
     @property
     def version(self) -> int:

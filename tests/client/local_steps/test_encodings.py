@@ -1,5 +1,6 @@
 """Differences in each encoding: what is left out of one arrives with later ones, and the weights come back exact."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -70,3 +71,22 @@ def test_differences_travel_in_shared_memory(server, name, fragments, delay):
         np.testing.assert_array_equal(found[key], each)
     if not delay:
         assert found["a"][0] == 8
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_weights_come_back_as_the_session_says_and_differences_are_to_what_came(server, name, fragments):
+    """Else the rounding of the weights would travel as a part of each difference."""
+    pace = np.linspace(0.5, 1.5, 200, dtype=np.float32)
+    weights = {key: np.zeros(200, np.float32) for key in "ab"}
+    options = {"every": 2, "fragments": fragments, "outer": {"algorithm": "sgd", "lr": 1.0}}
+    with optd.connect(server.address, job=name, encoding="bfloat16:stochastic") as session:
+        with optd.LocalSteps(weights, session=session, **options) as local:
+            for _ in range(2 * SYNCS):
+                for key in weights:
+                    weights[key] += pace / 2
+                local.step()
+            local.sync()
+        found = session.pull()
+    for key, array in weights.items():
+        np.testing.assert_array_equal(array, found[key].astype(ml_dtypes.bfloat16).astype(np.float32))
+        np.testing.assert_allclose(found[key], SYNCS * pace, rtol=5e-3)

@@ -88,6 +88,20 @@ def test_in_a_sync_job_the_next_fragment_is_that_of_the_next_round(caplog):
         assert sent(server)[-1] == 2, "the job is at version 7"
 
 
+def test_what_is_under_way_is_not_sent_again():
+    """Two fragments are under way when the first turns out to be late: the third one follows."""
+    server, weights = FakeServer(), {name: np.zeros(2) for name in "abc"}
+    options = {"every": 3, "fragments": 3, "delay": 2, "outer": PLAIN}
+    with opened(server, policy=optd.Sync(workers=1)) as session:
+        local = optd.LocalSteps(weights, session=session, **options)
+        another_moves(server, 1)  # the round of the first fragment
+        server.fail(rpcs.STEP, LATE["its round has closed without it"], is_handled=False)
+        for _ in range(4):
+            local.step()
+        local.close()
+    assert [each for each in sent(server) if each] == [2, 3, 1]
+
+
 def test_in_an_async_job_each_worker_keeps_its_order():
     server, weights = FakeServer(), {name: np.zeros(2) for name in "abc"}
     with opened(server) as session:
