@@ -31,6 +31,7 @@ _MODULES: Mapping[str, str] = {
     "Session": "optd.session.session",
     "UnknownOptions": "optd.algorithms.unknown_options",
     "given": "optd.registration.shared_arguments",
+    "delayed_nesterov": "optd.torch",
     "lion": "optd.torch",
     "torch": "",
     "OptionValue": "optd_wire.values",

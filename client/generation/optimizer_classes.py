@@ -13,7 +13,9 @@ _POSITIONAL_MAXIMIZE = ("sparse_adam",)
 _CLOSURE = "The closure returns (loss, gradients) at the weights that the arrays then hold."
 _BASES = {"lbfgs": "LBFGSBase"}
 NOT_IN_TORCH = {
-    "lion": "Lion (https://arxiv.org/abs/2302.06675) has no class in torch; its arguments follow torch's manner."
+    "lion": "Lion (https://arxiv.org/abs/2302.06675) has no class in torch; its arguments follow torch's manner.",
+    "delayed_nesterov": "Algorithm 3 of https://arxiv.org/abs/2401.09135, which has no class in torch; its arguments "
+    "follow torch's manner.",
 }
 NOTES: Mapping[str, Sequence[str]] = {
     "sparse_adam": ("Takes gradients of some rows only.",),

@@ -18,7 +18,7 @@ from generation.session_arguments import params, session_arguments
 
 _INDENT = " " * 12
 _BASES = {"adagrad": "ServedAdagrad", "lbfgs": "ServedLBFGS"}
-_TORCHS = {"lion": "lion.Lion"}
+_TORCHS = {"lion": "lion.Lion", "delayed_nesterov": "delayed_nesterov.DelayedNesterov"}
 _KEYWORDS = {
     "sgd": "keeps_step=False",
     "adamw": 'fixed={"decoupled_weight_decay": (True, "it is AdamW")}',

@@ -22,6 +22,7 @@ from optd.algorithms import (
     Adam,
     Adamax,
     AdamW,
+    DelayedNesterov,
     Lion,
     Muon,
     NAdam,
@@ -31,6 +32,7 @@ from optd.algorithms import (
     SparseAdam,
 )
 from optd.local import local
+from optd.local_steps.arrays import LocalSteps
 from optd.numpy.optimizer import Optimizer
 from optd.options.job_options import EMA, SWA, Gradients
 from optd.session.connect import connect
@@ -58,8 +60,10 @@ __all__ = [
     "Adamax",
     "Async",
     "Bounded",
+    "DelayedNesterov",
     "Gradients",
     "Lion",
+    "LocalSteps",
     "Muon",
     "NAdam",
     "OptdError",

@@ -12,6 +12,7 @@ from optd.algorithms.adam import Adam
 from optd.algorithms.adamax import Adamax
 from optd.algorithms.adamw import AdamW
 from optd.algorithms.asgd import ASGD
+from optd.algorithms.delayed_nesterov import DelayedNesterov
 from optd.algorithms.lbfgs import LBFGS
 from optd.algorithms.lion import Lion
 from optd.algorithms.muon import Muon
@@ -32,6 +33,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DelayedNesterov",
     "Lion",
     "Muon",
     "NAdam",

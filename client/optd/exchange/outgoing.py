@@ -5,6 +5,7 @@ from itertools import chain
 
 from optd.exchange.feedback import ErrorFeedback
 from optd.exchange.row_gradients import GradientsByGroup, WithRows, has_rows, whole_ones
+from optd.exchange.stochastic import random_bits, round_at_random
 from optd.params.copying import copy_all
 from optd.params.flat_view import Array, ArraysByGroup, OptionalArraysByGroup
 from optd.params.group_arrays import GroupArrays
@@ -68,6 +69,9 @@ class OutgoingGradients:
         `gradients` are of all groups; those of buffers are values, which travel exactly. What an encoding has left out
         of earlier gradients is added, if this push has the same encoding.
         """
+        if wire.stochastic:
+            first, bits = self._own.first, random_bits(self._session.worker, *self._session.next_push)
+            gradients = [*gradients[:first], *round_at_random(gradients[first:], bits)]
         whole, with_rows = whole_ones(gradients), has_rows(gradients)
         shared = None if with_rows else self._shared_rows()
         if shared is not None:

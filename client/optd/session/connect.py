@@ -62,7 +62,8 @@ def connect(
             "shm" the optimizer raises `SharedMemoryUnavailable` if no memory can be shared; a job that it has created
             by then stays.
         encoding: How messages carry numbers: "float32" unchanged (as float64 is, too), "bfloat16" or "float16" in
-            half the bytes, rounded (parameters of 16 bits unchanged); "int8" in a quarter of the bytes; "topk" or
+            half the bytes, rounded (parameters of 16 bits unchanged); "bfloat16:stochastic" with gradients rounded at
+            random, so that they are right in the mean; "int8" in a quarter of the bytes; "topk" or
             "topk:0.01" only that fraction of each gradient. "int8" and "topk" add to the next gradient what they leave
             out of this one. Weights travel in the same encoding, except with "topk": then unchanged. With any encoding
             but "float32", lane "auto" is "grpc".

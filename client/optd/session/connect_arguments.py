@@ -11,6 +11,7 @@ from optd.session.connect import connect
 from optd.session.job_names import JobName, job_name
 from optd.session.join import IfExists
 from optd.session.session import Session
+from optd.transport.lane_choice import LaneName
 from optd_wire.errors import InvalidRequest
 from optd_wire.values import Policy
 
@@ -52,18 +53,22 @@ class SessionArguments:
         return list(inspect.signature(cls).parameters.values())
 
     def session(
-        self, given: Session | None, unnamed: Callable[[], JobName | None] = lambda: None
+        self,
+        given: Session | None,
+        unnamed: Callable[[], JobName | None] = lambda: None,
+        *,
+        lane: LaneName = "auto",
     ) -> tuple[Session, bool]:
         """The session to use, and whether it was opened here, so that the optimizer must close it.
 
-        `unnamed` returns a name for a job without one, or None. Raises `InvalidRequest` if a session is given together
-        with arguments for opening one, or what `optd.connect` raises.
+        `unnamed` returns a name for a job without one, or None; `lane` is that of a session that is opened. Raises
+        `InvalidRequest` if a session is given together with arguments for opening one, or what `optd.connect` raises.
         """
         if given is None:
             name = job_name(environment.job(self.job))
             named = unnamed() if name.unnamed else None
             more = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("server", "job")}
-            return (connect(self.server, job=named or name, **more), True)
+            return (connect(self.server, job=named or name, lane=lane, **more), True)
         late = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         if late:
             problem = (

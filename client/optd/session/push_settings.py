@@ -22,6 +22,12 @@ class PushSettings:
     """Whether the result is to have the norms of the step."""
     flush: bool = False
     """Whether the push brings no gradient and asks for the step of what has been accumulated."""
+    fragment: int = 0
+    """1 + the index of the fragment of the model that the push holds; 0: the whole model."""
+    base_version: int | None = None
+    """The version of the weights that the gradient belongs to; None: that of the weights that were last pulled."""
+    speed: float = 0.0
+    """How many steps of its own the worker computes in a second; 0: unknown."""
 
     @classmethod
     def of(

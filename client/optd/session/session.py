@@ -61,6 +61,19 @@ class Session(MemberSession):
         """Whether the fate of the last push is unknown. The server may then still be reading it."""
         return self._in_doubt is not None
 
+    @property
+    def next_push(self) -> tuple[int, int]:
+        """The epoch and the sequence that the next push will have, unless the fate of the last one is unknown."""
+        return self.epoch, self._sequence + 1
+
+    @property
+    def last_applied(self) -> tuple[int, int]:
+        """The epoch and the sequence of the last push of this worker that counts, also before it joined anew."""
+        membership = self._membership
+        if membership is None or self._sequence:
+            return self.epoch, self._sequence
+        return membership.previous_epoch, membership.previous_sequence
+
     def push(
         self,
         gradients: Source,
@@ -136,7 +149,7 @@ class Session(MemberSession):
                     worker=self.worker,
                     epoch=epoch,
                     sequence=self._sequence + 1,
-                    base_version=base.version,
+                    base_version=base.version if settings.base_version is None else settings.base_version,
                     updates=updates,
                     known_revision=base.revision,
                     weight=settings.weight,
@@ -146,6 +159,8 @@ class Session(MemberSession):
                     flush=settings.flush,
                     norms=settings.norms,
                     durable=self.durable,
+                    fragment=settings.fragment,
+                    speed=settings.speed,
                 )
                 return self._on_lane(lambda lane: send(lane, header, left))
 

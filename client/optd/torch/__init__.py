@@ -31,6 +31,7 @@ from optd.torch.algorithms import (
     Adam,
     Adamax,
     AdamW,
+    DelayedNesterov,
     Lion,
     Muon,
     NAdam,
@@ -40,6 +41,7 @@ from optd.torch.algorithms import (
     SparseAdam,
 )
 from optd.torch.follower import Follower
+from optd.torch.local_steps import LocalSteps
 from optd.torch.named import Optimizer
 
 __all__ = [
@@ -52,8 +54,10 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DelayedNesterov",
     "Follower",
     "Lion",
+    "LocalSteps",
     "Muon",
     "NAdam",
     "Optimizer",

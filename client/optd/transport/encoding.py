@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 
 from optd_wire.encodings.base import Encoding
+from optd_wire.encodings.bfloat16 import BFloat16
 from optd_wire.encodings.registry import encoding_named
 from optd_wire.encodings.topk import TopK
 from optd_wire.errors import InvalidRequest
+
+STOCHASTIC = "stochastic"
+"""What comes after bfloat16: to round at random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +19,8 @@ class MessageEncoding:
     name: str
     gradients: Encoding | None
     weights: str
+    stochastic: bool = False
+    """Whether gradients are rounded at random, so that they are right in the mean."""
 
     @property
     def exact(self) -> bool:
@@ -31,9 +37,12 @@ class MessageEncoding:
             raise InvalidRequest(problem=f"an encoding must be given by name, as 'bfloat16', got {name!r}")
         base, colon, fraction = name.partition(":")
         encoding = encoding_named(base)
+        if isinstance(encoding, BFloat16) and fraction == STOCHASTIC:
+            return cls(name, encoding, base, stochastic=True)
         if colon:
             if not isinstance(encoding, TopK):
-                raise InvalidRequest(problem=f"encoding {base} takes no fraction, got {name!r}; only topk does")
+                problem = f"encoding {base} takes no fraction, got {name!r}; only topk does, and bfloat16 'stochastic'"
+                raise InvalidRequest(problem=problem)
             encoding = TopK(_fraction(name, fraction))
         if not encoding.converts:
             return cls(name, None, "")

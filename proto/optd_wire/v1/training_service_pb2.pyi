@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins", "flush", "norms", "durable", "fragment")
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins", "flush", "norms", "durable", "fragment", "speed")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class PushHeader(_message.Message):
     NORMS_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -43,7 +44,8 @@ class PushHeader(_message.Message):
     norms: bool
     durable: bool
     fragment: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ..., flush: bool = ..., norms: bool = ..., durable: bool = ..., fragment: _Optional[int] = ...) -> None: ...
+    speed: float
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ..., flush: bool = ..., norms: bool = ..., durable: bool = ..., fragment: _Optional[int] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class SharedGradient(_message.Message):
     __slots__ = ("whole", "ranges")

@@ -181,7 +181,7 @@ class StalenessSummary(_message.Message):
     def __init__(self, p50: _Optional[int] = ..., p99: _Optional[int] = ..., max: _Optional[int] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("name", "epoch", "active", "lease_remaining_ms", "sequence", "pushes", "rejections", "staleness", "waiting", "lane", "host", "pid", "joined_unix_ms", "last_push_unix_ms", "last_step_unix_ms", "ended", "ended_unix_ms", "recent_staleness", "rejections_by_reason", "dropped_rounds", "waiting_since_unix_ms")
+    __slots__ = ("name", "epoch", "active", "lease_remaining_ms", "sequence", "pushes", "rejections", "staleness", "waiting", "lane", "host", "pid", "joined_unix_ms", "last_push_unix_ms", "last_step_unix_ms", "ended", "ended_unix_ms", "recent_staleness", "rejections_by_reason", "dropped_rounds", "waiting_since_unix_ms", "speed")
     class RejectionsByReasonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,7 @@ class WorkerInfo(_message.Message):
     REJECTIONS_BY_REASON_FIELD_NUMBER: _ClassVar[int]
     DROPPED_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     WAITING_SINCE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    SPEED_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     active: bool
@@ -231,7 +232,8 @@ class WorkerInfo(_message.Message):
     rejections_by_reason: _containers.ScalarMap[str, int]
     dropped_rounds: int
     waiting_since_unix_ms: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., lease_remaining_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., staleness: _Optional[int] = ..., waiting: bool = ..., lane: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., joined_unix_ms: _Optional[int] = ..., last_push_unix_ms: _Optional[int] = ..., last_step_unix_ms: _Optional[int] = ..., ended: _Optional[_Union[LeaseEnd, str]] = ..., ended_unix_ms: _Optional[int] = ..., recent_staleness: _Optional[_Union[StalenessSummary, _Mapping]] = ..., rejections_by_reason: _Optional[_Mapping[str, int]] = ..., dropped_rounds: _Optional[int] = ..., waiting_since_unix_ms: _Optional[int] = ...) -> None: ...
+    speed: float
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., lease_remaining_ms: _Optional[int] = ..., sequence: _Optional[int] = ..., pushes: _Optional[int] = ..., rejections: _Optional[int] = ..., staleness: _Optional[int] = ..., waiting: bool = ..., lane: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., joined_unix_ms: _Optional[int] = ..., last_push_unix_ms: _Optional[int] = ..., last_step_unix_ms: _Optional[int] = ..., ended: _Optional[_Union[LeaseEnd, str]] = ..., ended_unix_ms: _Optional[int] = ..., recent_staleness: _Optional[_Union[StalenessSummary, _Mapping]] = ..., rejections_by_reason: _Optional[_Mapping[str, int]] = ..., dropped_rounds: _Optional[int] = ..., waiting_since_unix_ms: _Optional[int] = ..., speed: _Optional[float] = ...) -> None: ...
 
 class ListWorkersResponse(_message.Message):
     __slots__ = ("workers", "version", "unix_ms")

@@ -27,6 +27,7 @@ class PushHeader:
     norms: bool = False
     durable: bool = False
     fragment: int = 0
+    speed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,3 +70,4 @@ class WorkerInfo:
     rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
     dropped_rounds: int = 0
     waiting_since_unix_ms: int = 0
+    speed: float = 0.0

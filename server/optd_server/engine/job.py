@@ -208,6 +208,7 @@ class Job:
     async def push(self, header: PushHeader, source: GradientSource) -> PushResult:
         """Make a gradient that still has to be received part of a step; see `InFlight.push`."""
         await self._check_durable(header)
+        self.leases.note_speed(header.worker, header.speed)
         return await self._durable(await self.pushes.push(header, source), header)
 
     async def push_shared(self, header: PushHeader, shared: SharedGradient) -> PushResult:
@@ -215,6 +216,7 @@ class Job:
         self.workers.check(header.worker, header.epoch)
         gradient = self.sharing.gradient(header.worker, header.epoch, shared)
         await self._check_durable(header)
+        self.leases.note_speed(header.worker, header.speed)
         return await self._durable(await self.pushes.push_shared(header, gradient), header)
 
     async def _check_durable(self, header: PushHeader) -> None:

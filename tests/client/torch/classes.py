@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.server.optim.delayed_nesterov import DelayedNesterov
 from tests.server.optim.lion import Lion
 from torch import nn
 
@@ -16,6 +17,9 @@ import optd.torch
 
 Optimizer = torch.optim.Optimizer
 Shapes = tuple[tuple[int, ...], ...]
+
+NOT_IN_TORCH: dict[str, type[Any]] = {"Lion": Lion, "DelayedNesterov": DelayedNesterov}
+"""Our references of the classes that torch lacks."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Case:
 
     @property
     def theirs(self) -> type[Any]:
-        return Lion if self.name == "Lion" else getattr(torch.optim, self.name)
+        return NOT_IN_TORCH.get(self.name) or getattr(torch.optim, self.name)
 
     @property
     def ours(self) -> type[Any]:
@@ -94,7 +98,7 @@ SPECIAL = {
         Case("ASGD", dtype=torch.float32),
     ]
 }
-CASES = [SPECIAL.get(name, Case(name)) for name in optd.torch.__all__ if name != "Optimizer"]
+CASES = [SPECIAL.get(name, Case(name)) for name in optd.torch.algorithms.__all__]
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.server.optim.lion import Lion
+from tests.client.torch.classes import NOT_IN_TORCH
 
 import optd.torch
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     @property
     def torch_class(self) -> type[torch.optim.Optimizer]:
-        return Lion if self.name == "Lion" else getattr(torch.optim, self.name)
+        return NOT_IN_TORCH.get(self.name) or getattr(torch.optim, self.name)
 
     @property
     def our_class(self) -> type[torch.optim.Optimizer]:
@@ -87,6 +87,7 @@ TABLE = [
     Row("Muon", {"lr": (1e-2,), "nesterov": FALSE_TRUE, "adjust_lr_fn": (None, "match_rms_adamw")}, MATRICES),
     Row("RMSprop", {"lr": (1e-2,), "momentum": (0.0, 0.9), "centered": FALSE_TRUE}),
     Row("Lion", {"lr": (1e-3,), "weight_decay": PENALTY, "maximize": FALSE_TRUE}),
+    Row("DelayedNesterov", {"lr": (1e-2,), "delay": (1, 3), "activation": (0.0, 0.2)}),
 ]
 
 STEPS = 52
@@ -179,4 +180,4 @@ def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: torch.
 
 def test_every_class_has_a_row() -> None:
     """But for LBFGS, whose steps ask for several gradients: see test_lbfgs."""
-    assert {row.name for row in TABLE} == set(optd.torch.__all__) - {"Optimizer", "LBFGS"}
+    assert {row.name for row in TABLE} == set(optd.torch.algorithms.__all__) - {"LBFGS"}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.client.torch.classes import CASES, Case, assert_same_weights, flat
+from tests.client.torch.classes import CASES, NOT_IN_TORCH, Case, assert_same_weights, flat
 
 import optd
 import optd.torch
@@ -43,7 +43,7 @@ def test_a_learning_rate_that_is_a_tensor_is_computed_with_in_its_dtype(case, dt
     case = Case(case.name, case.defaults, case.shapes, sparse=case.sparse, needs_closure=case.needs_closure)
     options = {"weight_decay": 0.1} if decay and takes(case, "weight_decay") else {}
     for lr_dtype in (torch.float32, torch.float64):
-        for shape in ((),) if case.name == "Lion" else ((), (1,)):  # our reference of Lion takes no others
+        for shape in ((),) if case.name in NOT_IN_TORCH else ((), (1,)):  # our references take no others
             pair = []
             for make in (case.theirs, lambda *a, **k: serve(case.ours, *a, **k)):
                 groups = [{"params": [p.detach().to(dtype).requires_grad_() for p in ps]} for ps in case.parameters()]

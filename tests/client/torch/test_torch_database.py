@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.client.torch.classes import NOT_IN_TORCH
 from torch.testing._internal.common_optimizers import OptimizerInfo, OptimizerInput, optim_db
 
 import optd
@@ -103,4 +104,4 @@ def test_what_no_server_can_do_is_refused_by_name(info: OptimizerInfo, where: di
 def test_the_database_is_as_large_as_it_was() -> None:
     """And has all classes of torch that we stand for."""
     assert sum(len(list(inputs(info))) for info in optim_db) >= 91
-    assert {info.name for info in optim_db} == set(optd.torch.__all__) - {"Optimizer", "Lion"}
+    assert {info.name for info in optim_db} == set(optd.torch.algorithms.__all__) - set(NOT_IN_TORCH)

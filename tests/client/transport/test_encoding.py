@@ -47,7 +47,11 @@ def test_the_fraction_counts():
         ("topk:nan", errors.InvalidRequest, "topk:FRACTION must have a fraction in (0, 1], got 'topk:nan'"),
         ("topk:", errors.InvalidRequest, "topk:FRACTION must have a fraction in (0, 1], got 'topk:'"),
         ("topk:1%", errors.InvalidRequest, "topk:FRACTION must have a fraction in (0, 1], got 'topk:1%'"),
-        ("int8:0.5", errors.InvalidRequest, "encoding int8 takes no fraction, got 'int8:0.5'; only topk does"),
+        (
+            "int8:0.5",
+            errors.InvalidRequest,
+            "encoding int8 takes no fraction, got 'int8:0.5'; only topk does, and bfloat16 'stochastic'",
+        ),
     ],
 )
 def test_errors_say_what_to_write(name, error, message):

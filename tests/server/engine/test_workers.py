@@ -162,3 +162,24 @@ def test_names_that_have_left_are_forgotten_in_the_end_and_their_epochs_are_not_
         workers.leave(f"x{number}")
     assert workers.members.find("stays") is stays
     assert len(workers.leases._by_name) <= REMEMBERED + 1
+
+
+def test_a_speed_is_that_of_the_lease_and_what_is_no_speed_is_ignored():
+    workers = Workers()
+    member = workers.join("w")
+
+    def speed() -> float:
+        return workers.leases.info(member, workers.clock.monotonic(), waiting_since=None).speed
+
+    assert speed() == 0
+    workers.leases.note_speed("w", 2.5)
+    for told in (0.0, -1.0, float("nan"), float("inf")):
+        workers.leases.note_speed("w", told)
+        assert speed() == 2.5
+    workers.leases.note_speed("nobody", 9.0)
+    assert workers.leases.holders() == ["w"]
+    workers.join("w")
+    assert speed() == 0, "another process may have joined under the name"
+    workers.leave("w")
+    workers.leases.note_speed("w", 2.5)
+    assert speed() == 0

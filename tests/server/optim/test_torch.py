@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.server.optim.assign import Assign
 from tests.server.optim.backends import BACKENDS
+from tests.server.optim.delayed_nesterov import DelayedNesterov
 from tests.server.optim.lion import Lion
 
 from optd_server.optim import option, runs
@@ -225,6 +226,11 @@ TABLE = [
         "lion",
         Lion,
         {"lr": (1e-3,), "betas": ((0.9, 0.99), (0.0, 0.5)), "weight_decay": PENALTY, "maximize": FALSE_TRUE},
+    ),
+    Row(
+        "delayed_nesterov",
+        DelayedNesterov,
+        {"lr": (1e-2,), "momentum": (0.0, 0.9), "delay": (1, 2, 5), "activation": (0.0, 0.2, 0.7)},
     ),
     Row("assign", Assign, {}),
 ]

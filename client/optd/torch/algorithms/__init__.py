@@ -11,6 +11,7 @@ from optd.torch.algorithms.adam import Adam
 from optd.torch.algorithms.adamax import Adamax
 from optd.torch.algorithms.adamw import AdamW
 from optd.torch.algorithms.asgd import ASGD
+from optd.torch.algorithms.delayed_nesterov import DelayedNesterov
 from optd.torch.algorithms.lbfgs import LBFGS
 from optd.torch.algorithms.lion import Lion
 from optd.torch.algorithms.muon import Muon
@@ -31,6 +32,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "DelayedNesterov",
     "Lion",
     "Muon",
     "NAdam",

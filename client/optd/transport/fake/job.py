@@ -1,6 +1,6 @@
 """A job of the fake server: its weights, its workers with their epochs and marks, and its steps."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -56,6 +56,7 @@ class FakeWorker:
     previous_epoch: int = 0
     previous_sequence: int = 0
     pushes: int = 0
+    speed: float = 0.0
     lease_until: float = 0.0
     fenced_by: str = ""
     """Why the epoch counts no longer; empty while it does."""
@@ -132,13 +133,25 @@ class FakeJob:
                     whole = Frame(frame.group, frame.offset, frame.count, frame.encoding, payload)
                     yield weights[start : start + frame.count], whole.decoded(weights.dtype), group
 
-    def frames(self) -> list[Frame]:
-        """Copies of all weights."""
-        return [
+    def frames(self, parameters: Collection[str] = ()) -> list[Frame]:
+        """Copies of all weights, or of those of some parameters."""
+        whole = [
             Frame.of(index, segment.offset, weights.copy())
             for index, group in enumerate(self.groups)
             for segment, weights in zip(group.layout.segments, group.segments, strict=True)
         ]
+        return [self._part(frame, place) for frame in whole for place in self._places(frame, parameters)] or whole
+
+    def _places(self, frame: Frame, parameters: Collection[str]) -> list[int]:
+        """The places of parameters that lie in a frame."""
+        group = self.groups[frame.group]
+        segment = next(each for each in group.layout.segments if each.offset == frame.offset)
+        return [place for place in segment.members if group.spec.parameters[place].name in parameters]
+
+    def _part(self, frame: Frame, place: int) -> Frame:
+        own = self.groups[frame.group].layout.parameters[place]
+        start = own.offset - frame.offset
+        return Frame.of(frame.group, own.offset, frame.values[start : start + own.size])
 
     def info(self) -> JobInfo:
         """The job as `GetJob` describes it."""
@@ -233,6 +246,7 @@ class FakeJob:
                 host=each.host,
                 pid=each.pid,
                 ended=each.ended,
+                speed=each.speed,
             )
             for name, each in sorted(self.workers.items())
         ]
@@ -257,6 +271,7 @@ class FakeJob:
         staleness = self.version - header.base_version
         self.version += 1
         worker.pushes += 1
+        worker.speed = header.speed or worker.speed
         worker.sequence = header.sequence
         worker.reply = PushResult(JobVersion(self.version), self.version, staleness, False)
         return worker.reply

@@ -217,4 +217,4 @@ class FakeServer:
         is_known = request.HasField("known_version") and request.known_version == job.version
         result = PullResult(JobVersion(job.version), is_known)
         is_empty = is_known or request.delivery.none
-        return training_pb.PullResponse(result=to_message(result)), () if is_empty else job.frames()
+        return training_pb.PullResponse(result=to_message(result)), () if is_empty else job.frames(request.parameters)

@@ -3,6 +3,7 @@
 Leases are measured by a monotonic clock and do not survive a restart.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from optd_server.engine.membership.activity import Activity, end_of
@@ -24,6 +25,8 @@ class Lease:
     """Why it ended; empty while it is held."""
     lane: str = GRPC
     """The worker's lane, and why it is not a faster one."""
+    speed: float = 0.0
+    """How many steps of its own the worker computes in a second, as its pushes have told; 0: unknown."""
     dropped_rounds: int = 0
     """How many rounds have closed without a push of it."""
     activity: Activity = field(default_factory=Activity)
@@ -65,6 +68,7 @@ class Leases:
         """Grant a lease to a worker that has just joined, and forget the workers that the job has forgotten."""
         lease = self.of(name)
         lease.held, lease.ended_by, lease.lane, lease.until = True, "", GRPC, now + self.lease_seconds
+        lease.speed = 0.0
         if len(self._by_name) > len(self._members.by_name):
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
@@ -87,6 +91,11 @@ class Leases:
             raise fenced(worker=name, job=self._job, epoch=epoch, why=why)
         lease.until = now + self.lease_seconds
         return member
+
+    def note_speed(self, name: str, speed: float) -> None:
+        """Note how fast a worker that holds a lease computes; ignore what is no speed."""
+        if self.holds(name) and 0 < speed < math.inf:
+            self.of(name).speed = speed
 
     def end(self, name: str, why: str) -> None:
         """End a lease."""
@@ -147,6 +156,7 @@ class Leases:
             rejections_by_reason=dict(activity.rejections),
             dropped_rounds=lease.dropped_rounds,
             waiting_since_unix_ms=_ms(waiting_since or 0.0),
+            speed=lease.speed,
         )
 
 

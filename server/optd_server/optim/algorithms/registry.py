@@ -14,6 +14,7 @@ from optd_server.optim.algorithms.adamax import ADAMAX
 from optd_server.optim.algorithms.adamw import ADAMW
 from optd_server.optim.algorithms.asgd import ASGD
 from optd_server.optim.algorithms.assign import ASSIGN
+from optd_server.optim.algorithms.delayed_nesterov import DELAYED_NESTEROV
 from optd_server.optim.algorithms.lbfgs import LBFGS
 from optd_server.optim.algorithms.lion import LION
 from optd_server.optim.algorithms.muon import MUON
@@ -43,6 +44,7 @@ BUILT_IN: tuple[Algorithm, ...] = (
     MUON,
     LBFGS,
     LION,
+    DELAYED_NESTEROV,
     ASSIGN,
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")

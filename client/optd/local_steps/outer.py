@@ -1,0 +1,179 @@
+"""The job of local steps: it holds the global weights, and its algorithm is the outer optimizer."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optd.params.flat_view import Array
+from optd.params.groups import plain_option
+from optd.registration.recovery import UndonePush, recovers
+from optd.registration.registration import Registration
+from optd.session.member_session import Settle
+from optd.session.push_settings import PushSettings
+from optd_wire.errors import InvalidRequest, OptdError, RoundClosed, StaleGradient
+from optd_wire.values import GroupUpdate, Options, PushResult
+
+logger = logging.getLogger("optd")
+
+DILOCO: Mapping[str, Any] = {"algorithm": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True}
+"""The outer optimizer of DiLoCo: https://arxiv.org/abs/2311.08105, section 3."""
+_ALGORITHM = "algorithm"
+
+Place = tuple[int, int]
+"""A parameter by its group and its place in the group."""
+
+
+def read_outer(outer: Mapping[str, Any]) -> tuple[str, Options]:
+    """The algorithm and the options that an outer optimizer is given by; raises `InvalidRequest`."""
+    if not isinstance(outer, Mapping) or not isinstance(outer.get(_ALGORITHM), str):
+        problem = f"outer must be a dict with the entry 'algorithm' and options, as {dict(DILOCO)}; got {outer!r}"
+        raise InvalidRequest(problem=problem)
+    return outer[_ALGORITHM], {name: plain_option(value) for name, value in outer.items() if name != _ALGORITHM}
+
+
+@dataclass(slots=True)
+class Parcel:
+    """The difference of one fragment on its way to the job."""
+
+    fragment: int
+    """Its index; -1: the whole model."""
+    places: Sequence[Place]
+    differences: Sequence[Array]
+    """The global weights minus the local ones, in the order of `places`; not changed while the parcel is on its way."""
+    base_version: int
+    """The version of these global weights."""
+    weight: float | None = None
+    speed: float = 0.0
+    encoding: str | None = None
+    asks_speeds: bool = False
+    """Whether the speeds of all workers are wanted."""
+    applied: bool | None = None
+    """Whether it counts in the job; None: nobody knows yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a parcel. The arrays of its places then hold the new global weights, unless it was `undone`."""
+
+    result: PushResult | None
+    """None if it was refused."""
+    version: int
+    """The version of the new global weights."""
+    lost: str = ""
+    """Why it does not count, if it does not."""
+    undone: bool = False
+    """Whether the server went back to an older version, so that no weights of before exist: pull all of them."""
+    speeds: tuple[float, ...] = ()
+
+
+class GlobalWeights(Registration):
+    """Groups of arrays that hold the last global weights that this worker has seen: the base of its differences."""
+
+    _parcel: Parcel | None = None
+
+    def use(self, *, told: bool = False) -> None:
+        """Goes on with the weights of a job that existed before; warns of that, unless the caller has `told` it."""
+        with self.lock:
+            if told:
+                self._existing = None
+            self._use()
+
+    def rebase(self, version: int) -> None:
+        """Notes that the arrays hold the weights of a version that was not pulled here."""
+        with self.lock:
+            self._base = replace(self._base, version=version)
+
+    def names(self, places: Sequence[Place]) -> tuple[str, ...]:
+        """The names of parameters."""
+        groups = self.groups
+        return tuple(groups[group].names[place] for group, place in places)
+
+    def array(self, place: Place) -> Array:
+        """The global weights of a parameter."""
+        return self.groups[place[0]].arrays[place[1]]
+
+    def exchange(self, parcel: Parcel) -> Answer:
+        """Pushes a difference and pulls the new global weights of its places.
+
+        A difference that comes too late is lost; the new weights are pulled all the same. Raises what a push or a pull
+        raises; `parcel.applied` then says whether the push counts, or that nobody knows.
+        """
+        rows: list[list[Array | None]] = [[None] * len(group.arrays) for group in self.groups]
+        for (group, place), difference in zip(parcel.places, parcel.differences, strict=True):
+            rows[group][place] = difference
+        settings = PushSettings(
+            weight=parcel.weight,
+            fragment=parcel.fragment + 1,
+            # That of the whole model is the registration's own, also in a job that is created anew.
+            base_version=None if parcel.fragment < 0 else parcel.base_version,
+            speed=parcel.speed,
+        )
+        self._parcel = parcel
+        try:
+            pushed = self.push(rows, parcel.encoding, settings)
+        except RoundClosed:
+            return Answer(None, self.pull_places(parcel), "its round has closed without it")
+        except StaleGradient as error:
+            why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
+            return Answer(None, self.pull_places(parcel), why)
+        if isinstance(pushed, UndonePush):
+            return Answer(None, pushed.version.version, "the server went back to an older version", undone=True)
+        return Answer(pushed, self.pull_places(parcel), speeds=self._speeds() if parcel.asks_speeds else ())
+
+    def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
+        inner, parcel = Registration._settling(self, settle, updates), self._parcel
+
+        def settled(applied: bool, options: Any) -> None:
+            if parcel is not None:
+                parcel.applied = applied
+            inner(applied, options)
+
+        return settled
+
+    @recovers
+    def counts(self, parcel: Parcel) -> bool:
+        """Whether a parcel whose exchange failed counts in the job; asks the server if nobody knows.
+
+        Raises what prevents that.
+        """
+        if parcel.applied is None and self.session.in_doubt:
+            self.session.find_out()
+        return bool(parcel.applied)
+
+    def pull_places(self, parcel: Parcel) -> int:
+        """Puts the current weights of a parcel's places into their arrays; returns their version.
+
+        If that fails, the arrays are as they were: the base of a difference is of one version.
+        """
+        before = [self.array(place).copy() for place in parcel.places]
+        try:
+            return self._pull_places(parcel)
+        except BaseException:
+            for place, array in zip(parcel.places, before, strict=True):
+                self.array(place)[...] = array
+            raise
+
+    @recovers
+    def _pull_places(self, parcel: Parcel) -> int:
+        with self.lock:
+            if parcel.fragment < 0:
+                self.pull()
+                return self.base.version
+            names = self.names(parcel.places)
+            pulled = self.session.pull_into(self._incoming.write, None, parameters=names)
+            self._groups.absorb(pulled.options)
+            return pulled.version.version
+
+    def _speeds(self) -> tuple[float, ...]:
+        try:
+            return tuple(worker.speed for worker in self.session.workers() if worker.active)
+        except OptdError as error:
+            logger.warning(
+                "job %s: worker %s keeps its number of local steps, as the server does not tell the speeds of the "
+                "others: %s",
+                self.session.job,
+                self.session.worker,
+                error,
+            )
+            return ()
