@@ -85,9 +85,9 @@ class Worker:
 
 
 @contextmanager
-def worker(address: str, job: str, name: str, sync_workers: int = 0) -> Iterator[Worker]:
+def worker(address: str, job: str, name: str, sync_workers: int = 0, lane: str = "grpc") -> Iterator[Worker]:
     """A worker in a process of its own, which has registered."""
-    arguments = [address, job, name] + ([str(sync_workers)] if sync_workers else [])
+    arguments = [address, job, name, lane] + ([str(sync_workers)] if sync_workers else [])
     with spawned("worker.py", *arguments) as process:
         made = Worker(process)
         made.ask("register")

@@ -1,6 +1,6 @@
 """A worker that does what it is told, line by line: run as a process of its own, to be stopped and killed.
 
-    python worker.py ADDRESS JOB WORKER [SYNC_WORKERS]
+    python worker.py ADDRESS JOB WORKER LANE [SYNC_WORKERS]
 
 Each line of its input is a command in JSON; each gets a line with its outcome.
 """
@@ -15,9 +15,9 @@ import optd
 
 
 def main() -> None:
-    address, job, worker, *workers = sys.argv[1:]
+    address, job, worker, lane, *workers = sys.argv[1:]
     policy = optd.Sync(workers=int(workers[0])) if workers else optd.Async()
-    with optd.connect(address, job=job, worker=worker, policy=policy, timeout=20) as session:
+    with optd.connect(address, job=job, worker=worker, policy=policy, lane=lane, timeout=20) as session:
         obey(session)
 
 
@@ -32,7 +32,16 @@ def obey(session: optd.Session) -> None:
                     optimizer = optd.SGD([weights], lr=1.0, session=session)
                 case "step":
                     optimizer.step([np.full(4, command["gradient"], "f4")])
-            outcome = {"weights": weights.tolist(), "version": session.version, "epoch": session.epoch}
+                case "push":
+                    optimizer.push([np.full(4, command["gradient"], "f4")])
+                case "pull":
+                    optimizer.pull()
+            outcome = {
+                "weights": weights.tolist(),
+                "version": session.version,
+                "epoch": session.epoch,
+                "lane": session.lane,
+            }
         except optd.OptdError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         print(json.dumps(outcome), flush=True)

@@ -25,6 +25,10 @@ class Departure:
     process: int
     epoch: int = 0
     lane: Lane | None = None
+    renewals: ServerCalls | None = None
+    """The connection of the heartbeat."""
+    returns: bool = False
+    """Whether the worker means to come back."""
 
     def leave(self) -> None:
         """Leaves the job, if it was joined, and ends the connection. In a forked child it does nothing."""
@@ -36,7 +40,9 @@ class Departure:
         if self.epoch:
             # A worker that is fenced has nothing to leave; if the server is away, the lease will run out.
             with suppress(OptdError):
-                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
+                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS, returns=self.returns)
+        if self.renewals is not None:
+            self.renewals.close()
         self.transport.close()
 
 

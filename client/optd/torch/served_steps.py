@@ -68,7 +68,7 @@ class ServedSteps(ServedGroups):
                 this option, as in torch.
             OptionConflict: An option was changed here and by another worker; `pull()`, then step again or take the
                 other value.
-            StaleEpoch: Another session has taken this worker's name, or the lease ran out.
+            StaleEpoch: Another session has taken this worker's name.
             Unreachable, DeadlineExceeded: No answer in time.
             MemoryExceeded: The server has no room for weights that were changed here; there was no step.
         """

@@ -29,7 +29,8 @@ of each kind are in the file before their names:
     |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
     |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
-    |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
+    |    workers:     StaleEpoch, LeaseExpired, RolledBack, ForkedSession, SessionClosed, WorkerInUse,
+    |                 AlreadyRegistered
     |- ResourceExhausted                    a limit of the server
     |    workers:     SharedMemoryUnavailable
     |    limits:      MemoryExceeded, MessageTooLarge, TooManyRequests, TooManyBytes
@@ -144,6 +145,7 @@ from optd_wire.errors.storage import (
 from optd_wire.errors.workers import (
     AlreadyRegistered,
     ForkedSession,
+    LeaseExpired,
     RolledBack,
     SessionClosed,
     SharedMemoryUnavailable,
@@ -195,6 +197,7 @@ __all__ = [
     "JobOptionConflict",
     "JobReloads",
     "JobReplaced",
+    "LeaseExpired",
     "LossMissing",
     "MalformedMessage",
     "MemoryExceeded",

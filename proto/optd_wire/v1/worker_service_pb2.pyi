@@ -9,20 +9,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JoinRequest(_message.Message):
-    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only", "job_id")
+    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only", "job_id", "resumes_epoch", "session_id")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_ONLY_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     spec: _job_pb2.JobSpec
     wait_ms: int
     messages_only: bool
     job_id: str
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ..., job_id: _Optional[str] = ...) -> None: ...
+    resumes_epoch: int
+    session_id: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ..., job_id: _Optional[str] = ..., resumes_epoch: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("address", "ranges")
@@ -71,14 +75,16 @@ class RenewLeaseResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("job", "worker", "epoch")
+    __slots__ = ("job", "worker", "epoch", "returns")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    returns: bool
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., returns: bool = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ("version",)

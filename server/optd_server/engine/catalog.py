@@ -63,7 +63,10 @@ class Catalog:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
-        """How long an ephemeral job outlives its last expired lease. It ends at once when its last worker leaves."""
+        """How long an ephemeral job outlives its last lease if that expired, or if its worker means to come back.
+
+    It ends at once when its last worker leaves for good.
+    """
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
@@ -313,8 +316,8 @@ class Catalog:
         await self._end(job)
         return summary
 
-    async def leave(self, name: str, worker: str, epoch: int) -> Job:
-        """End a worker's lease; the last lease of an ephemeral job ends the job.
+    async def leave(self, name: str, worker: str, epoch: int, *, returns: bool = False) -> Job:
+        """End a worker's lease; the last lease of an ephemeral job ends the job, unless the worker `returns`.
 
         Raise `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
         """
@@ -324,7 +327,7 @@ class Catalog:
             await left
         finally:
             # The lease has ended even if the call is cancelled while it waits for a step.
-            if job.state.ephemeral and not job.workers.active:
+            if job.state.ephemeral and not job.workers.active and not returns:
                 await self._end(job)
         return job
 

@@ -56,8 +56,17 @@ class Workers:
             left = max(self.leases.seconds_left(name, now) for name in others)
             raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
 
-    async def join(self, name: str, check: Callable[[], None]) -> Member:
+    def renew(self, name: str, epoch: int) -> None:
+        """Renew a lease because a message of the worker has arrived."""
+        self.leases.renew(name, epoch, self.clock.monotonic())
+
+    async def join(
+        self, name: str, check: Callable[[], None], *, resumes_epoch: int = 0, session_id: str = ""
+    ) -> Member:
         """Admit a worker under a new epoch; raise what `check` raises.
+
+        Raise `StaleEpoch` if it had the epoch `resumes_epoch` (0: none), and another session has joined under its name
+        since.
 
         This happens between two steps, so a push of the old epoch has been applied by then, or never will be.
         """
@@ -65,7 +74,9 @@ class Workers:
         async def action() -> Member:
             check()
             members = self.fold.state.members
-            await self.fold.take(Joined(name, members.next_epoch(name)))
+            if resumes_epoch:
+                members.check_unclaimed(name, self.fold.state.name, resumes_epoch, session_id)
+            await self.fold.take(Joined(name, members.next_epoch(name), session_id))
             # Not sooner: while the log takes the event, the old epoch may still announce a push.
             self.pushes.withdraw(name, "its worker joined again")
             self.sharing.close(name)

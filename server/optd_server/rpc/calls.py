@@ -190,6 +190,8 @@ class RequestStream:
         self._calls = calls
         self._budget = calls.budget
         self._held = 0
+        self.heard: Callable[[], None] = _nothing
+        """Called with each message that arrives."""
 
     def give_back(self) -> None:
         """Release the bytes of the last message, which has been processed."""
@@ -223,6 +225,7 @@ class RequestStream:
         # Whoever asks for the next message has processed the last one.
         self.give_back()
         data = await self._context.read()
+        self.heard()
         return data if isinstance(data, bytes) else None
 
     async def _taken(self, data: bytes | None) -> Any | None:
@@ -281,3 +284,7 @@ def _encode(response: Any) -> bytes:
         return response
     encoded: bytes = response.SerializeToString()
     return encoded
+
+
+def _nothing() -> None:
+    """Do nothing."""

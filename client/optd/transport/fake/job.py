@@ -13,6 +13,7 @@ from optd_wire.errors import (
     InvalidRequest,
     JobMismatch,
     JobReplaced,
+    LeaseExpired,
     OptdError,
     RolledBack,
     SequenceGap,
@@ -52,6 +53,7 @@ class FakeWorker:
     previous_epoch: int = 0
     previous_sequence: int = 0
     pushes: int = 0
+    session_id: str = ""
     lease_until: float = 0.0
     fenced_by: str = ""
     """Why the epoch counts no longer; empty while it does."""
@@ -160,13 +162,18 @@ class FakeJob:
 
     # Workers
 
-    def join(self, name: str, spec: JobSpec | None, job_id: str) -> Membership:
+    def join(
+        self, name: str, spec: JobSpec | None, job_id: str, resumes_epoch: int = 0, session_id: str = ""
+    ) -> Membership:
         """Gives a worker a new epoch and a lease, which fences its old epoch."""
         if job_id and job_id != self.id:
             raise JobReplaced(job=self.spec.name, worker=name)
         if spec is not None and (spec.algorithm, spec.groups) != (self.spec.algorithm, self.spec.groups):
             raise JobMismatch(job=self.spec.name, aspect="registration", theirs=self.spec.groups, ours=spec.groups)
         worker = self.workers.setdefault(name, FakeWorker())
+        if 0 < resumes_epoch < worker.epoch and worker.session_id != session_id:
+            raise self._joined_again(name, resumes_epoch)
+        worker.session_id = session_id
         if worker.sequence:
             worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
         worker.epoch, worker.sequence, worker.reply = max(worker.epoch, self._last_epoch) + 1, 0, None
@@ -186,13 +193,18 @@ class FakeJob:
             why = f"the server went back to version {self.version}, at which that epoch did not exist"
             raise RolledBack(worker=name, job=self.spec.name, epoch=epoch, why=why)
         if worker.epoch != epoch:
-            why = f"its name was joined again and has epoch {worker.epoch}"
-            raise StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)
+            raise self._joined_again(name, epoch)
         if not self._is_active(worker):
             fenced: type[OptdError] = RolledBack if worker.is_rolled_back else StaleEpoch
+            if worker.fenced_by.endswith("ran out"):
+                fenced = LeaseExpired
             raise fenced(worker=name, job=self.spec.name, epoch=epoch, why=worker.fenced_by)
         worker.lease_until = self._clock() + self._lease_seconds
         return worker
+
+    def _joined_again(self, name: str, epoch: int) -> StaleEpoch:
+        why = f"its name was joined again and has epoch {self.workers[name].epoch}"
+        return StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)
 
     def _is_active(self, worker: FakeWorker) -> bool:
         if not worker.fenced_by and worker.lease_until <= self._clock():

@@ -144,7 +144,8 @@ class FakeServer:
 
     def _join(self, request: worker_pb.JoinRequest, _: Iterable[Outgoing]) -> Answer:
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
-        return to_message(self._job(request.job).join(request.worker, spec, request.job_id)), ()
+        again = request.job_id, request.resumes_epoch, request.session_id
+        return to_message(self._job(request.job).join(request.worker, spec, *again)), ()
 
     def _renew_lease(self, request: worker_pb.RenewLeaseRequest, _: Iterable[Outgoing]) -> Answer:
         self._job(request.job).worker(request.worker, request.epoch)

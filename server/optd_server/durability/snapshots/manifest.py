@@ -148,6 +148,7 @@ def _members(members: Members) -> pb.StoredMembers:
             staleness=member.staleness,
             previous_epoch=member.previous_epoch,
             previous_sequence=member.previous_sequence,
+            session_id=member.session_id,
         )
         if member.reply is not None:
             made.reply.CopyFrom(to_message(member.reply))
@@ -376,5 +377,6 @@ def _read_members(stored: pb.StoredMembers) -> Members:
             staleness=each.staleness,
             previous_epoch=each.previous_epoch,
             previous_sequence=each.previous_sequence,
+            session_id=each.session_id,
         )
     return members

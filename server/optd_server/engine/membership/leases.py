@@ -5,8 +5,8 @@ Leases are measured by a monotonic clock and do not survive a restart.
 
 from dataclasses import dataclass
 
-from optd_server.engine.membership.members import WENT_BACK, Member, Members
-from optd_wire.errors import OptdError, RolledBack, StaleEpoch, UnknownWorker
+from optd_server.engine.membership.members import EXPIRED, WENT_BACK, Member, Members, joined_again
+from optd_wire.errors import LeaseExpired, OptdError, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import WorkerInfo
 
 GRPC = "grpc"
@@ -64,7 +64,10 @@ class Leases:
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
     def check(self, name: str, epoch: int, now: float) -> Member:
-        """Renew a worker's lease and return the worker; raise `UnknownWorker`, `StaleEpoch` or `RolledBack`."""
+        """Renew a worker's lease and return the worker.
+
+        Raise `UnknownWorker`, `StaleEpoch`, `RolledBack`, or `LeaseExpired` if nobody has taken the name since.
+        """
         member = self._members.by_name.get(name)
         if member is None:
             raise UnknownWorker(worker=name[:200], job=self._job)
@@ -73,15 +76,19 @@ class Leases:
             why = f"the server went back to a version in which its epoch was {member.epoch}"
             raise RolledBack(worker=name, job=self._job, epoch=epoch, why=why)
         if member.epoch != epoch:
-            why = f"its name was joined again and has epoch {member.epoch}"
-            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=why)
+            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=joined_again(member))
         lease = self.of(name)
         if not lease.held:
             why = lease.ended_by or member.fenced_by
-            fenced: type[OptdError] = RolledBack if why.startswith(WENT_BACK) else StaleEpoch
-            raise fenced(worker=name, job=self._job, epoch=epoch, why=why)
+            raise _fenced_by(why)(worker=name, job=self._job, epoch=epoch, why=why)
         lease.until = now + self.lease_seconds
         return member
+
+    def renew(self, name: str, epoch: int, now: float) -> None:
+        """Renew a lease because a message of the worker has arrived; a lease that has ended stays so."""
+        lease, member = self._by_name.get(name), self._members.by_name.get(name)
+        if lease is not None and lease.held and member is not None and member.epoch == epoch:
+            lease.until = now + self.lease_seconds
 
     def end(self, name: str, why: str) -> None:
         """End a lease."""
@@ -95,7 +102,7 @@ class Leases:
     @property
     def expiry(self) -> str:
         """The reason recorded for a lease that has run out."""
-        return f"its lease of {self.lease_seconds:g} s ran out"
+        return f"{EXPIRED}{self.lease_seconds:g} s ran out"
 
     def seconds_left(self, name: str, now: float) -> float:
         """Return how long a lease still lasts; 0 if it is not held."""
@@ -117,3 +124,10 @@ class Leases:
             waiting=waiting,
             lane=lease.lane,
         )
+
+
+def _fenced_by(why: str) -> type[OptdError]:
+    """Return the error of a worker whose epoch is the last one of its name, and has ended."""
+    if why.startswith(WENT_BACK):
+        return RolledBack
+    return LeaseExpired if why.startswith(EXPIRED) else StaleEpoch
