@@ -83,6 +83,22 @@ def if_exists(given: str | None) -> IfExists:
     raise InvalidRequest(problem=f"{setting} must be 'attach', 'fail' or 'replace', got {wanted!r}")
 
 
+TERM_SECONDS = 10.0
+"""How long a process that gets SIGTERM waits for the end of its step. Launchers kill after 30 s."""
+
+
+def term_seconds() -> float:
+    """How long a step may go on after SIGTERM, from OPTD_TERM_SECONDS."""
+    said = os.environ.get("OPTD_TERM_SECONDS") or str(TERM_SECONDS)
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidRequest(problem=f"OPTD_TERM_SECONDS must be a number of seconds, 0 or more, got {said!r}")
+    return seconds
+
+
 def progress(given: bool | None) -> bool:
     """Whether progress is shown: from the argument, OPTD_PROGRESS (0 or 1), or True."""
     return _switch("progress", given, default=True)

@@ -69,6 +69,12 @@ def _launch() -> str | None:
     return _plain(f"{run}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
 
 
+def will_be_started_again() -> bool:
+    """Whether torchrun would start this process again if it failed now."""
+    attempts, most = (os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return attempts.isdecimal() and most.isdecimal() and int(attempts) < int(most)
+
+
 def ranks_of_launch() -> tuple[int, int] | None:
     """The rank of this process and the number of ranks, by the variables that torchrun sets; None without them."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from optd.params.flat_view import BATCH_BYTES
 from optd.session.acknowledged import Acknowledged
-from optd.session.departure import Departure, leave_later, open_sessions
+from optd.session.departure import Departure, leave_later, note_closed, open_sessions
 from optd.session.heartbeat import Heartbeat
 from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, take_part
@@ -187,6 +187,7 @@ class MemberSession(Inquiry, ABC):
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self._departure.leave()
+        note_closed()
 
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
         """Joins the job, or creates it with `weights`; returns the membership, and whether the job was created here.

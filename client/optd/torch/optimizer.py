@@ -17,7 +17,7 @@ from optd.registration.shared_arguments import shared_parameters
 from optd.registration.unpicklable import belongs_to_a_session
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
-from optd.torch import complex_parameters
+from optd.torch import complex_parameters, preemption
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.forms import StateForm, form_of_class
@@ -220,6 +220,7 @@ class Served(ServedSteps, ServedState):
             self._exchange.register(
                 self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy, buffers=buffers
             )
+            preemption.install()
         except BaseException:
             self.close()
             raise

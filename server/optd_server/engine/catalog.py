@@ -63,7 +63,7 @@ class Catalog:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
-        """How long an ephemeral job outlives its last lease if that expired, or if its worker means to come back.
+        """How long an ephemeral job outlives its last lease if that expired, or if a worker means to come back.
 
     It ends at once when its last worker leaves for good.
     """
@@ -317,17 +317,17 @@ class Catalog:
         return summary
 
     async def leave(self, name: str, worker: str, epoch: int, *, returns: bool = False) -> Job:
-        """End a worker's lease; the last lease of an ephemeral job ends the job, unless the worker `returns`.
+        """End a worker's lease; the last lease of an ephemeral job ends the job, unless a worker `returns`.
 
         Raise `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
         """
         job = self.find(name)
-        left = job.workers.leave(worker, epoch)
+        left = job.workers.leave(worker, epoch, returns=returns)
         try:
             await left
         finally:
             # The lease has ended even if the call is cancelled while it waits for a step.
-            if job.state.ephemeral and not job.workers.active and not returns:
+            if job.state.ephemeral and not job.workers.active and not job.workers.returning:
                 await self._end(job)
         return job
 

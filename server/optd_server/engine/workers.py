@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from optd_server.engine.apply import Applied
 from optd_server.engine.clock import Clock
@@ -30,6 +30,8 @@ class Workers:
     clock: Clock
     idle_since: float | None = None
     """Since when no worker has held a lease, as far as `expire` has seen."""
+    returning: set[str] = field(default_factory=set)
+    """The workers that have left and mean to come back, if they have been seen by this server."""
 
     @property
     def active(self) -> int:
@@ -83,6 +85,7 @@ class Workers:
             now = self.clock.monotonic()
             self.leases.begin(name, now)
             self.idle_since = None
+            self.returning.discard(name)
             self.pushes.waiting.joined(name)
             return replace(members.by_name[name])  # as it is now: others may join before the caller goes on
 
@@ -99,14 +102,16 @@ class Workers:
         # An ephemeral job that nobody comes back to ends after its time.
         self.idle_since = None
 
-    def leave(self, name: str, epoch: int) -> Awaitable[None]:
-        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`.
+    def leave(self, name: str, epoch: int, *, returns: bool = False) -> Awaitable[None]:
+        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`. `returns`: it means to come back.
 
         The returned awaitable finishes when the end of the lease is as durable as the log makes it. That is at once if
         the log keeps nothing; otherwise a step that is running comes first.
         """
         self.check(name, epoch)
         self._end(name, LEFT, "its worker left")
+        if returns:
+            self.returning = {name, *(each for each in self.returning if each in self.fold.state.members.by_name)}
         self.pushes.waiting.left(name)
         left = self.writer.submit(lambda: self.fold.take(Left(name, epoch)))
         return self._noted(left)
