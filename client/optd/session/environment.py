@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 import psutil
 
-from optd.session.job_names import ranks_of_launch
+from optd.session.job_names import launch
 from optd.session.join import IfExists
 from optd.transport.tls import TLS
 from optd_wire.errors import InvalidRequest, NoAddress
@@ -51,16 +51,15 @@ def job(given: str | None) -> str | None:
 
 
 def worker(given: str | None) -> str:
-    """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
+    """The worker's name from the argument, OPTD_WORKER, the rank, or host and process: unique, so that none is fenced.
 
     A rank's name begins with the rank, so that rounds are added up in the order of the ranks.
     """
     named = given or os.environ.get("OPTD_WORKER")
     if named:
         return named
-    launched = ranks_of_launch()
-    rank = "" if launched is None else f"rank{launched[0]:0{len(str(launched[1] - 1))}}-"
-    return f"{rank}{socket.gethostname()[:150]}-{os.getpid()}"
+    launched = launch()
+    return f"{socket.gethostname()[:150]}-{os.getpid()}" if launched is None else launched.worker
 
 
 def has_ended(worker: str) -> bool:

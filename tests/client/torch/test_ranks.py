@@ -38,18 +38,16 @@ def test_under_torchrun_each_optimizer_is_one_job_that_steps_once(server: LocalS
     assert {job.name for job in optd.jobs(server=server.address)} <= before  # they have ended with their ranks
 
 
-def test_ranks_that_are_started_again_have_a_job_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun keeps the store in which they agree on a name."""
+def test_ranks_without_a_launcher_agree_on_a_job_through_their_store(monkeypatch: pytest.MonkeyPatch) -> None:
     store = torch.distributed.HashStore()
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
 
-    def named(attempt: str) -> str:
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        monkeypatch.setattr(distributed, "_numbers", iter([1]))
+    def named(number: int) -> str:
+        monkeypatch.setattr(distributed, "_numbers", iter([number]))
         found = distributed.shared_by_ranks()
         assert found is not None
         assert found.unnamed
         return found.name
 
-    assert named("0") == named("0") != named("1")
+    assert named(1) == named(1) != named(2)
