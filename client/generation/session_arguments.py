@@ -64,7 +64,8 @@ _ARGUMENTS = (
         "policy",
         "Policy | None",
         "None",
-        "When pushes become a step: `optd.Async()` or `optd.Sync(workers=...)`, for a job that is created here. None: "
+        "When pushes become a step: `optd.Async()`, `optd.Sync(workers=...)` or `optd.Bounded(...)`, for a job that is "
+        "created here. None: "
         "the policy of the job, or `optd.Async()` for a new one.",
     ),
     Argument(

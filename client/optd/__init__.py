@@ -11,7 +11,7 @@ This file only exports names. To read the source, open `numpy/optimizer.py` firs
 
 from importlib.metadata import version as _version
 
-from optd import errors, schedules
+from optd import errors, schedules, staleness
 from optd.algorithms import (
     ASGD,
     LBFGS,
@@ -39,7 +39,7 @@ from optd.session.session import Session
 from optd.state.restore import restore
 from optd.transport.tls import TLS
 from optd_wire.errors import OptdError
-from optd_wire.values import Async, Sync
+from optd_wire.values import Async, Bounded, Sync
 
 __version__ = _version("optd")
 
@@ -57,6 +57,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Async",
+    "Bounded",
     "Gradients",
     "Lion",
     "Muon",
@@ -76,4 +77,5 @@ __all__ = [
     "local",
     "restore",
     "schedules",
+    "staleness",
 ]

@@ -8,13 +8,14 @@ the fields are built on import too: see `optd_wire.field_converters`.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from google.protobuf.message import Message
 
 from optd_wire import values
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
 from optd_wire.field_converters import Converter, Converters
+from optd_wire.policy_messages import fill_policy, policy_from_message
 from optd_wire.v1 import (
     checkpoint_service_pb2,
     inspection_service_pb2,
@@ -36,8 +37,8 @@ _RENAMED = {
     values.ServerStatus: inspection_service_pb2.GetServerStatusResponse,
     values.JobReport: inspection_service_pb2.WatchJobResponse,
 }
-# The two arms of the message `Policy`, which is converted by hand below.
-_POLICIES = (values.Async, values.Sync)
+# Policies and their parts: `policy_messages` converts them.
+_POLICIES = (values.Async, values.Sync, values.Bounded, values.Exponential)
 _FILES = (
     checkpoint_service_pb2,
     inspection_service_pb2,
@@ -152,29 +153,14 @@ def _option_from_message(message: option_pb2.OptionValue) -> values.OptionValue:
             return content
 
 
-def _fill_policy(message: job_pb2.Policy, policy: values.Policy) -> None:
-    if isinstance(policy, values.Sync):
-        message.sync.workers = policy.workers
-        message.sync.SetInParent()
-    else:
-        getattr(message, "async").SetInParent()
-
-
-def policy_from_message(message: job_pb2.Policy) -> values.Policy:
-    """The plain value of a policy; async if it is unset."""
-    if message.WhichOneof("kind") == "sync":
-        return values.Sync(workers=message.sync.workers)
-    return values.Async()
-
-
 _PAIRS = _pair()
 _CONVERTERS = Converters(
     values={message.DESCRIPTOR: value for value, message in _PAIRS.items()},
     by_hand={
         option_pb2.OptionValue.DESCRIPTOR: Converter(_fill_option, _option_from_message),
-        job_pb2.Policy.DESCRIPTOR: Converter(_fill_policy, policy_from_message),
+        job_pb2.Policy.DESCRIPTOR: Converter(fill_policy, policy_from_message),
     },
     enums={tensor_pb2.Dtype.DESCRIPTOR: (dtype_to_enum, dtype_from_enum)},
 )
-_MESSAGE_OF: dict[type, type[Message]] = {**_PAIRS, **dict.fromkeys(_POLICIES, job_pb2.Policy)}
+_MESSAGE_OF: dict[type, type[Message]] = {**_PAIRS, **dict.fromkeys(get_args(values.Policy), job_pb2.Policy)}
 _CONVERTER_OF = {value: _CONVERTERS.of(message.DESCRIPTOR) for value, message in _MESSAGE_OF.items()}

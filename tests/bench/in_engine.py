@@ -32,9 +32,6 @@ class _AtHand:
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         await write(self._frames)
 
-    async def skip(self) -> None:
-        """There is nothing to read."""
-
     def park(self) -> None:
         """Nobody needs the room."""
 

@@ -43,6 +43,7 @@ from contract.training_calls import (
     step,
     watch,
     watch_job,
+    watch_versions,
     write_state,
 )
 from contract.two_groups import GRADIENT, create
@@ -74,6 +75,7 @@ CALLS: Sequence[Callable[[Plain, str], None]] = [
     push,
     pull,
     pull_rows,
+    watch_versions,
     step,
     read_state,
     write_state,

@@ -68,6 +68,33 @@ def pull_rows(plain: Plain, name: str) -> None:
     assert told.payload == (W - 0.5).reshape(2, 3)[[1, 0, 1]].tobytes()
 
 
+def watch_versions(plain: Plain, name: str) -> None:
+    """Also what belongs to it: a pull that waits for a version."""
+    create(plain, name)
+    epoch = plain.join(name)
+    stream = plain.training.WatchVersions(training_service_pb2.WatchVersionsRequest(job=name), timeout=SECONDS)
+    assert next(stream).version.version == 0
+    known = training_service_pb2.WatchVersionsRequest(job=name, known_version=0)
+    informed = plain.training.WatchVersions(known, timeout=SECONDS)
+    plain.push(header(name, "w0", epoch, 1), GRADIENT)
+    assert (next(stream).version.version, next(informed).version.version) == (1, 1)
+    request = training_service_pb2.PullRequest(job=name, min_version=2, wait_ms=20)
+    with refused("DEADLINE_EXCEEDED", f"version 2 of job '{name}' was asked for, and it is at version 1"):
+        next(plain.training.Pull(request, timeout=SECONDS))
+    request.wait_ms = int(1000 * SECONDS)
+    waiting = plain.training.Pull(request, timeout=SECONDS)
+    plain.push(header(name, "w0", epoch, 2), GRADIENT)
+    assert next(waiting).result.version.version == 2
+    request.delivery.none = True
+    (answer,) = plain.training.Pull(request, timeout=SECONDS)
+    assert (answer.result.version.version, list(answer.frames)) == (2, [])
+    assert next(stream).version.version == 2
+    plain.delete(name)
+    for each in (stream, informed):
+        with refused("UNKNOWN_JOB", name):
+            list(each)
+
+
 def step(plain: Plain, name: str) -> None:
     """Three steps on one stream, one answered before the next is sent, its frames in three messages."""
     create(plain, name)

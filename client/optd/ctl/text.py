@@ -4,7 +4,18 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 
-from optd_wire.values import GradientSummary, GroupOptions, JobVersion, Options, OptionValue, Policy, Sync
+from optd_wire.values import (
+    Async,
+    Bounded,
+    Exponential,
+    GradientSummary,
+    GroupOptions,
+    JobVersion,
+    Options,
+    OptionValue,
+    Policy,
+    Sync,
+)
 
 NONE = "-"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -105,8 +116,36 @@ def algorithms(job: str, groups: Iterable[GroupOptions]) -> str:
 
 
 def policy(value: Policy) -> str:
-    """`async`, or `sync of 4`."""
-    return f"sync of {value.workers}" if isinstance(value, Sync) else "async"
+    """`async`, `sync of 4, quorum 3, grace auto` or `bounded by 2`."""
+    match value:
+        case Sync():
+            parts = [
+                f"sync of {value.workers}",
+                "" if value.quorum is None else f"quorum {value.quorum}",
+                "" if value.grace is None else f"grace {_seconds(value.grace)}",
+                "" if value.round_seconds is None else f"at most {_seconds(value.round_seconds)}",
+                "" if value.on_death is None else f"on death {value.on_death}",
+            ]
+        case Bounded():
+            parts = [f"bounded by {value.staleness}"]
+        case Async():
+            parts = ["async", _scale(value.staleness)]
+            parts.append("" if value.max_staleness is None else f"staleness at most {value.max_staleness}")
+    return ", ".join(part for part in parts if part)
+
+
+def _seconds(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g} s"
+
+
+def _scale(value: str | Exponential | None) -> str:
+    match value:
+        case None:
+            return ""
+        case Exponential(alpha, cutoff):
+            return f"staleness exponential {alpha:g}" + ("" if cutoff is None else f" up to {cutoff:g}")
+        case _:
+            return f"staleness {value}"
 
 
 def gradients(found: GradientSummary) -> str:

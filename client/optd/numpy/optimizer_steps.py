@@ -126,7 +126,13 @@ class OptimizerSteps(OptimizerArrays):
                 return registration.flush(PushSettings(norms=self._norms if norms is None else norms))
 
     def pull(
-        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+        self,
+        *,
+        only_if_newer: bool = False,
+        groups: Names = (),
+        parameters: Names = (),
+        weights: str = "",
+        min_version: int = 0,
     ) -> Any:
         """Puts the current weights into the arrays, and the current options into `param_groups`.
 
@@ -138,6 +144,8 @@ class OptimizerSteps(OptimizerArrays):
             weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
                 themselves, which the next step, or `pull()`, brings back. `session.pull(weights="ema")` gives it in
                 arrays of its own.
+            min_version: Wait until the job has come to this version, for up to the session's `timeout`; the
+                `DeadlineExceeded` after that has both versions.
 
         With some groups or parameters `version` does not change, as gradients are computed on the oldest weights.
 
@@ -149,13 +157,19 @@ class OptimizerSteps(OptimizerArrays):
             UnknownAverage, EmptyAverage: The job keeps no such average, or nothing has entered it yet.
         """
         self._check_arrays()
+        if min_version:
+            self.session.wait(min_version)  # before the lock: another thread's step may be what brings the version
         with self._registration.lock:
             changed = self._changes.watched.differences().all
             left_alone = self._changes.not_pulled(changed, groups, parameters)
             self._changes.expect()
             try:
                 pulled = self._registration.pull(
-                    only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
+                    only_if_newer=only_if_newer,
+                    groups=groups,
+                    parameters=parameters,
+                    weights=weights,
+                    min_version=min_version,
                 )
             except BaseException:
                 self._leaves = None

@@ -128,7 +128,7 @@ class Buffers:
                     held[...] = value
                 # A buffer that keeps its content is not written to: a graph that has saved it stays valid.
                 if place not in but and not same_bits(held, now[place]):
-                    self._holder.write(place, _in_dtype(held, self._dtypes[place]))
+                    self._holder.write(place, in_dtype(held, self._dtypes[place]))
 
     def note_attached(self, own: ArraysByGroup) -> None:
         """Notes that the buffers have just got the values of a job that existed, in the place of their `own`."""
@@ -171,6 +171,6 @@ def _as_float(name: str, array: Array) -> Array:
     return array.astype(np.float64)
 
 
-def _in_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
+def in_dtype(values: Array, dtype: np.dtype[Any]) -> Array:
     """Values in a buffer's own dtype; the mean of integers that differ is rounded."""
     return values.copy() if values.dtype == dtype else np.asarray(np.rint(values)).astype(dtype)

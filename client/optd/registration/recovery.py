@@ -16,7 +16,7 @@ from optd.registration.existing_job import same_weights
 from optd.registration.registered_groups import RegisteredGroups
 from optd.session.rejoining import PushFoundApplied
 from optd.transport.numbers import StateSink
-from optd_wire.errors import JobLost, RolledBack
+from optd_wire.errors import JobLost, RolledBack, RoundClosed, StaleGradient
 from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult, ReadStateResult
 
 logger = logging.getLogger("optd")
@@ -31,6 +31,23 @@ class UndonePush(PushResult):
 
     `version` is where the job stands now; `applied_version` is 0.
     """
+
+    @property
+    def dropped(self) -> str:
+        """Why the gradient counts in no step."""
+        return "the server no longer has the weights that it was computed on"
+
+
+@dataclass(frozen=True, slots=True)
+class LatePush(PushResult):
+    """The result of a push that came too late to count; `version` is where the job stands now."""
+
+    why: str = ""
+
+    @property
+    def dropped(self) -> str:
+        """Why the gradient counts in no step."""
+        return self.why
 
 
 def recovers(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
@@ -53,6 +70,9 @@ class RecoveringGroups(RegisteredGroups, ABC):
 
     _is_behind = False
     """Whether the arrays hold weights that no longer exist on the server: gradients of them are dropped."""
+
+    _late = 0
+    """How many gradients came too late."""
 
     read_weights: Callable[[], None] | None = None
     """What makes the groups' arrays hold the weights, if their owner keeps these elsewhere. It may replace arrays."""
@@ -149,26 +169,39 @@ class RecoveringGroups(RegisteredGroups, ABC):
     def _read_state(self, fields: Sequence[str] = (), *of_what: str, into: StateSink) -> ReadStateResult:
         return self.session.read_state(fields, *of_what, into=into)
 
-    def _pushed(self, push: Callable[[], PushResult], *, pull: Callable[[], object], is_flush: bool) -> PushResult:
-        """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept."""
+    def _pushed(
+        self, push: Callable[[], PushResult], *, pull: Callable[[], object] | None, is_flush: bool
+    ) -> PushResult:
+        """The result of a push. If its gradient no longer counts, pulls instead; what it was added up with is kept.
+
+        Without a `pull`, raises `RoundClosed` or `StaleGradient` if it came too late.
+        """
         applied = False
         while is_flush or not self._is_behind:
             try:
                 return push()
             except PushFoundApplied as found:
                 return self._take_found(found.version, pull)
+            except (RoundClosed, StaleGradient) as error:
+                if pull is None:
+                    raise
+                pull()
+                self.last = self._told_late(error)
+                return self.last
             except (RolledBack, JobLost) as cause:
                 applied = self.recover(cause)
                 if applied:
                     break
-        pull()
+        if pull is not None:
+            pull()
         counts = applied and not self._asks_for_closures()
         self.last = self._found_applied(self._base) if counts else self._given_up(self._base)
         return self.last
 
-    def _take_found(self, version: JobVersion, pull: Callable[[], object]) -> PushResult:
+    def _take_found(self, version: JobVersion, pull: Callable[[], object] | None) -> PushResult:
         """The result of a push that has been applied, whose own result is lost. Amid a search that is not enough."""
-        pull()
+        if pull is not None:
+            pull()
         self.last = self._given_up(version) if self._asks_for_closures() else self._found_applied(version)
         return self.last
 
@@ -179,6 +212,20 @@ class RecoveringGroups(RegisteredGroups, ABC):
             self.session.worker,
         )
         return UndonePush(version, 0, 0, False, accumulated=self._added_up())
+
+    def _told_late(self, error: RoundClosed | StaleGradient) -> LatePush:
+        self._late += 1
+        if self._late.bit_count() == 1:  # a worker that is always late says so less and less often
+            logger.warning(
+                "job %s: a gradient of worker %s came too late and was dropped (%d so far); it goes on from version "
+                "%d: %s",
+                self.session.job,
+                self.session.worker,
+                self._late,
+                self._base.version,
+                error,
+            )
+        return LatePush(self._base, 0, 0, False, accumulated=self._added_up(), why=str(error))
 
     def _found_applied(self, version: JobVersion) -> PushResult:
         """The result of a push whose answer was lost with the server, which has it nevertheless."""

@@ -1,5 +1,6 @@
 """The groups of a registration with arrays and dicts, and the version of the job that they hold."""
 
+import logging
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,8 @@ from optd.session.lock import OwnedLock
 from optd.session.session import Session
 from optd_wire.errors import InvalidRequest, JobMismatch, OptdError
 from optd_wire.values import JobSpec, JobVersion, Membership, Options, Policy, PushResult, Sync
+
+logger = logging.getLogger("optd")
 
 
 class RegisteredGroups:
@@ -79,6 +82,14 @@ class RegisteredGroups:
         )
         membership, created = self._register(spec, default_policy)
         self._spec = replace(spec, policy=membership.job.policy)
+        if session.policy is not None and session.policy != membership.job.policy:
+            logger.warning(
+                "job %s: worker %s asks for policy %s, which the job was created with; somebody has changed it to %s",
+                session.job,
+                session.worker,
+                session.policy,
+                membership.job.policy,
+            )
         self._base = membership.job.version
         self._is_sync = isinstance(membership.job.policy, Sync)
         show_algorithms(self.default, self.groups, self.dicts)

@@ -199,7 +199,7 @@ class Registration(RecoveringGroups):
         """Pushes gradients; the arrays stay as they are. After an `UndonePush` the caller pulls."""
         with self._lock:
             self._use()
-            return self._pushed(lambda: self._push(gradients, encoding, settings), pull=lambda: None, is_flush=False)
+            return self._pushed(lambda: self._push(gradients, encoding, settings), pull=None, is_flush=False)
 
     def _push(self, gradients: GradientsByGroup, encoding: str | None, settings: PushSettings) -> PushResult:
         self._find_out()
@@ -241,12 +241,19 @@ class Registration(RecoveringGroups):
 
     @recovers
     def pull(
-        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+        self,
+        *,
+        only_if_newer: bool = False,
+        groups: Names = (),
+        parameters: Names = (),
+        weights: str = "",
+        min_version: int = 0,
     ) -> bool:
         """Puts the current weights into the arrays and the current options into the dicts.
 
         With `only_if_newer`, returns False and transfers nothing if the arrays hold them already. With some `groups` or
-        `parameters`, or an average as `weights`, only these are read, and `base` stays what it was.
+        `parameters`, or an average as `weights`, only these are read, and `base` stays what it was. The caller has
+        waited until the job had come to `min_version`.
         """
         with self._lock:
             self._use()
@@ -262,6 +269,7 @@ class Registration(RecoveringGroups):
                     groups=groups,
                     parameters=parameters,
                     weights_of=weights,
+                    min_version=min_version,
                 )
             except (EmptyAverage, UnknownAverage, NotFound):
                 self._has_average = had_average  # nothing was written

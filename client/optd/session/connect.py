@@ -9,6 +9,7 @@ from optd.session import environment
 from optd.session.job_names import JobName, job_name
 from optd.session.join import IfExists
 from optd.session.member_session import CALL_SECONDS
+from optd.session.policy_argument import checked_policy
 from optd.session.retry import with_retries
 from optd.session.session import Session
 from optd.transport.encoding import MessageEncoding
@@ -17,7 +18,7 @@ from optd.transport.server_calls import ServerCalls
 from optd.transport.tls import TLS
 from optd_wire.errors import DeadlineExceeded, InvalidRequest, NothingDurable, OptdError, Unreachable
 from optd_wire.names import check_name
-from optd_wire.values import Async, Policy, Sync
+from optd_wire.values import Policy, Sync
 
 CONNECT_SECONDS = 10.0
 
@@ -97,8 +98,8 @@ def connect(
     wire = MessageEncoding.of(encoding)
     if lane == "shm" and not wire.exact:
         raise InvalidRequest(problem=f"lane 'shm' carries numbers unchanged; encoding {encoding!r} is for lane 'grpc'")
-    if not isinstance(policy, Async | Sync | None):
-        raise InvalidRequest(problem=f"policy must be optd.Sync(...) or optd.Async(), got {policy!r}")
+    if policy is not None:
+        checked_policy(policy)
     for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
         if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) > 0:
             raise InvalidRequest(problem=f"{name} must be more than 0 seconds, got {seconds!r}")
@@ -109,7 +110,7 @@ def connect(
     address = environment.server(address)
     named = job if isinstance(job, JobName) else job_name(environment.job(job))
     check_name("job", named.name)
-    if isinstance(policy, Sync) and policy.workers > 1 and not named.shared:
+    if isinstance(policy, Sync) and policy.workers not in ("live", 1) and not named.shared:
         problem = (
             f"a step of policy {policy} waits for {policy.workers} workers, and no other one finds a job without a name"
         )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
@@ -10,14 +11,18 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from optd.params.flat_view import Array, FlatView, empty_arrays
+from optd.params.flat_view import Array, ArraysByGroup, FlatView, empty_arrays
 from optd.params.groups import plain_option
 from optd.params.pulled_rows import RowSink, read_ids
 from optd.session.lock import OwnedLock
+from optd.session.policy_argument import checked_policy
 from optd.session.progress import Count, elements_of, showing
 from optd.session.retry import with_retries
+from optd.session.versions import Listening, Versions
+from optd.session.weights import ANSWER_SECONDS, Weights, check_min_version
+from optd.transport.lane import refuse_weights
 from optd.transport.numbers import StateSink
-from optd.transport.requests import Names, OptionHistory, PullRequest, RowsRequest, names_of
+from optd.transport.requests import Delivery, Names, OptionHistory, PullRequest, RowsRequest, names_of
 from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
 from optd_wire.values import (
@@ -31,6 +36,8 @@ from optd_wire.values import (
     JobUpdate,
     ParameterInfo,
     ParameterReport,
+    Policy,
+    PullResult,
     ReadStateResult,
     Rejection,
     WorkerInfo,
@@ -95,28 +102,104 @@ class Inquiry:
             )[1]
         )
 
-    def pull(self, *, groups: Names = (), parameters: Names = (), weights: str = "") -> dict[str, Array]:
-        """The current weights by parameter name, in new arrays, all of one version.
+    def pull(
+        self,
+        *,
+        groups: Names = (),
+        parameters: Names = (),
+        weights: str = "",
+        min_version: int = 0,
+        timeout: float | None = None,
+    ) -> Weights:
+        """The current weights by parameter name, in new arrays, all of one version, which is their `version`.
 
         Reads the whole job, or the named groups and parameters. `weights="ema"` or `"swa"` reads that average instead.
-        Raises `UnknownGroup`, `UnknownParameter`, `UnknownAverage` or `EmptyAverage`.
-        """
-        request = PullRequest(self.job, groups=names_of(groups), parameters=names_of(parameters), weights=weights)
+        With `min_version` waits until the job has come to that version. Needs no registration: who only reads is no
+        worker.
 
-        def attempt(left: float) -> dict[str, Array]:
-            infos = self._transport.get_job(self.job, left).groups
-            view = FlatView([info.parameters for info in infos])
-            arrays = empty_arrays([info.parameters for info in infos])
-            with self._showing("pulling", elements_of(infos)) as count:
-                self._transport.pull(request, count.sink(lambda frames: view.write(frames, arrays)), left)
-            return {
+        Raises:
+            UnknownGroup, UnknownParameter, UnknownAverage, EmptyAverage: There is no such thing to read.
+            DeadlineExceeded: It took longer than `timeout` seconds, by default the session's. If the job has not come
+                to `min_version`, the message has both versions.
+        """
+        request = PullRequest(
+            self.job,
+            groups=names_of(groups),
+            parameters=names_of(parameters),
+            weights=weights,
+            min_version=check_min_version(min_version),
+        )
+
+        def attempt(left: float) -> Weights:
+            infos: tuple[GroupInfo, ...] = ()
+            arrays: list[list[Array]] = []
+
+            def into(job: JobInfo) -> ArraysByGroup:
+                nonlocal infos, arrays
+                infos, arrays = job.groups, empty_arrays([info.parameters for info in job.groups])
+                return arrays
+
+            version = self._read(request, into, left).version
+            found = {
                 parameter.name: array
                 for info, row in zip(infos, arrays, strict=True)
                 for parameter, array in zip(info.parameters, row, strict=True)
                 if _is_asked_for(request, info, parameter)
             }
+            return Weights(found, version.version)
 
-        return self._ask(attempt)
+        return self._ask(attempt, timeout)
+
+    def pull_arrays(self, request: PullRequest, into: Callable[[JobInfo], ArraysByGroup]) -> PullResult:
+        """Reads weights into arrays of the caller's: `into` gives them for the job as it is now.
+
+        They hold weights of one version when this returns, and anything if it raises.
+        """
+        return self._ask(lambda left: self._read(request, into, left))
+
+    def _read(self, request: PullRequest, into: Callable[[JobInfo], ArraysByGroup], seconds: float) -> PullResult:
+        until = time.monotonic() + seconds
+        if request.min_version:
+            self._wait(request.min_version, seconds)  # first, as the job may get groups meanwhile
+        job = self._transport.get_job(self.job, _left(until))
+        view, arrays = FlatView([info.parameters for info in job.groups]), into(job)
+        with self._showing("pulling", elements_of(job.groups)) as count:
+            return self._transport.pull(request, count.sink(lambda frames: view.write(frames, arrays)), _left(until))
+
+    def wait(self, version: int, timeout: float | None = None) -> int:
+        """Blocks until the job has come to a version; returns the one that it is at.
+
+        Needs no registration. Raises `DeadlineExceeded`, with both versions, if that takes longer than `timeout`
+        seconds, by default the session's, or `UnknownJob` if the job is deleted meanwhile.
+        """
+        version = check_min_version(version)
+        return self._ask(lambda left: self._wait(version, left), timeout)
+
+    def _wait(self, version: int, seconds: float) -> int:
+        request = PullRequest(self.job, delivery=Delivery(none=True), min_version=version, wait_seconds=seconds)
+        return self._transport.pull(request, refuse_weights, seconds + ANSWER_SECONDS).version.version
+
+    def versions(self, known: int | None = None) -> Versions:
+        """An iterator over the job's versions: the current one, and then the newest one whenever it has changed.
+
+        For those who follow a training. A slow reader skips versions. The current version is left out if it is `known`.
+        Needs no registration. Goes on by itself after a lost connection or a restart of the server; raises `UnknownJob`
+        when the job is deleted.
+
+            for version in session.versions():
+                weights = session.pull()
+        """
+        self._check_usable()
+        return Versions(
+            Listening(
+                lambda known: self._transport.watch_versions(self.job, known),
+                self._check_usable,
+                self.address,
+                self.timeout,
+                self._tell_of_loss,
+                None if known is None else check_min_version(known),
+            )
+        )
 
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> Array:
         """Rows of a parameter's current weights, all of one version, in a new array of shape (n, *shape[1:]).
@@ -190,6 +273,14 @@ class Inquiry:
         update = JobUpdate(self.job, given, expected_revision)
         return self._ask(lambda left: self._transport.update_job(update, left))[0]
 
+    def set_policy(self, policy: Policy) -> Policy:
+        """Changes when pushes become a step, at one version; returns the policy that the job has now.
+
+        The new policy also decides about pushes that wait for their round. Raises `InvalidPolicy` for a value out of
+        range, or `MemoryExceeded`.
+        """
+        return self._ask(lambda left: self._transport.set_policy(self.job, checked_policy(policy), left))[0]
+
     def pending(self) -> int:
         """How many pushes, or rounds, the job has accumulated since its last step."""
         jobs = self._ask(self._transport.list_jobs)
@@ -207,7 +298,7 @@ class Inquiry:
         except DeadlineExceeded as error:
             # The message names the time that the caller gave, not what was left of it for the last attempt.
             seconds = f"{timeout:g}"
-            hint = self._why_late()
+            hint = error.values["hint"] or self._why_late()
             raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
 
     def _why_late(self) -> str:
@@ -233,6 +324,10 @@ def find_algorithm(known: Sequence[AlgorithmInfo], name: str) -> AlgorithmInfo:
         advice = f"the nearest is {folded[close[0]]!r}" if close else f"there are {', '.join(names)}"
         raise UnknownAlgorithm(algorithm=name, advice=advice)
     return known[names.index(name)]
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 0.001)
 
 
 def _is_asked_for(request: PullRequest, group: GroupInfo, parameter: ParameterInfo) -> bool:

@@ -218,10 +218,11 @@ class Session(RejoiningSession):
         groups: Names = (),
         parameters: Names = (),
         weights_of: str = "",
+        min_version: int = 0,
     ) -> PullResult:
         """Reads the current weights as this worker, unless they are `known`. `weights` and `in_place` are as in `step`.
 
-        `weights_of` names an average to read instead.
+        `weights_of` names an average to read instead. The job must have come to `min_version`: `wait` for it before.
         """
         encoding = self.wire.weights
 
@@ -238,6 +239,7 @@ class Session(RejoiningSession):
                     groups=names_of(groups),
                     parameters=names_of(parameters),
                     weights=weights_of,
+                    min_version=min_version,
                 )
                 return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
 

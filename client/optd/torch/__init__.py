@@ -39,6 +39,7 @@ from optd.torch.algorithms import (
     Rprop,
     SparseAdam,
 )
+from optd.torch.follower import Follower
 from optd.torch.named import Optimizer
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Follower",
     "Lion",
     "Muon",
     "NAdam",

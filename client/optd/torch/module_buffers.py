@@ -30,17 +30,26 @@ def holder_of(given: BuffersOf | None) -> Holder:
     if not isinstance(given, torch.nn.Module | Mapping):
         wanted = "a module, or a dict of tensors by name"
         raise NotAnArray(what="buffers", wanted=wanted, got=type(given).__name__)
-    found = dict(_of_module(given) if isinstance(given, torch.nn.Module) else _of_mapping(given))
+    found = buffers_of(given) if isinstance(given, torch.nn.Module) else dict(_of_mapping(given))
     return TensorBuffers(found) if found else NO_BUFFERS
 
 
-def _of_module(module: torch.nn.Module) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module within wrappers such as DDP, which put a prefix before its names."""
+    while type(module).__name__ in _WRAPPERS:
+        module = getattr(module, _WRAPPERS[type(module).__name__])
+    return module
+
+
+def buffers_of(module: torch.nn.Module) -> dict[str, Callable[[], torch.Tensor]]:
     """The persistent buffers by their names in the state dict, as a module has them at any time.
 
     A module gets other tensors when it moves to a device, or when a forward pass assigns them.
     """
-    while type(module).__name__ in _WRAPPERS:
-        module = getattr(module, _WRAPPERS[type(module).__name__])
+    return dict(_of_module(unwrapped(module)))
+
+
+def _of_module(module: torch.nn.Module) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     seen: set[int] = set()
     for path, part in module.named_modules():
         passing: Any = getattr(part, "_non_persistent_buffers_set", ())

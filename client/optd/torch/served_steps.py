@@ -165,7 +165,13 @@ class ServedSteps(ServedGroups):
         return pushed
 
     def pull(
-        self, *, only_if_newer: bool = False, groups: Names = (), parameters: Names = (), weights: str = ""
+        self,
+        *,
+        only_if_newer: bool = False,
+        groups: Names = (),
+        parameters: Names = (),
+        weights: str = "",
+        min_version: int = 0,
     ) -> bool:
         """Puts the current weights into the tensors, and the current options into `param_groups`.
 
@@ -176,11 +182,19 @@ class ServedSteps(ServedGroups):
             parameters: Only the weights of these parameters, or of these, too.
             weights: "ema" or "swa": that average of the weights (see `optd.EMA` and `optd.SWA`) instead of the weights
                 themselves, which the next step, or `pull()`, brings back.
+            min_version: Wait until the job has come to this version, for up to the session's `timeout`; the
+                `DeadlineExceeded` after that has both versions.
         """
+        if min_version:
+            self.session.wait(min_version)  # before the lock: another thread's step may be what brings the version
         with self._exchange.lock:
             self._follow_groups()
             return self._exchange.pull(
-                only_if_newer=only_if_newer, groups=groups, parameters=parameters, weights=weights
+                only_if_newer=only_if_newer,
+                groups=groups,
+                parameters=parameters,
+                weights=weights,
+                min_version=min_version,
             )
 
     def pull_rows(self, parameter: str, ids: Any, *, weights: str = "") -> torch.Tensor:

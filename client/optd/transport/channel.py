@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from optd.transport import call_threads
-from optd.transport.connection import Batches, Connection, Steps
+from optd.transport.connection import Batches, Connection, Steps, Watch
 from optd.transport.numbers import HEADER_BYTES
 from optd.transport.rpcs import Rpc
 from optd.transport.step_stream import StepStream
@@ -156,6 +156,15 @@ class Channel(Connection):
             if not is_over:
                 call_threads.begin(lambda: [call.cancel() for call in calls])
 
+    def watch(self, rpc: Rpc[Q, A], request: Q) -> ChannelWatch[A]:
+        """Sends one message, whose answers come without end."""
+        made: Any = self._channel.unary_stream(rpc.path)
+        data = request.SerializeToString()
+        try:
+            return ChannelWatch(self, rpc, call_threads.run(lambda: made(data, metadata=self._metadata)))
+        except ValueError as problem:  # the connection is closed
+            raise ConnectionLost(address=self.address, rpc=rpc.name, problem=str(problem)) from None
+
     def steps(self, rpc: Rpc[Q, A]) -> ChannelSteps[Q, A]:
         """Opens a stream of steps."""
         return ChannelSteps(self, rpc, self._open_stream(rpc.path))
@@ -190,6 +199,28 @@ class Channel(Connection):
                 return TooManyRequests(limit="as many as it may")
             case code:
                 return UnexpectedStatus(rpc=name, address=self.address, status=code.name, problem=problem)
+
+
+class ChannelWatch(Watch[A]):
+    """See `Watch`: a stream of bytes from the server."""
+
+    def __init__(self, channel: Channel, rpc: Rpc[Any, A], call: Any) -> None:
+        self._channel = channel
+        self._rpc = rpc
+        self._call = call
+
+    def receive(self) -> A:
+        """The next answer; blocks until it is there."""
+        with self._channel.errors(self._rpc.name, None):
+            data = call_threads.run(lambda: next(self._call, None))
+        if data is None:
+            problem = "the server has ended the stream"
+            raise ConnectionLost(address=self._channel.address, rpc=self._rpc.name, problem=problem)
+        return self._rpc.answer.FromString(data)
+
+    def cancel(self) -> None:
+        """Ends the call."""
+        call_threads.begin(self._call.cancel)
 
 
 class ChannelSteps(Steps[Q, A]):

@@ -57,6 +57,10 @@ class Connection(ABC):
         """
 
     @abstractmethod
+    def watch(self, rpc: Rpc[Q, A], request: Q) -> "Watch[A]":
+        """Sends one message, whose answers come without end. Returns at once: errors come with the first answer."""
+
+    @abstractmethod
     def steps(self, rpc: Rpc[Q, A]) -> "Steps[Q, A]":
         """Opens a stream of steps. Returns at once: errors of the connection come with the first answer."""
 
@@ -67,6 +71,21 @@ class Connection(ABC):
     @abstractmethod
     def close(self) -> None:
         """Ends the connection; calls under way raise `ConnectionLost`. Streams must be closed before."""
+
+
+class Watch(ABC, Generic[A]):
+    """An open call whose answers come without end. One thread receives, any thread may cancel.
+
+    Errors are those of `Connection`, and `ConnectionLost` after `cancel`. After an error it is of no more use.
+    """
+
+    @abstractmethod
+    def receive(self) -> A:
+        """The next answer; blocks until it is there."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ends the call; does not block."""
 
 
 class Steps(ABC, Generic[Q, A]):

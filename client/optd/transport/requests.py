@@ -79,7 +79,8 @@ class Delivery:
 class PullRequest:
     """A pull: who reads, what the reader holds already, and which groups and parameters; both empty: all.
 
-    `weights` names an average that is read instead of the weights themselves.
+    `weights` names an average that is read instead of the weights themselves. The server waits up to `wait_seconds`
+    until the job has come to `min_version`.
     """
 
     job: str
@@ -90,6 +91,8 @@ class PullRequest:
     groups: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     weights: str = ""
+    min_version: int = 0
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

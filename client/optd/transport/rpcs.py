@@ -43,6 +43,7 @@ LIST_JOBS: Rpc[job.ListJobsRequest, job.ListJobsResponse] = Rpc(_JOBS + "ListJob
 DELETE_JOB: Rpc[job.DeleteJobRequest, job.DeleteJobResponse] = Rpc(_JOBS + "DeleteJob", job.DeleteJobResponse)
 ADD_GROUP: Rpc[job.AddGroupRequest, job.AddGroupResponse] = Rpc(_JOBS + "AddGroup", job.AddGroupResponse)
 UPDATE_GROUP: Rpc[job.UpdateGroupRequest, job.UpdateGroupResponse] = Rpc(_JOBS + "UpdateGroup", job.UpdateGroupResponse)
+SET_POLICY: Rpc[job.SetPolicyRequest, job.SetPolicyResponse] = Rpc(_JOBS + "SetPolicy", job.SetPolicyResponse)
 UPDATE_JOB: Rpc[job.UpdateJobRequest, job.UpdateJobResponse] = Rpc(_JOBS + "UpdateJob", job.UpdateJobResponse)
 WAIT_DURABLE: Rpc[job.WaitDurableRequest, job.WaitDurableResponse] = Rpc(_JOBS + "WaitDurable", job.WaitDurableResponse)
 
@@ -67,6 +68,9 @@ PUSH: Rpc[training.PushRequest, training.PushResponse] = Rpc(_TRAINING + "Push",
 PULL: Rpc[training.PullRequest, training.PullResponse] = Rpc(_TRAINING + "Pull", training.PullResponse)
 PULL_ROWS: Rpc[training.PullRowsRequest, training.PullRowsResponse] = Rpc(
     _TRAINING + "PullRows", training.PullRowsResponse, decode_rows
+)
+WATCH_VERSIONS: Rpc[training.WatchVersionsRequest, training.WatchVersionsResponse] = Rpc(
+    _TRAINING + "WatchVersions", training.WatchVersionsResponse
 )
 STEP: Rpc[training.StepRequest, training.StepResponse] = Rpc(_TRAINING + "Step", training.StepResponse, decode_received)
 

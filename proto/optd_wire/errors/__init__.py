@@ -26,7 +26,8 @@ of each kind are in the file before their names:
     |- Conflict                             the call does not fit what the server or session holds now
     |    jobs:        JobExists, JobReplaced, JobInUse, JobMismatch, JobFailed, NothingDurable
     |    options:     OptionConflict, JobOptionConflict
-    |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation
+    |    pushes:      SequenceGap, FutureVersion, PushPending, PushWithdrawn, StaleEvaluation, StaleGradient,
+    |                 RoundClosed, WorkerLost, OtherPayload
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
     |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
     |    workers:     StaleEpoch, LeaseExpired, RolledBack, ForkedSession, SessionClosed, WorkerInUse,
@@ -120,14 +121,18 @@ from optd_wire.errors.pushes import (
     FutureVersion,
     LossMissing,
     NonfiniteGradient,
+    OtherPayload,
     PushPending,
     PushWithdrawn,
     RoundBroken,
+    RoundClosed,
     RowsNeedZero,
     RowsNotTaken,
     RowsOnly,
     SequenceGap,
     StaleEvaluation,
+    StaleGradient,
+    WorkerLost,
 )
 from optd_wire.errors.state import EmptyAverage, OtherWorkers, UnknownAverage, UnknownField, WeightsMovedOn
 from optd_wire.errors.storage import (
@@ -212,6 +217,7 @@ __all__ = [
     "OptdError",
     "OptionConflict",
     "OptionOutOfRange",
+    "OtherPayload",
     "OtherWorkers",
     "ParameterInTwoGroups",
     "PlaceUnusable",
@@ -220,6 +226,7 @@ __all__ = [
     "ResourceExhausted",
     "RolledBack",
     "RoundBroken",
+    "RoundClosed",
     "RowFrameLength",
     "RowOutOfRange",
     "RowsNeedZero",
@@ -234,6 +241,7 @@ __all__ = [
     "ShuttingDown",
     "StaleEpoch",
     "StaleEvaluation",
+    "StaleGradient",
     "Stalled",
     "StructureMismatch",
     "TooManyBytes",
@@ -258,6 +266,7 @@ __all__ = [
     "VersionNotKept",
     "WeightsMovedOn",
     "WorkerInUse",
+    "WorkerLost",
     "WrongCheckpoint",
     "WrongToken",
 ]

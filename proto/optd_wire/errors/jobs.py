@@ -75,7 +75,7 @@ class InvalidPolicy(InvalidArgument):
     """A value of the policy is out of range."""
 
     reason = "INVALID_POLICY"
-    template = "policy sync: workers must be in [1, {most}], got {workers}"
+    template = "policy {policy}: {problem}"
 
 
 class UnknownJob(NotFound):

@@ -85,6 +85,49 @@ class StaleEvaluation(Conflict):
     )
 
 
+class StaleGradient(Conflict):
+    """The gradient of a push is older than the policy allows."""
+
+    code = Code.ABORTED
+    reason = "STALE_GRADIENT"
+    template = (
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, which is at version {version}: "
+        "its staleness must be at most {most}, and is {staleness}; pull() and compute the gradient again"
+    )
+
+
+class RoundClosed(Conflict):
+    """A push came too late: its round has closed without it. It counts in no round; its worker pulls and goes on."""
+
+    code = Code.ABORTED
+    reason = "ROUND_CLOSED"
+    template = (
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, and the round of that version "
+        "has closed without it; the job is at version {version}: pull() and go on"
+    )
+
+
+class WorkerLost(Conflict):
+    """A round failed, because one of its workers has gone and the policy says `on_death="fail"`."""
+
+    code = Code.ABORTED
+    reason = "WORKER_LOST"
+    template = (
+        "job {job!r} made no step of the push of worker {worker!r}, because worker {lost!r} {how} (the policy says "
+        "on_death='fail'); push again to wait for a worker that takes its place"
+    )
+
+
+class OtherPayload(Conflict):
+    """A push has the number of one that was applied, and another content."""
+
+    reason = "OTHER_PAYLOAD"
+    template = (
+        "worker {worker!r} of job {job!r} pushes sequence {sequence} again, but with another content than the push "
+        "that was applied under this number; a new push must have sequence {expected}"
+    )
+
+
 class RoundBroken(Unavailable):
     """Another push of the same round failed, so there was no step. Send this push again."""
 

@@ -26,7 +26,7 @@ from optd_wire.v1 import option_pb2 as optd_dot_v1_dot_option__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11optd/v1/job.proto\x12\x07optd.v1\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"K\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\"\xd0\x01\n\tGroupSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07options\x18\x02 \x03(\x0b\x32\x1f.optd.v1.GroupSpec.OptionsEntry\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x12\x11\n\talgorithm\x18\x04 \x01(\t\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\r\n\x0b\x41syncPolicy\"\x1d\n\nSyncPolicy\x12\x0f\n\x07workers\x18\x01 \x01(\r\"\\\n\x06Policy\x12%\n\x05\x61sync\x18\x01 \x01(\x0b\x32\x14.optd.v1.AsyncPolicyH\x00\x12#\n\x04sync\x18\x02 \x01(\x0b\x32\x13.optd.v1.SyncPolicyH\x00\x42\x06\n\x04kind\"\xf1\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobSpec.DefaultsEntry\x12\"\n\x06groups\x18\x04 \x03(\x0b\x32\x12.optd.v1.GroupSpec\x12\x1f\n\x06policy\x18\x05 \x01(\x0b\x32\x0f.optd.v1.Policy\x12.\n\x07options\x18\x06 \x03(\x0b\x32\x1d.optd.v1.JobSpec.OptionsEntry\x12\x11\n\tephemeral\x18\x07 \x01(\x08\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"H\n\nJobVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x64urable_version\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"[\n\rParameterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"n\n\tGroupInfo\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterInfo\",\n\x0b\x41verageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07updates\x18\x02 \x01(\x04\"\x94\x03\n\x07JobInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobInfo.DefaultsEntry\x12\x1f\n\x06policy\x18\x04 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\"\n\x06groups\x18\x05 \x03(\x0b\x32\x12.optd.v1.GroupInfo\x12$\n\x07version\x18\x06 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12$\n\x07options\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x08\x61verages\x18\x08 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x11\n\tephemeral\x18\t \x01(\x08\x12\x17\n\x0fstepped_unix_ms\x18\n \x01(\x03\x12\n\n\x02id\x18\x0b \x01(\t\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11optd/v1/job.proto\x12\x07optd.v1\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"K\n\rParameterSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\"\xd0\x01\n\tGroupSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07options\x18\x02 \x03(\x0b\x32\x1f.optd.v1.GroupSpec.OptionsEntry\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x12\x11\n\talgorithm\x18\x04 \x01(\t\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"A\n\x10\x45xponentialScale\x12\r\n\x05\x61lpha\x18\x01 \x01(\x01\x12\x13\n\x06\x63utoff\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_cutoff\"]\n\x0eStalenessScale\x12\x11\n\x07inverse\x18\x01 \x01(\x08H\x00\x12\x30\n\x0b\x65xponential\x18\x02 \x01(\x0b\x32\x19.optd.v1.ExponentialScaleH\x00\x42\x06\n\x04kind\"g\n\x0b\x41syncPolicy\x12*\n\tstaleness\x18\x01 \x01(\x0b\x32\x17.optd.v1.StalenessScale\x12\x1a\n\rmax_staleness\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_max_staleness\"\xd5\x01\n\nSyncPolicy\x12\x0f\n\x07workers\x18\x01 \x01(\r\x12\x0c\n\x04live\x18\x02 \x01(\x08\x12\x13\n\x06quorum\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x17\n\rgrace_seconds\x18\x04 \x01(\x01H\x00\x12\x14\n\ngrace_auto\x18\x05 \x01(\x08H\x00\x12\x1a\n\rround_seconds\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\"\n\x08on_death\x18\x07 \x01(\x0e\x32\x10.optd.v1.OnDeathB\x07\n\x05graceB\t\n\x07_quorumB\x10\n\x0e_round_seconds\"\"\n\rBoundedPolicy\x12\x11\n\tstaleness\x18\x01 \x01(\x04\"\x87\x01\n\x06Policy\x12%\n\x05\x61sync\x18\x01 \x01(\x0b\x32\x14.optd.v1.AsyncPolicyH\x00\x12#\n\x04sync\x18\x02 \x01(\x0b\x32\x13.optd.v1.SyncPolicyH\x00\x12)\n\x07\x62ounded\x18\x03 \x01(\x0b\x32\x16.optd.v1.BoundedPolicyH\x00\x42\x06\n\x04kind\"\xf1\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobSpec.DefaultsEntry\x12\"\n\x06groups\x18\x04 \x03(\x0b\x32\x12.optd.v1.GroupSpec\x12\x1f\n\x06policy\x18\x05 \x01(\x0b\x32\x0f.optd.v1.Policy\x12.\n\x07options\x18\x06 \x03(\x0b\x32\x1d.optd.v1.JobSpec.OptionsEntry\x12\x11\n\tephemeral\x18\x07 \x01(\x08\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"H\n\nJobVersion\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x64urable_version\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"[\n\rParameterInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"n\n\tGroupInfo\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x03 \x03(\x0b\x32\x16.optd.v1.ParameterInfo\",\n\x0b\x41verageInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07updates\x18\x02 \x01(\x04\"\x94\x03\n\x07JobInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x30\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\x0b\x32\x1e.optd.v1.JobInfo.DefaultsEntry\x12\x1f\n\x06policy\x18\x04 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\"\n\x06groups\x18\x05 \x03(\x0b\x32\x12.optd.v1.GroupInfo\x12$\n\x07version\x18\x06 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12$\n\x07options\x18\x07 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x08\x61verages\x18\x08 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x11\n\tephemeral\x18\t \x01(\x08\x12\x17\n\x0fstepped_unix_ms\x18\n \x01(\x03\x12\n\n\x02id\x18\x0b \x01(\t\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01*`\n\x07OnDeath\x12\x18\n\x14ON_DEATH_UNSPECIFIED\x10\x00\x12\x11\n\rON_DEATH_WAIT\x10\x01\x12\x15\n\x11ON_DEATH_CONTINUE\x10\x02\x12\x11\n\rON_DEATH_FAIL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,34 +41,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSPEC_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_JOBINFO_DEFAULTSENTRY']._loaded_options = None
   _globals['_JOBINFO_DEFAULTSENTRY']._serialized_options = b'8\001'
+  _globals['_ONDEATH']._serialized_start=2123
+  _globals['_ONDEATH']._serialized_end=2219
   _globals['_PARAMETERSPEC']._serialized_start=74
   _globals['_PARAMETERSPEC']._serialized_end=149
   _globals['_GROUPSPEC']._serialized_start=152
   _globals['_GROUPSPEC']._serialized_end=360
   _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_start=292
   _globals['_GROUPSPEC_OPTIONSENTRY']._serialized_end=360
-  _globals['_ASYNCPOLICY']._serialized_start=362
-  _globals['_ASYNCPOLICY']._serialized_end=375
-  _globals['_SYNCPOLICY']._serialized_start=377
-  _globals['_SYNCPOLICY']._serialized_end=406
-  _globals['_POLICY']._serialized_start=408
-  _globals['_POLICY']._serialized_end=500
-  _globals['_JOBSPEC']._serialized_start=503
-  _globals['_JOBSPEC']._serialized_end=872
-  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_start=733
-  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_end=802
+  _globals['_EXPONENTIALSCALE']._serialized_start=362
+  _globals['_EXPONENTIALSCALE']._serialized_end=427
+  _globals['_STALENESSSCALE']._serialized_start=429
+  _globals['_STALENESSSCALE']._serialized_end=522
+  _globals['_ASYNCPOLICY']._serialized_start=524
+  _globals['_ASYNCPOLICY']._serialized_end=627
+  _globals['_SYNCPOLICY']._serialized_start=630
+  _globals['_SYNCPOLICY']._serialized_end=843
+  _globals['_BOUNDEDPOLICY']._serialized_start=845
+  _globals['_BOUNDEDPOLICY']._serialized_end=879
+  _globals['_POLICY']._serialized_start=882
+  _globals['_POLICY']._serialized_end=1017
+  _globals['_JOBSPEC']._serialized_start=1020
+  _globals['_JOBSPEC']._serialized_end=1389
+  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_start=1250
+  _globals['_JOBSPEC_DEFAULTSENTRY']._serialized_end=1319
   _globals['_JOBSPEC_OPTIONSENTRY']._serialized_start=292
   _globals['_JOBSPEC_OPTIONSENTRY']._serialized_end=360
-  _globals['_JOBVERSION']._serialized_start=874
-  _globals['_JOBVERSION']._serialized_end=946
-  _globals['_PARAMETERINFO']._serialized_start=948
-  _globals['_PARAMETERINFO']._serialized_end=1039
-  _globals['_GROUPINFO']._serialized_start=1041
-  _globals['_GROUPINFO']._serialized_end=1151
-  _globals['_AVERAGEINFO']._serialized_start=1153
-  _globals['_AVERAGEINFO']._serialized_end=1197
-  _globals['_JOBINFO']._serialized_start=1200
-  _globals['_JOBINFO']._serialized_end=1604
-  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_start=733
-  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_end=802
+  _globals['_JOBVERSION']._serialized_start=1391
+  _globals['_JOBVERSION']._serialized_end=1463
+  _globals['_PARAMETERINFO']._serialized_start=1465
+  _globals['_PARAMETERINFO']._serialized_end=1556
+  _globals['_GROUPINFO']._serialized_start=1558
+  _globals['_GROUPINFO']._serialized_end=1668
+  _globals['_AVERAGEINFO']._serialized_start=1670
+  _globals['_AVERAGEINFO']._serialized_end=1714
+  _globals['_JOBINFO']._serialized_start=1717
+  _globals['_JOBINFO']._serialized_end=2121
+  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_start=1250
+  _globals['_JOBINFO_DEFAULTSENTRY']._serialized_end=1319
 # @@protoc_insertion_point(module_scope)

@@ -1,12 +1,24 @@
 from optd_wire.v1 import option_pb2 as _option_pb2
 from optd_wire.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class OnDeath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_DEATH_UNSPECIFIED: _ClassVar[OnDeath]
+    ON_DEATH_WAIT: _ClassVar[OnDeath]
+    ON_DEATH_CONTINUE: _ClassVar[OnDeath]
+    ON_DEATH_FAIL: _ClassVar[OnDeath]
+ON_DEATH_UNSPECIFIED: OnDeath
+ON_DEATH_WAIT: OnDeath
+ON_DEATH_CONTINUE: OnDeath
+ON_DEATH_FAIL: OnDeath
 
 class ParameterSpec(_message.Message):
     __slots__ = ("name", "shape", "dtype")
@@ -37,22 +49,62 @@ class GroupSpec(_message.Message):
     algorithm: str
     def __init__(self, name: _Optional[str] = ..., options: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., parameters: _Optional[_Iterable[_Union[ParameterSpec, _Mapping]]] = ..., algorithm: _Optional[str] = ...) -> None: ...
 
+class ExponentialScale(_message.Message):
+    __slots__ = ("alpha", "cutoff")
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    CUTOFF_FIELD_NUMBER: _ClassVar[int]
+    alpha: float
+    cutoff: float
+    def __init__(self, alpha: _Optional[float] = ..., cutoff: _Optional[float] = ...) -> None: ...
+
+class StalenessScale(_message.Message):
+    __slots__ = ("inverse", "exponential")
+    INVERSE_FIELD_NUMBER: _ClassVar[int]
+    EXPONENTIAL_FIELD_NUMBER: _ClassVar[int]
+    inverse: bool
+    exponential: ExponentialScale
+    def __init__(self, inverse: bool = ..., exponential: _Optional[_Union[ExponentialScale, _Mapping]] = ...) -> None: ...
+
 class AsyncPolicy(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("staleness", "max_staleness")
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    staleness: StalenessScale
+    max_staleness: int
+    def __init__(self, staleness: _Optional[_Union[StalenessScale, _Mapping]] = ..., max_staleness: _Optional[int] = ...) -> None: ...
 
 class SyncPolicy(_message.Message):
-    __slots__ = ("workers",)
+    __slots__ = ("workers", "live", "quorum", "grace_seconds", "grace_auto", "round_seconds", "on_death")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    QUORUM_FIELD_NUMBER: _ClassVar[int]
+    GRACE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GRACE_AUTO_FIELD_NUMBER: _ClassVar[int]
+    ROUND_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ON_DEATH_FIELD_NUMBER: _ClassVar[int]
     workers: int
-    def __init__(self, workers: _Optional[int] = ...) -> None: ...
+    live: bool
+    quorum: int
+    grace_seconds: float
+    grace_auto: bool
+    round_seconds: float
+    on_death: OnDeath
+    def __init__(self, workers: _Optional[int] = ..., live: bool = ..., quorum: _Optional[int] = ..., grace_seconds: _Optional[float] = ..., grace_auto: bool = ..., round_seconds: _Optional[float] = ..., on_death: _Optional[_Union[OnDeath, str]] = ...) -> None: ...
+
+class BoundedPolicy(_message.Message):
+    __slots__ = ("staleness",)
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    staleness: int
+    def __init__(self, staleness: _Optional[int] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("sync",)
+    __slots__ = ("sync", "bounded")
     ASYNC_FIELD_NUMBER: _ClassVar[int]
     SYNC_FIELD_NUMBER: _ClassVar[int]
+    BOUNDED_FIELD_NUMBER: _ClassVar[int]
     sync: SyncPolicy
-    def __init__(self, sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., **kwargs) -> None: ...
+    bounded: BoundedPolicy
+    def __init__(self, sync: _Optional[_Union[SyncPolicy, _Mapping]] = ..., bounded: _Optional[_Union[BoundedPolicy, _Mapping]] = ..., **kwargs) -> None: ...
 
 class JobSpec(_message.Message):
     __slots__ = ("name", "algorithm", "defaults", "groups", "policy", "options", "ephemeral")

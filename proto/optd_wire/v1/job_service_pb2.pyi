@@ -184,6 +184,22 @@ class UpdateJobResponse(_message.Message):
     version: _job_pb2.JobVersion
     def __init__(self, options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
 
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("job", "policy")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    policy: _job_pb2.Policy
+    def __init__(self, job: _Optional[str] = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ...) -> None: ...
+
+class SetPolicyResponse(_message.Message):
+    __slots__ = ("policy", "version")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    policy: _job_pb2.Policy
+    version: _job_pb2.JobVersion
+    def __init__(self, policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...
+
 class WaitDurableRequest(_message.Message):
     __slots__ = ("job", "version")
     JOB_FIELD_NUMBER: _ClassVar[int]

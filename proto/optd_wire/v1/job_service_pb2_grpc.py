@@ -69,6 +69,11 @@ class JobServiceStub(object):
                 request_serializer=optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
                 _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/optd.v1.JobService/SetPolicy',
+                request_serializer=optd_dot_v1_dot_job__service__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_job__service__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
         self.WaitDurable = channel.unary_unary(
                 '/optd.v1.JobService/WaitDurable',
                 request_serializer=optd_dot_v1_dot_job__service__pb2.WaitDurableRequest.SerializeToString,
@@ -133,6 +138,13 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetPolicy(self, request, context):
+        """Replaces the policy of a job. The new one also decides about the pushes that wait for their round now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WaitDurable(self, request, context):
         """Waits until a version of the job is durable: written to disk, so that it survives a power cut. Has the server write
         it now. Fails with NOTHING_DURABLE on a server that keeps nothing. May be sent again after a lost answer.
@@ -178,6 +190,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.UpdateJob,
                     request_deserializer=optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
                     response_serializer=optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=optd_dot_v1_dot_job__service__pb2.SetPolicyRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_job__service__pb2.SetPolicyResponse.SerializeToString,
             ),
             'WaitDurable': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitDurable,
@@ -374,6 +391,33 @@ class JobService(object):
             '/optd.v1.JobService/UpdateJob',
             optd_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
             optd_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.JobService/SetPolicy',
+            optd_dot_v1_dot_job__service__pb2.SetPolicyRequest.SerializeToString,
+            optd_dot_v1_dot_job__service__pb2.SetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

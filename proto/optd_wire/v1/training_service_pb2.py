@@ -27,7 +27,7 @@ from optd_wire.v1 import option_pb2 as optd_dot_v1_dot_option__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptd/v1/training_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"\xeb\x02\n\nPushHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0c\x62\x61se_version\x18\x05 \x01(\x04\x12%\n\x07updates\x18\x06 \x03(\x0b\x32\x14.optd.v1.GroupUpdate\x12\x16\n\x0eknown_revision\x18\x07 \x01(\x04\x12\'\n\x06shared\x18\x08 \x01(\x0b\x32\x17.optd.v1.SharedGradient\x12\x13\n\x06weight\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_scale\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04loss\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06\x62\x65gins\x18\x0c \x01(\x08\x12\r\n\x05\x66lush\x18\r \x01(\x08\x12\r\n\x05norms\x18\x0e \x01(\x08\x12\x0f\n\x07\x64urable\x18\x0f \x01(\x08\x42\t\n\x07_weightB\r\n\x0b_loss_scaleB\x07\n\x05_loss\"C\n\x0eSharedGradient\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.optd.v1.FlatRange\"p\n\x08\x44\x65livery\x12\x0c\n\x04none\x18\x01 \x01(\x08\x12#\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x10\n\x08in_place\x18\x04 \x01(\x08\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\"2\n\rSharedWeights\x12\x0f\n\x07regions\x18\x01 \x03(\x04\x12\x10\n\x08in_place\x18\x02 \x01(\x08\"\xb3\x02\n\nPushResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12\x11\n\tstaleness\x18\x03 \x01(\x04\x12\x0e\n\x06repeat\x18\x04 \x01(\x08\x12&\n\x07options\x18\x05 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12\x13\n\x0b\x61\x63\x63umulated\x18\x06 \x01(\r\x12\x0f\n\x07skipped\x18\x07 \x01(\x08\x12\x12\n\nunfinished\x18\x08 \x01(\x08\x12\x0f\n\x07\x63lipped\x18\t \x01(\x08\x12\"\n\x05norms\x18\n \x03(\x0b\x32\x13.optd.v1.GroupNorms\x12,\n\teffective\x18\x0b \x03(\x0b\x32\x19.optd.v1.EffectiveOptions\"=\n\nGroupNorms\x12\r\n\x05group\x18\x01 \x01(\t\x12\x10\n\x08gradient\x18\x02 \x01(\x01\x12\x0e\n\x06update\x18\x03 \x01(\x01\"\xa0\x01\n\x10\x45\x66\x66\x65\x63tiveOptions\x12\r\n\x05group\x18\x01 \x01(\t\x12\x37\n\x07options\x18\x02 \x03(\x0b\x32&.optd.v1.EffectiveOptions.OptionsEntry\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\x81\x01\n\x0bPushRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"3\n\x0cPushResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushResult\"\xf1\x01\n\x0bPullRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1a\n\rknown_version\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0eknown_revision\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12#\n\x08\x64\x65livery\x18\x06 \x01(\x0b\x32\x11.optd.v1.Delivery\x12\x0e\n\x06groups\x18\x07 \x03(\t\x12\x12\n\nparameters\x18\x08 \x03(\t\x12\x0f\n\x07weights\x18\t \x01(\tB\x10\n\x0e_known_versionB\x11\n\x0f_known_revision\"\x98\x01\n\nPullResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x14\n\x0cnot_modified\x18\x02 \x01(\x08\x12&\n\x07options\x18\x03 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12&\n\x06shared\x18\x04 \x01(\x0b\x32\x16.optd.v1.SharedWeights\"S\n\x0cPullResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.optd.v1.PullResult\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"5\n\x07Release\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xc9\x01\n\x0bStepRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12#\n\x08\x64\x65livery\x18\x03 \x01(\x0b\x32\x11.optd.v1.Delivery\x12!\n\x07release\x18\x04 \x01(\x0b\x32\x10.optd.v1.Release\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\xa7\x01\n\x0cStepResponse\x12#\n\x06pushed\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushResult\x12#\n\x06pulled\x18\x02 \x01(\x0b\x32\x13.optd.v1.PullResult\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\x83\x01\n\x0fPullRowsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x0f\n\x07weights\x18\x06 \x01(\t\"Y\n\x10PullRowsResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame2\xfb\x01\n\x0fTrainingService\x12\x35\n\x04Push\x12\x14.optd.v1.PushRequest\x1a\x15.optd.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.optd.v1.PullRequest\x1a\x15.optd.v1.PullResponse0\x01\x12\x37\n\x04Step\x12\x14.optd.v1.StepRequest\x1a\x15.optd.v1.StepResponse(\x01\x30\x01\x12\x41\n\x08PullRows\x12\x18.optd.v1.PullRowsRequest\x1a\x19.optd.v1.PullRowsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptd/v1/training_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\"\xfd\x02\n\nPushHeader\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0c\x62\x61se_version\x18\x05 \x01(\x04\x12%\n\x07updates\x18\x06 \x03(\x0b\x32\x14.optd.v1.GroupUpdate\x12\x16\n\x0eknown_revision\x18\x07 \x01(\x04\x12\'\n\x06shared\x18\x08 \x01(\x0b\x32\x17.optd.v1.SharedGradient\x12\x13\n\x06weight\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nloss_scale\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04loss\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x0e\n\x06\x62\x65gins\x18\x0c \x01(\x08\x12\r\n\x05\x66lush\x18\r \x01(\x08\x12\r\n\x05norms\x18\x0e \x01(\x08\x12\x0f\n\x07\x64urable\x18\x0f \x01(\x08\x12\x10\n\x08\x66ragment\x18\x10 \x01(\rB\t\n\x07_weightB\r\n\x0b_loss_scaleB\x07\n\x05_loss\"C\n\x0eSharedGradient\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.optd.v1.FlatRange\"p\n\x08\x44\x65livery\x12\x0c\n\x04none\x18\x01 \x01(\x08\x12#\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x10\n\x08in_place\x18\x04 \x01(\x08\x12\x0f\n\x07\x63hanged\x18\x05 \x01(\x08\"2\n\rSharedWeights\x12\x0f\n\x07regions\x18\x01 \x03(\x04\x12\x10\n\x08in_place\x18\x02 \x01(\x08\"\xc3\x02\n\nPushResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x17\n\x0f\x61pplied_version\x18\x02 \x01(\x04\x12\x11\n\tstaleness\x18\x03 \x01(\x04\x12\x0e\n\x06repeat\x18\x04 \x01(\x08\x12&\n\x07options\x18\x05 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12\x13\n\x0b\x61\x63\x63umulated\x18\x06 \x01(\r\x12\x0f\n\x07skipped\x18\x07 \x01(\x08\x12\x12\n\nunfinished\x18\x08 \x01(\x08\x12\x0f\n\x07\x63lipped\x18\t \x01(\x08\x12\"\n\x05norms\x18\n \x03(\x0b\x32\x13.optd.v1.GroupNorms\x12,\n\teffective\x18\x0b \x03(\x0b\x32\x19.optd.v1.EffectiveOptions\x12\x0e\n\x06pushes\x18\x0c \x01(\r\"=\n\nGroupNorms\x12\r\n\x05group\x18\x01 \x01(\t\x12\x10\n\x08gradient\x18\x02 \x01(\x01\x12\x0e\n\x06update\x18\x03 \x01(\x01\"\xa0\x01\n\x10\x45\x66\x66\x65\x63tiveOptions\x12\r\n\x05group\x18\x01 \x01(\t\x12\x37\n\x07options\x18\x02 \x03(\x0b\x32&.optd.v1.EffectiveOptions.OptionsEntry\x1a\x44\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\"\x81\x01\n\x0bPushRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"3\n\x0cPushResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushResult\"\x97\x02\n\x0bPullRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1a\n\rknown_version\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0eknown_revision\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12#\n\x08\x64\x65livery\x18\x06 \x01(\x0b\x32\x11.optd.v1.Delivery\x12\x0e\n\x06groups\x18\x07 \x03(\t\x12\x12\n\nparameters\x18\x08 \x03(\t\x12\x0f\n\x07weights\x18\t \x01(\t\x12\x13\n\x0bmin_version\x18\n \x01(\x04\x12\x0f\n\x07wait_ms\x18\x0b \x01(\rB\x10\n\x0e_known_versionB\x11\n\x0f_known_revision\"\x98\x01\n\nPullResult\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x14\n\x0cnot_modified\x18\x02 \x01(\x08\x12&\n\x07options\x18\x03 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12&\n\x06shared\x18\x04 \x01(\x0b\x32\x16.optd.v1.SharedWeights\"S\n\x0cPullResponse\x12#\n\x06result\x18\x01 \x01(\x0b\x32\x13.optd.v1.PullResult\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"5\n\x07Release\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\xc9\x01\n\x0bStepRequest\x12#\n\x06header\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushHeader\x12\x0c\n\x04last\x18\x02 \x01(\x08\x12#\n\x08\x64\x65livery\x18\x03 \x01(\x0b\x32\x11.optd.v1.Delivery\x12!\n\x07release\x18\x04 \x01(\x0b\x32\x10.optd.v1.Release\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\xa7\x01\n\x0cStepResponse\x12#\n\x06pushed\x18\x01 \x01(\x0b\x32\x13.optd.v1.PushResult\x12#\n\x06pulled\x18\x02 \x01(\x0b\x32\x13.optd.v1.PullResult\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.Frame\"\x83\x01\n\x0fPullRowsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x0b\n\x03ids\x18\x04 \x01(\x0c\x12#\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x11.optd.v1.Encoding\x12\x0f\n\x07weights\x18\x06 \x01(\t\"Y\n\x10PullRowsResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\"Q\n\x14WatchVersionsRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x1a\n\rknown_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_known_version\"=\n\x15WatchVersionsResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion2\xcd\x02\n\x0fTrainingService\x12\x35\n\x04Push\x12\x14.optd.v1.PushRequest\x1a\x15.optd.v1.PushResponse(\x01\x12\x35\n\x04Pull\x12\x14.optd.v1.PullRequest\x1a\x15.optd.v1.PullResponse0\x01\x12\x37\n\x04Step\x12\x14.optd.v1.StepRequest\x1a\x15.optd.v1.StepResponse(\x01\x30\x01\x12\x41\n\x08PullRows\x12\x18.optd.v1.PullRowsRequest\x1a\x19.optd.v1.PullRowsResponse0\x01\x12P\n\rWatchVersions\x12\x1d.optd.v1.WatchVersionsRequest\x1a\x1e.optd.v1.WatchVersionsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,41 +37,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._loaded_options = None
   _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_PUSHHEADER']._serialized_start=107
-  _globals['_PUSHHEADER']._serialized_end=470
-  _globals['_SHAREDGRADIENT']._serialized_start=472
-  _globals['_SHAREDGRADIENT']._serialized_end=539
-  _globals['_DELIVERY']._serialized_start=541
-  _globals['_DELIVERY']._serialized_end=653
-  _globals['_SHAREDWEIGHTS']._serialized_start=655
-  _globals['_SHAREDWEIGHTS']._serialized_end=705
-  _globals['_PUSHRESULT']._serialized_start=708
-  _globals['_PUSHRESULT']._serialized_end=1015
-  _globals['_GROUPNORMS']._serialized_start=1017
-  _globals['_GROUPNORMS']._serialized_end=1078
-  _globals['_EFFECTIVEOPTIONS']._serialized_start=1081
-  _globals['_EFFECTIVEOPTIONS']._serialized_end=1241
-  _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._serialized_start=1173
-  _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._serialized_end=1241
-  _globals['_PUSHREQUEST']._serialized_start=1244
-  _globals['_PUSHREQUEST']._serialized_end=1373
-  _globals['_PUSHRESPONSE']._serialized_start=1375
-  _globals['_PUSHRESPONSE']._serialized_end=1426
-  _globals['_PULLREQUEST']._serialized_start=1429
-  _globals['_PULLREQUEST']._serialized_end=1670
-  _globals['_PULLRESULT']._serialized_start=1673
-  _globals['_PULLRESULT']._serialized_end=1825
-  _globals['_PULLRESPONSE']._serialized_start=1827
-  _globals['_PULLRESPONSE']._serialized_end=1910
-  _globals['_RELEASE']._serialized_start=1912
-  _globals['_RELEASE']._serialized_end=1965
-  _globals['_STEPREQUEST']._serialized_start=1968
-  _globals['_STEPREQUEST']._serialized_end=2169
-  _globals['_STEPRESPONSE']._serialized_start=2172
-  _globals['_STEPRESPONSE']._serialized_end=2339
-  _globals['_PULLROWSREQUEST']._serialized_start=2342
-  _globals['_PULLROWSREQUEST']._serialized_end=2473
-  _globals['_PULLROWSRESPONSE']._serialized_start=2475
-  _globals['_PULLROWSRESPONSE']._serialized_end=2564
-  _globals['_TRAININGSERVICE']._serialized_start=2567
-  _globals['_TRAININGSERVICE']._serialized_end=2818
+  _globals['_PUSHHEADER']._serialized_end=488
+  _globals['_SHAREDGRADIENT']._serialized_start=490
+  _globals['_SHAREDGRADIENT']._serialized_end=557
+  _globals['_DELIVERY']._serialized_start=559
+  _globals['_DELIVERY']._serialized_end=671
+  _globals['_SHAREDWEIGHTS']._serialized_start=673
+  _globals['_SHAREDWEIGHTS']._serialized_end=723
+  _globals['_PUSHRESULT']._serialized_start=726
+  _globals['_PUSHRESULT']._serialized_end=1049
+  _globals['_GROUPNORMS']._serialized_start=1051
+  _globals['_GROUPNORMS']._serialized_end=1112
+  _globals['_EFFECTIVEOPTIONS']._serialized_start=1115
+  _globals['_EFFECTIVEOPTIONS']._serialized_end=1275
+  _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._serialized_start=1207
+  _globals['_EFFECTIVEOPTIONS_OPTIONSENTRY']._serialized_end=1275
+  _globals['_PUSHREQUEST']._serialized_start=1278
+  _globals['_PUSHREQUEST']._serialized_end=1407
+  _globals['_PUSHRESPONSE']._serialized_start=1409
+  _globals['_PUSHRESPONSE']._serialized_end=1460
+  _globals['_PULLREQUEST']._serialized_start=1463
+  _globals['_PULLREQUEST']._serialized_end=1742
+  _globals['_PULLRESULT']._serialized_start=1745
+  _globals['_PULLRESULT']._serialized_end=1897
+  _globals['_PULLRESPONSE']._serialized_start=1899
+  _globals['_PULLRESPONSE']._serialized_end=1982
+  _globals['_RELEASE']._serialized_start=1984
+  _globals['_RELEASE']._serialized_end=2037
+  _globals['_STEPREQUEST']._serialized_start=2040
+  _globals['_STEPREQUEST']._serialized_end=2241
+  _globals['_STEPRESPONSE']._serialized_start=2244
+  _globals['_STEPRESPONSE']._serialized_end=2411
+  _globals['_PULLROWSREQUEST']._serialized_start=2414
+  _globals['_PULLROWSREQUEST']._serialized_end=2545
+  _globals['_PULLROWSRESPONSE']._serialized_start=2547
+  _globals['_PULLROWSRESPONSE']._serialized_end=2636
+  _globals['_WATCHVERSIONSREQUEST']._serialized_start=2638
+  _globals['_WATCHVERSIONSREQUEST']._serialized_end=2719
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_start=2721
+  _globals['_WATCHVERSIONSRESPONSE']._serialized_end=2782
+  _globals['_TRAININGSERVICE']._serialized_start=2785
+  _globals['_TRAININGSERVICE']._serialized_end=3118
 # @@protoc_insertion_point(module_scope)

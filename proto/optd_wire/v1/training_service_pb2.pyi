@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PushHeader(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins", "flush", "norms", "durable")
+    __slots__ = ("job", "worker", "epoch", "sequence", "base_version", "updates", "known_revision", "shared", "weight", "loss_scale", "loss", "begins", "flush", "norms", "durable", "fragment")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class PushHeader(_message.Message):
     FLUSH_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -41,7 +42,8 @@ class PushHeader(_message.Message):
     flush: bool
     norms: bool
     durable: bool
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ..., flush: bool = ..., norms: bool = ..., durable: bool = ...) -> None: ...
+    fragment: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., base_version: _Optional[int] = ..., updates: _Optional[_Iterable[_Union[_option_pb2.GroupUpdate, _Mapping]]] = ..., known_revision: _Optional[int] = ..., shared: _Optional[_Union[SharedGradient, _Mapping]] = ..., weight: _Optional[float] = ..., loss_scale: _Optional[float] = ..., loss: _Optional[float] = ..., begins: bool = ..., flush: bool = ..., norms: bool = ..., durable: bool = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class SharedGradient(_message.Message):
     __slots__ = ("whole", "ranges")
@@ -74,7 +76,7 @@ class SharedWeights(_message.Message):
     def __init__(self, regions: _Optional[_Iterable[int]] = ..., in_place: bool = ...) -> None: ...
 
 class PushResult(_message.Message):
-    __slots__ = ("version", "applied_version", "staleness", "repeat", "options", "accumulated", "skipped", "unfinished", "clipped", "norms", "effective")
+    __slots__ = ("version", "applied_version", "staleness", "repeat", "options", "accumulated", "skipped", "unfinished", "clipped", "norms", "effective", "pushes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     APPLIED_VERSION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +88,7 @@ class PushResult(_message.Message):
     CLIPPED_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
     EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
     version: _job_pb2.JobVersion
     applied_version: int
     staleness: int
@@ -97,7 +100,8 @@ class PushResult(_message.Message):
     clipped: bool
     norms: _containers.RepeatedCompositeFieldContainer[GroupNorms]
     effective: _containers.RepeatedCompositeFieldContainer[EffectiveOptions]
-    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., accumulated: _Optional[int] = ..., skipped: bool = ..., unfinished: bool = ..., clipped: bool = ..., norms: _Optional[_Iterable[_Union[GroupNorms, _Mapping]]] = ..., effective: _Optional[_Iterable[_Union[EffectiveOptions, _Mapping]]] = ...) -> None: ...
+    pushes: int
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., applied_version: _Optional[int] = ..., staleness: _Optional[int] = ..., repeat: bool = ..., options: _Optional[_Iterable[_Union[_option_pb2.GroupOptions, _Mapping]]] = ..., accumulated: _Optional[int] = ..., skipped: bool = ..., unfinished: bool = ..., clipped: bool = ..., norms: _Optional[_Iterable[_Union[GroupNorms, _Mapping]]] = ..., effective: _Optional[_Iterable[_Union[EffectiveOptions, _Mapping]]] = ..., pushes: _Optional[int] = ...) -> None: ...
 
 class GroupNorms(_message.Message):
     __slots__ = ("group", "gradient", "update")
@@ -143,7 +147,7 @@ class PushResponse(_message.Message):
     def __init__(self, result: _Optional[_Union[PushResult, _Mapping]] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision", "delivery", "groups", "parameters", "weights")
+    __slots__ = ("job", "worker", "epoch", "known_version", "known_revision", "delivery", "groups", "parameters", "weights", "min_version", "wait_ms")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +157,8 @@ class PullRequest(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    MIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
@@ -162,7 +168,9 @@ class PullRequest(_message.Message):
     groups: _containers.RepeatedScalarFieldContainer[str]
     parameters: _containers.RepeatedScalarFieldContainer[str]
     weights: str
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ...) -> None: ...
+    min_version: int
+    wait_ms: int
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., known_version: _Optional[int] = ..., known_revision: _Optional[int] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., groups: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., min_version: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class PullResult(_message.Message):
     __slots__ = ("version", "not_modified", "options", "shared")
@@ -247,3 +255,17 @@ class PullRowsResponse(_message.Message):
     version: _job_pb2.JobVersion
     rows: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.RowFrame]
     def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[_tensor_pb2.RowFrame, _Mapping]]] = ...) -> None: ...
+
+class WatchVersionsRequest(_message.Message):
+    __slots__ = ("job", "known_version")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    known_version: int
+    def __init__(self, job: _Optional[str] = ..., known_version: _Optional[int] = ...) -> None: ...
+
+class WatchVersionsResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: _job_pb2.JobVersion
+    def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ...) -> None: ...

@@ -54,6 +54,11 @@ class TrainingServiceStub(object):
                 request_serializer=optd_dot_v1_dot_training__service__pb2.PullRowsRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_training__service__pb2.PullRowsResponse.FromString,
                 _registered_method=True)
+        self.WatchVersions = channel.unary_stream(
+                '/optd.v1.TrainingService/WatchVersions',
+                request_serializer=optd_dot_v1_dot_training__service__pb2.WatchVersionsRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_training__service__pb2.WatchVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -63,8 +68,8 @@ class TrainingServiceServicer(object):
         """Pushes gradients and answers once they have become part of a step.
 
         Job, worker, epoch and sequence identify a push. The sequences of an epoch are 1, 2, 3, ... A push that is sent
-        again is applied once and gets the first reply, so after a lost answer send the same content under the same
-        sequence. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
+        again is applied once and gets the first reply, so after a lost answer send the same frames in the same order under
+        the same sequence: another content under a number that was applied fails with OTHER_PAYLOAD. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
 
         Frames may come in any number of messages and in any order. If several pushes make a step, they come in the order
         of group and offset, and the server reads each push when it is its turn. Together the frames of a push cover whole
@@ -79,7 +84,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Reads the weights of one version of the whole job.
+        """Reads the weights of one version of the whole job. On request waits until the job has come to a version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +101,19 @@ class TrainingServiceServicer(object):
 
     def PullRows(self, request, context):
         """Reads some rows of one parameter, all of one version, in the order of the request, which may repeat a row.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchVersions(self, request, context):
+        """Sends the version of a job at once, unless the caller knows it already, and then the newest one whenever it has
+        changed, until the caller ends the stream. Versions that follow each other quickly are left out: a stream gets at
+        most 200 messages a second, and all streams of a server together about 1000. A version that is lower than the one
+        before says that the job has gone back to it.
+
+        The stream ends with UNKNOWN_JOB when the job is deleted, and with SHUTTING_DOWN or JOB_RELOADS when the caller is
+        to open it again, with the last version as `known_version`. No lease is needed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +141,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.PullRows,
                     request_deserializer=optd_dot_v1_dot_training__service__pb2.PullRowsRequest.FromString,
                     response_serializer=optd_dot_v1_dot_training__service__pb2.PullRowsResponse.SerializeToString,
+            ),
+            'WatchVersions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchVersions,
+                    request_deserializer=optd_dot_v1_dot_training__service__pb2.WatchVersionsRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_training__service__pb2.WatchVersionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -233,6 +256,33 @@ class TrainingService(object):
             '/optd.v1.TrainingService/PullRows',
             optd_dot_v1_dot_training__service__pb2.PullRowsRequest.SerializeToString,
             optd_dot_v1_dot_training__service__pb2.PullRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/optd.v1.TrainingService/WatchVersions',
+            optd_dot_v1_dot_training__service__pb2.WatchVersionsRequest.SerializeToString,
+            optd_dot_v1_dot_training__service__pb2.WatchVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

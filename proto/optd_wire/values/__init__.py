@@ -41,7 +41,7 @@ from optd_wire.values.options import (
     Single,
 )
 from optd_wire.values.parameters import FlatRange, ParameterInfo, ParameterSpec
-from optd_wire.values.policies import Async, Policy, Sync
+from optd_wire.values.policies import Async, Bounded, Exponential, OnDeath, Policy, Sync
 from optd_wire.values.pushes import GroupNorms, PullResult, PushHeader, PushResult
 from optd_wire.values.shared_memory import SharedExtent, SharedGradient, SharedMemory, SharedSegment, SharedWeights
 from optd_wire.values.state import (
@@ -63,7 +63,9 @@ __all__ = [
     "AlgorithmInfo",
     "Async",
     "AverageInfo",
+    "Bounded",
     "EffectiveOptions",
+    "Exponential",
     "FieldStatistics",
     "FlatRange",
     "GradientSummary",
@@ -83,6 +85,7 @@ __all__ = [
     "JobVersion",
     "Limits",
     "Membership",
+    "OnDeath",
     "OptionChange",
     "OptionInfo",
     "OptionValue",

@@ -26,6 +26,7 @@ class PushHeader:
     flush: bool = False
     norms: bool = False
     durable: bool = False
+    fragment: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class PushResult:
 
     `options` is empty if the caller's known revision is current. `accumulated` counts the pushes that wait for a step
     of several pushes. A step is `skipped` because of a NaN, and `unfinished` if the algorithm needs loss and gradients
-    at the new weights. `applied_version` is 0 if a flush had nothing to flush.
+    at the new weights. `applied_version` is 0 if a flush had nothing to flush. `pushes` is how many pushes the round
+    had.
     """
 
     version: JobVersion
@@ -57,11 +59,17 @@ class PushResult:
     clipped: bool = False
     norms: tuple[GroupNorms, ...] = ()
     effective: tuple[EffectiveOptions, ...] = ()
+    pushes: int = 0
+
+    @property
+    def dropped(self) -> str:
+        """Why the gradient counts in no step; empty if it counts."""
+        return ""
 
     @property
     def nothing_pending(self) -> bool:
         """Whether this was a flush that had nothing to flush, so that there was no step."""
-        return self.applied_version == 0 and not self.skipped
+        return self.applied_version == 0 and not self.skipped and not self.dropped
 
     @property
     def norm(self) -> GroupNorms | None:

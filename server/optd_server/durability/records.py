@@ -14,7 +14,8 @@ from optd_server.store.gradients import Gradient
 from optd_wire.encodings.base import Buffer
 from optd_wire.frames import Frame, Outgoing, encode_in_parts
 from optd_wire.layout import lay_out
-from optd_wire.messages import from_message, policy_from_message, to_message
+from optd_wire.messages import from_message, to_message
+from optd_wire.policy_messages import policy_from_message
 from optd_wire.v1 import tensor_pb2
 from optd_wire.values import (
     WEIGHTS,
@@ -126,7 +127,17 @@ def _write_pushes(message: Any, event: events.Stepped | events.RoundAdded | even
 
 def _marks(message: Any) -> tuple[events.Mark, ...]:
     return tuple(
-        events.Mark(each.worker, each.epoch, each.sequence, each.staleness, each.known_revision, each.flush, each.norms)
+        events.Mark(
+            each.worker,
+            each.epoch,
+            each.sequence,
+            each.staleness,
+            each.known_revision,
+            each.flush,
+            each.norms,
+            each.checksum,
+            each.fragment,
+        )
         for each in message.pushes
     )
 

@@ -112,6 +112,7 @@ def create(event: Created) -> JobState:
         created_with=len(groups),
         ephemeral=spec.ephemeral,
         policy=event.policy,
+        first_policy=event.policy,
         groups=groups,
         weights=WeightSet.holding(event.weights),
         averages=averages,
@@ -145,14 +146,11 @@ def _stepped(state: JobState, event: Stepped, compute: Compute) -> Applying:
     state.gradients = _counted(state, event.nonfinite, clipped)
     state.version, state.weights, state.stepped_wall = version, into, event.wall
     _note(state, event.edits)
+    for fragment in {mark.fragment for mark in event.pushes} - {0}:
+        state.fragments.note(fragment, version)
+    pushes, unfinished, changed = len(event.pushes), not step.is_done, clipped.changed
     replies = [
-        _reply(
-            state,
-            mark,
-            unfinished=not step.is_done,
-            clipped=clipped.changed,
-            norms=norms if mark.norms else (),
-        )
+        _reply(state, mark, pushes, unfinished=unfinished, clipped=changed, norms=norms if mark.norms else ())
         for mark in event.pushes
     ]
     return Applied(tuple(replies), step.gradient, step.changes)
@@ -204,7 +202,9 @@ def _round_added(state: JobState, event: RoundAdded, compute: Compute) -> Applyi
     yield Work(groups.cost(groups.elements), work)
     _note(state, event.edits)
     state.gradients = _counted(state, event.nonfinite, None)
-    return Applied(tuple(_reply(state, mark, accumulated=accumulation.count) for mark in event.pushes))
+    return Applied(
+        tuple(_reply(state, mark, len(event.pushes), accumulated=accumulation.count) for mark in event.pushes)
+    )
 
 
 def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
@@ -213,13 +213,12 @@ def _skipped(state: JobState, event: Skipped, _: Compute) -> Applying:
     is_skipped = not event.nothing_pending
     counted = _counted(state, event.nonfinite, None)
     state.gradients = replace(counted, skipped_steps=counted.skipped_steps + is_skipped)
-    pending = state.accumulation.count
-    return Applied(
-        tuple(
-            _reply(state, mark, accumulated=pending, skipped=is_skipped, nothing_pending=event.nothing_pending)
-            for mark in event.pushes
-        )
-    )
+    pushes, pending, nothing = len(event.pushes), state.accumulation.count, event.nothing_pending
+    replies = [
+        _reply(state, mark, pushes, accumulated=pending, skipped=is_skipped, nothing_pending=nothing)
+        for mark in event.pushes
+    ]
+    return Applied(tuple(replies))
     yield  # makes it a generator, as all handlers are
 
 
@@ -243,6 +242,7 @@ def _counted(state: JobState, nonfinite: Iterable[NonfiniteEntries], clipped: Cl
 def _reply(
     state: JobState,
     mark: Mark,
+    pushes: int,
     *,
     accumulated: int = 0,
     skipped: bool = False,
@@ -251,7 +251,7 @@ def _reply(
     clipped: bool = False,
     norms: tuple[GroupNorms, ...] = (),
 ) -> PushResult:
-    """Return the reply to a push that the event settles, and store it in the worker's mark."""
+    """Return the reply to one of the `pushes` that the event settles, and store it in the worker's mark."""
     groups = state.groups
     is_part_of_next = bool(accumulated and not skipped)
     reply = PushResult(
@@ -266,8 +266,9 @@ def _reply(
         clipped=clipped,
         norms=norms,
         effective=groups.in_force.scheduled(state.version),
+        pushes=pushes,
     )
-    state.members.mark(mark.worker, mark.epoch, mark.sequence, reply)
+    state.members.mark(mark.worker, mark.epoch, mark.sequence, mark.checksum, reply)
     state.applied_pushes += not (skipped or mark.flush)
     return reply
 

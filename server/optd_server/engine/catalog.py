@@ -361,6 +361,11 @@ class Catalog:
             name = next(iter(self._last_epochs))
             self._forgotten_epoch = max(self._forgotten_epoch, self._last_epochs.pop(name))
 
+    def end_version_waits(self, error: OptdError) -> None:
+        """Answer every reader that waits for a version with `error`."""
+        for job in self._jobs.values():
+            job.version_waits.close(error)
+
     def refuse_waiting(self, error: OptdError) -> None:
         """Answer every push that is waiting for its round with `error`."""
         for job in self._jobs.values():

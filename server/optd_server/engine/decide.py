@@ -7,6 +7,7 @@ from optd_server.engine.membership.members import Member
 from optd_server.engine.options.history import Origin, changes_of_group, changes_of_job, origins
 from optd_server.engine.options.job_options import plan_update
 from optd_server.engine.state import JobState
+from optd_server.engine.step.staleness import check_staleness as check_limit
 from optd_wire.errors import FutureVersion, InvalidRequest, LossMissing, SequenceGap, StaleEvaluation
 from optd_wire.values import GroupUpdate, JobUpdate, PushHeader, PushResult
 
@@ -34,6 +35,16 @@ def check_base(state: JobState, header: PushHeader) -> None:
         raise FutureVersion(
             worker=header.worker, base_version=header.base_version, job=state.name, version=state.version
         )
+
+
+def staleness_of(state: JobState, header: PushHeader) -> int:
+    """Return how many steps a push's part of the model has had since the version of its gradient."""
+    return state.fragments.since(header.fragment, header.base_version, state.version)
+
+
+def check_staleness(state: JobState, header: PushHeader) -> None:
+    """Raise `StaleGradient` if a gradient is staler than the policy allows."""
+    check_limit(state.policy, header, staleness_of(state, header), state.version)
 
 
 def check_evaluation(state: JobState, header: PushHeader) -> None:
@@ -84,14 +95,16 @@ def job_edits(state: JobState, update: JobUpdate, origin: Origin) -> OptionEdits
     return OptionEdits((), planned, tuple(changes_of_job(state.options, planned, origin)))
 
 
-def mark_of(state: JobState, header: PushHeader, *, tells_norms: bool) -> Mark:
-    """Return the mark of a push that an event settles at the state's version."""
+def mark_of(state: JobState, header: PushHeader, checksum: int, *, tells_norms: bool) -> Mark:
+    """Return the mark of a push that an event settles at the state's version; `checksum` is that of its content."""
     return Mark(
         header.worker,
         header.epoch,
         header.sequence,
-        max(0, state.version - header.base_version),
+        staleness_of(state, header),
         header.known_revision,
         header.flush,
         tells_norms or header.norms,
+        checksum,
+        header.fragment,
     )

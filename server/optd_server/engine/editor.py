@@ -71,21 +71,25 @@ class JobEditor:
         await self.fold.durable()
         return found
 
-    async def set_policy(self, policy: Policy) -> None:
-        """Replace the policy. The new one also decides about the pushes that are waiting now.
+    async def set_policy(self, policy: Policy) -> tuple[Policy, JobVersion]:
+        """Replace the policy, and return it. The new one also decides about the pushes that are waiting now.
 
         Raise `InvalidPolicy` or `MemoryExceeded`.
         """
 
-        async def action() -> None:
-            decider = decider_of(policy)
+        async def action() -> tuple[Policy, JobVersion]:
+            if policy == self._state.policy:
+                return policy, self._state.job_version  # a repeated call must not end the open round's grace window
+            decider = decider_of(policy, self._state.version)
             with self.memory.with_policy(decider):
                 await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)
             self.pushes.exchange(decider, self.leases.holders())
+            return policy, self._state.job_version
 
-        await self.writer.run(action)
+        found = await self.writer.run(action)
         await self.fold.durable()
+        return found
 
     def existing_group(self, spec: GroupSpec) -> GroupInfo | None:
         """Return the group that `spec` adds if the job already has it; raise `JobMismatch` if it differs."""

@@ -46,6 +46,10 @@ class Mark:
     flush: bool = False
     norms: bool = False
     """Whether the reply carries norms."""
+    checksum: int = 0
+    """That of the push's content; see `rounds/digest.py`. 0: unknown."""
+    fragment: int = 0
+    """The part of the model that the push is of; 0: the whole model."""
 
 
 @dataclass(frozen=True, slots=True)

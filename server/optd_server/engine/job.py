@@ -28,6 +28,7 @@ from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.engine.rounds.push import GradientSource
 from optd_server.engine.sharing import Share, Sharing
 from optd_server.engine.state import JobState
+from optd_server.engine.version_waits import VersionWaits
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
 from optd_server.store.gradients import Slots
@@ -70,7 +71,7 @@ class Job:
         clock: Clock,
         lease_seconds: float,
     ) -> None:
-        policy = decider_of(state.policy)
+        policy = decider_of(state.policy, state.version)
         self.state = state
         self.closed = asyncio.Event()
         self.rejections = Rejections()
@@ -80,6 +81,7 @@ class Job:
         self.gradient_reads = GradientReads()
         self.memory = JobMemory(state, policy, memory, reservation)
         self.fold = Fold(state, self.snapshots, log, position, offload)
+        self.version_waits = VersionWaits(self.fold)
         self.offload = offload
         self.sharing = Sharing(state, self.snapshots, self.gradient_reads, self.leases, memory)
         self.prefaulting = Prefaulting(state, self.snapshots, self.slots, self.memory, offload)
@@ -249,7 +251,7 @@ class Job:
 
         def check() -> None:
             if spec is not None:
-                check_same(spec, self.info(), self.state.created_with)
+                check_same(spec, self.info(), self.state.created_with, self.state.first_policy)
 
         member = await self.workers.join(name, check, resumes_epoch=resumes_epoch, session_id=session_id)
         if not self.closed.is_set():
@@ -365,6 +367,7 @@ class Job:
         """End everything that waits, and with it the writer. Only the caller may take events after that."""
         gone = UnknownJob(job=self.name) if gone is None else gone
         self.closed.set()
+        self.version_waits.close(gone)
         self.pushes.close(gone)
         self.snapshots.close(gone)
         await self._writer.close(gone)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from optd_server.engine.events import OptionEdits
-from optd_server.engine.memory import Memory, Reservation, job_bytes
+from optd_server.engine.memory import Memory, Reservation, job_bytes, waiting_bytes
 from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.job_options import gradients_kept
@@ -29,8 +29,8 @@ class Room(Protocol):
         """How many gradients, complete or still arriving, are kept at once."""
 
     @property
-    def most(self) -> int:
-        """The largest number of pushes in one step."""
+    def planned(self) -> int:
+        """For how many pushes that are held memory is planned: one message each."""
 
 
 def planned_bytes(spec: JobSpec, room: Room, memory: Memory) -> int:
@@ -39,7 +39,7 @@ def planned_bytes(spec: JobSpec, room: Room, memory: Memory) -> int:
     options = resolve_job_options(spec.options)
     return job_bytes(
         room.slots,
-        room.most,
+        room.planned,
         [lay_out(group.parameters) for group in spec.groups],
         [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
         memory.message_bytes,
@@ -57,6 +57,7 @@ class JobMemory:
         self._state = state
         self._memory = memory
         self._reservation = reservation
+        self._held = Reservation(f"what pushes of job {state.name!r} hold while they wait")
 
     @property
     def bytes(self) -> int:
@@ -70,6 +71,7 @@ class JobMemory:
     def release(self) -> None:
         """End the reservation."""
         self._memory.release(self._reservation)
+        self._memory.release(self._held)
 
     def check_group(self, spec: GroupSpec) -> None:
         """Raise `MemoryExceeded` if a new group would not fit."""
@@ -142,6 +144,14 @@ class JobMemory:
         if more > 0:
             self._memory.check(self._reservation, self._reservation.bytes + more)
 
+    def hold(self, size: int) -> None:
+        """Reserve memory for pushes that wait with `size` bytes in total; raise `MemoryExceeded`.
+
+        The job's reservation already covers one message of each push that is planned for.
+        """
+        planned = waiting_bytes(self._room.planned, self._state.groups.layouts, self._memory.message_bytes)
+        self._memory.reserve(self._held, max(0, size - planned))
+
     def _changed(self, changes: Iterable[tuple[int, GroupOptions]]) -> list[GroupOptions]:
         options = list(self._state.groups.options)
         for index, changed in changes:
@@ -169,7 +179,7 @@ class JobMemory:
     def _total(self, layouts: Sequence[GroupLayout], states: Sequence[int], options: JobOptions) -> int:
         return job_bytes(
             self._room.slots,
-            self._room.most,
+            self._room.planned,
             layouts,
             states,
             self._memory.message_bytes,

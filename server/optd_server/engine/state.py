@@ -10,6 +10,7 @@ from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import OptionHistory
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
+from optd_server.engine.step.staleness import FragmentSteps
 from optd_server.optim.iterative import Searches
 from optd_server.store.versions import WeightSet
 from optd_wire.values import GradientSummary, JobOptions, JobVersion, Policy
@@ -29,6 +30,8 @@ class JobState:
     ephemeral: bool
     """Whether the job ends with its workers."""
     policy: Policy
+    first_policy: Policy
+    """The policy that it was created with. Workers that name this one may join even if it has another one now."""
 
     version: int = 0
     """How many steps have been applied."""
@@ -49,6 +52,9 @@ class JobState:
     """The rounds that are added up for the next step."""
     search: Searches = field(default_factory=Searches)
     """The unfinished step of an iterative algorithm, if there is one."""
+
+    fragments: FragmentSteps = field(default_factory=FragmentSteps)
+    """If parts of the model are pushed in turns: the versions of their last steps."""
 
     options: JobOptions
     """The options of the job as a whole."""
@@ -80,6 +86,7 @@ class JobState:
             search=Searches(self.search.state),
             history=self.history.copy(),
             members=self.members.copy(),
+            fragments=self.fragments.copy(),
         )
 
     def release_all(self) -> None:

@@ -123,6 +123,7 @@ class Server:
         """Refuse new calls, give running ones up to `grace_seconds` to finish, then cancel them."""
         # First, so that no call begins after the health service has said NOT_SERVING.
         self._calls.stop()
+        self._catalog.end_version_waits(ShuttingDown())
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         stopping = asyncio.ensure_future(self._server.stop(grace_seconds))
         # A push that still waits for others now waits in vain, because no further call is accepted.

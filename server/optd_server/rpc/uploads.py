@@ -34,17 +34,6 @@ async def receive(
             raise InvalidRequest(problem="only the first message of an upload may hold more than frames")
 
 
-async def skip(requests: RequestStream, first: Any) -> None:
-    """Read an upload to its end and discard it, so that the stream is ready for the next one."""
-    message = first
-    while not message.last:
-        request = await requests.next()
-        if request is None:
-            return
-        message, _ = request
-    requests.give_back()
-
-
 def offloaded(write: Callable[[Sequence[Frame]], None], offload: Offload) -> Write:
     """Return a coroutine function that calls `write`, in another thread if the frames are large."""
 

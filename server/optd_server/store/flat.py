@@ -1,6 +1,7 @@
 """Flat buffers: one array for each slab of each extent, and a sink that writes frames into them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,17 +91,46 @@ class FlatBuffers:
             yield from slabs
 
 
-class FrameSink:
-    """Writes frames of one field into flat buffers and records which elements have been written.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A frame, and where its elements lie."""
 
-    `groups` are the names of the buffers' groups, and `first_group` is the index by which frames address the first of
-    them. Not thread-safe: one frame at a time.
+    frame: Frame
+    extent: int
+    slab: int
+    start: int
+
+
+class FrameClaims:
+    """Finds the places of the frames of one field, and records which elements they have.
+
+    `groups` are the names of the groups in `extents`, and `first_group` is the index by which frames address the first
+    of them.
     """
 
-    def __init__(self, buffers: FlatBuffers, field: str, groups: Sequence[str], *, first_group: int = 0) -> None:
-        self.buffers = buffers
-        self.ledger = Ledger(buffers.extents, field, groups, first_group=first_group)
+    def __init__(self, extents: tuple[Extent, ...], field: str, groups: Sequence[str], *, first_group: int = 0) -> None:
+        self.ledger = Ledger(extents, field, groups, first_group=first_group)
         self._field = field
+
+    def place(self, frame: Frame) -> tuple[int, int, int]:
+        """Mark the elements of a frame as written; return the indices of extent and slab, and of its first element.
+
+        Raises `InvalidRequest` for a frame of another field or in an encoding that cannot carry it, and whatever
+        `Ledger.claim` raises.
+        """
+        if frame.field not in ("", self._field):
+            raise InvalidRequest(problem=f"a frame of field {frame.field!r} in an upload of {self._field!r}")
+        if self._field != GRADIENT and not frame.encoding.carries_weights:
+            raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
+        return self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
+
+
+class FrameSink(FrameClaims):
+    """Writes frames of one field into flat buffers. Not thread-safe: one frame at a time."""
+
+    def __init__(self, buffers: FlatBuffers, field: str, groups: Sequence[str], *, first_group: int = 0) -> None:
+        super().__init__(buffers.extents, field, groups, first_group=first_group)
+        self.buffers = buffers
 
     def write_all(self, frames: Iterable[Frame]) -> None:
         """Write frames in order; raise what `claim` raises, and then write neither that frame nor later ones."""
@@ -109,21 +139,9 @@ class FrameSink:
             frame.decode_into(self.claim(frame))
 
     def claim(self, frame: Frame) -> Array:
-        """Mark the elements that a frame addresses as written, and return them.
-
-        Raises `InvalidRequest` for a frame of another field or in an encoding that cannot carry it, and whatever
-        `Ledger.claim` raises.
-        """
+        """Mark the elements that a frame addresses as written, and return them; raise what `place` raises."""
         extent, slab, start = self.place(frame)
         return self.buffers.slabs[extent][slab][start : start + frame.count]
-
-    def place(self, frame: Frame) -> tuple[int, int, int]:
-        """Like `claim`, but return the indices of the extent, of the slab and of the first element in the slab."""
-        if frame.field not in ("", self._field):
-            raise InvalidRequest(problem=f"a frame of field {frame.field!r} in an upload of {self._field!r}")
-        if self._field != GRADIENT and not frame.encoding.carries_weights:
-            raise InvalidRequest(problem=f"{self._field} cannot be sent in encoding {frame.encoding.name}")
-        return self.ledger.claim(frame.group, frame.offset, frame.count, _only_dtype(frame.encoding))
 
 
 def _only_dtype(encoding: Encoding) -> np.dtype[Any] | None:

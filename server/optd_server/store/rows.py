@@ -121,13 +121,9 @@ class RowSums:
         `accept` prepares the values for the sum, or refuses them; without it all values must be finite. Raises
         `InvalidRequest`, `DtypeMismatch`, or whatever the frame's own check or `accept` raises, and then adds nothing.
         """
+        table_of(self._extents, frame)
         place = _place_of(self._extents, frame)
-        frame.check(place.name, place.rows, place.columns)
-        dtype = DTYPES[COMPUTED[place.dtype]]
-        if not frame.encoding.converts and not frame.encoding.keeps(dtype):
-            got = frame.encoding.name
-            raise DtypeMismatch(what=GRADIENT, parameter=place.name, expected=dtype.name, got=got)
-        values = np.empty((frame.count, place.columns), dtype)
+        values = np.empty((frame.count, place.columns), DTYPES[COMPUTED[place.dtype]])
         frame.decode_into(values)
         ids = frame.ids.astype(np.int64)
         (accept or check_finite)(place, ids, values)
@@ -227,6 +223,17 @@ def place_of(extents: tuple[Extent, ...], group: int, parameter: int) -> RowPlac
     if isinstance(place, str):
         raise InvalidRequest(problem=f"parameter {place!r} has no rows, as its shape is ()")
     return place
+
+
+def table_of(extents: tuple[Extent, ...], frame: RowFrame) -> RowPlace:
+    """Check a frame against its parameter, and return the parameter's `whole` place; raise what `RowSums.add` does."""
+    place = _place_of(extents, frame)
+    frame.check(place.name, place.rows, place.columns)
+    dtype = DTYPES[COMPUTED[place.dtype]]
+    if not frame.encoding.converts and not frame.encoding.keeps(dtype):
+        got = frame.encoding.name
+        raise DtypeMismatch(what=GRADIENT, parameter=place.name, expected=dtype.name, got=got)
+    return place.whole
 
 
 def _place_of(extents: tuple[Extent, ...], frame: RowFrame) -> RowPlace:

@@ -46,9 +46,6 @@ class Upload:
     async def receive(self, write):
         await write(self.frames)
 
-    async def skip(self):
-        self.frames = []
-
     def park(self):
         pass
 

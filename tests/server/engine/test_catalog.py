@@ -70,7 +70,7 @@ def test_a_job_that_does_not_fit_is_refused_before_anything_is_allocated(play):
 @pytest.mark.parametrize("workers", [0, 4097])
 def test_a_job_whose_policy_is_none_is_refused_before_anything_is_allocated(play, workers):
     async def scenario(engine):
-        says = rf"workers must be in \[1, 4096\], got {workers}"
+        says = rf"workers must be in \[1, 4096\] or 'live', got {workers}"
         wrong = replace(spec(), policy=Sync(workers))
         with pytest.raises(errors.InvalidPolicy, match=says):
             engine.catalog.upload(wrong).__enter__()

@@ -52,7 +52,7 @@ def test_pushes_that_are_skipped_give_their_room_back(play):
         for sequence in range(1, 8):
             result = await engine.push(job, "a", sequence, value=np.nan)
             assert (result.skipped, result.applied_version, result.repeat) == (True, 0, False)
-        assert (await engine.push(job, "a", 7)).skipped  # which a repeat is told, too
+        assert (await engine.push(job, "a", 7, value=np.nan)).skipped  # which a repeat is told, too
         assert (await engine.push(job, "a", 8)).applied_version == 1
         summary = job.summary()
         assert (summary.pushes, summary.gradients.skipped_steps, summary.gradients.nonfinite) == (1, 7, 28)
@@ -79,7 +79,7 @@ def test_a_push_that_is_added_up_counts_once(play):
         await job.join("a", None)
         await job.editor.update_job(JobUpdate("job", {"accumulate": 2}))
         first = await engine.push(job, "a", 1, value=1.0)
-        again = await engine.push(job, "a", 1, value=9.0)
+        again = await engine.push(job, "a", 1, value=1.0)
         assert (first.accumulated, first.repeat, again.accumulated, again.repeat) == (1, False, 1, True)
         assert weights(job)[0] == [0.0] * 4
         assert (await engine.push(job, "a", 2, value=2.0)).applied_version == 1

@@ -1,5 +1,7 @@
 """Flushes among pushes that break off, wait and come again, where it takes a service driven by hand to see it."""
 
+import asyncio
+
 import numpy as np
 from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle, stepped, until
 
@@ -36,9 +38,6 @@ class _Nothing:
     async def receive(self, write) -> None:
         await write([])
 
-    async def skip(self) -> None:
-        pass
-
     def park(self) -> None:
         pass
 
@@ -69,24 +68,34 @@ def test_a_push_that_waits_for_another_round_does_not_get_into_one_that_flushes(
     async def scenario(rounds: Rounds) -> None:
         await rounds.join("a", "b", "c", "d", "e")
         gradient = random_arrays(1)
+        snapshots, held = rounds.job.snapshots, []
+        for number in range(2):
+            held.append(snapshots.hold())
+            await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})
+        held.append(snapshots.hold())
         running = [rounds.upload("a"), rounds.upload("b")]
-        await settle()
+        for upload in running:
+            upload.send_all(rounds.messages(gradient))
+        await until(lambda: snapshots.wanted)
         left, waiting = rounds.upload("c"), rounds.upload("d")
-        await settle()
-        await rounds.leave("c")
+        for upload in (left, waiting):
+            upload.send_all(rounds.messages(gradient))
+        await until(lambda: not rounds.job.pushes.waiting.pushes)
+        leaving = asyncio.create_task(rounds.leave("c"))
         assert isinstance(await left.error(), errors.PushWithdrawn)
         flush = rounds.upload("e", last=True, flush=True)
         await until(lambda: rounds.job.pushes.waiting.waits("e"))
+        for snapshot in held:
+            snapshots.release(snapshot)
         for upload in running:
-            upload.send_all(rounds.messages(gradient))
-        for upload in running:
-            assert (await upload).result.applied_version == 1
+            assert (await upload).result.applied_version == 3
+        await leaving
         error = await waiting.error()
         assert "worker 'e' waits for its round with a flush, and worker 'd' brings gradients" in str(error)
         await rounds.join("c")
         partner = rounds.upload("c", last=True, flush=True)
         assert [(await each).result.applied_version for each in (flush, partner)] == [0, 0]
-        assert rounds.version == 1
+        assert rounds.version == 3
 
     play(scenario, 2)
 

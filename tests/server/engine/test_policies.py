@@ -1,6 +1,6 @@
-"""Policies, without an event loop: what happens goes in, decisions come out.
+"""Policies, without an event loop: whatever happens in whatever order, all of them keep the promises of `Policy`.
 
-Tables show what each policy does; whatever happens in whatever order, all of them keep the promises of `Policy`.
+What each of them decides is in `test_policy_tables.py`.
 """
 
 import pytest
@@ -8,136 +8,108 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optd_server.engine.rounds.policies.base import (
-    Decision,
     HoldPush,
+    LeaveOut,
     MakeStep,
+    Offer,
     PushId,
     RefusePush,
     WakeAt,
 )
+from optd_server.engine.rounds.policies.grace import FEWEST, Grace
 from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_wire.errors import InvalidPolicy
-from optd_wire.values import Async, JobSpec, Policy, Sync
+from optd_wire.values import Async, Bounded, Exponential, JobSpec, Policy, Sync
 
-POLICIES = [Async(), Sync(1), Sync(2), Sync(3), Sync(5)]
+POLICIES = [
+    Async(),
+    Bounded(0),
+    Bounded(2),
+    Sync(1),
+    Sync(2),
+    Sync(3),
+    Sync(5),
+    Sync("live"),
+    Sync("live", quorum=2, grace=1.5),
+    Sync(4, quorum=2),
+    Sync(4, quorum=2, grace="auto"),
+    Sync(4, quorum=3, grace=2.0, round_seconds=5.0, on_death="continue"),
+    Sync(3, round_seconds=3.0),
+    Sync(3, on_death="continue"),
+    Sync(3, on_death="fail"),
+    Sync("live", on_death="fail"),
+]
 WORKERS = "abcdef"
 
 
-def push(worker: str, sequence: int = 1, epoch: int = 1) -> PushId:
-    return PushId(worker, epoch, sequence)
-
-
-def step(*workers: str) -> MakeStep:
-    return MakeStep(tuple(push(worker) for worker in workers))
-
-
-def hold(worker: str, missing: int) -> HoldPush:
-    return HoldPush(push(worker), f"pushes of {missing} more worker{'s' if missing > 1 else ''}")
-
-
-# Tables: what happens, and what is decided
-
-TABLES: dict[str, tuple[Policy, list[tuple[str, str, list[Decision]]]]] = {
-    "async makes a step of every push": (
-        Async(),
-        [
-            ("offered", "b", [step("b")]),
-            ("offered", "a", [step("a")]),
-            ("arrived", "b", []),
-            ("expired", "b", []),
-            ("offered", "c", [step("c")]),
-        ],
-    ),
-    "sync of one worker makes a step of every push": (
-        Sync(1),
-        [("offered", "a", [step("a")]), ("offered", "b", [step("b")])],
-    ),
-    "sync makes a step of a round, in the order of names": (
-        Sync(3),
-        [
-            ("offered", "c", [hold("c", 2)]),
-            ("offered", "a", [hold("a", 1)]),
-            ("offered", "b", [step("a", "b", "c")]),
-        ],
-    ),
-    "whatever the order of arrival": (
-        Sync(3),
-        [
-            ("offered", "b", [hold("b", 2)]),
-            ("offered", "c", [hold("c", 1)]),
-            ("offered", "a", [step("a", "b", "c")]),
-        ],
-    ),
-    "a push that comes while its round is received belongs to the next one": (
-        Sync(2),
-        [
-            ("offered", "a", [hold("a", 1)]),
-            ("offered", "b", [step("a", "b")]),
-            ("offered", "b", [hold("b", 1)]),
-            ("arrived", "a", []),
-            ("offered", "c", [step("b", "c")]),
-        ],
-    ),
-    "a push that is withdrawn counts no more, and its worker counts again": (
-        Sync(2),
-        [
-            ("offered", "a", [hold("a", 1)]),
-            ("withdrawn", "a", []),
-            ("offered", "b", [hold("b", 1)]),
-            ("offered", "a", [step("a", "b")]),
-        ],
-    ),
-    "workers that come and go make no difference to a round": (
-        Sync(2),
-        [
-            ("joined", "a", []),
-            ("joined", "b", []),
-            ("joined", "c", []),
-            ("offered", "a", [hold("a", 1)]),
-            ("left", "b", []),
-            ("expired", "c", []),
-            ("tick", "", []),
-            ("offered", "d", [step("a", "d")]),
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize(("policy", "rows"), TABLES.values(), ids=TABLES)
-def test_what_is_decided(policy, rows):
+@pytest.mark.parametrize(
+    ("policy", "slots", "most", "planned"),
+    [
+        (Async(), 4, 1, 1),
+        (Bounded(3), 4, 1, 1),
+        (Sync(1), 1, 1, 1),
+        (Sync(8), 1, 8, 8),
+        (Sync(4096), 1, 4096, 4096),
+        (Sync("live"), 1, 4096, 1),
+    ],
+)
+def test_what_memory_is_planned_for(policy, slots, most, planned):
     decider = decider_of(policy)
-    for number, (event, worker, expected) in enumerate(rows):
-        found = list(happens(decider, event, worker, float(number)))
-        assert found == expected, f"row {number}: {event} {worker}"
-
-
-def happens(decider, event, worker, now):
-    match event:
-        case "offered" | "arrived" | "withdrawn":
-            return getattr(decider, event)(push(worker), now)
-        case "tick":
-            return decider.tick(now)
-        case _:
-            return getattr(decider, event)(worker, now)
+    assert (decider.slots, decider.most, decider.planned) == (slots, most, planned)
 
 
 @pytest.mark.parametrize(
-    ("policy", "slots", "most"), [(Async(), 4, 1), (Sync(1), 1, 1), (Sync(8), 1, 8), (Sync(4096), 1, 4096)]
+    ("policy", "says"),
+    [
+        (Sync(-1), r"policy sync: workers must be in \[1, 4096\] or 'live', got -1"),
+        (Sync(0), "got 0"),
+        (Sync(4097), "got 4097"),
+        (Sync(4, quorum=0), r"quorum must be in \[1, 4\], got 0"),
+        (Sync(4, quorum=5), "got 5"),
+        (Sync("live", quorum=0), r"\[1, 4096\]"),
+        (Sync(4, grace=1.0), "there is no quorum; got grace 1.0"),
+        (Sync(4, quorum=2, grace=-1.0), r"grace must be in \[0, inf\) seconds or 'auto', got -1"),
+        (Sync(4, quorum=2, grace=float("nan")), "got nan"),
+        (Sync(4, round_seconds=0.0), r"round_seconds must be in \(0, inf\), got 0"),
+        (Sync("live", on_death="wait"), "on_death must be 'continue' or 'fail' if workers is 'live', got 'wait'"),
+        (Async(Exponential(-1.0)), r"policy async: alpha of staleness must be in \[0, inf\), got -1"),
+        (Async(Exponential(0.1, 0.0)), r"cutoff of staleness must be in \(0, inf\), got 0"),
+    ],
 )
-def test_what_memory_is_planned_for(policy, slots, most):
-    decider = decider_of(policy)
-    assert (decider.slots, decider.most) == (slots, most)
-
-
-@pytest.mark.parametrize("workers", [-1, 0, 4097])
-def test_a_number_of_workers_out_of_range_is_named_with_its_bound(workers):
-    with pytest.raises(InvalidPolicy, match=rf"workers must be in \[1, 4096\], got {workers}"):
-        decider_of(Sync(workers))
+def test_a_setting_out_of_range_is_named_with_its_bound(policy, says):
+    with pytest.raises(InvalidPolicy, match=says):
+        decider_of(policy)
 
 
 def test_a_job_whose_creator_names_no_policy_is_async():
     assert policy_of(JobSpec("job", "sgd", {}, ())) == Async()
     assert policy_of(JobSpec("job", "sgd", {}, (), Sync(2))) == Sync(2)
+
+
+# The grace window
+
+
+def test_a_window_that_adapts_follows_the_arrivals_and_ignores_a_straggler():
+    grace = Grace("auto")
+    for _ in range(FEWEST - 1):
+        grace.note(1.0)
+    assert grace.seconds is None
+    for delay in (0.9, 1.1, 1.0, 1.0, 60.0):
+        grace.note(delay)
+    assert grace.seconds is not None
+    assert 1.0 <= grace.seconds < 2.0
+    for _ in range(64):
+        grace.note(20.0)
+    assert grace.seconds is not None
+    assert grace.seconds >= 20.0, "late gradients make a window that is too short longer"
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 0.0), (0.0, 0.0), (2.5, 2.5)])
+def test_a_fixed_window_stays(given, seconds):
+    grace = Grace(given)
+    for _ in range(10):
+        grace.note(9.0)
+    assert grace.seconds == seconds
 
 
 # Whatever happens
@@ -150,14 +122,22 @@ class Shell:
         self.policy = policy
         self.decider = decider_of(policy)
         self.now = 0.0
+        self.version = 0
         self.sequences = dict.fromkeys(WORKERS, 0)
         self.epochs = dict.fromkeys(WORKERS, 1)
-        self.held: dict[PushId, str] = {}
-        """What is held, and what it waits for."""
+        self.bases = dict.fromkeys(WORKERS, 0)
+        """The version of each worker's weights."""
+        self.live: set[str] = set()
+        self.held: dict[PushId, Offer] = {}
+        self.there: set[PushId] = set()
         self.ended: list[PushId] = []
         """What was part of a step, refused or withdrawn."""
-        self.steps: list[tuple[PushId, ...]] = []
+        self.rounds: list[tuple[int, tuple[Offer, ...]]] = []
+        """Each round, with the version that it was made at."""
+        self.due: list[tuple[PushId, ...]] = []
+        """Rounds whose steps are not taken yet."""
         self.offered: list[PushId] = []
+        self.wake: float | None = None
 
     def holds(self, worker: str) -> PushId | None:
         return next((each for each in self.held if each.worker == worker), None)
@@ -165,20 +145,22 @@ class Shell:
     # Events
 
     def offer(self, worker: str) -> None:
-        if self.holds(worker) is not None:
+        if worker not in self.live:
+            self.join(worker)
+        in_step = any(each.worker == worker for each in self.due for each in each)
+        if self.holds(worker) is not None or in_step:
             return  # of each worker one push at a time
         self.sequences[worker] += 1
-        offered = PushId(worker, self.epochs[worker], self.sequences[worker])
-        self.offered.append(offered)
-        self.held[offered] = ""
+        offered = Offer(PushId(worker, self.epochs[worker], self.sequences[worker]), self.bases[worker], self.version)
+        self.offered.append(offered.id)
+        self.held[offered.id] = offered
         self._carry_out(self.decider.offered(offered, self.now))
-        assert self.held.get(offered, "named") != "", "an offered push is held by name, or not at all"
 
     def arrive(self, worker: str) -> None:
-        """The gradient of a push comes: of one whose step has begun."""
-        begun = next((each for step in reversed(self.steps) for each in step if each.worker == worker), None)
-        if begun is not None:
-            self._carry_out(self.decider.arrived(begun, self.now))
+        found = self.holds(worker)
+        if found is not None and self.decider.receives_first and found not in self.there:
+            self.there.add(found)
+            self._carry_out(self.decider.arrived(found, self.now))
 
     def withdraw(self, worker: str) -> None:
         found = self.holds(worker)
@@ -187,40 +169,58 @@ class Shell:
             self.ended.append(found)
             self._carry_out(self.decider.withdrawn(found, self.now))
 
+    def pull(self, worker: str) -> None:
+        self.bases[worker] = self.version
+
     def join(self, worker: str) -> None:
         self.withdraw(worker)
+        self.live.add(worker)
         self.epochs[worker] += 1
         self.sequences[worker] = 0
         self._carry_out(self.decider.joined(worker, self.now))
 
     def leave(self, worker: str) -> None:
         self.withdraw(worker)
+        self.live.discard(worker)
         self._carry_out(self.decider.left(worker, self.now))
 
     def expire(self, worker: str) -> None:
         self.withdraw(worker)
+        self.live.discard(worker)
         self._carry_out(self.decider.expired(worker, self.now))
 
     def tick(self, _: str) -> None:
         self._carry_out(self.decider.tick(self.now))
+
+    def apply(self, _: str) -> None:
+        if self.due:
+            self.version += 1
+            pushes = self.due.pop(0)
+            for each in pushes:
+                self.bases[each.worker] = self.version
+            self._carry_out(self.decider.applied([each.worker for each in pushes], self.version, self.now))
 
     def _carry_out(self, decisions) -> None:
         for decision in decisions:
             match decision:
                 case MakeStep(pushes):
                     assert 1 <= len(pushes) <= self.decider.most
+                    assert not self.decider.receives_first or self.there.issuperset(pushes)
+                    self.rounds.append((self.version, tuple(self.held[each] for each in pushes)))
                     for each in pushes:
                         self._end(each)
-                    self.steps.append(pushes)
-                case HoldPush(held, waits_for):
+                    self.due.append(pushes)
+                case HoldPush(held):
                     assert held in self.held, "what is held has been offered, and not named since"
-                    assert waits_for
-                    self.held[held] = waits_for
                 case RefusePush(refused, _):
                     self._end(refused)
+                case LeaveOut(workers):
+                    assert set(workers) <= self.live
                 case WakeAt(seconds):
-                    assert seconds > self.now
-        assert len(self.held) < self.decider.most
+                    self.wake = seconds
+        for status in self.decider.status(self.now):
+            assert status.release
+            assert not set(status.missing) & {*status.arrived, *status.arriving}
 
     def _end(self, each: PushId) -> None:
         assert each in self.held, f"{each} comes out, and is not held"
@@ -228,55 +228,94 @@ class Shell:
         self.ended.append(each)
 
 
-ACTIONS = ["offer"] * 6 + ["arrive", "withdraw", "join", "leave", "expire", "tick"]
+ACTIONS = ["offer"] * 6 + ["arrive"] * 6 + ["apply"] * 3 + ["pull", "withdraw", "join", "leave", "expire", "tick"]
 HAPPENINGS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.sampled_from(WORKERS), st.floats(0, 10)), max_size=60)
+
+
+def quorum_of(policy: Sync) -> int:
+    return policy.quorum or 1
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @given(HAPPENINGS)
-def test_each_push_is_named_once_and_nothing_withdrawn_comes_out(policy, happenings):
+def test_whatever_happens_the_promises_hold(policy, happenings):
     shell = Shell(policy)
     for action, worker, seconds in happenings:
         shell.now += seconds
         getattr(shell, action)(worker)
-    assert len(shell.ended) == len(set(shell.ended))
+    assert len(shell.ended) == len(set(shell.ended)), "each push is named once, and nothing withdrawn comes out"
     assert sorted([*shell.ended, *shell.held], key=str) == sorted(shell.offered, key=str)
-    if isinstance(policy, Sync):
-        assert {len(each) for each in shell.steps} <= {policy.workers}
-        for made in shell.steps:
-            names = [each.worker for each in made]
-            assert names == sorted(set(names))
-    else:
-        assert shell.steps == [(each,) for each in shell.offered]
+    closed: dict[str, int] = {}
+    for version, pushes in shell.rounds:
+        names = [each.id.worker for each in pushes]
+        assert names == sorted(set(names)), "a round has one push of each worker, in the order of their names"
+        if isinstance(policy, Sync):
+            assert len(pushes) >= quorum_of(policy)
+            can_shrink = (
+                policy.quorum or policy.round_seconds or policy.workers == "live" or policy.on_death == "continue"
+            )
+            if not can_shrink:
+                assert len(pushes) == policy.workers
+            for each in pushes:
+                missed = closed.get(each.id.worker, -1)
+                assert each.base > missed or each.version == missed, "a late push counts in no later round"
+            if can_shrink and (policy.workers == "live" or len(pushes) < policy.workers):
+                closed.update({worker: version for worker in WORKERS if worker not in names})
+        else:
+            assert len(pushes) == 1
+
+
+class CountingShell(Shell):
+    """Counts the steps of each worker as the bounded policy promises to."""
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(Bounded(bound))
+        self.bound = bound
+        self.clocks: dict[str, int] = {}
+
+    def join(self, worker: str) -> None:
+        self.clocks[worker] = min((clock for name, clock in self.clocks.items() if name != worker), default=0)
+        super().join(worker)
+
+    def leave(self, worker: str) -> None:
+        self.clocks.pop(worker, None)
+        super().leave(worker)
+
+    def expire(self, worker: str) -> None:
+        self.clocks.pop(worker, None)
+        super().expire(worker)
+
+    def apply(self, _: str) -> None:
+        for push in self.due[:1]:
+            if push[0].worker in self.clocks:
+                self.clocks[push[0].worker] += 1
+        super().apply(_)
+
+    def _end(self, each: PushId) -> None:
+        super()._end(each)
+        mine = self.clocks[each.worker]
+        assert mine - min(clock for clock in self.clocks.values()) <= self.bound
+
+
+@given(HAPPENINGS, st.integers(0, 3))
+def test_nobody_gets_further_ahead_than_the_bound(happenings, bound):
+    shell = CountingShell(bound)
+    for action, worker, seconds in happenings:
+        shell.now += seconds
+        getattr(shell, action)(worker)
 
 
 @given(st.integers(1, 5), st.data())
 def test_sync_makes_the_same_rounds_whatever_the_order_of_arrival(workers, data):
     """So the same gradients give the same bits."""
-    steps = set()
+    rounds = set()
     for _ in range(2):
         shell = Shell(Sync(workers))
         for _ in range(3):
             for worker in data.draw(st.permutations(WORKERS[:workers])):
                 shell.offer(worker)
-        assert not shell.held
-        steps.add(tuple(shell.steps))
-    assert len(steps) == 1
-
-
-@given(HAPPENINGS, st.sampled_from(POLICIES), HAPPENINGS)
-def test_what_one_policy_held_another_takes_over(before, other, after):
-    shell = Shell(Sync(5))
-    for action, worker, seconds in before:
-        shell.now += seconds
-        getattr(shell, action)(worker)
-    held, shell.held = list(shell.held), {}
-    shell.policy, shell.decider = other, decider_of(other)
-    for each in held:
-        shell.held[each] = ""
-        shell._carry_out(shell.decider.offered(each, shell.now))
-    for action, worker, seconds in after:
-        shell.now += seconds
-        getattr(shell, action)(worker)
-    assert len(shell.ended) == len(set(shell.ended))
-    assert sorted([*shell.ended, *shell.held], key=str) == sorted(shell.offered, key=str)
+            for worker in data.draw(st.permutations(WORKERS[:workers])):
+                shell.arrive(worker)
+            shell.apply("")
+        rounds.add(tuple(tuple(each.id for each in pushes) for _, pushes in shell.rounds))
+    assert len(rounds) == 1

@@ -42,9 +42,6 @@ class Upload:
         for frame in self._frames:
             await write([frame])
 
-    async def skip(self):
-        pass
-
     def park(self):
         pass
 

@@ -17,6 +17,7 @@ from optd_server.engine.options.history import OptionHistory
 from optd_server.engine.state import JobState
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Average, Averages
+from optd_server.engine.step.staleness import FragmentSteps
 from optd_server.optim.algorithms.lbfgs import History, Search
 from optd_server.optim.algorithms.sgd import SGD
 from optd_server.optim.iterative import Searches, SearchState
@@ -24,12 +25,24 @@ from optd_server.optim.segment import SegmentState
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.versions import WeightSet
 from optd_wire.frames import Frame
-from optd_wire.values import Async, GradientSummary, GroupOptions, GroupUpdate, JobOptions, JobUpdate, PushResult, Sync
+from optd_wire.values import (
+    Async,
+    Bounded,
+    Exponential,
+    GradientSummary,
+    GroupOptions,
+    GroupUpdate,
+    JobOptions,
+    JobUpdate,
+    PushResult,
+    Sync,
+)
 
 SURVIVES: dict[type[Any], str] = {
     JobState: (
-        "name id created_wall created_with ephemeral policy version revision stepped_wall written_revision "
-        "applied_pushes groups weights averages accumulation search options history gradients members"
+        "name id created_wall created_with ephemeral policy first_policy version revision stepped_wall "
+        "written_revision applied_pushes groups weights averages accumulation search fragments options history "
+        "gradients members"
     ),
     GroupKept: "algorithm layout options last_changed extent",
     SegmentState: "sizes weights_dtype shapes groups steps state started",
@@ -40,13 +53,14 @@ SURVIVES: dict[type[Any], str] = {
     OptionHistory: "recent last counts",
     Members: "by_name forgotten_epoch",
     Member: (
-        "name epoch active fenced_by sequence reply write_id written pushes staleness previous_epoch previous_sequence"
+        "name epoch active fenced_by sequence reply checksum write_id written pushes staleness previous_epoch "
+        "previous_sequence"
     ),
     Search: "settings history weights evaluations iterations evaluations_before iterations_before line_search",
     History: "direction distance gradient loss of_gradient of_weights inverses scale",
     # Values of the contract that a state holds.
     PushResult: (
-        "version applied_version staleness repeat options accumulated skipped unfinished clipped norms effective"
+        "version applied_version staleness repeat options accumulated skipped unfinished clipped norms effective pushes"
     ),
     GroupOptions: "group options revision since_version algorithm",
     JobOptions: "options revision since_version",
@@ -54,8 +68,11 @@ SURVIVES: dict[type[Any], str] = {
         "nonfinite nonfinite_unix_ms nonfinite_version nonfinite_worker nonfinite_parameter skipped_steps "
         "clipped_steps norm accumulated"
     ),
-    Async: "",
-    Sync: "workers",
+    Async: "staleness max_staleness",
+    Sync: "workers quorum grace round_seconds on_death",
+    Bounded: "staleness",
+    Exponential: "alpha cutoff",
+    FragmentSteps: "versions",
 }
 """The fields of the dataclasses that a state is made of. All of them are told by `enumerated`."""
 

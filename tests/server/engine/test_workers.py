@@ -129,7 +129,7 @@ def test_an_epoch_that_was_assigned_in_a_version_that_is_lost_has_gone_back():
 def test_joining_again_fences_the_old_epoch_and_forgets_its_mark():
     workers = Workers()
     workers.join("w")
-    workers.members.mark("w", 1, 7, REPLY)
+    workers.members.mark("w", 1, 7, 99, REPLY)
     member = workers.join("w")
     assert (member.epoch, member.sequence, member.reply, member.pushes) == (2, 0, None, 1)
     with pytest.raises(StaleEpoch, match="its name was joined again and has epoch 2"):
@@ -140,11 +140,11 @@ def test_what_became_of_a_push_is_told_to_each_join_until_there_is_another_one()
     """The answer to a join may be lost, and the worker joins again."""
     workers = Workers()
     workers.join("w")
-    workers.members.mark("w", 1, 7, REPLY)
+    workers.members.mark("w", 1, 7, 99, REPLY)
     for _ in range(2):
         member = workers.join("w")
         assert (member.previous_epoch, member.previous_sequence) == (1, 7)
-    workers.members.mark("w", 3, 1, REPLY)
+    workers.members.mark("w", 3, 1, 99, REPLY)
     member = workers.join("w")
     assert (member.previous_epoch, member.previous_sequence) == (3, 1)
 
@@ -162,7 +162,7 @@ def test_a_mark_of_an_old_epoch_does_not_touch_the_new_one():
     workers = Workers()
     workers.join("w")
     workers.join("w")
-    workers.members.mark("w", 1, 7, REPLY)
+    workers.members.mark("w", 1, 7, 99, REPLY)
     member = workers.members.find("w")
     assert (member.sequence, member.reply, member.pushes) == (0, None, 1)
 

@@ -70,8 +70,8 @@ class Adam(Served, torch.optim.Adam, algorithm="adam"):
         worker: Name of this worker. None: OPTD_WORKER, or the host's name and the process id.
         if_exists: What to do if a job of this name exists: "attach" takes part in it, "fail" raises `JobExists`,
             "replace" deletes it and creates a new one. None: OPTD_IF_EXISTS, or "attach".
-        policy: When pushes become a step: `optd.Async()` or `optd.Sync(workers=...)`, for a job that is created here.
-            None: the policy of the job, or `optd.Async()` for a new one.
+        policy: When pushes become a step: `optd.Async()`, `optd.Sync(workers=...)` or `optd.Bounded(...)`, for a job
+            that is created here. None: the policy of the job, or `optd.Async()` for a new one.
         gradients: How the server treats gradients before a step: `optd.Gradients(...)`, for a job that is created here.
             None: the defaults of `optd.Gradients`.
         averages: Averages of the weights that the server keeps: `optd.EMA(...)`, `optd.SWA(...)` or a list of both, for

@@ -6,6 +6,7 @@ from optd.transport import rpcs
 from optd.transport.calls.calls import Calls
 from optd.transport.numbers import Source
 from optd_wire.messages import from_message, to_message
+from optd_wire.policy_messages import policy_from_message
 from optd_wire.v1 import job_service_pb2 as job_pb
 from optd_wire.values import (
     GroupInfo,
@@ -18,6 +19,7 @@ from optd_wire.values import (
     JobSummary,
     JobUpdate,
     JobVersion,
+    Policy,
 )
 
 
@@ -75,6 +77,12 @@ class JobCalls(Calls):
         """Changes options of a job as a whole."""
         response = self._connection.call(rpcs.UPDATE_JOB, to_message(update), timeout)
         return from_message(response.options, JobOptions), from_message(response.version, JobVersion)
+
+    def set_policy(self, job: str, policy: Policy, timeout: float) -> tuple[Policy, JobVersion]:
+        """Replaces the policy of a job."""
+        request = job_pb.SetPolicyRequest(job=job, policy=to_message(policy))
+        response = self._connection.call(rpcs.SET_POLICY, request, timeout)
+        return policy_from_message(response.policy), from_message(response.version, JobVersion)
 
     def wait_durable(self, job: str, version: int | None, timeout: float) -> JobVersion:
         """Waits until a version of a job, or all of it so far, survives a power cut."""

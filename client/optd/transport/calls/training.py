@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from optd.transport import rpcs
 from optd.transport.calls.calls import Calls
-from optd.transport.connection import Connection, Steps
+from optd.transport.connection import Connection, Steps, Watch
 from optd.transport.numbers import Sink, Source, StepSink
 from optd.transport.requests import Delivery, PullRequest, RowsRequest
 from optd_wire.encodings.registry import encoding_named
@@ -24,6 +24,22 @@ from optd_wire.v1.tensor_pb2 import Encoding
 from optd_wire.values import JobVersion, PullResult, PushHeader, PushResult
 
 M = TypeVar("M", bound=Message)
+LONGEST_WAIT_MS = (1 << 32) - 1
+
+
+class VersionWatch:
+    """A stream of versions; see `Watch`."""
+
+    def __init__(self, watch: Watch[training_pb.WatchVersionsResponse]) -> None:
+        self._watch = watch
+
+    def receive(self) -> JobVersion:
+        """The next version; blocks until there is one."""
+        return from_message(self._watch.receive().version, JobVersion)
+
+    def cancel(self) -> None:
+        """Ends the stream."""
+        self._watch.cancel()
 
 
 class TrainingCalls(Calls):
@@ -55,6 +71,8 @@ class TrainingCalls(Calls):
             groups=request.groups,
             parameters=request.parameters,
             weights=request.weights,
+            min_version=request.min_version,
+            wait_ms=min(int(request.wait_seconds * 1000), LONGEST_WAIT_MS),
         )
         if request.known is not None:
             message.known_version = request.known.version
@@ -79,6 +97,11 @@ class TrainingCalls(Calls):
         if first is None:
             raise UnexpectedStatus(rpc="PullRows", address=self.address, status="OK", problem="it sent nothing")
         return from_message(first.version, JobVersion)
+
+    def watch_versions(self, job: str, known: int | None) -> VersionWatch:
+        """Opens a stream of the job's versions; the current one comes at once, unless it is `known`."""
+        request = training_pb.WatchVersionsRequest(job=job, known_version=known)
+        return VersionWatch(self._connection.watch(rpcs.WATCH_VERSIONS, request))
 
     def step(
         self, header: PushHeader, gradients: Source, delivery: Delivery, weights: StepSink, timeout: float

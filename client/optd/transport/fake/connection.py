@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from optd.transport.connection import Batches, Connection, Steps
+from optd.transport.connection import Batches, Connection, Steps, Watch
 from optd.transport.fake.server import FakeServer
 from optd.transport.rpcs import Rpc
 from optd_wire.errors import ConnectionLost, DeadlineExceeded
@@ -17,7 +17,7 @@ A = TypeVar("A", bound=Message)
 
 
 class FakeConnection(Connection):
-    """See `Connection`. Never blocks, but for other calls of the same server."""
+    """See `Connection`. Blocks only for other calls of the same server, and for the versions of its jobs."""
 
     def __init__(self, server: FakeServer) -> None:
         self.address = server.address
@@ -41,6 +41,10 @@ class FakeConnection(Connection):
         """Sends one message; yields the answer, which is one message, with its frames."""
         yield self.answer(rpc, request, ())
 
+    def watch(self, rpc: Rpc[Q, A], request: Q) -> "FakeWatch[A]":
+        """Sends one message, whose answers come without end."""
+        return FakeWatch(self, self._server, rpc, request)
+
     def steps(self, rpc: Rpc[Q, A]) -> "FakeSteps[Q, A]":
         """Opens a stream of steps."""
         return FakeSteps(self, rpc)
@@ -52,6 +56,7 @@ class FakeConnection(Connection):
     def close(self) -> None:
         """Ends the connection."""
         self.is_closed = True
+        self._server.wake()
 
     def answer(self, rpc: Rpc[Q, A], request: Q, batches: Batches) -> tuple[A, list[Any]]:
         """Asks the server; returns the message and the frames of its answer."""
@@ -60,6 +65,34 @@ class FakeConnection(Connection):
         message, frames = self._server.handle(rpc, request, chain.from_iterable(batches))
         assert isinstance(message, rpc.answer), "a handler answers with its RPC's message"
         return message, list(frames)
+
+
+class FakeWatch(Watch[A]):
+    """See `Watch`: versions of a job. The fake server has no other answers without end."""
+
+    def __init__(self, connection: FakeConnection, server: FakeServer, rpc: Rpc[Any, A], request: Any) -> None:
+        self._connection = connection
+        self._server = server
+        self._rpc = rpc
+        self._request = request
+        self._is_cancelled = False
+
+    def receive(self) -> A:
+        """The next version; blocks until there is another one than the last."""
+        message = self._server.next_version(
+            self._rpc, self._request, lambda: self._is_cancelled or self._connection.is_closed
+        )
+        if message is None:
+            problem = "the call was cancelled"
+            raise ConnectionLost(address=self._connection.address, rpc=self._rpc.name, problem=problem)
+        assert isinstance(message, self._rpc.answer), "it answers with its RPC's message"
+        self._request.known_version = message.version.version
+        return message
+
+    def cancel(self) -> None:
+        """Ends the call."""
+        self._is_cancelled = True
+        self._server.wake()
 
 
 class FakeSteps(Steps[Q, A]):

@@ -11,7 +11,14 @@ from google.protobuf.message import Message
 from optd.transport import rpcs
 from optd.transport.fake.job import MAX_MESSAGE_BYTES, FakeJob
 from optd.transport.rpcs import Rpc
-from optd_wire.errors import JobExists, JobInUse, SharedMemoryUnavailable, UnexpectedStatus, UnknownJob
+from optd_wire.errors import (
+    DeadlineExceeded,
+    JobExists,
+    JobInUse,
+    SharedMemoryUnavailable,
+    UnexpectedStatus,
+    UnknownJob,
+)
 from optd_wire.frames import Frame, Outgoing
 from optd_wire.messages import from_message, to_message
 from optd_wire.v1 import job_service_pb2 as job_pb
@@ -70,7 +77,8 @@ class FakeServer:
         self._failures: dict[str, list[Failure]] = {}
         self._lease_seconds = lease_seconds
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        """Held while a call is handled; whoever waits for a version is notified after that."""
 
     def restart_without_jobs(self) -> None:
         """Begins again as a server that keeps nothing."""
@@ -93,9 +101,32 @@ class FakeServer:
                 raise UnexpectedStatus(rpc=rpc.name, address=self.address, status="UNIMPLEMENTED", problem=problem)
             self.handled.append((rpc.name, request))
             answer = handler(request, frames)
+            self._lock.notify_all()
         if failure is not None:
             raise failure.error
         return answer
+
+    def next_version(
+        self, rpc: Rpc[Any, Any], request: training_pb.WatchVersionsRequest, is_over: Callable[[], bool]
+    ) -> training_pb.WatchVersionsResponse | None:
+        """Waits until a job is at another version than the known one; returns None when the call is over.
+
+        Raises `UnknownJob`, also when the job is deleted meanwhile, and what `fail` has arranged.
+        """
+        known = request.known_version if request.HasField("known_version") else None
+        with self._lock:
+            failures = self._failures.get(rpc.path)
+            if failures:
+                raise failures.pop(0).error
+            self._lock.wait_for(lambda: is_over() or self._job(request.job).version != known)
+            if is_over():
+                return None
+            return training_pb.WatchVersionsResponse(version=to_message(JobVersion(self.jobs[request.job].version)))
+
+    def wake(self) -> None:
+        """Makes whoever waits for a version look whether its call is over."""
+        with self._lock:
+            self._lock.notify_all()
 
     def _job(self, name: str) -> FakeJob:
         if name not in self.jobs:
@@ -173,6 +204,11 @@ class FakeServer:
         job = self._job(request.job)
         if request.worker:
             job.worker(request.worker, request.epoch)
+        if not self._lock.wait_for(lambda: job.version >= request.min_version, request.wait_ms / 1000):
+            hint = f"; version {request.min_version} of job {request.job!r} was asked for, and it is at version"
+            seconds = f"{request.wait_ms / 1000:g}"
+            raise DeadlineExceeded(rpc="Pull", address=self.address, seconds=seconds, hint=f"{hint} {job.version}")
         is_known = request.HasField("known_version") and request.known_version == job.version
         result = PullResult(JobVersion(job.version), is_known)
-        return training_pb.PullResponse(result=to_message(result)), () if is_known else job.frames()
+        is_empty = is_known or request.delivery.none
+        return training_pb.PullResponse(result=to_message(result)), () if is_empty else job.frames()

@@ -30,6 +30,7 @@ from optd_server.engine.options.resolution import find_algorithm
 from optd_server.engine.state import JobState
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Average, Averages
+from optd_server.engine.step.staleness import FragmentSteps
 from optd_server.optim.iterative import Searches, from_fields
 from optd_server.store.extents import in_compute_dtype
 from optd_server.store.flat import Array, FlatBuffers
@@ -41,9 +42,9 @@ from optd_wire.messages import (
     from_message,
     options_from_message,
     options_to_message,
-    policy_from_message,
     to_message,
 )
+from optd_wire.policy_messages import policy_from_message
 from optd_wire.values import (
     AverageInfo,
     GradientSummary,
@@ -94,6 +95,10 @@ def manifest_of(state: JobState, event: int) -> pb.Snapshot:
         averages=map(to_message, state.averages.infos()),
         accumulation=_accumulation(state),
         search=search_fields(state)[1],
+        first_policy=to_message(state.first_policy) if state.first_policy != state.policy else None,
+        fragments={
+            fragment: pb.FragmentSteps(versions=versions) for fragment, versions in state.fragments.versions.items()
+        },
     )
 
 
@@ -149,6 +154,7 @@ def _members(members: Members) -> pb.StoredMembers:
             previous_epoch=member.previous_epoch,
             previous_sequence=member.previous_sequence,
             session_id=member.session_id,
+            checksum=member.checksum,
         )
         if member.reply is not None:
             made.reply.CopyFrom(to_message(member.reply))
@@ -221,6 +227,7 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
         created_with=stored.created_with,
         ephemeral=stored.ephemeral,
         policy=policy_from_message(stored.policy),
+        first_policy=policy_from_message(stored.first_policy if stored.HasField("first_policy") else stored.policy),
         version=stored.version,
         revision=stored.revision,
         stepped_wall=stored.stepped_wall,
@@ -235,6 +242,7 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
         history=_read_history(stored.history),
         gradients=from_message(stored.gradients, GradientSummary),
         members=_read_members(stored.members),
+        fragments=FragmentSteps({number: list(each.versions) for number, each in stored.fragments.items()}),
     )
 
 
@@ -378,5 +386,6 @@ def _read_members(stored: pb.StoredMembers) -> Members:
             previous_epoch=each.previous_epoch,
             previous_sequence=each.previous_sequence,
             session_id=each.session_id,
+            checksum=each.checksum,
         )
     return members

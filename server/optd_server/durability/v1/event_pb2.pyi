@@ -140,7 +140,7 @@ class GroupEdit(_message.Message):
     def __init__(self, group: _Optional[int] = ..., options: _Optional[_Union[_option_pb2.GroupOptions, _Mapping]] = ...) -> None: ...
 
 class Mark(_message.Message):
-    __slots__ = ("worker", "epoch", "sequence", "staleness", "known_revision", "flush", "norms")
+    __slots__ = ("worker", "epoch", "sequence", "staleness", "known_revision", "flush", "norms", "checksum", "fragment")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,8 @@ class Mark(_message.Message):
     KNOWN_REVISION_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
     NORMS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     sequence: int
@@ -155,7 +157,9 @@ class Mark(_message.Message):
     known_revision: int
     flush: bool
     norms: bool
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., staleness: _Optional[int] = ..., known_revision: _Optional[int] = ..., flush: bool = ..., norms: bool = ...) -> None: ...
+    checksum: int
+    fragment: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., staleness: _Optional[int] = ..., known_revision: _Optional[int] = ..., flush: bool = ..., norms: bool = ..., checksum: _Optional[int] = ..., fragment: _Optional[int] = ...) -> None: ...
 
 class NonfiniteEntries(_message.Message):
     __slots__ = ("worker", "count", "parameter", "wall")

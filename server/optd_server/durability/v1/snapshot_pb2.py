@@ -31,7 +31,7 @@ from optd_wire.v1 import training_service_pb2 as optd_dot_v1_dot_training__servi
 from optd_server.durability.v1 import event_pb2 as optd_dot_storage_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptd/storage/v1/snapshot.proto\x12\x0foptd.storage.v1\x1a optd/v1/inspection_service.proto\x1a\x11optd/v1/job.proto\x1a\x19optd/v1/job_service.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\x1a\x1eoptd/v1/training_service.proto\x1a\x1boptd/storage/v1/event.proto\"\xbf\x06\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x14\n\x0c\x63reated_wall\x18\x03 \x01(\x01\x12\x14\n\x0c\x63reated_with\x18\x04 \x01(\r\x12\x11\n\tephemeral\x18\x05 \x01(\x08\x12\x1f\n\x06policy\x18\x06 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x10\n\x08revision\x18\x08 \x01(\x04\x12\r\n\x05\x65vent\x18\t \x01(\x04\x12\x14\n\x0cstepped_wall\x18\n \x01(\x01\x12\x18\n\x10written_revision\x18\x0b \x01(\x04\x12\x16\n\x0e\x61pplied_pushes\x18\x0c \x01(\x04\x12\x11\n\talgorithm\x18\r \x01(\t\x12\x39\n\x08\x64\x65\x66\x61ults\x18\x0e \x03(\x0b\x32\'.optd.storage.v1.Snapshot.DefaultsEntry\x12,\n\x06groups\x18\x0f \x03(\x0b\x32\x1c.optd.storage.v1.StoredGroup\x12$\n\x07options\x18\x10 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12/\n\x07history\x18\x11 \x01(\x0b\x32\x1e.optd.storage.v1.StoredHistory\x12+\n\tgradients\x18\x12 \x01(\x0b\x32\x18.optd.v1.GradientSummary\x12/\n\x07members\x18\x13 \x01(\x0b\x32\x1e.optd.storage.v1.StoredMembers\x12&\n\x08\x61verages\x18\x14 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x39\n\x0c\x61\x63\x63umulation\x18\x15 \x01(\x0b\x32#.optd.storage.v1.StoredAccumulation\x12\x35\n\x06search\x18\x16 \x03(\x0b\x32%.optd.storage.v1.Snapshot.SearchEntry\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a-\n\x0bSearchEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc6\x02\n\x0bStoredGroup\x12&\n\x07options\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x02 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x43\n\x0clast_changed\x18\x04 \x03(\x0b\x32-.optd.storage.v1.StoredGroup.LastChangedEntry\x12\r\n\x05steps\x18\x05 \x03(\x03\x12,\n\x06\x66ields\x18\x06 \x03(\x0b\x32\x1c.optd.storage.v1.StoredField\x1aQ\n\x10LastChangedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.optd.storage.v1.StoredChange:\x02\x38\x01\"1\n\x0cStoredChange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"K\n\x0bStoredField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0f\n\x07started\x18\x02 \x03(\r\"\xda\x01\n\rStoredHistory\x12/\n\x06recent\x18\x01 \x03(\x0b\x32\x1f.optd.storage.v1.NumberedChange\x12-\n\x04last\x18\x02 \x03(\x0b\x32\x1f.optd.storage.v1.NumberedChange\x12:\n\x06\x63ounts\x18\x03 \x03(\x0b\x32*.optd.storage.v1.StoredHistory.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"G\n\x0eNumberedChange\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x15.optd.v1.OptionChange\"X\n\rStoredMembers\x12.\n\x07members\x18\x01 \x03(\x0b\x32\x1d.optd.storage.v1.StoredMember\x12\x17\n\x0f\x66orgotten_epoch\x18\x02 \x01(\x04\"\xb0\x02\n\x0cStoredMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x11\n\tfenced_by\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\"\n\x05reply\x18\x06 \x01(\x0b\x32\x13.optd.v1.PushResult\x12\x10\n\x08write_id\x18\x07 \x01(\t\x12.\n\x07written\x18\x08 \x01(\x0b\x32\x1d.optd.storage.v1.StoredAnswer\x12\x0e\n\x06pushes\x18\t \x01(\x04\x12\x11\n\tstaleness\x18\n \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x0b \x01(\x04\x12\x19\n\x11previous_sequence\x18\x0c \x01(\x04\x12\x12\n\nsession_id\x18\x0e \x01(\t\"\\\n\x0cStoredAnswer\x12&\n\x07options\x18\x01 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"x\n\x12StoredAccumulation\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12(\n\x06totals\x18\x02 \x03(\x0b\x32\x18.optd.storage.v1.Weights\x12)\n\x04rows\x18\x03 \x03(\x0b\x32\x1b.optd.storage.v1.StoredRows\"S\n\nStoredRows\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\r\x12\x13\n\x0bsparse_dims\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eoptd/storage/v1/snapshot.proto\x12\x0foptd.storage.v1\x1a optd/v1/inspection_service.proto\x1a\x11optd/v1/job.proto\x1a\x19optd/v1/job_service.proto\x1a\x14optd/v1/option.proto\x1a\x14optd/v1/tensor.proto\x1a\x1eoptd/v1/training_service.proto\x1a\x1boptd/storage/v1/event.proto\"\xf5\x07\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x14\n\x0c\x63reated_wall\x18\x03 \x01(\x01\x12\x14\n\x0c\x63reated_with\x18\x04 \x01(\r\x12\x11\n\tephemeral\x18\x05 \x01(\x08\x12\x1f\n\x06policy\x18\x06 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x10\n\x08revision\x18\x08 \x01(\x04\x12\r\n\x05\x65vent\x18\t \x01(\x04\x12\x14\n\x0cstepped_wall\x18\n \x01(\x01\x12\x18\n\x10written_revision\x18\x0b \x01(\x04\x12\x16\n\x0e\x61pplied_pushes\x18\x0c \x01(\x04\x12\x11\n\talgorithm\x18\r \x01(\t\x12\x39\n\x08\x64\x65\x66\x61ults\x18\x0e \x03(\x0b\x32\'.optd.storage.v1.Snapshot.DefaultsEntry\x12,\n\x06groups\x18\x0f \x03(\x0b\x32\x1c.optd.storage.v1.StoredGroup\x12$\n\x07options\x18\x10 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12/\n\x07history\x18\x11 \x01(\x0b\x32\x1e.optd.storage.v1.StoredHistory\x12+\n\tgradients\x18\x12 \x01(\x0b\x32\x18.optd.v1.GradientSummary\x12/\n\x07members\x18\x13 \x01(\x0b\x32\x1e.optd.storage.v1.StoredMembers\x12&\n\x08\x61verages\x18\x14 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12\x39\n\x0c\x61\x63\x63umulation\x18\x15 \x01(\x0b\x32#.optd.storage.v1.StoredAccumulation\x12\x35\n\x06search\x18\x16 \x03(\x0b\x32%.optd.storage.v1.Snapshot.SearchEntry\x12%\n\x0c\x66irst_policy\x18\x17 \x01(\x0b\x32\x0f.optd.v1.Policy\x12;\n\tfragments\x18\x18 \x03(\x0b\x32(.optd.storage.v1.Snapshot.FragmentsEntry\x1a\x45\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.optd.v1.OptionValue:\x02\x38\x01\x1a-\n\x0bSearchEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aP\n\x0e\x46ragmentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12-\n\x05value\x18\x02 \x01(\x0b\x32\x1e.optd.storage.v1.FragmentSteps:\x02\x38\x01\"!\n\rFragmentSteps\x12\x10\n\x08versions\x18\x01 \x03(\x04\"\xc6\x02\n\x0bStoredGroup\x12&\n\x07options\x18\x01 \x01(\x0b\x32\x15.optd.v1.GroupOptions\x12*\n\nparameters\x18\x02 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\x12\x0e\n\x06\x65xtent\x18\x03 \x01(\r\x12\x43\n\x0clast_changed\x18\x04 \x03(\x0b\x32-.optd.storage.v1.StoredGroup.LastChangedEntry\x12\r\n\x05steps\x18\x05 \x03(\x03\x12,\n\x06\x66ields\x18\x06 \x03(\x0b\x32\x1c.optd.storage.v1.StoredField\x1aQ\n\x10LastChangedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.optd.storage.v1.StoredChange:\x02\x38\x01\"1\n\x0cStoredChange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\"K\n\x0bStoredField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x03 \x01(\x0e\x32\x0e.optd.v1.Dtype\x12\x0f\n\x07started\x18\x02 \x03(\r\"\xda\x01\n\rStoredHistory\x12/\n\x06recent\x18\x01 \x03(\x0b\x32\x1f.optd.storage.v1.NumberedChange\x12-\n\x04last\x18\x02 \x03(\x0b\x32\x1f.optd.storage.v1.NumberedChange\x12:\n\x06\x63ounts\x18\x03 \x03(\x0b\x32*.optd.storage.v1.StoredHistory.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"G\n\x0eNumberedChange\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x15.optd.v1.OptionChange\"X\n\rStoredMembers\x12.\n\x07members\x18\x01 \x03(\x0b\x32\x1d.optd.storage.v1.StoredMember\x12\x17\n\x0f\x66orgotten_epoch\x18\x02 \x01(\x04\"\xc2\x02\n\x0cStoredMember\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x11\n\tfenced_by\x18\x04 \x01(\t\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\"\n\x05reply\x18\x06 \x01(\x0b\x32\x13.optd.v1.PushResult\x12\x10\n\x08write_id\x18\x07 \x01(\t\x12.\n\x07written\x18\x08 \x01(\x0b\x32\x1d.optd.storage.v1.StoredAnswer\x12\x0e\n\x06pushes\x18\t \x01(\x04\x12\x11\n\tstaleness\x18\n \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x0b \x01(\x04\x12\x19\n\x11previous_sequence\x18\x0c \x01(\x04\x12\x10\n\x08\x63hecksum\x18\r \x01(\x06\x12\x12\n\nsession_id\x18\x0e \x01(\t\"\\\n\x0cStoredAnswer\x12&\n\x07options\x18\x01 \x03(\x0b\x32\x15.optd.v1.GroupOptions\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\"x\n\x12StoredAccumulation\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12(\n\x06totals\x18\x02 \x03(\x0b\x32\x18.optd.storage.v1.Weights\x12)\n\x04rows\x18\x03 \x03(\x0b\x32\x1b.optd.storage.v1.StoredRows\"S\n\nStoredRows\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\r\x12\x13\n\x0bsparse_dims\x18\x03 \x01(\r\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,38 +42,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOT_DEFAULTSENTRY']._serialized_options = b'8\001'
   _globals['_SNAPSHOT_SEARCHENTRY']._loaded_options = None
   _globals['_SNAPSHOT_SEARCHENTRY']._serialized_options = b'8\001'
+  _globals['_SNAPSHOT_FRAGMENTSENTRY']._loaded_options = None
+  _globals['_SNAPSHOT_FRAGMENTSENTRY']._serialized_options = b'8\001'
   _globals['_STOREDGROUP_LASTCHANGEDENTRY']._loaded_options = None
   _globals['_STOREDGROUP_LASTCHANGEDENTRY']._serialized_options = b'8\001'
   _globals['_STOREDHISTORY_COUNTSENTRY']._loaded_options = None
   _globals['_STOREDHISTORY_COUNTSENTRY']._serialized_options = b'8\001'
   _globals['_SNAPSHOT']._serialized_start=237
-  _globals['_SNAPSHOT']._serialized_end=1068
-  _globals['_SNAPSHOT_DEFAULTSENTRY']._serialized_start=952
-  _globals['_SNAPSHOT_DEFAULTSENTRY']._serialized_end=1021
-  _globals['_SNAPSHOT_SEARCHENTRY']._serialized_start=1023
-  _globals['_SNAPSHOT_SEARCHENTRY']._serialized_end=1068
-  _globals['_STOREDGROUP']._serialized_start=1071
-  _globals['_STOREDGROUP']._serialized_end=1397
-  _globals['_STOREDGROUP_LASTCHANGEDENTRY']._serialized_start=1316
-  _globals['_STOREDGROUP_LASTCHANGEDENTRY']._serialized_end=1397
-  _globals['_STOREDCHANGE']._serialized_start=1399
-  _globals['_STOREDCHANGE']._serialized_end=1448
-  _globals['_STOREDFIELD']._serialized_start=1450
-  _globals['_STOREDFIELD']._serialized_end=1525
-  _globals['_STOREDHISTORY']._serialized_start=1528
-  _globals['_STOREDHISTORY']._serialized_end=1746
-  _globals['_STOREDHISTORY_COUNTSENTRY']._serialized_start=1701
-  _globals['_STOREDHISTORY_COUNTSENTRY']._serialized_end=1746
-  _globals['_NUMBEREDCHANGE']._serialized_start=1748
-  _globals['_NUMBEREDCHANGE']._serialized_end=1819
-  _globals['_STOREDMEMBERS']._serialized_start=1821
-  _globals['_STOREDMEMBERS']._serialized_end=1909
-  _globals['_STOREDMEMBER']._serialized_start=1912
-  _globals['_STOREDMEMBER']._serialized_end=2216
-  _globals['_STOREDANSWER']._serialized_start=2218
-  _globals['_STOREDANSWER']._serialized_end=2310
-  _globals['_STOREDACCUMULATION']._serialized_start=2312
-  _globals['_STOREDACCUMULATION']._serialized_end=2432
-  _globals['_STOREDROWS']._serialized_start=2434
-  _globals['_STOREDROWS']._serialized_end=2517
+  _globals['_SNAPSHOT']._serialized_end=1250
+  _globals['_SNAPSHOT_DEFAULTSENTRY']._serialized_start=1052
+  _globals['_SNAPSHOT_DEFAULTSENTRY']._serialized_end=1121
+  _globals['_SNAPSHOT_SEARCHENTRY']._serialized_start=1123
+  _globals['_SNAPSHOT_SEARCHENTRY']._serialized_end=1168
+  _globals['_SNAPSHOT_FRAGMENTSENTRY']._serialized_start=1170
+  _globals['_SNAPSHOT_FRAGMENTSENTRY']._serialized_end=1250
+  _globals['_FRAGMENTSTEPS']._serialized_start=1252
+  _globals['_FRAGMENTSTEPS']._serialized_end=1285
+  _globals['_STOREDGROUP']._serialized_start=1288
+  _globals['_STOREDGROUP']._serialized_end=1614
+  _globals['_STOREDGROUP_LASTCHANGEDENTRY']._serialized_start=1533
+  _globals['_STOREDGROUP_LASTCHANGEDENTRY']._serialized_end=1614
+  _globals['_STOREDCHANGE']._serialized_start=1616
+  _globals['_STOREDCHANGE']._serialized_end=1665
+  _globals['_STOREDFIELD']._serialized_start=1667
+  _globals['_STOREDFIELD']._serialized_end=1742
+  _globals['_STOREDHISTORY']._serialized_start=1745
+  _globals['_STOREDHISTORY']._serialized_end=1963
+  _globals['_STOREDHISTORY_COUNTSENTRY']._serialized_start=1918
+  _globals['_STOREDHISTORY_COUNTSENTRY']._serialized_end=1963
+  _globals['_NUMBEREDCHANGE']._serialized_start=1965
+  _globals['_NUMBEREDCHANGE']._serialized_end=2036
+  _globals['_STOREDMEMBERS']._serialized_start=2038
+  _globals['_STOREDMEMBERS']._serialized_end=2126
+  _globals['_STOREDMEMBER']._serialized_start=2129
+  _globals['_STOREDMEMBER']._serialized_end=2451
+  _globals['_STOREDANSWER']._serialized_start=2453
+  _globals['_STOREDANSWER']._serialized_end=2545
+  _globals['_STOREDACCUMULATION']._serialized_start=2547
+  _globals['_STOREDACCUMULATION']._serialized_end=2667
+  _globals['_STOREDROWS']._serialized_start=2669
+  _globals['_STOREDROWS']._serialized_end=2752
 # @@protoc_insertion_point(module_scope)

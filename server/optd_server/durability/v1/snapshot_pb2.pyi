@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Snapshot(_message.Message):
-    __slots__ = ("name", "id", "created_wall", "created_with", "ephemeral", "policy", "version", "revision", "event", "stepped_wall", "written_revision", "applied_pushes", "algorithm", "defaults", "groups", "options", "history", "gradients", "members", "averages", "accumulation", "search")
+    __slots__ = ("name", "id", "created_wall", "created_with", "ephemeral", "policy", "version", "revision", "event", "stepped_wall", "written_revision", "applied_pushes", "algorithm", "defaults", "groups", "options", "history", "gradients", "members", "averages", "accumulation", "search", "first_policy", "fragments")
     class DefaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,13 @@ class Snapshot(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class FragmentsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: FragmentSteps
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[_Union[FragmentSteps, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_WALL_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +58,8 @@ class Snapshot(_message.Message):
     AVERAGES_FIELD_NUMBER: _ClassVar[int]
     ACCUMULATION_FIELD_NUMBER: _ClassVar[int]
     SEARCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_POLICY_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     id: str
     created_wall: float
@@ -73,7 +82,15 @@ class Snapshot(_message.Message):
     averages: _containers.RepeatedCompositeFieldContainer[_job_pb2.AverageInfo]
     accumulation: StoredAccumulation
     search: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., created_wall: _Optional[float] = ..., created_with: _Optional[int] = ..., ephemeral: bool = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[int] = ..., revision: _Optional[int] = ..., event: _Optional[int] = ..., stepped_wall: _Optional[float] = ..., written_revision: _Optional[int] = ..., applied_pushes: _Optional[int] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[StoredGroup, _Mapping]]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., history: _Optional[_Union[StoredHistory, _Mapping]] = ..., gradients: _Optional[_Union[_job_service_pb2.GradientSummary, _Mapping]] = ..., members: _Optional[_Union[StoredMembers, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., accumulation: _Optional[_Union[StoredAccumulation, _Mapping]] = ..., search: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    first_policy: _job_pb2.Policy
+    fragments: _containers.MessageMap[int, FragmentSteps]
+    def __init__(self, name: _Optional[str] = ..., id: _Optional[str] = ..., created_wall: _Optional[float] = ..., created_with: _Optional[int] = ..., ephemeral: bool = ..., policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., version: _Optional[int] = ..., revision: _Optional[int] = ..., event: _Optional[int] = ..., stepped_wall: _Optional[float] = ..., written_revision: _Optional[int] = ..., applied_pushes: _Optional[int] = ..., algorithm: _Optional[str] = ..., defaults: _Optional[_Mapping[str, _option_pb2.OptionValue]] = ..., groups: _Optional[_Iterable[_Union[StoredGroup, _Mapping]]] = ..., options: _Optional[_Union[_option_pb2.JobOptions, _Mapping]] = ..., history: _Optional[_Union[StoredHistory, _Mapping]] = ..., gradients: _Optional[_Union[_job_service_pb2.GradientSummary, _Mapping]] = ..., members: _Optional[_Union[StoredMembers, _Mapping]] = ..., averages: _Optional[_Iterable[_Union[_job_pb2.AverageInfo, _Mapping]]] = ..., accumulation: _Optional[_Union[StoredAccumulation, _Mapping]] = ..., search: _Optional[_Mapping[str, str]] = ..., first_policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., fragments: _Optional[_Mapping[int, FragmentSteps]] = ...) -> None: ...
+
+class FragmentSteps(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StoredGroup(_message.Message):
     __slots__ = ("options", "parameters", "extent", "last_changed", "steps", "fields")
@@ -150,7 +167,7 @@ class StoredMembers(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[StoredMember, _Mapping]]] = ..., forgotten_epoch: _Optional[int] = ...) -> None: ...
 
 class StoredMember(_message.Message):
-    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "session_id")
+    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "checksum", "session_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +180,7 @@ class StoredMember(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_EPOCH_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
@@ -176,8 +194,9 @@ class StoredMember(_message.Message):
     staleness: int
     previous_epoch: int
     previous_sequence: int
+    checksum: int
     session_id: str
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., checksum: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class StoredAnswer(_message.Message):
     __slots__ = ("options", "version")

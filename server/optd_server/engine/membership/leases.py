@@ -24,6 +24,8 @@ class Lease:
     lane: str = GRPC
     """The worker's lane, and why it is not a faster one."""
     rejections: int = 0
+    dropped_rounds: int = 0
+    """How many rounds have closed without a push of it."""
 
 
 class Leases:

@@ -20,7 +20,10 @@ REMEMBERED = 1024
 
 @dataclass(slots=True)
 class Member:
-    """One worker as its job remembers it. `sequence` and `reply` are the mark of its last push in this epoch."""
+    """One worker as its job remembers it.
+
+    `sequence`, `reply` and `checksum` are the mark of its last push in this epoch.
+    """
 
     name: str
     epoch: int = 0
@@ -30,6 +33,8 @@ class Member:
     """Why its epoch has ended, if it has."""
     sequence: int = 0
     reply: PushResult | None = None
+    checksum: int = 0
+    """That of the push's content; 0: unknown."""
     write_id: str = ""
     """The id of its last write of state; empty if that had no id."""
     written: Written | None = None
@@ -106,10 +111,10 @@ class Members:
             # still needs to learn how far the epoch before that one came, so that stays.
             member.previous_epoch, member.previous_sequence = member.epoch, member.sequence
         member.epoch, member.active, member.fenced_by, member.session_id = epoch, True, "", session_id
-        member.sequence, member.reply = 0, None
+        member.sequence, member.reply, member.checksum = 0, None, 0
         return member
 
-    def mark(self, name: str, epoch: int, sequence: int, reply: PushResult) -> None:
+    def mark(self, name: str, epoch: int, sequence: int, checksum: int, reply: PushResult) -> None:
         """Record an applied push and the reply that a repeat of it gets."""
         member = self.by_name.get(name)
         if member is None:  # the worker left while its push was in a step, and has been forgotten since
@@ -117,7 +122,7 @@ class Members:
         member.pushes += 1
         member.staleness = reply.staleness
         if member.epoch == epoch:
-            member.sequence, member.reply = sequence, reply
+            member.sequence, member.reply, member.checksum = sequence, reply, checksum
 
     def fence(self, skipped: int, why: str) -> None:
         """End the epochs of all workers, and skip some epochs, which may have been assigned already."""

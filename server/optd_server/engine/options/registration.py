@@ -24,7 +24,7 @@ from optd_wire.errors import (
     UnservedShape,
 )
 from optd_wire.names import check_label, check_name
-from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, ParameterInfo, ParameterSpec
+from optd_wire.values import GroupInfo, GroupSpec, JobInfo, JobSpec, Options, ParameterInfo, ParameterSpec, Policy
 
 MAX_DIMS = 64  # numpy's own bound
 MAX_ELEMENTS = 1 << 40
@@ -119,17 +119,18 @@ def _check_served(parameter: ParameterSpec, algorithm: Algorithm) -> None:
         )
 
 
-def check_same(spec: JobSpec, found: JobInfo, created_with: int) -> None:
+def check_same(spec: JobSpec, found: JobInfo, created_with: int, first_policy: Policy) -> None:
     """Raise `JobMismatch`, which shows both sides, unless `spec` matches the job.
 
-    Options are not compared: they belong to the job, and may have changed since it was created. The policy is compared
-    if the spec names one. The spec must list the groups that the job was `created_with`, and may list those that were
-    added later.
+    Options are not compared: they belong to the job, and may have changed since it was created. If the spec names a
+    policy, it must be the job's, or the `first_policy` that the job was created with: a script need not follow what
+    somebody has changed since. The spec must list the groups that the job was `created_with`, and may list those that
+    were added later.
     """
     job, algorithm, groups = found.name, found.algorithm, found.groups
     if spec.algorithm != algorithm:
         raise JobMismatch(job=job, aspect="algorithm", theirs=repr(algorithm), ours=repr(spec.algorithm))
-    if spec.policy is not None and spec.policy != found.policy:
+    if spec.policy is not None and spec.policy not in (found.policy, first_policy):
         raise JobMismatch(job=job, aspect="policy", theirs=found.policy, ours=spec.policy)
     if not created_with <= len(spec.groups) <= len(groups):
         theirs, ours = [group.options.group for group in groups], [group.name for group in spec.groups]

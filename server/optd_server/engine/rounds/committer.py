@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from optd_server.engine.decide import check_evaluation, group_edits, job_edits, mark_of
+from optd_server.engine.decide import check_evaluation, check_staleness, group_edits, job_edits, mark_of, staleness_of
 from optd_server.engine.events import (
     NO_EDITS,
     Mark,
@@ -28,9 +28,10 @@ from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.round import Refused
 from optd_server.engine.rounds.settings import Settings
 from optd_server.engine.step.accumulation import finished, weighted
-from optd_server.engine.step.conditioning import UNCLIPPED, bounded
+from optd_server.engine.step.conditioning import UNCLIPPED, bounded, scale_gradient
 from optd_server.engine.step.intake import loss_of
 from optd_server.engine.step.reduced import Reduced
+from optd_server.engine.step.staleness import factor_of, scales
 from optd_server.engine.step.supported_gradients import check_supported
 from optd_server.optim.clipping import Bounds, Clipped
 from optd_server.optim.job_options import SKIP, ZERO
@@ -100,6 +101,7 @@ class Committer:
         elements = 0 if is_small else round_.elements
         reduced = round_.reduce() if is_small else await self._reduce(round_, elements)
         reduced.gradient.cover(groups.extents)
+        await self._scale_stale(round_, reduced.gradient, elements)
         nonfinite = () if reduced.is_finite else _nonfinite(round_, reduced)
         if nonfinite and round_.nonfinite == SKIP:
             return await self._skip(round_, edits, nonfinite, nothing_pending=False)
@@ -121,7 +123,7 @@ class Committer:
         is_lost = bool(nonfinite) and state.search.is_under_way and not begins and settings.nonfinite != ZERO
         event = Stepped(
             max([push.wall for push in round_.pushes]),
-            tuple([mark_of(state, header, tells_norms=bounds is not None) for header in headers]),
+            self._marks(round_, tells_norms=bounds is not None),
             gradient,
             edits,
             nonfinite,
@@ -147,6 +149,19 @@ class Committer:
 
     async def _reduce(self, round_: AnyRound, elements: int) -> Reduced:
         return await self._offload.run(self._state.groups.cost(elements), round_.reduce)
+
+    async def _scale_stale(self, round_: AnyRound, gradient: Gradient, elements: int) -> None:
+        """Scale the gradient of a push by its staleness, in place, if the policy says so."""
+        state = self._state
+        if not scales(state.policy) or len(round_.pushes) > 1:
+            return
+        factor = factor_of(state.policy, staleness_of(state, round_.pushes[0].header))
+        if factor == 1:
+            return
+        assert round_.slot is not None
+        compute = self._fold.compute()
+        work = partial(scale_gradient, gradient, state.groups.extents, factor, compute)
+        await self._offload.run(state.groups.cost(elements), work)
 
     async def _weigh(self, reduced: Reduced, elements: int) -> tuple[Totals, tuple[float, ...]]:
         groups, compute = self._state.groups, self._fold.compute()
@@ -218,8 +233,10 @@ class Committer:
         self._give_back(round_)
         return applied.replies
 
-    def _marks(self, round_: AnyRound) -> tuple[Mark, ...]:
-        return tuple(mark_of(self._state, push.header, tells_norms=False) for push in round_.pushes)
+    def _marks(self, round_: AnyRound, *, tells_norms: bool = False) -> tuple[Mark, ...]:
+        return tuple(
+            [mark_of(self._state, push.header, push.digest.checksum, tells_norms=tells_norms) for push in round_.pushes]
+        )
 
     def _give_back(self, round_: AnyRound) -> None:
         if round_.slot is not None:
@@ -286,6 +303,7 @@ class Committer:
         for push in round_.pushes:
             try:
                 check_evaluation(self._state, push.header)
+                check_staleness(self._state, push.header)
                 check_supported(self._state.groups, options, *round_.has(push))
             except OptdError as error:
                 raise Refused(push, error) from None

@@ -1,6 +1,5 @@
 """The way of a push through a job: admission, the policy's decision, its round, the step, the answer."""
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -11,20 +10,32 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.admission import check_kind, check_repeated, check_same
 from optd_server.engine.rounds.committer import Committer, no_memory
+from optd_server.engine.rounds.digest import Digest
 from optd_server.engine.rounds.gradient_reads import GradientReads
+from optd_server.engine.rounds.holding import Holding
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
-from optd_server.engine.rounds.push import GradientSource, Push, has_gradient, outcome
+from optd_server.engine.rounds.push import GradientSource, Push, Receiver, outcome
+from optd_server.engine.rounds.refusals import late
 from optd_server.engine.rounds.requests import Requests
 from optd_server.engine.rounds.round import Refused, Round
+from optd_server.engine.rounds.spool import Spool
 from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
+from optd_server.store.extents import in_compute_dtype
 from optd_server.store.gradients import Gradient, Slot, Slots
-from optd_wire.errors import InvalidRequest, OptdError, PushPending, PushWithdrawn, RoundBroken
-from optd_wire.frames import Received
+from optd_wire.errors import (
+    InvalidRequest,
+    OptdError,
+    PushPending,
+    PushWithdrawn,
+    RoundBroken,
+    RoundClosed,
+)
 from optd_wire.values import PushHeader, PushResult
 
 
@@ -47,7 +58,7 @@ class InFlight:
         gradient_reads: GradientReads,
         clock: Clock,
     ) -> None:
-        self.waiting = Waiting(policy, clock, self._begin, self._let_go)
+        self.waiting = Waiting(policy, clock, fold.state, leases, self._begin, self._let_go)
         self.committer = Committer(fold, memory, slots, gradient_reads, offload)
         self._fold = fold
         self._state = fold.state
@@ -62,7 +73,7 @@ class InFlight:
         """By worker."""
         self._rounds: dict[Push, AnyRound] = {}
         self._requests = Requests(slots)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = Holding(memory)
         self._closed: OptdError | None = None
 
     # From announcement to step
@@ -96,7 +107,7 @@ class InFlight:
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
-            await source.skip()
+            await check_repeated(self._state, header, known, source)
             return await outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
@@ -104,40 +115,46 @@ class InFlight:
         try:
             if not push.begun.is_done:
                 source.park()
-            round_ = await push.begun.wait()
-
-            async def write(frames: Sequence[Received]) -> None:
-                if round_.must_wait(push, frames):
-                    source.park()
-                await round_.write(push, frames)
-
-            await source.receive(write)
-            self._seal(push)
+            receiver = await push.begun.wait()
+            await push.receive(source, receiver)
+            self._seal(push, receiver)
         except BaseException as error:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
             if isinstance(error, RoundBroken):
                 # If this push itself has failed, its own error says more than that of the round.
                 return await outcome(push)
             raise
-        return await push.outcome.wait()
+        return await self._settled(push)
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
+        digest = Digest(header)
+        digest.add_shared(gradient)
         if known is not None:
+            check_same(self._state, header, known, digest)
             return await outcome(known)
         self._gradient_reads.forget(header.worker)
-        return await self._announce(Push(header, gradient, self._clock.wall())).outcome.wait()
+        push = Push(header, gradient, self._clock.wall())
+        push.digest = digest
+        return await self._settled(self._announce(push))
+
+    async def _settled(self, push: Push) -> PushResult:
+        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull."""
+        try:
+            return await push.outcome.wait()
+        except RoundClosed:
+            await self._writer.run(nothing)
+            raise late(self._state, push.header) from None
 
     def _announce(self, push: Push) -> Push:
         """Offer an admitted push to the policy; raise the problem of its header or of its options."""
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
-        if header.flush and push.shared is not None and has_gradient(push.shared):
-            raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
-        self._check_kind(push)
+        check_kind(push, self.waiting.pushes)
         decide.check_evaluation(self._state, header)
+        decide.check_staleness(self._state, header)
         if header.updates:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.committer.edits([*self.waiting.pushes, push])
@@ -147,20 +164,15 @@ class InFlight:
 
     def _offer(self, push: Push) -> None:
         self.waiting.offer(push)
-        if not push.begun.is_done:
-            self._fold.notify()
-
-    def _check_kind(self, push: Push) -> None:
-        """Raise `InvalidRequest` if a flush would share its round with gradients."""
-        if not self.waiting.pushes:
+        if push.outcome.is_done:
             return
-        other = next((each for each in self.waiting.pushes if each.header.flush != push.header.flush), None)
-        if other is not None:
-            waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
-            raise InvalidRequest(
-                problem=f"worker {other.header.worker!r} waits for its round with {waits}, and worker "
-                f"{push.header.worker!r} {comes}: all workers of a round flush, or none does"
-            )
+        if push.is_there:
+            self.waiting.arrived(push)
+        elif self.waiting.policy.receives_first and not push.begun.is_done:
+            extents = in_compute_dtype(self._state.groups.extents)
+            push.spool = Spool(push, extents, self._state.groups.names, self._room, self._offload)
+            push.begun.succeed(push.spool)
+        self._fold.notify()
 
     def _supersedes(self, known: PushResult | Push) -> bool:
         """End a push that has not received its whole gradient, because another call has sent it again.
@@ -168,26 +180,25 @@ class InFlight:
         The first call may hang on a connection that is dead without either side knowing. If the gradient has arrived,
         the push goes on, and both calls get its outcome.
         """
-        if not isinstance(known, Push) or known.shared is not None:
-            return False
-        round_ = self._rounds.get(known)
-        if round_ is not None and round_.has_received(known):
+        if not isinstance(known, Push) or known.is_there:
             return False
         self._abandon(known, f"the push of worker {known.header.worker!r} was sent again")
         return True
 
-    def _seal(self, push: Push) -> None:
-        """Mark the gradient of a push as complete. The step follows when all gradients of the round are."""
-        round_ = self._rounds.get(push)
-        if round_ is None:
+    def _seal(self, push: Push, receiver: Receiver) -> None:
+        """Mark the gradient of a push as complete. The step follows when all gradients of its round are."""
+        if push.outcome.is_done:
             push.outcome.get()  # raises the error that ended the push meanwhile
             return
-        round_.seal(push)
+        receiver.seal()
+        push.is_there = True
         self.waiting.arrived(push)
-        self._step_if_complete(round_)
+        round_ = self._rounds.get(push)
+        if round_ is not None:
+            self._step_if_complete(round_)
 
     def _abandon(self, push: Push, why: str) -> None:
-        """End a push whose gradient did not arrive, or that must not count. The other pushes of its round start again.
+        """End a push whose gradient did not arrive, or that must not count. The others of its round wait for a new one.
 
         This has no effect if the step has begun.
         """
@@ -268,54 +279,20 @@ class InFlight:
         settings = self.committer.settings.now
         # A line search may try a step that overflows. It must see that and turn back, so the push is not refused.
         nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
-        what = (
-            state.groups.extents,
-            state.groups.names,
-            self._offload,
-            nonfinite,
-            self._memory.check_rows,
-            settings.reduction,
-        )
+        what = (state.groups.extents, self._offload, nonfinite, self._memory.check_rows, settings.reduction)
         round_: AnyRound
-        if len(due) == 1 and due[0].shared is None and slot is not None:
-            round_ = LoneRound(due[0], slot, *what)
+        if due[0].shared is None and due[0].spool is None and slot is not None:
+            round_ = LoneRound(due[0], slot, state.groups.names, *what)
+            due[0].begun.succeed(round_)
         else:
             round_ = Round(due, slot, *what)
         for push in due:
             self._rounds[push] = round_
-        if round_.all_shared:
-            self._step_if_complete(round_)
-        elif isinstance(round_, LoneRound):
-            due[0].begun.succeed(round_)
-        else:
-            self._open(round_)
-
-    def _open(self, round_: Round) -> None:
-        """Let the pushes of a round write to their slot."""
-        shared = [push for push in round_.pushes if push.shared is not None]
-        for push in round_.pushes:
-            push.begun.succeed(round_)
-        for push in shared:
-            self._spawn(self._add_shared(round_, push))
-
-    async def _add_shared(self, round_: Round, push: Push) -> None:
-        try:
-            await round_.add_shared(push)
-        except OptdError as error:
-            self._end(push, error)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
-            self._break_all(round_, self._fold.fail(problem))
-        else:
-            self._step_if_complete(round_)
-
-    def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._step_if_complete(round_)
 
     def _offer_again(self, push: Push) -> None:
         try:
-            self._check_kind(push)
+            check_kind(push, self.waiting.pushes)
         except InvalidRequest as error:
             self._let_go(push, error)
             return
@@ -338,12 +315,13 @@ class InFlight:
         self.waiting.take_back(push)
 
     def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
-        """End a round because one of its pushes has failed: the sums so far are useless."""
-        why = f"the push of worker {culprit.header.worker!r} came to nothing"
-        others = RoundBroken(job=self._state.name, why=why)
-        for push in round_.pushes:
-            self._let_go(push, error if push is culprit else others)
+        """End a round because one of its pushes has failed. The others, which are there, wait for a new one."""
         self._release(round_)
+        self._let_go(culprit, error)
+        for push in round_.pushes:
+            if push is not culprit:
+                del self._rounds[push]
+                self._offer_again(push)
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
         """End a round and answer all of its pushes with `error`."""
@@ -385,6 +363,7 @@ class InFlight:
             if replies is not None:
                 for push, reply in zip(round_.pushes, replies, strict=True):
                     self._answer(push, reply)
+                self.waiting.applied(round_.pushes)
 
     def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header
@@ -397,4 +376,9 @@ class InFlight:
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""
         self._let_go(push)
+        push.release()
         push.outcome.succeed(reply)
+
+
+async def nothing() -> None:
+    """Do nothing: an action of the writer that is done when all earlier ones are."""

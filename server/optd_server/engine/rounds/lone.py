@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.rounds.push import Push
-from optd_server.engine.rounds.round import Round, elements_of
+from optd_server.engine.rounds.round import Round
+from optd_server.engine.rounds.spool import elements_of
 from optd_server.engine.step.intake import Intake, weight_of
 from optd_server.engine.step.reduced import Contribution, Reduced
 from optd_server.engine.step.reduction import Reducer
@@ -27,14 +28,12 @@ from optd_wire.values import GRADIENT
 class LoneRound:
     """One push, and the slot that its gradient is written to. It has the same attributes and methods as `Round`."""
 
-    all_shared = False
-
     def __init__(
         self,
         push: Push,
         slot: Slot,
-        extents: tuple[Extent, ...],
         groups: Sequence[str],
+        extents: tuple[Extent, ...],
         offload: Offload,
         nonfinite: str,
         check_room: Callable[[int], None],
@@ -64,10 +63,6 @@ class LoneRound:
         """Whether the gradient has arrived."""
         return self._presence is not None
 
-    def has_received(self, push: Push) -> bool:
-        """Whether the push's whole gradient has arrived."""
-        return self._presence is not None
-
     def has(self, push: Push) -> tuple[set[RowPlace], Presence]:
         """Return the parameters that the push has rows of, and those that it has whole."""
         assert self._presence is not None
@@ -79,12 +74,9 @@ class LoneRound:
         rows = 0 if self._rows is None else self._rows.size
         return rows if self._presence is None else rows + self._reducer.elements(self._presence)
 
-    def must_wait(self, push: Push, frames: Sequence[Received]) -> bool:
-        """Return False, because there are no other pushes."""
-        return False
-
-    async def write(self, push: Push, frames: Sequence[Received]) -> None:
+    async def write(self, frames: Sequence[Received]) -> None:
         """Write received frames; raise the problem of a frame, or why the round has ended."""
+        push = self.pushes[0]
         if push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         if self._is_broken:
@@ -107,13 +99,14 @@ class LoneRound:
 
     def _write(self, frames: Sequence[Received], rows: Sequence[RowFrame]) -> None:
         whole = [frame for frame in frames if isinstance(frame, Frame)]
-        self._reducer.write_frames(self._sink, whole, self._intake, add=False)
+        self.pushes[0].digest.add(frames)
+        self._reducer.write_frames(self._sink, whole, self._intake)
         for frame in rows:
             assert self._rows is not None
             accept = None if self._intake.plain else self._intake.accept
             self._tables.add(self._rows.add(frame, accept))
 
-    def seal(self, push: Push) -> None:
+    def seal(self) -> None:
         """Mark the gradient as complete; raise `IncompleteParameter` or `InvalidRequest`."""
         presence = self._sink.ledger.presence()
         for table in self._tables:

@@ -5,10 +5,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
+from optd_server.engine.rounds.digest import Digest
 from optd_server.engine.rounds.policies.base import PushId
+from optd_server.store.flat import Placed
 from optd_server.store.gradients import Gradient
+from optd_server.store.ledger import Presence
+from optd_server.store.rows import RowPlace
 from optd_wire.errors import OptdError, RoundBroken
 from optd_wire.frames import Received
+from optd_wire.row_frames import RowFrame
 from optd_wire.values import PushHeader, PushResult
 
 T = TypeVar("T")
@@ -20,21 +25,37 @@ class GradientSource(Protocol):
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         """Pass the gradient to `write`, some frames at a time; raise what `write` raises, or a broken connection."""
 
-    async def skip(self) -> None:
-        """Read the gradient and drop it."""
-
     def park(self) -> None:
-        """Move the message that has arrived to the job's memory budget: it may have to wait long for other pushes."""
+        """Move the message that has arrived to the job's memory budget: its push may have to wait long."""
 
 
 class Receiver(Protocol):
-    """Receives the gradients of a round's pushes."""
+    """Receives the gradient of one push."""
 
-    def must_wait(self, push: "Push", frames: Sequence[Received]) -> bool:
-        """Whether other pushes must write before these frames can be written."""
+    async def write(self, frames: Sequence[Received]) -> None:
+        """Take received frames; raise the problem of a frame, or why the push has ended."""
 
-    async def write(self, push: "Push", frames: Sequence[Received]) -> None:
-        """Add received frames when it is their turn; raise the problem of a frame, or why the round has ended."""
+    def seal(self) -> None:
+        """Mark the gradient as complete; raise `IncompleteParameter` or `InvalidRequest`."""
+
+
+class Spool(Receiver, Protocol):
+    """A received gradient that waits for its round; see `rounds/spool.py`."""
+
+    placed: list[Placed]
+    """The frames of whole parameters, each with its place."""
+    rows: list[RowFrame]
+    tables: set[RowPlace]
+    """The parameters that it has rows of, perhaps no rows."""
+    presence: Presence | None
+    """The parameters that it has whole, once it is sealed."""
+
+    @property
+    def elements(self) -> int:
+        """About how many elements it has."""
+
+    def release(self) -> None:
+        """Drop the frames and free their memory."""
 
 
 class Promise(Generic[T]):
@@ -81,9 +102,21 @@ class Promise(Generic[T]):
 
 
 class Push:
-    """One push. Its gradient lies in the worker's shared memory, or is received after the push's round has begun."""
+    """One push. Its gradient lies in the worker's shared memory, is received into a spool, or into its round."""
 
-    __slots__ = ("begun", "header", "id", "outcome", "shared", "successor", "waits_for", "wall")
+    __slots__ = (
+        "_receiving",
+        "begun",
+        "digest",
+        "header",
+        "id",
+        "is_there",
+        "outcome",
+        "shared",
+        "spool",
+        "successor",
+        "wall",
+    )
 
     def __init__(self, header: PushHeader, shared: Gradient | None = None, wall: float = 0.0) -> None:
         self.header = header
@@ -91,18 +124,45 @@ class Push:
         self.shared = shared
         self.wall = wall
         """When it was announced, in seconds since the Unix epoch."""
-        self.waits_for = ""
-        """What it waits for before its round begins, for people to read."""
+        self.digest = Digest(header)
+        self.is_there = shared is not None
+        """Whether its whole gradient is there."""
+        self.spool: Spool | None = None
+        """What holds its gradient until its round is reduced, if its policy wants it before the round begins."""
         self.begun: Promise[Receiver] = Promise()
-        """Its round, once all pushes of the round are announced and a slot is free."""
+        """What takes its gradient: its spool at once, or its round as soon as that has begun."""
         self.outcome: Promise[PushResult] = Promise()
         self.successor: Push | None = None
         """The same push sent again by a later call, which replaces this one."""
+        self._receiving: asyncio.Timeout | None = None
+
+    async def receive(self, source: GradientSource, receiver: Receiver) -> None:
+        """Receive the gradient; raise what `source.receive` raises, or at once why the push has ended meanwhile."""
+        if self.spool is None:
+            await source.receive(receiver.write)  # its round tells it at its next message
+            return
+        try:
+            async with asyncio.timeout(None) as self._receiving:
+                await source.receive(receiver.write)
+        except TimeoutError:
+            if not self.outcome.is_done:
+                raise
+            self.outcome.get()
+        finally:
+            self._receiving = None
 
     def fail(self, error: OptdError) -> None:
         """Fail the push for all of its callers."""
         self.begun.fail(error)
         self.outcome.fail(error)
+        if self._receiving is not None:
+            self._receiving.reschedule(0)
+        self.release()
+
+    def release(self) -> None:
+        """Free the memory of a gradient that is needed no longer."""
+        if self.spool is not None:
+            self.spool.release()
 
 
 def has_gradient(gradient: Gradient) -> bool:

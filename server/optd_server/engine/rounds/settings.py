@@ -6,6 +6,7 @@ from optd_server.engine.events import OptionEdits
 from optd_server.engine.state import JobState
 from optd_server.engine.step.conditioning import CLIPPING, GradientSettings, bounds_of, settings_of
 from optd_server.engine.step.intake import weight_of
+from optd_server.engine.step.staleness import scales
 from optd_server.optim.clipping import Bounds
 from optd_server.optim.job_options import REJECT, SUM
 from optd_wire.values import GroupOptions, JobOptions, PushHeader
@@ -37,8 +38,8 @@ class Settings:
 
     @property
     def writes(self) -> bool:
-        """Whether a step changes gradients in place, as accumulation and clipping do."""
-        return self.accumulates or self._unscheduled() is not None
+        """Whether a step changes gradients in place, as accumulation, clipping and scaling by staleness do."""
+        return self.accumulates or scales(self._state.policy) or self._unscheduled() is not None
 
     def may_write(self, header: PushHeader) -> bool:
         """Whether a step of this push alone may have to change its gradient in place."""

@@ -4,8 +4,22 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from optd_server.engine.clock import Clock
-from optd_server.engine.rounds.policies.base import Decisions, HoldPush, MakeStep, Policy, PushId, RefusePush, WakeAt
+from optd_server.engine.membership.leases import Leases
+from optd_server.engine.rounds.policies.base import (
+    Decisions,
+    HoldPush,
+    LeaveOut,
+    MakeStep,
+    Offer,
+    Policy,
+    PushId,
+    RefusePush,
+    RoundStatus,
+    WakeAt,
+)
 from optd_server.engine.rounds.push import Push
+from optd_server.engine.rounds.refusals import refusal
+from optd_server.engine.state import JobState
 from optd_wire.errors import OptdError
 
 
@@ -20,11 +34,15 @@ class Waiting:
         self,
         policy: Policy,
         clock: Clock,
+        state: JobState,
+        leases: Leases,
         begin: Callable[[Sequence[Push]], None],
         refuse: Callable[[Push, OptdError], None],
     ) -> None:
         self.policy = policy
         self._clock = clock
+        self._state = state
+        self._leases = leases
         self._begin = begin
         self._refuse = refuse
         self._held: dict[PushId, Push] = {}
@@ -42,7 +60,9 @@ class Waiting:
     def offer(self, push: Push) -> None:
         """Offer a push to the policy."""
         self._held[push.id] = push
-        self._carry_out(self.policy.offered(push.id, self._clock.monotonic()))
+        header = push.header
+        offer = Offer(push.id, header.base_version, self._state.version, header.fragment)
+        self._carry_out(self.policy.offered(offer, self._clock.monotonic()))
 
     def arrived(self, push: Push) -> None:
         """Tell the policy that the gradient of a push has arrived."""
@@ -64,6 +84,15 @@ class Waiting:
     def expired(self, worker: str) -> None:
         """Tell the policy that the lease of a worker has run out."""
         self._carry_out(self.policy.expired(worker, self._clock.monotonic()))
+
+    def applied(self, pushes: Sequence[Push]) -> None:
+        """Tell the policy that a round has been applied."""
+        workers = [push.header.worker for push in pushes]
+        self._carry_out(self.policy.applied(workers, self._state.version, self._clock.monotonic()))
+
+    def status(self) -> tuple[RoundStatus, ...]:
+        """Describe the rounds that wait."""
+        return self.policy.status(self._clock.monotonic())
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> list[Push]:
         """Replace the policy, and tell the new one which workers take part.
@@ -88,10 +117,14 @@ class Waiting:
             match decision:
                 case MakeStep(pushes):
                     self._begin([self._held.pop(each) for each in pushes])
-                case HoldPush(push, waits_for):
-                    self._held[push].waits_for = waits_for
-                case RefusePush(push, error):
-                    self._refuse(self._held.pop(push), error)
+                case HoldPush():
+                    continue
+                case RefusePush(push, why):
+                    refused = self._held.pop(push)
+                    self._refuse(refused, refusal(self._state, refused.header, why))
+                case LeaveOut(workers):
+                    for worker in workers:
+                        self._leases.of(worker).dropped_rounds += 1
                 case WakeAt(seconds):
                     self._wake_at(seconds)
 

@@ -77,6 +77,13 @@ def bounded(
     return replace(UNCLIPPED if bounds is None else clip(pieces, bounds, compute.threads), norms=norms)
 
 
+def scale_gradient(gradient: Gradient, extents: Sequence[Extent], factor: float, compute: Compute) -> None:
+    """Multiply a gradient by a factor, in place. Values for groups that take values stay as they are."""
+    with np.errstate(all="ignore"):
+        for piece in _pieces(gradient, extents):
+            compute.kernels.scale(piece.elements, factor, compute.threads)
+
+
 def _pieces(gradient: Gradient, extents: Sequence[Extent]) -> Iterator[Piece]:
     """Yield the elements that a gradient has, by group, without those of groups that take values."""
     for extent, flags, slabs in zip(extents, gradient.presence, gradient.slabs, strict=False):

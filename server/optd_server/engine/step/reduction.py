@@ -21,7 +21,7 @@ from optd_server.optim.reduce import Contribution
 from optd_server.optim.runs import BLOCK
 from optd_server.store.clearing import Clearing
 from optd_server.store.extents import Extent, Slab
-from optd_server.store.flat import Array, FlatBuffers, FrameSink
+from optd_server.store.flat import Array, FlatBuffers, FrameSink, Placed
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Mask, Presence, is_full, owner_of
 from optd_server.store.rows import Rows
@@ -47,36 +47,43 @@ class Reducer:
             self._cleared = Clearing(self._extents)
         return self._cleared
 
-    def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake, *, add: bool) -> None:
-        """Write received frames, or add them to the sums; raise `NonfiniteGradient`, or what `claim` raises."""
+    def write_frames(self, sink: FrameSink, frames: Sequence[Frame], intake: Intake) -> None:
+        """Write received frames; raise `NonfiniteGradient`, or what `FrameSink.place` raises."""
         for frame in frames:
             frame.check()
-            extent, slab, start = sink.place(frame)
-            target = sink.buffers.slabs[extent][slab][start : start + frame.count]
+            self._write(Placed(frame, *sink.place(frame)), sink.buffers, intake, add=False)
+
+    def add_frames(self, placed: Sequence[Placed], buffers: FlatBuffers, intake: Intake) -> None:
+        """Add checked frames to the sums in `buffers`; raise `NonfiniteGradient`."""
+        for each in placed:
+            self._clearing.prepare(buffers, each.extent, each.slab, each.start, each.start + each.frame.count)
+            self._write(each, buffers, intake, add=True)
+
+    def _write(self, placed: Placed, buffers: FlatBuffers, intake: Intake, *, add: bool) -> None:
+        frame = placed.frame
+        target = buffers.slabs[placed.extent][placed.slab][placed.start : placed.start + frame.count]
+        if not intake.plain:
+            values = np.empty(frame.count, target.dtype) if add else target
+            frame.decode_into(values)
+            are_gradients = not takes_values(self._extents[placed.extent].slabs[placed.slab].kind)
+            locate = partial(self._locate, frame.group, frame.offset)
+            intake.take(values, locate, are_gradients=are_gradients)
             if add:
-                self._clearing.prepare(sink.buffers, extent, slab, start, start + frame.count)
-            if not intake.plain:
-                values = np.empty(frame.count, target.dtype) if add else target
-                frame.decode_into(values)
-                are_gradients = not takes_values(self._extents[extent].slabs[slab].kind)
-                locate = partial(self._locate, frame.group, frame.offset)
-                intake.take(values, locate, are_gradients=are_gradients)
-                if add:
-                    self._backend.accumulate(target, values, add=True)
-                continue
-            if frame.encoding.keeps(target.dtype):
-                values = frame.values
-                finite = self._backend.accumulate(target, values, add=add)
-            else:
-                # A few bytes may decode to very many numbers, so these are decoded in place if nothing is added.
-                values = np.empty(frame.count, target.dtype) if add else target
-                frame.decode_into(values)
-                finite = add and self._backend.accumulate(target, values, add=True)
-            if not finite:
-                # A sum of finite numbers may overflow, as in torch. Only an entry of the frame is an error.
-                found = self._backend.first_nonfinite(values, 1)
-                if found is not None:
-                    raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
+                self._backend.accumulate(target, values, add=True)
+            return
+        if frame.encoding.keeps(target.dtype):
+            values = frame.values
+            finite = self._backend.accumulate(target, values, add=add)
+        else:
+            # A few bytes may decode to very many numbers, so these are decoded in place if nothing is added.
+            values = np.empty(frame.count, target.dtype) if add else target
+            frame.decode_into(values)
+            finite = add and self._backend.accumulate(target, values, add=True)
+        if not finite:
+            # A sum of finite numbers may overflow, as in torch. Only an entry of the frame is an error.
+            found = self._backend.first_nonfinite(values, 1)
+            if found is not None:
+                raise self._nonfinite_in_group(frame.group, frame.offset + found, values[found])
 
     def add(self, gradient: Gradient, into: FlatBuffers, intake: Intake) -> None:
         """Add a gradient that lies in memory, without changing it; raise `NonfiniteGradient`."""

@@ -10,9 +10,11 @@ from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.uploads import offloaded, receive
 from optd_server.store.flat import FlatBuffers, FrameSink, bytes_of
+from optd_wire.errors import InvalidRequest
 from optd_wire.layout import lay_out
 from optd_wire.messages import from_message, to_message
 from optd_wire.names import check_id
+from optd_wire.policy_messages import policy_from_message
 from optd_wire.v1 import job_service_pb2 as pb
 from optd_wire.values import WEIGHTS, GroupSpec, GroupUpdate, JobSpec, JobUpdate
 
@@ -83,6 +85,15 @@ class JobService:
         with job.noting_rejections(""):
             options, version = await job.editor.update_job(from_message(request, JobUpdate))
         return pb.UpdateJobResponse(options=to_message(options), version=to_message(job.stamped(version)))
+
+    async def set_policy(self, request: pb.SetPolicyRequest, caller: Caller) -> Any:
+        """Replace the policy of a job."""
+        job = self._catalog.find(request.job)
+        with job.noting_rejections(""):
+            if not request.policy.WhichOneof("kind"):
+                raise InvalidRequest(problem="the new policy of a job must be async, sync or bounded, and none is set")
+            policy, version = await job.editor.set_policy(policy_from_message(request.policy))
+        return pb.SetPolicyResponse(policy=to_message(policy), version=to_message(job.stamped(version)))
 
     async def wait_durable(self, request: pb.WaitDurableRequest, caller: Caller) -> Any:
         """Wait until a version of a job survives a power cut."""

@@ -1,5 +1,6 @@
 """TrainingService: gradients in, weights out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ from optd_server.engine.reading import Reading
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.calls import RequestStream
 from optd_server.rpc.row_messages import RowMessages
-from optd_server.rpc.uploads import receive, skip
+from optd_server.rpc.uploads import receive
+from optd_server.rpc.version_streams import VersionStreams
 from optd_server.rpc.weight_messages import Ranges, WeightMessages
 from optd_server.store.versions import Snapshot
 from optd_wire.encodings.base import Encoding
 from optd_wire.encodings.registry import BY_NUMBER
-from optd_wire.errors import InvalidRequest
+from optd_wire.errors import DeadlineExceeded, InvalidRequest
 from optd_wire.frames import Received
 from optd_wire.messages import from_message, to_message
 from optd_wire.row_frames import ids_of
@@ -33,6 +35,7 @@ class TrainingService:
         self._catalog = catalog
         self._messages = WeightMessages(catalog.offload, idle_seconds)
         self._rows = RowMessages(catalog.offload, idle_seconds)
+        self._version_streams = VersionStreams()
 
     async def push(self, requests: RequestStream, caller: Caller) -> Any:
         """Take one push; answer when its step is done."""
@@ -47,6 +50,12 @@ class TrainingService:
         if request.worker:
             job.workers.check(request.worker, request.epoch)
         ranges = ranges_of(job, request.groups, request.parameters)
+        if request.min_version:
+            await _reach(job, request)
+            ranges = ranges_of(job, request.groups, request.parameters)  # groups may have been added meanwhile
+        if request.delivery.none:
+            yield pb.PullResponse(result=to_message(PullResult(job.version, not_modified=False))).SerializeToString()
+            return
         if request.weights:
             async for encoded in self._pull_average(job, request, ranges):
                 yield encoded
@@ -96,6 +105,18 @@ class TrainingService:
             version = job.stamped(reading.snapshot.version)
             async for encoded in self._rows.answer(reading, selected, encoding, version):
                 yield encoded
+
+    async def watch_versions(self, request: pb.WatchVersionsRequest, caller: Caller) -> AsyncIterator[Any]:
+        """Send the version of a job now, unless it is known, and whenever it has changed."""
+        job = self._catalog.find(request.job)
+        known = request.known_version if request.HasField("known_version") else None
+        with self._version_streams.opened():
+            while True:
+                await job.version_waits.leave(known)
+                version = job.version
+                yield pb.WatchVersionsResponse(version=to_message(version))
+                known = version.version
+                await self._version_streams.pause()
 
     async def step(self, requests: RequestStream, caller: Caller) -> AsyncIterator[bytes]:
         """Take pushes one after the other; answer each with the current weights of its job."""
@@ -182,12 +203,24 @@ class _PushStream:
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
         await receive(self.requests, self.first, self.frames, write)
 
-    async def skip(self) -> None:
-        await skip(self.requests, self.first)
-
     def park(self) -> None:
         # The bytes of the first message are part of the job's planned memory, so the budget need not count them.
         self.requests.give_back()
+
+
+async def _reach(job: Job, request: pb.PullRequest) -> None:
+    """Wait until the job has come to the version that a pull demands; raise `DeadlineExceeded` with both versions."""
+    try:
+        async with asyncio.timeout(request.wait_ms / 1000):
+            await job.version_waits.reach(request.min_version)
+    except TimeoutError:
+        hint = f"; version {request.min_version} of job {job.name!r} was asked for, and it is at version"
+        raise DeadlineExceeded(
+            rpc="Pull",
+            address="the server",
+            seconds=f"{request.wait_ms / 1000:g}",
+            hint=f"{hint} {job.version.version}",
+        ) from None
 
 
 def _step_response(pushed: PushResult, pulled: PullResult, *, last: bool = False) -> pb.StepResponse:

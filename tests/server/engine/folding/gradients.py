@@ -62,9 +62,6 @@ class Sending:
                 raise RoundBroken(job="job", why="the connection is gone")
             await write(frames[len(frames) * piece // pieces : len(frames) * (piece + 1) // pieces])
 
-    async def skip(self) -> None:
-        pass
-
     def park(self) -> None:
         pass
 

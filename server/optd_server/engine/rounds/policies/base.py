@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from optd_wire.errors import OptdError
-
 
 @dataclass(frozen=True, slots=True)
 class PushId:
@@ -18,6 +16,19 @@ class PushId:
     worker: str
     epoch: int
     sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A push as its policy sees it when it is announced."""
+
+    id: PushId
+    base: int = 0
+    """The version that its gradient was computed on."""
+    version: int = 0
+    """The job's version now."""
+    fragment: int = 0
+    """The part of the model that it is of; 0: the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +43,22 @@ class HoldPush:
     """Keep a push until a later decision names it."""
 
     push: PushId
-    waits_for: str
-    """What it waits for, for people to read: "pushes of 2 more workers"."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """A reason to refuse a push: the round of its weights has closed without it."""
+
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostWorker:
+    """A reason to refuse a push: its round waits in vain for a worker."""
+
+    worker: str
+    how: str
+    """What has become of that worker, as the end of a sentence: "has left"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +66,14 @@ class RefusePush:
     """Answer a push with an error. The policy has forgotten it."""
 
     push: PushId
-    error: OptdError
+    why: TooLate | LostWorker
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOut:
+    """Count that a round has closed without a push of these workers, which take part in the job."""
+
+    workers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +83,30 @@ class WakeAt:
     seconds: float
 
 
-Decision: TypeAlias = MakeStep | HoldPush | RefusePush | WakeAt
+Decision: TypeAlias = MakeStep | HoldPush | RefusePush | LeaveOut | WakeAt
 Decisions: TypeAlias = Sequence[Decision]
 NONE: Decisions = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStatus:
+    """An open round, for people to see."""
+
+    fragment: int
+    opened: float | None
+    """When its first gradient arrived, in seconds of the monotonic clock; None: none has."""
+    arrived: tuple[str, ...]
+    """The workers whose gradients are there."""
+    arriving: tuple[str, ...]
+    """The workers whose gradients are on their way."""
+    missing: tuple[str, ...]
+    """The other workers that it waits for."""
+    places: int
+    """How many further workers, of any name, it waits for."""
+    deadline: float | None
+    """When it closes without those that are missing, in seconds of the monotonic clock; None: it does not."""
+    release: str
+    """What closes it, in words."""
 
 
 class Policy(Protocol):
@@ -64,14 +117,22 @@ class Policy(Protocol):
     """
 
     @property
+    def receives_first(self) -> bool:
+        """Whether a gradient is received while its push is held, and not after its round has begun."""
+
+    @property
     def slots(self) -> int:
-        """How many gradients, complete or still arriving, are kept at once."""
+        """How many gradients are kept at once, complete or still arriving, besides those that are received first."""
 
     @property
     def most(self) -> int:
         """The largest number of pushes in one step."""
 
-    def offered(self, push: PushId, now: float) -> Decisions:
+    @property
+    def planned(self) -> int:
+        """For how many pushes that are held memory is planned: one message each."""
+
+    def offered(self, offer: Offer, now: float) -> Decisions:
         """A push has been announced. Its gradient is still with its sender."""
 
     def arrived(self, push: PushId, now: float) -> Decisions:
@@ -89,12 +150,20 @@ class Policy(Protocol):
     def expired(self, worker: str, now: float) -> Decisions:
         """The lease of a worker has run out. Its push, if any, has already been withdrawn."""
 
+    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
+        """A round of these workers has been applied; the job is at `version`."""
+
     def tick(self, now: float) -> Decisions:
         """The time that `WakeAt` named has come or passed."""
 
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Describe the rounds that wait. This changes nothing."""
+
 
 class Indifferent:
-    """A base of policies that answers every event except `offered` with no decision."""
+    """A base of policies, which answers every event except `offered` with no decision."""
+
+    receives_first = False
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Nothing follows."""
@@ -116,6 +185,14 @@ class Indifferent:
         """Nothing follows."""
         return NONE
 
+    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
+        """Nothing follows."""
+        return NONE
+
     def tick(self, now: float) -> Decisions:
         """Nothing follows."""
         return NONE
+
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Nothing waits."""
+        return ()

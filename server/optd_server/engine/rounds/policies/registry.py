@@ -5,12 +5,21 @@ from typing import Any
 
 from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
 from optd_server.engine.rounds.policies.base import Policy as Decider
+from optd_server.engine.rounds.policies.bounded import BoundedPolicy
 from optd_server.engine.rounds.policies.sync import SyncPolicy
-from optd_wire.values import Async, JobSpec, Policy, Sync
+from optd_server.engine.step.staleness import check_scale
+from optd_wire.values import Async, Bounded, JobSpec, Policy, Sync
 
-_POLICIES: dict[type[Any], Callable[[Any], Decider]] = {
-    Async: AsyncPolicy,
+
+def _asynchronous(given: Async, _: int) -> Decider:
+    check_scale(given)
+    return AsyncPolicy()
+
+
+_POLICIES: dict[type[Any], Callable[[Any, int], Decider]] = {
+    Async: _asynchronous,
     Sync: SyncPolicy,
+    Bounded: lambda given, _: BoundedPolicy(given),
 }
 
 
@@ -19,6 +28,6 @@ def policy_of(spec: JobSpec) -> Policy:
     return Async() if spec.policy is None else spec.policy
 
 
-def decider_of(policy: Policy) -> Decider:
-    """Return a new decider for a job with this policy; raise `InvalidPolicy`."""
-    return _POLICIES[type(policy)](policy)
+def decider_of(policy: Policy, version: int = 0) -> Decider:
+    """Return a new decider for a job with this policy, which is at `version`; raise `InvalidPolicy`."""
+    return _POLICIES[type(policy)](policy, version)

@@ -1,39 +1,238 @@
-"""`sync`: a step takes one push from each of a fixed number of workers."""
+"""`sync`: a step takes a round of pushes, one from each worker.
 
-from optd_server.engine.rounds.policies.base import NONE, Decisions, HoldPush, Indifferent, MakeStep, PushId
-from optd_wire.errors import InvalidPolicy
+A round is reduced in the order of the workers' names, so the same pushes give the same bits whatever the order of their
+arrival. It closes when every worker that it waits for has pushed; or, once the quorum has, when its grace window is
+over; or when its time is up. Each fragment has rounds of its own.
+
+A worker takes part from its joining on, also in a round that is open then. A worker that leaves or is lost takes its
+push along; `on_death` says whether the round waits for another one in its place.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from optd_server.engine.rounds.policies.base import (
+    NONE,
+    Decision,
+    Decisions,
+    HoldPush,
+    LeaveOut,
+    LostWorker,
+    MakeStep,
+    Offer,
+    PushId,
+    RefusePush,
+    RoundStatus,
+    TooLate,
+    WakeAt,
+)
+from optd_server.engine.rounds.policies.grace import Grace
+from optd_server.engine.rounds.policies.open_round import ClosedRound, OpenRound
+from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, on_death_of
+from optd_server.engine.rounds.policies.sync_words import release_of
 from optd_wire.values import Sync
 
-MAX_WORKERS = 4096
+LEFT, LOST = "has left", "was lost: its lease ran out"
 
 
-class SyncPolicy(Indifferent):
-    """Collects a round of pushes from different workers, and takes a step when it is complete.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a round closes, in numbers of pushes and in time."""
 
-    A round is reduced in the order of the workers' names, so the same pushes give the same bits whatever the order of
-    their arrival. Raises `InvalidPolicy` if the number of workers is out of range.
+    needed: int
+    """So many pushes close it at once."""
+    floor: int
+    """With fewer pushes it never closes."""
+    deadline: float | None
+    """When it closes with the pushes that are there; None: never, or they are fewer than the floor."""
+
+
+class SyncPolicy:
+    """Collects rounds of pushes from different workers. Raises `InvalidPolicy` for a setting that is out of range.
+
+    `version` is that of the job. A job that has made a step has had all of its workers: from then on `on_death` counts.
     """
 
-    slots = 1  # all pushes of a round are added up in one
+    receives_first = True
+    slots = 1
+    """All pushes of a round are added up in one."""
 
-    def __init__(self, given: Sync) -> None:
-        if not 1 <= given.workers <= MAX_WORKERS:
-            raise InvalidPolicy(workers=given.workers, most=MAX_WORKERS)
-        self.most = given.workers
-        self._round: dict[str, PushId] = {}
+    def __init__(self, given: Sync, version: int) -> None:
+        check(given)
+        self._given = given
+        self._on_death = on_death_of(given)
+        self._grace = Grace(given.grace)
+        self._version = version
+        self._live: dict[str, None] = {}
+        self._rounds: dict[int, OpenRound] = {}
+        """By fragment."""
+        self._closed: dict[int, ClosedRound] = {}
+        """By fragment, the last round that closed without a worker."""
+        self._to_tell: dict[str, LostWorker] = {}
+        """The workers whose next push fails, because another one is lost."""
 
-    def offered(self, push: PushId, now: float) -> Decisions:
-        """Add a push to the round; take the step if the round is complete."""
-        self._round[push.worker] = push
-        missing = self.most - len(self._round)
-        if missing:
-            return (HoldPush(push, f"pushes of {missing} more worker{'s' * (missing > 1)}"),)
-        complete = tuple(self._round[worker] for worker in sorted(self._round))
-        self._round.clear()
-        return (MakeStep(complete),)
+    @property
+    def most(self) -> int:
+        """The largest number of pushes in one step."""
+        return MAX_WORKERS if self._given.workers == LIVE else self._given.workers
+
+    @property
+    def planned(self) -> int:
+        """Memory is planned for a known number of workers only."""
+        return 1 if self._given.workers == LIVE else self._given.workers
+
+    # Pushes
+
+    def offered(self, offer: Offer, now: float) -> Decisions:
+        """Let the gradient of a push arrive for the round that is open; refuse it if it is for an earlier one."""
+        push = offer.id
+        self._version = max(self._version, offer.version)
+        lost = self._to_tell.pop(push.worker, None)
+        if lost is not None:
+            return (RefusePush(push, lost),)
+        closed = self._closed.get(offer.fragment)
+        if closed is not None and closed.is_late(offer):
+            if push.worker not in closed.told:
+                self._grace.note(now - closed.opened)
+            closed.told.add(push.worker)
+            return (RefusePush(push, TooLate(offer.base)),)
+        self._rounds.setdefault(offer.fragment, OpenRound()).arriving[push.worker] = push
+        return (HoldPush(push),)
+
+    def arrived(self, push: PushId, now: float) -> Decisions:
+        """Count a push in its round, now that its gradient is there."""
+        for fragment, found in self._rounds.items():
+            if found.arriving.get(push.worker) == push:
+                is_first = found.opened is None
+                delay = found.arrive(push, now)
+                if not is_first:
+                    self._grace.note(delay)
+                return self._judged([fragment], now)
+        return NONE
 
     def withdrawn(self, push: PushId, now: float) -> Decisions:
-        """Take a push out of the round."""
-        if self._round.get(push.worker) == push:
-            del self._round[push.worker]
+        """Take a push out of its round."""
+        for fragment, found in self._rounds.items():
+            if found.find(push):
+                found.remove(push)
+                if found.is_empty:
+                    del self._rounds[fragment]
+                break
         return NONE
+
+    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
+        """Note the job's new version."""
+        self._version = max(self._version, version)
+        return self._judged(list(self._rounds), now)
+
+    # Workers
+
+    def joined(self, worker: str, now: float) -> Decisions:
+        """Let a worker take part from now on, also in the rounds that are open."""
+        self._live[worker] = None
+        self._to_tell.pop(worker, None)
+        return NONE
+
+    def left(self, worker: str, now: float) -> Decisions:
+        """Go on without a worker, wait for one that takes its place, or fail: as `on_death` says."""
+        return self._gone(LostWorker(worker, LEFT), now)
+
+    def expired(self, worker: str, now: float) -> Decisions:
+        """Do the same as for a worker that has left."""
+        return self._gone(LostWorker(worker, LOST), now)
+
+    def tick(self, now: float) -> Decisions:
+        """Close the rounds whose time is up."""
+        return self._judged(list(self._rounds), now)
+
+    def _gone(self, lost: LostWorker, now: float) -> Decisions:
+        if self._live.pop(lost.worker, lost) is lost:
+            return NONE
+        if self._on_death != "fail":
+            return self._judged(list(self._rounds), now)
+        held = [push for found in self._rounds.values() for push in found.all()]
+        self._rounds.clear()
+        told = {push.worker for push in held}
+        self._to_tell.update({worker: lost for worker in self._live if worker not in told})
+        return [RefusePush(push, lost) for push in held]
+
+    # When a round closes
+
+    def _judged(self, fragments: Iterable[int], now: float) -> Decisions:
+        decisions: list[Decision] = []
+        for fragment in fragments:
+            found = self._rounds[fragment]
+            limits = self._limits(found)
+            there = len(found.arrived)
+            if there >= limits.needed:
+                decisions += self._close(fragment, now, refuse_others=False)
+            elif limits.deadline is not None and now >= limits.deadline:
+                decisions += self._close(fragment, now, refuse_others=True)
+        deadlines = [self._limits(found).deadline for found in self._rounds.values()]
+        decisions += [WakeAt(min(known))] if (known := [each for each in deadlines if each is not None]) else []
+        return decisions
+
+    def _limits(self, found: OpenRound) -> Limits:
+        given, there = self._given, len(found.arrived)
+        quorum = given.quorum or 0
+        floor = max(quorum, 1)
+        needed = max(self._expected(), floor)
+        if quorum and self._version and all(worker in found.arrived for worker in self._live):
+            needed = floor  # nobody is left to wait for
+        deadline: float | None = None
+        if found.opened is not None and there >= floor:
+            windows = [self._grace.seconds if quorum else None, given.round_seconds]
+            deadline = min((found.opened + each for each in windows if each is not None), default=None)
+        return Limits(needed, floor, deadline)
+
+    def _expected(self) -> int:
+        """Return how many workers a round waits for."""
+        if self._given.workers == LIVE:
+            return len(self._live)
+        if self._on_death == "continue" and self._version:
+            return min(self._given.workers, len(self._live))
+        return self._given.workers
+
+    def _close(self, fragment: int, now: float, *, refuse_others: bool) -> list[Decision]:
+        found = self._rounds.pop(fragment)
+        members = sorted(found.arrived)
+        decisions: list[Decision] = [MakeStep(tuple(found.arrived[worker] for worker in members))]
+        late = sorted(found.arriving) if refuse_others else []
+        decisions += [RefusePush(found.arriving[worker], TooLate(self._version)) for worker in late]
+        for _ in late:
+            self._grace.note(now - (found.opened or now))
+        if found.arriving and not refuse_others:
+            self._rounds[fragment] = OpenRound(arriving=found.arriving)
+        if self._given.workers == LIVE or len(members) < self._given.workers:
+            self._closed[fragment] = ClosedRound(self._version, found.opened or now, frozenset(members), set(late))
+            left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
+            decisions += [LeaveOut(left_out)] if left_out else []
+        return decisions
+
+    # For people to see
+
+    def status(self, now: float) -> tuple[RoundStatus, ...]:
+        """Describe each open round."""
+        return tuple(self._status(fragment, self._rounds[fragment], now) for fragment in sorted(self._rounds))
+
+    def _status(self, fragment: int, found: OpenRound, now: float) -> RoundStatus:
+        limits = self._limits(found)
+        known = {**self._live, **found.arrived, **found.arriving}
+        pushed = {*found.arrived, *found.arriving}
+        missing = tuple(sorted(worker for worker in self._live if worker not in pushed))
+        places = max(0, limits.needed - len(known))
+        return RoundStatus(
+            fragment=fragment,
+            opened=found.opened,
+            arrived=tuple(sorted(found.arrived)),
+            arriving=tuple(sorted(found.arriving)),
+            missing=missing,
+            places=places,
+            deadline=limits.deadline,
+            release=release_of(
+                waited_for=sorted([*missing, *found.arriving]),
+                places=places,
+                more_for_quorum=max(0, (self._given.quorum or 0) - len(found.arrived)),
+                seconds=None if limits.deadline is None else max(0.0, limits.deadline - now),
+            ),
+        )

@@ -1,0 +1,44 @@
+"""Checks of a push as it comes: whether it is what it claims to be, and whether it goes with those that wait."""
+
+from collections.abc import Collection, Sequence
+
+from optd_server.engine.rounds.digest import Digest, differs
+from optd_server.engine.rounds.push import GradientSource, Push, has_gradient
+from optd_server.engine.state import JobState
+from optd_wire.errors import InvalidRequest, OtherPayload
+from optd_wire.frames import Received
+from optd_wire.values import PushHeader, PushResult
+
+
+async def check_repeated(state: JobState, header: PushHeader, known: PushResult | Push, source: GradientSource) -> None:
+    """Read a push that is sent again; raise `OtherPayload` if it is another one under the same number."""
+    digest = Digest(header)
+
+    async def read(frames: Sequence[Received]) -> None:
+        digest.add(frames)
+
+    await source.receive(read)
+    check_same(state, header, known, digest)
+
+
+def check_same(state: JobState, header: PushHeader, known: PushResult | Push, digest: Digest) -> None:
+    """Raise `OtherPayload` unless a push that is sent again has the content of the first one."""
+    member = state.members.find(header.worker)
+    mark = 0 if member is None else member.checksum
+    if differs(known.digest.checksum if isinstance(known, Push) else mark, digest.checksum):
+        expected = header.sequence + 1
+        raise OtherPayload(worker=header.worker, job=state.name, sequence=header.sequence, expected=expected)
+
+
+def check_kind(push: Push, waiting: Collection[Push]) -> None:
+    """Raise `InvalidRequest` if a flush has a gradient, or would share its round with gradients."""
+    header = push.header
+    if header.flush and push.shared is not None and has_gradient(push.shared):
+        raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
+    other = next((each for each in waiting if each.header.flush != header.flush), None)
+    if other is not None:
+        waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
+        raise InvalidRequest(
+            problem=f"worker {other.header.worker!r} waits for its round with {waits}, and worker "
+            f"{header.worker!r} {comes}: all workers of a round flush, or none does"
+        )

@@ -1,0 +1,111 @@
+"""The gradient of a push that waits for its round: its frames, kept as they came.
+
+Gradients of a round are kept apart until all of them are there. A push that comes to nothing therefore costs the others
+nothing, and slow senders arrive side by side. Frames keep their encoding, so an int8 gradient takes a quarter of the
+memory that it will need in the step.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from optd_server.engine.offload import Offload
+from optd_server.engine.rounds.push import Push
+from optd_server.store.extents import Extent
+from optd_server.store.flat import FrameClaims, Placed
+from optd_server.store.ledger import Presence
+from optd_server.store.rows import RowPlace, table_of
+from optd_wire.errors import InvalidRequest
+from optd_wire.frames import Frame, Received
+from optd_wire.row_frames import RowFrame
+from optd_wire.values import GRADIENT
+
+
+class Room(Protocol):
+    """The memory for the pushes of one job that are held."""
+
+    async def take(self, count: int) -> None:
+        """Count bytes as held, after waiting for room; raise `TooManyBytes` if that takes too long."""
+
+    def give_back(self, count: int) -> None:
+        """Count bytes as held no longer."""
+
+
+class Spool:
+    """The received frames of one push. Lives on one event loop."""
+
+    def __init__(
+        self, push: Push, extents: tuple[Extent, ...], groups: Sequence[str], room: Room, offload: Offload
+    ) -> None:
+        self.placed: list[Placed] = []
+        """The frames of whole parameters, each with its place."""
+        self.rows: list[RowFrame] = []
+        self.tables: set[RowPlace] = set()
+        """The parameters that it has rows of, perhaps no rows."""
+        self.presence: Presence | None = None
+        """The parameters that it has whole, once it is sealed."""
+        self._push = push
+        self._extents = extents
+        self._claims = FrameClaims(extents, GRADIENT, groups)
+        self._room = room
+        self._offload = offload
+        self._held = 0
+        self._is_released = False
+
+    async def write(self, frames: Sequence[Received]) -> None:
+        """Keep received frames; raise the problem of a frame, or why the push has ended."""
+        self._check_open()
+        if self._push.header.flush and frames:
+            raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
+        size = sum([size_of(frame) for frame in frames])
+        await self._room.take(size)
+        self._held += size
+        if self._is_released:
+            self.release()
+            self._check_open()
+        digest = self._push.digest
+        await self._offload.copy(size // 4, lambda: digest.add(frames))
+        for frame in frames:
+            self._keep(frame)
+
+    def _keep(self, frame: Received) -> None:
+        if isinstance(frame, Frame):
+            frame.check()
+            extent, slab, start = self._claims.place(frame)
+            self.placed.append(Placed(frame, extent, slab, start))
+        else:
+            self.tables.add(table_of(self._extents, frame))
+            self.rows.append(frame)
+
+    def _check_open(self) -> None:
+        if self._push.outcome.is_done:
+            self._push.outcome.get()
+
+    def seal(self) -> None:
+        """Mark the gradient as complete; raise `IncompleteParameter` or `InvalidRequest`."""
+        presence = self._claims.ledger.presence()
+        for table in self.tables:
+            if presence[table.extent][table.slab][table.parameter]:
+                raise InvalidRequest(problem=f"a push has parameter {table.name!r} whole, and rows of it besides")
+        self.presence = presence
+
+    def release(self) -> None:
+        """Drop the frames and free their memory."""
+        self._is_released = True
+        self.placed, self.rows = [], []
+        self._room.give_back(self._held)
+        self._held = 0
+
+    @property
+    def elements(self) -> int:
+        """About how many elements it has."""
+        return sum([each.frame.count for each in self.placed]) + sum([elements_of(each) for each in self.rows])
+
+
+def elements_of(frame: Received) -> int:
+    """Return how many elements a frame has; for rows this is an estimate."""
+    return frame.count if isinstance(frame, Frame) else frame.count + size_of(frame) // 2
+
+
+def size_of(frame: Received) -> int:
+    """Return the bytes of a frame's numbers."""
+    return len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
