@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import optd
@@ -47,12 +49,25 @@ class Launch:
         return [line for line in self.lines if line["what"] == what]
 
 
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Kills an agent and its ranks, as the end of their host does."""
+    with suppress(psutil.NoSuchProcess):
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+
+
 @contextmanager
-def torchrun(server: LocalServer, log: Path, *arguments: str) -> Iterator[Launch]:
+def torchrun(server: LocalServer, log: Path, *arguments: str, ddp: bool = False) -> Iterator[Launch]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OPTD_")}
     # A rank whose partner is dead waits in vain for its round; there is no need to wait long for the step.
     settings = {"OPTD_SERVER": server.address, "OMP_NUM_THREADS": "1", "OPTD_TERM_SECONDS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments, str(EXAMPLE), "--steps", str(STEPS)]
+    # Otherwise ranks that are started again may find the addresses of the dead in the store that they meet in.
+    settings |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command = [*launcher, str(EXAMPLE), "--steps", str(STEPS), *(["--ddp"] if ddp else [])]
     with log.open("a") as errors:
         process = subprocess.Popen(
             command,
@@ -60,15 +75,12 @@ def torchrun(server: LocalServer, log: Path, *arguments: str) -> Iterator[Launch
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,
         )
         launch = Launch(process, log)
         try:
             yield launch
         finally:
-            # The agent and its ranks; if they have ended, their group is no more.
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
             assert process.stdout is not None
             process.stdout.close()
             process.wait()
@@ -108,3 +120,35 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on(
     ends = launch.told("ends")
     assert {(line["rank"], line["version"]) for line in ends} == {(0, STEPS), (1, STEPS)}
     assert abs(ends[0]["accuracy"] - undisturbed) <= 0.01
+
+
+@pytest.mark.timeout(300)
+def test_a_launch_shrinks_to_the_host_that_is_left(server: LocalServer, undisturbed: float, tmp_path: Path) -> None:
+    """Two agents stand for two hosts, one of which dies with its rank. The other one's rank goes on alone."""
+    port = free_port()
+    how = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "digits"]
+    how += ["--rdzv-conf", "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3,is_host=%d"]
+    with ExitStack() as stack:
+        agents = [
+            stack.enter_context(torchrun(server, tmp_path / f"log{host}", *how[:-1], how[-1] % (host == 0), ddp=True))
+            for host in range(2)
+        ]
+        for agent in agents:
+            agent.read_until(lambda line: line["version"] >= KILLED_AT)
+        assert {line["ranks"] for agent in agents for line in agent.lines} == {2}
+        kill(agents[1].process)
+        agents[0].read_to_the_end()
+    lines = agents[0].lines
+    (again,) = [line for line in lines if line["what"] == "begins" and line["ranks"] == 1]
+    (end,) = agents[0].told("ends")
+    assert {line["job"] for line in lines} == {end["job"]}
+    assert KILLED_AT <= again["version"] < STEPS
+    assert (end["ranks"], end["version"]) == (1, STEPS)
+    assert abs(end["accuracy"] - undisturbed) <= 0.01
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

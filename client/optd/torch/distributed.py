@@ -32,6 +32,10 @@ def shared_by_ranks() -> JobName | None:
 
 
 def policy_of_ranks() -> Policy | None:
-    """The policy of a job that the ranks share: one step of all their gradients; None without ranks."""
+    """The policy of a job that the ranks share: one step of all their gradients; None without ranks.
+
+    Not "live": a rank that comes first would step alone, and a mean over fewer ranks is another training. If a launcher
+    starts another number of ranks, the job follows (`optd.registration.rank_policy`).
+    """
     count = ranks()
     return Sync(workers=count) if count > 1 or launch() is not None else None
