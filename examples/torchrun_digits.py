@@ -50,7 +50,7 @@ def main() -> None:
         mine = batch(len(images), optimizer.version)[RANK::RANKS]
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images[mine]), labels[mine]).backward()
-        optimizer.step()
+        optimizer.step(weight=len(mine))
         if optimizer.version % REPORTS == 0:
             tell("is at", optimizer)
     with torch.no_grad():

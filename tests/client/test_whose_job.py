@@ -317,7 +317,7 @@ def launched(monkeypatch):
         monkeypatch.setattr(job_names, "_numbers", iter([1]))
         return job_names.job_name(None), environment.worker(None)
 
-    defaults = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    defaults: dict[str, str] = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     launch(**defaults, GROUP_WORLD_SIZE="1", TORCHELASTIC_RUN_ID="run", TORCHELASTIC_RESTART_COUNT="0")
     return launch
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import optd
-from optd.local import LocalServer
+from optd.local import LocalServer, local
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "torchrun_digits.py"
 STEPS = 400
@@ -101,11 +101,12 @@ def undisturbed(server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("ddp", [pytest.param(True, id="ddp"), pytest.param(False, id="plain", marks=pytest.mark.soak)])
 def test_a_killed_rank_is_started_again_and_the_job_goes_on(
-    server: LocalServer, undisturbed: float, tmp_path: Path
+    server: LocalServer, undisturbed: float, tmp_path: Path, ddp: bool
 ) -> None:
     how = ["--nproc-per-node", "2", "--max-restarts", "2"]
-    with torchrun(server, tmp_path / "log", *how) as launch:
+    with torchrun(server, tmp_path / "log", *how, ddp=ddp) as launch:
         victim = launch.read_until(lambda line: line["rank"] == 1 and line["version"] >= KILLED_AT)
         os.kill(victim["process"], signal.SIGKILL)
         launch.read_to_the_end()
@@ -123,15 +124,18 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on(
 
 
 @pytest.mark.timeout(300)
-def test_a_launch_shrinks_to_the_host_that_is_left(server: LocalServer, undisturbed: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ddp", [pytest.param(True, id="ddp", marks=pytest.mark.soak), pytest.param(False, id="plain")])
+def test_a_launch_shrinks_to_the_host_that_is_left(undisturbed: float, tmp_path: Path, ddp: bool) -> None:
     """Two agents stand for two hosts, one of which dies with its rank. The other one's rank goes on alone."""
     port = free_port()
     how = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d"]
     how += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "digits"]
-    how += ["--rdzv-conf", "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3,is_host=%d"]
+    conf = "last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=3"
+    how += ["--rdzv-conf"]
     with ExitStack() as stack:
+        server = stack.enter_context(local("--lease-seconds", "5"))
         agents = [
-            stack.enter_context(torchrun(server, tmp_path / f"log{host}", *how[:-1], how[-1] % (host == 0), ddp=True))
+            stack.enter_context(torchrun(server, tmp_path / f"log{host}", *how, f"{conf},is_host={1 - host}", ddp=ddp))
             for host in range(2)
         ]
         for agent in agents:

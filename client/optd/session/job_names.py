@@ -69,6 +69,8 @@ class Launch:
     rank: int
     count: int
     id: str
+    hosts: int = 1
+    """How many agents of torchrun there are, each of which sees only its own ranks end."""
 
     @property
     def worker(self) -> str:
@@ -89,7 +91,8 @@ def launch() -> Launch | None:
         return None
     if int(count) < 2 and "TORCHELASTIC_RUN_ID" not in os.environ:
         return None  # torchrun may have started more ranks in an earlier attempt
-    found = Launch(int(rank), int(count), _launch_id())
+    hosts = os.environ.get("GROUP_WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    found = Launch(int(rank), int(count), _launch_id(), int(hosts) if hosts.isdecimal() else 1)
     return found if _is_itself(found) else None
 
 

@@ -36,6 +36,11 @@ def policy_of_ranks() -> Policy | None:
 
     Not "live": a rank that comes first would step alone, and a mean over fewer ranks is another training. If a launcher
     starts another number of ranks, the job follows (`optd.registration.rank_policy`).
+
+    On one host the launcher ends all ranks if one of them dies, so their rounds wait for its successor. On several
+    hosts only a round that fails tells the others: their ranks end with `WorkerLost`, and are started again.
     """
-    count = ranks()
-    return Sync(workers=count) if count > 1 or launch() is not None else None
+    count, launched = ranks(), launch()
+    if launched is not None and launched.hosts > 1:
+        return Sync(workers=count, on_death="fail")
+    return Sync(workers=count) if count > 1 or launched is not None else None
