@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from optd_wire import values
 from optd_wire.dtypes import dtype_from_enum, dtype_to_enum
 from optd_wire.field_converters import Converter, Converters
+from optd_wire.lease_ends import lease_end_from_enum, lease_end_to_enum
 from optd_wire.policy_messages import fill_policy, policy_from_message
 from optd_wire.v1 import (
     checkpoint_service_pb2,
@@ -160,7 +161,10 @@ _CONVERTERS = Converters(
         option_pb2.OptionValue.DESCRIPTOR: Converter(_fill_option, _option_from_message),
         job_pb2.Policy.DESCRIPTOR: Converter(fill_policy, policy_from_message),
     },
-    enums={tensor_pb2.Dtype.DESCRIPTOR: (dtype_to_enum, dtype_from_enum)},
+    enums={
+        tensor_pb2.Dtype.DESCRIPTOR: (dtype_to_enum, dtype_from_enum),
+        worker_service_pb2.LeaseEnd.DESCRIPTOR: (lease_end_to_enum, lease_end_from_enum),
+    },
 )
 _MESSAGE_OF: dict[type, type[Message]] = {**_PAIRS, **dict.fromkeys(get_args(values.Policy), job_pb2.Policy)}
 _CONVERTER_OF = {value: _CONVERTERS.of(message.DESCRIPTOR) for value, message in _MESSAGE_OF.items()}

@@ -17,6 +17,7 @@ from optd_server.durability.levels import Levels
 from optd_server.durability.problems import StorageProblem
 from optd_server.durability.recovery import GivenUp
 from optd_server.durability.storage import Storage
+from optd_server.engine.byte_budget import ByteBudgets
 from optd_server.engine.catalog import Catalog, nothing_kept
 from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
@@ -47,6 +48,7 @@ async def run(config: Config) -> None:
         clock=SystemClock(),
         lease_seconds=config.lease_seconds,
         ephemeral_seconds=config.ephemeral_seconds,
+        budgets=ByteBudgets(config.max_inflight_bytes, config.max_job_inflight_bytes),
         log_of=nothing_kept if storage is None else storage.log_of,
         epochs=({}, 0) if storage is None else storage.epochs,
     )

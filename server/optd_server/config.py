@@ -83,6 +83,9 @@ class Config(BaseSettings):
     max_inflight_bytes: Bytes = Field(
         1024 * MIB, description="bytes of requests held in memory at the same time; further requests wait"
     )
+    max_job_inflight_bytes: Bytes | None = Field(
+        None, description="the same for the requests of one job; by default half of max_inflight_bytes"
+    )
     max_requests: int = Field(1024, ge=1, description="calls served at the same time; further calls are refused")
     max_streams: int = Field(256, ge=1, description="calls served at the same time on one connection")
     max_memory_bytes: Bytes = Field(

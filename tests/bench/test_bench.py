@@ -17,6 +17,7 @@ from bench.rows import (
     kernels,
     latency,
     memory,
+    neighbours,
     over_grpc,
     same_host,
     scale,
@@ -25,7 +26,7 @@ from bench.rows import (
 )
 from bench.sizes import FULL, TINY, arrays, count, in_words, mixed, model
 
-FAMILIES = (kernels, same_host, over_grpc, workers, latency, scale, memory, encodings, sparse)
+FAMILIES = (kernels, same_host, over_grpc, workers, latency, neighbours, scale, memory, encodings, sparse)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__.rpartition(".")[2])

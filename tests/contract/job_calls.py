@@ -19,6 +19,7 @@ from contract.plain import (
 from contract.two_groups import BODY, GRADIENT, HEAD, INITIAL, assert_weights, create
 
 from optd_wire.v1 import (
+    job_pb2,
     job_service_pb2,
     option_pb2,
     tensor_pb2,
@@ -93,6 +94,22 @@ def update_group(plain: Plain, name: str) -> None:
     with refused("OPTION_CONFLICT", "body", "lr", "0.125", "3.0"):
         plain.jobs.UpdateGroup(job_service_pb2.UpdateGroupRequest(job=name, update=update), timeout=SECONDS)
     assert plain.info(name).groups[0].options.options["lr"].number == 0.125
+
+
+def set_policy(plain: Plain, name: str) -> None:
+    create(plain, name)
+    policy = job_pb2.Policy(sync=job_pb2.SyncPolicy(live=True, quorum=2, grace_seconds=0.5))
+    answer = plain.jobs.SetPolicy(job_service_pb2.SetPolicyRequest(job=name, policy=policy), timeout=SECONDS)
+    assert answer.policy == policy
+    assert plain.info(name).policy == policy
+    with refused("INVALID_REQUEST", "must be async, sync or bounded"):
+        plain.jobs.SetPolicy(job_service_pb2.SetPolicyRequest(job=name), timeout=SECONDS)
+    wrong = job_pb2.Policy(sync=job_pb2.SyncPolicy(workers=2, quorum=3))
+    with refused("INVALID_POLICY", "quorum must be in [1, 2], got 3"):
+        plain.jobs.SetPolicy(job_service_pb2.SetPolicyRequest(job=name, policy=wrong), timeout=SECONDS)
+    plain.jobs.SetPolicy(
+        job_service_pb2.SetPolicyRequest(job=name, policy=job_pb2.Policy(**{"async": {}})), timeout=SECONDS
+    )
 
 
 def update_job(plain: Plain, name: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from optd_wire import values
 from optd_wire.messages import from_message, option_to_message, options_to_message, to_message
-from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2
+from optd_wire.v1 import job_pb2, option_pb2, tensor_pb2, worker_service_pb2
 from optd_wire.values import Single
 
 RENAMED = {
@@ -27,7 +27,7 @@ VALUES = [found for found in vars(values).values() if dataclasses.is_dataclass(f
 PAIRS = {
     MESSAGES[RENAMED.get(value.__name__, value.__name__)].DESCRIPTOR.full_name: value
     for value in VALUES
-    if value not in (values.Async, values.Sync)
+    if value not in (values.Async, values.Sync, values.Bounded, values.Exponential)
 }
 
 floats = st.floats(allow_nan=False)
@@ -40,6 +40,21 @@ option_values = st.one_of(
     floats,
     texts,
     st.lists(floats, max_size=3).map(tuple),
+)
+scales = st.one_of(
+    st.none(), st.just("inverse"), st.builds(values.Exponential, alpha=floats, cutoff=st.none() | floats)
+)
+policies = st.one_of(
+    st.builds(values.Async, staleness=scales, max_staleness=st.none() | st.integers(0, 2**63)),
+    st.builds(
+        values.Sync,
+        workers=st.just("live") | uint32,
+        quorum=st.none() | uint32,
+        grace=st.none() | st.just("auto") | floats,
+        round_seconds=st.none() | floats,
+        on_death=st.sampled_from([None, "wait", "continue", "fail"]),
+    ),
+    st.builds(values.Bounded, staleness=uint32),
 )
 SCALARS = {
     FieldDescriptor.TYPE_STRING: texts,
@@ -57,7 +72,7 @@ def value_of(descriptor: Descriptor) -> st.SearchStrategy[Any]:
     if descriptor is option_pb2.OptionValue.DESCRIPTOR:
         return option_values
     if descriptor is job_pb2.Policy.DESCRIPTOR:
-        return st.one_of(st.builds(values.Async), st.builds(values.Sync, workers=uint32))
+        return policies
     fields = {field.name: content_of(field) for field in descriptor.fields}
     return st.builds(PAIRS[descriptor.full_name], **fields)
 
@@ -69,6 +84,8 @@ def content_of(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         return st.dictionaries(content_of(key), content_of(item), max_size=3)
     if field.enum_type is tensor_pb2.Dtype.DESCRIPTOR:
         one = st.sampled_from(["float32", "float64", "unspecified"])
+    elif field.enum_type is worker_service_pb2.LeaseEnd.DESCRIPTOR:
+        one = st.sampled_from(["", values.LEFT, values.EXPIRED, values.REPLACED, values.ROLLED_BACK])
     else:
         one = SCALARS[field.type] if message is None else value_of(message)
     if field.is_repeated:

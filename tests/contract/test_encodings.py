@@ -260,7 +260,7 @@ def test_topk_with_wrong_places_writes_nothing(payload: bytes, count: int, says:
         (6, 0, 8),
     ],
 )
-def test_a_payload_of_the_wrong_length_is_refused_at_once(encoding: int, count: int, length: int):
+def test_31_a_payload_of_the_wrong_length_is_refused_at_once(encoding: int, count: int, length: int):
     frame = tensor_pb2.Frame(group=5, count=count, encoding=encoding, payload=bytes(length))
     data = PushRequest(frames=[frame]).SerializeToString()
     tracemalloc.start()
@@ -272,7 +272,7 @@ def test_a_payload_of_the_wrong_length_is_refused_at_once(encoding: int, count: 
         tracemalloc.stop()
 
 
-def test_a_huge_count_of_zeros_costs_nothing_until_there_is_room_for_it():
+def test_31_a_huge_count_of_zeros_costs_nothing_until_there_is_room_for_it():
     frame = tensor_pb2.Frame(count=2**62, encoding=tensor_pb2.ENCODING_TOPK)
     (sent,) = decode(PushRequest, PushRequest(frames=[frame]).SerializeToString())[1]
     sent.check()
@@ -281,7 +281,7 @@ def test_a_huge_count_of_zeros_costs_nothing_until_there_is_room_for_it():
 
 @given(st.sampled_from(LOSSY), st.integers(0, 70), st.binary(max_size=200))
 @settings(deadline=None)
-def test_any_payload_is_refused_or_decoded(encoding: Encoding, count: int, payload: bytes):
+def test_31_any_payload_is_refused_or_decoded(encoding: Encoding, count: int, payload: bytes):
     plain = tensor_pb2.Frame(count=count, encoding=encoding.number, payload=payload)
     out = np.full(count, 7, "f4")
     try:

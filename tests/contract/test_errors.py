@@ -118,6 +118,28 @@ def test_the_status_has_one_error_info_and_a_code_that_grpc_knows():
     assert rpc_status.to_status(status).code.value[0] == Code.NOT_FOUND
 
 
+LATER = (errors.ShuttingDown, errors.TooManyBytes, errors.TooManyRequests)
+
+
+def test_who_may_try_again_is_told_when():
+    assert {error for error in BY_REASON.values() if error.retry_after is not None} == set(LATER)
+    for error_class in LATER:
+        status = to_status(error_class(**dict.fromkeys(names(error_class), "1")))
+        info = error_details_pb2.RetryInfo()
+        assert status.details[1].Unpack(info)
+        assert info.retry_delay.ToTimedelta().total_seconds() == error_class.retry_after
+        info.retry_delay.FromMilliseconds(12_250)
+        status.details[1].Pack(info)
+        found = from_status(status)
+        assert found is not None
+        assert found.retry_after == copy.copy(found).retry_after == 12.25
+        info.retry_delay.FromSeconds(-1)
+        status.details[1].Pack(info)
+        found = from_status(status)
+        assert found is not None
+        assert found.retry_after == error_class.retry_after
+
+
 @pytest.mark.parametrize(
     "info",
     [

@@ -243,12 +243,12 @@ def test_cut_at_any_byte_is_refused_or_shorter(message: PushRequest, frames: lis
 @example(b"\x0b\x0c")
 @example(delimited(15, delimited(5, b"\xff\xfe") + b"\x20\x01"))
 @example(delimited(1, delimited(1, b"\xc0\x80")))
-def test_random_bytes_are_refused_or_read_as_protobuf_reads_them(data: bytes):
+def test_32_random_bytes_are_refused_or_read_as_protobuf_reads_them(data: bytes):
     agrees_with_protobuf(data)
 
 
 @given(push_messages(), decoded_frames, st.data())
-def test_a_changed_byte_is_refused_or_read_as_protobuf_reads_it(
+def test_32_a_changed_byte_is_refused_or_read_as_protobuf_reads_it(
     message: PushRequest, frames: list[Frame], data: st.DataObject
 ):
     whole = bytearray(encode(message, frames))

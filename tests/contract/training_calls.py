@@ -12,6 +12,7 @@ from contract.plain import (
     ending,
     frame,
     header,
+    push_requests,
     refused,
 )
 from contract.two_groups import GRADIENT, B, W, assert_weights, create, ids_bytes
@@ -259,6 +260,26 @@ def list_option_changes(plain: Plain, name: str) -> None:
     request.group = "nope"
     with refused("UNKNOWN_GROUP", "nope"):
         plain.inspection.ListOptionChanges(request, timeout=SECONDS)
+
+
+def list_rounds(plain: Plain, name: str) -> None:
+    create(plain, name, workers=2)
+    epochs = [plain.join(name, worker) for worker in ("w0", "w1")]
+    request = inspection_service_pb2.ListRoundsRequest(job=name)
+    assert not plain.inspection.ListRounds(request, timeout=SECONDS).rounds
+    first = plain.training.Push.future(
+        ending(push_requests(header(name, "w0", epochs[0], 1), GRADIENT)), timeout=SECONDS
+    )
+    while not (rounds := plain.inspection.ListRounds(request, timeout=SECONDS).rounds) or not rounds[0].arrived:
+        assert not first.done()  # it is answered after its deadline at the latest
+    (found,) = rounds
+    assert (found.step, found.fragment, found.places, found.deadline_unix_ms) == (1, 0, 0, 0)
+    assert ([*found.arrived], [*found.arriving], found.release) == (["w0"], [], "pushes of w1")
+    assert [(worker.name, worker.active) for worker in found.missing] == [("w1", True)]
+    assert 0 < found.missing[0].joined_unix_ms <= found.opened_unix_ms <= found.unix_ms
+    plain.push(header(name, "w1", epochs[1], 1), GRADIENT)
+    assert first.result().result.applied_version == 1
+    assert not plain.inspection.ListRounds(request, timeout=SECONDS).rounds
 
 
 def watch_job(plain: Plain, name: str) -> None:

@@ -1113,7 +1113,7 @@ def encoded(sent: Any, encoding: int) -> Any:
 
 
 @pytest.mark.parametrize("case", WITH_PLAIN_STUBS)
-def test_the_server_refuses_it_on_its_own_and_nothing_has_changed(stage: Stage, case: str):
+def test_27_the_server_refuses_it_on_its_own_and_nothing_has_changed(stage: Stage, case: str):
     act, reason, parts = WITH_PLAIN_STUBS[case]
     before = stage.plain.everything(stage.name)
     if reason.endswith("_"):

@@ -81,6 +81,7 @@ def test_every_setting_can_be_given_in_every_way(tmp_path: Path, monkeypatch: py
         "log_level": "debug",
         "max_memory_bytes": 1 << 21,
         "max_inflight_bytes": 1 << 22,
+        "max_job_inflight_bytes": 1 << 21,
         "max_message_bytes": 1 << 17,
         "max_requests": 4,
         "max_streams": 5,

@@ -14,9 +14,13 @@ import psutil
 import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refusal_of
 from e2e.programs import running
+from faults.processes import wait_for
+from grpc_health.v1 import health_pb2
 
 import optd
 from optd.local import LocalServer, local
+from optd.transport import channel
+from optd_server.rpc.server import MIN_PING_INTERVAL_MS
 from optd_wire.v1.inspection_service_pb2 import GetServerStatusRequest
 
 MIB = 1 << 20
@@ -112,7 +116,7 @@ def test_a_call_by_hand_is_answered(server: LocalServer):
 
 
 @pytest.mark.parametrize("declared", [17 * MIB, 1 << 31, 2**32 - 1])
-def test_a_message_that_is_declared_to_be_huge_is_refused_unread(
+def test_29_a_message_that_is_declared_to_be_huge_is_refused_unread(
     server: LocalServer, plain_numbers: Plain, declared: int
 ):
     """Five bytes say that four gigabytes follow. They need not follow for the answer."""
@@ -129,7 +133,7 @@ def test_a_message_that_is_declared_to_be_huge_is_refused_unread(
     assert resident(server) - before < 10 * MIB
 
 
-def test_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plain_numbers: Plain):
+def test_36_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plain_numbers: Plain):
     """20,000 calls, each taken back with the next frame; the neighbours are answered meanwhile."""
     before = resident(server)
     longest = 0.0
@@ -153,11 +157,45 @@ def test_streams_that_are_reset_at_once_take_no_memory(server: LocalServer, plai
     assert resident(server) - before < 64 * MIB
 
 
-def test_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_numbers: Plain):
+def test_44_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_numbers: Plain):
     with Raw(server.address) as raw:
         raw.send(*[http2(PING, 0, 0, bytes(8))] * 1000)
         said = [payload for kind, _, _, payload in raw.frames() if kind == GOAWAY]
     assert any(b"too_many_pings" in payload for payload in said)
+    assert plain_numbers.healthy()
+
+
+def test_44_our_client_is_unaffected_by_pings_of_others(
+    server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
+):
+    """It keeps its one connection, on which it pings rarely enough; nothing is lost and sent again."""
+    weights = np.zeros(4, "f4")
+    with optd.connect(server.address, job=name, lane="grpc") as session:
+        optimizer = optd.SGD([weights], lr=1.0, session=session)
+        for _ in range(5):
+            optimizer.step([np.ones(4, "f4")])
+            with Raw(server.address) as raw, suppress(OSError):
+                raw.send(*[http2(PING, 0, 0, bytes(8))] * 1000)
+                assert any(kind == GOAWAY for kind, *_ in raw.frames())
+        optimizer.step([np.ones(4, "f4")])
+    assert weights.tolist() == [-6] * 4
+    assert not [record for record in caplog.records if "trying again" in record.getMessage()]
+    assert dict(channel._OPTIONS)["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
+
+
+def test_44_a_client_that_pings_every_second_is_sent_away(server: LocalServer, plain_numbers: Plain):
+    """As any gRPC library does with a keepalive of a second, over a call that goes on."""
+    pinging = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_time_between_pings_ms", 1000),
+    ]
+    with Plain(server.address, options=pinging) as stubs:
+        watch = stubs.health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in watch:
+                continue
+        assert "too many pings" in refusal_of(caught.value).text.lower().replace("_", " ")
     assert plain_numbers.healthy()
 
 
@@ -188,7 +226,7 @@ def test_a_flood_of_pings_ends_its_connection_only(server: LocalServer, plain_nu
         "nothing",
     ],
 )
-def test_what_is_no_http2_ends_its_connection_only(server: LocalServer, plain_numbers: Plain, bytes_: bytes):
+def test_32_what_is_no_http2_ends_its_connection_only(server: LocalServer, plain_numbers: Plain, bytes_: bytes):
     with suppress(OSError), Raw(server.address, preface=bytes_) as raw:
         raw.socket.shutdown(socket.SHUT_WR)
         for _ in raw.frames():
@@ -208,7 +246,7 @@ def test_headers_beyond_the_limit_are_refused(server: LocalServer, plain_numbers
     assert resident(server) - before < 10 * MIB
 
 
-def test_after_a_flood_of_connections_the_server_accepts_again(name: str):
+def test_37_after_a_flood_of_connections_the_server_accepts_again(name: str):
     """More of them than it may have files open. Who was connected before stays connected."""
     with local() as server, Plain(server.address) as plain, ExitStack() as flood:
         assert plain.healthy()
@@ -227,6 +265,31 @@ def test_after_a_flood_of_connections_the_server_accepts_again(name: str):
         with optd.connect(server.address, job=name, connect_timeout=SECONDS) as session:
             assert session.info().version.version == 1
         assert server.process.poll() is None
+
+
+def test_37_after_a_flood_of_streams_the_server_serves_again(name: str):
+    """More calls that begin and never go on than it serves at the same time, and more than a connection may have.
+
+    Health is answered meanwhile; our client is told to come back later, does so, and gets in once they are given up.
+    """
+    with (
+        local("--max-requests", "64", "--max-streams", "32", "--idle-seconds", "1") as server,
+        Plain(server.address) as plain,
+        ExitStack() as flood,
+    ):
+        before = resident(server)
+        for _ in range(4):
+            raw = flood.enter_context(Raw(server.address))
+            with suppress(OSError):  # the server may well have enough of it
+                raw.send(*[raw.request(PUSH)[1] for _ in range(1000)])
+        assert all(plain.healthy() for _ in range(20))
+        weights = np.zeros(4, "f4")
+        with optd.connect(server.address, job=name, lane="grpc", connect_timeout=60, timeout=60) as session:
+            optd.SGD([weights], lr=1.0, session=session).step([np.ones(4, "f4")])
+        assert weights.tolist() == [-1] * 4
+        assert resident(server) - before < 64 * MIB
+        flood.close()
+        wait_for(lambda: plain.status().requests == 1, "no call of the flood is left")
 
 
 def test_the_log_of_a_server_under_attack_stays_short(tmp_path: Path):

@@ -45,6 +45,7 @@ from optd_wire.v1 import (
     state_service_pb2,
     tensor_pb2,
     training_service_pb2,
+    worker_service_pb2,
 )
 
 MIB = 1 << 20
@@ -122,7 +123,7 @@ def test_a_message_beyond_the_limit_is_refused(narrow: LocalServer, method: Meth
 
 
 @pytest.mark.parametrize("method", [PUSH, CREATE, STEP], ids=lambda method: method.name)
-def test_a_message_far_beyond_the_limit_takes_no_memory(narrow: LocalServer, method: MethodDescriptor):
+def test_29_a_message_far_beyond_the_limit_takes_no_memory(narrow: LocalServer, method: MethodDescriptor):
     with Plain(narrow.address) as plain, grows_by_less_than(narrow, 10 * MIB):
         found = outcome_of(plain.channel, method, bytes(64 * MIB))
     assert found.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -166,7 +167,7 @@ def test_weights_of_any_size_pass_any_limit(narrow: LocalServer, name: str):
 
 
 @pytest.mark.parametrize("method", ALL_RPCS, ids=lambda method: method.full_name.removeprefix("optd.v1."))
-def test_gzip_is_refused(server: LocalServer, plain: Plain, method: MethodDescriptor):
+def test_30_gzip_is_refused(server: LocalServer, plain: Plain, method: MethodDescriptor):
     """8 MiB of zeros that travel as a few KiB."""
     with grows_by_less_than(server, 10 * MIB):
         found = outcome_of(plain.channel, method, bytes(8 * MIB), compression=grpc.Compression.Gzip)
@@ -201,7 +202,7 @@ def test_an_upload_in_many_messages_is_bounded_by_its_job_not_by_its_length(
     ("count", "encoding"),
     [(1 << 62, 1), (1 << 61, 2), (2**64 - 1, 1), (1 << 40, 1), (2**32, 2)],
 )
-def test_a_frame_that_declares_more_than_it_holds_is_refused(
+def test_28_a_frame_that_declares_more_than_it_holds_is_refused(
     server: LocalServer, plain: Plain, name: str, count: int, encoding: int
 ):
     create_small(plain, name)
@@ -231,7 +232,7 @@ def test_a_frame_that_declares_more_than_it_holds_is_refused(
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_a_shape_that_no_memory_holds_is_refused_before_anything_is_allocated(
+def test_28_a_shape_that_no_memory_holds_is_refused_before_anything_is_allocated(
     server: LocalServer, plain: Plain, name: str, shape: tuple[int, ...], reason: str
 ):
     """The last one has no element, but no array can have its shape either."""
@@ -265,7 +266,7 @@ def poor_plain(poor: LocalServer) -> Iterator[Plain]:
         assert stubs.status().planned_bytes == 0
 
 
-def test_a_job_beyond_the_memory_is_refused_and_leaves_nothing(poor: LocalServer, poor_plain: Plain, name: str):
+def test_39_a_job_beyond_the_memory_is_refused_and_leaves_nothing(poor: LocalServer, poor_plain: Plain, name: str):
     weights = np.zeros(MIB, "f4")
     with optd.connect(poor.address, job=name) as session:
         with pytest.raises(MemoryExceeded) as caught:
@@ -277,7 +278,7 @@ def test_a_job_beyond_the_memory_is_refused_and_leaves_nothing(poor: LocalServer
         optd.Adam([weights[:1000].copy()], session=session).step([np.ones(1000, "f4")])
 
 
-def test_all_jobs_together_stay_within_the_memory(poor_plain: Plain, name: str):
+def test_39_all_jobs_together_stay_within_the_memory(poor_plain: Plain, name: str):
     made = 0
     with pytest.raises(grpc.RpcError) as caught:
         for made in range(1000):
@@ -289,7 +290,7 @@ def test_all_jobs_together_stay_within_the_memory(poor_plain: Plain, name: str):
     assert poor_plain.status().planned_bytes == sum(job.planned_bytes for job in jobs) <= LIMIT
 
 
-def test_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
+def test_39_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
     release = threading.Event()
 
     def slow() -> Iterator[job_service_pb2.CreateJobRequest]:
@@ -307,7 +308,7 @@ def test_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
 
 
 @pytest.mark.parametrize("grow", ["group", "option", "push", "state"])
-def test_a_job_does_not_grow_beyond_the_memory(poor_plain: Plain, name: str, grow: str):
+def test_39_a_job_does_not_grow_beyond_the_memory(poor_plain: Plain, name: str, grow: str):
     """By a group, or by a state that a change of options brings along, alone or with a push."""
     count = next(
         count for count in range(300_000, 0, -10_000) if poor_plain_bytes(count) <= LIMIT < poor_plain_bytes(count, 1)
@@ -454,10 +455,11 @@ def busy() -> Iterator[LocalServer]:
         yield running
 
 
-def test_requests_beyond_the_limit_are_refused_and_health_still_answers(busy: LocalServer, name: str):
+def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy: LocalServer, name: str):
     with ExitStack() as stack:
         plain, second = (stack.enter_context(Plain(busy.address)) for _ in range(2))
         create_small(plain, name)
+        epoch = plain.join(name)
         watches = [stack.enter_context(watching(stubs, name)) for stubs in (plain, plain, second, second)]
         for watch in watches:
             watch.open()
@@ -466,11 +468,35 @@ def test_requests_beyond_the_limit_are_refused_and_health_still_answers(busy: Lo
             with refused("TOO_MANY_REQUESTS", "4 requests", "--max-requests"):
                 third.info(name)
             with pytest.raises(TooManyRequests, match="4"):
-                optd.connect(busy.address, job=name)
+                optd.connect(busy.address, job=name, connect_timeout=1)
             assert all(third.healthy() for _ in range(10))
+            # Nor does a worker lose its lease because others have taken all calls.
+            renewal = worker_service_pb2.RenewLeaseRequest(job=name, worker="w0", epoch=epoch)
+            third.workers.RenewLease(renewal, timeout=SECONDS)
             watches[0].close()
             wait_for(lambda: reason_of(lambda: third.info(name)) is None)
             optd.connect(busy.address, job=name).close()
+
+
+def test_38_health_answers_while_all_threads_compute(name: str):
+    """Steps that take long, as many as there are threads and more; none of them ends before health has answered."""
+    side, jobs = 700, 3
+    matrix = frame(np.ones(side * side, "f4"))
+    with local("--threads", "1", "--kernels", "numpy") as running, Plain(running.address) as plain:
+        heads = []
+        for index in range(jobs):
+            job = f"{name}.{index}"
+            spec = job_spec(job, [group("g", {"w": ((side, side), "float32")})], algorithm="muon")
+            plain.create(spec, [matrix])
+            heads.append(header(job, "w0", plain.join(job), 1))
+        with ThreadPoolExecutor(jobs) as pool:
+            steps = [pool.submit(plain.push, head, [matrix], timeout=60) for head in heads]
+            answers = 0
+            while not any(step.done() for step in steps):
+                assert plain.healthy()
+                answers += 1
+            assert [step.result().applied_version for step in steps] == [1] * jobs
+        assert answers > 1
 
 
 def reason_of(function: Callable[[], object]) -> str | None:
@@ -481,7 +507,7 @@ def reason_of(function: Callable[[], object]) -> str | None:
     return None
 
 
-def test_streams_of_one_connection_wait_for_one_another(busy: LocalServer, name: str):
+def test_37_streams_of_one_connection_wait_for_one_another(busy: LocalServer, name: str):
     """The fourth call of a connection waits until one of the three ends; other connections do not notice."""
     with Plain(busy.address) as plain, Plain(busy.address) as other:
         create_small(plain, name)
@@ -506,7 +532,7 @@ def test_streams_of_one_connection_wait_for_one_another(busy: LocalServer, name:
     [b"\xff" * 8, b"\x0a\xff\xff\xff\x7f", b"\x0b", b"\x0a", bytes(range(1, 200)), b"\x7a\x05abc", b"\x00"],
     ids=["ones", "long string", "group", "cut", "counting", "cut frame", "zero"],
 )
-def test_garbage_is_refused_as_malformed(plain: Plain, method: MethodDescriptor, garbage: bytes):
+def test_32_garbage_is_refused_as_malformed(plain: Plain, method: MethodDescriptor, garbage: bytes):
     found = outcome_of(plain.channel, method, garbage)
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
     assert method.input_type.name in found.text
@@ -538,7 +564,7 @@ with_a_server = settings(
 
 
 @every_own_rpc
-def test_random_bytes_are_refused_with_a_reason(plain: Plain, method: MethodDescriptor):
+def test_32_random_bytes_are_refused_with_a_reason(plain: Plain, method: MethodDescriptor):
     @given(st.lists(st.binary(max_size=40), min_size=1, max_size=3))
     @settings(parent=with_a_server, max_examples=15)
     def are_refused(requests: list[bytes]) -> None:
@@ -598,7 +624,7 @@ def target(plain: Plain, name: str) -> Target:
 
 @given(frame_lists, st.booleans())
 @with_a_server
-def test_random_frames_change_no_weight(target: Target, frames: list[tensor_pb2.Frame], stepping: bool):
+def test_27_random_frames_change_no_weight(target: Target, frames: list[tensor_pb2.Frame], stepping: bool):
     """None of them covers a parameter. Frames that touch none at all are a push without gradients, and a step."""
     head = header(target.name, "w0", target.epoch, target.sequence)
     try:
@@ -614,7 +640,7 @@ def test_random_frames_change_no_weight(target: Target, frames: list[tensor_pb2.
 
 @given(frame_lists, st.sampled_from([CREATE, ADD_GROUP, WRITE_STATE]))
 @settings(parent=with_a_server, max_examples=40)
-def test_random_frames_make_no_job_no_group_and_no_state(
+def test_27_random_frames_make_no_job_no_group_and_no_state(
     target: Target, frames: list[tensor_pb2.Frame], method: MethodDescriptor
 ):
     before = target.plain.everything(target.name)
@@ -668,7 +694,7 @@ def hostile_messages(name: str, epoch: int) -> dict[str, tuple[MethodDescriptor,
 
 
 @pytest.mark.parametrize("kind", ["frames", "frames of a step", "updates", "groups", "parameters"])
-def test_health_answers_while_a_message_of_very_many_parts_is_read(server: LocalServer, name: str, kind: str):
+def test_38_health_answers_while_a_message_of_very_many_parts_is_read(server: LocalServer, name: str, kind: str):
     """And reading it takes memory in proportion."""
     with Plain(server.address) as plain, Plain(server.address) as other:
         create_small(plain, name)

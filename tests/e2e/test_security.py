@@ -1,6 +1,8 @@
 """Who gets in: tokens, certificates and addresses, on every RPC that the server has."""
 
+import logging
 import ssl
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +94,7 @@ def guarded_channel(guarded: Program) -> Iterator[grpc.Channel]:
 
 
 @every_rpc
-def test_a_call_without_token_is_refused(guarded_channel: grpc.Channel, method: MethodDescriptor):
+def test_40_a_call_without_token_is_refused(guarded_channel: grpc.Channel, method: MethodDescriptor):
     found = refusal(guarded_channel, method)
     assert (found.code, found.reason) == (grpc.StatusCode.UNAUTHENTICATED, "MISSING_TOKEN")
 
@@ -111,7 +113,7 @@ def test_a_call_without_token_is_refused(guarded_channel: grpc.Channel, method: 
     ],
     ids=["another", "one more letter", "one less", "empty", "nothing", "no scheme", "another scheme"],
 )
-def test_a_call_with_a_wrong_token_is_refused(
+def test_40_a_call_with_a_wrong_token_is_refused(
     guarded_channel: grpc.Channel, method: MethodDescriptor, authorization: str
 ):
     found = refusal(guarded_channel, method, metadata=[("authorization", authorization)])
@@ -162,7 +164,7 @@ def test_our_client_finds_the_token_in_the_environment(
         optd.connect(guarded.address)
 
 
-def test_tokens_are_in_no_log_and_no_answer(guarded: Program, guarded_channel: grpc.Channel):
+def test_41_tokens_are_in_no_log_and_no_answer(guarded: Program, guarded_channel: grpc.Channel):
     """After calls with good, bad and no tokens, to every RPC; the log is at its most talkative."""
     told = []
     for method in ALL_RPCS:
@@ -177,11 +179,27 @@ def test_tokens_are_in_no_log_and_no_answer(guarded: Program, guarded_channel: g
         assert not any(token in text for text in told)
 
 
+def test_41_our_client_tells_its_token_nobody(guarded: Program, name: str, caplog: pytest.LogCaptureFixture):
+    """Neither in its log, which is at its most talkative, nor in errors, nor in what describes it."""
+    caplog.set_level(logging.DEBUG)
+    with optd.connect(guarded.address, job=name, token=TOKENS[0]) as session:
+        train(session)
+        told = [repr(session), str(session), repr(session.info()), repr(session.workers()), repr(vars(session))]
+        with pytest.raises(optd.OptdError) as caught:
+            session.set_options(clip_norm=-1.0)
+        told.append(str(caught.value))
+    with pytest.raises(WrongToken) as wrong:
+        optd.connect(guarded.address, token=NEVER_SENT, connect_timeout=5)
+    told += [str(wrong.value), repr(wrong.value), "".join(traceback.format_exception(wrong.value)), caplog.text]
+    for token in (TOKENS[0], NEVER_SENT):
+        assert not any(token in text for text in told)
+
+
 # What was never written
 
 
 @pytest.mark.parametrize("count", [3, 50, 1000])
-def test_numbers_that_nobody_sent_are_not_what_lay_in_memory(plain: Plain, name: str, count: int):
+def test_41_numbers_that_nobody_sent_are_not_what_lay_in_memory(plain: Plain, name: str, count: int):
     """A parameter without gradient in the last step has none to read: not whatever the server's memory held
     before, which may be anything of anybody."""
     groups = [group("g", {"w": ((count,), "float32"), "v": ((count,), "float64")})]
@@ -279,13 +297,13 @@ def test_a_client_without_tls_fails_and_says_where(encrypted: Program):
 
 
 @every_rpc
-def test_no_rpc_answers_without_tls(encrypted: Program, method: MethodDescriptor):
+def test_40_no_rpc_answers_without_tls(encrypted: Program, method: MethodDescriptor):
     with grpc.insecure_channel(encrypted.address) as channel:
         assert refusal(channel, method).code is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["another authority", "the public authorities"])
-def test_a_wrong_authority_is_a_clear_error(encrypted: Program, workers: tuple[Papers, Papers], known: bool):
+def test_40_a_wrong_authority_is_a_clear_error(encrypted: Program, workers: tuple[Papers, Papers], known: bool):
     with pytest.raises(Unreachable, match=r"(?i)certificate.verify") as caught:
         optd.connect(encrypted.address, tls=True if known else optd.TLS(ca=workers[1].ca), connect_timeout=1)
     assert encrypted.address in str(caught.value)
@@ -314,7 +332,7 @@ def test_what_the_wire_carries_is_tls(encrypted: Program):
 
 @every_rpc
 @pytest.mark.parametrize("shown", ["nothing", "stranger"])
-def test_without_a_certificate_of_the_authority_no_rpc_answers(
+def test_40_without_a_certificate_of_the_authority_no_rpc_answers(
     mutual: Program, papers: Papers, workers: tuple[Papers, Papers], method: MethodDescriptor, shown: str
 ):
     with papers.channel(mutual.address, None if shown == "nothing" else workers[1]) as channel:
@@ -358,20 +376,20 @@ def test_our_client_names_the_file_that_it_cannot_use(encrypted: Program, wrong:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_an_address_beyond_loopback_needs_a_token_or_tls(
+def test_43_an_address_beyond_loopback_needs_a_token_or_tls(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
 ):
     line = refuses_settings(monkeypatch, capsys, "--host", host)
     assert all(part in line for part in (host, "--token-file", "--tls-cert", "--insecure"))
 
 
-def test_a_process_that_may_not_start_exits_with_2_and_leaves_no_address(tmp_path: Path):
+def test_43_a_process_that_may_not_start_exits_with_2_and_leaves_no_address(tmp_path: Path):
     line = refuses_to_start("--host", "0.0.0.0", "--address-file", str(tmp_path / "address"))
     assert "0.0.0.0 is reachable from other machines" in line
     assert not (tmp_path / "address").exists()
 
 
-def test_insecure_lets_it_start_and_warns(tmp_path: Path):
+def test_43_insecure_lets_it_start_and_warns(tmp_path: Path):
     with running(tmp_path, "--host", "0.0.0.0", "--insecure") as program:
         assert "warning" in program.log
         assert "anyone who reaches this server can change every job" in program.log

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +40,10 @@ def in_background(function: Callable[[], T]) -> "Future[T]":
 
 
 @contextmanager
-def spawned(script: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A script of this folder as a process, which does not outlive the block."""
+def spawned(script: str, *arguments: str, prefix: Sequence[str] = ()) -> Iterator["subprocess.Popen[str]"]:
+    """A script of this folder as a process, which does not outlive the block; `prefix` is a command that runs it."""
     process = subprocess.Popen(
-        [sys.executable, str(HERE / script), *arguments],
+        [*prefix, sys.executable, str(HERE / script), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -85,10 +85,13 @@ class Worker:
 
 
 @contextmanager
-def worker(address: str, job: str, name: str, sync_workers: int = 0, lane: str = "grpc") -> Iterator[Worker]:
-    """A worker in a process of its own, which has registered."""
-    arguments = [address, job, name, lane] + ([str(sync_workers)] if sync_workers else [])
-    with spawned("worker.py", *arguments) as process:
+def worker(
+    address: str, job: str, name: str, sync_workers: int = 0, *, prefix: Sequence[str] = (), **more: Any
+) -> Iterator[Worker]:
+    """A worker in a process of its own, which has registered; `more` are the options of `worker.py`."""
+    arguments = [address, job, name] + ([str(sync_workers)] if sync_workers else [])
+    options = [f"--{option}={value}" for option, value in more.items()]
+    with spawned("worker.py", *options, *arguments, prefix=prefix) as process:
         made = Worker(process)
         made.ask("register")
         yield made

@@ -1,10 +1,14 @@
 """A TCP proxy that loses what it is told to lose: it knows HTTP/2 just well enough to find an answer."""
 
+import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+BUFFER = 1 << 18
+PIECE = 1 << 14
 PREFACE = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 DATA, HEADERS = 0, 1
 
@@ -15,7 +19,7 @@ class Proxy:
     `lose_answers(n)` breaks the connection when the server's next answer to a call arrives here, n times in a row:
     the server has done what it was asked for, and the client will never know. `cut_upload(after)` breaks it in the
     middle of what the client sends, as soon as that many bytes have passed, `cut_between(messages)` where that many
-    messages of the next call have.
+    messages of the next call have. `throttle` slows one direction of all connections down.
     """
 
     def __init__(self, target: str) -> None:
@@ -28,7 +32,10 @@ class Proxy:
         self._messages_left: int | None = None
         self._message = b""
         self._before_cut: Callable[[], None] = lambda: None
+        self._seconds_per_byte = {"up": 0.0, "down": 0.0}
         self.cuts = 0
+        self.passed = 0
+        """How many bytes have been passed to the server."""
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -60,29 +67,59 @@ class Proxy:
         with self._lock:
             self._messages_left, self._message = messages, b""
 
+    def throttle(self, *, up: float = math.inf, down: float = math.inf) -> None:
+        """From here on lets pass so many bytes a second to the server, and back, on each connection."""
+        self._seconds_per_byte = {"up": 1 / up, "down": 1 / down}
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._target)
                 self._open |= {client, server}
-                for source, sink, cut, skip in (
-                    (client, server, self._cut_upload, PREFACE),
-                    (server, client, self._cut_answer, 0),
+                for side in (client, server):
+                    # Else the buffers of this host hold megabytes of what a slow direction has yet to carry.
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+                for source, sink, cut, skip, direction in (
+                    (client, server, self._cut_upload, PREFACE, "up"),
+                    (server, client, self._cut_answer, 0, "down"),
                 ):
-                    threading.Thread(target=self._pump, args=(source, sink, cut, skip), daemon=True).start()
+                    arguments = (source, sink, cut, skip, direction)
+                    threading.Thread(target=self._pump, args=arguments, daemon=True).start()
 
     def _pump(
-        self, source: socket.socket, sink: socket.socket, cut: Callable[[int, bytes], bytes | None], skip: int
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        cut: Callable[[int, bytes], bytes | None],
+        skip: int,
+        direction: str,
     ) -> None:
         with suppress(OSError):
             for kind, data in _frames(source, skip):
                 last = cut(kind, data)
-                sink.sendall(data if last is None else last)
+                self._send(sink, data if last is None else last, direction)
                 if last is not None:
                     break
         self._close(source)
         self._close(sink)
+
+    def _send(self, sink: socket.socket, data: bytes, direction: str) -> None:
+        if not self._seconds_per_byte[direction]:
+            sink.sendall(data)
+            self._note(len(data), direction)
+            return
+        for at in range(0, len(data), PIECE):
+            piece = data[at : at + PIECE]
+            sink.sendall(piece)
+            self._note(len(piece), direction)
+            time.sleep(len(piece) * self._seconds_per_byte[direction])
+
+    def _note(self, count: int, direction: str) -> None:
+        if direction == "up":
+            with self._lock:
+                self.passed += count
 
     # What of a frame still passes before the connection is cut; None where it is not cut here.
 

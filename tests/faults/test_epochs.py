@@ -115,7 +115,7 @@ main()
 
 
 @pytest.mark.parametrize("ending", ["leaves", "is killed", "is killed while it waits"])
-def test_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
+def test_21_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
     server: LocalServer, plain: Plain, name: str, ending: str
 ):
     """The lease is long: nobody waits for it to run out."""

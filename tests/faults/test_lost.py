@@ -78,7 +78,7 @@ def open_worker(
 
 
 @pytest.mark.parametrize("act", ["push", "step"])
-def test_a_push_whose_answer_is_lost_is_applied_once(proxy: Proxy, plain: Plain, name: str, act: str):
+def test_13_a_push_whose_answer_is_lost_is_applied_once(proxy: Proxy, plain: Plain, name: str, act: str):
     model = Model()
     with ExitStack() as stack:
         optimizer, weights = open_worker(stack, proxy.address, name, "w0")
@@ -97,7 +97,9 @@ def test_a_push_whose_answer_is_lost_is_applied_once(proxy: Proxy, plain: Plain,
     assert plain.summary(name).rejections == 0
 
 
-def test_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(proxy: Proxy, server: LocalServer, name: str):
+def test_13_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(
+    proxy: Proxy, server: LocalServer, name: str
+):
     """The answer that arrives in the end has what has changed since the weights that the worker has."""
     expected = np.zeros((20_000, 3), "f4")
     with ExitStack() as stack:
@@ -126,7 +128,7 @@ def test_rows_whose_answer_is_lost_count_once_and_come_back_all_the_same(proxy: 
 @pytest.mark.parametrize(
     ("act", "lossy"), [("step", 0), ("push", 1)], ids=["the first loses a step", "the last loses a push"]
 )
-def test_a_round_in_which_an_answer_is_lost_is_applied_once(
+def test_13_a_round_in_which_an_answer_is_lost_is_applied_once(
     server: LocalServer, proxy: Proxy, plain: Plain, name: str, act: str, lossy: int
 ):
     model = Model()
@@ -277,7 +279,7 @@ def whole_of(rpc: str, name: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("act", "count"), [("push", 1 << 18), ("step", 100_000)], ids=["between two parameters", "within a parameter"]
 )
-def test_a_push_that_is_cut_in_mid_upload_is_sent_again_whole(
+def test_13_a_push_that_is_cut_in_mid_upload_is_sent_again_whole(
     proxy: Proxy, plain: Plain, name: str, act: str, count: int
 ):
     """A gradient of several messages of 1 MiB, cut at different places of them."""
@@ -306,7 +308,7 @@ def test_a_push_that_is_cut_in_mid_upload_is_sent_again_whole(
 # The same push again
 
 
-def test_the_same_push_at_the_same_time_is_applied_once(server: LocalServer, plain: Plain, name: str):
+def test_14_the_same_push_at_the_same_time_is_applied_once(server: LocalServer, plain: Plain, name: str):
     """Over eight connections at once, large enough to be under way together."""
     count = 300_000
     plain.create(job_spec(name, [group("g", {"w": ((count,), "float32")})], lr=1.0), [frame(np.zeros(count, "f4"))])
@@ -331,7 +333,7 @@ def test_the_same_push_at_the_same_time_is_applied_once(server: LocalServer, pla
     assert (plain.weights(name)["w"] == -3).all()
 
 
-def test_the_same_push_at_the_same_time_waits_for_its_round_together(server: LocalServer, plain: Plain, name: str):
+def test_14_the_same_push_at_the_same_time_waits_for_its_round_together(server: LocalServer, plain: Plain, name: str):
     spec = job_spec(name, [group("g", {"w": ((4,), "float32")})], lr=1.0, workers=2)
     plain.create(spec, [frame(np.zeros(4, "f4"))])
     first, second = plain.join(name, "a"), plain.join(name, "b")
@@ -344,7 +346,7 @@ def test_the_same_push_at_the_same_time_waits_for_its_round_together(server: Loc
     assert plain.weights(name)["w"].tolist() == [-2] * 4
 
 
-def test_a_repeat_of_an_older_push_and_a_gap_are_refused(plain: Plain, name: str):
+def test_17_a_repeat_of_an_older_push_and_a_gap_are_refused(plain: Plain, name: str):
     epoch = create_two(plain, name)
     for sequence in (1, 2, 3):
         plain.push(header(name, "w0", epoch, sequence), WHOLE)

@@ -89,7 +89,7 @@ def test_a_training_through_kills_gives_the_same_bits_as_one_without(killed, cal
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_push_that_waits_for_its_round_when_the_server_is_killed_is_part_of_it(tmp_path):
+def test_16_a_push_that_waits_for_its_round_when_the_server_is_killed_is_part_of_it(tmp_path):
     policy = optd.Sync(workers=2)
     with Durable(tmp_path, *COMMIT) as server, ExitStack() as stack:
         waiting, others = {}, {}

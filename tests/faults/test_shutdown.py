@@ -54,7 +54,9 @@ def train_until_it_ends(address: str, job: str, worker: str, began: threading.Ev
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_under_load_ends_the_server_with_0(program: Program, stubs: Plain, name: str, number: signal.Signals):
+def test_42_a_signal_under_load_ends_the_server_with_0(
+    program: Program, stubs: Plain, name: str, number: signal.Signals
+):
     watch = stubs.health.Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     began = [threading.Event() for _ in range(3)]

@@ -64,8 +64,8 @@ def test_18_a_push_that_waited_for_its_round_when_its_worker_was_stopped_is_in_t
     """The end of the lease withdraws it; the worker joins again and sends it again."""
     plain = strict_plain
     with ExitStack() as stack:
-        sleeper = stack.enter_context(worker(strict.address, name, "a", 2, lane))
-        other = stack.enter_context(worker(strict.address, name, "b", 2, lane))
+        sleeper = stack.enter_context(worker(strict.address, name, "a", 2, lane=lane))
+        other = stack.enter_context(worker(strict.address, name, "b", 2, lane=lane))
         for one, gradient in ((sleeper, 1), (other, 3)):
             one.tell("step", gradient=gradient)
         assert [one.outcome()["version"] for one in (sleeper, other)] == [1, 1]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refusal_of, refused
-from faults.processes import SECONDS, in_background, spawned, wait_for
+from faults.processes import SECONDS, in_background, spawned, wait_for, worker
+from faults.proxy import Proxy
 
 import optd
 from optd.local import LocalServer, local
@@ -160,6 +161,22 @@ def test_pushes_that_stand_still_do_not_keep_others_out(server: LocalServer, nam
         assert not any(call.done() for call in calls)
         stalled.channel.close()  # they die
         assert pushed.result(SECONDS).version.version == 1
+
+
+def test_13_a_worker_that_is_killed_in_mid_push_has_pushed_nothing(server: LocalServer, plain: Plain, name: str):
+    """With kill -9, when at least a quarter of its gradient is on the server's side of a slow link."""
+    elements = 1_000_000
+    with Proxy(server.address) as proxy, worker(proxy.address, name, "w0", lane="grpc", elements=elements) as victim:
+        proxy.throttle(up=2e6)
+        before = proxy.passed
+        victim.tell("step", gradient=1000)
+        wait_for(lambda: proxy.passed - before > elements, "a quarter has passed")
+        victim.signal(signal.SIGKILL)
+        wait_for(lambda: plain.status().requests == 1, "its call ends")
+        assert proxy.passed - before < 4 * elements
+    assert plain.info(name).version.version == 0
+    with worker(server.address, name, "w0", lane="grpc", elements=elements) as successor:
+        assert successor.ask("step", gradient=1)["weights"] == [-1] * 4
 
 
 def test_a_step_stream_may_rest_between_its_steps(impatient_plain: Plain, name: str):

@@ -1,6 +1,7 @@
 """The JSON of `-o json`: plain values of the contract as dicts with the names of its fields.
 
-A listing is a list. A policy is the arm of its message: `{"sync": {"workers": 4}}` or `{"async": {}}`. Numbers that
+A listing is a list. A policy is the arm of its message, with the settings that it has: `{"sync": {"workers": 4}}` or
+`{"async": {}}`. Numbers that
 JSON does not have are the strings that protobuf's JSON has for them: "NaN", "Infinity", "-Infinity".
 """
 
@@ -23,7 +24,8 @@ def document(value: Any) -> Any:
         case float() if not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case _ if isinstance(value, Policy):
-            return {type(value).__name__.lower(): _fields(value)}
+            given = {name: part for name, part in _fields(value).items() if part is not None}
+            return {type(value).__name__.lower(): given}
         case _ if is_dataclass(value):
             return _fields(value)
         case _:

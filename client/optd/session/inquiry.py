@@ -24,7 +24,14 @@ from optd.transport.lane import refuse_weights
 from optd.transport.numbers import StateSink
 from optd.transport.requests import Delivery, Names, OptionHistory, PullRequest, RowsRequest, names_of
 from optd.transport.server_calls import ServerCalls
-from optd_wire.errors import DeadlineExceeded, SessionClosed, Unavailable, UnknownAlgorithm, UnknownParameter
+from optd_wire.errors import (
+    DeadlineExceeded,
+    OptdError,
+    ResourceExhausted,
+    SessionClosed,
+    UnknownAlgorithm,
+    UnknownParameter,
+)
 from optd_wire.values import (
     AlgorithmInfo,
     GroupInfo,
@@ -57,6 +64,9 @@ class Inquiry:
         self._process = os.getpid()
         self._lock = OwnedLock()
         self._closed = False
+        self._refused = 0
+        """How many calls a full server has refused at first."""
+        self._told_full = False
         self._progress = False
         """Whether progress of long transfers is shown."""
 
@@ -293,8 +303,14 @@ class Inquiry:
             self._check_usable()
             return attempt(left)
 
+        refused = self._refused
         try:
-            return with_retries(usable_attempt, address=self.address, timeout=timeout, on_first_loss=self._tell_of_loss)
+            answer = with_retries(
+                usable_attempt, address=self.address, timeout=timeout, on_first_loss=self._tell_of_loss
+            )
+            if self._refused == refused:
+                self._told_full = False
+            return answer
         except DeadlineExceeded as error:
             # The message names the time that the caller gave, not what was left of it for the last attempt.
             seconds = f"{timeout:g}"
@@ -304,8 +320,14 @@ class Inquiry:
     def _why_late(self) -> str:
         return ""
 
-    def _tell_of_loss(self, error: Unavailable) -> None:
+    def _tell_of_loss(self, error: OptdError) -> None:
         # The call may go on for minutes from here; the log tells why.
+        if isinstance(error, ResourceExhausted):
+            self._refused += 1
+            if not self._told_full:  # once, until a call gets through at first again
+                self._told_full = True
+                logger.warning("job %s: the server at %s is full, so this waits: %s", self.job, self.address, error)
+            return
         logger.warning("job %s: %s; trying again for up to %g s", self.job, error, self.timeout)
 
     def _check_usable(self) -> None:

@@ -19,6 +19,7 @@ from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, take_part
 from optd.session.progress import elements_of
 from optd.session.retry import with_retries
+from optd.session.round_watch import RoundWatch
 from optd.transport.encoding import MessageEncoding
 from optd.transport.lane import Lane, Member, SharedBuffers
 from optd.transport.lane_choice import LaneName, first_lane, messages_only, open_lane
@@ -43,6 +44,7 @@ from optd_wire.values import (
     Membership,
     Options,
     Policy,
+    RoundInfo,
     Sync,
 )
 
@@ -53,6 +55,8 @@ Settle = Callable[[bool, Sequence[GroupOptions]], None]
 """Takes whether a push was applied, and, if that was learnt by joining again, the options of all groups as of then."""
 
 CALL_SECONDS = 300.0
+ROUND_SECONDS = 2.0
+"""How long a question about the open rounds may take: what it is for is over by then."""
 NOT_RECREATED = ", or pass recreate=True to optd.connect() to go on from the worker's weights in a new job"
 
 
@@ -123,6 +127,7 @@ class MemberSession(Inquiry, ABC):
         self._heartbeat: Heartbeat | None = None
         self._session_id = secrets.token_hex(16)
         """Tells a repeated call of this session from one of another session with the worker's name."""
+        self._round_watch = RoundWatch(job, worker, weakref.WeakMethod(self._open_rounds), timeout, tells=progress)
         self._departure = Departure(job, worker, transport, self._process)
         self._forgotten = weakref.finalize(self, leave_later, self._departure)
         self._forgotten.atexit = False  # at exit sessions are closed by `departure`, which waits for them
@@ -186,6 +191,7 @@ class MemberSession(Inquiry, ABC):
         self._forgotten.detach()
         if self._heartbeat is not None:
             self._heartbeat.stop()
+        self._round_watch.stop()
         self._departure.leave()
         note_closed()
 
@@ -340,7 +346,13 @@ class MemberSession(Inquiry, ABC):
         """The names of the other workers that hold a lease now."""
         return tuple(worker.name for worker in self.workers() if worker.active and worker.name != self.worker)
 
+    def _open_rounds(self) -> Sequence[RoundInfo]:
+        return self._transport.list_rounds(self.job, ROUND_SECONDS)
+
     def _why_late(self) -> str:
         """The hint of an error about a call that took too long."""
+        names = self._round_watch.waited_for()
+        if names:
+            return f"; its round waited for {names}"
         waits = self._membership is not None and isinstance(self._membership.job.policy, Sync)
         return "; a step of a sync job waits for all its workers" if waits else ""

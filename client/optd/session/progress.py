@@ -4,7 +4,6 @@ Nothing is shown in the first second. Elements are counted as they pass in frame
 pass, only the time is shown.
 """
 
-import logging
 import sys
 import threading
 import time
@@ -16,9 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from optd.session.saying import say
 from optd_wire.values import GroupInfo, GroupSpec
-
-logger = logging.getLogger("optd")
 
 LEAST = 4 << 20
 """Elements; transfers of fewer are not watched."""
@@ -110,21 +108,13 @@ def _draw(what: str, count: Count, done: threading.Event) -> None:
 
 def _log(what: str, count: Count, done: threading.Event, began: float) -> None:
     interval = FIRST_INTERVAL_SECONDS
-    _say(f"{what}: {_passed(count)}, this takes a while")
+    say(f"{what}: {_passed(count)}, this takes a while")
     while not done.wait(interval):
-        _say(f"{what}: {_passed(count)} after {time.monotonic() - began:.0f} s")
+        say(f"{what}: {_passed(count)} after {time.monotonic() - began:.0f} s")
         interval = min(2 * interval, LONGEST_INTERVAL_SECONDS)
-    _say(f"{what}: ended after {time.monotonic() - began:.1f} s")
+    say(f"{what}: ended after {time.monotonic() - began:.1f} s")
 
 
 def _passed(count: Count) -> str:
     total = f"{count.total / 1e6:,.0f} M numbers"
     return f"{total}" if not count.passed else f"{min(count.passed, count.total) / 1e6:,.0f} of {total}"
-
-
-def _say(line: str) -> None:
-    """Logs a line; writes it to stderr if the program has set up no logging, as Python does with warnings."""
-    if logger.hasHandlers():
-        logger.info(line)
-    elif sys.stderr is not None:
-        sys.stderr.write(line + "\n")

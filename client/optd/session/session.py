@@ -146,7 +146,8 @@ class Session(RejoiningSession):
             # was not applied. A refusal of a later one says nothing about the attempts before it.
             self._in_doubt = settle
             try:
-                result = self._through_expiry(attempt, is_push=True)
+                with self._round_watch.watching():
+                    result = self._through_expiry(attempt, is_push=True)
             except (SequenceGap, FutureVersion) as error:
                 # The server has not got what it had acknowledged: a power cut took the end of its log.
                 why = f"the server no longer has what it had acknowledged ({error})"

@@ -9,7 +9,7 @@ from typing import Self
 
 from optd.session.retry import with_retries
 from optd.transport.calls.training import VersionWatch
-from optd_wire.errors import ConnectionLost, OptdError, Stalled, TooManyRequests, Unavailable
+from optd_wire.errors import ConnectionLost, OptdError, Stalled, TooManyRequests
 
 
 class Versions:
@@ -69,7 +69,7 @@ class Listening:
         check: Callable[[], None],
         address: str,
         timeout: float,
-        tell_of_loss: Callable[[Unavailable], None],
+        tell_of_loss: Callable[[OptdError], None],
         known: int | None,
     ) -> None:
         self.newest = known
@@ -151,6 +151,6 @@ class Listening:
     def _pause(self, seconds: float) -> None:
         self._stopped.wait(seconds)
 
-    def _note_loss(self, error: Unavailable) -> None:
+    def _note_loss(self, error: OptdError) -> None:
         if not self._stopped.is_set():
             self._tell_of_loss(error)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from optd_wire.errors import InvalidRequest
 from optd_wire.row_frames import Ids
-from optd_wire.values import AlgorithmInfo, GroupSummary, OptionChange, OptionInfo, ParameterReport
+from optd_wire.values import AlgorithmInfo, GroupSummary, OptionChange, OptionInfo, ParameterReport, WorkerInfo
 
 
 class OptionHistory(tuple[OptionChange, ...]):
@@ -18,6 +18,18 @@ class OptionHistory(tuple[OptionChange, ...]):
         """The changes, with how many are forgotten."""
         made = super().__new__(cls, changes)
         made.forgotten = forgotten
+        return made
+
+
+class WorkerList(tuple[WorkerInfo, ...]):
+    """The workers of a job; `unix_ms` is the server's time at which they were as described."""
+
+    unix_ms: int
+
+    def __new__(cls, workers: Iterable[WorkerInfo] = (), unix_ms: int = 0) -> "WorkerList":
+        """The workers, with the time."""
+        made = super().__new__(cls, workers)
+        made.unix_ms = unix_ms
         return made
 
 

@@ -118,6 +118,9 @@ LIST_REJECTIONS: Rpc[inspection.ListRejectionsRequest, inspection.ListRejections
 LIST_OPTION_CHANGES: Rpc[inspection.ListOptionChangesRequest, inspection.ListOptionChangesResponse] = Rpc(
     _INSPECTION + "ListOptionChanges", inspection.ListOptionChangesResponse
 )
+LIST_ROUNDS: Rpc[inspection.ListRoundsRequest, inspection.ListRoundsResponse] = Rpc(
+    _INSPECTION + "ListRounds", inspection.ListRoundsResponse
+)
 WATCH_JOB: Rpc[inspection.WatchJobRequest, inspection.WatchJobResponse] = Rpc(
     _INSPECTION + "WatchJob", inspection.WatchJobResponse
 )

@@ -39,6 +39,9 @@ class OptdError(Exception):
     code: ClassVar[Code] = Code.INTERNAL
     reason: ClassVar[str] = ""
     template: ClassVar[str] = ""
+    retry_after: float | None = None
+    """Seconds after which the same call may succeed; None where trying again is no use, or where nobody knows when.
+    An error that a server has sent has the server's delay."""
 
     def __init_subclass__(cls) -> None:
         if "reason" in vars(cls):
@@ -51,7 +54,7 @@ class OptdError(Exception):
         super().__init__(self.template.format(**self.values))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.values)
+        return _rebuild, (type(self), self.values), vars(self)
 
 
 def _shortened(value: object) -> str:

@@ -25,9 +25,10 @@ class ConnectionLost(Unavailable):
 
 
 class ShuttingDown(Unavailable):
-    """The server is shutting down and takes no new calls."""
+    """The server is shutting down and takes no new calls. The status says after how long to try again."""
 
     reason = "SHUTTING_DOWN"
+    retry_after = 0.5
     template = "the server is shutting down"
 
 

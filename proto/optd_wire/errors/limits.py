@@ -18,17 +18,19 @@ class MessageTooLarge(ResourceExhausted):
 
 
 class TooManyRequests(ResourceExhausted):
-    """The server is handling as many requests as it may."""
+    """The server is handling as many requests as it may. The status says after how long to try again."""
 
     reason = "TOO_MANY_REQUESTS"
+    retry_after = 0.5
     template = "the server is handling its limit of {limit} requests (--max-requests); try again later"
 
 
 class TooManyBytes(ResourceExhausted):
-    """The server has been holding as many bytes of requests as it may for too long."""
+    """The server or the job holds as many bytes of requests as it may. The status says after how long to try again."""
 
     reason = "TOO_MANY_BYTES"
-    template = "requests have filled the server's {limit} bytes for {seconds} s (--max-inflight-bytes); try again later"
+    template = "requests fill the {limit} bytes of {whose} ({setting}), waited {seconds} s for room; try again later"
+    retry_after = 1.0
 
 
 class Stalled(Expired):

@@ -16,18 +16,20 @@ class GetServerStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_requests", "max_streams_per_connection", "max_memory_bytes", "max_inflight_bytes")
+    __slots__ = ("max_message_bytes", "max_requests", "max_streams_per_connection", "max_memory_bytes", "max_inflight_bytes", "max_job_inflight_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAMS_PER_CONNECTION_FIELD_NUMBER: _ClassVar[int]
     MAX_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_JOB_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_requests: int
     max_streams_per_connection: int
     max_memory_bytes: int
     max_inflight_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ...) -> None: ...
+    max_job_inflight_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_requests: _Optional[int] = ..., max_streams_per_connection: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ..., max_job_inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
     __slots__ = ("server_version", "uptime_ms", "serving", "jobs", "workers", "requests", "planned_bytes", "resident_bytes", "limits", "authentication", "tls", "kernels", "durability", "rejections_without_job")
@@ -266,6 +268,42 @@ class ListOptionChangesResponse(_message.Message):
     forgotten: int
     def __init__(self, changes: _Optional[_Iterable[_Union[OptionChange, _Mapping]]] = ..., version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., forgotten: _Optional[int] = ...) -> None: ...
 
+class ListRoundsRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class RoundInfo(_message.Message):
+    __slots__ = ("unix_ms", "step", "opened_unix_ms", "arrived", "arriving", "missing", "places", "deadline_unix_ms", "release", "fragment")
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    OPENED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    ARRIVING_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    unix_ms: int
+    step: int
+    opened_unix_ms: int
+    arrived: _containers.RepeatedScalarFieldContainer[str]
+    arriving: _containers.RepeatedScalarFieldContainer[str]
+    missing: _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.WorkerInfo]
+    places: int
+    deadline_unix_ms: int
+    release: str
+    fragment: int
+    def __init__(self, unix_ms: _Optional[int] = ..., step: _Optional[int] = ..., opened_unix_ms: _Optional[int] = ..., arrived: _Optional[_Iterable[str]] = ..., arriving: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[_Union[_worker_service_pb2.WorkerInfo, _Mapping]]] = ..., places: _Optional[int] = ..., deadline_unix_ms: _Optional[int] = ..., release: _Optional[str] = ..., fragment: _Optional[int] = ...) -> None: ...
+
+class ListRoundsResponse(_message.Message):
+    __slots__ = ("rounds",)
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    rounds: _containers.RepeatedCompositeFieldContainer[RoundInfo]
+    def __init__(self, rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ...) -> None: ...
+
 class WatchJobRequest(_message.Message):
     __slots__ = ("job", "interval_ms")
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -275,13 +313,15 @@ class WatchJobRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., interval_ms: _Optional[int] = ...) -> None: ...
 
 class WatchJobResponse(_message.Message):
-    __slots__ = ("job", "groups", "workers", "unix_ms")
+    __slots__ = ("job", "groups", "workers", "unix_ms", "rounds")
     JOB_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     job: _job_service_pb2.JobSummary
     groups: _containers.RepeatedCompositeFieldContainer[GroupSummary]
     workers: _containers.RepeatedCompositeFieldContainer[_worker_service_pb2.WorkerInfo]
     unix_ms: int
-    def __init__(self, job: _Optional[_Union[_job_service_pb2.JobSummary, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupSummary, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[_worker_service_pb2.WorkerInfo, _Mapping]]] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+    rounds: _containers.RepeatedCompositeFieldContainer[RoundInfo]
+    def __init__(self, job: _Optional[_Union[_job_service_pb2.JobSummary, _Mapping]] = ..., groups: _Optional[_Iterable[_Union[GroupSummary, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[_worker_service_pb2.WorkerInfo, _Mapping]]] = ..., unix_ms: _Optional[int] = ..., rounds: _Optional[_Iterable[_Union[RoundInfo, _Mapping]]] = ...) -> None: ...

@@ -64,6 +64,11 @@ class InspectionServiceStub(object):
                 request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.SerializeToString,
                 response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.FromString,
                 _registered_method=True)
+        self.ListRounds = channel.unary_unary(
+                '/optd.v1.InspectionService/ListRounds',
+                request_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.SerializeToString,
+                response_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/optd.v1.InspectionService/WatchJob',
                 request_serializer=optd_dot_v1_dot_inspection__service__pb2.WatchJobRequest.SerializeToString,
@@ -117,6 +122,14 @@ class InspectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRounds(self, request, context):
+        """Lists the rounds that a job's next steps wait for: who is in each, who is waited for, what will release it. Renews no
+        lease, and costs little.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Reports a job at once, and again after every change, at most every interval_ms, until the caller ends the stream.
         """
@@ -156,6 +169,11 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     servicer.ListOptionChanges,
                     request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.FromString,
                     response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.SerializeToString,
+            ),
+            'ListRounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRounds,
+                    request_deserializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.FromString,
+                    response_serializer=optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -325,6 +343,33 @@ class InspectionService(object):
             '/optd.v1.InspectionService/ListOptionChanges',
             optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesRequest.SerializeToString,
             optd_dot_v1_dot_inspection__service__pb2.ListOptionChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/optd.v1.InspectionService/ListRounds',
+            optd_dot_v1_dot_inspection__service__pb2.ListRoundsRequest.SerializeToString,
+            optd_dot_v1_dot_inspection__service__pb2.ListRoundsResponse.FromString,
             options,
             channel_credentials,
             insecure,

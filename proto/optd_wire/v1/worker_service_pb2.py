@@ -26,45 +26,53 @@ from optd_wire.v1 import job_pb2 as optd_dot_v1_dot_job__pb2
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coptd/v1/worker_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/tensor.proto\"\xad\x01\n\x0bJoinRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x1e\n\x04spec\x18\x03 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x0f\n\x07wait_ms\x18\x04 \x01(\r\x12\x15\n\rmessages_only\x18\x05 \x01(\x08\x12\x0e\n\x06job_id\x18\x06 \x01(\t\x12\x15\n\rresumes_epoch\x18\x07 \x01(\x04\x12\x12\n\nsession_id\x18\x08 \x01(\t\"<\n\x05Shard\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.optd.v1.FlatRange\"\xd3\x01\n\x0cJoinResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x1d\n\x03job\x18\x03 \x01(\x0b\x32\x10.optd.v1.JobInfo\x12\x1e\n\x06shards\x18\x04 \x03(\x0b\x32\x0e.optd.v1.Shard\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x06 \x01(\x04\x12\x19\n\x11previous_sequence\x18\x07 \x01(\x04\x12\x15\n\rother_workers\x18\x08 \x01(\r\"?\n\x11RenewLeaseRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"L\n\x12RenewLeaseResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\"K\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07returns\x18\x04 \x01(\x08\"5\n\rLeaveResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\"E\n\x17OpenSharedMemoryRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"G\n\rSharedSegment\x12!\n\x05range\x18\x01 \x01(\x0b\x32\x12.optd.v1.FlatRange\x12\x13\n\x0b\x62yte_offset\x18\x02 \x01(\x04\"G\n\x0cSharedExtent\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12(\n\x08segments\x18\x02 \x03(\x0b\x32\x16.optd.v1.SharedSegment\"\x91\x01\n\x18OpenSharedMemoryResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12&\n\x07\x65xtents\x18\x03 \x03(\x0b\x32\x15.optd.v1.SharedExtent\x12/\n\x10gradient_extents\x18\x04 \x03(\x0b\x32\x15.optd.v1.SharedExtent\"h\n\x1a\x43onfirmSharedMemoryRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05token\x18\x04 \x01(\x0c\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\x1d\n\x1b\x43onfirmSharedMemoryResponse\"!\n\x12ListWorkersRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xbd\x01\n\nWorkerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x1a\n\x12lease_remaining_ms\x18\x04 \x01(\r\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0e\n\x06pushes\x18\x06 \x01(\x04\x12\x12\n\nrejections\x18\x07 \x01(\x04\x12\x11\n\tstaleness\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x08\x12\x0c\n\x04lane\x18\n \x01(\t\"a\n\x13ListWorkersResponse\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.optd.v1.WorkerInfo\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion2\xc8\x03\n\rWorkerService\x12\x33\n\x04Join\x12\x14.optd.v1.JoinRequest\x1a\x15.optd.v1.JoinResponse\x12\x45\n\nRenewLease\x12\x1a.optd.v1.RenewLeaseRequest\x1a\x1b.optd.v1.RenewLeaseResponse\x12\x36\n\x05Leave\x12\x15.optd.v1.LeaveRequest\x1a\x16.optd.v1.LeaveResponse\x12W\n\x10OpenSharedMemory\x12 .optd.v1.OpenSharedMemoryRequest\x1a!.optd.v1.OpenSharedMemoryResponse\x12`\n\x13\x43onfirmSharedMemory\x12#.optd.v1.ConfirmSharedMemoryRequest\x1a$.optd.v1.ConfirmSharedMemoryResponse\x12H\n\x0bListWorkers\x12\x1b.optd.v1.ListWorkersRequest\x1a\x1c.optd.v1.ListWorkersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coptd/v1/worker_service.proto\x12\x07optd.v1\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/tensor.proto\"\xc8\x01\n\x0bJoinRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x1e\n\x04spec\x18\x03 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x0f\n\x07wait_ms\x18\x04 \x01(\r\x12\x15\n\rmessages_only\x18\x05 \x01(\x08\x12\x0e\n\x06job_id\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12\x15\n\rresumes_epoch\x18\t \x01(\x04\x12\x12\n\nsession_id\x18\n \x01(\t\"<\n\x05Shard\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\"\n\x06ranges\x18\x02 \x03(\x0b\x32\x12.optd.v1.FlatRange\"\xd3\x01\n\x0cJoinResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x1d\n\x03job\x18\x03 \x01(\x0b\x32\x10.optd.v1.JobInfo\x12\x1e\n\x06shards\x18\x04 \x03(\x0b\x32\x0e.optd.v1.Shard\x12\x19\n\x11max_message_bytes\x18\x05 \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x06 \x01(\x04\x12\x19\n\x11previous_sequence\x18\x07 \x01(\x04\x12\x15\n\rother_workers\x18\x08 \x01(\r\"Z\n\x11RenewLeaseRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\"L\n\x12RenewLeaseResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\"K\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07returns\x18\x04 \x01(\x08\"5\n\rLeaveResponse\x12$\n\x07version\x18\x01 \x01(\x0b\x32\x13.optd.v1.JobVersion\"E\n\x17OpenSharedMemoryRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"G\n\rSharedSegment\x12!\n\x05range\x18\x01 \x01(\x0b\x32\x12.optd.v1.FlatRange\x12\x13\n\x0b\x62yte_offset\x18\x02 \x01(\x04\"G\n\x0cSharedExtent\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12(\n\x08segments\x18\x02 \x03(\x0b\x32\x16.optd.v1.SharedSegment\"\x91\x01\n\x18OpenSharedMemoryResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12&\n\x07\x65xtents\x18\x03 \x03(\x0b\x32\x15.optd.v1.SharedExtent\x12/\n\x10gradient_extents\x18\x04 \x03(\x0b\x32\x15.optd.v1.SharedExtent\"h\n\x1a\x43onfirmSharedMemoryRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05token\x18\x04 \x01(\x0c\x12\x0f\n\x07problem\x18\x05 \x01(\t\"\x1d\n\x1b\x43onfirmSharedMemoryResponse\"!\n\x12ListWorkersRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"9\n\x10StalenessSummary\x12\x0b\n\x03p50\x18\x01 \x01(\x04\x12\x0b\n\x03p99\x18\x02 \x01(\x04\x12\x0b\n\x03max\x18\x03 \x01(\x04\"\xd1\x04\n\nWorkerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x1a\n\x12lease_remaining_ms\x18\x04 \x01(\r\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x0e\n\x06pushes\x18\x06 \x01(\x04\x12\x12\n\nrejections\x18\x07 \x01(\x04\x12\x11\n\tstaleness\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x08\x12\x0c\n\x04lane\x18\n \x01(\t\x12\x0c\n\x04host\x18\x0b \x01(\t\x12\x0b\n\x03pid\x18\x0c \x01(\r\x12\x16\n\x0ejoined_unix_ms\x18\r \x01(\x03\x12\x19\n\x11last_push_unix_ms\x18\x0e \x01(\x03\x12\x19\n\x11last_step_unix_ms\x18\x0f \x01(\x03\x12 \n\x05\x65nded\x18\x10 \x01(\x0e\x32\x11.optd.v1.LeaseEnd\x12\x15\n\rended_unix_ms\x18\x11 \x01(\x03\x12\x33\n\x10recent_staleness\x18\x12 \x01(\x0b\x32\x19.optd.v1.StalenessSummary\x12I\n\x14rejections_by_reason\x18\x13 \x03(\x0b\x32+.optd.v1.WorkerInfo.RejectionsByReasonEntry\x12\x16\n\x0e\x64ropped_rounds\x18\x14 \x01(\x04\x12\x1d\n\x15waiting_since_unix_ms\x18\x15 \x01(\x03\x1a\x39\n\x17RejectionsByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"r\n\x13ListWorkersResponse\x12$\n\x07workers\x18\x01 \x03(\x0b\x32\x13.optd.v1.WorkerInfo\x12$\n\x07version\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobVersion\x12\x0f\n\x07unix_ms\x18\x03 \x01(\x03*\x83\x01\n\x08LeaseEnd\x12\x19\n\x15LEASE_END_UNSPECIFIED\x10\x00\x12\x12\n\x0eLEASE_END_LEFT\x10\x01\x12\x15\n\x11LEASE_END_EXPIRED\x10\x02\x12\x16\n\x12LEASE_END_REPLACED\x10\x03\x12\x19\n\x15LEASE_END_ROLLED_BACK\x10\x04\x32\xc8\x03\n\rWorkerService\x12\x33\n\x04Join\x12\x14.optd.v1.JoinRequest\x1a\x15.optd.v1.JoinResponse\x12\x45\n\nRenewLease\x12\x1a.optd.v1.RenewLeaseRequest\x1a\x1b.optd.v1.RenewLeaseResponse\x12\x36\n\x05Leave\x12\x15.optd.v1.LeaveRequest\x1a\x16.optd.v1.LeaveResponse\x12W\n\x10OpenSharedMemory\x12 .optd.v1.OpenSharedMemoryRequest\x1a!.optd.v1.OpenSharedMemoryResponse\x12`\n\x13\x43onfirmSharedMemory\x12#.optd.v1.ConfirmSharedMemoryRequest\x1a$.optd.v1.ConfirmSharedMemoryResponse\x12H\n\x0bListWorkers\x12\x1b.optd.v1.ListWorkersRequest\x1a\x1c.optd.v1.ListWorkersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'optd.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_WORKERINFO_REJECTIONSBYREASONENTRY']._loaded_options = None
+  _globals['_WORKERINFO_REJECTIONSBYREASONENTRY']._serialized_options = b'8\001'
+  _globals['_LEASEEND']._serialized_start=2172
+  _globals['_LEASEEND']._serialized_end=2303
   _globals['_JOINREQUEST']._serialized_start=83
-  _globals['_JOINREQUEST']._serialized_end=256
-  _globals['_SHARD']._serialized_start=258
-  _globals['_SHARD']._serialized_end=318
-  _globals['_JOINRESPONSE']._serialized_start=321
-  _globals['_JOINRESPONSE']._serialized_end=532
-  _globals['_RENEWLEASEREQUEST']._serialized_start=534
-  _globals['_RENEWLEASEREQUEST']._serialized_end=597
-  _globals['_RENEWLEASERESPONSE']._serialized_start=599
-  _globals['_RENEWLEASERESPONSE']._serialized_end=675
-  _globals['_LEAVEREQUEST']._serialized_start=677
-  _globals['_LEAVEREQUEST']._serialized_end=752
-  _globals['_LEAVERESPONSE']._serialized_start=754
-  _globals['_LEAVERESPONSE']._serialized_end=807
-  _globals['_OPENSHAREDMEMORYREQUEST']._serialized_start=809
-  _globals['_OPENSHAREDMEMORYREQUEST']._serialized_end=878
-  _globals['_SHAREDSEGMENT']._serialized_start=880
-  _globals['_SHAREDSEGMENT']._serialized_end=951
-  _globals['_SHAREDEXTENT']._serialized_start=953
-  _globals['_SHAREDEXTENT']._serialized_end=1024
-  _globals['_OPENSHAREDMEMORYRESPONSE']._serialized_start=1027
-  _globals['_OPENSHAREDMEMORYRESPONSE']._serialized_end=1172
-  _globals['_CONFIRMSHAREDMEMORYREQUEST']._serialized_start=1174
-  _globals['_CONFIRMSHAREDMEMORYREQUEST']._serialized_end=1278
-  _globals['_CONFIRMSHAREDMEMORYRESPONSE']._serialized_start=1280
-  _globals['_CONFIRMSHAREDMEMORYRESPONSE']._serialized_end=1309
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1311
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1344
-  _globals['_WORKERINFO']._serialized_start=1347
-  _globals['_WORKERINFO']._serialized_end=1536
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1538
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1635
-  _globals['_WORKERSERVICE']._serialized_start=1638
-  _globals['_WORKERSERVICE']._serialized_end=2094
+  _globals['_JOINREQUEST']._serialized_end=283
+  _globals['_SHARD']._serialized_start=285
+  _globals['_SHARD']._serialized_end=345
+  _globals['_JOINRESPONSE']._serialized_start=348
+  _globals['_JOINRESPONSE']._serialized_end=559
+  _globals['_RENEWLEASEREQUEST']._serialized_start=561
+  _globals['_RENEWLEASEREQUEST']._serialized_end=651
+  _globals['_RENEWLEASERESPONSE']._serialized_start=653
+  _globals['_RENEWLEASERESPONSE']._serialized_end=729
+  _globals['_LEAVEREQUEST']._serialized_start=731
+  _globals['_LEAVEREQUEST']._serialized_end=806
+  _globals['_LEAVERESPONSE']._serialized_start=808
+  _globals['_LEAVERESPONSE']._serialized_end=861
+  _globals['_OPENSHAREDMEMORYREQUEST']._serialized_start=863
+  _globals['_OPENSHAREDMEMORYREQUEST']._serialized_end=932
+  _globals['_SHAREDSEGMENT']._serialized_start=934
+  _globals['_SHAREDSEGMENT']._serialized_end=1005
+  _globals['_SHAREDEXTENT']._serialized_start=1007
+  _globals['_SHAREDEXTENT']._serialized_end=1078
+  _globals['_OPENSHAREDMEMORYRESPONSE']._serialized_start=1081
+  _globals['_OPENSHAREDMEMORYRESPONSE']._serialized_end=1226
+  _globals['_CONFIRMSHAREDMEMORYREQUEST']._serialized_start=1228
+  _globals['_CONFIRMSHAREDMEMORYREQUEST']._serialized_end=1332
+  _globals['_CONFIRMSHAREDMEMORYRESPONSE']._serialized_start=1334
+  _globals['_CONFIRMSHAREDMEMORYRESPONSE']._serialized_end=1363
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1365
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1398
+  _globals['_STALENESSSUMMARY']._serialized_start=1400
+  _globals['_STALENESSSUMMARY']._serialized_end=1457
+  _globals['_WORKERINFO']._serialized_start=1460
+  _globals['_WORKERINFO']._serialized_end=2053
+  _globals['_WORKERINFO_REJECTIONSBYREASONENTRY']._serialized_start=1996
+  _globals['_WORKERINFO_REJECTIONSBYREASONENTRY']._serialized_end=2053
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=2055
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=2169
+  _globals['_WORKERSERVICE']._serialized_start=2306
+  _globals['_WORKERSERVICE']._serialized_end=2762
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from optd_wire.values.inspection import (
     Limits,
     ParameterReport,
     Rejection,
+    RoundInfo,
     ServerStatus,
     Statistics,
 )
@@ -54,10 +55,23 @@ from optd_wire.values.state import (
     StateShape,
     WriteStateHeader,
 )
-from optd_wire.values.workers import Membership, Shard, WorkerInfo
+from optd_wire.values.workers import (
+    EXPIRED,
+    LEFT,
+    REPLACED,
+    ROLLED_BACK,
+    Membership,
+    Shard,
+    StalenessSummary,
+    WorkerInfo,
+)
 
 __all__ = [
+    "EXPIRED",
     "GRADIENT",
+    "LEFT",
+    "REPLACED",
+    "ROLLED_BACK",
     "STEP",
     "WEIGHTS",
     "AlgorithmInfo",
@@ -99,6 +113,7 @@ __all__ = [
     "PushResult",
     "ReadStateResult",
     "Rejection",
+    "RoundInfo",
     "ServerStatus",
     "Shard",
     "SharedExtent",
@@ -108,6 +123,7 @@ __all__ = [
     "SharedWeights",
     "Single",
     "SnapshotInfo",
+    "StalenessSummary",
     "StateEntries",
     "StateShape",
     "Statistics",

@@ -62,6 +62,7 @@ class Limits:
     max_streams_per_connection: int
     max_memory_bytes: int
     max_inflight_bytes: int
+    max_job_inflight_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,31 @@ class ServerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundInfo:
+    """Pushes that a job holds for a later step, and what they wait for.
+
+    `opened_unix_ms` is 0 if no gradient is there yet. `missing` has the workers that are waited for, some of which may
+    be lost; `places` counts the pushes that may come from any worker.
+    """
+
+    unix_ms: int = 0
+    step: int = 0
+    opened_unix_ms: int = 0
+    arrived: tuple[str, ...] = ()
+    arriving: tuple[str, ...] = ()
+    missing: tuple[WorkerInfo, ...] = ()
+    places: int = 0
+    deadline_unix_ms: int = 0
+    release: str = ""
+    fragment: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class JobReport:
-    """A job with its groups and workers at one moment, as `WatchJob` sends it."""
+    """A job with its groups, its workers and its open rounds at one moment, as `WatchJob` sends it."""
 
     job: JobSummary
     groups: tuple[GroupSummary, ...]
     workers: tuple[WorkerInfo, ...]
     unix_ms: int
+    rounds: tuple[RoundInfo, ...] = ()

@@ -1,6 +1,7 @@
 """Workers: the reply to a join, and what the server reports about each worker."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from optd_wire.values.jobs import JobInfo
 from optd_wire.values.parameters import FlatRange
@@ -28,9 +29,25 @@ class Membership:
     other_workers: int = 0
 
 
+LEFT, EXPIRED, REPLACED, ROLLED_BACK = "left", "expired", "replaced", "rolled back"
+"""How a worker's part in a job ended: it left, its lease ran out, another process took its name, the job went back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StalenessSummary:
+    """The spread of the staleness of a worker's recent pushes, in versions."""
+
+    p50: int = 0
+    p99: int = 0
+    max: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker that has joined the job, and its lease."""
+    """A worker that has joined the job, its lease, its process, and what its pushes have come to.
+
+    `ended` is LEFT, EXPIRED, REPLACED or ROLLED_BACK, or empty; for an active worker it tells of the epoch before.
+    """
 
     name: str
     epoch: int
@@ -42,3 +59,14 @@ class WorkerInfo:
     staleness: int
     waiting: bool
     lane: str
+    host: str = ""
+    pid: int = 0
+    joined_unix_ms: int = 0
+    last_push_unix_ms: int = 0
+    last_step_unix_ms: int = 0
+    ended: str = ""
+    ended_unix_ms: int = 0
+    recent_staleness: StalenessSummary = StalenessSummary()
+    rejections_by_reason: Mapping[str, int] = field(default_factory=dict)
+    dropped_rounds: int = 0
+    waiting_since_unix_ms: int = 0

@@ -118,6 +118,8 @@ def _write_pushes(message: Any, event: events.Stepped | events.RoundAdded | even
             known_revision=mark.known_revision,
             flush=mark.flush,
             norms=mark.norms,
+            checksum=mark.checksum,
+            fragment=mark.fragment,
         )
     for each in event.nonfinite:
         message.nonfinite.add(worker=each.worker, count=each.count, parameter=each.parameter, wall=each.wall)

@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+from optd_server.engine import chronicle
 from optd_server.engine.apply import create
 from optd_server.engine.arrivals import Arrival, WeightsUpload
+from optd_server.engine.byte_budget import ByteBudget, ByteBudgets
 from optd_server.engine.clock import Clock
 from optd_server.engine.damaged import Damaged
 from optd_server.engine.events import Created
@@ -55,6 +57,7 @@ class Catalog:
         clock: Clock,
         lease_seconds: float,
         ephemeral_seconds: float = 600.0,
+        budgets: ByteBudgets | None = None,
         log_of: Callable[[str, str], Log] = nothing_kept,
         epochs: tuple[dict[str, int], int] = ({}, 0),
     ) -> None:
@@ -65,8 +68,9 @@ class Catalog:
         self.ephemeral_seconds = ephemeral_seconds
         """How long an ephemeral job outlives its last lease if that expired, or if a worker means to come back.
 
-    It ends at once when its last worker leaves for good.
-    """
+        It ends at once when its last worker leaves for good.
+        """
+        self.budgets = ByteBudgets() if budgets is None else budgets
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before their job was known."""
         self._log_of = log_of
@@ -98,6 +102,11 @@ class Catalog:
             raise UnknownJob(job=name[:200])
         self._check_settled(name)
         return job
+
+    def budget_of(self, name: str) -> ByteBudget | None:
+        """Return the budget of a job's bytes in flight, or None if there is no such job."""
+        job = self._jobs.get(name)
+        return None if job is None else job.inflight
 
     def _check_not_damaged(self, name: str) -> None:
         if name in self._damaged:
@@ -150,7 +159,7 @@ class Catalog:
         if job is not None:
             job.workers.check_free_for(worker)
             job.memory.check_replacing(needed)
-            await self._end(job)
+            await self._end(job, f"worker {worker} replaces it")
 
     def upload(self, spec: JobSpec, creation_id: str = "") -> AbstractContextManager[WeightsUpload]:
         """Reserve a job's name and memory while its weights arrive.
@@ -233,6 +242,7 @@ class Catalog:
         log = self._log_of(spec.name, upload.creation_id)
         position = await log.append(event, 0, None)
         upload.job = self._add(create(event), log, position, upload.reservation)
+        chronicle.created(upload.job.state)
         return upload.job
 
     def first_epoch(self, name: str) -> int:
@@ -246,6 +256,7 @@ class Catalog:
     def finish_restored(self, arrival: Arrival, state: JobState, log: Log, position: int) -> Job:
         """Turn a state that has arrived, and has room, into a job; its log has it."""
         arrival.job = self._add(state, log, position, arrival.reservation)
+        chronicle.restored(state)
         return arrival.job
 
     async def reload(
@@ -302,6 +313,7 @@ class Catalog:
             offload=self.offload,
             clock=self.clock,
             lease_seconds=self.lease_seconds,
+            inflight=self.budgets.of_job(state.name),
         )
         return job
 
@@ -313,7 +325,7 @@ class Catalog:
             return damaged.summary(name)
         job = self.find(name)
         summary = job.summary()
-        await self._end(job)
+        await self._end(job, "asked to")
         return summary
 
     async def leave(self, name: str, worker: str, epoch: int, *, returns: bool = False) -> Job:
@@ -328,7 +340,7 @@ class Catalog:
         finally:
             # The lease has ended even if the call is cancelled while it waits for a step.
             if job.state.ephemeral and not job.workers.active and not job.workers.returning:
-                await self._end(job)
+                await self._end(job, "its last worker left")
         return job
 
     async def expire(self) -> None:
@@ -338,13 +350,14 @@ class Catalog:
                 continue
             job.workers.expire()
             if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
-                await self._end(job)
+                await self._end(job, f"it had no worker for {self.ephemeral_seconds:g} s")
 
-    async def _end(self, job: Job) -> None:
+    async def _end(self, job: Job, why: str) -> None:
         if self._jobs.get(job.name) is job:  # otherwise another call has deleted it meanwhile
             self._check_settled(job.name)
             del self._jobs[job.name]
             self._note_epochs(job)
+            chronicle.deleted(job.state, why)
             await to_the_end(self._release(job, job.delete()))
             await job.durable()
 

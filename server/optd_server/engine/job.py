@@ -8,11 +8,13 @@ from itertools import count
 from typing import Any, TypeVar
 
 from optd_server.engine.apply import relocate
+from optd_server.engine.byte_budget import ByteBudget
 from optd_server.engine.clock import Clock
 from optd_server.engine.editor import JobEditor
 from optd_server.engine.events import Deleted
 from optd_server.engine.fold import Fold, snapshot_of
 from optd_server.engine.log import Log
+from optd_server.engine.membership.activity import UNKNOWN, Process
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.rejections import Rejections
 from optd_server.engine.memory import Memory, Reservation
@@ -70,10 +72,13 @@ class Job:
         offload: Offload,
         clock: Clock,
         lease_seconds: float,
+        inflight: ByteBudget,
     ) -> None:
         policy = decider_of(state.policy, state.version)
         self.state = state
         self.closed = asyncio.Event()
+        self.inflight = inflight
+        """What bounds the bytes of messages that are held for this job."""
         self.rejections = Rejections()
         self.leases = Leases(state.name, state.members, lease_seconds)
         self.snapshots = Snapshots(snapshot_of(state), most=memory.snapshots)
@@ -190,7 +195,7 @@ class Job:
             yield
         except OptdError as error:
             if self.state.members.find(worker) is not None:
-                self.leases.of(worker).rejections += 1
+                self.leases.of(worker).activity.rejections[error.reason] += 1
             version, wall = self.state.version, self._clock.wall()
             self.rejections.add(error, worker=worker, version=version, wall=wall)
             if isinstance(error, NonfiniteGradient):
@@ -242,7 +247,13 @@ class Job:
     # Workers
 
     async def join(
-        self, name: str, spec: JobSpec | None, *, resumes_epoch: int = 0, session_id: str = ""
+        self,
+        name: str,
+        spec: JobSpec | None,
+        process: Process = UNKNOWN,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
     ) -> Membership:
         """Admit a worker under a new epoch; raise `JobMismatch` unless the job matches `spec`.
 
@@ -253,7 +264,7 @@ class Job:
             if spec is not None:
                 check_same(spec, self.info(), self.state.created_with, self.state.first_policy)
 
-        member = await self.workers.join(name, check, resumes_epoch=resumes_epoch, session_id=session_id)
+        member = await self.workers.join(name, check, process, resumes_epoch=resumes_epoch, session_id=session_id)
         if not self.closed.is_set():
             self.prefaulting.begin_for_messages()
         return Membership(

@@ -1,21 +1,24 @@
 """Joining, leaving and expiry of workers, and everything that ends with a lease."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from optd_server.engine import chronicle
 from optd_server.engine.apply import Applied
 from optd_server.engine.clock import Clock
 from optd_server.engine.events import Expired, Joined, Left
 from optd_server.engine.fold import Fold
+from optd_server.engine.membership.activity import UNKNOWN, Process
 from optd_server.engine.membership.leases import Leases
-from optd_server.engine.membership.members import LEFT, Member
+from optd_server.engine.membership.members import LEFT as HAS_LEFT
+from optd_server.engine.membership.members import Member
 from optd_server.engine.options.registration import LISTED
 from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.sharing import Sharing
 from optd_server.engine.writer import Writer
 from optd_wire.errors import JobInUse, UnknownJob
-from optd_wire.values import WorkerInfo
+from optd_wire.values import EXPIRED, LEFT, REPLACED, WorkerInfo
 
 
 @dataclass(slots=True)
@@ -40,15 +43,25 @@ class Workers:
 
     def infos(self) -> tuple[WorkerInfo, ...]:
         """Describe all workers that have joined, in the order of their names."""
-        now = self.clock.monotonic()
-        in_order = sorted(self.fold.state.members, key=lambda member: member.name)
-        return tuple(
-            self.leases.info(member, now, waiting=self.pushes.waiting.waits(member.name)) for member in in_order
-        )
+        return self._described(sorted(self.fold.state.members, key=lambda member: member.name))
 
-    def check(self, name: str, epoch: int) -> Member:
+    def infos_of(self, names: Iterable[str]) -> tuple[WorkerInfo, ...]:
+        """Describe these workers; names that the job does not know are left out."""
+        found = map(self.fold.state.members.find, names)
+        return self._described(member for member in found if member is not None)
+
+    def _described(self, members: Iterable[Member]) -> tuple[WorkerInfo, ...]:
+        now = self.clock.monotonic()
+        since = {push.header.worker: push.wall for push in self.pushes.waiting.pushes}
+        return tuple(self.leases.info(member, now, since.get(member.name)) for member in members)
+
+    def check(self, name: str, epoch: int, process: Process = UNKNOWN) -> Member:
         """Renew a worker's lease; raise `UnknownWorker` or `StaleEpoch`."""
-        return self.leases.check(name, epoch, self.clock.monotonic())
+        member = self.leases.check(name, epoch, self.clock.monotonic())
+        activity = self.leases.of(name).activity
+        if process != UNKNOWN and activity.process == UNKNOWN:  # the server was restarted since it joined
+            activity.process = process
+        return member
 
     def check_free_for(self, worker: str) -> None:
         """Raise `JobInUse` while workers other than `worker` hold a lease."""
@@ -63,9 +76,15 @@ class Workers:
         self.leases.renew(name, epoch, self.clock.monotonic())
 
     async def join(
-        self, name: str, check: Callable[[], None], *, resumes_epoch: int = 0, session_id: str = ""
+        self,
+        name: str,
+        check: Callable[[], None],
+        process: Process = UNKNOWN,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
     ) -> Member:
-        """Admit a worker under a new epoch; raise what `check` raises.
+        """Admit a worker under a new epoch; raise what `check` raises. `process` is what the worker says of itself.
 
         Raise `StaleEpoch` if it had the epoch `resumes_epoch` (0: none), and another session has joined under its name
         since.
@@ -82,8 +101,7 @@ class Workers:
             # Not sooner: while the log takes the event, the old epoch may still announce a push.
             self.pushes.withdraw(name, "its worker joined again")
             self.sharing.close(name)
-            now = self.clock.monotonic()
-            self.leases.begin(name, now)
+            self._begin(name, process)
             self.idle_since = None
             self.returning.discard(name)
             self.pushes.waiting.joined(name)
@@ -92,6 +110,16 @@ class Workers:
         member = await self.writer.run(action)
         await self.fold.durable()
         return member
+
+    def _begin(self, name: str, process: Process) -> None:
+        activity, wall = self.leases.of(name).activity, self.clock.wall()
+        before = activity.process
+        held, is_same = self.leases.holds(name), process == before != UNKNOWN
+        if held and not is_same:
+            activity.end(REPLACED, wall)
+        activity.join(process, wall)
+        self.leases.begin(name, self.clock.monotonic())
+        chronicle.joined(self.fold.state, name, process, before if held else None)
 
     def resume(self) -> None:
         """Grant a lease to each worker that had one when the server ended: it cannot know of the restart."""
@@ -109,9 +137,10 @@ class Workers:
         the log keeps nothing; otherwise a step that is running comes first.
         """
         self.check(name, epoch)
-        self._end(name, LEFT, "its worker left")
+        self._end(name, LEFT, HAS_LEFT, "its worker left")
         if returns:
             self.returning = {name, *(each for each in self.returning if each in self.fold.state.members.by_name)}
+        chronicle.left(self.fold.state, name, self.leases.of(name).activity.process)
         self.pushes.waiting.left(name)
         left = self.writer.submit(lambda: self.fold.take(Left(name, epoch)))
         return self._noted(left)
@@ -130,7 +159,8 @@ class Workers:
         now = self.clock.monotonic()
         for name in self.leases.expired(now):
             event = Expired(name, self.fold.state.members.by_name[name].epoch, self.leases.expiry)
-            self._end(name, event.why, "its worker's lease ran out")
+            self._end(name, EXPIRED, event.why, "its worker's lease ran out")
+            chronicle.expired(self.fold.state, name, self.leases.of(name).activity.process, event.why)
             self.pushes.waiting.expired(name)
             self.writer.submit(lambda event=event: self.fold.take(event))  # type: ignore[misc]
         if self.leases.active:
@@ -138,10 +168,11 @@ class Workers:
         elif self.idle_since is None:
             self.idle_since = now
 
-    def _end(self, name: str, why: str, of_push: str) -> None:
+    def _end(self, name: str, how: str, why: str, of_push: str) -> None:
         self.pushes.withdraw(name, of_push)
         self.sharing.close(name)
         self.leases.end(name, why)
+        self.leases.of(name).activity.end(how, self.clock.wall())
         self.fold.notify()
 
     def idle_seconds(self) -> float:

@@ -27,8 +27,9 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from optd_server.rpc.budget import ByteBudget
+from optd_server.engine.byte_budget import ByteBudget
 from optd_server.rpc.callers import Caller, Callers
+from optd_server.rpc.held_bytes import HeldBytes
 from optd_wire import frames as wire
 from optd_wire.error_status import to_status
 from optd_wire.errors import (
@@ -45,6 +46,8 @@ from optd_wire.errors import (
 log = structlog.get_logger("optd.rpc")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+ANSWER_SECONDS = 1.0
+"""How long before the deadline of a call its wait for room ends at the latest, so that the refusal still arrives."""
 _SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -56,6 +59,9 @@ class Calls:
     idle_seconds: float
     """How long a call waits for the next message of an upload, or for its reader to accept one."""
     budget: ByteBudget
+    """That of the server."""
+    budget_of: Callable[[str], ByteBudget | None]
+    """That of a job; None if there is no job of that name."""
     callers: Callers
     running: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +69,8 @@ class Calls:
     """Set when all jobs are there. Until then calls wait, except those of services that are `always_ready`."""
     always_ready: frozenset[str] = frozenset()
     """The full names of services."""
+    always_admitted: frozenset[str] = frozenset()
+    """The full names of RPCs that are served beyond `max_requests`: those that keep a lease, which are short."""
     patient: set[asyncio.Task[Any]] = field(default_factory=set)
     """Tasks of calls that wait for their sender without a limit."""
 
@@ -94,11 +102,16 @@ class Calls:
                 finally:
                     requests.give_back()
                 return
-            await self.budget.take(len(request))
+            held = HeldBytes(self.budget)
+            await held.take(len(request), self.patience(context))
             try:
-                yield decode(request)
+                what = decode(request)
+                job = self.budget_of(getattr(what, "job", ""))
+                if job is not None:
+                    await held.charge(job)
+                yield what
             finally:
-                self.budget.give_back(len(request))
+                held.give_back()
 
         async def answer_one(request: Any, context: Context) -> bytes:
             async with _Guarded(self, method, context), taken(request, context) as what:
@@ -118,6 +131,13 @@ class Calls:
         kind = f"{'stream' if many_in else 'unary'}_{'stream' if many_out else 'unary'}"
         make: Callable[..., Handler] = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(answer_many if many_out else answer_one)
+
+    def patience(self, context: Context) -> float:
+        """Return how many seconds a message of a call may wait for room: until shortly before the call's deadline."""
+        left = context.time_remaining()
+        if left is None:
+            return self.idle_seconds
+        return max(left - min(ANSWER_SECONDS, left / 10), 0.0)
 
     def _caller(self, context: Context) -> Caller:
         caller = self.callers.identify(context.invocation_metadata() or ())
@@ -145,7 +165,8 @@ class _Guarded:
     async def __aenter__(self) -> None:
         if self._calls.stopping.is_set():
             await abort(self._context, ShuttingDown())
-        if self._calls.running >= self._calls.max_requests:
+        is_full = self._calls.running >= self._calls.max_requests
+        if is_full and self._method.full_name not in self._calls.always_admitted:
             await abort(self._context, TooManyRequests(limit=self._calls.max_requests))
         self._calls.running += 1
         self._began = time.perf_counter()
@@ -188,15 +209,21 @@ class RequestStream:
         self._context = context
         self._decode = decode
         self._calls = calls
-        self._budget = calls.budget
-        self._held = 0
         self.heard: Callable[[], None] = _nothing
         """Called with each message that arrives."""
+        self._held = HeldBytes(calls.budget)
+        self._job: ByteBudget | None = None
+        """The budget of the job that the messages are for, once it is known."""
 
     def give_back(self) -> None:
         """Release the bytes of the last message, which has been processed."""
-        self._budget.give_back(self._held)
-        self._held = 0
+        self._held.give_back()
+
+    async def charge(self, job: ByteBudget) -> None:
+        """Count the last message and those that follow for a job too; raise `TooManyBytes` if there is no room."""
+        if self._job is not job:
+            self._job = job
+            await self._held.charge(job)
 
     async def next(self, *, patient: bool = False) -> Any | None:
         """Return the next message, or None at the end of the stream.
@@ -206,6 +233,7 @@ class RequestStream:
         `MalformedMessage` if it cannot be decoded.
         """
         if patient:
+            self._job = None  # another upload begins, perhaps for another job
             return await self._taken(await self._read_patiently())
         try:
             async with asyncio.timeout(self._calls.idle_seconds):
@@ -231,9 +259,11 @@ class RequestStream:
     async def _taken(self, data: bytes | None) -> Any | None:
         if data is None:
             return None
-        await self._budget.take(len(data))
-        self._held = len(data)
-        return self._decode(data)
+        await self._held.take(len(data), self._calls.patience(self._context))
+        decoded = self._decode(data)
+        if self._job is not None:
+            await self._held.charge(self._job)
+        return decoded
 
     async def _read_patiently(self) -> bytes | None:
         if self._calls.stopping.is_set():

@@ -13,7 +13,6 @@ from optd_server.config import Config, ConfigError
 from optd_server.durability.checkpoints import Checkpoints
 from optd_server.engine.catalog import Catalog
 from optd_server.rpc.authentication import TokenInterceptor
-from optd_server.rpc.budget import ByteBudget
 from optd_server.rpc.callers import Callers
 from optd_server.rpc.calls import Calls
 from optd_server.rpc.handover import Handover
@@ -42,7 +41,7 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 5_000
 MAX_METADATA_BYTES = 16 * 1024
 WINDOW_BYTES = 4 << 20
-# Leaves room for health and reflection when all other calls are in use.
+# Leaves room for health, reflection and renewals of leases when all other calls are in use.
 SPARE_CALLS = 64
 
 
@@ -64,11 +63,18 @@ class Server:
         self._security = security
         self._started = catalog.clock.monotonic()
         self._durability = config.level if config.level != "log" else f"log, fsync {config.fsync}"
-        budget = ByteBudget(config.max_inflight_bytes, config.idle_seconds)
         callers = Callers(security.tokens)
         inspection = inspection_service_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
+        workers = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+        renewal = workers.methods_by_name["RenewLease"].full_name
         self._calls = Calls(
-            config.max_requests, config.idle_seconds, budget, callers, always_ready=frozenset([inspection])
+            config.max_requests,
+            config.idle_seconds,
+            catalog.budgets.server,
+            catalog.budget_of,
+            callers,
+            always_ready=frozenset([inspection]),
+            always_admitted=frozenset([renewal]),
         )
         self._health = health.aio.HealthServicer()
         self._serving = False
@@ -153,6 +159,7 @@ class Server:
                 max_streams_per_connection=self._config.max_streams,
                 max_memory_bytes=self._config.max_memory_bytes,
                 max_inflight_bytes=self._config.max_inflight_bytes,
+                max_job_inflight_bytes=self._catalog.budgets.job_limit,
             ),
             authentication=self._security.authentication,
             tls=self._config.tls,

@@ -1,5 +1,6 @@
 """Every command as a real process, with tables and with JSON."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -136,10 +137,15 @@ def test_values_are_those_of_the_job(optctl, server):
 
 def test_workers(optctl):
     shown, (worker,) = optctl.both("workers", "digits")
-    header, trainer = shown.lines
-    assert header.split() == ["worker", "lease", "waits", "pushes", "refused", "staleness", "sequence", "epoch", "lane"]
-    assert trainer.split()[0] == "trainer"
-    assert trainer.split()[3:] == ["no", "3", "1", "0", "3", "1", "grpc"]
+    above, header, trainer, _, note = shown.lines
+    assert above.split() == ["staleness", "dropped"]
+    assert " ".join(header.split()) == (
+        "worker lease waits last push p50/p99/max refused rounds epoch lane host:pid pushes sequence"
+    )
+    assert re.fullmatch(
+        rf"trainer +[\d.]+ s +- +[\d.]+ (s|min) ago +0/0/0 +1 +0 +1 +grpc +\S+:{os.getpid()} +3 +3", trainer
+    )
+    assert note == "trainer: refused 1 NONFINITE_GRADIENT"
 
     assert list(worker) == names(WorkerInfo)
     assert worker["active"] is True

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from optd.ctl.documents import document, dump
-from optd_wire.values import Async, GroupOptions, JobVersion, Policy, Statistics, Sync
+from optd_wire.values import Async, Bounded, GroupOptions, JobVersion, Policy, Statistics, Sync
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_values_become_plain(value: object, expected: object):
 
 
 def test_every_policy_has_its_arm():
-    arms = {"async": Async(), "sync": Sync(workers=1)}
+    arms = {"async": Async(), "sync": Sync(workers=1), "bounded": Bounded(staleness=1)}
     assert {type(policy) for policy in arms.values()} == set(Policy.__args__)
     assert all(list(document(policy)) == [arm] for arm, policy in arms.items())
 

@@ -16,7 +16,7 @@ from .conftest import Optctl
 
 COMMANDS = [
     *["status", "health", "jobs", "job", "groups", "group", "workers", "rejections", "algorithms"],
-    *["watch", "bench", "set", "changes", "rollback", "delete", "doctor"],
+    *["explain", "watch", "bench", "set", "changes", "policy", "rollback", "delete", "doctor"],
 ]
 
 

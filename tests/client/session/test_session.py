@@ -190,8 +190,11 @@ def test_where_nobody_can_know_the_next_join_tells(script, applied):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"policy": "sync"}, "policy must be optd.Sync(...) or optd.Async(), got 'sync'"),
-        ({"policy": Sync}, "policy must be optd.Sync(...) or optd.Async(), got <class 'optd_wire.values.Sync'>"),
+        ({"policy": "sync"}, "policy must be optd.Async(...), optd.Sync(...) or optd.Bounded(...), got 'sync'"),
+        (
+            {"policy": Sync},
+            "policy must be optd.Async(...), optd.Sync(...) or optd.Bounded(...), got <class 'optd_wire.values.Sync'>",
+        ),
         ({"timeout": -1}, "timeout must be more than 0 seconds, got -1"),
         ({"timeout": "a"}, "timeout must be more than 0 seconds, got 'a'"),
         ({"connect_timeout": float("nan")}, "connect_timeout must be more than 0 seconds, got nan"),

@@ -1,6 +1,8 @@
 """A session against the fake server: joining, pushing, retrying, fencing, leaving, and keeping the lease."""
 
 import gc
+import os
+import socket
 import threading
 
 import numpy as np
@@ -13,9 +15,9 @@ from optd.transport import rpcs
 from optd.transport.fake.connection import FakeConnection
 from optd.transport.fake.server import FakeServer
 from optd.transport.server_calls import ServerCalls
+from optd_wire import values
 from optd_wire.messages import to_message
 from optd_wire.v1 import inspection_service_pb2
-from optd_wire.values import AlgorithmInfo
 
 LOST = errors.ConnectionLost(address="fake:1", rpc="Step", problem="cut")
 LATE = errors.DeadlineExceeded(rpc="Step", address="fake:1", seconds=1, hint="")
@@ -194,7 +196,7 @@ def test_18_a_push_that_was_applied_before_the_lease_ran_out_is_not_sent_again(s
             super().__init__(address="fake:1", rpc="Step", problem="cut")
             clock.now += 61
 
-    sgd = to_message(AlgorithmInfo("sgd", "", (), (), ()))
+    sgd = to_message(values.AlgorithmInfo("sgd", "", (), (), ()))
     listed = inspection_service_pb2.ListAlgorithmsResponse(algorithms=[sgd])
     server.handlers[rpcs.LIST_ALGORITHMS.path] = lambda *_: (listed, ())
     with opened(server) as session:
@@ -307,6 +309,20 @@ def test_a_session_that_nobody_holds_leaves_its_job(server):
 
 
 # The lease
+
+
+def test_a_worker_tells_of_its_process_and_how_its_part_ended(server):
+    first, second = opened(server), opened(server, "w1")
+    training(first), training(second)
+    first._renew()
+    second.close()
+    told = [request for name, request in server.handled if name in ("Join", "RenewLease")]
+    assert len(told) >= 3
+    assert {(request.host, request.pid) for request in told} == {(socket.gethostname(), os.getpid())}
+    found = {worker.name: (worker.pid, worker.active, worker.ended) for worker in first.workers()}
+    assert found == {"w0": (os.getpid(), True, ""), "w1": (os.getpid(), False, values.LEFT)}
+    assert first._open_rounds() == ()
+    first.close()
 
 
 def test_a_lease_is_renewed_while_nothing_else_is_called():

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from tests.server.engine.clock import Clock
 
+from optd_server.engine.byte_budget import ByteBudget
 from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import Member
-from optd_server.engine.memory import Memory
+from optd_server.engine.memory import MESSAGE_BYTES, Memory
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import extent_of_groups
 from optd_server.rpc.callers import ANONYMOUS
@@ -103,6 +104,9 @@ class Upload:
     async def next(self, *, patient: bool = False) -> Any:
         return await self._given.get()
 
+    async def charge(self, job: ByteBudget) -> None:
+        """What the messages take is counted in the tests of the budgets."""
+
     def give_back(self) -> None:
         pass
 
@@ -142,13 +146,14 @@ class Rounds:
         groups: Sequence[GroupSpec] = GROUPS,
         seed: int = 0,
         limit: int = 1 << 30,
+        message_bytes: int = MESSAGE_BYTES,
         log: Log | None = None,
         **defaults: Any,
     ) -> None:
         self.offload = Offload(2)
         self.clock = Clock()
         self.catalog = Catalog(
-            memory=Memory(limit),
+            memory=Memory(limit, message_bytes),
             offload=self.offload,
             clock=self.clock,
             lease_seconds=10,

@@ -22,6 +22,29 @@ def spec(name="job", elements=4):
     return JobSpec(name, "sgd", {}, (GroupSpec("g", {}, (ParameterSpec("w", (elements,), "float32"),)),))
 
 
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 1e9])
+def test_20_a_jump_of_the_wall_clock_ends_no_lease_and_keeps_none(play, jump):
+    async def scenario(engine):
+        job = await engine.create(Async())
+        epoch = (await job.join("w", None)).epoch
+        engine.clock.wall_seconds += jump
+        engine.clock.seconds += 9
+        await engine.catalog.expire()
+        assert job.workers.active == 1
+        assert (await engine.push(job, "w", 1, epoch=epoch)).applied_version == 1
+        engine.clock.wall_seconds -= 2 * jump
+        engine.clock.seconds += 9
+        await engine.catalog.expire()
+        assert job.workers.active == 1
+        engine.clock.seconds += 1  # ten seconds without a sign of life
+        await engine.catalog.expire()
+        assert job.workers.active == 0
+        with pytest.raises(errors.StaleEpoch):
+            await engine.push(job, "w", 2, epoch=epoch)
+
+    play(scenario)
+
+
 def test_nobody_sees_a_job_before_it_is_whole_and_those_who_wait_get_it(play):
     async def scenario(engine):
         with engine.catalog.upload(spec()) as upload:

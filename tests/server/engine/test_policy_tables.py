@@ -282,5 +282,5 @@ def test_a_worker_that_is_ahead_tells_whom_it_waits_for():
     for line in ("join a", "join b", "a", "applied a", "a", "applied a", "a"):
         table.play(line)
     (status,) = table.decider.status(0.0)
-    assert (status.arriving, status.missing) == (("a",), ("b",))
+    assert (status.opened, status.arrived, status.missing) == (0.0, ("a",), ("b",))
     assert "until a is at most 1 steps ahead" in status.release

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.server.engine.rounds import Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
+from optd_server.engine.rounds import holding
 from optd_server.engine.step.reduction import Reducer
 from optd_wire import errors
 from optd_wire.frames import Frame, decode
@@ -596,6 +597,39 @@ def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_alone():
         assert same(rounds.weights, stepped(rounds.first, [random_arrays(3), random_arrays(2)]))
 
     play(scenario, 2)
+
+
+# Memory
+
+
+def test_39_pushes_that_find_no_memory_wait_and_are_refused_by_name(monkeypatch):
+    """Each message is planned for; what a push holds beyond that must fit into the server's memory."""
+    groups = (GroupSpec("g", {}, (ParameterSpec("a", (1000,), "float32"),)),)
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        memory = rounds.catalog.memory
+        memory.limit = memory.planned + 2 * 4000 - 2 * 64 - 1
+        first = rounds.upload("a")
+        first.send_all(rounds.messages(random_arrays(1, groups)))
+        await until(first._given.empty)
+        monkeypatch.setattr(holding, "PATIENCE_SECONDS", 0.05)
+        second = rounds.upload("b")
+        second.send_all(rounds.messages(random_arrays(2, groups)))
+        error = await second.error()
+        assert type(error) is errors.MemoryExceeded
+        assert "what pushes of job 'job' hold while they wait" in str(error)
+        memory.limit += 1
+        again = rounds.upload("b")
+        again.send_all(rounds.messages(random_arrays(2, groups)))
+        await again
+        await first
+        planned = memory.planned
+        assert planned <= memory.limit
+        await rounds.step({name: random_arrays(ord(name), groups) for name in "ab"})
+        assert memory.planned == planned, "what was held is free again"
+
+    play(scenario, 2, groups=groups, message_bytes=64)
 
 
 # The end of a job

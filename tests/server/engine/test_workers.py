@@ -89,7 +89,7 @@ def test_a_name_that_nobody_has_taken_can_be_resumed_and_one_that_was_taken_cann
             workers.members.check_unclaimed("w", "job", 2, unnamed)
 
 
-def test_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
+def test_20_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
     workers = Workers()
     workers.clock.pass_to(1e9)
     workers.join("w")

@@ -30,6 +30,10 @@ def _facts(found: ServerStatus, address: str) -> list[tuple[str, str]]:
         ("requests", f"{text.count(found.requests)} of at most {text.count(limits.max_requests)}"),
         ("memory planned", f"{text.size(found.planned_bytes)} of at most {text.size(limits.max_memory_bytes)}"),
         ("memory resident", text.size(found.resident_bytes)),
+        (
+            "requests held",
+            f"at most {text.size(limits.max_inflight_bytes)}, of one job {text.size(limits.max_job_inflight_bytes)}",
+        ),
         ("largest message", text.size(limits.max_message_bytes)),
         ("streams", f"at most {text.count(limits.max_streams_per_connection)} a connection"),
         ("authentication", found.authentication),

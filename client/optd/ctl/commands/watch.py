@@ -12,7 +12,7 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.live import Live
 
-from optd.ctl import output, text
+from optd.ctl import output, rounds, text
 from optd.ctl.commands import groups, workers
 from optd.ctl.commands.arguments import Job
 from optd.ctl.documents import dump
@@ -90,7 +90,9 @@ class _View:
         ago = time.monotonic() - self._since
         parts: list[RenderableType] = [head, "", *groups.views(report.groups)]
         if report.workers:
-            parts += ["", workers.view(report.workers, ago)]
+            parts += ["", workers.view(report.workers, report.unix_ms, ago)]
+        if report.rounds:
+            parts += ["", *map(text.printable, rounds.short(report.rounds, ago))]
         return Stack(*parts)
 
     def line(self) -> str:
@@ -100,10 +102,9 @@ class _View:
         # As schedules have it now; an algorithm of another package may have no lr.
         in_force = {one.options.group: {**one.options.options, **one.effective} for one in report.groups}
         rates = [f"{name}={text.shortened(options['lr'])}" for name, options in in_force.items() if "lr" in options]
-        waiting = [worker.name for worker in report.workers if worker.waiting]
-        return f"{text.moment(report.unix_ms)}  {report.job.name}  {self._state(report)}" + (
-            (f"  lr {' '.join(rates)}" if rates else "") + (f"  waiting {' '.join(waiting)}" if waiting else "")
-        )
+        parts = [text.moment(report.unix_ms), report.job.name, self._state(report)]
+        parts += [f"lr {' '.join(rates)}"] if rates else []
+        return "  ".join([*parts, *rounds.short(report.rounds)])
 
     def _state(self, report: JobReport) -> str:
         pace = self._pace.steps_per_second(time.monotonic())

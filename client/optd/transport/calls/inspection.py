@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from grpc_health.v1 import health_pb2
 
@@ -19,6 +19,7 @@ from optd_wire.values import (
     OptionInfo,
     ParameterReport,
     Rejection,
+    RoundInfo,
     ServerStatus,
 )
 
@@ -85,7 +86,12 @@ class InspectionCalls(Calls):
         changes = (from_message(change, OptionChange) for change in response.changes)
         return OptionHistory(changes, response.forgotten)
 
-    def watch_job(self, job: str, interval_seconds: float) -> Iterator[JobReport]:
+    def list_rounds(self, job: str, timeout: float) -> tuple[RoundInfo, ...]:
+        """Lists what the next steps of a job wait for."""
+        response = self._connection.call(rpcs.LIST_ROUNDS, inspection_pb.ListRoundsRequest(job=job), timeout)
+        return tuple(from_message(found, RoundInfo) for found in response.rounds)
+
+    def watch_job(self, job: str, interval_seconds: float) -> Generator[JobReport, None, None]:
         """Yields a report whenever the job has changed, without end; closing the iterator ends the call."""
         request = inspection_pb.WatchJobRequest(job=job, interval_ms=int(interval_seconds * 1000))
         for message, _ in self._connection.download(rpcs.WATCH_JOB, request, None):

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from functools import cache
+
 from optd.transport import rpcs
 from optd.transport.calls.calls import Calls
+from optd.transport.requests import WorkerList
 from optd_wire.messages import from_message, to_message
 from optd_wire.v1 import worker_service_pb2 as worker_pb
 from optd_wire.values import JobSpec, Membership, SharedMemory, WorkerInfo
+
+LONGEST_HOST = 255
+"""Characters; the server takes no more."""
+
+
+@cache
+def host_name() -> str:
+    """The name of this host, as the server shows it to people."""
+    name = socket.gethostname()
+    return (name if name.isprintable() else ascii(name))[:LONGEST_HOST]
 
 
 class WorkerCalls(Calls):
@@ -37,6 +52,8 @@ class WorkerCalls(Calls):
             wait_ms=int(wait_seconds * 1000),
             messages_only=messages_only,
             job_id=job_id,
+            host=host_name(),
+            pid=os.getpid(),
             resumes_epoch=resumes_epoch,
             session_id=session_id,
         )
@@ -47,7 +64,7 @@ class WorkerCalls(Calls):
 
     def renew_lease(self, job: str, worker: str, epoch: int, timeout: float) -> None:
         """Renews a lease."""
-        request = worker_pb.RenewLeaseRequest(job=job, worker=worker, epoch=epoch)
+        request = worker_pb.RenewLeaseRequest(job=job, worker=worker, epoch=epoch, host=host_name(), pid=os.getpid())
         self._connection.call(rpcs.RENEW_LEASE, request, timeout)
 
     def leave(self, job: str, worker: str, epoch: int, timeout: float, *, returns: bool = False) -> None:
@@ -69,8 +86,8 @@ class WorkerCalls(Calls):
         )
         self._connection.call(rpcs.CONFIRM_SHARED_MEMORY, request, timeout)
 
-    def list_workers(self, job: str, timeout: float) -> tuple[WorkerInfo, ...]:
+    def list_workers(self, job: str, timeout: float) -> WorkerList:
         """Lists the workers of a job."""
         request = worker_pb.ListWorkersRequest(job=job)
         response = self._connection.call(rpcs.LIST_WORKERS, request, timeout)
-        return tuple(from_message(worker, WorkerInfo) for worker in response.workers)
+        return WorkerList((from_message(worker, WorkerInfo) for worker in response.workers), response.unix_ms)

@@ -23,6 +23,10 @@ from optd_wire.errors import (
 from optd_wire.frames import Frame, GatheredFrame, Outgoing
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import (
+    EXPIRED,
+    LEFT,
+    REPLACED,
+    ROLLED_BACK,
     Async,
     GroupInfo,
     GroupOptions,
@@ -59,6 +63,10 @@ class FakeWorker:
     """Why the epoch counts no longer; empty while it does."""
     is_rolled_back: bool = False
     """Whether it is fenced because the job went back to an older version."""
+    ended: str = ""
+    """How its part last ended, as `WorkerInfo` says it."""
+    host: str = ""
+    pid: int = 0
 
 
 @dataclass(slots=True)
@@ -97,6 +105,7 @@ class FakeJob:
         self.version, self.groups, self.workers = again.version, again.groups, again.workers
         for worker in self.workers.values():
             worker.fenced_by, worker.is_rolled_back = f"the server went back to version {self.version}", True
+            worker.ended = ROLLED_BACK
 
     def add(self, spec: GroupSpec) -> None:
         """Adds a group with weights of zero."""
@@ -163,7 +172,15 @@ class FakeJob:
     # Workers
 
     def join(
-        self, name: str, spec: JobSpec | None, job_id: str, resumes_epoch: int = 0, session_id: str = ""
+        self,
+        name: str,
+        spec: JobSpec | None,
+        job_id: str,
+        host: str = "",
+        pid: int = 0,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
     ) -> Membership:
         """Gives a worker a new epoch and a lease, which fences its old epoch."""
         if job_id and job_id != self.id:
@@ -174,6 +191,9 @@ class FakeJob:
         if 0 < resumes_epoch < worker.epoch and worker.session_id != session_id:
             raise self._joined_again(name, resumes_epoch)
         worker.session_id = session_id
+        if worker.epoch and self._is_active(worker):
+            worker.ended = REPLACED
+        worker.host, worker.pid = host, pid
         if worker.sequence:
             worker.previous_epoch, worker.previous_sequence = worker.epoch, worker.sequence
         worker.epoch, worker.sequence, worker.reply = max(worker.epoch, self._last_epoch) + 1, 0, None
@@ -208,17 +228,32 @@ class FakeJob:
 
     def _is_active(self, worker: FakeWorker) -> bool:
         if not worker.fenced_by and worker.lease_until <= self._clock():
-            worker.fenced_by = f"its lease of {self._lease_seconds:g} s ran out"
+            worker.fenced_by, worker.ended = f"its lease of {self._lease_seconds:g} s ran out", EXPIRED
         return not worker.fenced_by
 
     def leave(self, name: str, epoch: int) -> None:
         """Ends a lease."""
-        self.worker(name, epoch).fenced_by = "it has left"
+        worker = self.worker(name, epoch)
+        worker.fenced_by, worker.ended = "it has left", LEFT
 
     def worker_infos(self) -> list[WorkerInfo]:
         """The workers as `ListWorkers` lists them."""
         return [
-            WorkerInfo(name, each.epoch, self._is_active(each), 0, each.sequence, each.pushes, 0, 0, False, "grpc")
+            WorkerInfo(
+                name=name,
+                epoch=each.epoch,
+                active=self._is_active(each),
+                lease_remaining_ms=0,
+                sequence=each.sequence,
+                pushes=each.pushes,
+                rejections=0,
+                staleness=0,
+                waiting=False,
+                lane="grpc",
+                host=each.host,
+                pid=each.pid,
+                ended=each.ended,
+            )
             for name, each in sorted(self.workers.items())
         ]
 

@@ -21,6 +21,7 @@ from optd_wire.errors import (
 )
 from optd_wire.frames import Frame, Outgoing
 from optd_wire.messages import from_message, to_message
+from optd_wire.v1 import inspection_service_pb2 as inspection_pb
 from optd_wire.v1 import job_service_pb2 as job_pb
 from optd_wire.v1 import training_service_pb2 as training_pb
 from optd_wire.v1 import worker_service_pb2 as worker_pb
@@ -69,6 +70,7 @@ class FakeServer:
             rpcs.RENEW_LEASE.path: self._renew_lease,
             rpcs.LEAVE.path: self._leave,
             rpcs.LIST_WORKERS.path: self._list_workers,
+            rpcs.LIST_ROUNDS.path: self._list_rounds,
             rpcs.OPEN_SHARED_MEMORY.path: self._open_shared_memory,
             rpcs.STEP.path: self._step,
             rpcs.PULL.path: self._pull,
@@ -134,7 +136,7 @@ class FakeServer:
         return self.jobs[name]
 
     def _status(self, _: Message, __: Iterable[Outgoing]) -> Answer:
-        limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28)
+        limits = Limits(MAX_MESSAGE_BYTES, 100, 100, 1 << 30, 1 << 28, 1 << 27)
         status = ServerStatus("fake", 0, "SERVING", len(self.jobs), 0, 0, 0, 0, limits, "", False, "numpy", "none")
         return to_message(replace(status, uptime_ms=int(1000 * (time.monotonic() - self._started)))), ()
 
@@ -175,8 +177,16 @@ class FakeServer:
 
     def _join(self, request: worker_pb.JoinRequest, _: Iterable[Outgoing]) -> Answer:
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
-        again = request.job_id, request.resumes_epoch, request.session_id
-        return to_message(self._job(request.job).join(request.worker, spec, *again)), ()
+        joined = self._job(request.job).join(
+            request.worker,
+            spec,
+            request.job_id,
+            request.host,
+            request.pid,
+            resumes_epoch=request.resumes_epoch,
+            session_id=request.session_id,
+        )
+        return to_message(joined), ()
 
     def _renew_lease(self, request: worker_pb.RenewLeaseRequest, _: Iterable[Outgoing]) -> Answer:
         self._job(request.job).worker(request.worker, request.epoch)
@@ -189,6 +199,10 @@ class FakeServer:
     def _list_workers(self, request: worker_pb.ListWorkersRequest, _: Iterable[Outgoing]) -> Answer:
         workers = [to_message(info) for info in self._job(request.job).worker_infos()]
         return worker_pb.ListWorkersResponse(workers=workers), ()
+
+    def _list_rounds(self, request: inspection_pb.ListRoundsRequest, _: Iterable[Outgoing]) -> Answer:
+        self._job(request.job)
+        return inspection_pb.ListRoundsResponse(), ()  # every push is a step at once, so none waits
 
     def _open_shared_memory(self, _: worker_pb.OpenSharedMemoryRequest, __: Iterable[Outgoing]) -> Answer:
         raise SharedMemoryUnavailable(why="the fake server shares none")

@@ -3,11 +3,12 @@
 Leases are measured by a monotonic clock and do not survive a restart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from optd_server.engine.membership.members import EXPIRED, WENT_BACK, Member, Members, joined_again
+from optd_server.engine.membership.activity import Activity, end_of
+from optd_server.engine.membership.members import RAN_OUT, WENT_BACK, Member, Members, joined_again
 from optd_wire.errors import LeaseExpired, OptdError, RolledBack, StaleEpoch, UnknownWorker
-from optd_wire.values import WorkerInfo
+from optd_wire.values import PushResult, WorkerInfo
 
 GRPC = "grpc"
 
@@ -23,9 +24,9 @@ class Lease:
     """Why it ended; empty while it is held."""
     lane: str = GRPC
     """The worker's lane, and why it is not a faster one."""
-    rejections: int = 0
     dropped_rounds: int = 0
     """How many rounds have closed without a push of it."""
+    activity: Activity = field(default_factory=Activity)
 
 
 class Leases:
@@ -36,6 +37,8 @@ class Leases:
         self._job = job
         self._members = members
         self._by_name: dict[str, Lease] = {}
+        self._added_up: set[str] = set()
+        """The workers with a push that is added up for a step to come."""
 
     @property
     def active(self) -> int:
@@ -97,23 +100,38 @@ class Leases:
         lease = self.of(name)
         lease.held, lease.ended_by = False, why
 
+    def note_applied(self, name: str, reply: PushResult, wall: float) -> None:
+        """Note for people that a push was applied: in a step, or added up for one, or skipped; `wall` is the time."""
+        self.of(name).activity.staleness.append(reply.staleness)
+        if reply.accumulated:
+            self._added_up.add(name)
+        elif not reply.skipped and not reply.nothing_pending:
+            for part_of_it in (name, *self._added_up):
+                self.of(part_of_it).activity.last_step = wall
+            self._added_up.clear()
+
     def expired(self, now: float) -> list[str]:
         """Return the workers whose leases have run out but have not been ended yet."""
         return [name for name, lease in self._by_name.items() if lease.held and lease.until <= now]
 
+    def ended(self) -> list[tuple[str, float]]:
+        """Return the workers whose leases have ended, each with the wall time of that."""
+        return [(name, lease.activity.ended_at) for name, lease in self._by_name.items() if not lease.held]
+
     @property
     def expiry(self) -> str:
         """The reason recorded for a lease that has run out."""
-        return f"{EXPIRED}{self.lease_seconds:g} s ran out"
+        return f"{RAN_OUT}{self.lease_seconds:g} s ran out"
 
     def seconds_left(self, name: str, now: float) -> float:
         """Return how long a lease still lasts; 0 if it is not held."""
         lease = self.of(name)
         return max(0.0, lease.until - now) if lease.held else 0.0
 
-    def info(self, member: Member, now: float, *, waiting: bool) -> WorkerInfo:
-        """Describe a worker for other clients."""
+    def info(self, member: Member, now: float, waiting_since: float | None) -> WorkerInfo:
+        """Describe a worker for other clients. If its push waits, `waiting_since` is the wall time at which it came."""
         lease = self.of(member.name)
+        activity = lease.activity
         return WorkerInfo(
             name=member.name,
             epoch=member.epoch,
@@ -121,10 +139,21 @@ class Leases:
             lease_remaining_ms=int(self.seconds_left(member.name, now) * 1000),
             sequence=member.sequence,
             pushes=member.pushes,
-            rejections=lease.rejections,
+            rejections=activity.rejections.total(),
             staleness=member.staleness,
-            waiting=waiting,
+            waiting=waiting_since is not None,
             lane=lease.lane,
+            host=activity.process.host,
+            pid=activity.process.pid,
+            joined_unix_ms=_ms(activity.joined),
+            last_push_unix_ms=_ms(activity.last_push),
+            last_step_unix_ms=_ms(activity.last_step),
+            ended=activity.ended or end_of(member.fenced_by),
+            ended_unix_ms=_ms(activity.ended_at),
+            recent_staleness=activity.staleness_summary(),
+            rejections_by_reason=dict(activity.rejections),
+            dropped_rounds=lease.dropped_rounds,
+            waiting_since_unix_ms=_ms(waiting_since or 0.0),
         )
 
 
@@ -132,4 +161,8 @@ def _fenced_by(why: str) -> type[OptdError]:
     """Return the error of a worker whose epoch is the last one of its name, and has ended."""
     if why.startswith(WENT_BACK):
         return RolledBack
-    return LeaseExpired if why.startswith(EXPIRED) else StaleEpoch
+    return LeaseExpired if why.startswith(RAN_OUT) else StaleEpoch
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -10,7 +10,7 @@ Written = tuple[tuple[GroupOptions, ...], JobVersion]
 """The answer to a write of state: the options of all groups and the job's version after it."""
 LEFT = "it has left"
 """Why the epoch of a worker that has left has ended."""
-EXPIRED = "its lease of "
+RAN_OUT = "its lease of "
 """Why the epoch of a worker has ended whose lease ran out; the length of the lease follows."""
 WENT_BACK = "the server went back to version "
 """Why the epochs of all workers have ended after a restart or a rollback that lost steps; the version follows."""

@@ -12,12 +12,11 @@ from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.admission import check_kind, check_repeated, check_same
 from optd_server.engine.rounds.committer import Committer, no_memory
-from optd_server.engine.rounds.digest import Digest
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.holding import Holding
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
-from optd_server.engine.rounds.push import GradientSource, Push, Receiver, outcome
+from optd_server.engine.rounds.push import GradientSource, Push, Receiver
 from optd_server.engine.rounds.refusals import late
 from optd_server.engine.rounds.requests import Requests
 from optd_server.engine.rounds.round import Refused, Round
@@ -108,7 +107,7 @@ class InFlight:
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
             await check_repeated(self._state, header, known, source)
-            return await outcome(known)
+            return await self._outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
             known.successor = push
@@ -122,30 +121,47 @@ class InFlight:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
             if isinstance(error, RoundBroken):
                 # If this push itself has failed, its own error says more than that of the round.
-                return await outcome(push)
+                return await self._outcome(push)
             raise
         return await self._settled(push)
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
-        digest = Digest(header)
-        digest.add_shared(gradient)
-        if known is not None:
-            check_same(self._state, header, known, digest)
-            return await outcome(known)
-        self._gradient_reads.forget(header.worker)
         push = Push(header, gradient, self._clock.wall())
-        push.digest = digest
+        if known is not None:
+            check_same(self._state, header, known, push.digest)
+            return await self._outcome(known)
+        self._gradient_reads.forget(header.worker)
         return await self._settled(self._announce(push))
 
     async def _settled(self, push: Push) -> PushResult:
-        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull."""
+        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull.
+
+        A push that still waits for others is withdrawn when its last caller goes away: nobody counts on it any more.
+        """
+        push.callers += 1
         try:
             return await push.outcome.wait()
         except RoundClosed:
-            await self._writer.run(nothing)
+            await self._writer.caught_up()
             raise late(self._state, push.header) from None
+        finally:
+            push.callers -= 1
+            if not push.callers and push.shared is None and push not in self._rounds:
+                self._abandon(push, "its call ended early")
+
+    async def _outcome(self, known: PushResult | Push) -> PushResult:
+        """Return the result of a push to a call that repeats it."""
+        while isinstance(known, Push):
+            push = known
+            try:
+                known = await self._settled(push)
+            except RoundBroken:
+                if push.successor is None:
+                    raise
+                known = push.successor
+        return replace(known, repeat=True)
 
     def _announce(self, push: Push) -> Push:
         """Offer an admitted push to the policy; raise the problem of its header or of its options."""
@@ -159,6 +175,7 @@ class InFlight:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
+        self._leases.of(header.worker).activity.last_push = push.wall
         self._offer(push)
         return push
 
@@ -375,10 +392,7 @@ class InFlight:
 
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""
+        self._leases.note_applied(push.header.worker, reply, self._clock.wall())
         self._let_go(push)
         push.release()
         push.outcome.succeed(reply)
-
-
-async def nothing() -> None:
-    """Do nothing: an action of the writer that is done when all earlier ones are."""

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from optd_server.engine.rounds.digest import Digest
@@ -11,7 +10,7 @@ from optd_server.store.flat import Placed
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import RowPlace
-from optd_wire.errors import OptdError, RoundBroken
+from optd_wire.errors import OptdError
 from optd_wire.frames import Received
 from optd_wire.row_frames import RowFrame
 from optd_wire.values import PushHeader, PushResult
@@ -107,6 +106,7 @@ class Push:
     __slots__ = (
         "_receiving",
         "begun",
+        "callers",
         "digest",
         "header",
         "id",
@@ -125,6 +125,8 @@ class Push:
         self.wall = wall
         """When it was announced, in seconds since the Unix epoch."""
         self.digest = Digest(header)
+        if shared is not None:
+            self.digest.add_shared(shared)
         self.is_there = shared is not None
         """Whether its whole gradient is there."""
         self.spool: Spool | None = None
@@ -134,6 +136,8 @@ class Push:
         self.outcome: Promise[PushResult] = Promise()
         self.successor: Push | None = None
         """The same push sent again by a later call, which replaces this one."""
+        self.callers = 0
+        """How many calls wait for its outcome."""
         self._receiving: asyncio.Timeout | None = None
 
     async def receive(self, source: GradientSource, receiver: Receiver) -> None:
@@ -168,16 +172,3 @@ class Push:
 def has_gradient(gradient: Gradient) -> bool:
     """Whether any parameter has a gradient."""
     return bool(gradient.rows) or any(flags.any() for row in gradient.presence for flags in row)
-
-
-async def outcome(known: PushResult | Push) -> PushResult:
-    """Return the result of a push to a call that repeats it. If the caller is cancelled, the push goes on."""
-    while isinstance(known, Push):
-        push = known
-        try:
-            known = await push.outcome.wait()
-        except RoundBroken:
-            if push.successor is None:
-                raise
-            known = push.successor
-    return replace(known, repeat=True)

@@ -9,6 +9,7 @@ from optd_server.engine.clock import Clock
 from optd_server.engine.job import Job
 from optd_server.engine.options.resolution import describe_algorithms, describe_group_options, describe_job_options
 from optd_server.engine.readers.inspection import MAX_BINS, inspect_group
+from optd_server.engine.readers.rounds import open_rounds
 from optd_server.rpc.callers import Caller
 from optd_server.rpc.patience import wait_for_step
 from optd_wire.errors import InvalidRequest, UnknownJob
@@ -93,6 +94,11 @@ class InspectionService:
             changes=map(to_message, changes), version=to_message(job.version), forgotten=forgotten
         )
 
+    async def list_rounds(self, request: pb.ListRoundsRequest, caller: Caller) -> Any:
+        """List what the next steps of a job wait for."""
+        found = open_rounds(self._catalog.find(request.job), self._catalog.clock)
+        return pb.ListRoundsResponse(rounds=map(to_message, found))
+
     async def watch_job(self, request: pb.WatchJobRequest, caller: Caller) -> AsyncIterator[Any]:
         """Report a job now and whenever it has changed, at most once per interval."""
         job = self._catalog.find(request.job)
@@ -118,6 +124,7 @@ def _report(job: Job, clock: Clock) -> JobReport:
         groups=job.group_summaries(),
         workers=job.workers.infos(),
         unix_ms=int(clock.wall() * 1000),
+        rounds=open_rounds(job, clock),
     )
 
 

@@ -60,6 +60,7 @@ class JobService:
         job = self._catalog.find(first.job)
         spec = from_message(first.group, GroupSpec)
         with job.noting_rejections(""):
+            await requests.charge(job.inflight)
             info = job.editor.existing_group(spec)
             created = False
             if info is not None:

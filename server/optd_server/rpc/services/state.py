@@ -45,6 +45,7 @@ class StateService:
         job = self._catalog.find(header.job)
         requests.heard = lambda: job.workers.renew(header.worker, header.epoch)
         with job.noting_rejections(header.worker):
+            await requests.charge(job.inflight)
             options, version = await self._receive(requests, message, frames, job, header)
         return pb.WriteStateResponse(version=to_message(job.stamped(version)), options=map(to_message, options))
 

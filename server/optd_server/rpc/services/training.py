@@ -173,6 +173,7 @@ class TrainingService:
                 raise InvalidRequest(problem="the first message of a push must have its header")
             job = self._catalog.find(message.header.job)
         with job.noting_rejections(message.header.worker):
+            await requests.charge(job.inflight)
             header = from_message(message.header, PushHeader)
             requests.heard = lambda: job.workers.renew(header.worker, header.epoch)
             if isinstance(message, pb.StepRequest):

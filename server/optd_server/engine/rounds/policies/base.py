@@ -96,7 +96,7 @@ class RoundStatus:
     opened: float | None
     """When its first gradient arrived, in seconds of the monotonic clock; None: none has."""
     arrived: tuple[str, ...]
-    """The workers whose gradients are there."""
+    """The workers that wait in it: their gradients are there, or are not asked for before the round begins."""
     arriving: tuple[str, ...]
     """The workers whose gradients are on their way."""
     missing: tuple[str, ...]

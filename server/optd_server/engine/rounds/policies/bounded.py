@@ -32,13 +32,14 @@ class BoundedPolicy(Indifferent):
         self._bound = given.staleness
         self._clocks: dict[str, int] = {}
         """How many steps each live worker has made."""
-        self._held: dict[PushId, None] = {}
+        self._held: dict[PushId, float] = {}
+        """The pushes that wait, and since when."""
 
     def offered(self, offer: Offer, now: float) -> Decisions:
         """Make a step of the push unless its worker is too far ahead."""
         if self._ahead(offer.id.worker) <= self._bound:
             return (MakeStep((offer.id,)),)
-        self._held[offer.id] = None
+        self._held[offer.id] = now
         return (HoldPush(offer.id),)
 
     def withdrawn(self, push: PushId, now: float) -> Decisions:
@@ -68,16 +69,16 @@ class BoundedPolicy(Indifferent):
 
     def status(self, now: float) -> tuple[RoundStatus, ...]:
         """Describe each push that waits, and the workers that it waits for."""
-        return tuple(self._status(held.worker) for held in self._held)
+        return tuple(self._status(held.worker, since) for held, since in self._held.items())
 
-    def _status(self, worker: str) -> RoundStatus:
+    def _status(self, worker: str, since: float) -> RoundStatus:
         limit = self._clocks.get(worker, 0) - self._bound
         slower = tuple(sorted(name for name, clock in self._clocks.items() if clock < limit and name != worker))
         return RoundStatus(
             fragment=0,
-            opened=None,
-            arrived=(),
-            arriving=(worker,),
+            opened=since,
+            arrived=(worker,),
+            arriving=(),
             missing=slower,
             places=0,
             deadline=None,

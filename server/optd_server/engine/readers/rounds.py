@@ -1,0 +1,47 @@
+"""The rounds that the next steps of a job wait for, as people see them."""
+
+from collections.abc import Sequence
+
+from optd_server.engine.clock import Clock
+from optd_server.engine.job import Job
+from optd_server.engine.rounds.policies.base import RoundStatus
+from optd_wire.values import LEFT, RoundInfo, WorkerInfo
+
+
+def open_rounds(job: Job, clock: Clock) -> tuple[RoundInfo, ...]:
+    """Describe the open rounds: who is in each, who is waited for, since when, and what will release it."""
+    now, wall = clock.monotonic(), clock.wall()
+    return tuple(_info(job, status, now, wall) for status in job.pushes.waiting.policy.status(now))
+
+
+def _info(job: Job, status: RoundStatus, now: float, wall: float) -> RoundInfo:
+    def unix_ms(seconds: float | None) -> int:
+        return 0 if seconds is None else int((wall + seconds - now) * 1000)
+
+    lost = _lost(job, status.places)
+    return RoundInfo(
+        unix_ms=int(wall * 1000),
+        step=job.state.version + 1,
+        fragment=status.fragment,
+        opened_unix_ms=unix_ms(status.opened),
+        arrived=status.arrived,
+        arriving=status.arriving,
+        missing=(*job.workers.infos_of(status.missing), *lost),
+        places=status.places,
+        deadline_unix_ms=unix_ms(status.deadline),
+        release="; ".join(filter(None, [status.release, *map(_gone, lost)])),
+    )
+
+
+def _lost(job: Job, places: int) -> Sequence[WorkerInfo]:
+    """Return the workers that may have left `places` empty: the last ones that are gone since the last step."""
+    if not places:
+        return ()
+    since = job.state.stepped_wall
+    gone = [lease for lease in job.leases.ended() if lease[1] > since]
+    names = [name for name, _ in sorted(gone, key=lambda lease: lease[1])[-places:]]
+    return job.workers.infos_of(sorted(names))
+
+
+def _gone(worker: WorkerInfo) -> str:
+    return f"{worker.name} has left" if worker.ended == LEFT else f"{worker.name} was lost"
