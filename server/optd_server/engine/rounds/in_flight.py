@@ -175,7 +175,6 @@ class InFlight:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
             self.committer.edits([*self.waiting.pushes, push])
         self._under_way[header.worker] = push
-        self._leases.of(header.worker).activity.last_push = push.wall
         self._offer(push)
         return push
 
@@ -380,7 +379,7 @@ class InFlight:
             if replies is not None:
                 for push, reply in zip(round_.pushes, replies, strict=True):
                     self._answer(push, reply)
-                self.waiting.applied(round_.pushes)
+                self.waiting.applied(round_.pushes, replies)
 
     def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
         header = push.header
@@ -392,7 +391,6 @@ class InFlight:
 
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""
-        self._leases.note_applied(push.header.worker, reply, self._clock.wall())
         self._let_go(push)
         push.release()
         push.outcome.succeed(reply)

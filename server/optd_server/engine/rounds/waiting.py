@@ -21,6 +21,7 @@ from optd_server.engine.rounds.push import Push
 from optd_server.engine.rounds.refusals import refusal
 from optd_server.engine.state import JobState
 from optd_wire.errors import OptdError
+from optd_wire.values import PushResult
 
 
 class Waiting:
@@ -61,6 +62,7 @@ class Waiting:
         """Offer a push to the policy."""
         self._held[push.id] = push
         header = push.header
+        self._leases.of(header.worker).activity.last_push = push.wall
         offer = Offer(push.id, header.base_version, self._state.version, header.fragment)
         self._carry_out(self.policy.offered(offer, self._clock.monotonic()))
 
@@ -85,8 +87,10 @@ class Waiting:
         """Tell the policy that the lease of a worker has run out."""
         self._carry_out(self.policy.expired(worker, self._clock.monotonic()))
 
-    def applied(self, pushes: Sequence[Push]) -> None:
-        """Tell the policy that a round has been applied."""
+    def applied(self, pushes: Sequence[Push], replies: Sequence[PushResult]) -> None:
+        """Tell the policy that a round has been applied, and note for people what has become of its pushes."""
+        for push, reply in zip(pushes, replies, strict=True):
+            self._leases.note_applied(push.header.worker, reply, self._clock.wall())
         workers = [push.header.worker for push in pushes]
         self._carry_out(self.policy.applied(workers, self._state.version, self._clock.monotonic()))
 
