@@ -132,11 +132,12 @@ async function train() {
       sequence += 1;
       if (done++ % 50 === 0) console.log(`version ${version}  loss ${loss.toFixed(3)}`);
     } catch (error) {
-      if (reasonOf(error) !== "STALE_EPOCH") throw error;
-      me = await again(join); // the name was taken over, or the lease ran out
+      const reason = reasonOf(error); // the name was taken over, or the lease ran out
+      if (reason !== "STALE_EPOCH" && reason !== "LEASE_EXPIRED") throw error;
+      me = await again(join);
       if (me.previous_epoch === header.epoch && me.previous_sequence === header.sequence) done += 1; // it counts after all
       sequence = 0;
-      console.log(`STALE_EPOCH: joined again with epoch ${me.epoch}`);
+      console.log(`${reason}: joined again with epoch ${me.epoch}`);
     }
     ({ weights, version } = await again(pull));
   }

@@ -1,6 +1,7 @@
 """Which job an optimizer belongs to, and what it does where that job exists: numpy's face."""
 
 import gc
+import os
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ from faults.processes import wait_for
 import optd
 from optd import errors
 from optd.local import LocalServer
-from optd.session import job_names
+from optd.session import environment, job_names
 
 
 @pytest.fixture(autouse=True)
@@ -305,18 +306,70 @@ def test_a_person_recognises_the_program(monkeypatch, arguments: list[str], prog
     assert all(name.startswith(program + "-") for name in own)
 
 
-def test_ranks_of_one_launch_share_a_job_and_others_do_not(monkeypatch) -> None:
-    def launch(**variables: str) -> job_names.JobName:
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets variables as torchrun does; returns the names of the job and the worker that follow."""
+    monkeypatch.setenv(job_names.RANK_PROCESS, "")
+
+    def launch(**variables: str) -> tuple[job_names.JobName, str]:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(job_names, "_numbers", iter([1]))
-        return job_names.job_name(None)
+        return job_names.job_name(None), environment.worker(None)
 
-    first = launch(RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="29500", TORCHELASTIC_RUN_ID="run")
-    assert first.unnamed
-    assert first.shared
-    assert launch(RANK="1") == first
-    assert launch(TORCHELASTIC_RESTART_COUNT="1") != first
-    assert launch(TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_RUN_ID="other") != first
+    defaults: dict[str, str] = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    launch(**defaults, GROUP_WORLD_SIZE="1", TORCHELASTIC_RUN_ID="run", TORCHELASTIC_RESTART_COUNT="0")
+    return launch
+
+
+def test_ranks_of_one_launch_share_a_job_and_others_do_not(launched) -> None:
+    job, worker = launched()
+    assert (job.unnamed, job.shared) == (True, True)
+    assert worker == "rank0000-run"
+    assert launched(RANK="1") == (job, "rank0001-run")
+    other, worker = launched(TORCHELASTIC_RUN_ID="other")
+    assert other != job
+    assert worker == "rank0001-other"
     assert job_names.job_name("mine") == job_names.JobName("mine")
-    assert not launch(WORLD_SIZE="1").shared
+
+
+def test_ranks_that_are_started_again_go_on_in_their_job_whatever_their_number(launched) -> None:
+    first = launched()
+    assert launched(TORCHELASTIC_RESTART_COUNT="1") == first
+    for count in ("1", "12"):
+        assert launched(WORLD_SIZE=count) == first
+    assert launched(RANK="11")[1] > launched(RANK="9")[1]
+
+
+def test_without_an_id_a_launch_is_known_by_its_process_or_its_address(launched) -> None:
+    first = launched(TORCHELASTIC_RUN_ID="none")
+    assert launched(TORCHELASTIC_RESTART_COUNT="1", MASTER_PORT="29501") == first
+    several = launched(GROUP_WORLD_SIZE="2")
+    assert several != first
+    assert launched(MASTER_PORT="29502") != several
+
+
+def test_other_launchers_are_taken_for_one_if_they_start_several_ranks(launched, monkeypatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launched()[0].shared
+    assert launched(RANK="1")[1] > launched(RANK="0")[1]
+    job, worker = launched(WORLD_SIZE="1")
+    assert not job.shared
+    assert worker.endswith(f"-{os.getpid()}")
+    assert not launched(WORLD_SIZE="many")[0].shared
+
+
+def test_what_a_rank_starts_is_no_rank(launched, monkeypatch) -> None:
+    launched()
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    child, name = launched()
+    assert not child.shared
+    assert name.endswith("-12345")
+    assert launched(TORCHELASTIC_RUN_ID="nested")[0].shared
+
+
+@pytest.mark.parametrize(("count", "most", "again"), [("0", "3", True), ("3", "3", False), ("", "", False)])
+def test_torchrun_starts_a_rank_again_as_long_as_it_has_attempts_left(monkeypatch, count, most, again) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", most)
+    assert job_names.will_be_started_again() == again

@@ -44,7 +44,16 @@ def obey(session: optd.Session, elements: int) -> None:
                     optimizer = optd.SGD([weights], lr=1.0, session=session)
                 case "step":
                     optimizer.step([np.full(elements, command["gradient"], "f4")])
-            outcome = {"weights": weights[:4].tolist(), "version": session.version, "epoch": session.epoch}
+                case "push":
+                    optimizer.push([np.full(elements, command["gradient"], "f4")])
+                case "pull":
+                    optimizer.pull()
+            outcome = {
+                "weights": weights[:4].tolist(),
+                "version": session.version,
+                "epoch": session.epoch,
+                "lane": session.lane,
+            }
         except optd.OptdError as error:
             outcome = {"error": type(error).__name__, "message": str(error)}
         outcome["seconds"] = time.monotonic() - began

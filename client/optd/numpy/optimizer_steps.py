@@ -59,7 +59,7 @@ class OptimizerSteps(OptimizerArrays):
                 them with this option, as in torch.
             OptionConflict: An option was changed here and by another worker; `pull()`, then step again or take the
                 other value.
-            StaleEpoch: Another session has taken this worker's name, or the lease ran out.
+            StaleEpoch: Another session has taken this worker's name.
             UnknownEncoding, InvalidRequest: There is no such encoding, or the session's lane does not carry it.
             EncodingOverflow: A finite number is too large for the encoding; nothing has changed.
             Unreachable, DeadlineExceeded: No answer in time.

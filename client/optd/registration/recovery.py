@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from optd.params.flat_view import Array
 from optd.registration.existing_job import same_weights
 from optd.registration.registered_groups import RegisteredGroups
+from optd.session.rejoining import PushFoundApplied
 from optd.transport.numbers import StateSink
 from optd_wire.errors import JobLost, RolledBack, RoundClosed, StaleGradient
 from optd_wire.values import JobInfo, JobSpec, JobVersion, PushResult, ReadStateResult
@@ -179,6 +180,8 @@ class RecoveringGroups(RegisteredGroups, ABC):
         while is_flush or not self._is_behind:
             try:
                 return push()
+            except PushFoundApplied as found:
+                return self._take_found(found.version, pull)
             except (RoundClosed, StaleGradient) as error:
                 if pull is None:
                     raise
@@ -193,6 +196,13 @@ class RecoveringGroups(RegisteredGroups, ABC):
             pull()
         counts = applied and not self._asks_for_closures()
         self.last = self._found_applied(self._base) if counts else self._given_up(self._base)
+        return self.last
+
+    def _take_found(self, version: JobVersion, pull: Callable[[], object] | None) -> PushResult:
+        """The result of a push that has been applied, whose own result is lost. Amid a search that is not enough."""
+        if pull is not None:
+            pull()
+        self.last = self._given_up(version) if self._asks_for_closures() else self._found_applied(version)
         return self.last
 
     def _given_up(self, version: JobVersion) -> PushResult:

@@ -16,6 +16,7 @@ from optd.registration.buffers import Buffers, Holder, has_buffers
 from optd.registration.existing_job import ExistingJob, check_alone
 from optd.registration.group_algorithms import job_algorithm, show_algorithms, warn_of_unreached
 from optd.registration.group_dicts import GroupDicts
+from optd.registration.rank_policy import resize, resized
 from optd.session.lock import OwnedLock
 from optd.session.session import Session
 from optd_wire.errors import InvalidRequest, JobMismatch, OptdError
@@ -81,6 +82,10 @@ class RegisteredGroups:
             ephemeral=session.ephemeral,
         )
         membership, created = self._register(spec, default_policy)
+        resized_policy = resized(session, membership.job.policy, spec.policy)
+        if resized_policy is not None:
+            job = replace(membership.job, policy=resize(session, resized_policy))
+            membership = replace(membership, job=job)
         self._spec = replace(spec, policy=membership.job.policy)
         if session.policy is not None and session.policy != membership.job.policy:
             logger.warning(
@@ -108,6 +113,8 @@ class RegisteredGroups:
                 raise JobMismatch(**{**error.values, "ours": f"{error.values['ours']}{advice}"}) from None
             if self.session.policy is not None:
                 raise
+            if resized(self.session, self.session.info().policy, spec.policy) is not None:
+                return self._register(replace(spec, policy=None), default_policy)
             ours = f"{default_policy}, as that of all ranks of torch.distributed; pass policy= to name another one"
             raise JobMismatch(**{**error.values, "ours": ours}) from None
 

@@ -49,8 +49,8 @@ def connect(
         job: The job's name, under which other workers can join it; default: OPTD_JOB. Without either the job is this
             session's own: it is named after the program and ends with the session. The ranks of one launch of torchrun
             share jobs: the n-th unnamed session of each rank is in the same job.
-        worker: This worker's name; default: OPTD_WORKER, or host and process id. One session at a time holds a name:
-            a second one fences the first.
+        worker: This worker's name; default: OPTD_WORKER; under torchrun the rank, with the launch's id; else host and
+            process id. One session at a time holds a name: a second one fences the first.
         token: A token that the server's --token-file accepts; default: OPTD_TOKEN, or the one in OPTD_TOKEN_FILE.
         tls: Certificates, or True to trust the authorities that gRPC includes; default: OPTD_TLS_CA decides.
         timeout: Seconds that one call may take. A step of a `sync` job waits that long for the other workers. If the

@@ -2,12 +2,15 @@
 
 import atexit
 import os
+import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from optd.session.job_names import will_be_started_again
 from optd.transport.lane import Lane
 from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import OptdError
@@ -25,6 +28,8 @@ class Departure:
     process: int
     epoch: int = 0
     lane: Lane | None = None
+    renewals: ServerCalls | None = None
+    """The connection of the heartbeat."""
 
     def leave(self) -> None:
         """Leaves the job, if it was joined, and ends the connection. In a forked child it does nothing."""
@@ -36,7 +41,9 @@ class Departure:
         if self.epoch:
             # A worker that is fenced has nothing to leave; if the server is away, the lease will run out.
             with suppress(OptdError):
-                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS)
+                self.transport.leave(self.job, self.worker, self.epoch, timeout=LEAVE_SECONDS, returns=_comes_back())
+        if self.renewals is not None:
+            self.renewals.close()
         self.transport.close()
 
 
@@ -67,7 +74,37 @@ class OpenSession(Protocol):
 
 
 open_sessions: "weakref.WeakSet[OpenSession]" = weakref.WeakSet()
+when_all_are_closed: list[Callable[[], None]] = []
+"""Called when the last open session of the process has been closed."""
 _leaving: list[threading.Thread] = []
+_is_preempted = False
+
+
+def any_is_open() -> bool:
+    """Whether the process has an open session."""
+    return any(session.is_open for session in list(open_sessions))
+
+
+def note_closed() -> None:
+    """Notes that a session has been closed."""
+    if not any_is_open():
+        for callback in when_all_are_closed:
+            callback()
+
+
+def note_preempted() -> None:
+    """Notes that the process was told to end: it is likely to be started again, and its jobs wait for it."""
+    global _is_preempted  # noqa: PLW0603 - as the process is
+    _is_preempted = True
+
+
+def _comes_back() -> bool:
+    """Whether the process ends in order to be started again: preempted, or failed in an attempt that is not the last.
+
+    Inside a `with` block that an error leaves, that error counts; at exit, one that nobody has caught.
+    """
+    failed = sys.exc_info()[0] is not None or getattr(sys, "last_value", None) is not None
+    return _is_preempted or (failed and will_be_started_again())
 
 
 def leave_later(departure: Departure) -> None:

@@ -7,7 +7,7 @@ from typing import cast, get_args
 
 import psutil
 
-from optd.session.job_names import ranks_of_launch
+from optd.session.job_names import launch
 from optd.session.join import IfExists
 from optd.transport.tls import TLS
 from optd_wire.errors import InvalidRequest, NoAddress
@@ -51,16 +51,15 @@ def job(given: str | None) -> str | None:
 
 
 def worker(given: str | None) -> str:
-    """The worker's name from the argument, OPTD_WORKER, or host and process: unique, so that no other is fenced.
+    """The worker's name from the argument, OPTD_WORKER, the rank, or host and process: unique, so that none is fenced.
 
     A rank's name begins with the rank, so that rounds are added up in the order of the ranks.
     """
     named = given or os.environ.get("OPTD_WORKER")
     if named:
         return named
-    launched = ranks_of_launch()
-    rank = "" if launched is None else f"rank{launched[0]:0{len(str(launched[1] - 1))}}-"
-    return f"{rank}{socket.gethostname()[:150]}-{os.getpid()}"
+    launched = launch()
+    return f"{socket.gethostname()[:150]}-{os.getpid()}" if launched is None else launched.worker
 
 
 def has_ended(worker: str) -> bool:
@@ -81,6 +80,22 @@ def if_exists(given: str | None) -> IfExists:
     if wanted in get_args(IfExists):
         return cast(IfExists, wanted)
     raise InvalidRequest(problem=f"{setting} must be 'attach', 'fail' or 'replace', got {wanted!r}")
+
+
+TERM_SECONDS = 10.0
+"""How long a process that gets SIGTERM waits for the end of its step. Launchers kill after 30 s."""
+
+
+def term_seconds() -> float:
+    """How long a step may go on after SIGTERM, from OPTD_TERM_SECONDS."""
+    said = os.environ.get("OPTD_TERM_SECONDS") or str(TERM_SECONDS)
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidRequest(problem=f"OPTD_TERM_SECONDS must be a number of seconds, 0 or more, got {said!r}")
+    return seconds
 
 
 def progress(given: bool | None) -> bool:

@@ -13,6 +13,8 @@ logger = logging.getLogger("optd")
 class Heartbeat:
     """Renews a lease three times during its length, in its own thread, until stopped.
 
+    `renew` uses a connection of its own: on that of a large push or pull it would wait behind the numbers.
+
     Refers to its session weakly, so that a session which is otherwise garbage ends, and its lease with it.
     """
 

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from optd.session.retry import with_retries
@@ -35,19 +36,24 @@ def take_part(
     timeout: float,
     if_exists: IfExists,
     *,
+    session_id: str,
     messages_only: bool = False,
 ) -> tuple[Membership, bool]:
     """Joins the job of `spec`, and creates it with `weights` if necessary; returns whether it was created here.
 
-    `messages_only` says that the worker will share no memory with the server. Blocks for up to `timeout` seconds.
+    `messages_only` says that the worker will share no memory with the server; `session_id` is its session's. Blocks for
+    up to `timeout` seconds.
     Raises `JobExists` or `JobInUse` if `if_exists` demands a new job and there cannot be one.
     """
+
+    def join_now(left: float) -> Membership:
+        return join(transport, spec.name, worker, spec, left, messages_only=messages_only, session_id=session_id)
+
     if if_exists == "attach":
-        return _attach_or_create(transport, spec, weights, worker, timeout, messages_only=messages_only)
+        return _attach_or_create(transport, spec, weights, timeout, join_now)
     began = time.monotonic()
     job_id = _create(transport, spec, weights, timeout, replace_for=worker if if_exists == "replace" else None)
-    left = timeout - (time.monotonic() - began)
-    membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+    membership = join_now(timeout - (time.monotonic() - began))
     if membership.job.id != job_id:
         how = "was replaced by another worker at the same time: only one can, and the others attach"
         raise JobExists(job=spec.name, how=how)
@@ -70,15 +76,14 @@ def _create(transport: ServerCalls, spec: JobSpec, weights: Source, timeout: flo
 
 
 def _attach_or_create(
-    transport: ServerCalls, spec: JobSpec, weights: Source, worker: str, timeout: float, *, messages_only: bool
+    transport: ServerCalls, spec: JobSpec, weights: Source, timeout: float, join_now: Callable[[float], Membership]
 ) -> tuple[Membership, bool]:
     """Waits for a job that another worker is creating; creates it if there is none, or if that worker dies."""
     deadline = time.monotonic() + timeout
     creation_id = secrets.token_hex(16)
     while time.monotonic() < deadline:
         try:
-            left = deadline - time.monotonic()
-            membership = join(transport, spec.name, worker, spec, left, messages_only=messages_only)
+            membership = join_now(deadline - time.monotonic())
             # Another worker may have replaced the job that was created here.
             return membership, membership.job.id == creation_id
         except UnknownJob:
@@ -99,13 +104,28 @@ def join(
     spec: JobSpec | None,
     timeout: float,
     *,
+    session_id: str,
     messages_only: bool = False,
     job_id: str = "",
+    resumes_epoch: int = 0,
 ) -> Membership:
-    """Joins a job, which must match `spec` if there is one; with `job_id` joins that very job again."""
+    """Joins a job, which must match `spec` if there is one; with `job_id` joins that very job again.
+
+    With `resumes_epoch`, its last epoch, a worker joins only if no other session has taken its name since.
+    """
 
     def attempt(left: float) -> Membership:
         wait = min(WAIT_SECONDS, left / 2)
-        return transport.join(job, worker, spec, wait, left, messages_only=messages_only, job_id=job_id)
+        return transport.join(
+            job,
+            worker,
+            spec,
+            wait,
+            left,
+            messages_only=messages_only,
+            job_id=job_id,
+            resumes_epoch=resumes_epoch,
+            session_id=session_id,
+        )
 
     return with_retries(attempt, address=transport.address, timeout=max(timeout, 0.001))

@@ -2,18 +2,18 @@
 
 import logging
 import os
+import secrets
 import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from optd.params.flat_view import BATCH_BYTES
 from optd.session.acknowledged import Acknowledged
-from optd.session.departure import Departure, leave_later, open_sessions
+from optd.session.departure import Departure, leave_later, note_closed, open_sessions
 from optd.session.heartbeat import Heartbeat
 from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, take_part
@@ -36,9 +36,7 @@ from optd_wire.errors import (
     UnknownWorker,
 )
 from optd_wire.values import (
-    GroupInfo,
     GroupOptions,
-    GroupSpec,
     JobInfo,
     JobOptions,
     JobSpec,
@@ -127,6 +125,8 @@ class MemberSession(Inquiry, ABC):
         self._acknowledged = Acknowledged()
         self._added_up = 0
         self._heartbeat: Heartbeat | None = None
+        self._session_id = secrets.token_hex(16)
+        """Tells a repeated call of this session from one of another session with the worker's name."""
         self._round_watch = RoundWatch(job, worker, weakref.WeakMethod(self._open_rounds), timeout, tells=progress)
         self._departure = Departure(job, worker, transport, self._process)
         self._forgotten = weakref.finalize(self, leave_later, self._departure)
@@ -193,6 +193,7 @@ class MemberSession(Inquiry, ABC):
             self._heartbeat.stop()
         self._round_watch.stop()
         self._departure.leave()
+        note_closed()
 
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
         """Joins the job, or creates it with `weights`; returns the membership, and whether the job was created here.
@@ -214,6 +215,7 @@ class MemberSession(Inquiry, ABC):
                     self.worker,
                     self.timeout,
                     self.if_exists,
+                    session_id=self._session_id,
                     messages_only=messages_only(self._wanted_lane, self.wire, spec.groups),
                 )
                 try:
@@ -233,7 +235,14 @@ class MemberSession(Inquiry, ABC):
             self._lane.keep()
             is_in_messages = messages_only(self._wanted_lane, self.wire, spec.groups)
             membership, created = take_part(
-                self._transport, spec, weights, self.worker, self.timeout, "attach", messages_only=is_in_messages
+                self._transport,
+                spec,
+                weights,
+                self.worker,
+                self.timeout,
+                "attach",
+                session_id=self._session_id,
+                messages_only=is_in_messages,
             )
             self._forget_pushes()
             self._enter(membership)
@@ -299,12 +308,13 @@ class MemberSession(Inquiry, ABC):
         self._sequence = 0
         self._choose_lane(membership)
         if self._heartbeat is None:
+            self._departure.renewals = self._transport.beside()
             self._heartbeat = Heartbeat(weakref.WeakMethod(self._renew), membership.lease_ms / 1000)
 
     def _renew(self) -> None:
-        membership = self._membership
-        if membership is not None:
-            self._transport.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 1000)
+        membership, renewals = self._membership, self._departure.renewals
+        if membership is not None and renewals is not None:
+            renewals.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 2000)
             self._note_found()
 
     def _choose_lane(self, membership: Membership) -> None:
@@ -318,17 +328,6 @@ class MemberSession(Inquiry, ABC):
                 self._transport, member, membership.job.groups, self._wanted_lane, self.wire, self.timeout
             )
             self._has_chosen = True
-
-    def add_group(self, spec: GroupSpec, weights: Source) -> GroupInfo:
-        """Adds a group to the job; does nothing if another worker has added it already."""
-        with self._lock:
-            info = self._ask(lambda left: self._transport.add_group(self.job, spec, weights, left))
-            if self._membership is not None:
-                job = self._ask(lambda left: self._transport.get_job(self.job, left))
-                self._membership = replace(self._membership, job=job)
-                if self.shared_memory is not None:
-                    self._choose_lane(self._membership)
-            return info
 
     def _on_lane(self, send: Callable[[Lane], T]) -> T:
         """Sends on the lane; if the server has given up its shared memory, opens another lane and sends again.

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from inspect import isfunction
 from typing import Any, TypeVar
@@ -15,9 +14,9 @@ from typing import Any, TypeVar
 from optd.checkpoints.files import CheckpointInfo
 from optd.checkpoints.place import place_of
 from optd.checkpoints.transfer import SAVE_SECONDS, save
-from optd.session.join import Rejoined, join
-from optd.session.member_session import MemberSession, Settle
+from optd.session.member_session import Settle
 from optd.session.push_settings import PLAIN_PUSH, PushSettings
+from optd.session.rejoining import RejoiningSession
 from optd.transport.lane import Lane
 from optd.transport.numbers import Sink, Source, StepSink
 from optd.transport.requests import Known, Names, PullRequest, names_of
@@ -25,20 +24,15 @@ from optd_wire.errors import (
     Conflict,
     FutureVersion,
     InvalidArgument,
-    JobReplaced,
     NotFound,
     RolledBack,
     SequenceGap,
-    StaleEpoch,
     Unauthenticated,
-    UnknownJob,
-    UnknownWorker,
 )
 from optd_wire.values import (
     GroupOptions,
     GroupUpdate,
     JobVersion,
-    Membership,
     PullResult,
     PushHeader,
     PushResult,
@@ -49,17 +43,12 @@ T = TypeVar("T")
 logger = logging.getLogger("optd")
 
 
-class Session(MemberSession):
+class Session(RejoiningSession):
     """One worker's part in one job; opened by `connect`, and closed as a context manager or by `close`.
 
     May be used from several threads: its pushes follow one another. After a fork it belongs to the parent process; the
     child raises `ForkedSession`.
     """
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the fate of the last push is unknown. The server may then still be reading it."""
-        return self._in_doubt is not None
 
     @property
     def next_push(self) -> tuple[int, int]:
@@ -86,6 +75,8 @@ class Session(MemberSession):
 
         `settle` is told whether the push was applied: before this returns or raises, or, if the fate of the push is
         unknown, when the next push or `find_out` has learnt it.
+
+        Raises `PushFoundApplied` if the answer is lost for good, and the push has been applied.
         """
         pushed = self._push(
             lambda lane, header, left: lane.push(header, gradients, left), updates, base, settle, settings
@@ -143,6 +134,8 @@ class Session(MemberSession):
 
             def attempt(left: float) -> T:
                 nonlocal attempts, epoch
+                if epoch != self.epoch:  # it has joined again: no earlier attempt can count any more
+                    epoch, attempts = self.epoch, 0
                 attempts += 1
                 header = PushHeader(
                     job=self.job,
@@ -169,7 +162,7 @@ class Session(MemberSession):
             self._in_doubt = settle
             try:
                 with self._round_watch.watching():
-                    result = self._ask(attempt)
+                    result = self._through_expiry(attempt, is_push=True)
             except (SequenceGap, FutureVersion) as error:
                 # The server has not got what it had acknowledged: a power cut took the end of its log.
                 why = f"the server no longer has what it had acknowledged ({error})"
@@ -185,91 +178,6 @@ class Session(MemberSession):
             self._acknowledged.note(epoch, self._sequence)
             settle(True, ())
             return result
-
-    def find_out(self) -> None:
-        """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that.
-
-        Chooses a lane, if the server was away when that was to be done.
-        """
-        if self._in_doubt is None and self._has_chosen:
-            return
-        with self._lock:
-            self._check_usable()
-            self._resolved_epoch()
-            if self._membership is not None and not self._has_chosen:
-                self._choose_lane(self._membership)
-
-    def _resolved_epoch(self) -> int:
-        """The epoch to push under: a new one if the fate of the last push is unknown.
-
-        Joining again fences the old epoch. The answer tells whether the push in doubt was applied; if not, it never
-        will be. So the next push can neither be mistaken for it nor be applied in addition to it.
-        """
-        membership = self._membership
-        if membership is None:
-            raise UnknownWorker(worker=self.worker, job=self.job)
-        if self._in_doubt is None:
-            return membership.epoch
-        # Joining would succeed also after the server went back, and hide that the worker's weights no longer count.
-        with suppress(NotFound):
-            self._ask(self._check_part)
-        joined, _ = self._join_again(membership)
-        return joined.epoch
-
-    def _check_part(self, left: float) -> None:
-        """Raises `RolledBack`, or that the job or this worker is unknown; not if just the lease has run out."""
-        if self._membership is not None:
-            with suppress(StaleEpoch):
-                self._transport.renew_lease(self.job, self.worker, self._membership.epoch, left)
-
-    def _join_again(self, membership: Membership) -> tuple[Membership, bool]:
-        """Joins under a new epoch and settles the push in doubt, if there is one; returns whether that was applied."""
-        sequence, settle = self._sequence + 1, self._in_doubt
-        # The server may reuse the memory of weights in place once the old epoch is fenced.
-        self._lane.keep()
-        try:
-            joined = join(self._transport, self.job, self.worker, None, self.timeout, job_id=membership.job.id)
-        except (UnknownJob, JobReplaced) as error:
-            raise self._explained(error) from None
-        applied = False
-        if settle is not None:
-            applied = (joined.previous_epoch, joined.previous_sequence) == (membership.epoch, sequence)
-            if applied:
-                self._acknowledged.note(membership.epoch, sequence)
-            settle(applied, [group.options for group in joined.job.groups])
-        # In one statement: an interrupt in between would leave a fenced epoch that is not known to be fenced.
-        self._membership, self._departure.epoch, self._sequence, self._in_doubt = joined, joined.epoch, 0, None
-        self._enter(joined)
-        return joined, applied
-
-    def rejoin(self, why: str) -> Rejoined:
-        """Joins again after the server went back to an older version of the job (`RolledBack`), and warns of it.
-
-        `why` is that of the error, for the warning. Weights, gradients and options of before count no longer: the
-        caller pulls.
-        """
-        with self._lock:
-            self._check_usable()
-            if self._membership is None:
-                raise UnknownWorker(worker=self.worker, job=self.job)
-            joined, applied = self._join_again(self._membership)
-            lost = self._acknowledged.lost_after(joined.previous_epoch, joined.previous_sequence)
-            self._version = joined.job.version
-            logger.warning(
-                "job %s at %s: %s, and has lost %d acknowledged pushes of worker %s, which goes on from there",
-                self.job,
-                self.address,
-                why,
-                lost,
-                self.worker,
-            )
-            return Rejoined(joined, lost, applied)
-
-    def _forget_pushes(self) -> None:
-        settle, self._in_doubt = self._in_doubt, None
-        self._acknowledged.forget()
-        if settle is not None:
-            settle(False, ())
 
     def wait_durable(self, version: int | None = None, timeout: float | None = None) -> int:
         """Blocks until a version of the job survives a power cut; returns the last one that does.
@@ -332,17 +240,6 @@ class Session(MemberSession):
 
         `weights_of` names an average to read instead. The job must have come to `min_version`: `wait` for it before.
         """
-        membership = self._membership
-        request = PullRequest(
-            self.job,
-            self.worker if membership is not None else "",
-            membership.epoch if membership is not None else 0,
-            known,
-            groups=names_of(groups),
-            parameters=names_of(parameters),
-            weights=weights_of,
-            min_version=min_version,
-        )
         encoding = self.wire.weights
 
         with self._lock, self._showing("pulling", self._elements) as count:
@@ -350,9 +247,19 @@ class Session(MemberSession):
             def attempt(left: float) -> PullResult:
                 count.passed = 0
                 sink = count.sink(weights)
+                request = PullRequest(
+                    self.job,
+                    self.worker if self.epoch else "",
+                    self.epoch,
+                    known,
+                    groups=names_of(groups),
+                    parameters=names_of(parameters),
+                    weights=weights_of,
+                    min_version=min_version,
+                )
                 return self._on_lane(lambda lane: lane.pull(request, sink, left, in_place=in_place, encoding=encoding))
 
-            result = self._ask(attempt)
+            result = self._through_expiry(attempt)
             self._note_found()
         if not groups and not parameters and not weights_of:
             self._version = result.version
@@ -364,7 +271,12 @@ class Session(MemberSession):
         A call whose answer is lost is repeated and counts once. Raises `OtherWorkers` or `WeightsMovedOn` if the header
         has `if_alone_at` and its condition does not hold.
         """
-        known = replace(header, write_id=secrets.token_hex(16))
+        write_id = secrets.token_hex(16)
+
+        def attempt(left: float) -> tuple[tuple[GroupOptions, ...], JobVersion]:
+            known = replace(header, epoch=self.epoch, write_id=write_id)
+            return self._transport.write_state(known, numbers, left)
+
         with self._lock:
             self._check_usable()
-            return self._ask(lambda left: self._transport.write_state(known, numbers, left))
+            return self._through_expiry(attempt)

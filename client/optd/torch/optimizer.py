@@ -17,7 +17,7 @@ from optd.registration.shared_arguments import shared_parameters
 from optd.registration.unpicklable import belongs_to_a_session
 from optd.session.connect_arguments import SessionArguments
 from optd.session.session import Session
-from optd.torch import complex_parameters
+from optd.torch import complex_parameters, preemption
 from optd.torch.checks import check_ordered
 from optd.torch.distributed import shared_by_ranks
 from optd.torch.forms import StateForm, form_of_class
@@ -44,9 +44,9 @@ class Served(ServedSteps, ServedState):
         session: An open session; one optimizer each.
         server: HOST:PORT of the server to open a session with, if none is given; default: OPTD_SERVER.
         job, worker, if_exists, policy, gradients, averages, progress, durable, recreate: As `optd.connect` takes them.
-            Without a job's name, here or in the environment, the job is this optimizer's own and ends with it. If
-            torch.distributed runs with several ranks, the n-th optimizers of all ranks share a job, whose policy is
-            `optd.Sync(workers=WORLD_SIZE)` unless another one is named.
+            Without a job's name, here or in the environment, the job is this optimizer's own and ends with it. Under
+            torchrun, or if torch.distributed runs with several ranks, the n-th optimizers of all ranks share a job,
+            whose policy is `optd.Sync(workers=WORLD_SIZE)` unless another one is named.
         lr_schedule: A schedule on the server that multiplies the `lr` of all groups; see `optd.schedules`.
         momentum_schedule: The same for `momentum`, or `betas[0]`.
         schedules: Schedules of other options by their names, as `{"weight_decay": optd.schedules.Linear(steps=1000)}`.
@@ -220,6 +220,7 @@ class Served(ServedSteps, ServedState):
             self._exchange.register(
                 self.session, self.algorithm, served, self.param_groups, zero_copy=zero_copy, buffers=buffers
             )
+            preemption.install()
         except BaseException:
             self.close()
             raise

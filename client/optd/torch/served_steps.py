@@ -9,6 +9,7 @@ from optd.exchange.row_gradients import GradientsByGroup, has_rows
 from optd.registration.recovery import UndonePush
 from optd.session.push_settings import PushSettings
 from optd.torch import complex_parameters
+from optd.torch.preemption import lasting_step
 from optd.torch.served_groups import ServedGroups
 from optd.transport.requests import Names
 from optd_wire.values import PushResult
@@ -68,7 +69,7 @@ class ServedSteps(ServedGroups):
                 this option, as in torch.
             OptionConflict: An option was changed here and by another worker; `pull()`, then step again or take the
                 other value.
-            StaleEpoch: Another session has taken this worker's name, or the lease ran out.
+            StaleEpoch: Another session has taken this worker's name.
             Unreachable, DeadlineExceeded: No answer in time.
             MemoryExceeded: The server has no room for weights that were changed here; there was no step.
         """
@@ -76,6 +77,12 @@ class ServedSteps(ServedGroups):
         if closure is None:
             self._push_and_pull(PushSettings.of(weight, loss_scale, norms=norms))
             return None
+        with lasting_step():
+            return self._closure_step(closure, weight, loss_scale, norms)
+
+    def _closure_step(
+        self, closure: Callable[[], float], weight: float | None, loss_scale: float | None, norms: bool
+    ) -> float:
         enabled = torch.enable_grad()(closure)
         while True:
             loss = enabled()
@@ -100,7 +107,7 @@ class ServedSteps(ServedGroups):
         Raises `InvalidRequest` where another worker of the round pushes gradients instead, and what `step` raises.
         """
         exchange = self._exchange
-        with exchange.lock:
+        with lasting_step(), exchange.lock:
             self._follow_groups()
             self._follow_state()
             self._check_options()
@@ -114,7 +121,7 @@ class ServedSteps(ServedGroups):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _push_and_pull(self, settings: PushSettings) -> PushResult:
         exchange = self._exchange
-        with exchange.lock:
+        with lasting_step(), exchange.lock:
             self._follow_groups()
             self._follow_state()
             self._check_options()
@@ -144,7 +151,7 @@ class ServedSteps(ServedGroups):
         `loss_scale` and `norms` are those of `step`.
         """
         settings = PushSettings.of(weight, loss_scale, norms=self._norms if norms is None else norms)
-        with self._exchange.lock:
+        with lasting_step(), self._exchange.lock:
             self._follow_groups()
             self._follow_state()
             self._check_options()

@@ -51,6 +51,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+# Channels of the same options share one connection otherwise.
+_OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 
 class Channel(Connection):
@@ -58,14 +60,20 @@ class Channel(Connection):
 
     def __init__(self, address: str, *, token: str | None = None, tls: TLS | None = None) -> None:
         self.address = address
+        self._token, self._tls = token, tls
         self._starting = threading.Lock()  # the main thread hands calls over, so no interrupt leaves it locked
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        options = [*_OPTIONS, _OWN_CONNECTION]
         if tls is None:
-            self._channel = grpc.insecure_channel(address, _OPTIONS)
+            self._channel = grpc.insecure_channel(address, options)
         else:
             authority, certificate, key = tls.read()
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-            self._channel = grpc.secure_channel(address, credentials, _OPTIONS)
+            self._channel = grpc.secure_channel(address, credentials, options)
+
+    def beside(self) -> Channel:
+        """Another channel to the same server, over a connection of its own, which is made with its first call."""
+        return Channel(self.address, token=self._token, tls=self._tls)
 
     def close(self) -> None:
         """Ends the connection; calls under way raise `ConnectionLost`."""

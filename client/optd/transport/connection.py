@@ -65,6 +65,10 @@ class Connection(ABC):
         """Opens a stream of steps. Returns at once: errors of the connection come with the first answer."""
 
     @abstractmethod
+    def beside(self) -> "Connection":
+        """Another connection to the same server, for calls that must not wait behind the numbers on this one."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection; calls under way raise `ConnectionLost`. Streams must be closed before."""
 

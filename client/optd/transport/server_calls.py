@@ -20,6 +20,10 @@ class ServerCalls(JobCalls, WorkerCalls, TrainingCalls, StateCalls, CheckpointCa
         """The calls of the server at HOST:PORT. Does not connect yet: the first call does."""
         return cls(Channel(address, token=token, tls=tls))
 
+    def beside(self) -> ServerCalls:
+        """The calls of the same server over another connection, which numbers on this one cannot hold up."""
+        return type(self)(self._connection.beside())
+
     def close(self) -> None:
         """Ends the connection; calls under way raise `ConnectionLost`."""
         self.end_steps()

@@ -30,7 +30,8 @@ of each kind are in the file before their names:
     |                 RoundClosed, WorkerLost, OtherPayload
     |    state:       EmptyAverage, OtherWorkers, WeightsMovedOn
     |    storage:     JobDamaged, CheckpointExists, DamagedCheckpoint, CheckpointMismatch, PlaceUnusable
-    |    workers:     StaleEpoch, RolledBack, ForkedSession, SessionClosed, WorkerInUse, AlreadyRegistered
+    |    workers:     StaleEpoch, LeaseExpired, RolledBack, ForkedSession, SessionClosed, WorkerInUse,
+    |                 AlreadyRegistered
     |- ResourceExhausted                    a limit of the server
     |    workers:     SharedMemoryUnavailable
     |    limits:      MemoryExceeded, MessageTooLarge, TooManyRequests, TooManyBytes
@@ -149,6 +150,7 @@ from optd_wire.errors.storage import (
 from optd_wire.errors.workers import (
     AlreadyRegistered,
     ForkedSession,
+    LeaseExpired,
     RolledBack,
     SessionClosed,
     SharedMemoryUnavailable,
@@ -200,6 +202,7 @@ __all__ = [
     "JobOptionConflict",
     "JobReloads",
     "JobReplaced",
+    "LeaseExpired",
     "LossMissing",
     "MalformedMessage",
     "MemoryExceeded",

@@ -11,10 +11,17 @@ class UnknownWorker(NotFound):
 
 
 class StaleEpoch(Conflict):
-    """The worker's epoch is fenced, because its name was joined again or its lease ran out."""
+    """The worker's epoch is fenced, because its name was joined again or it has left."""
 
     reason = "STALE_EPOCH"
     template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; open a new session to go on"
+
+
+class LeaseExpired(StaleEpoch):
+    """The worker's epoch is fenced, because its lease ran out; nobody has joined under its name since."""
+
+    reason = "LEASE_EXPIRED"
+    template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; join again to go on"
 
 
 class RolledBack(Conflict):

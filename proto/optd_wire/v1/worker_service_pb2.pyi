@@ -23,7 +23,7 @@ LEASE_END_REPLACED: LeaseEnd
 LEASE_END_ROLLED_BACK: LeaseEnd
 
 class JoinRequest(_message.Message):
-    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only", "job_id", "host", "pid")
+    __slots__ = ("job", "worker", "spec", "wait_ms", "messages_only", "job_id", "host", "pid", "resumes_epoch", "session_id")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,8 @@ class JoinRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     spec: _job_pb2.JobSpec
@@ -40,7 +42,9 @@ class JoinRequest(_message.Message):
     job_id: str
     host: str
     pid: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ..., job_id: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    resumes_epoch: int
+    session_id: str
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., spec: _Optional[_Union[_job_pb2.JobSpec, _Mapping]] = ..., wait_ms: _Optional[int] = ..., messages_only: bool = ..., job_id: _Optional[str] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., resumes_epoch: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class Shard(_message.Message):
     __slots__ = ("address", "ranges")
@@ -93,14 +97,16 @@ class RenewLeaseResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[_job_pb2.JobVersion, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("job", "worker", "epoch")
+    __slots__ = ("job", "worker", "epoch", "returns")
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
     job: str
     worker: str
     epoch: int
-    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    returns: bool
+    def __init__(self, job: _Optional[str] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., returns: bool = ...) -> None: ...
 
 class LeaveResponse(_message.Message):
     __slots__ = ("version",)

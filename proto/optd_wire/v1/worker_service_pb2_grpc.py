@@ -80,18 +80,21 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewLease(self, request, context):
-        """Renews the lease: call it every third of lease_ms. After the lease has run out, or the name was joined again, every
-        call under the epoch fails with STALE_EPOCH: join again, or stop if another process has taken the name over. After
-        the server has gone back to an older version of the job, it fails with ROLLED_BACK: join again, and pull.
-        Pushes, steps and pulls renew the lease too, but only when they begin; a worker whose push waits for longer than
-        the lease calls RenewLease meanwhile.
+        """Renews the lease: call it every third of lease_ms. After the lease has run out, every call under the epoch fails
+        with LEASE_EXPIRED: join again with resumes_epoch. After the name was joined again, it fails with STALE_EPOCH: stop,
+        because another process has taken the name over. After the server has gone back to an older version of the job, it
+        fails with ROLLED_BACK: join again, and pull.
+        Pushes, steps, pulls and writes of state renew the lease too, when they begin and with each message that arrives. A
+        worker whose push waits for longer than the lease calls RenewLease meanwhile: on a connection of its own, because
+        it might wait there behind the messages of a push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Leave(self, request, context):
-        """Ends the lease. If a push of the worker waits for its round, it is withdrawn.
+        """Ends the lease. If a push of the worker waits for its round, it is withdrawn. An ephemeral job ends when its last
+        worker leaves, unless that says that it `returns`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -302,8 +302,12 @@ def _read_field(message: pb.FieldWritten, given: _Numbers) -> events.FieldWritte
 
 
 def _write_joined(message: pb.Joined, event: events.Joined, _: Extents) -> Frames:
-    message.worker, message.epoch = event.worker, event.epoch
+    message.worker, message.epoch, message.session_id = event.worker, event.epoch, event.session_id
     return NO_FRAMES
+
+
+def _read_joined(message: pb.Joined, _: Any) -> events.Joined:
+    return events.Joined(message.worker, message.epoch, message.session_id)
 
 
 def _write_left(message: pb.Left, event: events.Left, _: Extents) -> Frames:
@@ -349,7 +353,7 @@ def _write_deleted(_: pb.Deleted, __: events.Deleted, ___: Extents) -> Frames:
 _KINDS: dict[type[Any], tuple[str, Callable[[Any, Any, Extents], Frames], Callable[[Any, _Numbers], Any]]] = {
     events.Created: ("created", _write_created, _read_created),
     events.GroupAdded: ("group_added", _write_group, _read_group),
-    events.Joined: ("joined", _write_joined, lambda message, _: events.Joined(message.worker, message.epoch)),
+    events.Joined: ("joined", _write_joined, _read_joined),
     events.Left: ("left", _write_left, lambda message, _: events.Left(message.worker, message.epoch)),
     events.Expired: (
         "expired",

@@ -341,7 +341,7 @@ def _state_replaced(state: JobState, event: StateReplaced, compute: Compute) -> 
 
 
 def _joined(state: JobState, event: Joined, _: Compute) -> Applying:
-    state.members.join(event.worker, event.epoch)
+    state.members.join(event.worker, event.epoch, event.session_id)
     return NOTHING_MORE
     yield
 

@@ -66,7 +66,10 @@ class Catalog:
         self.clock = clock
         self.lease_seconds = lease_seconds
         self.ephemeral_seconds = ephemeral_seconds
-        """How long an ephemeral job outlives its last expired lease. It ends at once when its last worker leaves."""
+        """How long an ephemeral job outlives its last lease if that expired, or if a worker means to come back.
+
+        It ends at once when its last worker leaves for good.
+        """
         self.budgets = ByteBudgets() if budgets is None else budgets
         self.rejections_without_job: Counter[str] = Counter()
         """By reason, the pushes that were refused before their job was known."""
@@ -325,18 +328,18 @@ class Catalog:
         await self._end(job, "asked to")
         return summary
 
-    async def leave(self, name: str, worker: str, epoch: int) -> Job:
-        """End a worker's lease; the last lease of an ephemeral job ends the job.
+    async def leave(self, name: str, worker: str, epoch: int, *, returns: bool = False) -> Job:
+        """End a worker's lease; the last lease of an ephemeral job ends the job, unless a worker `returns`.
 
         Raise `UnknownJob`, `UnknownWorker` or `StaleEpoch`.
         """
         job = self.find(name)
-        left = job.workers.leave(worker, epoch)
+        left = job.workers.leave(worker, epoch, returns=returns)
         try:
             await left
         finally:
             # The lease has ended even if the call is cancelled while it waits for a step.
-            if job.state.ephemeral and not job.workers.active:
+            if job.state.ephemeral and not job.workers.active and not job.workers.returning:
                 await self._end(job, "its last worker left")
         return job
 

@@ -178,6 +178,7 @@ class Joined:
 
     worker: str
     epoch: int
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,14 +248,25 @@ class Job:
 
     # Workers
 
-    async def join(self, name: str, spec: JobSpec | None, process: Process = UNKNOWN) -> Membership:
-        """Admit a worker under a new epoch; raise `JobMismatch` unless the job matches `spec`."""
+    async def join(
+        self,
+        name: str,
+        spec: JobSpec | None,
+        process: Process = UNKNOWN,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
+    ) -> Membership:
+        """Admit a worker under a new epoch; raise `JobMismatch` unless the job matches `spec`.
+
+        `resumes_epoch` and `session_id` are those of `Workers.join`.
+        """
 
         def check() -> None:
             if spec is not None:
                 check_same(spec, self.info(), self.state.created_with, self.state.first_policy)
 
-        member = await self.workers.join(name, check, process)
+        member = await self.workers.join(name, check, process, resumes_epoch=resumes_epoch, session_id=session_id)
         if not self.closed.is_set():
             self.prefaulting.begin_for_messages()
         return Membership(

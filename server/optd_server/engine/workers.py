@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from optd_server.engine import chronicle
 from optd_server.engine.apply import Applied
@@ -33,6 +33,8 @@ class Workers:
     clock: Clock
     idle_since: float | None = None
     """Since when no worker has held a lease, as far as `expire` has seen."""
+    returning: set[str] = field(default_factory=set)
+    """The workers that have left and mean to come back, if they have been seen by this server."""
 
     @property
     def active(self) -> int:
@@ -69,8 +71,23 @@ class Workers:
             left = max(self.leases.seconds_left(name, now) for name in others)
             raise JobInUse(job=self.fold.state.name, workers=", ".join(others[:LISTED]), seconds=f"{left:.0f}")
 
-    async def join(self, name: str, check: Callable[[], None], process: Process = UNKNOWN) -> Member:
+    def renew(self, name: str, epoch: int) -> None:
+        """Renew a lease because a message of the worker has arrived."""
+        self.leases.renew(name, epoch, self.clock.monotonic())
+
+    async def join(
+        self,
+        name: str,
+        check: Callable[[], None],
+        process: Process = UNKNOWN,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
+    ) -> Member:
         """Admit a worker under a new epoch; raise what `check` raises. `process` is what the worker says of itself.
+
+        Raise `StaleEpoch` if it had the epoch `resumes_epoch` (0: none), and another session has joined under its name
+        since.
 
         This happens between two steps, so a push of the old epoch has been applied by then, or never will be.
         """
@@ -78,12 +95,15 @@ class Workers:
         async def action() -> Member:
             check()
             members = self.fold.state.members
-            await self.fold.take(Joined(name, members.next_epoch(name)))
+            if resumes_epoch:
+                members.check_unclaimed(name, self.fold.state.name, resumes_epoch, session_id)
+            await self.fold.take(Joined(name, members.next_epoch(name), session_id))
             # Not sooner: while the log takes the event, the old epoch may still announce a push.
             self.pushes.withdraw(name, "its worker joined again")
             self.sharing.close(name)
             self._begin(name, process)
             self.idle_since = None
+            self.returning.discard(name)
             self.pushes.waiting.joined(name)
             return replace(members.by_name[name])  # as it is now: others may join before the caller goes on
 
@@ -110,14 +130,16 @@ class Workers:
         # An ephemeral job that nobody comes back to ends after its time.
         self.idle_since = None
 
-    def leave(self, name: str, epoch: int) -> Awaitable[None]:
-        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`.
+    def leave(self, name: str, epoch: int, *, returns: bool = False) -> Awaitable[None]:
+        """End a worker's lease at once; raise `UnknownWorker` or `StaleEpoch`. `returns`: it means to come back.
 
         The returned awaitable finishes when the end of the lease is as durable as the log makes it. That is at once if
         the log keeps nothing; otherwise a step that is running comes first.
         """
         self.check(name, epoch)
         self._end(name, LEFT, HAS_LEFT, "its worker left")
+        if returns:
+            self.returning = {name, *(each for each in self.returning if each in self.fold.state.members.by_name)}
         chronicle.left(self.fold.state, name, self.leases.of(name).activity.process)
         self.pushes.waiting.left(name)
         left = self.writer.submit(lambda: self.fold.take(Left(name, epoch)))

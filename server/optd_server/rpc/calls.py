@@ -209,6 +209,8 @@ class RequestStream:
         self._context = context
         self._decode = decode
         self._calls = calls
+        self.heard: Callable[[], None] = _nothing
+        """Called with each message that arrives."""
         self._held = HeldBytes(calls.budget)
         self._job: ByteBudget | None = None
         """The budget of the job that the messages are for, once it is known."""
@@ -251,6 +253,7 @@ class RequestStream:
         # Whoever asks for the next message has processed the last one.
         self.give_back()
         data = await self._context.read()
+        self.heard()
         return data if isinstance(data, bytes) else None
 
     async def _taken(self, data: bytes | None) -> Any | None:
@@ -311,3 +314,7 @@ def _encode(response: Any) -> bytes:
         return response
     encoded: bytes = response.SerializeToString()
     return encoded
+
+
+def _nothing() -> None:
+    """Do nothing."""

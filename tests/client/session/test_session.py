@@ -30,10 +30,13 @@ class FakeTransport:
         """The sequence number of the last push that the played server has applied under its epoch."""
         self.lock = threading.Lock()
 
+    def beside(self):
+        return FakeTransport()
+
     def close(self):
         self.calls.append("close")
 
-    def leave(self, job, worker, epoch, timeout):
+    def leave(self, job, worker, epoch, timeout, *, returns):
         self.calls.append(("leave", epoch))
 
     def renew_lease(self, job, worker, epoch, timeout):

@@ -16,6 +16,8 @@ from optd.transport.fake.connection import FakeConnection
 from optd.transport.fake.server import FakeServer
 from optd.transport.server_calls import ServerCalls
 from optd_wire import values
+from optd_wire.messages import to_message
+from optd_wire.v1 import inspection_service_pb2
 
 LOST = errors.ConnectionLost(address="fake:1", rpc="Step", problem="cut")
 LATE = errors.DeadlineExceeded(rpc="Step", address="fake:1", seconds=1, hint="")
@@ -169,13 +171,86 @@ def test_a_second_session_of_the_same_name_fences_the_first(server):
         assert server.jobs["job"].version == 0
 
 
-def test_a_lease_that_ran_out_fences_its_worker(server, clock):
+@pytest.mark.parametrize("call", ["step", "push", "pull"])
+def test_18_a_worker_whose_lease_ran_out_joins_again_and_goes_on(server, clock, caplog, call):
     with opened(server) as session:
-        optimizer, _ = training(session)
+        optimizer, arrays = training(session, start=2.0)
+        optimizer.step(HALF)
         clock.now += 61
-        with pytest.raises(errors.StaleEpoch, match="its lease of 60 s ran out"):
+        getattr(optimizer, call)(*([] if call == "pull" else [HALF]))
+        assert session.epoch == 2
+        optimizer.step(HALF)
+        assert (session.epoch, arrays["w"].tolist()) == (2, [1.0 if call == "pull" else 0.5] * 3)
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert "the lease of worker w0 ran out (60 s" in line
+        assert "under epoch 2 and goes on" in line
+        assert ("it sends its push again" in line) == (call != "pull")
+
+
+@pytest.mark.parametrize("call", ["step", "push"])
+def test_18_a_push_that_was_applied_before_the_lease_ran_out_is_not_sent_again(server, clock, caplog, call):
+    """Its answer was lost on the way, and the process was stopped before it could ask again."""
+
+    class Stopped(errors.ConnectionLost):
+        def __init__(self):
+            super().__init__(address="fake:1", rpc="Step", problem="cut")
+            clock.now += 61
+
+    sgd = to_message(values.AlgorithmInfo("sgd", "", (), (), ()))
+    listed = inspection_service_pb2.ListAlgorithmsResponse(algorithms=[sgd])
+    server.handlers[rpcs.LIST_ALGORITHMS.path] = lambda *_: (listed, ())
+    with opened(server) as session:
+        optimizer, arrays = training(session, start=2.0)
+        lost = server.handlers[rpcs.STEP.path]
+
+        def step(request, frames):
+            server.handlers[rpcs.STEP.path] = lost
+            lost(request, frames)
+            raise Stopped
+
+        server.handlers[rpcs.STEP.path] = step
+        result = getattr(optimizer, call)(HALF)
+        assert (result.repeat, result.applied_version, session.epoch) == (True, 1, 2)
+        assert "its push had been applied" in caplog.text
+        assert arrays["w"].tolist() == [1.5 if call == "step" else 2.0] * 3
+        optimizer.step(HALF)
+        assert (server.jobs["job"].version, arrays["w"].tolist()) == (2, [1.0] * 3)
+
+
+def test_18_a_worker_whose_name_was_taken_while_it_was_stopped_does_not_take_it_back(server, clock):
+    with opened(server) as first:
+        optimizer, _ = training(first)
+        clock.now += 61
+        assert ServerCalls(FakeConnection(server)).join("job", "w0", None, 0, 5.0).epoch == 2
+        for call in (optimizer.pull, lambda: optimizer.step(HALF), lambda: optimizer.push(HALF)):
+            with pytest.raises(errors.StaleEpoch, match="joined again and has epoch 2"):
+                call()
+        assert (server.jobs["job"].workers["w0"].epoch, server.jobs["job"].version) == (2, 0)
+
+
+def test_18_a_push_in_doubt_does_not_take_the_name_back_either(server):
+    with opened(server) as first:
+        optimizer, _ = training(first)
+        server.fail(rpcs.STEP, LATE, is_handled=False)
+        with pytest.raises(errors.DeadlineExceeded):
             optimizer.step(HALF)
-        assert session.other_workers() == ()
+        ServerCalls(FakeConnection(server)).join("job", "w0", None, 0, 5.0)
+        with pytest.raises(errors.StaleEpoch, match="joined again and has epoch 2"):
+            optimizer.step(HALF)
+        assert server.jobs["job"].workers["w0"].epoch == 2
+
+
+@pytest.mark.parametrize("error", [LOST, LATE], ids=["lost", "late"])
+def test_18_a_lost_answer_to_joining_again_is_not_taken_for_another_session(server, clock, error):
+    with opened(server) as session:
+        optimizer, arrays = training(session, start=2.0)
+        clock.now += 61
+        server.fail(rpcs.JOIN, error, is_handled=True)
+        if error is LATE:
+            with pytest.raises(errors.DeadlineExceeded):
+                optimizer.step(HALF)
+        optimizer.step(HALF)
+        assert (session.epoch, server.jobs["job"].version, arrays["w"].tolist()) == (3, 1, [1.5] * 3)
 
 
 def test_a_job_that_was_replaced_is_not_taken_for_the_old_one(server):

@@ -40,6 +40,39 @@ def test_a_job_ends_when_its_last_worker_leaves(play):
     play(scenario)
 
 
+def test_a_job_waits_for_workers_that_mean_to_come_back(play):
+    """One of them does: then the job ends with the last one, as ever."""
+
+    async def scenario(engine):
+        job = await create(engine)
+        for worker in ("a", "b"):
+            await job.join(worker, None)
+        await engine.catalog.leave("job", "a", 1, returns=True)
+        await engine.catalog.leave("job", "b", 1)
+        await expire(engine, 1)
+        await expire(engine, KEPT)
+        assert engine.catalog.find("job") is job
+        await job.join("a", None)
+        await engine.catalog.leave("job", "a", 2)
+        assert len(engine.catalog) == 0
+
+    play(scenario)
+
+
+def test_a_job_whose_workers_do_not_come_back_ends_after_its_time(play):
+    async def scenario(engine):
+        job = await create(engine)
+        await job.join("a", None)
+        await engine.catalog.leave("job", "a", 1, returns=True)
+        await expire(engine, 1)
+        await expire(engine, KEPT)
+        assert engine.catalog.find("job") is job
+        await expire(engine, 1 + KEPT)
+        assert len(engine.catalog) == 0
+
+    play(scenario)
+
+
 def test_a_job_with_a_name_stays(play):
     async def scenario(engine):
         job = await create(engine, replace(SPEC, ephemeral=False))

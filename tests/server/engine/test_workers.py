@@ -5,7 +5,7 @@ from tests.server.engine.clock import Clock
 
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.members import LEFT, REMEMBERED, WENT_BACK, Member, Members
-from optd_wire.errors import RolledBack, StaleEpoch, UnknownWorker
+from optd_wire.errors import LeaseExpired, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 
 REPLY = PushResult(JobVersion(3), 3, 1, False)
@@ -51,9 +51,42 @@ def test_a_lease_holds_as_long_as_it_is_renewed():
     assert workers.expired(18.9) == []
     assert workers.expired(19) == ["w"]
     assert workers.expired(19) == []
-    with pytest.raises(StaleEpoch, match=r"worker 'w' of job 'job' calls with epoch 1, but its lease of 10 s ran out"):
+    with pytest.raises(
+        LeaseExpired, match=r"worker 'w' of job 'job' calls with epoch 1, but its lease of 10 s ran out"
+    ):
         workers.check("w", 1)
     assert (member.active, workers.leases.holds("w"), workers.leases.active) == (False, False, 0)
+
+
+def test_a_message_renews_a_lease_that_is_held_and_no_other():
+    workers = Workers()
+    workers.join("w")
+    workers.clock.pass_to(9)
+    workers.leases.renew("w", 1, 9)
+    assert workers.expired(18.9) == []
+    workers.leases.renew("w", 2, 18.9)  # of an epoch that it does not have
+    workers.leases.renew("nobody", 1, 18.9)
+    assert workers.expired(19) == ["w"]
+    workers.leases.renew("w", 1, 19)
+    with pytest.raises(LeaseExpired):
+        workers.check("w", 1)
+
+
+def test_a_name_that_nobody_has_taken_can_be_resumed_and_one_that_was_taken_cannot():
+    workers = Workers()
+    workers.join("w")
+    workers.expired(10)
+    workers.members.check_unclaimed("w", "job", 1, "mine")
+    workers.members.join("w", 2, "mine")
+    workers.members.check_unclaimed("w", "job", 1, "mine")  # the answer to that join was lost
+    for other in ("another's", ""):
+        with pytest.raises(StaleEpoch, match="its name was joined again and has epoch 2") as caught:
+            workers.members.check_unclaimed("w", "job", 1, other)
+        assert not isinstance(caught.value, LeaseExpired)
+    workers.members.join("w", 3)
+    for unnamed in ("mine", ""):
+        with pytest.raises(StaleEpoch, match="epoch 3"):
+            workers.members.check_unclaimed("w", "job", 2, unnamed)
 
 
 def test_20_time_that_stands_still_or_jumps_ahead_of_a_renewal_ends_no_lease_early():
@@ -73,7 +106,7 @@ def test_a_server_that_starts_anew_knows_why_an_epoch_is_over_and_takes_nobody_f
     workers.join("there")
     started = Leases("job", workers.members, lease_seconds=10)
     assert (started.active, started.expired(1e9)) == (0, [])
-    with pytest.raises(StaleEpoch, match="its lease of 10 s ran out"):
+    with pytest.raises(LeaseExpired, match="its lease of 10 s ran out"):
         started.check("gone", 1, 0)
     with pytest.raises(StaleEpoch):
         started.check("there", 2, 0)

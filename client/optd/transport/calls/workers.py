@@ -37,21 +37,25 @@ class WorkerCalls(Calls):
         *,
         messages_only: bool = False,
         job_id: str = "",
+        resumes_epoch: int = 0,
+        session_id: str = "",
     ) -> Membership:
         """Joins a job; waits up to `wait_seconds` for one that is being created.
 
         `messages_only` says that this worker will share no memory. `job_id` is that of the job that the worker joined
-        before; raises `JobReplaced` if the name belongs to another job now.
+        before; raises `JobReplaced` if the name belongs to another job now. `resumes_epoch` is the epoch that it had;
+        raises `StaleEpoch` if another session than `session_id` has joined under its name since.
         """
-        wait_ms = int(wait_seconds * 1000)
         request = worker_pb.JoinRequest(
             job=job,
             worker=worker,
-            wait_ms=wait_ms,
+            wait_ms=int(wait_seconds * 1000),
             messages_only=messages_only,
             job_id=job_id,
             host=host_name(),
             pid=os.getpid(),
+            resumes_epoch=resumes_epoch,
+            session_id=session_id,
         )
         if spec is not None:
             request.spec.CopyFrom(to_message(spec))
@@ -63,9 +67,9 @@ class WorkerCalls(Calls):
         request = worker_pb.RenewLeaseRequest(job=job, worker=worker, epoch=epoch, host=host_name(), pid=os.getpid())
         self._connection.call(rpcs.RENEW_LEASE, request, timeout)
 
-    def leave(self, job: str, worker: str, epoch: int, timeout: float) -> None:
-        """Ends a lease."""
-        request = worker_pb.LeaveRequest(job=job, worker=worker, epoch=epoch)
+    def leave(self, job: str, worker: str, epoch: int, timeout: float, *, returns: bool = False) -> None:
+        """Ends a lease; with `returns` an ephemeral job waits for the worker to come back."""
+        request = worker_pb.LeaveRequest(job=job, worker=worker, epoch=epoch, returns=returns)
         self._connection.call(rpcs.LEAVE, request, timeout)
 
     def open_shared_memory(self, job: str, worker: str, epoch: int, timeout: float) -> SharedMemory:

@@ -49,6 +49,10 @@ class FakeConnection(Connection):
         """Opens a stream of steps."""
         return FakeSteps(self, rpc)
 
+    def beside(self) -> "FakeConnection":
+        """Another connection to the same server."""
+        return FakeConnection(self._server)
+
     def close(self) -> None:
         """Ends the connection."""
         self.is_closed = True

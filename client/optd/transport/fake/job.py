@@ -13,6 +13,7 @@ from optd_wire.errors import (
     InvalidRequest,
     JobMismatch,
     JobReplaced,
+    LeaseExpired,
     OptdError,
     RolledBack,
     SequenceGap,
@@ -57,6 +58,7 @@ class FakeWorker:
     previous_sequence: int = 0
     pushes: int = 0
     speed: float = 0.0
+    session_id: str = ""
     lease_until: float = 0.0
     fenced_by: str = ""
     """Why the epoch counts no longer; empty while it does."""
@@ -182,13 +184,26 @@ class FakeJob:
 
     # Workers
 
-    def join(self, name: str, spec: JobSpec | None, job_id: str, host: str = "", pid: int = 0) -> Membership:
+    def join(
+        self,
+        name: str,
+        spec: JobSpec | None,
+        job_id: str,
+        host: str = "",
+        pid: int = 0,
+        *,
+        resumes_epoch: int = 0,
+        session_id: str = "",
+    ) -> Membership:
         """Gives a worker a new epoch and a lease, which fences its old epoch."""
         if job_id and job_id != self.id:
             raise JobReplaced(job=self.spec.name, worker=name)
         if spec is not None and (spec.algorithm, spec.groups) != (self.spec.algorithm, self.spec.groups):
             raise JobMismatch(job=self.spec.name, aspect="registration", theirs=self.spec.groups, ours=spec.groups)
         worker = self.workers.setdefault(name, FakeWorker())
+        if 0 < resumes_epoch < worker.epoch and worker.session_id != session_id:
+            raise self._joined_again(name, resumes_epoch)
+        worker.session_id = session_id
         if worker.epoch and self._is_active(worker):
             worker.ended = REPLACED
         worker.host, worker.pid = host, pid
@@ -211,13 +226,18 @@ class FakeJob:
             why = f"the server went back to version {self.version}, at which that epoch did not exist"
             raise RolledBack(worker=name, job=self.spec.name, epoch=epoch, why=why)
         if worker.epoch != epoch:
-            why = f"its name was joined again and has epoch {worker.epoch}"
-            raise StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)
+            raise self._joined_again(name, epoch)
         if not self._is_active(worker):
             fenced: type[OptdError] = RolledBack if worker.is_rolled_back else StaleEpoch
+            if worker.fenced_by.endswith("ran out"):
+                fenced = LeaseExpired
             raise fenced(worker=name, job=self.spec.name, epoch=epoch, why=worker.fenced_by)
         worker.lease_until = self._clock() + self._lease_seconds
         return worker
+
+    def _joined_again(self, name: str, epoch: int) -> StaleEpoch:
+        why = f"its name was joined again and has epoch {self.workers[name].epoch}"
+        return StaleEpoch(worker=name, job=self.spec.name, epoch=epoch, why=why)
 
     def _is_active(self, worker: FakeWorker) -> bool:
         if not worker.fenced_by and worker.lease_until <= self._clock():

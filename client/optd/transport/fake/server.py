@@ -177,8 +177,16 @@ class FakeServer:
 
     def _join(self, request: worker_pb.JoinRequest, _: Iterable[Outgoing]) -> Answer:
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
-        job = self._job(request.job)
-        return to_message(job.join(request.worker, spec, request.job_id, request.host, request.pid)), ()
+        joined = self._job(request.job).join(
+            request.worker,
+            spec,
+            request.job_id,
+            request.host,
+            request.pid,
+            resumes_epoch=request.resumes_epoch,
+            session_id=request.session_id,
+        )
+        return to_message(joined), ()
 
     def _renew_lease(self, request: worker_pb.RenewLeaseRequest, _: Iterable[Outgoing]) -> Answer:
         self._job(request.job).worker(request.worker, request.epoch)

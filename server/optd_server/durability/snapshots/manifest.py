@@ -153,6 +153,7 @@ def _members(members: Members) -> pb.StoredMembers:
             staleness=member.staleness,
             previous_epoch=member.previous_epoch,
             previous_sequence=member.previous_sequence,
+            session_id=member.session_id,
             checksum=member.checksum,
         )
         if member.reply is not None:
@@ -384,6 +385,7 @@ def _read_members(stored: pb.StoredMembers) -> Members:
             staleness=each.staleness,
             previous_epoch=each.previous_epoch,
             previous_sequence=each.previous_sequence,
+            session_id=each.session_id,
             checksum=each.checksum,
         )
     return members

@@ -68,12 +68,14 @@ class GroupAdded(_message.Message):
     def __init__(self, spec: _Optional[_Union[_job_pb2.GroupSpec, _Mapping]] = ..., group: _Optional[int] = ...) -> None: ...
 
 class Joined(_message.Message):
-    __slots__ = ("worker", "epoch")
+    __slots__ = ("worker", "epoch", "session_id")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    session_id: str
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class Left(_message.Message):
     __slots__ = ("worker", "epoch")

@@ -167,7 +167,7 @@ class StoredMembers(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[StoredMember, _Mapping]]] = ..., forgotten_epoch: _Optional[int] = ...) -> None: ...
 
 class StoredMember(_message.Message):
-    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "checksum")
+    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "checksum", "session_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,7 @@ class StoredMember(_message.Message):
     PREVIOUS_EPOCH_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     active: bool
@@ -194,7 +195,8 @@ class StoredMember(_message.Message):
     previous_epoch: int
     previous_sequence: int
     checksum: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    session_id: str
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., checksum: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
 
 class StoredAnswer(_message.Message):
     __slots__ = ("options", "version")

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 
 from optd_server.engine.membership.activity import Activity, end_of
-from optd_server.engine.membership.members import WENT_BACK, Member, Members
-from optd_wire.errors import OptdError, RolledBack, StaleEpoch, UnknownWorker
+from optd_server.engine.membership.members import RAN_OUT, WENT_BACK, Member, Members, joined_again
+from optd_wire.errors import LeaseExpired, OptdError, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import PushResult, WorkerInfo
 
 GRPC = "grpc"
@@ -73,7 +73,10 @@ class Leases:
             self._by_name = {known: each for known, each in self._by_name.items() if known in self._members.by_name}
 
     def check(self, name: str, epoch: int, now: float) -> Member:
-        """Renew a worker's lease and return the worker; raise `UnknownWorker`, `StaleEpoch` or `RolledBack`."""
+        """Renew a worker's lease and return the worker.
+
+        Raise `UnknownWorker`, `StaleEpoch`, `RolledBack`, or `LeaseExpired` if nobody has taken the name since.
+        """
         member = self._members.by_name.get(name)
         if member is None:
             raise UnknownWorker(worker=name[:200], job=self._job)
@@ -82,13 +85,11 @@ class Leases:
             why = f"the server went back to a version in which its epoch was {member.epoch}"
             raise RolledBack(worker=name, job=self._job, epoch=epoch, why=why)
         if member.epoch != epoch:
-            why = f"its name was joined again and has epoch {member.epoch}"
-            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=why)
+            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=joined_again(member))
         lease = self.of(name)
         if not lease.held:
             why = lease.ended_by or member.fenced_by
-            fenced: type[OptdError] = RolledBack if why.startswith(WENT_BACK) else StaleEpoch
-            raise fenced(worker=name, job=self._job, epoch=epoch, why=why)
+            raise _fenced_by(why)(worker=name, job=self._job, epoch=epoch, why=why)
         lease.until = now + self.lease_seconds
         return member
 
@@ -96,6 +97,12 @@ class Leases:
         """Note how fast a worker that holds a lease computes; ignore what is no speed."""
         if self.holds(name) and 0 < speed < math.inf:
             self.of(name).speed = speed
+
+    def renew(self, name: str, epoch: int, now: float) -> None:
+        """Renew a lease because a message of the worker has arrived; a lease that has ended stays so."""
+        lease, member = self._by_name.get(name), self._members.by_name.get(name)
+        if lease is not None and lease.held and member is not None and member.epoch == epoch:
+            lease.until = now + self.lease_seconds
 
     def end(self, name: str, why: str) -> None:
         """End a lease."""
@@ -123,7 +130,7 @@ class Leases:
     @property
     def expiry(self) -> str:
         """The reason recorded for a lease that has run out."""
-        return f"its lease of {self.lease_seconds:g} s ran out"
+        return f"{RAN_OUT}{self.lease_seconds:g} s ran out"
 
     def seconds_left(self, name: str, now: float) -> float:
         """Return how long a lease still lasts; 0 if it is not held."""
@@ -158,6 +165,13 @@ class Leases:
             waiting_since_unix_ms=_ms(waiting_since or 0.0),
             speed=lease.speed,
         )
+
+
+def _fenced_by(why: str) -> type[OptdError]:
+    """Return the error of a worker whose epoch is the last one of its name, and has ended."""
+    if why.startswith(WENT_BACK):
+        return RolledBack
+    return LeaseExpired if why.startswith(RAN_OUT) else StaleEpoch
 
 
 def _ms(seconds: float) -> int:

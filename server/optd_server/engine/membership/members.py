@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from optd_wire.errors import StaleEpoch
 from optd_wire.values import GroupOptions, JobVersion, PushResult
 
 Written = tuple[tuple[GroupOptions, ...], JobVersion]
 """The answer to a write of state: the options of all groups and the job's version after it."""
 LEFT = "it has left"
 """Why the epoch of a worker that has left has ended."""
+RAN_OUT = "its lease of "
+"""Why the epoch of a worker has ended whose lease ran out; the length of the lease follows."""
 WENT_BACK = "the server went back to version "
 """Why the epochs of all workers have ended after a restart or a rollback that lost steps; the version follows."""
 REMEMBERED = 1024
@@ -43,6 +46,8 @@ class Member:
     """The last epoch before this one in which one of its pushes was applied."""
     previous_sequence: int = 0
     """The last push that was applied in that epoch."""
+    session_id: str = ""
+    """The session that joined last; empty if it has not named itself."""
 
     def answer_to(self, write_id: str) -> Written | None:
         """Return the answer to its last write of state, if that write had this id."""
@@ -88,7 +93,14 @@ class Members:
             return None
         return next((member.name for member in self if not member.active), None)
 
-    def join(self, name: str, epoch: int) -> Member:
+    def check_unclaimed(self, name: str, job: str, epoch: int, session_id: str) -> None:
+        """Raise `StaleEpoch` if a session other than this one has joined as `name` since it had `epoch`."""
+        member = self.by_name.get(name)
+        if member is None or member.epoch <= epoch or (session_id and member.session_id == session_id):
+            return
+        raise StaleEpoch(worker=name, job=job, epoch=epoch, why=joined_again(member))
+
+    def join(self, name: str, epoch: int, session_id: str = "") -> Member:
         """Assign `name` an epoch, which fences the worker that had the name before."""
         forgotten = self.to_forget(name)
         if forgotten is not None:
@@ -98,7 +110,7 @@ class Members:
             # A worker that has pushed nothing since its last join may never have received the answer to that join. It
             # still needs to learn how far the epoch before that one came, so that stays.
             member.previous_epoch, member.previous_sequence = member.epoch, member.sequence
-        member.epoch, member.active, member.fenced_by = epoch, True, ""
+        member.epoch, member.active, member.fenced_by, member.session_id = epoch, True, "", session_id
         member.sequence, member.reply, member.checksum = 0, None, 0
         return member
 
@@ -123,3 +135,8 @@ class Members:
         member = self.by_name.get(name)
         if member is not None and member.epoch == epoch:
             member.active, member.fenced_by = False, why
+
+
+def joined_again(member: Member) -> str:
+    """Say why earlier epochs of a worker are fenced."""
+    return f"its name was joined again and has epoch {member.epoch}"

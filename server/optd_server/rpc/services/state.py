@@ -43,6 +43,7 @@ class StateService:
             raise InvalidRequest(problem="the first message must have the header")
         header = from_message(message.header, WriteStateHeader)
         job = self._catalog.find(header.job)
+        requests.heard = lambda: job.workers.renew(header.worker, header.epoch)
         with job.noting_rejections(header.worker):
             await requests.charge(job.inflight)
             options, version = await self._receive(requests, message, frames, job, header)

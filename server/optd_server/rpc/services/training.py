@@ -175,6 +175,7 @@ class TrainingService:
         with job.noting_rejections(message.header.worker):
             await requests.charge(job.inflight)
             header = from_message(message.header, PushHeader)
+            requests.heard = lambda: job.workers.renew(header.worker, header.epoch)
             if isinstance(message, pb.StepRequest):
                 _encoding(message.delivery.encoding)  # refuses a wrong encoding before anything changes
             if header.shared is None:

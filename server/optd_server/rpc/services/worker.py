@@ -10,7 +10,7 @@ from optd_server.rpc.callers import Caller
 from optd_server.rpc.handover import Handover
 from optd_wire.errors import InvalidRequest, JobReplaced, SharedMemoryUnavailable, UnknownJob
 from optd_wire.messages import from_message, to_message
-from optd_wire.names import check_name
+from optd_wire.names import check_id, check_name
 from optd_wire.v1 import worker_service_pb2 as pb
 from optd_wire.values import JobSpec, SharedMemory
 
@@ -32,7 +32,8 @@ class WorkerService:
         spec = from_message(request.spec, JobSpec) if request.HasField("spec") else None
         if request.job_id and request.job_id != job.id:
             raise JobReplaced(job=job.name, worker=name)
-        membership = await job.join(name, spec, process)
+        session_id = check_id("session_id", request.session_id)
+        membership = await job.join(name, spec, process, resumes_epoch=request.resumes_epoch, session_id=session_id)
         if request.messages_only or isinstance(self._handover, str):
             await job.prefaulting.wait_for_messages()
         return to_message(membership)
@@ -45,7 +46,7 @@ class WorkerService:
 
     async def leave(self, request: pb.LeaveRequest, caller: Caller) -> Any:
         """End a lease."""
-        job = await self._catalog.leave(request.job, request.worker, request.epoch)
+        job = await self._catalog.leave(request.job, request.worker, request.epoch, returns=request.returns)
         return pb.LeaveResponse(version=to_message(job.version))
 
     async def open_shared_memory(self, request: pb.OpenSharedMemoryRequest, caller: Caller) -> Any:

@@ -1,0 +1,122 @@
+"""SIGTERM, which schedulers and launchers send before they kill: the running step ends, and the process leaves.
+
+Only a process that has left the signal to its default has this handler, from its first optimizer of torch on until its
+last session is closed.
+"""
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from optd.session import departure, environment
+
+logger = logging.getLogger("optd")
+
+EXIT_STATUS = 128 + signal.SIGTERM
+
+
+class Preemption:
+    """The handler of SIGTERM of one process.
+
+    The first signal ends the process by `SystemExit`: at once, or when the step that runs in the main thread has ended,
+    or after `seconds` if that takes longer. A second one ends the process as if there were no handler.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._process = os.getpid()
+        self._seconds = seconds
+        self._steps = 0
+        """How many steps run in the main thread; one may run inside another."""
+        self._is_asked = False
+        self._is_leaving = False
+        self._is_hurried = False
+        """Whether the next signal is our own, because the step takes too long."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handles the signal, in the main thread."""
+        if self._is_hurried:
+            self._is_hurried = False
+            if not self._is_leaving:
+                self._leave()
+            return
+        if self._is_asked or os.getpid() != self._process or not departure.any_is_open():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self._is_asked = True
+        departure.note_preempted()
+        if not self._steps:
+            self._leave()
+        # Not a `threading.Thread`: the main thread may hold one of that module's locks.
+        _thread.start_new_thread(self._hurry, ())
+
+    def _hurry(self) -> None:
+        time.sleep(self._seconds)
+        if not self._is_leaving:
+            self._is_hurried = True
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGTERM)
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        raise SystemExit(EXIT_STATUS)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Lets the block end if the signal comes while it runs, and ends the process then."""
+        self._steps += 1
+        how = "has ended"
+        try:
+            yield
+        except BaseException as error:
+            how = f"has failed: {error or type(error).__name__}"
+            raise
+        finally:
+            self._steps -= 1
+            if self._is_asked and not self._steps and not self._is_leaving:
+                logger.warning("SIGTERM: the process ends, and its step %s", how)
+                self._leave()
+
+
+_installed: Preemption | None = None
+
+
+def install() -> None:
+    """Handles SIGTERM from now on, if this is the main thread and nobody else does."""
+    global _installed  # noqa: PLW0603 - as the handlers of a process are
+    if threading.current_thread() is not threading.main_thread() or "ipykernel" in sys.modules:
+        return  # a notebook's kernel has its own way to end
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        _installed = Preemption(environment.term_seconds())
+        signal.signal(signal.SIGTERM, _installed)
+
+
+@contextmanager
+def lasting_step() -> Iterator[None]:
+    """A step of an optimizer: SIGTERM waits for its end."""
+    if _installed is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _installed.step():
+        yield
+
+
+def _restore() -> None:
+    """Gives the signal back to its default, unless the script has set a handler meanwhile."""
+    global _installed  # noqa: PLW0603
+    if _installed is None or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is _installed:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _installed = None
+
+
+departure.when_all_are_closed.append(_restore)

@@ -1,0 +1,223 @@
+"""SIGTERM in a training script of torch: the running step ends, the sessions leave, and the process ends with 143."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from contract.plain import Plain
+from faults.processes import SECONDS, wait_for
+
+import optd
+from optd.local import LocalServer
+from optd.torch import SGD
+
+SCRIPT = """
+import atexit, json, signal, sys, time
+{before}
+import torch
+import optd
+from optd.torch import SGD
+
+def say(what):
+    print(json.dumps(what), flush=True)
+
+weights = torch.zeros(4)
+optimizer = SGD([weights], lr=1.0, policy=optd.Sync(workers=int(sys.argv[1])))
+atexit.register(lambda: say("atexit"))
+say(optimizer.session.job)
+
+def step():
+    weights.grad = torch.ones(4)
+    optimizer.step()
+
+try:
+    {run}
+finally:
+    say(["finally", weights.tolist()])
+"""
+
+
+@contextmanager
+def script(
+    server: LocalServer, name: str | None, run: str, before: str = "", workers: int = 1, **settings: str
+) -> Iterator["subprocess.Popen[str]"]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("OPTD_")}
+    known = {"OPTD_SERVER": server.address, "OPTD_WORKER": "w0", **settings, **({"OPTD_JOB": name} if name else {})}
+    program = SCRIPT.format(before=before, run=run)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(workers)],
+        env=inherited | known,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def said(process: "subprocess.Popen[str]") -> object:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.stderr and process.stderr.read()
+    return json.loads(line)
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, list[object], str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def test_between_steps_it_ends_at_once_and_leaves(server: LocalServer, plain: Plain, name: str) -> None:
+    with script(server, name, "step(); say('stepped'); time.sleep(600)") as process:
+        assert [said(process), said(process)] == [name, "stepped"]
+        process.send_signal(signal.SIGTERM)
+        status, lines, err = ended(process)
+    assert (status, lines, err) == (143, [["finally", [-1] * 4], "atexit"], "")
+    assert not plain.list_workers(name)["w0"].active
+    assert name in plain.job_names()
+
+
+def test_a_running_step_ends_first(server: LocalServer, plain: Plain, name: str) -> None:
+    """It waits for its round when the signal comes, and then the other worker pushes."""
+    with script(server, name, "step(); say('not reached')", workers=2) as process:
+        assert said(process) == name
+        with optd.connect(server.address, job=name, worker="w1", policy=optd.Sync(workers=2)) as session:
+            weights = torch.zeros(4)
+            other = SGD([weights], lr=1.0, session=session)
+            wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the step runs")
+            process.send_signal(signal.SIGTERM)
+            weights.grad = torch.full((4,), 3.0)
+            other.step()
+            status, lines, err = ended(process)
+    assert (status, lines) == (143, [["finally", [-2] * 4], "atexit"])
+    assert "SIGTERM: the process ends, and its step has ended" in err
+    assert not plain.list_workers(name)["w0"].active
+
+
+def test_a_step_that_does_not_end_in_time_is_given_up(server: LocalServer, plain: Plain, name: str) -> None:
+    with script(server, name, "step()", workers=2, OPTD_TERM_SECONDS="0.3") as process:
+        assert said(process) == name
+        wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the step runs")
+        process.send_signal(signal.SIGTERM)
+        status, lines, _ = ended(process)
+    assert (status, lines) == (143, [["finally", [0] * 4], "atexit"])
+    assert not plain.list_workers(name)["w0"].active
+    assert plain.info(name).version.version == 0
+
+
+def test_a_second_signal_ends_it_at_once(server: LocalServer, plain: Plain, name: str) -> None:
+    with script(server, name, "step()", workers=2) as process:
+        assert said(process) == name
+        wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the step runs")
+        process.send_signal(signal.SIGTERM)
+        # Signals of one kind that come together are one: the second is sent until it has arrived after the first.
+        wait_for(lambda: bool(process.send_signal(signal.SIGTERM)) or process.poll() is not None, "it ends")
+        status, lines, _ = ended(process)
+    assert (status, lines) == (-signal.SIGTERM, [])
+
+
+def test_an_error_of_a_step_that_runs_does_not_keep_the_process_alive(server: LocalServer, plain: Plain, name: str):
+    run = """
+    while True:
+        try:
+            step()
+        except optd.OptdError:
+            pass
+    """.strip()
+    with script(server, name, run, workers=2) as process:
+        assert said(process) == name
+        wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the step runs")
+        process.send_signal(signal.SIGTERM)
+        plain.delete(name)
+        status, _, err = ended(process)
+    assert status == 143
+    assert "SIGTERM: the process ends, and its step has failed" in err
+
+
+@pytest.mark.parametrize("handler", ["lambda *_: say('mine')", "signal.SIG_IGN"])
+def test_a_handler_of_the_script_stays(server: LocalServer, name: str, handler: str) -> None:
+    before = f"signal.signal(signal.SIGTERM, {handler})"
+    run = "say(signal.getsignal(signal.SIGTERM) is mine); input_ = sys.stdin.readline()"
+    with script(server, name, run, before=f"{before}; mine = signal.getsignal(signal.SIGTERM)") as process:
+        assert [said(process), said(process)] == [name, True]
+
+
+def test_a_forked_child_ends_as_it_would_without(server: LocalServer, plain: Plain, name: str) -> None:
+    """Loaders fork their workers, and end them with the same signal."""
+    run = """
+    import os
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+    os.kill(child, signal.SIGTERM)
+    say(os.waitpid(child, 0)[1])
+    """.strip()
+    with script(server, name, run) as process:
+        assert [said(process), said(process)] == [name, signal.SIGTERM]
+        assert ended(process)[:2] == (0, [["finally", [0] * 4], "atexit"])
+
+
+def test_a_job_without_a_name_waits_for_a_worker_that_was_preempted(server: LocalServer, plain: Plain) -> None:
+    jobs = []
+    for run, stays in (("say('ready'); time.sleep(600)", True), ("say('ready')", False)):
+        with script(server, None, run) as process:
+            jobs.append(said(process))
+            said(process)
+            if stays:
+                process.send_signal(signal.SIGTERM)
+            ended(process)
+        assert (jobs[-1] in plain.job_names()) == stays
+    plain.delete(jobs[0])
+
+
+def test_the_default_comes_back_with_the_end_of_the_last_session(server: LocalServer, name: str) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    first = SGD([torch.zeros(1)], lr=1.0, server=server.address)
+    second = SGD([torch.zeros(1)], lr=1.0, server=server.address)
+    ours = signal.getsignal(signal.SIGTERM)
+    assert ours is not signal.SIG_DFL
+    first.close()
+    assert signal.getsignal(signal.SIGTERM) is ours
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_set_later_is_not_touched(server: LocalServer) -> None:
+    optimizer = SGD([torch.zeros(1)], lr=1.0, server=server.address)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        optimizer.close()
+        assert before is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_an_optimizer_of_another_thread_installs_none(server: LocalServer) -> None:
+    seen = []
+
+    def make() -> None:
+        with SGD([torch.zeros(1)], lr=1.0, server=server.address):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+
+
+@pytest.mark.parametrize("seconds", ["-1", "soon", "inf", "nan"])
+def test_what_is_wrong_with_the_setting_is_said(server: LocalServer, monkeypatch: pytest.MonkeyPatch, seconds: str):
+    monkeypatch.setenv("OPTD_TERM_SECONDS", seconds)
+    with pytest.raises(optd.errors.InvalidRequest, match=f"OPTD_TERM_SECONDS must be .*, got '{seconds}'"):
+        SGD([torch.zeros(1)], lr=1.0, server=server.address)
