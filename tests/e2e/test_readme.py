@@ -136,7 +136,7 @@ def test_flags_exist():
     helps = [
         help_of(str(BIN / "optd")),
         help_of(sys.executable, str(ROOT / "examples" / "digits.py")),
-        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",), ("doctor",), ("policy",)]),
+        *(help_of(str(BIN / "optctl"), *of) for of in [(), ("group",), ("delete",), ("doctor",), ("policy",)]),
         *(help_of(str(BIN / "optctl"), "checkpoint", name) for name in ("save", "restore", "import")),
     ]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
