@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from optd_server.engine.membership.members import Members
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import OptionHistory
-from optd_server.engine.rounds.policies.base import Progress
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
-from optd_server.engine.step.staleness import FragmentSteps
+from optd_server.engine.step.staleness import FragmentSteps, Progress
 from optd_server.optim.iterative import Searches
 from optd_server.store.versions import WeightSet
 from optd_wire.values import GradientSummary, JobOptions, JobVersion, Policy

@@ -8,13 +8,13 @@ from optd_server.engine.rounds.policies.base import (
     LostWorker,
     MakeStep,
     Offer,
-    Progress,
     PushId,
     RefusePush,
     TooLate,
     WakeAt,
 )
 from optd_server.engine.rounds.policies.registry import decider_of
+from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Async, Bounded, Policy, Sync
 
 

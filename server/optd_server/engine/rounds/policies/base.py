@@ -4,8 +4,8 @@ A policy is pure bookkeeping. It sees identities, never gradients or callers, an
 time. The caller carries out all decisions, in order, before its next call.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 
@@ -29,15 +29,6 @@ class Offer:
     """The job's version now."""
     fragment: int = 0
     """The part of the model that it is of; 0: the whole model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job has come when a policy begins to decide for it."""
-
-    version: int = 0
-    fragments: Mapping[int, int] = field(default_factory=dict)
-    """By fragment, the version of its last step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,9 @@ from typing import Any
 
 from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
 from optd_server.engine.rounds.policies.base import Policy as Decider
-from optd_server.engine.rounds.policies.base import Progress
 from optd_server.engine.rounds.policies.bounded import BoundedPolicy
 from optd_server.engine.rounds.policies.sync import SyncPolicy
-from optd_server.engine.step.staleness import check_scale
+from optd_server.engine.step.staleness import Progress, check_scale
 from optd_wire.values import Async, Bounded, JobSpec, Policy, Sync
 
 

@@ -20,7 +20,6 @@ from optd_server.engine.rounds.policies.base import (
     LostWorker,
     MakeStep,
     Offer,
-    Progress,
     PushId,
     RefusePush,
     RoundStatus,
@@ -31,6 +30,7 @@ from optd_server.engine.rounds.policies.grace import Grace
 from optd_server.engine.rounds.policies.open_round import ClosedRound, OpenRound
 from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, may_close_early, on_death_of
 from optd_server.engine.rounds.policies.sync_words import release_of
+from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Sync
 
 LEFT, LOST = "has left", "was lost: its lease ran out"
