@@ -119,4 +119,29 @@ def _restore() -> None:
     _installed = None
 
 
+_masks: list[set[int | signal.Signals]] = []
+"""The signals that a thread had blocked before it forked, while it forks."""
+
+
+def _before_fork() -> None:
+    # Python forgets a signal that reaches a child before its interpreter is ready. The kernel keeps a blocked one.
+    if _installed is not None:
+        _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
+
+
+def _after_fork_in_parent() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _after_fork_in_child() -> None:
+    """Lets the child end as it would without us: it has none of the sessions."""
+    global _installed  # noqa: PLW0603
+    if _installed is not None and signal.getsignal(signal.SIGTERM) is _installed:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _installed = None
+    _after_fork_in_parent()
+
+
 departure.when_all_are_closed.append(_restore)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
