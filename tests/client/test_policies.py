@@ -1,18 +1,21 @@
 """Policies through the client and a server: what steps are made of, and what workers are told."""
 
 import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
-from tests.faults.processes import in_background, wait_for
+from contract.plain import frame, header, refusal_of
+from faults.processes import in_background, wait_for
 
 import optd
 from optd import errors
 from optd.local import LocalServer
 from optd.staleness import Exponential
+from optd_wire.v1 import training_service_pb2
 
 
 @pytest.fixture
@@ -107,6 +110,25 @@ def test_a_quorum_goes_on_without_the_slow_one_which_is_told(opened, caplog):
     assert weights(a) == [-3.0] * 4
     infos = {info.name: info for info in a.session.workers()}
     assert infos["c"].pushes == 1
+
+
+def test_one_whose_gradient_is_on_its_way_when_the_round_closes_learns_of_the_new_weights(server, plain, opened, name):
+    """It is told when there is something to pull, and need not come to the end of what it sends."""
+    a = opened("a", optd.Sync(2, quorum=1, grace=0.3))
+    epoch = plain.join(name, "b")
+    end = threading.Event()
+
+    def half():
+        yield training_service_pb2.PushRequest(header=header(name, "b", epoch, 1), frames=[frame(np.ones(2))])
+        end.wait(20)
+
+    late = plain.training.Push.future(half(), timeout=20)
+    wait_for(lambda: any(info.name == "b" and info.waiting for info in a.session.workers()), "b sends")
+    a.step(gradient(1.0))
+    refusal = refusal_of(late.exception(20))
+    end.set()
+    assert refusal.reason == "ROUND_CLOSED"
+    assert refusal.values["version"] == "1"
 
 
 def test_means_are_weighted_also_over_a_quorum(opened):

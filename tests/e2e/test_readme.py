@@ -32,6 +32,7 @@ COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in b
 # A program, and what it prints, if a page shows that.
 SHOWN = re.findall(r"^```python\n([^`]*)^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--read-only", "--build", "--ignore-scripts"}  # flags of docker and npm
+OF_OTHERS |= {"--nnodes", "--nproc-per-node", "--max-restarts", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
 
 
 def run(server: LocalServer, *command: str) -> str:
@@ -94,8 +95,9 @@ def test_commands_for_a_running_server_work(server: LocalServer):
 
 
 def test_other_commands_are_known():
-    others = {line.split()[0] for line in COMMANDS} - {"python", "optctl"}
-    assert others == {"make", "source", "optd", "docker", "openssl", "cd", "npm", "node"}
+    words = [[word for word in line.split() if not re.match(r"[A-Z_]+=", word)] for line in COMMANDS]
+    others = {line[0] for line in words} - {"python", "optctl"}
+    assert others == {"make", "source", "optd", "docker", "openssl", "cd", "npm", "node", "torchrun"}
 
 
 def test_targets_exist():
@@ -134,7 +136,7 @@ def test_flags_exist():
     helps = [
         help_of(str(BIN / "optd")),
         help_of(sys.executable, str(ROOT / "examples" / "digits.py")),
-        *(help_of(str(BIN / "optctl"), *command) for command in [(), ("group",), ("delete",), ("doctor",)]),
+        *(help_of(str(BIN / "optctl"), *of) for of in [(), ("group",), ("delete",), ("doctor",), ("policy",)]),
         *(help_of(str(BIN / "optctl"), "checkpoint", name) for name in ("save", "restore", "import")),
     ]
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))

@@ -80,7 +80,7 @@ class JobEditor:
         async def action() -> tuple[Policy, JobVersion]:
             if policy == self._state.policy:
                 return policy, self._state.job_version  # a repeated call must not end the open round's grace window
-            decider = decider_of(policy, self._state.version)
+            decider = decider_of(policy, self._state.progress)
             with self.memory.with_policy(decider):
                 await self.fold.take(PolicyChanged(policy))
             self.slots.allow(decider.slots)

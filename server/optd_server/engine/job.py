@@ -74,7 +74,7 @@ class Job:
         lease_seconds: float,
         inflight: ByteBudget,
     ) -> None:
-        policy = decider_of(state.policy, state.version)
+        policy = decider_of(state.policy, state.progress)
         self.state = state
         self.closed = asyncio.Event()
         self.inflight = inflight

@@ -10,7 +10,7 @@ from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import OptionHistory
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
-from optd_server.engine.step.staleness import FragmentSteps
+from optd_server.engine.step.staleness import FragmentSteps, Progress
 from optd_server.optim.iterative import Searches
 from optd_server.store.versions import WeightSet
 from optd_wire.values import GradientSummary, JobOptions, JobVersion, Policy
@@ -68,6 +68,11 @@ class JobState:
     def job_version(self) -> JobVersion:
         """The job's version and revision. `Job.stamped` adds the durable version when a reply leaves."""
         return JobVersion(self.version, 0, self.revision)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job has come, for its policy."""
+        return Progress(self.version, self.fragments.last)
 
     def copy(self) -> "JobState":
         """Return an equal state that no event of this one changes. Block while the numbers are copied."""

@@ -14,6 +14,7 @@ from optd_server.engine.rounds.policies.base import (
     WakeAt,
 )
 from optd_server.engine.rounds.policies.registry import decider_of
+from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Async, Bounded, Policy, Sync
 
 
@@ -28,7 +29,7 @@ class Table:
     """A policy, and a line for each thing that happens to it: `b+3` offers a push of version 3, `b!` has arrived."""
 
     def __init__(self, policy: Policy, version: int = 0) -> None:
-        self.decider = decider_of(policy, version)
+        self.decider = decider_of(policy, Progress(version))
         self.version = version
         self.now = 0.0
         self.sequences: dict[str, int] = {}
@@ -217,6 +218,12 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         3,
         "join a; join b; a; a!; expired b -> step a; applied a; join b; b+3 -> late b; b+4; b!; a; a! -> step a b",
     ),
+    "before a restart rounds may have closed without a worker": (
+        Sync(2, quorum=1),
+        3,
+        "join a; join b; b+2 -> late b; b+2 -> late b; b+3; b! -> step b, without a",
+    ),
+    "but not where a round waits for all": (Sync(2), 3, "join a; join b; b+2; b!; a+2; a! -> step a b"),
     # Fragments
     "each fragment has rounds of its own": (
         Sync(2),

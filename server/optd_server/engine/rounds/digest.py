@@ -27,7 +27,9 @@ class Digest:
     def __init__(self, header: PushHeader) -> None:
         self._is_shared = False
         said = (header.base_version, header.weight, header.loss_scale, header.loss, header.begins, header.flush)
-        self._hash = xxhash.xxh3_64(repr((said, header.fragment, header.updates)).encode())
+        # The options of a message come in any order.
+        updates = [(each.group, sorted(each.options.items()), each.expected_revision) for each in header.updates]
+        self._hash = xxhash.xxh3_64(repr((said, header.fragment, updates)).encode())
 
     def add(self, frames: Sequence[Received]) -> None:
         """Add received frames."""

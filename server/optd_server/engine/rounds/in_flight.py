@@ -119,7 +119,7 @@ class InFlight:
             self._seal(push, receiver)
         except BaseException as error:
             self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
-            if isinstance(error, RoundBroken):
+            if isinstance(error, RoundBroken | RoundClosed):
                 # If this push itself has failed, its own error says more than that of the round.
                 return await self._outcome(push)
             raise

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optd_wire.errors import InvalidPolicy, StaleGradient
@@ -9,6 +10,15 @@ from optd_wire.values import Async, Exponential, Policy, PushHeader
 
 REMEMBERED = 64
 """How many versions are remembered for each fragment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job has come, as its policy has to know it."""
+
+    version: int = 0
+    fragments: Mapping[int, int] = field(default_factory=dict)
+    """By fragment, the version of its last step."""
 
 
 @dataclass(slots=True)
@@ -20,6 +30,11 @@ class FragmentSteps:
     def copy(self) -> "FragmentSteps":
         """Return an equal record that shares nothing with this one."""
         return FragmentSteps({fragment: list(versions) for fragment, versions in self.versions.items()})
+
+    @property
+    def last(self) -> dict[int, int]:
+        """The version of the last step of each fragment."""
+        return {fragment: versions[-1] for fragment, versions in self.versions.items()}
 
     def note(self, fragment: int, version: int) -> None:
         """Note that the step to `version` was one of the fragment."""

@@ -12,7 +12,7 @@ from optd_server.optim.option import Option
 from optd_wire.dtypes import COMPUTED, DTYPES
 from optd_wire.frames import Frame
 from optd_wire.layout import lay_out
-from optd_wire.values import Async, GroupSpec, JobSpec, OptionValue, ParameterSpec, Policy, Sync
+from optd_wire.values import Async, Exponential, GroupSpec, JobSpec, OptionValue, ParameterSpec, Policy, Sync
 
 Rng = np.random.Generator
 NAMES = ("weight", "bias", "table", "norm")
@@ -69,7 +69,10 @@ def job(rng: Rng, algorithm: str, *, large: bool = False) -> JobSpec:
 
 
 def policy(rng: Rng) -> Policy:
-    return Async() if chance(rng, 0.5) else Sync(int(rng.integers(1, 4)))
+    """A policy that decides from the state alone, so that a job goes on from a copy as if nothing had been."""
+    scales = (None, None, "inverse", Exponential(0.3), Exponential(0.3, 3.0))
+    scaled = Async(one(rng, scales), one(rng, (None, None, 1, 4)))
+    return scaled if chance(rng, 0.5) else Sync(int(rng.integers(1, 4)))
 
 
 def job_options(rng: Rng, *, alone: bool = False) -> Iterator[tuple[str, OptionValue]]:

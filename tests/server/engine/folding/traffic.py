@@ -119,6 +119,7 @@ class Traffic:
             offload=made._offload,
             clock=made._clock,
             lease_seconds=LEASE,
+            inflight=made.catalog.budgets.of_job(self.spec.name),
         )
         for worker in self.job.state.members.by_name:
             made.job.leases.of(worker)  # leases end in the order in which their workers came
@@ -281,6 +282,7 @@ class Traffic:
             begins=chance(rng, 0.1),
             flush=flush,
             norms=chance(rng, 0.3),
+            fragment=int(rng.integers(3)) if state.groups.iterative is None and chance(rng, 0.3) else 0,
         )
 
     def _start(self, sent: Sent, *, again: bool = False) -> None:

@@ -53,9 +53,10 @@ class ClosedRound:
 
     version: int
     """The job's version when it closed."""
-    opened: float
-    members: Collection[str]
-    """The workers whose pushes were in it."""
+    members: Collection[str] = ()
+    """The workers whose pushes were in it, as far as they are known."""
+    opened: float | None = None
+    """When its first gradient arrived, if that is known."""
     told: set[str] = field(default_factory=set)
     """The workers that know that it closed without them."""
 

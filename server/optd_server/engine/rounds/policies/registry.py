@@ -7,20 +7,23 @@ from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
 from optd_server.engine.rounds.policies.base import Policy as Decider
 from optd_server.engine.rounds.policies.bounded import BoundedPolicy
 from optd_server.engine.rounds.policies.sync import SyncPolicy
-from optd_server.engine.step.staleness import check_scale
+from optd_server.engine.step.staleness import Progress, check_scale
 from optd_wire.values import Async, Bounded, JobSpec, Policy, Sync
 
 
-def _asynchronous(given: Async, _: int) -> Decider:
+def _asynchronous(given: Async, _: Progress) -> Decider:
     check_scale(given)
     return AsyncPolicy()
 
 
-_POLICIES: dict[type[Any], Callable[[Any, int], Decider]] = {
+_POLICIES: dict[type[Any], Callable[[Any, Progress], Decider]] = {
     Async: _asynchronous,
     Sync: SyncPolicy,
     Bounded: lambda given, _: BoundedPolicy(given),
 }
+
+
+BEGINNING = Progress()
 
 
 def policy_of(spec: JobSpec) -> Policy:
@@ -28,6 +31,6 @@ def policy_of(spec: JobSpec) -> Policy:
     return Async() if spec.policy is None else spec.policy
 
 
-def decider_of(policy: Policy, version: int = 0) -> Decider:
-    """Return a new decider for a job with this policy, which is at `version`; raise `InvalidPolicy`."""
-    return _POLICIES[type(policy)](policy, version)
+def decider_of(policy: Policy, progress: Progress = BEGINNING) -> Decider:
+    """Return a new decider for a job with this policy, which has come so far; raise `InvalidPolicy`."""
+    return _POLICIES[type(policy)](policy, progress)

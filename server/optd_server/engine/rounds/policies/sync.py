@@ -28,8 +28,9 @@ from optd_server.engine.rounds.policies.base import (
 )
 from optd_server.engine.rounds.policies.grace import Grace
 from optd_server.engine.rounds.policies.open_round import ClosedRound, OpenRound
-from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, on_death_of
+from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, may_close_early, on_death_of
 from optd_server.engine.rounds.policies.sync_words import release_of
+from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Sync
 
 LEFT, LOST = "has left", "was lost: its lease ran out"
@@ -50,23 +51,27 @@ class Limits:
 class SyncPolicy:
     """Collects rounds of pushes from different workers. Raises `InvalidPolicy` for a setting that is out of range.
 
-    `version` is that of the job. A job that has made a step has had all of its workers: from then on `on_death` counts.
+    A job that has made a step has had all of its workers: from then on `on_death` counts. It may have closed rounds
+    without some of them before its server was restarted, so gradients of earlier weights are late then.
     """
 
     receives_first = True
     slots = 1
     """All pushes of a round are added up in one."""
 
-    def __init__(self, given: Sync, version: int) -> None:
+    def __init__(self, given: Sync, progress: Progress) -> None:
         check(given)
         self._given = given
         self._on_death = on_death_of(given)
         self._grace = Grace(given.grace)
-        self._version = version
+        self._version = progress.version
         self._live: dict[str, None] = {}
         self._rounds: dict[int, OpenRound] = {}
         """By fragment."""
         self._closed: dict[int, ClosedRound] = {}
+        if may_close_early(given):
+            stepped = {0: progress.version, **progress.fragments}
+            self._closed = {each: ClosedRound(version - 1) for each, version in stepped.items() if version}
         """By fragment, the last round that closed without a worker."""
         self._to_tell: dict[str, LostWorker] = {}
         """The workers whose next push fails, because another one is lost."""
@@ -92,7 +97,7 @@ class SyncPolicy:
             return (RefusePush(push, lost),)
         closed = self._closed.get(offer.fragment)
         if closed is not None and closed.is_late(offer):
-            if push.worker not in closed.told:
+            if push.worker not in closed.told and closed.opened is not None:
                 self._grace.note(now - closed.opened)
             closed.told.add(push.worker)
             return (RefusePush(push, TooLate(offer.base)),)
@@ -204,7 +209,7 @@ class SyncPolicy:
         if found.arriving and not refuse_others:
             self._rounds[fragment] = OpenRound(arriving=found.arriving)
         if self._given.workers == LIVE or len(members) < self._given.workers:
-            self._closed[fragment] = ClosedRound(self._version, found.opened or now, frozenset(members), set(late))
+            self._closed[fragment] = ClosedRound(self._version, frozenset(members), found.opened, set(late))
             left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
             decisions += [LeaveOut(left_out)] if left_out else []
         return decisions
