@@ -143,7 +143,9 @@ class Listening:
             return self._watch.receive().version
         except (Stalled, TooManyRequests) as error:  # the process was suspended, or the server has too much to do
             self._watch = None
-            raise ConnectionLost(address=self._address, rpc="WatchVersions", problem=str(error)) from None
+            lost = ConnectionLost(address=self._address, rpc="WatchVersions", problem=str(error))
+            lost.retry_after = error.retry_after
+            raise lost from None
         except BaseException:
             self._watch = None
             raise

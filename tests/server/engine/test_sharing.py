@@ -42,6 +42,9 @@ class Steps:
     def give_back(self):
         pass
 
+    async def charge(self, job):
+        pass
+
     def send(self, message, frames=()):
         self._given.put_nowait((message, list(frames)))
 
