@@ -119,12 +119,12 @@ class WorkerLost(Conflict):
 
 
 class OtherPayload(Conflict):
-    """A push has the number of one that was applied, and another content."""
+    """A push has the number of an earlier one, and another content."""
 
     reason = "OTHER_PAYLOAD"
     template = (
-        "worker {worker!r} of job {job!r} pushes sequence {sequence} again, but with another content than the push "
-        "that was applied under this number; a new push must have sequence {expected}"
+        "worker {worker!r} of job {job!r} pushes sequence {sequence} again, but with another content than the first "
+        "time; the push after it has sequence {expected}"
     )
 
 

@@ -1,5 +1,6 @@
 """The jobs of a server by name, and the uploads that will become jobs."""
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +32,7 @@ TRIMMED_BYTES = 64 << 20
 """Freed memory is returned to the system only after the end of a job of at least this size: it takes milliseconds."""
 
 
+logger = logging.getLogger(__name__)
 A = TypeVar("A", bound=Arrival)
 
 
@@ -348,9 +350,13 @@ class Catalog:
         for job in tuple(self._jobs.values()):
             if job.name in self._reloading:
                 continue
-            job.workers.expire()
-            if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
-                await self._end(job, f"it had no worker for {self.ephemeral_seconds:g} s")
+            try:
+                job.workers.expire()
+                if job.state.ephemeral and job.workers.idle_seconds() >= self.ephemeral_seconds:
+                    await self._end(job, f"it had no worker for {self.ephemeral_seconds:g} s")
+            except Exception:
+                # The leases of all other jobs must go on to end, and those of this one in the next round.
+                logger.exception("leases of job %s could not be ended", job.name)
 
     async def _end(self, job: Job, why: str) -> None:
         if self._jobs.get(job.name) is job:  # otherwise another call has deleted it meanwhile

@@ -22,7 +22,6 @@ def job_bytes(
     pushes: int,
     layouts: Sequence[GroupLayout],
     states: Sequence[int],
-    message_bytes: int = MESSAGE_BYTES,
     *,
     gradients: int = 0,
     averages: int = 0,
@@ -31,20 +30,20 @@ def job_bytes(
     """Return the bytes of a job: snapshots of the weights, averages, gradients and state.
 
     `slots` is how many gradients the job keeps while they arrive and are applied, and `gradients` how many it keeps
-    besides. `pushes` is how many pushes of a step are planned for: one message each. What they hold beyond that is
-    reserved when it arrives. `states` has the bytes of each group's state, and `averages` is the
-    number of averages of the weights. `copies` is how many copies of everything that survives are made at the same
-    time, for snapshots on disk; of the weights such a copy is a version that steps cannot write to meanwhile.
+    besides. `pushes` is how many pushes of a step wait for each other, each with its whole gradient. `states` has the
+    bytes of each group's state, and `averages` is the number of averages of the weights. `copies` is how many copies of
+    everything that survives are made at the same time, for snapshots on disk; of the weights such a copy is a version
+    that steps cannot write to meanwhile.
     """
     gradient = computed_bytes_of(layouts)
-    waiting = waiting_bytes(pushes, layouts, message_bytes)
+    waiting = waiting_bytes(pushes, layouts)
     kept = bytes_of(layouts) * averages + gradient * gradients + sum(states)
     return bytes_of(layouts) * (SNAPSHOTS + copies) + gradient * slots + waiting + kept * (1 + copies)
 
 
-def waiting_bytes(pushes: int, layouts: Sequence[GroupLayout], message_bytes: int) -> int:
-    """Return the bytes that are planned for pushes that wait for others: one message each."""
-    return 0 if pushes == 1 else pushes * min(computed_bytes_of(layouts), message_bytes)
+def waiting_bytes(pushes: int, layouts: Sequence[GroupLayout]) -> int:
+    """Return the bytes that are planned for pushes that wait for each other: a gradient each."""
+    return 0 if pushes == 1 else pushes * computed_bytes_of(layouts)
 
 
 class Reservation:

@@ -30,7 +30,7 @@ class Room(Protocol):
 
     @property
     def planned(self) -> int:
-        """For how many pushes that are held memory is planned: one message each."""
+        """For how many pushes that are held memory is planned."""
 
 
 def planned_bytes(spec: JobSpec, room: Room, memory: Memory) -> int:
@@ -42,7 +42,6 @@ def planned_bytes(spec: JobSpec, room: Room, memory: Memory) -> int:
         room.planned,
         [lay_out(group.parameters) for group in spec.groups],
         [planned_state_bytes(group, algorithm, spec.defaults) for group in spec.groups],
-        memory.message_bytes,
         gradients=gradients_kept(options),
         averages=len(averages_of(options)),
         copies=memory.copies,
@@ -147,10 +146,21 @@ class JobMemory:
     def hold(self, size: int) -> None:
         """Reserve memory for pushes that wait with `size` bytes in total; raise `MemoryExceeded`.
 
-        The job's reservation already covers one message of each push that is planned for.
+        The job's reservation already covers a gradient of each push that is planned for.
         """
-        planned = waiting_bytes(self._room.planned, self._state.groups.layouts, self._memory.message_bytes)
-        self._memory.reserve(self._held, max(0, size - planned))
+        self._memory.reserve(self._held, self._unplanned(size))
+
+    def let_go(self, size: int) -> None:
+        """Reserve no more than pushes that wait with `size` bytes need. Never raises, also if less is planned now."""
+        self._memory.reserve(self._held, min(self._held.bytes, self._unplanned(size)))
+
+    def _unplanned(self, size: int) -> int:
+        return max(0, size - waiting_bytes(self._room.planned, self._state.groups.layouts))
+
+    @property
+    def limit(self) -> int:
+        """The bytes that the server may use."""
+        return self._memory.limit
 
     def _changed(self, changes: Iterable[tuple[int, GroupOptions]]) -> list[GroupOptions]:
         options = list(self._state.groups.options)
@@ -182,7 +192,6 @@ class JobMemory:
             self._room.planned,
             layouts,
             states,
-            self._memory.message_bytes,
             **self._kept(options),
             copies=self._memory.copies,
         )

@@ -109,6 +109,8 @@ class Calls:
                 job = self.budget_of(getattr(what, "job", ""))
                 if job is not None:
                     await held.charge(job)
+                if many_out:
+                    held.give_back()  # a stream of answers may last for ever, and its question has been read
                 yield what
             finally:
                 held.give_back()

@@ -12,7 +12,7 @@ from optd_server.engine.catalog import Catalog
 from optd_server.engine.job import Job
 from optd_server.engine.log import KeepsNothing, Log
 from optd_server.engine.membership.members import Member
-from optd_server.engine.memory import MESSAGE_BYTES, Memory
+from optd_server.engine.memory import Memory
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import extent_of_groups
 from optd_server.rpc.callers import ANONYMOUS
@@ -146,14 +146,13 @@ class Rounds:
         groups: Sequence[GroupSpec] = GROUPS,
         seed: int = 0,
         limit: int = 1 << 30,
-        message_bytes: int = MESSAGE_BYTES,
         log: Log | None = None,
         **defaults: Any,
     ) -> None:
         self.offload = Offload(2)
         self.clock = Clock()
         self.catalog = Catalog(
-            memory=Memory(limit, message_bytes),
+            memory=Memory(limit),
             offload=self.offload,
             clock=self.clock,
             lease_seconds=10,

@@ -224,11 +224,27 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         "join a; join b; b+2 -> late b; b+2 -> late b; b+3; b! -> step b, without a",
     ),
     "but not where a round waits for all": (Sync(2), 3, "join a; join b; b+2; b!; a+2; a! -> step a b"),
+    "a replacement makes the round whole, and who was slow is late": (
+        Sync(3, quorum=2, grace=9.0),
+        3,
+        "join a; join b; join c; join d; a; a!; b; b! -> wake 9; d; d! -> step a b d, without c; applied a b d; "
+        "c+3 -> late c; c; c!; a; a! -> wake 9; b; b! -> step a b c, without d",
+    ),
+    "one on its way when a quorum closes is late": (
+        Sync(2, quorum=1, grace=9.0),
+        3,
+        "join a; join b; join c; c; a; a! -> wake 9; b; b! -> step a b, late c, without c",
+    ),
     # Fragments
     "each fragment has rounds of its own": (
         Sync(2),
         0,
         "a+0/1; a!; b+0/2; b!; b+0/1; a+0/2; a! -> step a b",
+    ),
+    "workers that wait for each other in two rounds are brought together": (
+        Sync(2),
+        3,
+        "join a; join b; a+0/1; a!; b+0/2; b! -> late b; b+0/1; b! -> step a b",
     ),
     # Bounded
     "bounded lets everybody go who is not too far ahead": (
@@ -245,6 +261,11 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         Bounded(0),
         0,
         "join a; join b; a -> step a; applied a; a; expired b -> step a",
+    ),
+    "who joins again is where it was": (
+        Bounded(0),
+        0,
+        "join a; join b; a -> step a; applied a; expired a; join a; a; b -> step b; applied b -> step a",
     ),
     "nor for one that is new": (
         Bounded(0),

@@ -16,7 +16,7 @@ from optd_wire import errors
 from optd_wire.frames import Frame, decode
 from optd_wire.v1 import tensor_pb2
 from optd_wire.v1 import training_service_pb2 as pb
-from optd_wire.values import GroupSpec, GroupUpdate, ParameterSpec
+from optd_wire.values import Async, GroupSpec, GroupUpdate, JobUpdate, ParameterSpec, Sync
 
 NAMES = "abcd"
 PARAMETERS = ("a", "b", "c", "d", "e")
@@ -603,13 +603,14 @@ def test_an_option_that_has_become_wrong_before_the_step_ends_its_push_alone():
 
 
 def test_39_pushes_that_find_no_memory_wait_and_are_refused_by_name(monkeypatch):
-    """Each message is planned for; what a push holds beyond that must fit into the server's memory."""
+    """Where the number of workers is not known, what pushes hold must fit into what the server has left."""
     groups = (GroupSpec("g", {}, (ParameterSpec("a", (1000,), "float32"),)),)
 
     async def scenario(rounds):
         await rounds.join("a", "b")
         memory = rounds.catalog.memory
-        memory.limit = memory.planned + 2 * 4000 - 2 * 64 - 1
+        await rounds.job.editor.set_policy(Sync("live"))
+        memory.limit = memory.planned + 2 * 4000 - 1
         first = rounds.upload("a")
         first.send_all(rounds.messages(random_arrays(1, groups)))
         await until(first._given.empty)
@@ -617,8 +618,8 @@ def test_39_pushes_that_find_no_memory_wait_and_are_refused_by_name(monkeypatch)
         second = rounds.upload("b")
         second.send_all(rounds.messages(random_arrays(2, groups)))
         error = await second.error()
-        assert type(error) is errors.MemoryExceeded
-        assert "what pushes of job 'job' hold while they wait" in str(error)
+        assert type(error) is errors.TooManyBytes
+        assert "--max-memory-bytes" in str(error)
         memory.limit += 1
         again = rounds.upload("b")
         again.send_all(rounds.messages(random_arrays(2, groups)))
@@ -629,7 +630,98 @@ def test_39_pushes_that_find_no_memory_wait_and_are_refused_by_name(monkeypatch)
         await rounds.step({name: random_arrays(ord(name), groups) for name in "ab"})
         assert memory.planned == planned, "what was held is free again"
 
-    play(scenario, 2, groups=groups, message_bytes=64)
+    play(scenario, 2, groups=groups)
+
+
+def test_39_a_policy_that_plans_for_fewer_pushes_costs_those_that_wait_nothing():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        uploads = [rounds.upload(name) for name in "ab"]
+        for name, upload in zip("ab", uploads, strict=True):
+            upload.send_all(rounds.messages(random_arrays(ord(name))))
+        await until(lambda: all(upload._given.empty() for upload in uploads))
+        await rounds.job.editor.set_policy(Async())
+        rounds.catalog.memory.limit = rounds.catalog.memory.planned
+        for upload in uploads:
+            await upload
+        assert rounds.version == 2
+        assert not rounds.job.fold.failure
+
+    play(scenario, 3)
+
+
+def test_a_push_whose_call_has_ended_is_not_in_the_round_that_follows_a_broken_one():
+    """Its call ends while its round waits for readers; the round breaks, because another push has a NaN."""
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        snapshots, held = rounds.job.snapshots, []
+        for number in range(2):
+            held.append(snapshots.hold())
+            await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})
+        held.append(snapshots.hold())
+        bad = random_arrays(2)
+        bad["d"][0] = np.nan
+        gone, wrong = rounds.upload("a"), rounds.upload("b")
+        gone.send_all(rounds.messages(random_arrays(1)))
+        wrong.send_all(rounds.messages(bad))
+        await until(lambda: snapshots.wanted)
+        gone.task.cancel()
+        await settle()
+        for snapshot in held:
+            snapshots.release(snapshot)
+        assert type(await wrong.error()) is errors.NonfiniteGradient
+        await until(rounds.idle)
+        await rounds.step({"a": random_arrays(3), "b": random_arrays(4)})
+
+    play(scenario, 2)
+
+
+def test_a_call_that_repeats_a_push_keeps_it_when_the_first_call_ends():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        gradients = {"a": random_arrays(1), "b": random_arrays(2)}
+        expected = stepped(rounds.weights, list(gradients.values()))
+        first = rounds.upload("a")
+        first.send_all(rounds.messages(gradients["a"]))
+        await until(first._given.empty)
+        again = rounds.upload("a", rounds.messages(gradients["a"])[0])
+        await settle()
+        first.task.cancel()
+        await settle()
+        for frames in rounds.messages(gradients["a"])[1:]:
+            again.send(frames)
+        again.send(last=True)
+        other = rounds.upload("b")
+        other.send_all(rounds.messages(gradients["b"]))
+        assert (await again).result.repeat
+        await other
+        assert same(rounds.weights, expected)
+
+    play(scenario, 2)
+
+
+def test_a_late_gradient_beside_a_flush_is_told_that_it_is_late():
+    async def scenario(rounds):
+        await rounds.job.editor.set_policy(Sync(3, quorum=2))
+        await rounds.job.editor.update_job(JobUpdate("job", {"accumulate": 4}))
+        await rounds.join("a", "b", "c")
+        both = [rounds.upload(name) for name in "ab"]
+        for upload in both:
+            upload.send_all(rounds.messages(random_arrays(1)))
+        for upload in both:
+            await upload
+        flush = rounds.upload("a", last=True, flush=True)
+        await until(lambda: rounds.job.pushes.waiting.waits("a"))
+        late = rounds.upload("c")
+        assert type(await late.error()) is errors.RoundClosed
+        mixed = rounds.upload("c")
+        assert "all workers of a round flush" in str(await mixed.error())
+        partner = rounds.upload("b", last=True, flush=True)
+        for upload in (flush, partner):
+            assert (await upload).result.applied_version == 1
+
+    play(scenario, 3)
 
 
 # The end of a job

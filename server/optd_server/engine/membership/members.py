@@ -88,10 +88,14 @@ class Members:
         return max(self.forgotten_epoch, known) + 1
 
     def to_forget(self, name: str) -> str | None:
-        """Return the name to forget to make room for `name`: the oldest inactive one. None if there is room."""
+        """Return the name to forget to make room for `name`; None if there is room.
+
+        It is the oldest one of those that have left; if there is none, of those whose epochs have ended otherwise.
+        """
         if name in self.by_name or len(self.by_name) < REMEMBERED:
             return None
-        return next((member.name for member in self if not member.active), None)
+        gone = [member for member in self if not member.active]
+        return next((member.name for member in gone if member.fenced_by == LEFT), gone[0].name if gone else None)
 
     def check_unclaimed(self, name: str, job: str, epoch: int, session_id: str) -> None:
         """Raise `StaleEpoch` if a session other than this one has joined as `name` since it had `epoch`."""

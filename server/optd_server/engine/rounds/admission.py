@@ -1,9 +1,10 @@
 """Checks of a push as it comes: whether it is what it claims to be, and whether it goes with those that wait."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from optd_server.engine.rounds.digest import Digest, differs
 from optd_server.engine.rounds.push import GradientSource, Push, has_gradient
+from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.state import JobState
 from optd_wire.errors import InvalidRequest, OtherPayload
 from optd_wire.frames import Received
@@ -30,15 +31,23 @@ def check_same(state: JobState, header: PushHeader, known: PushResult | Push, di
         raise OtherPayload(worker=header.worker, job=state.name, sequence=header.sequence, expected=expected)
 
 
-def check_kind(push: Push, waiting: Collection[Push]) -> None:
-    """Raise `InvalidRequest` if a flush has a gradient, or would share its round with gradients."""
-    header = push.header
-    if header.flush and push.shared is not None and has_gradient(push.shared):
+def check_flush(push: Push) -> None:
+    """Raise `InvalidRequest` if a flush has a gradient in shared memory."""
+    if push.header.flush and push.shared is not None and has_gradient(push.shared):
         raise InvalidRequest(problem="a flush brings no gradient, and this one has some in shared memory")
-    other = next((each for each in waiting if each.header.flush != header.flush), None)
-    if other is not None:
-        waits, comes = ("a flush", "brings gradients") if other.header.flush else ("gradients", "flushes")
-        raise InvalidRequest(
-            problem=f"worker {other.header.worker!r} waits for its round with {waits}, and worker "
-            f"{header.worker!r} {comes}: all workers of a round flush, or none does"
-        )
+
+
+def problem_of_kinds(push: Push, waiting: Waiting) -> InvalidRequest | None:
+    """Return what is wrong if a flush would share its round with gradients; None if nothing is."""
+    if not waiting.policy.receives_first:
+        return None  # each push is a step of its own
+    header = push.header
+    others = [each.header for each in waiting.pushes if each.header.fragment == header.fragment]
+    other = next((each for each in others if each.flush != header.flush), None)
+    if other is None:
+        return None
+    waits, comes = ("a flush", "brings gradients") if other.flush else ("gradients", "flushes")
+    return InvalidRequest(
+        problem=f"worker {other.worker!r} waits for its round with {waits}, and worker {header.worker!r} {comes}: all "
+        "workers of a round flush, or none does"
+    )

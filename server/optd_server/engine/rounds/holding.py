@@ -3,10 +3,12 @@
 import asyncio
 
 from optd_server.engine.planning import JobMemory
-from optd_wire.errors import MemoryExceeded
+from optd_wire.errors import MemoryExceeded, TooManyBytes
 
 PATIENCE_SECONDS = 30.0
 """How long a push waits for memory. Nothing more is read from its sender meanwhile."""
+LOOKS_SECONDS = 0.5
+"""How often it looks whether somebody else has freed memory."""
 
 
 class Holding:
@@ -18,27 +20,34 @@ class Holding:
         self._freed = asyncio.Event()
 
     async def take(self, count: int) -> None:
-        """Count bytes as held, after waiting for room; raise `MemoryExceeded` if that takes too long."""
-        until = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-        while True:
-            try:
-                self._memory.hold(self._held + count)
-            except MemoryExceeded:
-                self._freed.clear()
-                try:
-                    async with asyncio.timeout_at(until):
-                        await self._freed.wait()
-                except TimeoutError:
-                    pass
-                else:
-                    continue
-                raise
-            self._held += count
-            return
+        """Count bytes as held, after waiting for room; raise `TooManyBytes` if that takes too long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_SECONDS
+        while not self._try(count):
+            if loop.time() >= until:
+                raise TooManyBytes(
+                    limit=self._memory.limit,
+                    whose="the server's memory",
+                    seconds=f"{PATIENCE_SECONDS:g}",
+                    setting="--max-memory-bytes",
+                )
+            self._freed.clear()
+            await asyncio.wait(
+                [wait := asyncio.ensure_future(self._freed.wait())], timeout=min(LOOKS_SECONDS, PATIENCE_SECONDS)
+            )
+            wait.cancel()
+
+    def _try(self, count: int) -> bool:
+        try:
+            self._memory.hold(self._held + count)
+        except MemoryExceeded:
+            return False
+        self._held += count
+        return True
 
     def give_back(self, count: int) -> None:
         """Count bytes as held no longer."""
         if count:
             self._held -= count
-            self._memory.hold(self._held)
+            self._memory.let_go(self._held)
             self._freed.set()

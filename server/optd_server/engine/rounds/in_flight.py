@@ -1,6 +1,7 @@
 """The way of a push through a job: admission, the policy's decision, its round, the step, the answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
-from optd_server.engine.rounds.admission import check_kind, check_repeated, check_same
+from optd_server.engine.rounds.admission import check_flush, check_repeated, check_same, problem_of_kinds
 from optd_server.engine.rounds.committer import Committer, no_memory
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.holding import Holding
@@ -25,10 +26,8 @@ from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
 from optd_server.optim.job_options import ZERO
-from optd_server.store.extents import in_compute_dtype
 from optd_server.store.gradients import Gradient, Slot, Slots
 from optd_wire.errors import (
-    InvalidRequest,
     OptdError,
     PushPending,
     PushWithdrawn,
@@ -106,24 +105,26 @@ class InFlight:
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
-            await check_repeated(self._state, header, known, source)
-            return await self._outcome(known)
+            with self._calling(known):
+                await check_repeated(self._state, header, known, source)
+                return await self._outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
             known.successor = push
-        try:
-            if not push.begun.is_done:
-                source.park()
-            receiver = await push.begun.wait()
-            await push.receive(source, receiver)
-            self._seal(push, receiver)
-        except BaseException as error:
-            self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
-            if isinstance(error, RoundBroken | RoundClosed):
-                # If this push itself has failed, its own error says more than that of the round.
-                return await self._outcome(push)
-            raise
-        return await self._settled(push)
+        with self._calling(push):
+            try:
+                if not push.begun.is_done:
+                    source.park()
+                receiver = await push.begun.wait()
+                await push.receive(source, receiver)
+                self._seal(push, receiver)
+            except BaseException as error:
+                self._abandon(push, str(error) if isinstance(error, OptdError) else "its call ended early")
+                if isinstance(error, RoundBroken | RoundClosed):
+                    # If this push itself has failed, its own error says more than that of the round.
+                    return await self._outcome(push)
+                raise
+            return await self._settled(push)
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
@@ -136,27 +137,34 @@ class InFlight:
         return await self._settled(self._announce(push))
 
     async def _settled(self, push: Push) -> PushResult:
-        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull.
-
-        A push that still waits for others is withdrawn when its last caller goes away: nobody counts on it any more.
-        """
-        push.callers += 1
+        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull."""
         try:
             return await push.outcome.wait()
         except RoundClosed:
             await self._writer.caught_up()
             raise late(self._state, push.header) from None
+
+    @contextmanager
+    def _calling(self, push: PushResult | Push) -> Iterator[None]:
+        """Count a call that waits for a push. One that waits for others is withdrawn when its last caller goes away."""
+        called = [push] if isinstance(push, Push) else []
+        for each in called:
+            each.callers += 1
+        try:
+            yield
         finally:
-            push.callers -= 1
-            if not push.callers and push.shared is None and push not in self._rounds:
-                self._abandon(push, "its call ended early")
+            for each in called:
+                each.callers -= 1
+                if not each.is_wanted and each not in self._rounds:
+                    self._abandon(each, "its call ended early")
 
     async def _outcome(self, known: PushResult | Push) -> PushResult:
         """Return the result of a push to a call that repeats it."""
         while isinstance(known, Push):
             push = known
             try:
-                known = await self._settled(push)
+                with self._calling(push):
+                    known = await self._settled(push)
             except RoundBroken:
                 if push.successor is None:
                     raise
@@ -168,7 +176,7 @@ class InFlight:
         header = push.header
         check_header(header)
         decide.check_base(self._state, header)
-        check_kind(push, self.waiting.pushes)
+        check_flush(push)
         decide.check_evaluation(self._state, header)
         decide.check_staleness(self._state, header)
         if header.updates:
@@ -180,13 +188,14 @@ class InFlight:
 
     def _offer(self, push: Push) -> None:
         self.waiting.offer(push)
+        if not push.outcome.is_done and (mixed := problem_of_kinds(push, self.waiting)) is not None:
+            self._end(push, mixed)
         if push.outcome.is_done:
             return
         if push.is_there:
             self.waiting.arrived(push)
         elif self.waiting.policy.receives_first and not push.begun.is_done:
-            extents = in_compute_dtype(self._state.groups.extents)
-            push.spool = Spool(push, extents, self._state.groups.names, self._room, self._offload)
+            push.spool = Spool(push, self._state.groups, self._room, self._offload)
             push.begun.succeed(push.spool)
         self._fold.notify()
 
@@ -253,7 +262,7 @@ class InFlight:
     def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
         """Replace the policy, and offer the waiting pushes to the new one; `workers` are those that take part."""
         for push in self.waiting.exchange(policy, workers):
-            self._offer_again(push)
+            self._offer(push)
 
     # Rounds
 
@@ -281,7 +290,7 @@ class InFlight:
             if slot is not None:
                 self._slots.give_back(slot)
             for push in left:
-                self._offer_again(push)
+                self._offer(push)
             return
         state = self._state
         if slot is not None:
@@ -306,14 +315,6 @@ class InFlight:
             self._rounds[push] = round_
         self._step_if_complete(round_)
 
-    def _offer_again(self, push: Push) -> None:
-        try:
-            check_kind(push, self.waiting.pushes)
-        except InvalidRequest as error:
-            self._let_go(push, error)
-            return
-        self._offer(push)
-
     def _step_if_complete(self, round_: AnyRound) -> None:
         if round_.complete:
             self._writer.post(lambda: self._take(round_))
@@ -337,7 +338,10 @@ class InFlight:
         for push in round_.pushes:
             if push is not culprit:
                 del self._rounds[push]
-                self._offer_again(push)
+                if push.is_wanted:
+                    self._offer(push)
+                else:
+                    self._let_go(push, RoundBroken(job=self._state.name, why="its call ended early"))
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
         """End a round and answer all of its pushes with `error`."""
@@ -392,5 +396,5 @@ class InFlight:
     def _answer(self, push: Push, reply: PushResult) -> None:
         """Answer the callers of a push."""
         self._let_go(push)
-        push.release()
         push.outcome.succeed(reply)
+        push.release()

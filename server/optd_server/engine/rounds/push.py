@@ -137,7 +137,7 @@ class Push:
         self.successor: Push | None = None
         """The same push sent again by a later call, which replaces this one."""
         self.callers = 0
-        """How many calls wait for its outcome."""
+        """How many calls send it or wait for its outcome."""
         self._receiving: asyncio.Timeout | None = None
 
     async def receive(self, source: GradientSource, receiver: Receiver) -> None:
@@ -154,6 +154,11 @@ class Push:
             self.outcome.get()
         finally:
             self._receiving = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a call waits for it, or may come back to it: a gradient in shared memory stays there."""
+        return self.callers > 0 or self.shared is not None
 
     def fail(self, error: OptdError) -> None:
         """Fail the push for all of its callers."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from optd_server.engine.offload import Offload
+from optd_server.engine.options.groups import Groups
 from optd_server.engine.rounds.push import Push
-from optd_server.store.extents import Extent
+from optd_server.store.extents import in_compute_dtype
 from optd_server.store.flat import FrameClaims, Placed
 from optd_server.store.ledger import Presence
 from optd_server.store.rows import RowPlace, table_of
@@ -33,9 +34,7 @@ class Room(Protocol):
 class Spool:
     """The received frames of one push. Lives on one event loop."""
 
-    def __init__(
-        self, push: Push, extents: tuple[Extent, ...], groups: Sequence[str], room: Room, offload: Offload
-    ) -> None:
+    def __init__(self, push: Push, groups: Groups, room: Room, offload: Offload) -> None:
         self.placed: list[Placed] = []
         """The frames of whole parameters, each with its place."""
         self.rows: list[RowFrame] = []
@@ -44,8 +43,8 @@ class Spool:
         self.presence: Presence | None = None
         """The parameters that it has whole, once it is sealed."""
         self._push = push
-        self._extents = extents
-        self._claims = FrameClaims(extents, GRADIENT, groups)
+        self._extents = in_compute_dtype(groups.extents)
+        self._claims = FrameClaims(self._extents, GRADIENT, groups.names)
         self._room = room
         self._offload = offload
         self._held = 0

@@ -16,6 +16,9 @@ from optd_server.store.rows import Ids, RowPlace
 from optd_wire.errors import InvalidRequest, NonfiniteGradient
 from optd_wire.values import PushHeader
 
+MAX_FRAGMENTS = 1024
+"""Each fragment is remembered with its last versions."""
+
 Locate = Callable[[int], tuple[str, int]]
 """Maps the index of one of the numbers to its parameter, and to its index there."""
 
@@ -32,12 +35,14 @@ class Nonfinite:
 
 
 def check_header(header: PushHeader) -> None:
-    """Raise `InvalidRequest` if the weight or the loss scale of a push is out of range, or a flush has either."""
+    """Raise `InvalidRequest` if a number of a push is out of range, or a flush has a weight or a loss scale."""
     if header.weight is not None and not 0 < header.weight < math.inf:
         raise InvalidRequest(problem=f"weight of a push must be in (0, inf), got {header.weight:g}")
     scale = header.loss_scale
     if scale is not None and not 1 / LARGEST_SCALE <= scale <= LARGEST_SCALE:
         raise InvalidRequest(problem=f"loss_scale of a push must be in [2**-126, 2**126], got {scale:g}")
+    if header.fragment >= MAX_FRAGMENTS:
+        raise InvalidRequest(problem=f"fragment of a push must be in [0, {MAX_FRAGMENTS}), got {header.fragment}")
     if header.flush:
         for name, value in (("weight", header.weight), ("loss_scale", scale), ("loss", header.loss)):
             if value is not None:

@@ -130,7 +130,7 @@ class Policy(Protocol):
 
     @property
     def planned(self) -> int:
-        """For how many pushes that are held memory is planned: one message each."""
+        """For how many pushes that are held memory is planned."""
 
     def offered(self, offer: Offer, now: float) -> Decisions:
         """A push has been announced. Its gradient is still with its sender."""

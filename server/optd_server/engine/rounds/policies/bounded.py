@@ -1,7 +1,8 @@
 """`bounded`: every push is a step of its own, but nobody gets far ahead of the slowest worker.
 
-A worker's clock counts its steps since it joined. One that joins begins with the lowest clock of the others, so nobody
-has to wait for it to catch up. The clocks are not kept on disk: after a restart of the server all begin together.
+A worker's clock counts its steps. One that joins begins with the lowest clock of the others, so nobody has to wait for
+it to catch up, and one that joins again is not behind its own clock. The clocks are not kept on disk: after a restart
+of the server all begin together.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from optd_wire.values import Bounded
 
 SLOTS = 4
 """One gradient is in a step while up to three others arrive."""
+REMEMBERED = 1024
+"""The clocks of so many workers that have gone."""
 
 
 class BoundedPolicy(Indifferent):
@@ -32,6 +35,8 @@ class BoundedPolicy(Indifferent):
         self._bound = given.staleness
         self._clocks: dict[str, int] = {}
         """How many steps each live worker has made."""
+        self._ended: dict[str, int] = {}
+        """The clocks of workers that have gone, the last ones."""
         self._held: dict[PushId, float] = {}
         """The pushes that wait, and since when."""
 
@@ -48,14 +53,18 @@ class BoundedPolicy(Indifferent):
         return NONE
 
     def joined(self, worker: str, now: float) -> Decisions:
-        """Begin a worker's clock at the lowest of the others."""
+        """Begin a worker's clock at the lowest of the others, or where it was before."""
         others = [clock for name, clock in self._clocks.items() if name != worker]
-        self._clocks[worker] = min(others, default=0)
+        own = self._clocks.get(worker, self._ended.pop(worker, 0))
+        self._clocks[worker] = max(own, min(others, default=0))
         return self._released()
 
     def left(self, worker: str, now: float) -> Decisions:
         """Wait no longer for a worker."""
-        self._clocks.pop(worker, None)
+        if worker in self._clocks:
+            self._ended[worker] = self._clocks.pop(worker)
+            if len(self._ended) > REMEMBERED:
+                del self._ended[next(iter(self._ended))]
         return self._released()
 
     expired = left

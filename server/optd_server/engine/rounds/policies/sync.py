@@ -100,7 +100,8 @@ class SyncPolicy:
             if push.worker not in closed.told and closed.opened is not None:
                 self._grace.note(now - closed.opened)
             closed.told.add(push.worker)
-            return (RefusePush(push, TooLate(offer.base)),)
+            # What is known of late gradients may bring the end of an open round's window nearer.
+            return [RefusePush(push, TooLate(offer.base)), *self._judged(list(self._rounds), now)]
         self._rounds.setdefault(offer.fragment, OpenRound()).arriving[push.worker] = push
         return (HoldPush(push),)
 
@@ -151,6 +152,7 @@ class SyncPolicy:
         return self._judged(list(self._rounds), now)
 
     def _gone(self, lost: LostWorker, now: float) -> Decisions:
+        self._to_tell.pop(lost.worker, None)
         if self._live.pop(lost.worker, lost) is lost:
             return NONE
         if self._on_death != "fail":
@@ -169,13 +171,25 @@ class SyncPolicy:
             found = self._rounds[fragment]
             limits = self._limits(found)
             there = len(found.arrived)
-            if there >= limits.needed:
-                decisions += self._close(fragment, now, refuse_others=False)
-            elif limits.deadline is not None and now >= limits.deadline:
-                decisions += self._close(fragment, now, refuse_others=True)
+            if there >= limits.needed or (limits.deadline is not None and now >= limits.deadline):
+                decisions += self._close(fragment, now)
+        decisions += self._apart()
         deadlines = [self._limits(found).deadline for found in self._rounds.values()]
         decisions += [WakeAt(min(known))] if (known := [each for each in deadlines if each is not None]) else []
         return decisions
+
+    def _apart(self) -> list[Decision]:
+        """Refuse the pushes of all rounds but the largest if all workers wait, each for others in another round.
+
+        That happens when workers push different fragments. Those that are refused go on with the others.
+        """
+        there = {worker for found in self._rounds.values() for worker in found.arrived}
+        if len(self._rounds) < 2 or not self._live or not there.issuperset(self._live):
+            return []
+        kept = max(self._rounds, key=lambda fragment: (len(self._rounds[fragment].arrived), -fragment))
+        apart = [push for fragment, found in self._rounds.items() if fragment != kept for push in found.all()]
+        self._rounds = {kept: self._rounds[kept]}
+        return [RefusePush(push, TooLate(self._version)) for push in apart]
 
     def _limits(self, found: OpenRound) -> Limits:
         given, there = self._given, len(found.arrived)
@@ -198,17 +212,18 @@ class SyncPolicy:
             return min(self._given.workers, len(self._live))
         return self._given.workers
 
-    def _close(self, fragment: int, now: float, *, refuse_others: bool) -> list[Decision]:
+    def _close(self, fragment: int, now: float) -> list[Decision]:
         found = self._rounds.pop(fragment)
         members = sorted(found.arrived)
         decisions: list[Decision] = [MakeStep(tuple(found.arrived[worker] for worker in members))]
-        late = sorted(found.arriving) if refuse_others else []
+        is_early = may_close_early(self._given)
+        late = sorted(found.arriving) if is_early else []
         decisions += [RefusePush(found.arriving[worker], TooLate(self._version)) for worker in late]
         for _ in late:
             self._grace.note(now - (found.opened or now))
-        if found.arriving and not refuse_others:
+        if found.arriving and not is_early:
             self._rounds[fragment] = OpenRound(arriving=found.arriving)
-        if self._given.workers == LIVE or len(members) < self._given.workers:
+        if is_early:
             self._closed[fragment] = ClosedRound(self._version, frozenset(members), found.opened, set(late))
             left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
             decisions += [LeaveOut(left_out)] if left_out else []
