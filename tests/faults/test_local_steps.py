@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from faults.processes import wait_for
 from faults.proxy import Proxy
 from tests.client.local_steps.problem import Inner, assert_equal, initial, together
 from tests.client.local_steps.simulation import ROUNDS, diloco, streaming
@@ -105,3 +106,36 @@ def test_a_job_that_is_created_anew_begins_with_the_base_and_no_local_step_is_lo
     assert version == 2, "of the new job"
     assert_equal(weights, alone)
     assert_equal(found, alone)
+
+
+@pytest.mark.parametrize(("fragments", "delay"), [(1, 0), (3, 2)])
+def test_18_a_lease_that_runs_out_between_two_syncs_changes_no_number(name, fragments, delay):
+    """The difference stays one to the weights that it was computed from, and is sent under the new epoch."""
+    every, alpha = 6, 0.5 if delay else 0.0
+    options = {"every": every, "fragments": fragments, "delay": delay, "alpha": alpha}
+    weights, epochs, names = [initial(), initial()], [], []
+    with local("--lease-seconds", "0.6") as server:
+        register(server.address, name, 2)
+
+        def work(number: int) -> None:
+            inner = Inner(number)
+            session = optd.connect(server.address, job=name, worker=f"w{number}")
+            with session, optd.LocalSteps(weights[number], session=session, **options) as local_steps:
+                names.append(local_steps.fragments)
+                for step in range(ROUNDS * every):
+                    inner.step(weights[number])
+                    if number == 1 and step == 2 * every - 2:
+                        session._heartbeat.stop()  # as if the process had been stopped
+                        wait_for(lambda: "w1" not in active(session), "the lease of w1 runs out")
+                    local_steps.step()
+                epochs.append(session.epoch)
+
+        together([lambda number=number: work(number) for number in range(2)])
+        with optd.connect(server.address, job=name) as session:
+            found = session.pull()
+    assert_equal(found, streaming(2, every, names[0], delay, alpha)[0])
+    assert sorted(epochs) == [1, 2]
+
+
+def active(session: optd.Session) -> set[str]:
+    return {info.name for info in session.workers() if info.active}
