@@ -129,7 +129,7 @@ class OtherPayload(Conflict):
 
 
 class RoundBroken(Unavailable):
-    """Another push of the same round failed, so there was no step. Send this push again."""
+    """The server had no memory for a round, or options changed meanwhile. Send this push again."""
 
     reason = "ROUND_BROKEN"
     template = "job {job!r} made no step of this push, because its round failed ({why}); push again"

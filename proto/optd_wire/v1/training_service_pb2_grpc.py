@@ -69,15 +69,19 @@ class TrainingServiceServicer(object):
 
         Job, worker, epoch and sequence identify a push. The sequences of an epoch are 1, 2, 3, ... A push that is sent
         again is applied once and gets the first reply, so after a lost answer send the same frames in the same order under
-        the same sequence: another content under a number that was applied fails with OTHER_PAYLOAD. In a sync job the answer comes when all workers have pushed: choose the deadline for the slowest.
+        the same sequence: another content fails with OTHER_PAYLOAD. A push counts while a call waits for it: if the call
+        ends before its round has closed, the push is withdrawn.
 
-        Frames may come in any number of messages and in any order. If several pushes make a step, they come in the order
-        of group and offset, and the server reads each push when it is its turn. Together the frames of a push cover whole
-        parameters. A parameter that no frame touches has no gradient in this push; a frame touches an empty parameter if
-        it begins, ends or passes at the parameter's offset.
+        In a sync job the answer comes when the round closes, so choose the deadline for the slowest worker. A push for a
+        round that has closed without it fails with ROUND_CLOSED, and one that is too stale for an async job with
+        STALE_GRADIENT: pull, and push a gradient of the new weights under the same sequence.
+
+        Frames may come in any number of messages and in any order. Together the frames of a push cover whole parameters. A
+        parameter that no frame touches has no gradient in this push; a frame touches an empty parameter if it begins, ends
+        or passes at the parameter's offset.
 
         A row frame holds gradients of some rows of a parameter, which no other frame of the push touches; without rows it
-        says that all rows are zero. If several pushes make a step, row frames come after the other frames.
+        says that all rows are zero.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
