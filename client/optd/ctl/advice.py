@@ -6,8 +6,9 @@ from optd_wire.errors import Conflict, InvalidArgument, NotFound, OptdError, Res
 ADVICE = {
     "NONFINITE_GRADIENT": "lower the learning rate or look at the worker's data; optd.Gradients(nonfinite='skip') "
     "skips such steps, and 'zero' takes their other entries",
-    "STALE_EPOCH": "a worker was away for longer than its lease, or two processes use one name: give each process a "
-    "worker= of its own",
+    "STALE_EPOCH": "two processes use one name: give each process a worker= of its own",
+    "LEASE_EXPIRED": "nothing: the worker was away for longer than its lease, joins again and goes on",
+    "UNKNOWN_WORKER": "look for the name with optctl workers",
     "ROLLED_BACK": "nothing: the session joins again and goes on; steps after the older version are lost",
     "PUSH_WITHDRAWN": "nothing, if its worker left or was lost; else see STALE_EPOCH",
     "PUSH_PENDING": "a worker sends a second push before the answer to its first: one process for each worker name",

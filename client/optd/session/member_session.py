@@ -28,9 +28,11 @@ from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import (
     AlreadyRegistered,
     JobLost,
+    LeaseExpired,
     OptdError,
     RolledBack,
     SharedMemoryUnavailable,
+    StaleEpoch,
     Unavailable,
     UnknownJob,
     UnknownWorker,
@@ -124,6 +126,8 @@ class MemberSession(Inquiry, ABC):
         """The callback of the last push while the fate of that push is unknown; else None."""
         self._acknowledged = Acknowledged()
         self._added_up = 0
+        self._fenced = 0
+        """The epoch that another session of this worker's name has fenced."""
         self._heartbeat: Heartbeat | None = None
         self._session_id = secrets.token_hex(16)
         """Tells a repeated call of this session from one of another session with the worker's name."""
@@ -313,9 +317,16 @@ class MemberSession(Inquiry, ABC):
 
     def _renew(self) -> None:
         membership, renewals = self._membership, self._departure.renewals
-        if membership is not None and renewals is not None:
+        if membership is None or renewals is None or membership.epoch == self._fenced:
+            return
+        try:
             renewals.renew_lease(self.job, self.worker, membership.epoch, timeout=membership.lease_ms / 2000)
-            self._note_found()
+        except LeaseExpired:
+            raise
+        except StaleEpoch:
+            self._fenced = membership.epoch  # another session has the name: the answer will stay the same
+            raise
+        self._note_found()
 
     def _choose_lane(self, membership: Membership) -> None:
         """Opens the lane for this epoch; raises `SharedMemoryUnavailable` if only shared memory was asked for."""

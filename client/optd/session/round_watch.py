@@ -47,7 +47,10 @@ class RoundWatch:
         self._seen: tuple[float, RoundInfo] | None = None
         """The last answer, and the beginning of the push that it is about."""
         self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._due = 0.0
+        """When the thread looks next."""
+        self._woken = threading.Event()
+        self._is_over = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -55,6 +58,8 @@ class RoundWatch:
         self._began = time.monotonic()
         if self._thread is None:
             self._start()
+        elif self._due > self._began + self._patience:
+            self._woken.set()  # it sleeps for long, because an earlier push waited for long
         try:
             yield
         finally:
@@ -62,7 +67,12 @@ class RoundWatch:
 
     def stop(self) -> None:
         """Ends the thread soon, without waiting for it."""
-        self._stopped.set()
+        self._is_over = True
+        self._woken.set()
+
+    @property
+    def _patience(self) -> float:
+        return max(SHORTEST_SECONDS, min(PATIENCE_SECONDS, self._timeout / 2))
 
     def waited_for(self) -> str:
         """Whom the push that is under way has been waiting for, as far as the server has told; else empty."""
@@ -77,11 +87,16 @@ class RoundWatch:
             logger.debug("nothing is told of rounds that wait: %s", problem)
 
     def _watch(self) -> None:
-        patience = max(SHORTEST_SECONDS, min(PATIENCE_SECONDS, self._timeout / 2))
+        patience = self._patience
         watched: float | None = None
         found: RoundInfo | None = None
         pause = patience
-        while not self._stopped.wait(pause):
+        while True:
+            self._due = time.monotonic() + pause
+            self._woken.wait(pause)
+            self._woken.clear()
+            if self._is_over:
+                return
             began, now = self._began, time.monotonic()
             if self._ask() is None:
                 return  # the session is garbage

@@ -12,6 +12,7 @@ from optd.local_steps.settings import Settings
 from optd.params.flat_view import Array
 from optd.params.groups import NAME, PARAMS, ParamGroup
 from optd.session.session import Session
+from optd.torch import preemption
 from optd.torch.arrays import as_array, as_tensor, served_dtype
 from optd.torch.checks import check_parameter
 from optd.torch.distributed import policy_of_ranks, shared_by_ranks
@@ -105,6 +106,7 @@ class LocalSteps(LocalStepsFace):
             shown=as_torch,
         )
         self._hook = inner.register_step_post_hook(lambda *_: self._after_step())
+        preemption.install()
 
     def state_dict(self) -> dict[str, Any]:
         """As `optd.LocalSteps.state_dict`, with tensors, so that `torch.load(weights_only=True)` reads it."""
@@ -120,7 +122,8 @@ class LocalSteps(LocalStepsFace):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_step(self) -> None:
-        self._worker.after_step()
+        with preemption.lasting_step():
+            self._worker.after_step()
 
     def _close(self, *, wait: bool) -> None:
         self._hook.remove()

@@ -14,7 +14,10 @@ class StaleEpoch(Conflict):
     """The worker's epoch is fenced, because its name was joined again or it has left."""
 
     reason = "STALE_EPOCH"
-    template = "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; open a new session to go on"
+    template = (
+        "worker {worker!r} of job {job!r} calls with epoch {epoch}, but {why}; stop this process, or give it a "
+        "worker= of its own"
+    )
 
 
 class LeaseExpired(StaleEpoch):

@@ -227,11 +227,13 @@ def _read_options(message: pb.OptionsChanged, _: _Numbers) -> events.OptionsChan
 
 def _write_policy(message: pb.PolicyChanged, event: events.PolicyChanged, _: Extents) -> Frames:
     message.policy.CopyFrom(to_message(event.policy))
+    message.changes.extend(map(to_message, event.changes))
     return NO_FRAMES
 
 
 def _read_policy(message: pb.PolicyChanged, _: _Numbers) -> events.PolicyChanged:
-    return events.PolicyChanged(policy_from_message(message.policy))
+    changes = tuple(from_message(each, OptionChange) for each in message.changes)
+    return events.PolicyChanged(policy_from_message(message.policy), changes)
 
 
 def _write_group(message: pb.GroupAdded, event: events.GroupAdded, _: Extents) -> Frames:

@@ -306,6 +306,7 @@ def _options_changed(state: JobState, event: OptionsChanged, _: Compute) -> Appl
 
 def _policy_changed(state: JobState, event: PolicyChanged, _: Compute) -> Applying:
     state.policy = event.policy
+    state.history.add(event.changes)
     return NOTHING_MORE
     yield
 

@@ -7,6 +7,7 @@ import logging
 
 from optd_server.engine.membership.activity import UNKNOWN, Process
 from optd_server.engine.state import JobState
+from optd_wire.values import OptionChange
 
 logger = logging.getLogger("optd.jobs")
 
@@ -24,6 +25,11 @@ def restored(state: JobState) -> None:
 def deleted(state: JobState, why: str) -> None:
     """Tell of a job that has ended."""
     _tell("job deleted", state, version=state.version, reason=why)
+
+
+def policy_changed(state: JobState, change: OptionChange) -> None:
+    """Tell of a policy that was replaced."""
+    _tell("policy changed", state, version=change.version, policy=change.after, before=change.before)
 
 
 def joined(state: JobState, worker: str, process: Process, replaced: Process | None) -> None:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from optd_server.engine import decide
+from optd_server.engine import chronicle, decide
 from optd_server.engine.clock import Clock
 from optd_server.engine.events import GroupAdded, OptionsChanged, PolicyChanged
 from optd_server.engine.fold import Fold
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.options.by_name import check_matches
-from optd_server.engine.options.history import Origin
+from optd_server.engine.options.history import Origin, policy_change
 from optd_server.engine.options.registration import check_group, check_options, check_same_group, check_together
 from optd_server.engine.options.resolution import algorithm_of
 from optd_server.engine.planning import JobMemory
@@ -78,11 +78,14 @@ class JobEditor:
         """
 
         async def action() -> tuple[Policy, JobVersion]:
-            if policy == self._state.policy:
+            before = self._state.policy
+            if policy == before:
                 return policy, self._state.job_version  # a repeated call must not end the open round's grace window
             decider = decider_of(policy, self._state.progress)
             with self.memory.with_policy(decider):
-                await self.fold.take(PolicyChanged(policy))
+                change = policy_change(before, policy, self._state.version, self.clock.wall())
+                await self.fold.take(PolicyChanged(policy, (change,)))
+            chronicle.policy_changed(self._state, change)
             self.slots.allow(decider.slots)
             self.pushes.exchange(decider, self.leases.holders())
             return policy, self._state.job_version

@@ -131,6 +131,8 @@ class PolicyChanged:
     """The policy was replaced."""
 
     policy: Policy
+    changes: tuple[OptionChange, ...] = ()
+    """The change as an entry of the job's option history."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

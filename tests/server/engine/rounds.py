@@ -191,10 +191,10 @@ class Rounds:
         for name in names:
             await self.job.join(name, None)
 
-    def header(self, worker: str, **more: Any) -> PushHeader:
+    def header(self, worker: str, *, base: int = 0, **more: Any) -> PushHeader:
         """That of the worker's next push, or of its last one once again."""
         member = self.member(worker)
-        return PushHeader("job", worker, member.epoch, member.sequence + 1, 0, **more)
+        return PushHeader("job", worker, member.epoch, member.sequence + 1, base, **more)
 
     def member(self, worker: str) -> Member:
         """What the job remembers of a worker that has joined."""

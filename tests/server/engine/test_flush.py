@@ -1,9 +1,7 @@
 """Flushes among pushes that break off, wait and come again, where it takes a service driven by hand to see it."""
 
-import asyncio
-
 import numpy as np
-from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle, stepped, until
+from tests.server.engine.rounds import Rounds, play, random_arrays, same, settle, stepped
 
 from optd_wire import errors
 from optd_wire.values import JobUpdate
@@ -60,44 +58,6 @@ def test_one_that_breaks_off_leaves_what_is_added_up() -> None:
         assert same(rounds.weights, expected)
 
     play(scenario, 0)
-
-
-def test_a_push_that_waits_for_another_round_does_not_get_into_one_that_flushes() -> None:
-    """The round of c and d waits for room; c leaves it, and e waits with a flush when d looks for another partner."""
-
-    async def scenario(rounds: Rounds) -> None:
-        await rounds.join("a", "b", "c", "d", "e")
-        gradient = random_arrays(1)
-        snapshots, held = rounds.job.snapshots, []
-        for number in range(2):
-            held.append(snapshots.hold())
-            await rounds.step({"a": random_arrays(number), "b": random_arrays(number + 10)})
-        held.append(snapshots.hold())
-        running = [rounds.upload("a"), rounds.upload("b")]
-        for upload in running:
-            upload.send_all(rounds.messages(gradient))
-        await until(lambda: snapshots.wanted)
-        left, waiting = rounds.upload("c"), rounds.upload("d")
-        for upload in (left, waiting):
-            upload.send_all(rounds.messages(gradient))
-        await until(lambda: not rounds.job.pushes.waiting.pushes)
-        leaving = asyncio.create_task(rounds.leave("c"))
-        assert isinstance(await left.error(), errors.PushWithdrawn)
-        flush = rounds.upload("e", last=True, flush=True)
-        await until(lambda: rounds.job.pushes.waiting.waits("e"))
-        for snapshot in held:
-            snapshots.release(snapshot)
-        for upload in running:
-            assert (await upload).result.applied_version == 3
-        await leaving
-        error = await waiting.error()
-        assert "worker 'e' waits for its round with a flush, and worker 'd' brings gradients" in str(error)
-        await rounds.join("c")
-        partner = rounds.upload("c", last=True, flush=True)
-        assert [(await each).result.applied_version for each in (flush, partner)] == [0, 0]
-        assert rounds.version == 3
-
-    play(scenario, 2)
 
 
 def test_fewer_rounds_that_make_a_step_make_it_between_two_of_them() -> None:

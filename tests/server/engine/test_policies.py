@@ -94,6 +94,9 @@ def test_a_window_that_adapts_follows_the_arrivals_and_ignores_a_straggler():
     for _ in range(FEWEST - 1):
         grace.note(1.0)
     assert grace.seconds is None
+    for now in (0.0, 2.0, 3.0):
+        grace.note_close(now)
+    assert grace.seconds == 6.0, "three times the longest round"
     for delay in (0.9, 1.1, 1.0, 1.0, 60.0):
         grace.note(delay)
     assert grace.seconds is not None

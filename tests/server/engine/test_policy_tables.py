@@ -179,10 +179,17 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         0,
         "join a; join b; a; a!; b; b! -> wake 5; join c; c; c! -> step a b c",
     ),
-    "a grace window that adapts waits for all until it knows how they come": (
+    "a grace window that adapts waits for all in its first round, and then as long as a few rounds take": (
         Sync(2, quorum=1, grace="auto"),
         3,
-        "join a; join b; a; a!; at 99; b; b! -> step a b",
+        "join a; join b; a; a!; at 90; b; b! -> step a b; applied a b; at 92; a; a!; b; b! -> step a b; applied a b; "
+        "at 93; a; a! -> wake 99; at 99 -> step a, without b",
+    ),
+    "a worker beside enough others is late, as backup workers are": (
+        Sync(2),
+        0,
+        "join a; join b; join c; c; a; b; a!; b! -> step a b, late c, without c; applied a b; c+0 -> late c; c; c!; "
+        "a; a! -> step a c, without b",
     ),
     # Time
     "a round whose time is up goes without the others": (

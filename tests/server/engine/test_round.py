@@ -800,9 +800,9 @@ def test_a_job_that_is_deleted_while_it_steps_answers_that_step(monkeypatch):
     play(scenario, 2)
 
 
-def test_a_server_that_stops_refuses_what_waits_and_lets_go_on_what_has_begun():
+def test_a_server_that_stops_lets_a_round_go_on_that_has_begun():
     async def scenario(rounds):
-        await rounds.join("a", "b", "c")
+        await rounds.join("a", "b")
         snapshots, held = rounds.job.snapshots, []
         for number in range(2):
             held.append(snapshots.hold())
@@ -812,10 +812,7 @@ def test_a_server_that_stops_refuses_what_waits_and_lets_go_on_what_has_begun():
         for upload in uploads:
             upload.send_all(rounds.messages(random_arrays(1)))
         await until(lambda: snapshots.wanted)
-        waiting = rounds.upload("c")
-        await settle()
         rounds.catalog.refuse_waiting(errors.ShuttingDown())
-        assert type(await waiting.error()) is errors.ShuttingDown
         for snapshot in held:
             snapshots.release(snapshot)
         for upload in uploads:
@@ -825,20 +822,16 @@ def test_a_server_that_stops_refuses_what_waits_and_lets_go_on_what_has_begun():
     play(scenario, 2)
 
 
-def test_rounds_take_their_pushes_in_the_order_in_which_these_are_there():
+def test_a_server_that_stops_refuses_what_waits():
     async def scenario(rounds):
-        await rounds.join(*NAMES)
-        gradients = {name: random_arrays(ord(name)) for name in NAMES}
-        expected = stepped(stepped(rounds.weights, [gradients[n] for n in "cd"]), [gradients[n] for n in "ab"])
-        uploads: dict[str, Upload] = {}
-        for name in NAMES:
-            uploads[name] = rounds.upload(name)
-            await settle()
-        for name in "dcba":
-            uploads[name].send_all(rounds.messages(gradients[name]))
-            await settle()
-        for upload in uploads.values():
-            await upload
-        assert same(rounds.weights, expected)
+        await rounds.join("a", "b", "c")
+        whole, half = begun(rounds)
+        whole.send_all(rounds.messages(random_arrays(1)))
+        half.send(rounds.messages(random_arrays(2))[0])
+        await until(whole._given.empty)
+        rounds.catalog.refuse_waiting(errors.ShuttingDown())
+        for upload in (whole, half):
+            assert type(await upload.error()) is errors.ShuttingDown
+        assert rounds.version == 0
 
-    play(scenario, 2)
+    play(scenario, 3)

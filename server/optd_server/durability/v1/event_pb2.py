@@ -29,7 +29,7 @@ from optd_wire.v1 import state_service_pb2 as optd_dot_v1_dot_state__service__pb
 from optd_wire.v1 import tensor_pb2 as optd_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boptd/storage/v1/event.proto\x12\x0foptd.storage.v1\x1a optd/v1/inspection_service.proto\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x1boptd/v1/state_service.proto\x1a\x14optd/v1/tensor.proto\"\xc6\x05\n\x05\x45vent\x12+\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x18.optd.storage.v1.CreatedH\x00\x12\x32\n\x0bgroup_added\x18\x02 \x01(\x0b\x32\x1b.optd.storage.v1.GroupAddedH\x00\x12)\n\x06joined\x18\x03 \x01(\x0b\x32\x17.optd.storage.v1.JoinedH\x00\x12%\n\x04left\x18\x04 \x01(\x0b\x32\x15.optd.storage.v1.LeftH\x00\x12+\n\x07\x65xpired\x18\x05 \x01(\x0b\x32\x18.optd.storage.v1.ExpiredH\x00\x12:\n\x0foptions_changed\x18\x06 \x01(\x0b\x32\x1f.optd.storage.v1.OptionsChangedH\x00\x12\x38\n\x0epolicy_changed\x18\x07 \x01(\x0b\x32\x1e.optd.storage.v1.PolicyChangedH\x00\x12\x38\n\x0estate_replaced\x18\x08 \x01(\x0b\x32\x1e.optd.storage.v1.StateReplacedH\x00\x12\x32\n\x0bround_added\x18\t \x01(\x0b\x32\x1b.optd.storage.v1.RoundAddedH\x00\x12+\n\x07stepped\x18\n \x01(\x0b\x32\x18.optd.storage.v1.SteppedH\x00\x12+\n\x07skipped\x18\x0b \x01(\x0b\x32\x18.optd.storage.v1.SkippedH\x00\x12+\n\x07\x64\x65leted\x18\x0c \x01(\x0b\x32\x18.optd.storage.v1.DeletedH\x00\x12)\n\x06\x66\x65nced\x18\r \x01(\x0b\x32\x17.optd.storage.v1.FencedH\x00\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.FrameB\x06\n\x04kind\"y\n\x07\x43reated\x12\x1e\n\x04spec\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x1f\n\x06policy\x18\x02 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04wall\x18\x04 \x01(\x01\x12\x13\n\x0b\x66irst_epoch\x18\x05 \x01(\x04\"=\n\nGroupAdded\x12 \n\x04spec\x18\x01 \x01(\x0b\x32\x12.optd.v1.GroupSpec\x12\r\n\x05group\x18\x02 \x01(\r\";\n\x06Joined\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nsession_id\x18\x03 \x01(\t\"%\n\x04Left\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x07\x45xpired\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03why\x18\x03 \x01(\t\"=\n\x0eOptionsChanged\x12+\n\x05\x65\x64its\x18\x01 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\"0\n\rPolicyChanged\x12\x1f\n\x06policy\x18\x01 \x01(\x0b\x32\x0f.optd.v1.Policy\"\t\n\x07\x44\x65leted\"8\n\x06\x46\x65nced\x12\x0b\n\x03why\x18\x01 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\x04\x12\x11\n\trevisions\x18\x03 \x01(\x04\"\x83\x01\n\x0bOptionEdits\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.optd.storage.v1.GroupEdit\x12 \n\x03job\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x15.optd.v1.OptionChange\"B\n\tGroupEdit\x12\r\n\x05group\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\"\xa4\x01\n\x04Mark\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tstaleness\x18\x04 \x01(\x04\x12\x16\n\x0eknown_revision\x18\x05 \x01(\x04\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\x12\r\n\x05norms\x18\x07 \x01(\x08\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\x12\x10\n\x08\x66ragment\x18\t \x01(\r\"R\n\x10NonfiniteEntries\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x0c\n\x04wall\x18\x04 \x01(\x01\"\x1b\n\x08Gradient\x12\x0f\n\x07present\x18\x01 \x03(\x0c\"\xab\x02\n\x07Stepped\x12\x0c\n\x04wall\x18\x01 \x01(\x01\x12%\n\x06pushes\x18\x02 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12+\n\x08gradient\x18\x03 \x01(\x0b\x32\x19.optd.storage.v1.Gradient\x12+\n\x05\x65\x64its\x18\x04 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x05 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\x12\x11\n\x04loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x62\x65gins\x18\x07 \x01(\x08\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x12\n\nis_clipped\x18\t \x01(\x08\x12\r\n\x05norms\x18\n \x03(\x01\x42\x07\n\x05_loss\"\x83\x02\n\nRoundAdded\x12%\n\x06pushes\x18\x01 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12+\n\x08gradient\x18\x02 \x01(\x0b\x32\x19.optd.storage.v1.Gradient\x12)\n\x07weights\x18\x03 \x03(\x0b\x32\x18.optd.storage.v1.Weights\x12\x13\n\x0brow_weights\x18\x04 \x03(\x01\x12+\n\x05\x65\x64its\x18\x05 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x06 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\"\x1a\n\x07Weights\x12\x0f\n\x07weights\x18\x01 \x03(\x01\"\xac\x01\n\x07Skipped\x12%\n\x06pushes\x18\x01 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12\x17\n\x0fnothing_pending\x18\x02 \x01(\x08\x12+\n\x05\x65\x64its\x18\x03 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x04 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\"\xe9\x01\n\rStateReplaced\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08write_id\x18\x03 \x01(\t\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x05 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12-\n\x06\x66ields\x18\x06 \x03(\x0b\x32\x1d.optd.storage.v1.FieldWritten\x12+\n\x05\x65\x64its\x18\x07 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\"\x83\x01\n\x0c\x46ieldWritten\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12-\n\x07layouts\x18\x02 \x03(\x0b\x32\x1c.optd.storage.v1.FieldLayout\x12\x35\n\nparameters\x18\x03 \x03(\x0b\x32!.optd.storage.v1.WrittenParameter\"9\n\x0b\x46ieldLayout\x12*\n\nparameters\x18\x01 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\"4\n\x10WrittenParameter\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1boptd/storage/v1/event.proto\x12\x0foptd.storage.v1\x1a optd/v1/inspection_service.proto\x1a\x11optd/v1/job.proto\x1a\x14optd/v1/option.proto\x1a\x1boptd/v1/state_service.proto\x1a\x14optd/v1/tensor.proto\"\xc6\x05\n\x05\x45vent\x12+\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x18.optd.storage.v1.CreatedH\x00\x12\x32\n\x0bgroup_added\x18\x02 \x01(\x0b\x32\x1b.optd.storage.v1.GroupAddedH\x00\x12)\n\x06joined\x18\x03 \x01(\x0b\x32\x17.optd.storage.v1.JoinedH\x00\x12%\n\x04left\x18\x04 \x01(\x0b\x32\x15.optd.storage.v1.LeftH\x00\x12+\n\x07\x65xpired\x18\x05 \x01(\x0b\x32\x18.optd.storage.v1.ExpiredH\x00\x12:\n\x0foptions_changed\x18\x06 \x01(\x0b\x32\x1f.optd.storage.v1.OptionsChangedH\x00\x12\x38\n\x0epolicy_changed\x18\x07 \x01(\x0b\x32\x1e.optd.storage.v1.PolicyChangedH\x00\x12\x38\n\x0estate_replaced\x18\x08 \x01(\x0b\x32\x1e.optd.storage.v1.StateReplacedH\x00\x12\x32\n\x0bround_added\x18\t \x01(\x0b\x32\x1b.optd.storage.v1.RoundAddedH\x00\x12+\n\x07stepped\x18\n \x01(\x0b\x32\x18.optd.storage.v1.SteppedH\x00\x12+\n\x07skipped\x18\x0b \x01(\x0b\x32\x18.optd.storage.v1.SkippedH\x00\x12+\n\x07\x64\x65leted\x18\x0c \x01(\x0b\x32\x18.optd.storage.v1.DeletedH\x00\x12)\n\x06\x66\x65nced\x18\r \x01(\x0b\x32\x17.optd.storage.v1.FencedH\x00\x12\x1f\n\x04rows\x18\x0e \x03(\x0b\x32\x11.optd.v1.RowFrame\x12\x1e\n\x06\x66rames\x18\x0f \x03(\x0b\x32\x0e.optd.v1.FrameB\x06\n\x04kind\"y\n\x07\x43reated\x12\x1e\n\x04spec\x18\x01 \x01(\x0b\x32\x10.optd.v1.JobSpec\x12\x1f\n\x06policy\x18\x02 \x01(\x0b\x32\x0f.optd.v1.Policy\x12\n\n\x02id\x18\x03 \x01(\t\x12\x0c\n\x04wall\x18\x04 \x01(\x01\x12\x13\n\x0b\x66irst_epoch\x18\x05 \x01(\x04\"=\n\nGroupAdded\x12 \n\x04spec\x18\x01 \x01(\x0b\x32\x12.optd.v1.GroupSpec\x12\r\n\x05group\x18\x02 \x01(\r\";\n\x06Joined\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x12\n\nsession_id\x18\x03 \x01(\t\"%\n\x04Left\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"5\n\x07\x45xpired\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03why\x18\x03 \x01(\t\"=\n\x0eOptionsChanged\x12+\n\x05\x65\x64its\x18\x01 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\"X\n\rPolicyChanged\x12\x1f\n\x06policy\x18\x01 \x01(\x0b\x32\x0f.optd.v1.Policy\x12&\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x15.optd.v1.OptionChange\"\t\n\x07\x44\x65leted\"8\n\x06\x46\x65nced\x12\x0b\n\x03why\x18\x01 \x01(\t\x12\x0e\n\x06\x65pochs\x18\x02 \x01(\x04\x12\x11\n\trevisions\x18\x03 \x01(\x04\"\x83\x01\n\x0bOptionEdits\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.optd.storage.v1.GroupEdit\x12 \n\x03job\x18\x02 \x01(\x0b\x32\x13.optd.v1.JobOptions\x12&\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x15.optd.v1.OptionChange\"B\n\tGroupEdit\x12\r\n\x05group\x18\x01 \x01(\r\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.optd.v1.GroupOptions\"\xa4\x01\n\x04Mark\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tstaleness\x18\x04 \x01(\x04\x12\x16\n\x0eknown_revision\x18\x05 \x01(\x04\x12\r\n\x05\x66lush\x18\x06 \x01(\x08\x12\r\n\x05norms\x18\x07 \x01(\x08\x12\x10\n\x08\x63hecksum\x18\x08 \x01(\x06\x12\x10\n\x08\x66ragment\x18\t \x01(\r\"R\n\x10NonfiniteEntries\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x11\n\tparameter\x18\x03 \x01(\t\x12\x0c\n\x04wall\x18\x04 \x01(\x01\"\x1b\n\x08Gradient\x12\x0f\n\x07present\x18\x01 \x03(\x0c\"\xab\x02\n\x07Stepped\x12\x0c\n\x04wall\x18\x01 \x01(\x01\x12%\n\x06pushes\x18\x02 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12+\n\x08gradient\x18\x03 \x01(\x0b\x32\x19.optd.storage.v1.Gradient\x12+\n\x05\x65\x64its\x18\x04 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x05 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\x12\x11\n\x04loss\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x62\x65gins\x18\x07 \x01(\x08\x12\x0c\n\x04norm\x18\x08 \x01(\x01\x12\x12\n\nis_clipped\x18\t \x01(\x08\x12\r\n\x05norms\x18\n \x03(\x01\x42\x07\n\x05_loss\"\x83\x02\n\nRoundAdded\x12%\n\x06pushes\x18\x01 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12+\n\x08gradient\x18\x02 \x01(\x0b\x32\x19.optd.storage.v1.Gradient\x12)\n\x07weights\x18\x03 \x03(\x0b\x32\x18.optd.storage.v1.Weights\x12\x13\n\x0brow_weights\x18\x04 \x03(\x01\x12+\n\x05\x65\x64its\x18\x05 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x06 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\"\x1a\n\x07Weights\x12\x0f\n\x07weights\x18\x01 \x03(\x01\"\xac\x01\n\x07Skipped\x12%\n\x06pushes\x18\x01 \x03(\x0b\x32\x15.optd.storage.v1.Mark\x12\x17\n\x0fnothing_pending\x18\x02 \x01(\x08\x12+\n\x05\x65\x64its\x18\x03 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\x12\x34\n\tnonfinite\x18\x04 \x03(\x0b\x32!.optd.storage.v1.NonfiniteEntries\"\xe9\x01\n\rStateReplaced\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08write_id\x18\x03 \x01(\t\x12#\n\x06groups\x18\x04 \x03(\x0b\x32\x13.optd.v1.GroupState\x12&\n\x08\x61verages\x18\x05 \x03(\x0b\x32\x14.optd.v1.AverageInfo\x12-\n\x06\x66ields\x18\x06 \x03(\x0b\x32\x1d.optd.storage.v1.FieldWritten\x12+\n\x05\x65\x64its\x18\x07 \x01(\x0b\x32\x1c.optd.storage.v1.OptionEdits\"\x83\x01\n\x0c\x46ieldWritten\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12-\n\x07layouts\x18\x02 \x03(\x0b\x32\x1c.optd.storage.v1.FieldLayout\x12\x35\n\nparameters\x18\x03 \x03(\x0b\x32!.optd.storage.v1.WrittenParameter\"9\n\x0b\x46ieldLayout\x12*\n\nparameters\x18\x01 \x03(\x0b\x32\x16.optd.v1.ParameterSpec\"4\n\x10WrittenParameter\x12\r\n\x05group\x18\x01 \x01(\r\x12\x11\n\tparameter\x18\x02 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,35 +51,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIONSCHANGED']._serialized_start=1228
   _globals['_OPTIONSCHANGED']._serialized_end=1289
   _globals['_POLICYCHANGED']._serialized_start=1291
-  _globals['_POLICYCHANGED']._serialized_end=1339
-  _globals['_DELETED']._serialized_start=1341
-  _globals['_DELETED']._serialized_end=1350
-  _globals['_FENCED']._serialized_start=1352
-  _globals['_FENCED']._serialized_end=1408
-  _globals['_OPTIONEDITS']._serialized_start=1411
-  _globals['_OPTIONEDITS']._serialized_end=1542
-  _globals['_GROUPEDIT']._serialized_start=1544
-  _globals['_GROUPEDIT']._serialized_end=1610
-  _globals['_MARK']._serialized_start=1613
-  _globals['_MARK']._serialized_end=1777
-  _globals['_NONFINITEENTRIES']._serialized_start=1779
-  _globals['_NONFINITEENTRIES']._serialized_end=1861
-  _globals['_GRADIENT']._serialized_start=1863
-  _globals['_GRADIENT']._serialized_end=1890
-  _globals['_STEPPED']._serialized_start=1893
-  _globals['_STEPPED']._serialized_end=2192
-  _globals['_ROUNDADDED']._serialized_start=2195
-  _globals['_ROUNDADDED']._serialized_end=2454
-  _globals['_WEIGHTS']._serialized_start=2456
-  _globals['_WEIGHTS']._serialized_end=2482
-  _globals['_SKIPPED']._serialized_start=2485
-  _globals['_SKIPPED']._serialized_end=2657
-  _globals['_STATEREPLACED']._serialized_start=2660
-  _globals['_STATEREPLACED']._serialized_end=2893
-  _globals['_FIELDWRITTEN']._serialized_start=2896
-  _globals['_FIELDWRITTEN']._serialized_end=3027
-  _globals['_FIELDLAYOUT']._serialized_start=3029
-  _globals['_FIELDLAYOUT']._serialized_end=3086
-  _globals['_WRITTENPARAMETER']._serialized_start=3088
-  _globals['_WRITTENPARAMETER']._serialized_end=3140
+  _globals['_POLICYCHANGED']._serialized_end=1379
+  _globals['_DELETED']._serialized_start=1381
+  _globals['_DELETED']._serialized_end=1390
+  _globals['_FENCED']._serialized_start=1392
+  _globals['_FENCED']._serialized_end=1448
+  _globals['_OPTIONEDITS']._serialized_start=1451
+  _globals['_OPTIONEDITS']._serialized_end=1582
+  _globals['_GROUPEDIT']._serialized_start=1584
+  _globals['_GROUPEDIT']._serialized_end=1650
+  _globals['_MARK']._serialized_start=1653
+  _globals['_MARK']._serialized_end=1817
+  _globals['_NONFINITEENTRIES']._serialized_start=1819
+  _globals['_NONFINITEENTRIES']._serialized_end=1901
+  _globals['_GRADIENT']._serialized_start=1903
+  _globals['_GRADIENT']._serialized_end=1930
+  _globals['_STEPPED']._serialized_start=1933
+  _globals['_STEPPED']._serialized_end=2232
+  _globals['_ROUNDADDED']._serialized_start=2235
+  _globals['_ROUNDADDED']._serialized_end=2494
+  _globals['_WEIGHTS']._serialized_start=2496
+  _globals['_WEIGHTS']._serialized_end=2522
+  _globals['_SKIPPED']._serialized_start=2525
+  _globals['_SKIPPED']._serialized_end=2697
+  _globals['_STATEREPLACED']._serialized_start=2700
+  _globals['_STATEREPLACED']._serialized_end=2933
+  _globals['_FIELDWRITTEN']._serialized_start=2936
+  _globals['_FIELDWRITTEN']._serialized_end=3067
+  _globals['_FIELDLAYOUT']._serialized_start=3069
+  _globals['_FIELDLAYOUT']._serialized_end=3126
+  _globals['_WRITTENPARAMETER']._serialized_start=3128
+  _globals['_WRITTENPARAMETER']._serialized_end=3180
 # @@protoc_insertion_point(module_scope)

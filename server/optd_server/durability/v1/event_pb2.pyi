@@ -102,10 +102,12 @@ class OptionsChanged(_message.Message):
     def __init__(self, edits: _Optional[_Union[OptionEdits, _Mapping]] = ...) -> None: ...
 
 class PolicyChanged(_message.Message):
-    __slots__ = ("policy",)
+    __slots__ = ("policy", "changes")
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     policy: _job_pb2.Policy
-    def __init__(self, policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[_inspection_service_pb2.OptionChange]
+    def __init__(self, policy: _Optional[_Union[_job_pb2.Policy, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[_inspection_service_pb2.OptionChange, _Mapping]]] = ...) -> None: ...
 
 class Deleted(_message.Message):
     __slots__ = ()

@@ -6,8 +6,8 @@ Leases are measured by a monotonic clock and do not survive a restart.
 import math
 from dataclasses import dataclass, field
 
-from optd_server.engine.membership.activity import Activity, end_of
-from optd_server.engine.membership.members import RAN_OUT, WENT_BACK, Member, Members, joined_again
+from optd_server.engine.membership.activity import UNKNOWN, Activity, end_of
+from optd_server.engine.membership.members import RAN_OUT, WENT_BACK, Member, Members
 from optd_wire.errors import LeaseExpired, OptdError, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import PushResult, WorkerInfo
 
@@ -85,7 +85,10 @@ class Leases:
             why = f"the server went back to a version in which its epoch was {member.epoch}"
             raise RolledBack(worker=name, job=self._job, epoch=epoch, why=why)
         if member.epoch != epoch:
-            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=joined_again(member))
+            process = self.of(name).activity.process
+            by = "" if process == UNKNOWN else f" by host {process.host}, pid {process.pid},"
+            why = f"its name was joined again{by} and has epoch {member.epoch}"
+            raise StaleEpoch(worker=name, job=self._job, epoch=epoch, why=why)
         lease = self.of(name)
         if not lease.held:
             why = lease.ended_by or member.fenced_by

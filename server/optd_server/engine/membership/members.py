@@ -102,7 +102,8 @@ class Members:
         member = self.by_name.get(name)
         if member is None or member.epoch <= epoch or (session_id and member.session_id == session_id):
             return
-        raise StaleEpoch(worker=name, job=job, epoch=epoch, why=joined_again(member))
+        why = f"its name was joined again and has epoch {member.epoch}"
+        raise StaleEpoch(worker=name, job=job, epoch=epoch, why=why)
 
     def join(self, name: str, epoch: int, session_id: str = "") -> Member:
         """Assign `name` an epoch, which fences the worker that had the name before."""
@@ -139,8 +140,3 @@ class Members:
         member = self.by_name.get(name)
         if member is not None and member.epoch == epoch:
             member.active, member.fenced_by = False, why
-
-
-def joined_again(member: Member) -> str:
-    """Say why earlier epochs of a worker are fenced."""
-    return f"its name was joined again and has epoch {member.epoch}"

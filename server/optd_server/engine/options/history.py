@@ -2,10 +2,10 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from optd_server.optim.group_options import GROUP_OPTIONS
-from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, OptionChange, Options, OptionValue
+from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, OptionChange, Options, OptionValue, Policy
 
 KEPT = 256
 """How many recent changes are kept."""
@@ -103,3 +103,14 @@ def _change(
 
 def _bounded(value: OptionValue) -> OptionValue:
     return value[: LONGEST - 1] + "…" if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def policy_change(before: Policy, after: Policy, version: int, wall: float) -> OptionChange:
+    """Return the entry of a change of the policy, which is an option of the job as a whole to those who read it."""
+    return OptionChange(int(wall * 1000), version, "", "policy", _text_of(before), _text_of(after), "")
+
+
+def _text_of(policy: Policy) -> str:
+    given = [(each.name, getattr(policy, each.name)) for each in fields(policy)]
+    inside = ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+    return f"{type(policy).__name__.lower()}({inside})"

@@ -20,6 +20,7 @@ from optd_wire.values import JobReport, ServerStatus
 # So many parameters with their histograms stay far below the limit on messages.
 PARAMETERS_A_MESSAGE = 64
 MIN_INTERVAL_MS = 50
+REFRESH_SECONDS = 2.0
 # The histograms of all parameters and fields are held until the last one is computed.
 MAX_ALL_BINS = 1 << 20
 
@@ -100,7 +101,7 @@ class InspectionService:
         return pb.ListRoundsResponse(rounds=map(to_message, found))
 
     async def watch_job(self, request: pb.WatchJobRequest, caller: Caller) -> AsyncIterator[Any]:
-        """Report a job now and whenever it has changed, at most once per interval."""
+        """Report a job now and whenever it has changed, at most once per interval, and from time to time."""
         job = self._catalog.find(request.job)
         interval = max(MIN_INTERVAL_MS, request.interval_ms) / 1000
         changed = asyncio.Event()
@@ -111,7 +112,8 @@ class InspectionService:
                 yield to_message(_report(job, self._catalog.clock))
                 ended = await _first_of(self._stopping, job.closed, seconds=interval)
                 if not ended:
-                    await _first_of(changed, self._stopping, job.closed)
+                    # Leases are renewed, and time passes in open rounds, without a change of the job.
+                    await _first_of(changed, self._stopping, job.closed, seconds=REFRESH_SECONDS)
                 if job.closed.is_set():
                     raise UnknownJob(job=request.job)
         finally:

@@ -216,16 +216,17 @@ class SyncPolicy:
         found = self._rounds.pop(fragment)
         members = sorted(found.arrived)
         decisions: list[Decision] = [MakeStep(tuple(found.arrived[worker] for worker in members))]
-        is_early = may_close_early(self._given)
+        left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
+        is_early = bool(left_out) or may_close_early(self._given)
         late = sorted(found.arriving) if is_early else []
         decisions += [RefusePush(found.arriving[worker], TooLate(self._version)) for worker in late]
         for _ in late:
             self._grace.note(now - (found.opened or now))
+        self._grace.note_close(now)
         if found.arriving and not is_early:
             self._rounds[fragment] = OpenRound(arriving=found.arriving)
         if is_early:
             self._closed[fragment] = ClosedRound(self._version, frozenset(members), found.opened, set(late))
-            left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
             decisions += [LeaveOut(left_out)] if left_out else []
         return decisions
 
