@@ -250,7 +250,7 @@ WITH_OUR_CLIENT: dict[str, tuple[Act, type[errors.OptdError], list[str]]] = {
     "policy without workers": (
         lambda b: optd.SGD([zeros(2)], session=optd.connect(b.address, job=b.name + ".new", policy=optd.Sync(0))),
         errors.InvalidPolicy,
-        ["workers must be in [1, 4096], got 0"],
+        ["workers must be in [1, 4096] or 'live', got 0"],
     ),
     # groups and parameters
     "no parameters": (lambda b: b.new([]), errors.EmptyGroup, ["params", "no parameters"]),

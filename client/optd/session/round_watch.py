@@ -93,7 +93,8 @@ class RoundWatch:
         pause = patience
         while True:
             self._due = time.monotonic() + pause
-            self._woken.wait(pause)
+            # A push that has begun since then has seen the old time, and wakes nobody.
+            self._woken.wait(pause if self._began == watched else min(pause, patience))
             self._woken.clear()
             if self._is_over:
                 return

@@ -72,6 +72,20 @@ def test_a_line_names_whom_it_waits_for_and_more_follow_at_growing_intervals(cap
     assert {record.name for record in caplog.records} == {"optd"}
 
 
+def test_a_push_that_follows_one_that_waited_for_long_is_told_of_as_soon(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """After the first line the thread would sleep for minutes."""
+    monkeypatch.setattr(round_watch, "FIRST_INTERVAL_SECONDS", 300.0)
+    server = Server()
+    watch = server.watch(600.0)
+    with caplog.at_level(logging.INFO, logger="optd"):
+        for count in (1, 2, 3):
+            with watch.watching():
+                wait_for(lambda count=count: len(caplog.records) >= count, "the push is told of")
+    watch.stop()
+
+
 def test_where_no_log_is_set_up_the_lines_go_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
