@@ -1,6 +1,6 @@
 """Policies: when pushes become a step, and how much a stale gradient counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 OnDeath = Literal["wait", "continue", "fail"]
@@ -18,7 +18,7 @@ class Exponential:
     cutoff: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Async:
     """Makes a step of every push, in order of arrival.
 
@@ -30,8 +30,11 @@ class Async:
     staleness: Literal["inverse"] | Exponential | None = None
     max_staleness: int | None = None
 
+    def __repr__(self) -> str:
+        return _as_written(self)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Sync:
     """Makes a step of every round: the mean of one push from each worker, weighted by the `weight=` of the pushes.
 
@@ -51,6 +54,9 @@ class Sync:
     round_seconds: float | None = None
     on_death: OnDeath | None = None
 
+    def __repr__(self) -> str:
+        return _as_written(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
@@ -63,3 +69,10 @@ class Bounded:
 
 
 Policy = Async | Sync | Bounded
+
+
+def _as_written(policy: Async | Sync) -> str:
+    """Show a policy without the settings that it has not."""
+    given = {each.name: getattr(policy, each.name) for each in fields(policy)}
+    inside = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    return f"{type(policy).__name__}({inside})"

@@ -245,7 +245,9 @@ def test_when_the_job_ends_the_next_pass_warns_and_goes_on(where, trainer):
 
 
 @pytest.mark.parametrize(
-    "problem", [errors.TooSlow(version=1, seconds=30), errors.TooManyRequests(limit=1)], ids=lambda e: type(e).__name__
+    "problem",
+    [errors.TooSlow(version=1, seconds=30), errors.Stalled(what="it", seconds=30)],
+    ids=lambda e: type(e).__name__,
 )
 def test_a_pull_that_the_server_gives_up_is_made_again(problem, caplog):
     server, model = FakeServer(), Telling()

@@ -119,7 +119,7 @@ def test_the_servers_own_errors_are_raised(calls, name, epoch):
         calls.renew_lease(name, "w1", 1, 10)
     again = calls.join(name, "w0", None, 1, 10)
     assert (again.epoch, again.previous_sequence) == (epoch + 1, 0)
-    with pytest.raises(errors.StaleEpoch, match=f"joined again and has epoch {epoch + 1}"):
+    with pytest.raises(errors.StaleEpoch, match=f"joined again.* and has epoch {epoch + 1}"):
         step(calls, name, epoch, 1)
     step(calls, name, again.epoch, 1)
     assert calls.join(name, "w0", None, 1, 10).previous_sequence == 1

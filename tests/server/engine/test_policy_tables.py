@@ -185,12 +185,6 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         "join a; join b; a; a!; at 90; b; b! -> step a b; applied a b; at 92; a; a!; b; b! -> step a b; applied a b; "
         "at 93; a; a! -> wake 99; at 99 -> step a, without b",
     ),
-    "a worker beside enough others is late, as backup workers are": (
-        Sync(2),
-        0,
-        "join a; join b; join c; c; a; b; a!; b! -> step a b, late c, without c; applied a b; c+0 -> late c; c; c!; "
-        "a; a! -> step a c, without b",
-    ),
     # Time
     "a round whose time is up goes without the others": (
         Sync(3, round_seconds=4.0),

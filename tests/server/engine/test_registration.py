@@ -102,19 +102,20 @@ DIFFERENT = [
 @pytest.mark.parametrize(("spec", "says"), DIFFERENT)
 def test_attaching_with_something_else_shows_both_sides(spec, says):
     with pytest.raises(errors.JobMismatch) as caught:
-        check_same(spec, found(SPEC), created_with=2)
+        check_same(spec, found(SPEC), created_with=2, first_policy=Async())
     assert says in str(caught.value)
 
 
 def test_groups_that_were_added_later_may_be_registered_or_not():
     more = replace(SPEC, groups=(*SPEC.groups, group("i", ParameterSpec("c", (1,), "float64"))))
-    check_same(SPEC, found(more), created_with=2)
-    check_same(more, found(more), created_with=2)
-    check_same(replace(SPEC, defaults={"lr": 9}), found(SPEC), created_with=2)
+    check_same(SPEC, found(more), created_with=2, first_policy=Async())
+    check_same(more, found(more), created_with=2, first_policy=Async())
+    check_same(replace(SPEC, defaults={"lr": 9}), found(SPEC), created_with=2, first_policy=Async())
 
 
 def test_who_names_no_policy_takes_the_jobs():
-    check_same(SPEC, found(SPEC, Sync(2)), created_with=2)
-    check_same(replace(SPEC, policy=Sync(2)), found(SPEC, Sync(2)), created_with=2)
+    check_same(SPEC, found(SPEC, Sync(2)), created_with=2, first_policy=Async())
+    check_same(replace(SPEC, policy=Sync(2)), found(SPEC, Sync(2)), created_with=2, first_policy=Async())
     with pytest.raises(errors.JobMismatch, match=r"policy Sync\(workers=2\), this registration has Async\(\)"):
-        check_same(replace(SPEC, policy=Async()), found(SPEC, Sync(2)), created_with=2)
+        check_same(replace(SPEC, policy=Async()), found(SPEC, Sync(2)), created_with=2, first_policy=Sync(2))
+    check_same(replace(SPEC, policy=Async()), found(SPEC, Sync(2)), created_with=2, first_policy=Async())

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from optd_server.optim.group_options import GROUP_OPTIONS
 from optd_wire.values import GroupOptions, GroupUpdate, JobOptions, OptionChange, Options, OptionValue, Policy
@@ -107,10 +107,4 @@ def _bounded(value: OptionValue) -> OptionValue:
 
 def policy_change(before: Policy, after: Policy, version: int, wall: float) -> OptionChange:
     """Return the entry of a change of the policy, which is an option of the job as a whole to those who read it."""
-    return OptionChange(int(wall * 1000), version, "", "policy", _text_of(before), _text_of(after), "")
-
-
-def _text_of(policy: Policy) -> str:
-    given = [(each.name, getattr(policy, each.name)) for each in fields(policy)]
-    inside = ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
-    return f"{type(policy).__name__.lower()}({inside})"
+    return OptionChange(int(wall * 1000), version, "", "policy", repr(before), repr(after), "")

@@ -217,7 +217,7 @@ class SyncPolicy:
         members = sorted(found.arrived)
         decisions: list[Decision] = [MakeStep(tuple(found.arrived[worker] for worker in members))]
         left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
-        is_early = bool(left_out) or may_close_early(self._given)
+        is_early = may_close_early(self._given)
         late = sorted(found.arriving) if is_early else []
         decisions += [RefusePush(found.arriving[worker], TooLate(self._version)) for worker in late]
         for _ in late:
