@@ -16,6 +16,7 @@ from faults.processes import SECONDS, wait_for
 
 import optd
 from optd.local import LocalServer
+from optd.session import departure
 from optd.torch import SGD
 
 SCRIPT = """
@@ -79,6 +80,14 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, list[object], str]:
     assert process.stderr is not None
     lines = [json.loads(line) for line in process.stdout]  # not `communicate`, which misses what was read ahead
     return process.wait(SECONDS), lines, process.stderr.read()
+
+
+@pytest.fixture(autouse=True)
+def unhandled() -> None:
+    """Ends what other tests have left open, which keeps the handler."""
+    for session in list(departure.open_sessions):
+        session.close()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_between_steps_it_ends_at_once_and_leaves(server: LocalServer, plain: Plain, name: str) -> None:

@@ -126,6 +126,7 @@ class Traffic:
         for worker in self.job.leases.holders():
             made.job.leases.begin(worker, 0.0)
             made.job.leases.of(worker).until = self.job.leases.of(worker).until
+            made.job.pushes.waiting.joined(worker)
         made.catalog._jobs[self.spec.name] = made.recorders[-1].job = made.job
         return made
 
