@@ -381,22 +381,3 @@ def test_42_a_server_that_is_asked_to_end_under_load_writes_all_it_has(tmp_path)
         server.start()
         assert version_of(server) in (steps, steps + 1)  # the last answer may not have arrived
         assert "back at version" not in server.log()
-
-
-def test_16_a_push_that_is_repeated_after_a_restart_counts_once(tmp_path):
-    with Durable(tmp_path, *COMMIT) as server:
-        weights = np.zeros(SIZE, np.float32)
-        session = optd.connect(server.address, job="j", worker="w", timeout=30)
-        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
-        before = optimizer._registration._base
-        optimizer.step({"w": np.ones(SIZE, np.float32)})
-        server.restart()
-        # As if the answer had not arrived.
-        session._sequence -= 1
-        optimizer._registration._base = before
-        optimizer.step({"w": np.ones(SIZE, np.float32)})
-        assert version_of(server) == 1
-        optimizer.step({"w": np.ones(SIZE, np.float32)})
-        assert version_of(server) == 2
-        assert np.array_equal(weights, np.full(SIZE, -2, np.float32))
-        session.close()

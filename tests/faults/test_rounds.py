@@ -173,3 +173,28 @@ def test_17_a_gap_is_refused_with_both_numbers_also_after_a_restart(tmp_path: Pa
                 with refused("SEQUENCE_GAP", f"pushes sequence {wrong}, expected 3"):
                     plain.push(header(name, "w", epoch, wrong), [frame(np.ones(4, "f4"))])
             assert (plain.weights(name)["w"] == -2).all()
+
+
+def test_16_a_push_that_is_repeated_after_a_restart_counts_once(tmp_path):
+    with Durable(tmp_path, "--durability", "log", "--fsync", "commit") as server:
+        weights = np.zeros(4, np.float32)
+        session = optd.connect(server.address, job="j", worker="w", timeout=30)
+        optimizer = optd.SGD({"w": weights}, lr=1.0, session=session)
+        before = optimizer._registration._base
+        optimizer.step({"w": np.ones(4, np.float32)})
+        server.restart()
+        # As if the answer had not arrived.
+        session._sequence -= 1
+        optimizer._registration._base = before
+        optimizer.step({"w": np.ones(4, np.float32)})
+        assert server_version(server) == 1
+        optimizer.step({"w": np.ones(4, np.float32)})
+        assert server_version(server) == 2
+        assert np.array_equal(weights, np.full(4, -2, np.float32))
+        session.close()
+
+
+def server_version(server: Durable) -> int:
+    with Plain(server.address) as plain:
+        version: int = plain.info("j").version.version
+    return version
