@@ -242,7 +242,9 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
         history=_read_history(stored.history),
         gradients=from_message(stored.gradients, GradientSummary),
         members=_read_members(stored.members),
-        fragments=FragmentSteps({number: list(each.versions) for number, each in stored.fragments.items()}),
+        fragments=FragmentSteps(
+            {number: list(stored.fragments[number].versions) for number in sorted(stored.fragments)}
+        ),
     )
 
 

@@ -38,7 +38,10 @@ class FragmentSteps:
 
     def note(self, fragment: int, version: int) -> None:
         """Note that the step to `version` was one of the fragment."""
-        versions = self.versions.setdefault(fragment, [])
+        if fragment not in self.versions:
+            # In the order of their numbers: equal records are then equal in all they show.
+            self.versions = dict(sorted([*self.versions.items(), (fragment, [])]))
+        versions = self.versions[fragment]
         versions.append(version)
         del versions[:-REMEMBERED]
 
