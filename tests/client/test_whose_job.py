@@ -276,7 +276,7 @@ def test_who_asks_for_another_policy_is_refused_and_who_asks_for_none_takes_it(s
     with first:
         assert first.session.info().options.options["clip_norm"] == 3.0
         for asked in (optd.Sync(3), optd.Async()):
-            with pytest.raises(errors.JobMismatch, match=r"policy Sync\(workers=2, .*\), this registration has"):
+            with pytest.raises(errors.JobMismatch, match=r"policy Sync\(workers=2\), this registration has"):
                 optd.SGD([np.zeros(2)], worker="b", policy=asked, **how)
         for taken in ({}, {"policy": optd.Sync(2)}):
             with optd.SGD([np.zeros(2)], worker="b", **taken, **how) as second:
