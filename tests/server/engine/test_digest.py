@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from optd_server.engine.rounds.digest import SAMPLE_BYTES, SAMPLES, Digest, differs
+from optd_server.store.extents import extent_of
 from optd_server.store.gradients import Gradient
 from optd_wire.frames import Frame
-from optd_wire.values import GroupUpdate, PushHeader
+from optd_wire.layout import lay_out
+from optd_wire.values import GroupUpdate, ParameterSpec, PushHeader
 
 HEADER = PushHeader("job", "w", 1, 1, 7, weight=2.0, updates=(GroupUpdate("g", {"lr": 0.5, "momentum": 0.9}),))
 FRAMES = (Frame.of(0, 0, np.ones(4, "f4")), Frame.of(1, 0, np.zeros(2)))
@@ -77,15 +79,22 @@ def test_frames_in_other_messages_are_the_same_content():
 
 @pytest.mark.parametrize("size", [5, SAMPLES * SAMPLE_BYTES])
 def test_a_gradient_in_shared_memory_has_a_checksum_of_another_kind(size):
-    def shared(values: np.ndarray) -> int:
+    parameters = (ParameterSpec("a", (size,), "float32"), ParameterSpec("b", (3,), "float32"))
+    extents = (extent_of([lay_out(parameters)]),)
+
+    def shared(values: np.ndarray, *has: bool) -> int:
         digest = Digest(HEADER)
-        digest.add_shared(Gradient([[values]], [[np.ones(1, np.bool_)]]))
+        digest.add_shared(Gradient([[values]], [[np.array(has)]]), extents)
         return digest.checksum
 
-    values = np.ones(size, "f4")
-    assert shared(values) == shared(values.copy())
-    assert differs(shared(values), shared(values * 2))
-    assert not differs(shared(values), checksum()), "the two do not compare"
+    values = np.ones(size + 3, "f4")
+    assert shared(values, True, True) == shared(values.copy(), True, True)
+    assert differs(shared(values, True, True), shared(values * 2, True, True))
+    assert differs(shared(values, True, True), shared(values, True, False))
+    assert not differs(shared(values, True, True), checksum()), "the two do not compare"
+    beside = values.copy()
+    beside[size:] = 7
+    assert shared(values, True, False) == shared(beside, True, False), "what lies beside the gradient does not count"
 
 
 @pytest.mark.parametrize("unknown", [(0, 4), (4, 0), (0, 0)])

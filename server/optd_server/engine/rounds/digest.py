@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from optd_server.engine.step.reduction import present_ranges
+from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
 from optd_server.store.gradients import Gradient
 from optd_wire.frames import Frame, Received
@@ -42,13 +44,14 @@ class Digest:
             self._hash.update(repr(place).encode())
             self._hash.update(frame.payload)  # type: ignore[arg-type]  # numpy does not say that an array is a buffer
 
-    def add_shared(self, gradient: Gradient) -> None:
-        """Add samples of a gradient in shared memory."""
+    def add_shared(self, gradient: Gradient, extents: Sequence[Extent]) -> None:
+        """Add samples of a gradient in shared memory: of the parameters that it has, not of what lies beside them."""
         self._is_shared = True
-        for slabs, presence in zip(gradient.slabs, gradient.presence, strict=False):
-            for slab, present in zip(slabs, presence, strict=True):
+        for extent, slabs, presence in zip(extents, gradient.slabs, gradient.presence, strict=False):
+            for slab, array, present in zip(extent.slabs, slabs, presence, strict=True):
                 self._hash.update(np.packbits(present).tobytes())
-                self._sample(slab)
+                for start, stop in present_ranges(present, slab.starts, slab.sizes):
+                    self._sample(array[start:stop])
 
     def _sample(self, array: Array) -> None:
         data = memoryview(array).cast("B")  # type: ignore[arg-type]

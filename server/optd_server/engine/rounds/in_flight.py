@@ -130,6 +130,7 @@ class InFlight:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
         known = self.admit(header)
         push = Push(header, gradient, self._clock.wall())
+        push.digest.add_shared(gradient, self._state.groups.extents)
         if known is not None:
             check_same(self._state, header, known, push.digest)
             return await self._outcome(known)
@@ -218,9 +219,8 @@ class InFlight:
         receiver.seal()
         push.is_there = True
         self.waiting.arrived(push)
-        round_ = self._rounds.get(push)
-        if round_ is not None:
-            self._step_if_complete(round_)
+        if push in self._rounds:
+            self._step_if_complete(self._rounds[push])
 
     def _abandon(self, push: Push, why: str) -> None:
         """End a push whose gradient did not arrive, or that must not count. The others of its round wait for a new one.

@@ -125,8 +125,6 @@ class Push:
         self.wall = wall
         """When it was announced, in seconds since the Unix epoch."""
         self.digest = Digest(header)
-        if shared is not None:
-            self.digest.add_shared(shared)
         self.is_there = shared is not None
         """Whether its whole gradient is there."""
         self.spool: Spool | None = None
