@@ -29,7 +29,7 @@ from grpc_status import rpc_status
 
 from optd_server.engine.byte_budget import ByteBudget
 from optd_server.rpc.callers import Caller, Callers
-from optd_server.rpc.held_bytes import HeldBytes
+from optd_server.rpc.held_bytes import SMALL_BYTES, HeldBytes
 from optd_wire import frames as wire
 from optd_wire.error_status import to_status
 from optd_wire.errors import (
@@ -109,8 +109,8 @@ class Calls:
                 job = self.budget_of(getattr(what, "job", ""))
                 if job is not None:
                     await held.charge(job)
-                if many_out:
-                    held.give_back()  # a stream of answers may last for ever, and its question has been read
+                if many_out and len(request) <= SMALL_BYTES:
+                    held.give_back()  # a stream of answers may last for ever, and keeps nothing large
                 yield what
             finally:
                 held.give_back()
