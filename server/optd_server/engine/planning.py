@@ -152,7 +152,7 @@ class JobMemory:
 
     def let_go(self, size: int) -> None:
         """Reserve no more than pushes that wait with `size` bytes need. Never raises, also if less is planned now."""
-        self._memory.reserve(self._held, min(self._held.bytes, self._unplanned(size)))
+        self._held.bytes = min(self._held.bytes, self._unplanned(size))
 
     def _unplanned(self, size: int) -> int:
         return max(0, size - waiting_bytes(self._room.planned, self._state.groups.layouts))

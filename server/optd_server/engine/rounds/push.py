@@ -162,8 +162,9 @@ class Push:
         """Fail the push for all of its callers."""
         self.begun.fail(error)
         self.outcome.fail(error)
-        if self._receiving is not None:
-            self._receiving.reschedule(0)
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:  # once: a timeout that has run out cannot be set again
+            receiving.reschedule(0)
         self.release()
 
     def release(self) -> None:
