@@ -69,7 +69,8 @@ def test_rollbacks_under_steps_and_snapshots(server: Durable, name: str, workers
             lambda before=before: any(each.done() for each in running) or len(versions(server, name)) > before,
             "another snapshot",
         )
-        assert not any(each.done() for each in running), [each.exception() for each in running if each.done()]
+        ended = [each.exception() for each in running if each.done()]
+        assert not ended, (ended, server.log()[-4000:])
         transport.roll_back_job(name, versions(server, name)[-1], SECONDS)
     transport.close()
     agreed.clear()
