@@ -11,6 +11,7 @@ length of its computation, provided that enough other sets remain for steps.
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 
 from optd_server.store.extents import Extent
@@ -40,7 +41,12 @@ class Snapshots:
     # Readers
 
     def hold(self) -> Snapshot:
-        """Return the current snapshot, whose weights stay unchanged until it is released."""
+        """Return the current snapshot, whose weights stay unchanged until it is released.
+
+        Raise the error that it was closed with once the memory of the job is freed.
+        """
+        if self._is_over and self._closed is not None:
+            raise copy(self._closed)
         # Read once, because `share` may replace it from another thread.
         snapshot = self.current
         snapshot.weights.holders += 1

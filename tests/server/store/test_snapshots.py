@@ -2,10 +2,12 @@ import asyncio
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from optd_server.store.extents import extent_of
 from optd_server.store.snapshots import Snapshots
 from optd_server.store.versions import Snapshot, WeightSet
+from optd_wire.errors import UnknownJob
 from optd_wire.layout import lay_out
 from optd_wire.values import JobVersion, ParameterSpec
 
@@ -64,3 +66,14 @@ def test_a_step_waits_when_all_sets_are_read_and_goes_on_when_one_is_released():
         assert kept.current.weights is held.weights
 
     asyncio.run(scenario())
+
+
+def test_a_reader_that_comes_after_the_end_of_its_job_is_told_so():
+    """A step may end with its job: whoever then answers it finds no weights any more."""
+    held = snapshots()
+    first = held.hold()
+    held.close(UnknownJob(job="job"))
+    held.release_all()
+    with pytest.raises(UnknownJob):
+        held.hold()
+    held.release(first)
