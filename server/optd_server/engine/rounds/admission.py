@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from optd_server.engine.offload import Offload
 from optd_server.engine.rounds.digest import Digest, differs
 from optd_server.engine.rounds.push import GradientSource, Push, has_gradient
 from optd_server.engine.rounds.waiting import Waiting
@@ -11,12 +12,14 @@ from optd_wire.frames import Received
 from optd_wire.values import PushHeader, PushResult
 
 
-async def check_repeated(state: JobState, header: PushHeader, known: PushResult | Push, source: GradientSource) -> None:
+async def check_repeated(
+    state: JobState, header: PushHeader, known: PushResult | Push, source: GradientSource, offload: Offload
+) -> None:
     """Read a push that is sent again; raise `OtherPayload` if it is another one under the same number."""
     digest = Digest(header)
 
     async def read(frames: Sequence[Received]) -> None:
-        digest.add(frames)
+        await digest.added(frames, offload)
 
     await source.receive(read)
     check_same(state, header, known, digest)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from optd_server.engine.offload import Offload
 from optd_server.engine.step.reduction import present_ranges
 from optd_server.store.extents import Extent
 from optd_server.store.flat import Array
@@ -44,21 +45,26 @@ class Digest:
             self._hash.update(repr(place).encode())
             self._hash.update(frame.payload)  # type: ignore[arg-type]  # numpy does not say that an array is a buffer
 
+    async def added(self, frames: Sequence[Received], offload: Offload) -> None:
+        """Add received frames, in another thread if they are large."""
+        await offload.copy(sum([size_of(frame) for frame in frames]) // 4, lambda: self.add(frames))
+
     def add_shared(self, gradient: Gradient, extents: Sequence[Extent]) -> None:
         """Add samples of a gradient in shared memory: of the parameters that it has, not of what lies beside them."""
         self._is_shared = True
         for extent, slabs, presence in zip(extents, gradient.slabs, gradient.presence, strict=False):
             for slab, array, present in zip(extent.slabs, slabs, presence, strict=True):
                 self._hash.update(np.packbits(present).tobytes())
-                for start, stop in present_ranges(present, slab.starts, slab.sizes):
-                    self._sample(array[start:stop])
+                ranges = present_ranges(present, slab.starts, slab.sizes)
+                for start, stop in ranges:
+                    self._sample(array[start:stop], max(1, SAMPLES // len(ranges)))
 
-    def _sample(self, array: Array) -> None:
+    def _sample(self, array: Array, samples: int) -> None:
         data = memoryview(array).cast("B")  # type: ignore[arg-type]
-        if len(data) <= SAMPLES * SAMPLE_BYTES:
+        if len(data) <= samples * SAMPLE_BYTES:
             self._hash.update(data)
             return
-        for start in np.linspace(0, len(data) - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist():
+        for start in np.linspace(0, len(data) - SAMPLE_BYTES, samples).astype(np.int64).tolist():
             self._hash.update(data[start : start + SAMPLE_BYTES])
 
     @property
@@ -71,3 +77,8 @@ class Digest:
 def differs(one: int, other: int) -> bool:
     """Whether two checksums are of different pushes. An unknown one, 0, and one of the other kind tell nothing."""
     return bool(one and other) and one & 1 == other & 1 and one != other
+
+
+def size_of(frame: Received) -> int:
+    """Return the bytes of a frame's numbers."""
+    return len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes

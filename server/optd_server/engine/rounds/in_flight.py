@@ -1,7 +1,7 @@
 """The way of a push through a job: admission, the policy's decision, its round, the step, the answer."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 
@@ -105,8 +105,8 @@ class InFlight:
         """
         known = self.admit(header)
         if known is not None and not self._supersedes(known):
-            with self._calling(known):
-                await check_repeated(self._state, header, known, source)
+            with self._calling(known) if isinstance(known, Push) else nullcontext():
+                await check_repeated(self._state, header, known, source, self._offload)
                 return await self._outcome(known)
         push = self._announce(Push(header, None, self._clock.wall()))
         if isinstance(known, Push):
@@ -146,18 +146,15 @@ class InFlight:
             raise late(self._state, push.header) from None
 
     @contextmanager
-    def _calling(self, push: PushResult | Push) -> Iterator[None]:
+    def _calling(self, push: Push) -> Iterator[None]:
         """Count a call that waits for a push. One that waits for others is withdrawn when its last caller goes away."""
-        called = [push] if isinstance(push, Push) else []
-        for each in called:
-            each.callers += 1
+        push.callers += 1
         try:
             yield
         finally:
-            for each in called:
-                each.callers -= 1
-                if not each.is_wanted and each not in self._rounds:
-                    self._abandon(each, "its call ended early")
+            push.callers -= 1
+            if not push.is_wanted and push not in self._rounds:
+                self._abandon(push, "its call ended early")
 
     async def _outcome(self, known: PushResult | Push) -> PushResult:
         """Return the result of a push to a call that repeats it."""

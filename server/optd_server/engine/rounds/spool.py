@@ -6,10 +6,11 @@ memory that it will need in the step.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import Groups
+from optd_server.engine.rounds.digest import size_of
+from optd_server.engine.rounds.holding import Holding
 from optd_server.engine.rounds.push import Push
 from optd_server.store.extents import in_compute_dtype
 from optd_server.store.flat import FrameClaims, Placed
@@ -21,20 +22,10 @@ from optd_wire.row_frames import RowFrame
 from optd_wire.values import GRADIENT
 
 
-class Room(Protocol):
-    """The memory for the pushes of one job that are held."""
-
-    async def take(self, count: int) -> None:
-        """Count bytes as held, after waiting for room; raise `TooManyBytes` if that takes too long."""
-
-    def give_back(self, count: int) -> None:
-        """Count bytes as held no longer."""
-
-
 class Spool:
     """The received frames of one push. Lives on one event loop."""
 
-    def __init__(self, push: Push, groups: Groups, room: Room, offload: Offload) -> None:
+    def __init__(self, push: Push, groups: Groups, room: Holding, offload: Offload) -> None:
         self.placed: list[Placed] = []
         """The frames of whole parameters, each with its place."""
         self.rows: list[RowFrame] = []
@@ -61,8 +52,7 @@ class Spool:
         if self._is_released:
             self.release()
             self._check_open()
-        digest = self._push.digest
-        await self._offload.copy(size // 4, lambda: digest.add(frames))
+        await self._push.digest.added(frames, self._offload)
         for frame in frames:
             self._keep(frame)
 
@@ -103,8 +93,3 @@ class Spool:
 def elements_of(frame: Received) -> int:
     """Return how many elements a frame has; for rows this is an estimate."""
     return frame.count if isinstance(frame, Frame) else frame.count + size_of(frame) // 2
-
-
-def size_of(frame: Received) -> int:
-    """Return the bytes of a frame's numbers."""
-    return len(frame.payload) if isinstance(frame.payload, bytes) else frame.payload.nbytes
