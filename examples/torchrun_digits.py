@@ -7,7 +7,8 @@ gradient of its part of a batch, and the server steps with the mean of all ranks
 optimizer's state, so the script needs no checkpoint: kill a rank, and see the next attempt go on. The job's version is
 the number of steps so far, which tells every rank which batch comes next, also if there are more or fewer ranks now.
 
-With --ddp the ranks also reduce their gradients among themselves, as scripts for DistributedDataParallel do.
+With --ddp the ranks also reduce their gradients among themselves, as scripts for DistributedDataParallel do. Then set
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, so that gloo does not look for ranks of the attempt before, and hang.
 """
 
 import argparse

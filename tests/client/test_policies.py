@@ -25,9 +25,9 @@ def opened(server: LocalServer, name: str):
 
         def open_one(worker: str, policy=None, **more) -> optd.Optimizer:
             session = stack.enter_context(
-                optd.connect(server.address, job=name, worker=worker, policy=policy, timeout=20, lane="grpc")
+                optd.connect(server.address, job=name, worker=worker, policy=policy, timeout=20, lane="grpc", **more)
             )
-            return optd.SGD({"w": np.zeros(4)}, lr=1.0, session=session, **more)
+            return optd.SGD({"w": np.zeros(4)}, lr=1.0, session=session)
 
         yield open_one
 
@@ -129,6 +129,45 @@ def test_one_whose_gradient_is_on_its_way_when_the_round_closes_learns_of_the_ne
     end.set()
     assert refusal.reason == "ROUND_CLOSED"
     assert refusal.values["version"] == "1"
+
+
+def test_of_more_workers_than_a_round_takes_the_last_one_is_late(opened):
+    policy = optd.Sync(2)
+    a, b, c = (opened(worker, policy) for worker in "abc")
+    first = in_background(lambda: a.step(gradient(1.0)))
+    b.step(gradient(3.0))
+    first.result(20)
+    assert "closed without it" in c.step(gradient(100.0)).dropped
+    second = in_background(lambda: a.step(gradient(1.0)))
+    assert not c.step(gradient(1.0)).dropped, "it has pulled, and is in the next round"
+    second.result(20)
+    assert weights(a) == [-3.0] * 4
+    dropped = {info.name: info.dropped_rounds for info in a.session.workers()}
+    assert dropped == {"a": 0, "b": 1, "c": 1}
+
+
+def test_a_round_that_is_skipped_for_its_nan_makes_nobody_late(opened):
+    policy = optd.Sync(2)
+    a, b, c = (opened(worker, policy, gradients=optd.Gradients(nonfinite="skip")) for worker in "abc")
+    first = in_background(lambda: a.step(gradient(np.nan)))
+    assert b.step(gradient(3.0)).skipped
+    first.result(20)
+    second = in_background(lambda: b.step(gradient(1.0)))
+    assert not c.step(gradient(3.0)).dropped
+    second.result(20)
+    assert weights(a) == [-2.0] * 4
+
+
+def test_a_fragment_cannot_be_accumulated(server, name):
+    arrays = {"v": np.zeros(2), "w": np.zeros(4)}
+    gradients = optd.Gradients(accumulate=2)
+    with (
+        optd.connect(server.address, job=name, worker="a", gradients=gradients) as session,
+        optd.LocalSteps(arrays, every=2, fragments=2, session=session) as local,
+    ):
+        arrays["w"] += 1.0
+        with pytest.raises(errors.InvalidRequest, match=r"accumulates rounds, and worker 'a' pushes fragment \d: set"):
+            local.step()
 
 
 def test_means_are_weighted_also_over_a_quorum(opened):

@@ -83,7 +83,10 @@ def test_a_wait_in_vain_names_both_versions(server: LocalServer, name: str, ask:
     with optd.connect(server.address, job=name, worker="w", timeout=0.3) as session:
         trainer = Trainer(session)
         trainer.steps(1)
-        message = f"took longer than 0.3 s; version 7 of job '{name}' was asked for, and it is at version 1"
+        what = "Pull" if ask == "pull" else "waiting for version 7"
+        message = (
+            rf"^{what} at \S+ took longer than 0.3 s; version 7 of job '{name}' was asked for, and it is at version 1"
+        )
         with pytest.raises(errors.DeadlineExceeded, match=message):
             if ask == "pull":
                 session.pull(min_version=7)

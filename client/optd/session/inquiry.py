@@ -183,7 +183,7 @@ class Inquiry:
         seconds, by default the session's, or `UnknownJob` if the job is deleted meanwhile.
         """
         version = check_min_version(version)
-        return self._ask(lambda left: self._wait(version, left), timeout)
+        return self._ask(lambda left: self._wait(version, left), timeout, doing=f"waiting for version {version}")
 
     def _wait(self, version: int, seconds: float) -> int:
         request = PullRequest(self.job, delivery=Delivery(none=True), min_version=version, wait_seconds=seconds)
@@ -296,7 +296,8 @@ class Inquiry:
         jobs = self._ask(self._transport.list_jobs)
         return next((found.gradients.accumulated for found in jobs if found.name == self.job), 0)
 
-    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None) -> T:
+    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None, doing: str = "") -> T:
+        """Makes a call with retries. If it takes too long, the error names what it was `doing`; default: the RPC."""
         timeout = self.timeout if timeout is None else timeout
 
         def usable_attempt(left: float) -> T:
@@ -315,7 +316,8 @@ class Inquiry:
             # The message names the time that the caller gave, not what was left of it for the last attempt.
             seconds = f"{timeout:g}"
             hint = error.values["hint"] or self._why_late()
-            raise DeadlineExceeded(rpc=error.values["rpc"], address=self.address, seconds=seconds, hint=hint) from None
+            rpc = doing or error.values["rpc"]
+            raise DeadlineExceeded(rpc=rpc, address=self.address, seconds=seconds, hint=hint) from None
 
     def _why_late(self) -> str:
         return ""

@@ -256,9 +256,9 @@ class MemberSession(Inquiry, ABC):
     def _forget_pushes(self) -> None:
         """Forgets pushes that the server has lost with their job."""
 
-    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None) -> T:
+    def _ask(self, attempt: Callable[[float], T], timeout: float | None = None, doing: str = "") -> T:
         try:
-            return super()._ask(attempt, timeout)
+            return super()._ask(attempt, timeout, doing)
         except (UnknownJob, UnknownWorker) as error:
             raise self._explained(error) from None
 

@@ -46,7 +46,7 @@ class SequenceGap(Conflict):
     """A push skips a sequence number, or repeats one that is older than the last."""
 
     reason = "SEQUENCE_GAP"
-    template = "worker {worker!r} pushes sequence {sequence}, expected {expected} (or {last} again)"
+    template = "worker {worker!r} pushes sequence {sequence}; its last one was {last}, so the next is {expected}"
 
 
 class FutureVersion(Conflict):

@@ -42,6 +42,14 @@ def staleness_of(state: JobState, header: PushHeader) -> int:
     return state.fragments.since(header.fragment, header.base_version, state.version)
 
 
+def check_fragment(state: JobState, header: PushHeader, *, accumulates: bool) -> None:
+    """Raise `InvalidRequest` for a push of a fragment if rounds are accumulated: a step is of one fragment, or all."""
+    if header.fragment and accumulates:
+        pushes = f"worker {header.worker!r} pushes fragment {header.fragment}"
+        problem = f"job {state.name!r} accumulates rounds, and {pushes}: set accumulate=1, or push the whole model"
+        raise InvalidRequest(problem=problem)
+
+
 def check_staleness(state: JobState, header: PushHeader) -> None:
     """Raise `StaleGradient` if a gradient is staler than the policy allows."""
     check_limit(state.policy, header, staleness_of(state, header), state.version)

@@ -64,7 +64,10 @@ class JobEditor:
         origin = Origin(self.clock.wall())
 
         async def action() -> tuple[JobOptions, JobVersion]:
+            version = self._state.version
             await self.pushes.committer.update(update, origin)
+            if self._state.version > version:
+                self.pushes.waiting.stepped()
             return self._state.options, self._state.job_version
 
         found = await self.writer.run(action)

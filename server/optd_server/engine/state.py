@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from optd_server.engine.membership.members import Members
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import OptionHistory
+from optd_server.engine.progress import Position, Progress
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
-from optd_server.engine.step.staleness import FragmentSteps, Progress
+from optd_server.engine.step.staleness import FragmentSteps
 from optd_server.optim.iterative import Searches
 from optd_server.store.versions import WeightSet
 from optd_wire.values import GradientSummary, JobOptions, JobVersion, Policy
@@ -70,9 +71,17 @@ class JobState:
         return JobVersion(self.version, 0, self.revision)
 
     @property
+    def position(self) -> Position:
+        """Where the job is."""
+        return Position(self.version, self.accumulation.count)
+
+    @property
     def progress(self) -> Progress:
         """How far the job has come, for its policy."""
-        return Progress(self.version, self.fragments.last)
+        of_fragments = {fragment: Position(version) for fragment, version in self.fragments.last.items()}
+        replies = {member.name: member.reply for member in self.members if member.reply is not None}
+        counted = {name: Position(reply.version.version, reply.accumulated) for name, reply in replies.items()}
+        return Progress({0: self.position, **of_fragments}, counted)
 
     def copy(self) -> "JobState":
         """Return an equal state that no event of this one changes. Block while the numbers are copied."""

@@ -97,9 +97,11 @@ class Workers:
             members = self.fold.state.members
             if resumes_epoch:
                 members.check_unclaimed(name, self.fold.state.name, resumes_epoch, session_id)
+            before = members.find(name)
+            is_same = before is None or (session_id != "" and before.session_id == session_id)
             await self.fold.take(Joined(name, members.next_epoch(name), session_id))
             # Not sooner: while the log takes the event, the old epoch may still announce a push.
-            self.pushes.withdraw(name, "its worker joined again")
+            self.pushes.withdraw(name, "its worker joined again" if is_same else "another process joined as its worker")
             self.sharing.close(name)
             self._begin(name, process)
             self.idle_since = None
@@ -126,7 +128,7 @@ class Workers:
         for member in self.fold.state.members:
             if member.active:
                 self.leases.begin(member.name, self.clock.monotonic())
-                self.pushes.waiting.joined(member.name)
+                self.pushes.waiting.resumed(member.name)
         # An ephemeral job that nobody comes back to ends after its time.
         self.idle_since = None
 

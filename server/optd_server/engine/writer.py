@@ -34,14 +34,6 @@ class Writer:
             raise copy(self._closed)
         return await asyncio.shield(self.submit(action))
 
-    async def caught_up(self) -> None:
-        """Wait until all actions so far are done."""
-
-        async def nothing() -> None:
-            """Do nothing, behind all of them."""
-
-        await self.run(nothing)
-
     def submit(self, action: Action[T]) -> asyncio.Future[T]:
         """Queue `action` behind all earlier ones; the future gets its result."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()

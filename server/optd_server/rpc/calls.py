@@ -35,6 +35,7 @@ from optd_wire.error_status import to_status
 from optd_wire.errors import (
     InternalError,
     InvalidRequest,
+    JobExists,
     MalformedMessage,
     OptdError,
     ShuttingDown,
@@ -48,6 +49,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 ANSWER_SECONDS = 1.0
 """How long before the deadline of a call its wait for room ends at the latest, so that the refusal still arrives."""
+ROUTINE = UnknownJob, JobExists
+"""Refusals that tell the first workers of a job that they are the first, or that another one was first."""
 _SNAKE = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -188,8 +191,7 @@ class _Guarded:
         if error is None:
             log.debug("call", rpc=self._method.full_name, ms=milliseconds)
         elif isinstance(error, OptdError):
-            # `UnknownJob` is routine: it tells the first worker of a job that it is the first.
-            tell = log.debug if isinstance(error, UnknownJob) else log.info
+            tell = log.debug if isinstance(error, ROUTINE) else log.info
             tell(
                 "refused",
                 rpc=self._method.full_name,

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optd_server.engine.progress import Position
 from optd_server.engine.rounds.policies.base import (
+    AppliedRound,
     HoldPush,
     LeaveOut,
     MakeStep,
@@ -135,9 +137,9 @@ class Shell:
         self.there: set[PushId] = set()
         self.ended: list[PushId] = []
         """What was part of a step, refused or withdrawn."""
-        self.rounds: list[tuple[int, tuple[Offer, ...]]] = []
-        """Each round, with the version that it was made at."""
-        self.due: list[tuple[PushId, ...]] = []
+        self.rounds: list[tuple[Offer, ...]] = []
+        """The rounds that were applied."""
+        self.due: list[tuple[Offer, ...]] = []
         """Rounds whose steps are not taken yet."""
         self.offered: list[PushId] = []
         self.wake: float | None = None
@@ -150,11 +152,11 @@ class Shell:
     def offer(self, worker: str) -> None:
         if worker not in self.live:
             self.join(worker)
-        in_step = any(each.worker == worker for each in self.due for each in each)
+        in_step = any(each.id.worker == worker for each in self.due for each in each)
         if self.holds(worker) is not None or in_step:
             return  # of each worker one push at a time
         self.sequences[worker] += 1
-        offered = Offer(PushId(worker, self.epochs[worker], self.sequences[worker]), self.bases[worker], self.version)
+        offered = Offer(PushId(worker, self.epochs[worker], self.sequences[worker]), self.bases[worker])
         self.offered.append(offered.id)
         self.held[offered.id] = offered
         self._carry_out(self.decider.offered(offered, self.now))
@@ -196,12 +198,27 @@ class Shell:
         self._carry_out(self.decider.tick(self.now))
 
     def apply(self, _: str) -> None:
-        if self.due:
-            self.version += 1
-            pushes = self.due.pop(0)
+        """Take the step of the round that is due first; if one of its pushes is late, offer them again."""
+        if not self.due:
+            return
+        pushes = self.due.pop(0)
+        if any(self.decider.is_late(each) for each in pushes):
             for each in pushes:
-                self.bases[each.worker] = self.version
-            self._carry_out(self.decider.applied([each.worker for each in pushes], self.version, self.now))
+                self.held[each.id] = each
+                self.ended.remove(each.id)
+                if self.decider.receives_first:
+                    self.there.discard(each.id)
+                self._carry_out(self.decider.offered(each, self.now))
+                if each.id in self.held and self.decider.receives_first:
+                    self.there.add(each.id)
+                    self._carry_out(self.decider.arrived(each.id, self.now))
+            return
+        self.version += 1
+        self.rounds.append(pushes)
+        names = tuple(each.id.worker for each in pushes)
+        for name in names:
+            self.bases[name] = self.version
+        self._carry_out(self.decider.applied(AppliedRound(names, 0, Position(self.version)), self.now))
 
     def _carry_out(self, decisions) -> None:
         for decision in decisions:
@@ -209,10 +226,9 @@ class Shell:
                 case MakeStep(pushes):
                     assert 1 <= len(pushes) <= self.decider.most
                     assert not self.decider.receives_first or self.there.issuperset(pushes)
-                    self.rounds.append((self.version, tuple(self.held[each] for each in pushes)))
+                    self.due.append(tuple(self.held[each] for each in pushes))
                     for each in pushes:
                         self._end(each)
-                    self.due.append(pushes)
                 case HoldPush(held):
                     assert held in self.held, "what is held has been offered, and not named since"
                 case RefusePush(refused, _):
@@ -248,8 +264,7 @@ def test_whatever_happens_the_promises_hold(policy, happenings):
         getattr(shell, action)(worker)
     assert len(shell.ended) == len(set(shell.ended)), "each push is named once, and nothing withdrawn comes out"
     assert sorted([*shell.ended, *shell.held], key=str) == sorted(shell.offered, key=str)
-    closed: dict[str, int] = {}
-    for version, pushes in shell.rounds:
+    for version, pushes in enumerate(shell.rounds):
         names = [each.id.worker for each in pushes]
         assert names == sorted(set(names)), "a round has one push of each worker, in the order of their names"
         if isinstance(policy, Sync):
@@ -260,10 +275,8 @@ def test_whatever_happens_the_promises_hold(policy, happenings):
             if not can_shrink:
                 assert len(pushes) == policy.workers
             for each in pushes:
-                missed = closed.get(each.id.worker, -1)
-                assert each.base > missed or each.version == missed, "a late push counts in no later round"
-            if can_shrink and (policy.workers == "live" or len(pushes) < policy.workers):
-                closed.update({worker: version for worker in WORKERS if worker not in names})
+                later = [{other.id.worker for other in others} for others in shell.rounds[each.base : version]]
+                assert all(each.id.worker in names for names in later), "a late push counts in no later round"
         else:
             assert len(pushes) == 1
 
@@ -289,9 +302,9 @@ class CountingShell(Shell):
         super().expire(worker)
 
     def apply(self, _: str) -> None:
-        for push in self.due[:1]:
-            if push[0].worker in self.clocks:
-                self.clocks[push[0].worker] += 1
+        for offers in self.due[:1]:
+            if offers[0].id.worker in self.clocks:
+                self.clocks[offers[0].id.worker] += 1
         super().apply(_)
 
     def _end(self, each: PushId) -> None:
@@ -320,5 +333,5 @@ def test_sync_makes_the_same_rounds_whatever_the_order_of_arrival(workers, data)
             for worker in data.draw(st.permutations(WORKERS[:workers])):
                 shell.arrive(worker)
             shell.apply("")
-        rounds.add(tuple(tuple(each.id for each in pushes) for _, pushes in shell.rounds))
+        rounds.add(tuple(tuple(each.id for each in pushes) for pushes in shell.rounds))
     assert len(rounds) == 1

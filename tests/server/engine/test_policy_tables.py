@@ -2,7 +2,9 @@
 
 import pytest
 
+from optd_server.engine.progress import Position, Progress
 from optd_server.engine.rounds.policies.base import (
+    AppliedRound,
     HoldPush,
     LeaveOut,
     LostWorker,
@@ -14,7 +16,6 @@ from optd_server.engine.rounds.policies.base import (
     WakeAt,
 )
 from optd_server.engine.rounds.policies.registry import decider_of
-from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Async, Bounded, Policy, Sync
 
 
@@ -26,11 +27,15 @@ def push(worker: str, sequence: int = 1, epoch: int = 1) -> PushId:
 
 
 class Table:
-    """A policy, and a line for each thing that happens to it: `b+3` offers a push of version 3, `b!` has arrived."""
+    """A policy, and a line for each thing that happens to it.
 
-    def __init__(self, policy: Policy, version: int = 0) -> None:
-        self.decider = decider_of(policy, Progress(version))
-        self.version = version
+    `b+3` offers a push of b of version 3 (without a number: of the job's version), `b!`: its gradient has arrived.
+    `applied a b` applies a round as a step, `added a b` accumulates it; `late? b+3` asks whether such a push is late.
+    """
+
+    def __init__(self, policy: Policy, version: int = 0, counted: dict[str, Position] | None = None) -> None:
+        self.decider = decider_of(policy, Progress({0: Position(version)}, counted or {}))
+        self.at = Position(version)
         self.now = 0.0
         self.sequences: dict[str, int] = {}
 
@@ -38,25 +43,32 @@ class Table:
         """Lets one thing happen; returns what is decided, in short."""
         what, _, rest = line.partition(" ")
         match what:
-            case "join" | "left" | "expired":
-                event = "joined" if what == "join" else what
+            case "join" | "resume" | "left" | "expired":
+                event = {"join": "joined", "resume": "resumed"}.get(what, what)
                 return self._told(getattr(self.decider, event)(rest, self.now))
             case "at":
                 self.now = float(rest)
                 return self._told(self.decider.tick(self.now))
-            case "applied":
-                self.version += 1
-                return self._told(self.decider.applied(rest.split(), self.version, self.now))
+            case "applied" | "added" | "skipped":
+                names, _, fragment = rest.partition("/")
+                version, rounds = self.at
+                self.at = {"applied": Position(version + 1), "added": Position(version, rounds + 1)}.get(what, self.at)
+                round_ = AppliedRound(tuple(names.split()), int(fragment or 0), self.at)
+                return self._told(self.decider.applied(round_, self.now))
+            case "late?":
+                return "yes" if self.decider.is_late(self._offer(rest)) else "no"
             case "back":
                 return self._told(self.decider.withdrawn(self._push(rest), self.now))
         if what.endswith("!"):
             return self._told(self.decider.arrived(self._push(what[:-1]), self.now))
-        worker, _, more = what.partition("+")
-        base, _, fragment = more.partition("/")
+        worker = what.partition("+")[0]
         self.sequences[worker] = self.sequences.get(worker, 0) + 1
-        base_version = int(base) if base else self.version
-        offer = Offer(self._push(worker), base_version, self.version, int(fragment or 0))
-        return self._told(self.decider.offered(offer, self.now))
+        return self._told(self.decider.offered(self._offer(what), self.now))
+
+    def _offer(self, text: str) -> Offer:
+        worker, _, more = text.partition("+")
+        base, _, fragment = more.partition("/")
+        return Offer(self._push(worker), int(base) if base else self.at.version, int(fragment or 0))
 
     def _push(self, worker: str) -> PushId:
         return push(worker, self.sequences.get(worker, 1))
@@ -88,7 +100,7 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
     "a push that comes after its round is in the next one": (
         Sync(2),
         0,
-        "a; b; a!; b! -> step a b; b; b!; c; c! -> step b c",
+        "a; b; a!; b! -> step a b; applied a b; b; b!; c; c! -> step b c",
     ),
     "a push that is withdrawn counts no more, and its worker counts again": (
         Sync(2),
@@ -96,11 +108,6 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         "a; a!; back a; b; b!; a; a! -> step a b",
     ),
     "a sender that dies in mid-upload costs the others nothing": (Sync(2), 0, "a; b; b!; back a; c; c! -> step b c"),
-    "who arrives first is in, and who is on its way is in the next round": (
-        Sync(2),
-        0,
-        "a; b; c; b!; c! -> step b c; a!; b; b! -> step a b",
-    ),
     "sync waits for one that takes a place": (
         Sync(2),
         3,
@@ -145,13 +152,14 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
     "a quorum is enough at once": (
         Sync(3, quorum=2),
         3,
-        "join a; join b; join c; a; a!; b; b! -> step a b, without c; applied a b; c+3 -> late c; c+4; c!; "
-        "a; a! -> step a c, without b",
+        "join a; join b; join c; a; a!; b; b! -> step a b; applied a b -> without c; c+3 -> late c; c+4; "
+        "c!; a; a! -> step a c; applied a c -> without b",
     ),
     "a grace window counts from the first arrival": (
         Sync(3, quorum=2, grace=5.0),
         3,
-        "join a; join b; join c; at 10; a; a!; at 12; b; b! -> wake 15; at 14 -> wake 15; at 15 -> step a b, without c",
+        "join a; join b; join c; at 10; a; a!; at 12; b; b! -> wake 15; at 14 -> wake 15; at 15 -> step a b; "
+        "applied a b -> without c",
     ),
     "who comes within the window is in": (
         Sync(3, quorum=2, grace=5.0),
@@ -161,13 +169,13 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
     "a quorum that comes after the window closes it at once": (
         Sync(3, quorum=2, grace=5.0),
         3,
-        "join a; join b; join c; a; a!; at 9; b; b! -> step a b, without c",
+        "join a; join b; join c; a; a!; at 9; b; b! -> step a b",
     ),
-    "who is on its way when the window ends is late": (
+    "who is on its way when the window ends is late, as soon as there is something to pull": (
         Sync(3, quorum=2, grace=5.0),
         3,
-        "join a; join b; join c; a; a!; c; b; b! -> wake 5; at 5 -> step a b, late c, without c; "
-        "applied a b; c+3 -> late c; c; c!; a; a! -> wake 10; b; b! -> step a b c",
+        "join a; join b; join c; a; a!; c; b; b! -> wake 5; at 5 -> step a b; "
+        "applied a b -> late c, without c; c+3 -> late c; c; c!; a; a! -> wake 10; b; b! -> step a b c",
     ),
     "nobody waits for a window when all that live are there": (
         Sync(3, quorum=2, grace=5.0),
@@ -183,60 +191,94 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         Sync(2, quorum=1, grace="auto"),
         3,
         "join a; join b; a; a!; at 90; b; b! -> step a b; applied a b; at 92; a; a!; b; b! -> step a b; applied a b; "
-        "at 93; a; a! -> wake 99; at 99 -> step a, without b",
+        "at 93; a; a! -> wake 99; at 99 -> step a",
     ),
     # Time
     "a round whose time is up goes without the others": (
         Sync(3, round_seconds=4.0),
         3,
-        "join a; join b; join c; at 1; a; a! -> wake 5; b; b! -> wake 5; at 5 -> step a b, without c",
+        "join a; join b; join c; at 1; a; a! -> wake 5; b; b! -> wake 5; at 5 -> step a b",
     ),
     "time counts from the first gradient": (Sync(2, round_seconds=4.0), 3, "join a; at 9; a; at 20; a! -> wake 24"),
     "time does not replace a quorum": (
         Sync(3, quorum=2, grace=9.0, round_seconds=4.0),
         3,
-        "join a; join b; join c; a; a!; at 4; at 50; b; b! -> step a b, without c",
+        "join a; join b; join c; a; a!; at 4; at 50; b; b! -> step a b",
     ),
     # Late pushes
-    "late is told once where rounds are accumulated": (
-        Sync(2, quorum=1),
-        3,
-        "join a; join b; a; a! -> step a, without b; b+3 -> late b; b+3; b! -> step b, without a",
-    ),
     "an earlier round is over too": (
         Sync(2, quorum=1),
         3,
-        "join a; join b; a; a! -> step a, without b; applied a; a; a! -> step a, without b; applied a; b+3 -> late b; "
-        "b+3 -> late b; b+5; b! -> step b, without a",
+        "join a; join b; a; a! -> step a; applied a -> without b; a; a! -> step a; applied a -> without b; "
+        "b+3 -> late b; b+3 -> late b; b+5; b! -> step b",
     ),
     "who was in may push on older weights": (
         Sync(2, quorum=1),
         3,
-        "join a; join b; a; a! -> step a, without b; applied a; a+3; a! -> step a, without b",
+        "join a; join b; a; a! -> step a; applied a -> without b; a+3; a! -> step a",
     ),
     "one that joined anew with an old gradient is late": (
         Sync("live"),
         3,
         "join a; join b; a; a!; expired b -> step a; applied a; join b; b+3 -> late b; b+4; b!; a; a! -> step a b",
     ),
-    "before a restart rounds may have closed without a worker": (
+    "a gradient of older weights is late whichever round replaced them": (
         Sync(2, quorum=1),
         3,
-        "join a; join b; b+2 -> late b; b+2 -> late b; b+3; b! -> step b, without a",
+        "join a; join b; b+2 -> late b; b+2 -> late b; b+3; b! -> step b",
     ),
-    "but not where a round waits for all": (Sync(2), 3, "join a; join b; b+2; b!; a+2; a! -> step a b"),
+    "of more workers than a round takes, who comes last is late": (
+        Sync(2),
+        3,
+        "join a; join b; join c; a; b; c; b!; c! -> step b c; a!; applied b c -> late a, without a; a+3 -> late a; "
+        "a; a!; b; b! -> step a b",
+    ),
+    "a round that filled while another one was in its step is late as a whole": (
+        Sync(1),
+        3,
+        "join a; join b; a; a! -> step a; b; b! -> step b; late? b+3 -> no; applied a -> without b; late? b+3 -> yes; "
+        "late? a+3 -> no",
+    ),
+    "a round that comes to nothing makes nobody late": (
+        Sync(2),
+        3,
+        "join a; join b; join c; a; b; c; a!; b! -> step a b; c!; skipped a b; a; a! -> step a c",
+    ),
     "a replacement makes the round whole, and who was slow is late": (
         Sync(3, quorum=2, grace=9.0),
         3,
-        "join a; join b; join c; join d; a; a!; b; b! -> wake 9; d; d! -> step a b d, without c; applied a b d; "
-        "c+3 -> late c; c; c!; a; a! -> wake 9; b; b! -> step a b c, without d",
+        "join a; join b; join c; join d; a; a!; b; b! -> wake 9; d; d! -> step a b d; applied a b d -> without c; "
+        "c+3 -> late c; c; c!; a; a! -> wake 9; b; b! -> step a b c",
     ),
     "one on its way when a quorum closes is late": (
         Sync(2, quorum=1, grace=9.0),
         3,
-        "join a; join b; join c; c; a; a! -> wake 9; b; b! -> step a b, late c, without c",
+        "join a; join b; join c; c; a; a! -> wake 9; b; b! -> step a b; applied a b -> late c, without c",
+    ),
+    # Accumulated rounds
+    "an accumulated round leaves the weights: who has missed it is late once": (
+        Sync(2, quorum=1),
+        3,
+        "join a; join b; a; a! -> step a; added a -> without b; b+3 -> late b; b+3; b! -> step b; added b -> "
+        "without a; a+3 -> late a; a+3; a! -> step a",
+    ),
+    "who joins between accumulated rounds has missed none": (
+        Sync(2, quorum=1),
+        3,
+        "join a; a; a! -> step a; added a; join b; b+3; b! -> step b",
+    ),
+    "a step of what was accumulated makes waiting gradients late": (
+        Sync(2),
+        3,
+        "join a; join b; a; a! ; b; b! -> step a b; added a b; a+3; a!; applied -> late a; a; a!; b; b! -> step a b",
     ),
     # Fragments
+    "the last round of a fragment makes its gradients late, and no others": (
+        Sync(2, quorum=1),
+        0,
+        "join a; join b; a+0/1; a! -> step a; applied a/1 -> without b; b+0/2; back b; b+0/1 -> late b; b+1/1; "
+        "b! -> step b",
+    ),
     "each fragment has rounds of its own": (
         Sync(2),
         0,
@@ -287,9 +329,24 @@ def test_what_is_decided(policy, version, script):
     table = Table(policy, version)
     for line in script.split(";"):
         event, _, expected = line.strip().partition(" -> ")
-        decided = table.play(event)
+        decided = table.play(event.strip())
         wakes_again = decided.startswith("wake") and not expected
         assert decided == expected or wakes_again, f"at {event!r} of {script!r}"
+
+
+@pytest.mark.parametrize(
+    ("at", "late"),
+    [
+        ({"a": Position(3), "b": Position(3)}, []),
+        ({"a": Position(3)}, ["b"]),
+        ({"a": Position(3), "b": Position(2)}, ["b"]),
+    ],
+)
+def test_after_a_restart_it_follows_from_the_marks_who_is_late(at, late):
+    table = Table(Sync(2), 3, at)
+    for line in ("resume a", "resume b"):
+        assert not table.play(line)
+    assert [table.play("a+2"), table.play("b+2")] == [f"late {each}" if each in late else "" for each in "ab"]
 
 
 def test_an_open_round_tells_what_it_waits_for():

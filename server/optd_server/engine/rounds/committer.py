@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from optd_server.engine.decide import check_evaluation, check_staleness, group_edits, job_edits, mark_of, staleness_of
+from optd_server.engine.decide import (
+    check_evaluation,
+    check_fragment,
+    check_staleness,
+    group_edits,
+    job_edits,
+    mark_of,
+    staleness_of,
+)
 from optd_server.engine.events import (
     NO_EDITS,
     Mark,
@@ -303,6 +311,7 @@ class Committer:
         for push in round_.pushes:
             try:
                 check_evaluation(self._state, push.header)
+                check_fragment(self._state, push.header, accumulates=self.settings.accumulates)
                 check_staleness(self._state, push.header)
                 check_supported(self._state.groups, options, *round_.has(push))
             except OptdError as error:

@@ -18,7 +18,6 @@ from optd_server.engine.rounds.holding import Holding
 from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import GradientSource, Push, Receiver
-from optd_server.engine.rounds.refusals import late
 from optd_server.engine.rounds.requests import Requests
 from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.spool import Spool
@@ -124,7 +123,7 @@ class InFlight:
                     # If this push itself has failed, its own error says more than that of the round.
                     return await self._outcome(push)
                 raise
-            return await self._settled(push)
+            return await push.outcome.wait()
 
     async def push_shared(self, header: PushHeader, gradient: Gradient) -> PushResult:
         """Do the same as `push`, for a gradient in the worker's shared memory."""
@@ -135,15 +134,7 @@ class InFlight:
             check_same(self._state, header, known, push.digest)
             return await self._outcome(known)
         self._gradient_reads.forget(header.worker)
-        return await self._settled(self._announce(push))
-
-    async def _settled(self, push: Push) -> PushResult:
-        """Wait for the outcome of a push. A worker that is late learns it only when there is something to pull."""
-        try:
-            return await push.outcome.wait()
-        except RoundClosed:
-            await self._writer.caught_up()
-            raise late(self._state, push.header) from None
+        return await self._announce(push).outcome.wait()
 
     @contextmanager
     def _calling(self, push: Push) -> Iterator[None]:
@@ -162,7 +153,7 @@ class InFlight:
             push = known
             try:
                 with self._calling(push):
-                    known = await self._settled(push)
+                    known = await push.outcome.wait()
             except RoundBroken:
                 if push.successor is None:
                     raise
@@ -176,6 +167,7 @@ class InFlight:
         decide.check_base(self._state, header)
         check_flush(push)
         decide.check_evaluation(self._state, header)
+        decide.check_fragment(self._state, header, accumulates=self.committer.settings.accumulates)
         decide.check_staleness(self._state, header)
         if header.updates:
             # The updates take effect with the step or not at all, so they must be compatible with all waiting pushes.
@@ -330,15 +322,20 @@ class InFlight:
 
     def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
         """End a round because one of its pushes has failed. The others, which are there, wait for a new one."""
-        self._release(round_)
         self._let_go(culprit, error)
+        self._offer_again(round_)
+
+    def _offer_again(self, round_: AnyRound) -> None:
+        """End a round, and let those of its pushes that have not failed wait for a new one."""
+        self._release(round_)
         for push in round_.pushes:
-            if push is not culprit:
-                del self._rounds[push]
-                if push.is_wanted:
-                    self._offer(push)
-                else:
-                    self._let_go(push, RoundBroken(job=self._state.name, why="its call ended early"))
+            if push.outcome.is_done:
+                continue
+            del self._rounds[push]
+            if push.is_wanted:
+                self._offer(push)
+            else:
+                self._let_go(push, RoundBroken(job=self._state.name, why="its call ended early"))
 
     def _break_all(self, round_: AnyRound, error: OptdError) -> None:
         """End a round and answer all of its pushes with `error`."""
@@ -366,6 +363,9 @@ class InFlight:
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
             return  # the round was ended while it waited for the writer
+        if self.waiting.policy.receives_first and any(map(self.waiting.is_late, round_.pushes)):
+            self._offer_again(round_)  # another round came first, and the policy refuses what is late for it
+            return
         try:
             for push in round_.pushes:
                 self._check_still_wanted(round_, push)

@@ -10,12 +10,7 @@ def refusal(state: JobState, header: PushHeader, why: TooLate | LostWorker) -> O
     """Return the error of a push that a policy refuses."""
     match why:
         case TooLate():
-            return late(state, header)
+            base = header.base_version
+            return RoundClosed(worker=header.worker, base_version=base, job=state.name, version=state.version)
         case LostWorker(lost, how):
             return WorkerLost(job=state.name, worker=header.worker, lost=lost, how=how)
-
-
-def late(state: JobState, header: PushHeader) -> RoundClosed:
-    """Return the error of a push whose round has closed without it, with the version that there is to pull."""
-    base = header.base_version
-    return RoundClosed(worker=header.worker, base_version=base, job=state.name, version=state.version)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from optd_server.engine.clock import Clock
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.rounds.policies.base import (
+    AppliedRound,
     Decisions,
     HoldPush,
     LeaveOut,
@@ -22,6 +23,11 @@ from optd_server.engine.rounds.refusals import refusal
 from optd_server.engine.state import JobState
 from optd_wire.errors import OptdError
 from optd_wire.values import PushResult
+
+
+def offer_of(push: Push) -> Offer:
+    """Return a push as its policy sees it."""
+    return Offer(push.id, push.header.base_version, push.header.fragment)
 
 
 class Waiting:
@@ -63,12 +69,15 @@ class Waiting:
         self._held[push.id] = push
         header = push.header
         self._leases.of(header.worker).activity.last_push = push.wall
-        offer = Offer(push.id, header.base_version, self._state.version, header.fragment)
-        self._carry_out(self.policy.offered(offer, self._clock.monotonic()))
+        self._carry_out(self.policy.offered(offer_of(push), self._clock.monotonic()))
 
     def arrived(self, push: Push) -> None:
         """Tell the policy that the gradient of a push has arrived."""
         self._carry_out(self.policy.arrived(push.id, self._clock.monotonic()))
+
+    def is_late(self, push: Push) -> bool:
+        """Whether a push must not count any more: its round has been applied without it."""
+        return self.policy.is_late(offer_of(push))
 
     def take_back(self, push: Push) -> None:
         """Withdraw a push if it is waiting."""
@@ -78,6 +87,10 @@ class Waiting:
     def joined(self, worker: str) -> None:
         """Tell the policy that a worker has joined."""
         self._carry_out(self.policy.joined(worker, self._clock.monotonic()))
+
+    def resumed(self, worker: str) -> None:
+        """Tell the policy that a worker goes on that has joined before."""
+        self._carry_out(self.policy.resumed(worker, self._clock.monotonic()))
 
     def left(self, worker: str) -> None:
         """Tell the policy that a worker has left."""
@@ -91,8 +104,15 @@ class Waiting:
         """Tell the policy that a round has been applied, and note for people what has become of its pushes."""
         for push, reply in zip(pushes, replies, strict=True):
             self._leases.note_applied(push.header.worker, reply, self._clock.wall())
-        workers = [push.header.worker for push in pushes]
-        self._carry_out(self.policy.applied(workers, self._state.version, self._clock.monotonic()))
+        workers = tuple([push.header.worker for push in pushes])
+        self._advance(AppliedRound(workers, pushes[0].header.fragment, self._state.position))
+
+    def stepped(self) -> None:
+        """Tell the policy that the accumulated rounds have become a step without a further push."""
+        self._advance(AppliedRound((), 0, self._state.position))
+
+    def _advance(self, round_: AppliedRound) -> None:
+        self._carry_out(self.policy.applied(round_, self._clock.monotonic()))
 
     def status(self) -> tuple[RoundStatus, ...]:
         """Describe the rounds that wait."""
@@ -107,7 +127,7 @@ class Waiting:
         held, self._held = list(self._held.values()), {}
         self.policy = policy
         for worker in workers:
-            self.joined(worker)
+            self.resumed(worker)
         return held
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optd_wire.errors import InvalidPolicy, StaleGradient
@@ -10,15 +9,6 @@ from optd_wire.values import Async, Exponential, Policy, PushHeader
 
 REMEMBERED = 64
 """How many versions are remembered for each fragment."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job has come, as its policy has to know it."""
-
-    version: int = 0
-    fragments: Mapping[int, int] = field(default_factory=dict)
-    """By fragment, the version of its last step."""
 
 
 @dataclass(slots=True)

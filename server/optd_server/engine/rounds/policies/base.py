@@ -1,12 +1,15 @@
 """The interface of a policy: events of pushes and workers go in, decisions come out.
 
 A policy is pure bookkeeping. It sees identities, never gradients or callers, and reads no clock: every call passes the
-time. The caller carries out all decisions, in order, before its next call.
+time. The caller carries out all decisions, in order. They name different pushes, so carrying one out may lead to the
+next call before the others are carried out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+from optd_server.engine.progress import Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,20 @@ class Offer:
     id: PushId
     base: int = 0
     """The version that its gradient was computed on."""
-    version: int = 0
-    """The job's version now."""
     fragment: int = 0
     """The part of the model that it is of; 0: the whole model."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRound:
+    """A round that has become a step, or part of one."""
+
+    workers: tuple[str, ...]
+    """Those whose pushes are in it; none: a step of what was accumulated before."""
+    fragment: int
+    """The part of the model that it is of; 0: the whole model."""
+    at: Position
+    """Where the job is now. It is where it was if the round was skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +61,6 @@ class HoldPush:
 @dataclass(frozen=True, slots=True)
 class TooLate:
     """A reason to refuse a push: the round of its weights has closed without it."""
-
-    base: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +82,7 @@ class RefusePush:
 
 @dataclass(frozen=True, slots=True)
 class LeaveOut:
-    """Count that a round has closed without a push of these workers, which take part in the job."""
+    """Count that a round was applied without a push of these workers, which take part in the job."""
 
     workers: tuple[str, ...]
 
@@ -141,8 +152,18 @@ class Policy(Protocol):
     def withdrawn(self, push: PushId, now: float) -> Decisions:
         """A push that the policy holds has been withdrawn."""
 
+    def is_late(self, offer: Offer) -> bool:
+        """Whether a push must not count any more, because the round of its weights has been applied without it.
+
+        This changes nothing. The caller asks before it takes a step, and offers the pushes of that step again if one
+        of them is late.
+        """
+
     def joined(self, worker: str, now: float) -> Decisions:
         """A worker has joined, perhaps not for the first time."""
+
+    def resumed(self, worker: str, now: float) -> Decisions:
+        """A worker goes on that has joined before this policy came, or before the server was started again."""
 
     def left(self, worker: str, now: float) -> Decisions:
         """A worker has left of its own accord. Its push, if any, has already been withdrawn."""
@@ -150,8 +171,8 @@ class Policy(Protocol):
     def expired(self, worker: str, now: float) -> Decisions:
         """The lease of a worker has run out. Its push, if any, has already been withdrawn."""
 
-    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
-        """A round of these workers has been applied; the job is at `version`."""
+    def applied(self, round_: AppliedRound, now: float) -> Decisions:
+        """A round has been applied."""
 
     def tick(self, now: float) -> Decisions:
         """The time that `WakeAt` named has come or passed."""
@@ -173,9 +194,17 @@ class Indifferent:
         """Nothing follows."""
         return NONE
 
+    def is_late(self, offer: Offer) -> bool:
+        """Every push counts."""
+        return False
+
     def joined(self, worker: str, now: float) -> Decisions:
         """Nothing follows."""
         return NONE
+
+    def resumed(self, worker: str, now: float) -> Decisions:
+        """Nothing follows but what follows from joining."""
+        return self.joined(worker, now)
 
     def left(self, worker: str, now: float) -> Decisions:
         """Nothing follows."""
@@ -185,7 +214,7 @@ class Indifferent:
         """Nothing follows."""
         return NONE
 
-    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
+    def applied(self, round_: AppliedRound, now: float) -> Decisions:
         """Nothing follows."""
         return NONE
 

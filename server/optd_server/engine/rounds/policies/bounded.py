@@ -5,10 +5,9 @@ it to catch up, and one that joins again is not behind its own clock. The clocks
 of the server all begin together.
 """
 
-from collections.abc import Sequence
-
 from optd_server.engine.rounds.policies.base import (
     NONE,
+    AppliedRound,
     Decisions,
     HoldPush,
     Indifferent,
@@ -69,9 +68,9 @@ class BoundedPolicy(Indifferent):
 
     expired = left
 
-    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
+    def applied(self, round_: AppliedRound, now: float) -> Decisions:
         """Advance the clocks of workers whose pushes were applied."""
-        for worker in workers:
+        for worker in round_.workers:
             if worker in self._clocks:
                 self._clocks[worker] += 1
         return self._released()

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from optd_server.engine.progress import Progress
 from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
 from optd_server.engine.rounds.policies.base import Policy as Decider
 from optd_server.engine.rounds.policies.bounded import BoundedPolicy
 from optd_server.engine.rounds.policies.sync import SyncPolicy
-from optd_server.engine.step.staleness import Progress, check_scale
+from optd_server.engine.step.staleness import check_scale
 from optd_wire.values import Async, Bounded, JobSpec, Policy, Sync
 
 
@@ -23,7 +24,7 @@ _POLICIES: dict[type[Any], Callable[[Any, Progress], Decider]] = {
 }
 
 
-BEGINNING = Progress()
+NO_STEPS = Progress()
 
 
 def policy_of(spec: JobSpec) -> Policy:
@@ -31,6 +32,6 @@ def policy_of(spec: JobSpec) -> Policy:
     return Async() if spec.policy is None else spec.policy
 
 
-def decider_of(policy: Policy, progress: Progress = BEGINNING) -> Decider:
+def decider_of(policy: Policy, progress: Progress = NO_STEPS) -> Decider:
     """Return a new decider for a job with this policy, which has come so far; raise `InvalidPolicy`."""
     return _POLICIES[type(policy)](policy, progress)

@@ -5,14 +5,17 @@ arrival. It closes when every worker that it waits for has pushed; or, once the 
 over; or when its time is up. Each fragment has rounds of its own.
 
 A worker takes part from its joining on, also in a round that is open then. A worker that leaves or is lost takes its
-push along; `on_death` says whether the round waits for another one in its place.
+push along; `on_death` says whether the round waits for another one in its place. What is left when a round has been
+applied is late. It is told so then, and not when the round closes: its step may still come to nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from optd_server.engine.progress import Progress
 from optd_server.engine.rounds.policies.base import (
     NONE,
+    AppliedRound,
     Decision,
     Decisions,
     HoldPush,
@@ -27,10 +30,10 @@ from optd_server.engine.rounds.policies.base import (
     WakeAt,
 )
 from optd_server.engine.rounds.policies.grace import Grace
-from optd_server.engine.rounds.policies.open_round import ClosedRound, OpenRound
-from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, may_close_early, on_death_of
+from optd_server.engine.rounds.policies.lateness import Lateness
+from optd_server.engine.rounds.policies.open_round import OpenRound
+from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, on_death_of
 from optd_server.engine.rounds.policies.sync_words import release_of
-from optd_server.engine.step.staleness import Progress
 from optd_wire.values import Sync
 
 LEFT, LOST = "has left", "was lost: its lease ran out"
@@ -51,8 +54,7 @@ class Limits:
 class SyncPolicy:
     """Collects rounds of pushes from different workers. Raises `InvalidPolicy` for a setting that is out of range.
 
-    A job that has made a step has had all of its workers: from then on `on_death` counts. It may have closed rounds
-    without some of them before its server was restarted, so gradients of earlier weights are late then.
+    A job that has made a step has had all of its workers: from then on `on_death` counts.
     """
 
     receives_first = True
@@ -64,15 +66,12 @@ class SyncPolicy:
         self._given = given
         self._on_death = on_death_of(given)
         self._grace = Grace(given.grace)
-        self._version = progress.version
+        self._lateness = Lateness(progress)
         self._live: dict[str, None] = {}
         self._rounds: dict[int, OpenRound] = {}
         """By fragment."""
-        self._closed: dict[int, ClosedRound] = {}
-        if may_close_early(given):
-            stepped = {0: progress.version, **progress.fragments}
-            self._closed = {each: ClosedRound(version - 1) for each, version in stepped.items() if version}
-        """By fragment, the last round that closed without a worker."""
+        self._opened: dict[int, float] = {}
+        """By fragment, when the first gradient of its last round arrived."""
         self._to_tell: dict[str, LostWorker] = {}
         """The workers whose next push fails, because another one is lost."""
 
@@ -90,27 +89,22 @@ class SyncPolicy:
 
     def offered(self, offer: Offer, now: float) -> Decisions:
         """Let the gradient of a push arrive for the round that is open; refuse it if it is for an earlier one."""
-        push = offer.id
-        self._version = max(self._version, offer.version)
-        lost = self._to_tell.pop(push.worker, None)
+        lost = self._to_tell.pop(offer.id.worker, None)
         if lost is not None:
-            return (RefusePush(push, lost),)
-        closed = self._closed.get(offer.fragment)
-        if closed is not None and closed.is_late(offer):
-            if push.worker not in closed.told and closed.opened is not None:
-                self._grace.note(now - closed.opened)
-            closed.told.add(push.worker)
+            return (RefusePush(offer.id, lost),)
+        if self._lateness.is_late(offer):
+            refused = self._refused_late(offer, now)
             # What is known of late gradients may bring the end of an open round's window nearer.
-            return [RefusePush(push, TooLate(offer.base)), *self._judged(list(self._rounds), now)]
-        self._rounds.setdefault(offer.fragment, OpenRound()).arriving[push.worker] = push
-        return (HoldPush(push),)
+            return [refused, *self._judged(list(self._rounds), now)]
+        self._rounds.setdefault(offer.fragment, OpenRound()).arriving[offer.id.worker] = offer
+        return (HoldPush(offer.id),)
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Count a push in its round, now that its gradient is there."""
         for fragment, found in self._rounds.items():
-            if found.arriving.get(push.worker) == push:
+            if found.awaits(push):
                 is_first = found.opened is None
-                delay = found.arrive(push, now)
+                delay = found.arrive(push.worker, now)
                 if not is_first:
                     self._grace.note(delay)
                 return self._judged([fragment], now)
@@ -119,24 +113,56 @@ class SyncPolicy:
     def withdrawn(self, push: PushId, now: float) -> Decisions:
         """Take a push out of its round."""
         for fragment, found in self._rounds.items():
-            if found.find(push):
-                found.remove(push)
-                if found.is_empty:
-                    del self._rounds[fragment]
+            if found.has(push):
+                self._take_out(fragment, push.worker)
                 break
         return NONE
 
-    def applied(self, workers: Sequence[str], version: int, now: float) -> Decisions:
-        """Note the job's new version."""
-        self._version = max(self._version, version)
-        return self._judged(list(self._rounds), now)
+    def applied(self, round_: AppliedRound, now: float) -> Decisions:
+        """Refuse the pushes that the round has left out; count its workers' absence."""
+        decisions: list[Decision] = []
+        if self._lateness.advance(round_.workers, round_.fragment, round_.at):
+            decisions = self._left_out(round_, now)
+        return [*decisions, *self._judged(list(self._rounds), now)]
+
+    def is_late(self, offer: Offer) -> bool:
+        """Whether a round has been applied without this push since it was offered."""
+        return self._lateness.is_late(offer)
+
+    def _left_out(self, round_: AppliedRound, now: float) -> list[Decision]:
+        waiting = [offer for found in self._rounds.values() for offer in found.offers()]
+        late = [offer for offer in waiting if self._lateness.is_late(offer)]
+        for offer in late:
+            self._take_out(offer.fragment, offer.id.worker)
+        decisions: list[Decision] = [self._refused_late(offer, now) for offer in late]
+        absent = tuple(sorted(worker for worker in self._live if worker not in round_.workers))
+        return [*decisions, LeaveOut(absent)] if absent and round_.workers else decisions
+
+    def _refused_late(self, offer: Offer, now: float) -> RefusePush:
+        is_new = self._lateness.tell(offer.id.worker, offer.fragment)
+        if is_new and offer.fragment in self._opened:
+            self._grace.note(now - self._opened[offer.fragment])
+        return RefusePush(offer.id, TooLate())
+
+    def _take_out(self, fragment: int, worker: str) -> None:
+        found = self._rounds[fragment]
+        found.remove(worker)
+        if found.is_empty:
+            del self._rounds[fragment]
 
     # Workers
 
     def joined(self, worker: str, now: float) -> Decisions:
         """Let a worker take part from now on, also in the rounds that are open."""
-        self._live[worker] = None
+        self._lateness.join(worker)
         self._to_tell.pop(worker, None)
+        self._live[worker] = None
+        return NONE
+
+    def resumed(self, worker: str, now: float) -> Decisions:
+        """Let a worker take part that has joined before."""
+        self._lateness.resume(worker)
+        self._live[worker] = None
         return NONE
 
     def left(self, worker: str, now: float) -> Decisions:
@@ -153,11 +179,12 @@ class SyncPolicy:
 
     def _gone(self, lost: LostWorker, now: float) -> Decisions:
         self._to_tell.pop(lost.worker, None)
+        self._lateness.forget(lost.worker)
         if self._live.pop(lost.worker, lost) is lost:
             return NONE
         if self._on_death != "fail":
             return self._judged(list(self._rounds), now)
-        held = [push for found in self._rounds.values() for push in found.all()]
+        held = [offer.id for found in self._rounds.values() for offer in found.offers()]
         self._rounds.clear()
         told = {push.worker for push in held}
         self._to_tell.update({worker: lost for worker in self._live if worker not in told})
@@ -172,7 +199,7 @@ class SyncPolicy:
             limits = self._limits(found)
             there = len(found.arrived)
             if there >= limits.needed or (limits.deadline is not None and now >= limits.deadline):
-                decisions += self._close(fragment, now)
+                decisions.append(self._close(fragment, now))
         decisions += self._apart()
         deadlines = [self._limits(found).deadline for found in self._rounds.values()]
         decisions += [WakeAt(min(known))] if (known := [each for each in deadlines if each is not None]) else []
@@ -187,16 +214,16 @@ class SyncPolicy:
         if len(self._rounds) < 2 or not self._live or not there.issuperset(self._live):
             return []
         kept = max(self._rounds, key=lambda fragment: (len(self._rounds[fragment].arrived), -fragment))
-        apart = [push for fragment, found in self._rounds.items() if fragment != kept for push in found.all()]
+        apart = [offer.id for fragment, found in self._rounds.items() if fragment != kept for offer in found.offers()]
         self._rounds = {kept: self._rounds[kept]}
-        return [RefusePush(push, TooLate(self._version)) for push in apart]
+        return [RefusePush(push, TooLate()) for push in apart]
 
     def _limits(self, found: OpenRound) -> Limits:
         given, there = self._given, len(found.arrived)
         quorum = given.quorum or 0
         floor = max(quorum, 1)
         needed = max(self._expected(), floor)
-        if quorum and self._version and all(worker in found.arrived for worker in self._live):
+        if quorum and self._lateness.version and all(worker in found.arrived for worker in self._live):
             needed = floor  # nobody is left to wait for
         deadline: float | None = None
         if found.opened is not None and there >= floor:
@@ -208,27 +235,19 @@ class SyncPolicy:
         """Return how many workers a round waits for."""
         if self._given.workers == LIVE:
             return len(self._live)
-        if self._on_death == "continue" and self._version:
+        if self._on_death == "continue" and self._lateness.version:
             return min(self._given.workers, len(self._live))
         return self._given.workers
 
-    def _close(self, fragment: int, now: float) -> list[Decision]:
+    def _close(self, fragment: int, now: float) -> MakeStep:
+        """Make a step of the gradients that are there. Those that are still on their way wait for its outcome."""
         found = self._rounds.pop(fragment)
-        members = sorted(found.arrived)
-        decisions: list[Decision] = [MakeStep(tuple(found.arrived[worker] for worker in members))]
-        left_out = tuple(sorted(worker for worker in self._live if worker not in found.arrived))
-        is_early = may_close_early(self._given)
-        late = sorted(found.arriving) if is_early else []
-        decisions += [RefusePush(found.arriving[worker], TooLate(self._version)) for worker in late]
-        for _ in late:
-            self._grace.note(now - (found.opened or now))
-        self._grace.note_close(now)
-        if found.arriving and not is_early:
+        if found.arriving:
             self._rounds[fragment] = OpenRound(arriving=found.arriving)
-        if is_early:
-            self._closed[fragment] = ClosedRound(self._version, frozenset(members), found.opened, set(late))
-            decisions += [LeaveOut(left_out)] if left_out else []
-        return decisions
+        if found.opened is not None:
+            self._opened[fragment] = found.opened
+        self._grace.note_close(now)
+        return MakeStep(tuple(found.arrived[worker].id for worker in sorted(found.arrived)))
 
     # For people to see
 

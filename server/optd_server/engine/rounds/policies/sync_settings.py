@@ -24,12 +24,6 @@ def on_death_of(given: Sync) -> OnDeath:
     return "continue" if given.workers == LIVE else "wait"
 
 
-def may_close_early(given: Sync) -> bool:
-    """Whether a round may close without a worker that has a push for it."""
-    limits = (given.quorum, given.round_seconds)
-    return given.workers == LIVE or on_death_of(given) == "continue" or any(each is not None for each in limits)
-
-
 def _problem_of_workers(given: Sync) -> str:
     if given.workers == LIVE:
         if given.on_death == "wait":
