@@ -352,7 +352,7 @@ def test_17_a_repeat_of_an_older_push_and_a_gap_are_refused(plain: Plain, name: 
         plain.push(header(name, "w0", epoch, sequence), WHOLE)
     before = plain.everything(name)
     for sequence in (1, 2, 5, 100):
-        with refused("SEQUENCE_GAP", f"sequence {sequence}", "expected 4", "3 again"):
+        with refused("SEQUENCE_GAP", f"pushes sequence {sequence}; its last one was 3, so the next is 4"):
             plain.push(header(name, "w0", epoch, sequence), WHOLE)
         with refused("SEQUENCE_GAP", f"sequence {sequence}"):
             plain.step(header(name, "w0", epoch, sequence), WHOLE)

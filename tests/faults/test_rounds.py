@@ -170,7 +170,7 @@ def test_17_a_gap_is_refused_with_both_numbers_also_after_a_restart(tmp_path: Pa
         server.restart()
         with Plain(server.address) as plain:
             for wrong in (1, 4, 9):
-                with refused("SEQUENCE_GAP", f"pushes sequence {wrong}, expected 3"):
+                with refused("SEQUENCE_GAP", f"pushes sequence {wrong}; its last one was 2, so the next is 3"):
                     plain.push(header(name, "w", epoch, wrong), [frame(np.ones(4, "f4"))])
             assert (plain.weights(name)["w"] == -2).all()
 

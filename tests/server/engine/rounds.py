@@ -191,10 +191,11 @@ class Rounds:
         for name in names:
             await self.job.join(name, None)
 
-    def header(self, worker: str, *, base: int = 0, **more: Any) -> PushHeader:
-        """That of the worker's next push, or of its last one once again."""
+    def header(self, worker: str, *, base: int | None = None, **more: Any) -> PushHeader:
+        """That of the worker's next push, or of its last one once again; `base`: of the newest weights by default."""
         member = self.member(worker)
-        return PushHeader("job", worker, member.epoch, member.sequence + 1, base, **more)
+        version = self.version if base is None else base
+        return PushHeader("job", worker, member.epoch, member.sequence + 1, version, **more)
 
     def member(self, worker: str) -> Member:
         """What the job remembers of a worker that has joined."""

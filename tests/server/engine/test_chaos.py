@@ -16,7 +16,10 @@ PARAMETERS = "abcde"
 
 
 class Trainer:
-    """A worker that pushes its gradients one after the other, each until it counts, whatever happens meanwhile."""
+    """A worker that pushes its gradients one after the other, each until it counts, whatever happens meanwhile.
+
+    Each attempt is for the newest weights, as if the worker had pulled.
+    """
 
     def __init__(self, rounds: Rounds, name: str, gradients, rng: np.random.Generator, mishaps: int) -> None:
         self.rounds, self.name, self.gradients, self.rng, self.mishaps = rounds, name, gradients, rng, mishaps
@@ -42,6 +45,9 @@ class Trainer:
         try:
             reply = await upload
         except AGAIN:
+            return False
+        except errors.RoundClosed:
+            assert not self.in_lockstep
             return False
         except asyncio.CancelledError:
             assert upload.task.cancelled()

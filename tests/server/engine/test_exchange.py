@@ -70,7 +70,7 @@ def test_shared_pushes_that_wait_are_taken_over_too():
     play(scenario, 3)
 
 
-def test_pushes_that_wait_for_a_round_make_a_smaller_one_in_the_order_of_names():
+def test_pushes_that_wait_for_a_round_make_a_smaller_one_in_the_order_of_names_and_what_is_left_is_late():
     async def scenario(rounds):
         await rounds.join("a", "b", "c")
         gradients = {name: random_arrays(ord(name)) for name in "abc"}
@@ -83,10 +83,11 @@ def test_pushes_that_wait_for_a_round_make_a_smaller_one_in_the_order_of_names()
         for name in "bc":
             assert (await uploads[name]).result.applied_version == 1
         assert same(rounds.weights, expected)
+        assert type(await uploads["a"].error()) is errors.RoundClosed
         check(rounds, Sync(2))
         await exchange(rounds, Sync(1))
-        uploads["a"].send_all(rounds.messages(gradients["a"]))
-        assert (await uploads["a"]).result.applied_version == 2
+        await rounds.step({"a": gradients["a"]})
+        assert same(rounds.weights, stepped(expected, [gradients["a"]]))
         check(rounds, Sync(1))
 
     play(scenario, 5)

@@ -420,7 +420,7 @@ def test_a_round_that_is_broken_while_it_waits_for_readers_makes_no_step():
         assert rounds.version == 2
         assert same(rounds.weights, before)
         await rounds.join("b")
-        again = rounds.upload("b", base=2)
+        again = rounds.upload("b")
         again.send_all(rounds.messages(random_arrays(4)))
         await again
         await first

@@ -363,8 +363,8 @@ class InFlight:
         first = round_.pushes[0]
         if self._rounds.get(first) is not round_:
             return  # the round was ended while it waited for the writer
-        if self.waiting.policy.receives_first and any(map(self.waiting.is_late, round_.pushes)):
-            self._offer_again(round_)  # another round came first, and the policy refuses what is late for it
+        if self.waiting.has_late(round_.pushes):
+            self._offer_again(round_)  # the policy refuses what is late
             return
         try:
             for push in round_.pushes:

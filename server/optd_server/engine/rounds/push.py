@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from optd_server.engine.rounds.digest import Digest
-from optd_server.engine.rounds.policies.base import PushId
+from optd_server.engine.rounds.policies.base import Policy, PushId
 from optd_server.store.flat import Placed
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Presence
@@ -112,6 +112,7 @@ class Push:
         "id",
         "is_there",
         "outcome",
+        "policy",
         "shared",
         "spool",
         "successor",
@@ -129,6 +130,8 @@ class Push:
         """Whether its whole gradient is there."""
         self.spool: Spool | None = None
         """What holds its gradient until its round is reduced, if its policy wants it before the round begins."""
+        self.policy: Policy | None = None
+        """The policy that has put it into a round."""
         self.begun: Promise[Receiver] = Promise()
         """What takes its gradient: its spool at once, or its round as soon as that has begun."""
         self.outcome: Promise[PushResult] = Promise()

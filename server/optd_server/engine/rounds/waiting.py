@@ -75,9 +75,15 @@ class Waiting:
         """Tell the policy that the gradient of a push has arrived."""
         self._carry_out(self.policy.arrived(push.id, self._clock.monotonic()))
 
-    def is_late(self, push: Push) -> bool:
-        """Whether a push must not count any more: its round has been applied without it."""
-        return self.policy.is_late(offer_of(push))
+    def has_late(self, pushes: Sequence[Push]) -> bool:
+        """Whether one of these pushes, of which a step is to be made, is late: another round came first.
+
+        What an earlier policy has put together stays a step.
+        """
+        policy = self.policy
+        if not policy.receives_first or pushes[0].policy is not policy:
+            return False
+        return any(policy.is_late(offer_of(push)) for push in pushes)
 
     def take_back(self, push: Push) -> None:
         """Withdraw a push if it is waiting."""
@@ -139,12 +145,15 @@ class Waiting:
     def _carry_out(self, decisions: Decisions) -> None:
         for decision in decisions:
             match decision:
-                case MakeStep(pushes):
-                    self._begin([self._held.pop(each) for each in pushes])
+                case MakeStep(ids):
+                    pushes = [self._held.pop(each) for each in ids]
+                    for push in pushes:
+                        push.policy = self.policy
+                    self._begin(pushes)
                 case HoldPush():
                     continue
-                case RefusePush(push, why):
-                    refused = self._held.pop(push)
+                case RefusePush(id_, why):
+                    refused = self._held.pop(id_)
                     self._refuse(refused, refusal(self._state, refused.header, why))
                 case LeaveOut(workers):
                     for worker in workers:

@@ -69,7 +69,7 @@ def job(rng: Rng, algorithm: str, *, large: bool = False) -> JobSpec:
 
 
 def policy(rng: Rng) -> Policy:
-    """A policy that decides from the state alone, so that a job goes on from a copy as if nothing had been."""
+    """A policy that decides from the state, so that a job goes on from a copy of it as if nothing had been."""
     scales = (None, None, "inverse", Exponential(0.3), Exponential(0.3, 3.0))
     scaled = Async(one(rng, scales), one(rng, (None, None, 1, 4)))
     return scaled if chance(rng, 0.5) else Sync(int(rng.integers(1, 4)))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from optd_server.engine.memory import Memory, Reservation
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import extent_of_groups
 from optd_server.engine.readers.state import read_state, select
+from optd_server.engine.rounds.policies.sync import SyncPolicy
 from optd_server.engine.state_upload import StateUpload
 from optd_server.optim.backends.base import Backend
 from optd_server.optim.backends.blocked import BLOCKED
@@ -101,7 +103,7 @@ class Traffic:
     async def twin(self) -> "Traffic":
         """As this one, with a job that goes on from a copy of the state, and with nothing else that the job had.
 
-        Pushes that wait are refused: they are not part of the state.
+        Pushes that wait are refused. What workers were told goes along, or they would be told once more.
         """
         self.job.pushes.refuse_waiting(ShuttingDown())
         await self._settle()
@@ -126,7 +128,10 @@ class Traffic:
         for worker in self.job.leases.holders():
             made.job.leases.begin(worker, 0.0)
             made.job.leases.of(worker).until = self.job.leases.of(worker).until
-            made.job.pushes.waiting.joined(worker)
+            made.job.pushes.waiting.resumed(worker)
+        mine, its = self.job.pushes.waiting.policy, made.job.pushes.waiting.policy
+        if isinstance(its, SyncPolicy):
+            its._lateness._told = deepcopy(mine._lateness._told)  # type: ignore[attr-defined]
         made.catalog._jobs[self.spec.name] = made.recorders[-1].job = made.job
         return made
 
@@ -145,10 +150,8 @@ class Traffic:
         for worker in self._holders:
             await self.job.workers.leave(worker, self.job.state.members.by_name[worker].epoch)
         if self._tasks:
-            done, late = await asyncio.wait(self._tasks, timeout=10)
-            assert not late, "a push hangs"
-            for task in done:
-                task.result()
+            async with asyncio.timeout(10):  # else a push hangs
+                await asyncio.gather(*self._tasks)
         for recorder in self.recorders:
             recorder.end()
 
