@@ -8,7 +8,7 @@ The way of a push:
 
     rpc        a service calls `Job.push` with a header and a source of frames
     rounds     `in_flight` admits it, `waiting` offers it to the policy, and a `round` receives its gradient
-    writer     when all gradients of the round have arrived, `committer` takes its step, one round at a time:
+    writer     when all gradients of the round have arrived, `due` has `committer` take its step, one round at a time:
     step         `reduction` and `accumulation` make one gradient of the round, `conditioning` clips it
     events       `decide` and `committer` make a `Stepped`, complete with marks, options and gradient
     log          `fold` appends the event

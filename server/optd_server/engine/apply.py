@@ -268,7 +268,7 @@ def _reply(
         effective=groups.in_force.scheduled(state.version),
         pushes=pushes,
     )
-    state.members.mark(mark.worker, mark.epoch, mark.sequence, mark.checksum, reply)
+    state.members.mark(mark, reply, state.position)
     state.applied_pushes += not (skipped or mark.flush)
     return reply
 
@@ -342,7 +342,7 @@ def _state_replaced(state: JobState, event: StateReplaced, compute: Compute) -> 
 
 
 def _joined(state: JobState, event: Joined, _: Compute) -> Applying:
-    state.members.join(event.worker, event.epoch, event.session_id)
+    state.members.join(event.worker, event.epoch, event.session_id, state.position)
     return NOTHING_MORE
     yield
 

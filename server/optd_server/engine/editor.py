@@ -15,7 +15,7 @@ from optd_server.engine.planning import JobMemory
 from optd_server.engine.prefaulting import Prefaulting
 from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.rounds.policies.registry import decider_of
-from optd_server.engine.state import JobState
+from optd_server.engine.state import JobState, StateProgress
 from optd_server.engine.writer import Writer
 from optd_server.store.flat import FlatBuffers
 from optd_server.store.gradients import Slots
@@ -84,7 +84,7 @@ class JobEditor:
             before = self._state.policy
             if policy == before:
                 return policy, self._state.job_version  # a repeated call must not end the open round's grace window
-            decider = decider_of(policy, self._state.progress)
+            decider = decider_of(policy, StateProgress(self._state))
             with self.memory.with_policy(decider):
                 change = policy_change(before, policy, self._state.version, self.clock.wall())
                 await self.fold.take(PolicyChanged(policy, (change,)))

@@ -29,7 +29,7 @@ from optd_server.engine.rounds.in_flight import InFlight
 from optd_server.engine.rounds.policies.registry import decider_of
 from optd_server.engine.rounds.push import GradientSource
 from optd_server.engine.sharing import Share, Sharing
-from optd_server.engine.state import JobState
+from optd_server.engine.state import JobState, StateProgress
 from optd_server.engine.version_waits import VersionWaits
 from optd_server.engine.workers import Workers
 from optd_server.engine.writer import Writer
@@ -74,7 +74,7 @@ class Job:
         lease_seconds: float,
         inflight: ByteBudget,
     ) -> None:
-        policy = decider_of(state.policy, state.progress)
+        policy = decider_of(state.policy, StateProgress(state))
         self.state = state
         self.closed = asyncio.Event()
         self.inflight = inflight

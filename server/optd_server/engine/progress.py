@@ -1,8 +1,6 @@
 """How far a job has come, and with it each of its workers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class Position(NamedTuple):
@@ -16,11 +14,30 @@ class Position(NamedTuple):
 BEGINNING = Position(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job has come, as its policy has to know it."""
+class Progress(Protocol):
+    """What a policy reads from the state of its job."""
 
-    at: Mapping[int, Position] = field(default_factory=dict)
-    """By fragment, the end of its last round; 0: that of the job."""
-    counted: Mapping[str, Position] = field(default_factory=dict)
-    """By worker, the end of the last round that it was in, in its present epoch."""
+    def at(self, fragment: int) -> Position:
+        """Return the end of the last round of a fragment; 0: of the job."""
+
+    def last_round(self, worker: str, fragment: int) -> Position:
+        """Return the end of the last round of a fragment that a worker was in, as far as its session knows."""
+
+    def joined(self, worker: str) -> Position:
+        """Return where the job was when a worker joined."""
+
+
+class NoSteps:
+    """The progress of a job that has not begun."""
+
+    def at(self, fragment: int) -> Position:
+        """Return the beginning."""
+        return BEGINNING
+
+    def last_round(self, worker: str, fragment: int) -> Position:
+        """Return the beginning."""
+        return BEGINNING
+
+    def joined(self, worker: str) -> Position:
+        """Return the beginning."""
+        return BEGINNING

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from optd_server.engine.membership.members import Members
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.options.history import OptionHistory
-from optd_server.engine.progress import Position, Progress
+from optd_server.engine.progress import BEGINNING, Position
 from optd_server.engine.step.accumulation import Accumulation
 from optd_server.engine.step.averages import Averages
 from optd_server.engine.step.staleness import FragmentSteps
@@ -75,14 +75,6 @@ class JobState:
         """Where the job is."""
         return Position(self.version, self.accumulation.count)
 
-    @property
-    def progress(self) -> Progress:
-        """How far the job has come, for its policy."""
-        of_fragments = {fragment: Position(version) for fragment, version in self.fragments.last.items()}
-        replies = {member.name: member.reply for member in self.members if member.reply is not None}
-        counted = {name: Position(reply.version.version, reply.accumulated) for name, reply in replies.items()}
-        return Progress({0: self.position, **of_fragments}, counted)
-
     def copy(self) -> "JobState":
         """Return an equal state that no event of this one changes. Block while the numbers are copied."""
         return replace(self.captured(), weights=WeightSet.holding(self.weights.buffers.copy()))
@@ -109,3 +101,24 @@ class JobState:
         self.averages.release_all()
         self.accumulation.release_all()
         self.search.release()
+
+
+@dataclass(frozen=True, slots=True)
+class StateProgress:
+    """The progress of a job, for its policy: a view of the state."""
+
+    state: JobState
+
+    def at(self, fragment: int) -> Position:
+        """Return the end of the last round of a fragment; 0: of the job."""
+        return Position(self.state.fragments.last_of(fragment)) if fragment else self.state.position
+
+    def last_round(self, worker: str, fragment: int) -> Position:
+        """Return the end of the last round of a fragment that a worker was in, as far as its session knows."""
+        member = self.state.members.find(worker)
+        return BEGINNING if member is None else member.last_rounds.get(fragment, BEGINNING)
+
+    def joined(self, worker: str) -> Position:
+        """Return where the job was when a worker joined."""
+        member = self.state.members.find(worker)
+        return BEGINNING if member is None else member.joined

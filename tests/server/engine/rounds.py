@@ -269,7 +269,7 @@ class Rounds:
         slots, pushes = self.job.slots, self.job.pushes
         free = [*slots._free, *([slots._kept[0]] if slots._kept is not None else [])]
         distinct = len({id(slot) for slot in free}) == len(free)
-        return distinct and len(free) == slots._made and not pushes._under_way and not pushes._rounds
+        return distinct and len(free) == slots._made and not pushes._under_way and not pushes._due._of
 
     async def close(self) -> None:
         await self.catalog.close()

@@ -120,13 +120,13 @@ def test_every_gradient_counts_once_whatever_goes_wrong(sync, count, steps, mish
 
     async def scenario(rounds):
         await rounds.join(*names)
-        expected, answer, answered = rounds.weights, rounds.job.pushes._answer, []
+        expected, answer, answered = rounds.weights, rounds.job.pushes._due._answer, []
 
         def answer_and_note(push, reply):
             answered.append(push.header.worker)
             answer(push, reply)
 
-        rounds.job.pushes._answer = answer_and_note
+        rounds.job.pushes._due._answer = answer_and_note
         trainers = [Trainer(rounds, name, gradients[name], rng, mishaps) for name in names]
         for trainer in trainers:
             trainer.in_lockstep = sync

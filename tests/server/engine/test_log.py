@@ -292,7 +292,7 @@ def test_an_event_holds_the_memory_that_the_gradient_was_received_in(logged, acc
         found = []
 
         def look(event):
-            rounds = set(job.pushes._rounds.values())
+            rounds = set(job.pushes._due._of.values())
             found.extend(lies_in(event.gradient.slabs, round_.slot.buffers.slabs) for round_ in rounds)
 
         log.look = look

@@ -6,10 +6,11 @@ What each of them decides is in `test_policy_tables.py`.
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.server.engine.course import Course
 
 from optd_server.engine.progress import Position
 from optd_server.engine.rounds.policies.base import (
-    AppliedRound,
+    EndedRound,
     HoldPush,
     LeaveOut,
     MakeStep,
@@ -18,7 +19,7 @@ from optd_server.engine.rounds.policies.base import (
     RefusePush,
     WakeAt,
 )
-from optd_server.engine.rounds.policies.grace import FEWEST, Grace
+from optd_server.engine.rounds.policies.grace import Grace
 from optd_server.engine.rounds.policies.registry import decider_of, policy_of
 from optd_wire.errors import InvalidPolicy
 from optd_wire.values import Async, Bounded, Exponential, JobSpec, Policy, Sync
@@ -91,29 +92,66 @@ def test_a_job_whose_creator_names_no_policy_is_async():
 # The grace window
 
 
-def test_a_window_that_adapts_follows_the_arrivals_and_ignores_a_straggler():
+def rounds_of(grace: Grace, delays: dict[str, list[float]], pace: float = 1.0) -> None:
+    """Rounds whose first gradient comes `pace` seconds after the end of the one before."""
+    now = 0.0
+    for number in range(max(map(len, delays.values()))):
+        now += pace
+        opened, last = now, 0.0
+        for worker, each in delays.items():
+            if number < len(each):
+                grace.note(worker, each[number])
+                last = max(last, each[number])
+        now += last
+        grace.note_round(opened, opened, now)
+
+
+def test_a_window_that_adapts_begins_with_the_length_of_rounds():
     grace = Grace("auto")
-    for _ in range(FEWEST - 1):
-        grace.note(1.0)
     assert grace.seconds is None
-    for now in (0.0, 2.0, 3.0):
-        grace.note_close(now)
+    for seconds in (0.5, 2.0, 1.0):
+        grace.note_round(0.0, 0.0, seconds)
     assert grace.seconds == 6.0, "three times the longest round"
-    for delay in (0.9, 1.1, 1.0, 1.0, 60.0):
-        grace.note(delay)
+
+
+@pytest.mark.parametrize(
+    ("delays", "least", "most"),
+    [
+        ({"a": [0.0] * 9, "b": [0.0] * 9, "c": [0.3] * 9}, 0.3, 0.31),
+        ({"a": [0.0] * 9, "b": [0.02, 0.0] * 4, "c": [0.2, 0.25, 0.3] * 3}, 0.3, 0.6),
+        ({"a": [0.0] * 9, "b": [0.0] * 9, "c": [*[0.01] * 8, 0.4]}, 0.4, 0.41),
+        ({"a": [0.0] * 9, "b": [0.1] * 9, "c": [*[0.1] * 8, 60.0]}, 0.1, 0.11),
+        ({"a": [0.0] * 9, "b": [0.1] * 9, "c": [5.0] * 9}, 0.1, 0.11),
+        ({"a": [0.0] * 9, "b": [0.0] * 9}, 0.01, 0.01),
+    ],
+    ids=["a slower one", "spread", "late once by a little", "a stall", "one that is far too slow", "together"],
+)
+def test_a_window_that_adapts_waits_for_all_who_keep_pace(delays, least, most):
+    grace = Grace("auto")
+    rounds_of(grace, delays)
     assert grace.seconds is not None
-    assert 1.0 <= grace.seconds < 2.0
-    for _ in range(64):
-        grace.note(20.0)
-    assert grace.seconds is not None
-    assert grace.seconds >= 20.0, "late gradients make a window that is too short longer"
+    assert least <= grace.seconds <= most
+
+
+def test_a_worker_that_has_gone_is_not_waited_for():
+    grace = Grace("auto")
+    rounds_of(grace, {"a": [0.0] * 9, "b": [0.5] * 9})
+    grace.forget("b")
+    assert grace.seconds == 0.01
+
+
+def test_a_pause_of_an_hour_is_not_a_pace():
+    grace = Grace("auto")
+    rounds_of(grace, {"a": [0.0] * 9, "b": [5.0] * 9})
+    grace.note_round(3600.0, 3600.0, 3600.1)
+    assert grace.seconds == 0.01
 
 
 @pytest.mark.parametrize(("given", "seconds"), [(None, 0.0), (0.0, 0.0), (2.5, 2.5)])
 def test_a_fixed_window_stays(given, seconds):
     grace = Grace(given)
     for _ in range(10):
-        grace.note(9.0)
+        grace.note("w", 9.0)
     assert grace.seconds == seconds
 
 
@@ -125,7 +163,8 @@ class Shell:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.decider = decider_of(policy)
+        self.progress = Course(Position(0))
+        self.decider = decider_of(policy, self.progress)
         self.now = 0.0
         self.version = 0
         self.sequences = dict.fromkeys(WORKERS, 0)
@@ -182,6 +221,7 @@ class Shell:
         self.live.add(worker)
         self.epochs[worker] += 1
         self.sequences[worker] = 0
+        self.progress.join(worker)
         self._carry_out(self.decider.joined(worker, self.now))
 
     def leave(self, worker: str) -> None:
@@ -218,7 +258,8 @@ class Shell:
         names = tuple(each.id.worker for each in pushes)
         for name in names:
             self.bases[name] = self.version
-        self._carry_out(self.decider.applied(AppliedRound(names, 0, Position(self.version)), self.now))
+        self.progress.end(names, 0)
+        self._carry_out(self.decider.ended(EndedRound(names, 0), self.now))
 
     def _carry_out(self, decisions) -> None:
         for decision in decisions:

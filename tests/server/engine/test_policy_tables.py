@@ -1,10 +1,11 @@
 """What each policy decides: tables of what happens, one after the other."""
 
 import pytest
+from tests.server.engine.course import Course
 
-from optd_server.engine.progress import Position, Progress
+from optd_server.engine.progress import Position
 from optd_server.engine.rounds.policies.base import (
-    AppliedRound,
+    EndedRound,
     HoldPush,
     LeaveOut,
     LostWorker,
@@ -33,9 +34,10 @@ class Table:
     `applied a b` applies a round as a step, `added a b` accumulates it; `late? b+3` asks whether such a push is late.
     """
 
-    def __init__(self, policy: Policy, version: int = 0, counted: dict[str, Position] | None = None) -> None:
-        self.decider = decider_of(policy, Progress({0: Position(version)}, counted or {}))
-        self.at = Position(version)
+    def __init__(self, policy: Policy, version: int = 0, last_rounds: dict[str, Position] | None = None) -> None:
+        self.progress = Course(Position(version))
+        self.progress.last_rounds = {(worker, 0): position for worker, position in (last_rounds or {}).items()}
+        self.decider = decider_of(policy, self.progress)
         self.now = 0.0
         self.sequences: dict[str, int] = {}
 
@@ -44,6 +46,8 @@ class Table:
         what, _, rest = line.partition(" ")
         match what:
             case "join" | "resume" | "left" | "expired":
+                if what == "join":
+                    self.progress.join(rest)
                 event = {"join": "joined", "resume": "resumed"}.get(what, what)
                 return self._told(getattr(self.decider, event)(rest, self.now))
             case "at":
@@ -51,10 +55,10 @@ class Table:
                 return self._told(self.decider.tick(self.now))
             case "applied" | "added" | "skipped":
                 names, _, fragment = rest.partition("/")
-                version, rounds = self.at
-                self.at = {"applied": Position(version + 1), "added": Position(version, rounds + 1)}.get(what, self.at)
-                round_ = AppliedRound(tuple(names.split()), int(fragment or 0), self.at)
-                return self._told(self.decider.applied(round_, self.now))
+                workers = tuple(names.split())
+                accumulated, skipped = what == "added", what == "skipped"
+                self.progress.end(workers, int(fragment or 0), accumulated=accumulated, skipped=skipped)
+                return self._told(self.decider.ended(EndedRound(workers, int(fragment or 0)), self.now))
             case "late?":
                 return "yes" if self.decider.is_late(self._offer(rest)) else "no"
             case "back":
@@ -68,7 +72,7 @@ class Table:
     def _offer(self, text: str) -> Offer:
         worker, _, more = text.partition("+")
         base, _, fragment = more.partition("/")
-        return Offer(self._push(worker), int(base) if base else self.at.version, int(fragment or 0))
+        return Offer(self._push(worker), int(base) if base else self.progress.now.version, int(fragment or 0))
 
     def _push(self, worker: str) -> PushId:
         return push(worker, self.sequences.get(worker, 1))
@@ -190,8 +194,18 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
     "a grace window that adapts waits for all in its first round, and then as long as a few rounds take": (
         Sync(2, quorum=1, grace="auto"),
         3,
-        "join a; join b; a; a!; at 90; b; b! -> step a b; applied a b; at 92; a; a!; b; b! -> step a b; applied a b; "
-        "at 93; a; a! -> wake 99; at 99 -> step a",
+        "join a; join b; a; a!; at 2; b; b! -> step a b; applied a b; at 900; a; a!; at 903; b; b! -> step a b; "
+        "applied a b; at 3600; a; a! -> wake 3609; at 3609 -> step a",
+    ),
+    "in its first round it waits some seconds for those that have not joined yet": (
+        Sync(3, quorum=2, grace="auto"),
+        0,
+        "join a; join b; at 5; a; a!; b; at 7; b! -> wake 15; at 15 -> step a b",
+    ),
+    "who joins meanwhile is waited for": (
+        Sync(3, quorum=2, grace="auto"),
+        0,
+        "join a; join b; at 5; a; a!; b; at 7; b! -> wake 15; join c; at 15; at 99; c; c! -> step a b c",
     ),
     # Time
     "a round whose time is up goes without the others": (
@@ -221,6 +235,12 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         Sync("live"),
         3,
         "join a; join b; a; a!; expired b -> step a; applied a; join b; b+3 -> late b; b+4; b!; a; a! -> step a b",
+    ),
+    "a window counts from the first gradient that is still there": (
+        Sync(3, quorum=1, grace=9.0),
+        3,
+        "join a; join b; join c; a; at 1; a! -> wake 10; at 3; b; b! -> wake 10; back a; at 10 -> wake 12; at 12 -> "
+        "step b",
     ),
     "a gradient of older weights is late whichever round replaced them": (
         Sync(2, quorum=1),
@@ -283,6 +303,11 @@ TABLES: dict[str, tuple[Policy, int, str]] = {
         Sync(2),
         0,
         "a+0/1; a!; b+0/2; b!; b+0/1; a+0/2; a! -> step a b",
+    ),
+    "workers that wait for each other in two rounds may be joined by another one": (
+        Sync(3),
+        3,
+        "join a; join b; a+0/1; a!; b+0/2; b!; join c; c+0/1; c! -> late b; b+0/1; b! -> step a b c",
     ),
     "workers that wait for each other in two rounds are brought together": (
         Sync(2),

@@ -83,7 +83,7 @@ def test_a_late_call_of_an_old_epoch_leaves_the_hold_of_the_new_one_alone():
         held, in_place = rounds.job.sharing.deliver("a", share.epoch, in_place=True)
         assert in_place
         values = held.arrays(0)[0].copy()
-        steps.send(pb.StepRequest(last=True))
+        steps.send(pb.StepRequest(last=True), [frame for _, frame in rounds.frames(random_arrays(1))])
         steps.end()
         replies = await steps.task
         assert replies[0].pushed.repeat

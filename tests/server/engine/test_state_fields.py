@@ -54,7 +54,7 @@ SURVIVES: dict[type[Any], str] = {
     Members: "by_name forgotten_epoch",
     Member: (
         "name epoch active fenced_by sequence reply checksum write_id written pushes staleness previous_epoch "
-        "previous_sequence session_id"
+        "previous_sequence session_id joined last_rounds"
     ),
     Search: "settings history weights evaluations iterations evaluations_before iterations_before line_search",
     History: "direction distance gradient loss of_gradient of_weights inverses scale",

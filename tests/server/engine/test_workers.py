@@ -3,12 +3,18 @@
 import pytest
 from tests.server.engine.clock import Clock
 
+from optd_server.engine.events import Mark
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.membership.members import LEFT, REMEMBERED, WENT_BACK, Member, Members
+from optd_server.engine.progress import BEGINNING, Position
 from optd_wire.errors import LeaseExpired, RolledBack, StaleEpoch, UnknownWorker
 from optd_wire.values import JobVersion, PushResult
 
 REPLY = PushResult(JobVersion(3), 3, 1, False)
+
+
+def mark(epoch: int, sequence: int) -> Mark:
+    return Mark("w", epoch, sequence, staleness=0, known_revision=0, checksum=99)
 
 
 class Workers:
@@ -20,7 +26,7 @@ class Workers:
         self.leases = Leases("job", self.members, lease_seconds=10)
 
     def join(self, name: str) -> Member:
-        member = self.members.join(name, self.members.next_epoch(name))
+        member = self.members.join(name, self.members.next_epoch(name), "", BEGINNING)
         self.leases.begin(name, self.clock.monotonic())
         return member
 
@@ -77,13 +83,13 @@ def test_a_name_that_nobody_has_taken_can_be_resumed_and_one_that_was_taken_cann
     workers.join("w")
     workers.expired(10)
     workers.members.check_unclaimed("w", "job", 1, "mine")
-    workers.members.join("w", 2, "mine")
+    workers.members.join("w", 2, "mine", BEGINNING)
     workers.members.check_unclaimed("w", "job", 1, "mine")  # the answer to that join was lost
     for other in ("another's", ""):
         with pytest.raises(StaleEpoch, match="its name was joined again and has epoch 2") as caught:
             workers.members.check_unclaimed("w", "job", 1, other)
         assert not isinstance(caught.value, LeaseExpired)
-    workers.members.join("w", 3)
+    workers.members.join("w", 3, "", BEGINNING)
     for unnamed in ("mine", ""):
         with pytest.raises(StaleEpoch, match="epoch 3"):
             workers.members.check_unclaimed("w", "job", 2, unnamed)
@@ -129,7 +135,7 @@ def test_an_epoch_that_was_assigned_in_a_version_that_is_lost_has_gone_back():
 def test_joining_again_fences_the_old_epoch_and_forgets_its_mark():
     workers = Workers()
     workers.join("w")
-    workers.members.mark("w", 1, 7, 99, REPLY)
+    workers.members.mark(mark(1, 7), REPLY, Position(3))
     member = workers.join("w")
     assert (member.epoch, member.sequence, member.reply, member.pushes) == (2, 0, None, 1)
     with pytest.raises(StaleEpoch, match="its name was joined again and has epoch 2"):
@@ -140,11 +146,11 @@ def test_what_became_of_a_push_is_told_to_each_join_until_there_is_another_one()
     """The answer to a join may be lost, and the worker joins again."""
     workers = Workers()
     workers.join("w")
-    workers.members.mark("w", 1, 7, 99, REPLY)
+    workers.members.mark(mark(1, 7), REPLY, Position(3))
     for _ in range(2):
         member = workers.join("w")
         assert (member.previous_epoch, member.previous_sequence) == (1, 7)
-    workers.members.mark("w", 3, 1, 99, REPLY)
+    workers.members.mark(mark(3, 1), REPLY, Position(3))
     member = workers.join("w")
     assert (member.previous_epoch, member.previous_sequence) == (3, 1)
 
@@ -162,7 +168,7 @@ def test_a_mark_of_an_old_epoch_does_not_touch_the_new_one():
     workers = Workers()
     workers.join("w")
     workers.join("w")
-    workers.members.mark("w", 1, 7, 99, REPLY)
+    workers.members.mark(mark(1, 7), REPLY, Position(3))
     member = workers.members.find("w")
     assert (member.sequence, member.reply, member.pushes) == (0, None, 1)
 
@@ -216,3 +222,13 @@ def test_a_speed_is_that_of_the_lease_and_what_is_no_speed_is_ignored():
     workers.leave("w")
     workers.leases.note_speed("w", 2.5)
     assert speed() == 0
+
+
+@pytest.mark.parametrize(("session_id", "kept"), [("mine", {0: Position(3)}), ("another's", {}), ("", {})])
+def test_the_rounds_of_a_session_are_remembered_when_it_joins_again(session_id, kept):
+    members = Members()
+    members.join("w", 1, "mine", BEGINNING)
+    members.mark(mark(1, 7), REPLY, Position(3))
+    member = members.join("w", 2, session_id, Position(4, 1))
+    assert (member.joined, member.last_rounds) == (Position(4, 1), kept)
+    assert members.copy().by_name["w"].last_rounds is not member.last_rounds

@@ -20,10 +20,10 @@ from optd_server.durability.snapshots.contents import (
     units,
     view_of,
 )
+from optd_server.durability.snapshots.members import members_from, stored_members
 from optd_server.durability.snapshots.tensors import TensorFile
 from optd_server.durability.v1 import event_pb2
 from optd_server.durability.v1 import snapshot_pb2 as pb
-from optd_server.engine.membership.members import Member, Members
 from optd_server.engine.options.groups import GroupKept, Groups, LastChange
 from optd_server.engine.options.history import KEPT, OptionHistory
 from optd_server.engine.options.resolution import find_algorithm
@@ -52,10 +52,8 @@ from optd_wire.values import (
     GroupSpec,
     JobOptions,
     JobSpec,
-    JobVersion,
     OptionChange,
     ParameterSpec,
-    PushResult,
 )
 
 Files = Mapping[str, TensorFile]
@@ -91,7 +89,7 @@ def manifest_of(state: JobState, event: int) -> pb.Snapshot:
         options=to_message(state.options),
         history=_history(state.history),
         gradients=to_message(state.gradients),
-        members=_members(state.members),
+        members=stored_members(state.members),
         averages=map(to_message, state.averages.infos()),
         accumulation=_accumulation(state),
         search=search_fields(state)[1],
@@ -137,31 +135,6 @@ def _history(history: OptionHistory) -> pb.StoredHistory:
     return pb.StoredHistory(
         recent=map(numbered, history.recent), last=map(numbered, history.last.values()), counts=history.counts
     )
-
-
-def _members(members: Members) -> pb.StoredMembers:
-    stored = pb.StoredMembers(forgotten_epoch=members.forgotten_epoch)
-    for member in members:
-        made = stored.members.add(
-            name=member.name,
-            epoch=member.epoch,
-            active=member.active,
-            fenced_by=member.fenced_by,
-            sequence=member.sequence,
-            write_id=member.write_id,
-            pushes=member.pushes,
-            staleness=member.staleness,
-            previous_epoch=member.previous_epoch,
-            previous_sequence=member.previous_sequence,
-            session_id=member.session_id,
-            checksum=member.checksum,
-        )
-        if member.reply is not None:
-            made.reply.CopyFrom(to_message(member.reply))
-        if member.written is not None:
-            options, version = member.written
-            made.written.CopyFrom(pb.StoredAnswer(options=map(to_message, options), version=to_message(version)))
-    return stored
 
 
 def _accumulation(state: JobState) -> pb.StoredAccumulation:
@@ -241,7 +214,7 @@ def state_of(stored: pb.Snapshot, files: Files) -> JobState:
         options=from_message(stored.options, JobOptions),
         history=_read_history(stored.history),
         gradients=from_message(stored.gradients, GradientSummary),
-        members=_read_members(stored.members),
+        members=members_from(stored.members),
         fragments=FragmentSteps(
             {number: list(stored.fragments[number].versions) for number in sorted(stored.fragments)}
         ),
@@ -365,29 +338,3 @@ def _read_history(stored: pb.StoredHistory) -> OptionHistory:
         {(change.group, change.option): (number, change) for number, change in last},
         Counter(dict(stored.counts)),
     )
-
-
-def _read_members(stored: pb.StoredMembers) -> Members:
-    members = Members(forgotten_epoch=stored.forgotten_epoch)
-    for each in stored.members:
-        written = None
-        if each.HasField("written"):
-            options = tuple(from_message(option, GroupOptions) for option in each.written.options)
-            written = options, from_message(each.written.version, JobVersion)
-        members.by_name[each.name] = Member(
-            name=each.name,
-            epoch=each.epoch,
-            active=each.active,
-            fenced_by=each.fenced_by,
-            sequence=each.sequence,
-            reply=from_message(each.reply, PushResult) if each.HasField("reply") else None,
-            write_id=each.write_id,
-            written=written,
-            pushes=each.pushes,
-            staleness=each.staleness,
-            previous_epoch=each.previous_epoch,
-            previous_sequence=each.previous_sequence,
-            session_id=each.session_id,
-            checksum=each.checksum,
-        )
-    return members

@@ -167,7 +167,14 @@ class StoredMembers(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[StoredMember, _Mapping]]] = ..., forgotten_epoch: _Optional[int] = ...) -> None: ...
 
 class StoredMember(_message.Message):
-    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "checksum", "session_id")
+    __slots__ = ("name", "epoch", "active", "fenced_by", "sequence", "reply", "write_id", "written", "pushes", "staleness", "previous_epoch", "previous_sequence", "checksum", "session_id", "joined", "last_rounds")
+    class LastRoundsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: StoredPosition
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[_Union[StoredPosition, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +189,8 @@ class StoredMember(_message.Message):
     PREVIOUS_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    LAST_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     active: bool
@@ -196,7 +205,17 @@ class StoredMember(_message.Message):
     previous_sequence: int
     checksum: int
     session_id: str
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., checksum: _Optional[int] = ..., session_id: _Optional[str] = ...) -> None: ...
+    joined: StoredPosition
+    last_rounds: _containers.MessageMap[int, StoredPosition]
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., active: bool = ..., fenced_by: _Optional[str] = ..., sequence: _Optional[int] = ..., reply: _Optional[_Union[_training_service_pb2.PushResult, _Mapping]] = ..., write_id: _Optional[str] = ..., written: _Optional[_Union[StoredAnswer, _Mapping]] = ..., pushes: _Optional[int] = ..., staleness: _Optional[int] = ..., previous_epoch: _Optional[int] = ..., previous_sequence: _Optional[int] = ..., checksum: _Optional[int] = ..., session_id: _Optional[str] = ..., joined: _Optional[_Union[StoredPosition, _Mapping]] = ..., last_rounds: _Optional[_Mapping[int, StoredPosition]] = ...) -> None: ...
+
+class StoredPosition(_message.Message):
+    __slots__ = ("version", "rounds")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    rounds: int
+    def __init__(self, version: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class StoredAnswer(_message.Message):
     __slots__ = ("options", "version")

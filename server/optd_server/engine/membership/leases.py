@@ -118,9 +118,14 @@ class Leases:
         if reply.accumulated:
             self._added_up.add(name)
         elif not reply.skipped and not reply.nothing_pending:
-            for part_of_it in (name, *self._added_up):
-                self.of(part_of_it).activity.last_step = wall
-            self._added_up.clear()
+            self._added_up.add(name)
+            self.note_step(wall)
+
+    def note_step(self, wall: float) -> None:
+        """Note for people that the pushes that were added up have become a step."""
+        for name in self._added_up:
+            self.of(name).activity.last_step = wall
+        self._added_up.clear()
 
     def expired(self, now: float) -> list[str]:
         """Return the workers whose leases have run out but have not been ended yet."""

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from optd_server.engine.events import Mark
+from optd_server.engine.progress import BEGINNING, Position
 from optd_wire.errors import StaleEpoch
 from optd_wire.values import GroupOptions, JobVersion, PushResult
 
@@ -48,6 +50,10 @@ class Member:
     """The last push that was applied in that epoch."""
     session_id: str = ""
     """The session that joined last; empty if it has not named itself."""
+    joined: Position = BEGINNING
+    """Where the job was when it joined last."""
+    last_rounds: dict[int, Position] = field(default_factory=dict)
+    """By fragment, the end of the last round that a push of this session was in; 0: of the whole model."""
 
     def answer_to(self, write_id: str) -> Written | None:
         """Return the answer to its last write of state, if that write had this id."""
@@ -67,7 +73,8 @@ class Members:
 
     def copy(self) -> "Members":
         """Return equal members that share nothing with these."""
-        return Members({name: replace(member) for name, member in self.by_name.items()}, self.forgotten_epoch)
+        copies = {name: replace(each, last_rounds=dict(each.last_rounds)) for name, each in self.by_name.items()}
+        return Members(copies, self.forgotten_epoch)
 
     @property
     def last_epoch(self) -> int:
@@ -105,8 +112,8 @@ class Members:
         why = f"its name was joined again and has epoch {member.epoch}"
         raise StaleEpoch(worker=name, job=job, epoch=epoch, why=why)
 
-    def join(self, name: str, epoch: int, session_id: str = "") -> Member:
-        """Assign `name` an epoch, which fences the worker that had the name before."""
+    def join(self, name: str, epoch: int, session_id: str, at: Position) -> Member:
+        """Assign `name` an epoch, which fences the worker that had the name before. The job is `at` this position."""
         forgotten = self.to_forget(name)
         if forgotten is not None:
             self.forgotten_epoch = max(self.forgotten_epoch, self.by_name.pop(forgotten).epoch)
@@ -115,19 +122,26 @@ class Members:
             # A worker that has pushed nothing since its last join may never have received the answer to that join. It
             # still needs to learn how far the epoch before that one came, so that stays.
             member.previous_epoch, member.previous_sequence = member.epoch, member.sequence
+        if not session_id or member.session_id != session_id:
+            member.last_rounds = {}
         member.epoch, member.active, member.fenced_by, member.session_id = epoch, True, "", session_id
+        member.joined = at
         member.sequence, member.reply, member.checksum = 0, None, 0
         return member
 
-    def mark(self, name: str, epoch: int, sequence: int, checksum: int, reply: PushResult) -> None:
-        """Record an applied push and the reply that a repeat of it gets."""
-        member = self.by_name.get(name)
+    def mark(self, mark: Mark, reply: PushResult, at: Position) -> None:
+        """Record an applied push and the reply that a repeat of it gets. Its round ended `at` this position."""
+        member = self.by_name.get(mark.worker)
         if member is None:  # the worker left while its push was in a step, and has been forgotten since
             return
         member.pushes += 1
         member.staleness = reply.staleness
-        if member.epoch == epoch:
-            member.sequence, member.reply, member.checksum = sequence, reply, checksum
+        if member.epoch == mark.epoch:
+            member.sequence, member.reply, member.checksum = mark.sequence, reply, mark.checksum
+            if mark.fragment not in member.last_rounds:
+                # In the order of their numbers: equal members are then equal in all they show.
+                member.last_rounds = dict(sorted([*member.last_rounds.items(), (mark.fragment, at)]))
+            member.last_rounds[mark.fragment] = at
 
     def fence(self, skipped: int, why: str) -> None:
         """End the epochs of all workers, and skip some epochs, which may have been assigned already."""

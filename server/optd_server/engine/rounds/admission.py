@@ -16,20 +16,30 @@ async def check_repeated(
     state: JobState, header: PushHeader, known: PushResult | Push, source: GradientSource, offload: Offload
 ) -> None:
     """Read a push that is sent again; raise `OtherPayload` if it is another one under the same number."""
-    digest = Digest(header)
+    mark, digest = _mark_of(state, header), Digest(header)
 
     async def read(frames: Sequence[Received]) -> None:
         await digest.added(frames, offload)
 
     await source.receive(read)
-    check_same(state, header, known, digest)
+    # The mark as it was at the beginning: meanwhile the worker's next push may have been applied.
+    _compare(known.digest.checksum if isinstance(known, Push) else mark, digest, state, header)
 
 
 def check_same(state: JobState, header: PushHeader, known: PushResult | Push, digest: Digest) -> None:
     """Raise `OtherPayload` unless a push that is sent again has the content of the first one."""
+    first = known.digest.checksum if isinstance(known, Push) else _mark_of(state, header)
+    _compare(first, digest, state, header)
+
+
+def _mark_of(state: JobState, header: PushHeader) -> int:
+    """Return the checksum of a worker's last push; 0: unknown."""
     member = state.members.find(header.worker)
-    mark = 0 if member is None else member.checksum
-    if differs(known.digest.checksum if isinstance(known, Push) else mark, digest.checksum):
+    return 0 if member is None else member.checksum
+
+
+def _compare(first: int, digest: Digest, state: JobState, header: PushHeader) -> None:
+    if differs(first, digest.checksum):
         expected = header.sequence + 1
         raise OtherPayload(worker=header.worker, job=state.name, sequence=header.sequence, expected=expected)
 

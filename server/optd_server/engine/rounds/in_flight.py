@@ -1,4 +1,4 @@
-"""The way of a push through a job: admission, the policy's decision, its round, the step, the answer."""
+"""The way of a push through a job: admission, the gradient, the policy's decision, the answer."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,20 +12,17 @@ from optd_server.engine.membership.leases import Leases
 from optd_server.engine.offload import Offload
 from optd_server.engine.planning import JobMemory
 from optd_server.engine.rounds.admission import check_flush, check_repeated, check_same, problem_of_kinds
-from optd_server.engine.rounds.committer import Committer, no_memory
+from optd_server.engine.rounds.committer import Committer
+from optd_server.engine.rounds.due import DueRounds
 from optd_server.engine.rounds.gradient_reads import GradientReads
 from optd_server.engine.rounds.holding import Holding
-from optd_server.engine.rounds.lone import AnyRound, LoneRound
 from optd_server.engine.rounds.policies.base import Policy
 from optd_server.engine.rounds.push import GradientSource, Push, Receiver
-from optd_server.engine.rounds.requests import Requests
-from optd_server.engine.rounds.round import Refused, Round
 from optd_server.engine.rounds.spool import Spool
 from optd_server.engine.rounds.waiting import Waiting
 from optd_server.engine.step.intake import check_header
 from optd_server.engine.writer import Writer
-from optd_server.optim.job_options import ZERO
-from optd_server.store.gradients import Gradient, Slot, Slots
+from optd_server.store.gradients import Gradient, Slots
 from optd_wire.errors import (
     OptdError,
     PushPending,
@@ -57,21 +54,29 @@ class InFlight:
     ) -> None:
         self.waiting = Waiting(policy, clock, fold.state, leases, self._begin, self._let_go)
         self.committer = Committer(fold, memory, slots, gradient_reads, offload)
+        self._due = DueRounds(
+            fold,
+            leases,
+            self.waiting,
+            self.committer,
+            writer,
+            offload,
+            memory,
+            slots,
+            self._offer,
+            self._let_go,
+        )
         self._fold = fold
         self._state = fold.state
         self._leases = leases
-        self._writer = writer
         self._offload = offload
-        self._memory = memory
-        self._slots = slots
         self._gradient_reads = gradient_reads
         self._clock = clock
         self._under_way: dict[str, Push] = {}
         """By worker."""
-        self._rounds: dict[Push, AnyRound] = {}
-        self._requests = Requests(slots)
         self._room = Holding(memory)
         self._closed: OptdError | None = None
+        fold.watch(self._note_failure)
 
     # From announcement to step
 
@@ -144,7 +149,7 @@ class InFlight:
             yield
         finally:
             push.callers -= 1
-            if not push.is_wanted and push not in self._rounds:
+            if not push.is_wanted and push not in self._due:
                 self._abandon(push, "its call ended early")
 
     async def _outcome(self, known: PushResult | Push) -> PushResult:
@@ -208,8 +213,7 @@ class InFlight:
         receiver.seal()
         push.is_there = True
         self.waiting.arrived(push)
-        if push in self._rounds:
-            self._step_if_complete(self._rounds[push])
+        self._due.note_there(push)
 
     def _abandon(self, push: Push, why: str) -> None:
         """End a push whose gradient did not arrive, or that must not count. The others of its round wait for a new one.
@@ -235,6 +239,14 @@ class InFlight:
         for push in tuple(self.waiting.pushes):
             self._end(push, error)
 
+    def _note_failure(self) -> None:
+        """Answer the pushes that wait once the job has failed: no step of it will release them."""
+        if self._fold.failure and self.waiting.pushes:
+            try:
+                self._fold.check_not_failed()
+            except OptdError as error:
+                self.refuse_waiting(error)
+
     def close(self, error: OptdError) -> None:
         """Refuse every push to come with `error`; `fail_all` answers those in flight."""
         self._closed = error
@@ -242,156 +254,31 @@ class InFlight:
     def fail_all(self, error: OptdError) -> None:
         """Answer every push in flight with `error`."""
         for push in tuple(self._under_way.values()):
-            round_ = self._rounds.get(push)
-            if round_ is None:
+            if not self._due.fail(push, error):
                 self._end(push, error)
-            else:
-                self._break_all(round_, error)
 
     def exchange(self, policy: Policy, workers: Iterable[str]) -> None:
         """Replace the policy, and offer the waiting pushes to the new one; `workers` are those that take part."""
         for push in self.waiting.exchange(policy, workers):
             self._offer(push)
 
-    # Rounds
-
     def _begin(self, due: Sequence[Push]) -> None:
-        """Begin a round as soon as a slot for its gradient is free, if it needs one."""
-        shared = len(due) == 1 and due[0].shared is not None
-        if shared and not self._needs_slot(due[0]):
-            self._start(due, None)
-        else:
-            self._requests.make(due, self._start)
+        self._due.begin(due)
 
-    def _needs_slot(self, push: Push) -> bool:
-        """Whether a gradient in shared memory is copied to a slot: if it is written to, or must not change any more.
-
-        A copy costs about a tenth of a large step.
-        """
-        return (
-            self._fold.keeps_events or self._state.search.is_under_way or self.committer.settings.may_write(push.header)
-        )
-
-    def _start(self, due: Sequence[Push], slot: Slot | None) -> None:
-        if any([push.outcome.is_done for push in due]):  # noqa: C419 - a list is faster here
-            # A push was withdrawn while the round waited for a slot: the others wait for another round.
-            left = [push for push in due if not push.outcome.is_done]
-            if slot is not None:
-                self._slots.give_back(slot)
-            for push in left:
-                self._offer(push)
-            return
-        state = self._state
-        if slot is not None:
-            try:
-                slot.fit(state.groups.extents)
-            except OSError as problem:
-                self._slots.give_back(slot)
-                for push in due:
-                    self._let_go(push, no_memory(state.name, "its gradient", problem))
-                return
-        settings = self.committer.settings.now
-        # A line search may try a step that overflows. It must see that and turn back, so the push is not refused.
-        nonfinite = ZERO if state.search.is_under_way else settings.nonfinite
-        what = (state.groups.extents, self._offload, nonfinite, self._memory.check_rows, settings.reduction)
-        round_: AnyRound
-        if due[0].shared is None and due[0].spool is None and slot is not None:
-            round_ = LoneRound(due[0], slot, state.groups.names, *what)
-            due[0].begun.succeed(round_)
-        else:
-            round_ = Round(due, slot, *what)
-        for push in due:
-            self._rounds[push] = round_
-        self._step_if_complete(round_)
-
-    def _step_if_complete(self, round_: AnyRound) -> None:
-        if round_.complete:
-            self._writer.post(lambda: self._take(round_))
+    # The end of a push
 
     def _end(self, push: Push, error: OptdError) -> None:
         """End a push with an error. If its round has begun but its step has not, that ends the round too."""
         if push.outcome.is_done:
             return  # by now the policy may hold the worker's next push
-        round_ = self._rounds.get(push)
-        if round_ is not None:
-            if not round_.step_has_begun:
-                self._break(round_, push, error)
-            return
-        self._let_go(push, error)
-        self.waiting.take_back(push)
-
-    def _break(self, round_: AnyRound, culprit: Push, error: OptdError) -> None:
-        """End a round because one of its pushes has failed. The others, which are there, wait for a new one."""
-        self._let_go(culprit, error)
-        self._offer_again(round_)
-
-    def _offer_again(self, round_: AnyRound) -> None:
-        """End a round, and let those of its pushes that have not failed wait for a new one."""
-        self._release(round_)
-        for push in round_.pushes:
-            if push.outcome.is_done:
-                continue
-            del self._rounds[push]
-            if push.is_wanted:
-                self._offer(push)
-            else:
-                self._let_go(push, RoundBroken(job=self._state.name, why="its call ended early"))
-
-    def _break_all(self, round_: AnyRound, error: OptdError) -> None:
-        """End a round and answer all of its pushes with `error`."""
-        for push in round_.pushes:
+        if not self._due.end(push, error):
             self._let_go(push, error)
-        self._release(round_)
-
-    def _release(self, round_: AnyRound) -> None:
-        slot = round_.slot
-        round_.break_off(lambda: None if slot is None else self._slots.give_back(slot))
+            self.waiting.take_back(push)
 
     def _let_go(self, push: Push, error: OptdError | None = None) -> None:
         """Forget a push that is no longer in flight, and fail it if there is an error."""
         if self._under_way.get(push.header.worker) is push:
             del self._under_way[push.header.worker]
-        self._rounds.pop(push, None)
-        self._requests.forget(push)
+        self._due.forget(push)
         if error is not None:
             push.fail(copy(error))
-
-    # An action of the writer
-
-    async def _take(self, round_: AnyRound) -> None:
-        """Take the step of a complete round, and answer its pushes."""
-        first = round_.pushes[0]
-        if self._rounds.get(first) is not round_:
-            return  # the round was ended while it waited for the writer
-        if self.waiting.has_late(round_.pushes):
-            self._offer_again(round_)  # the policy refuses what is late
-            return
-        try:
-            for push in round_.pushes:
-                self._check_still_wanted(round_, push)
-            replies = await self.committer.commit(round_, lambda: self._rounds.get(first) is round_)
-        except Refused as refusal:
-            self._break(round_, refusal.push, refusal.error)
-        except OptdError as error:
-            self._break_all(round_, error)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it ends the steps of this job, and is logged
-            self._break_all(round_, self._fold.fail(problem))
-        else:
-            if replies is not None:
-                for push, reply in zip(round_.pushes, replies, strict=True):
-                    self._answer(push, reply)
-                self.waiting.applied(round_.pushes, replies)
-
-    def _check_still_wanted(self, round_: AnyRound, push: Push) -> None:
-        header = push.header
-        member = self._state.members.find(header.worker)
-        if member is None or member.epoch != header.epoch or not self._leases.holds(header.worker):
-            why = "its worker has been fenced"
-            raise Refused(push, PushWithdrawn(worker=header.worker, sequence=header.sequence, why=why))
-        self._fold.check_not_failed()
-
-    def _answer(self, push: Push, reply: PushResult) -> None:
-        """Answer the callers of a push."""
-        self._let_go(push)
-        push.outcome.succeed(reply)
-        push.release()

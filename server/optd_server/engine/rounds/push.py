@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from optd_server.engine.rounds.digest import Digest
-from optd_server.engine.rounds.policies.base import Policy, PushId
+from optd_server.engine.rounds.policies.base import PushId
 from optd_server.store.flat import Placed
 from optd_server.store.gradients import Gradient
 from optd_server.store.ledger import Presence
@@ -110,9 +110,9 @@ class Push:
         "digest",
         "header",
         "id",
+        "is_lone",
         "is_there",
         "outcome",
-        "policy",
         "shared",
         "spool",
         "successor",
@@ -130,8 +130,8 @@ class Push:
         """Whether its whole gradient is there."""
         self.spool: Spool | None = None
         """What holds its gradient until its round is reduced, if its policy wants it before the round begins."""
-        self.policy: Policy | None = None
-        """The policy that has put it into a round."""
+        self.is_lone = False
+        """Whether its policy has made it a step of its own."""
         self.begun: Promise[Receiver] = Promise()
         """What takes its gradient: its spool at once, or its round as soon as that has begun."""
         self.outcome: Promise[PushResult] = Promise()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from optd_server.engine.clock import Clock
 from optd_server.engine.membership.leases import Leases
 from optd_server.engine.rounds.policies.base import (
-    AppliedRound,
     Decisions,
+    EndedRound,
     HoldPush,
     LeaveOut,
     MakeStep,
@@ -78,12 +78,9 @@ class Waiting:
     def has_late(self, pushes: Sequence[Push]) -> bool:
         """Whether one of these pushes, of which a step is to be made, is late: another round came first.
 
-        What an earlier policy has put together stays a step.
+        What was to be a step of its own under an earlier policy stays one.
         """
-        policy = self.policy
-        if not policy.receives_first or pushes[0].policy is not policy:
-            return False
-        return any(policy.is_late(offer_of(push)) for push in pushes)
+        return not pushes[0].is_lone and any([self.policy.is_late(offer_of(push)) for push in pushes])  # noqa: C419
 
     def take_back(self, push: Push) -> None:
         """Withdraw a push if it is waiting."""
@@ -111,14 +108,15 @@ class Waiting:
         for push, reply in zip(pushes, replies, strict=True):
             self._leases.note_applied(push.header.worker, reply, self._clock.wall())
         workers = tuple([push.header.worker for push in pushes])
-        self._advance(AppliedRound(workers, pushes[0].header.fragment, self._state.position))
+        self._advance(EndedRound(workers, pushes[0].header.fragment))
 
     def stepped(self) -> None:
-        """Tell the policy that the accumulated rounds have become a step without a further push."""
-        self._advance(AppliedRound((), 0, self._state.position))
+        """Do the same for a step of the accumulated rounds alone."""
+        self._leases.note_step(self._clock.wall())
+        self._advance(EndedRound((), 0))
 
-    def _advance(self, round_: AppliedRound) -> None:
-        self._carry_out(self.policy.applied(round_, self._clock.monotonic()))
+    def _advance(self, round_: EndedRound) -> None:
+        self._carry_out(self.policy.ended(round_, self._clock.monotonic()))
 
     def status(self) -> tuple[RoundStatus, ...]:
         """Describe the rounds that wait."""
@@ -144,13 +142,16 @@ class Waiting:
 
     def _carry_out(self, decisions: Decisions) -> None:
         for decision in decisions:
+            if isinstance(decision, WakeAt):
+                self._wake_at(decision.seconds)  # first: what the others lead to may set a newer time
+        for decision in decisions:
             match decision:
                 case MakeStep(ids):
                     pushes = [self._held.pop(each) for each in ids]
                     for push in pushes:
-                        push.policy = self.policy
+                        push.is_lone = not self.policy.receives_first
                     self._begin(pushes)
-                case HoldPush():
+                case HoldPush() | WakeAt():
                     continue
                 case RefusePush(id_, why):
                     refused = self._held.pop(id_)
@@ -158,8 +159,6 @@ class Waiting:
                 case LeaveOut(workers):
                     for worker in workers:
                         self._leases.of(worker).dropped_rounds += 1
-                case WakeAt(seconds):
-                    self._wake_at(seconds)
 
     def _wake_at(self, seconds: float) -> None:
         self.close()

@@ -21,10 +21,10 @@ class FragmentSteps:
         """Return an equal record that shares nothing with this one."""
         return FragmentSteps({fragment: list(versions) for fragment, versions in self.versions.items()})
 
-    @property
-    def last(self) -> dict[int, int]:
-        """The version of the last step of each fragment."""
-        return {fragment: versions[-1] for fragment, versions in self.versions.items()}
+    def last_of(self, fragment: int) -> int:
+        """The version of the last step of a fragment; 0 before its first one."""
+        versions = self.versions.get(fragment)
+        return versions[-1] if versions else 0
 
     def note(self, fragment: int, version: int) -> None:
         """Note that the step to `version` was one of the fragment."""

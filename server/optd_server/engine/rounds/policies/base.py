@@ -1,15 +1,13 @@
 """The interface of a policy: events of pushes and workers go in, decisions come out.
 
 A policy is pure bookkeeping. It sees identities, never gradients or callers, and reads no clock: every call passes the
-time. The caller carries out all decisions, in order. They name different pushes, so carrying one out may lead to the
-next call before the others are carried out.
+time. What it has to know of the job's state, it reads from a `Progress`. The caller carries out all decisions. These
+name different pushes, so carrying one out may lead to the next call before the others are carried out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
-
-from optd_server.engine.progress import Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +31,13 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class AppliedRound:
-    """A round that has become a step, or part of one."""
+class EndedRound:
+    """A round that has ended: in a step, accumulated for one, or skipped for a NaN."""
 
     workers: tuple[str, ...]
     """Those whose pushes are in it; none: a step of what was accumulated before."""
     fragment: int
     """The part of the model that it is of; 0: the whole model."""
-    at: Position
-    """Where the job is now. It is where it was if the round was skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +167,8 @@ class Policy(Protocol):
     def expired(self, worker: str, now: float) -> Decisions:
         """The lease of a worker has run out. Its push, if any, has already been withdrawn."""
 
-    def applied(self, round_: AppliedRound, now: float) -> Decisions:
-        """A round has been applied."""
+    def ended(self, round_: EndedRound, now: float) -> Decisions:
+        """A round has ended."""
 
     def tick(self, now: float) -> Decisions:
         """The time that `WakeAt` named has come or passed."""
@@ -214,7 +210,7 @@ class Indifferent:
         """Nothing follows."""
         return NONE
 
-    def applied(self, round_: AppliedRound, now: float) -> Decisions:
+    def ended(self, round_: EndedRound, now: float) -> Decisions:
         """Nothing follows."""
         return NONE
 

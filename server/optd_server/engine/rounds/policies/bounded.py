@@ -7,8 +7,8 @@ of the server all begin together.
 
 from optd_server.engine.rounds.policies.base import (
     NONE,
-    AppliedRound,
     Decisions,
+    EndedRound,
     HoldPush,
     Indifferent,
     MakeStep,
@@ -68,7 +68,7 @@ class BoundedPolicy(Indifferent):
 
     expired = left
 
-    def applied(self, round_: AppliedRound, now: float) -> Decisions:
+    def ended(self, round_: EndedRound, now: float) -> Decisions:
         """Advance the clocks of workers whose pushes were applied."""
         for worker in round_.workers:
             if worker in self._clocks:

@@ -12,8 +12,21 @@ class OpenRound:
     arrived: dict[str, Offer] = field(default_factory=dict)
     arriving: dict[str, Offer] = field(default_factory=dict)
     """Pushes whose gradients are on their way."""
-    opened: float | None = None
-    """When its first gradient arrived."""
+    began: float | None = None
+    """When its first push was announced."""
+    times: dict[str, float] = field(default_factory=dict)
+    """When each gradient arrived."""
+
+    @property
+    def opened(self) -> float | None:
+        """When the first of the gradients that are there arrived."""
+        return min(self.times.values(), default=None)
+
+    def announce(self, offer: Offer, now: float) -> None:
+        """Add a push whose gradient is still to come."""
+        self.arriving[offer.id.worker] = offer
+        if self.began is None:
+            self.began = now
 
     def has(self, push: PushId) -> bool:
         """Whether a push is part of this round."""
@@ -27,16 +40,14 @@ class OpenRound:
     def arrive(self, worker: str, now: float) -> float:
         """Note that the gradient of a worker is there; return for how long the round has been open."""
         self.arrived[worker] = self.arriving.pop(worker)
-        if self.opened is None:
-            self.opened = now
-        return now - self.opened
+        self.times[worker] = now
+        return now - min(self.times.values())
 
     def remove(self, worker: str) -> None:
         """Take the push of a worker out."""
         self.arrived.pop(worker, None)
         self.arriving.pop(worker, None)
-        if not self.arrived:
-            self.opened = None
+        self.times.pop(worker, None)
 
     @property
     def is_empty(self) -> bool:

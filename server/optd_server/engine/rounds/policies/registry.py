@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from optd_server.engine.progress import Progress
+from optd_server.engine.progress import NoSteps, Progress
 from optd_server.engine.rounds.policies.asynchronous import AsyncPolicy
 from optd_server.engine.rounds.policies.base import Policy as Decider
 from optd_server.engine.rounds.policies.bounded import BoundedPolicy
@@ -24,7 +24,7 @@ _POLICIES: dict[type[Any], Callable[[Any, Progress], Decider]] = {
 }
 
 
-NO_STEPS = Progress()
+NO_STEPS = NoSteps()
 
 
 def policy_of(spec: JobSpec) -> Policy:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from optd_server.engine.progress import Progress
 from optd_server.engine.rounds.policies.base import (
     NONE,
-    AppliedRound,
     Decision,
     Decisions,
+    EndedRound,
     HoldPush,
     LeaveOut,
     LostWorker,
@@ -29,7 +29,7 @@ from optd_server.engine.rounds.policies.base import (
     TooLate,
     WakeAt,
 )
-from optd_server.engine.rounds.policies.grace import Grace
+from optd_server.engine.rounds.policies.grace import BEFORE_ALL, Grace
 from optd_server.engine.rounds.policies.lateness import Lateness
 from optd_server.engine.rounds.policies.open_round import OpenRound
 from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, check, on_death_of
@@ -66,6 +66,9 @@ class SyncPolicy:
         self._given = given
         self._on_death = on_death_of(given)
         self._grace = Grace(given.grace)
+        self._progress = progress
+        self._at = progress.at(0)
+        """Where the job was when its last round ended."""
         self._lateness = Lateness(progress)
         self._live: dict[str, None] = {}
         self._rounds: dict[int, OpenRound] = {}
@@ -96,17 +99,14 @@ class SyncPolicy:
             refused = self._refused_late(offer, now)
             # What is known of late gradients may bring the end of an open round's window nearer.
             return [refused, *self._judged(list(self._rounds), now)]
-        self._rounds.setdefault(offer.fragment, OpenRound()).arriving[offer.id.worker] = offer
+        self._rounds.setdefault(offer.fragment, OpenRound()).announce(offer, now)
         return (HoldPush(offer.id),)
 
     def arrived(self, push: PushId, now: float) -> Decisions:
         """Count a push in its round, now that its gradient is there."""
         for fragment, found in self._rounds.items():
             if found.awaits(push):
-                is_first = found.opened is None
-                delay = found.arrive(push.worker, now)
-                if not is_first:
-                    self._grace.note(delay)
+                self._grace.note(push.worker, found.arrive(push.worker, now))
                 return self._judged([fragment], now)
         return NONE
 
@@ -118,18 +118,18 @@ class SyncPolicy:
                 break
         return NONE
 
-    def applied(self, round_: AppliedRound, now: float) -> Decisions:
-        """Refuse the pushes that the round has left out; count its workers' absence."""
-        decisions: list[Decision] = []
-        if self._lateness.advance(round_.workers, round_.fragment, round_.at):
-            decisions = self._left_out(round_, now)
+    def ended(self, round_: EndedRound, now: float) -> Decisions:
+        """Refuse the pushes that the round has left out, and count whom it has left out."""
+        at, before = self._progress.at(0), self._at
+        self._at = at
+        decisions = self._left_out(round_, now) if at > before else []
         return [*decisions, *self._judged(list(self._rounds), now)]
 
     def is_late(self, offer: Offer) -> bool:
         """Whether a round has been applied without this push since it was offered."""
         return self._lateness.is_late(offer)
 
-    def _left_out(self, round_: AppliedRound, now: float) -> list[Decision]:
+    def _left_out(self, round_: EndedRound, now: float) -> list[Decision]:
         waiting = [offer for found in self._rounds.values() for offer in found.offers()]
         late = [offer for offer in waiting if self._lateness.is_late(offer)]
         for offer in late:
@@ -141,7 +141,7 @@ class SyncPolicy:
     def _refused_late(self, offer: Offer, now: float) -> RefusePush:
         is_new = self._lateness.tell(offer.id.worker, offer.fragment)
         if is_new and offer.fragment in self._opened:
-            self._grace.note(now - self._opened[offer.fragment])
+            self._grace.note(offer.id.worker, now - self._opened[offer.fragment])
         return RefusePush(offer.id, TooLate())
 
     def _take_out(self, fragment: int, worker: str) -> None:
@@ -154,14 +154,13 @@ class SyncPolicy:
 
     def joined(self, worker: str, now: float) -> Decisions:
         """Let a worker take part from now on, also in the rounds that are open."""
-        self._lateness.join(worker)
+        self._lateness.forget(worker)
         self._to_tell.pop(worker, None)
         self._live[worker] = None
         return NONE
 
     def resumed(self, worker: str, now: float) -> Decisions:
         """Let a worker take part that has joined before."""
-        self._lateness.resume(worker)
         self._live[worker] = None
         return NONE
 
@@ -180,6 +179,7 @@ class SyncPolicy:
     def _gone(self, lost: LostWorker, now: float) -> Decisions:
         self._to_tell.pop(lost.worker, None)
         self._lateness.forget(lost.worker)
+        self._grace.forget(lost.worker)
         if self._live.pop(lost.worker, lost) is lost:
             return NONE
         if self._on_death != "fail":
@@ -211,7 +211,8 @@ class SyncPolicy:
         That happens when workers push different fragments. Those that are refused go on with the others.
         """
         there = {worker for found in self._rounds.values() for worker in found.arrived}
-        if len(self._rounds) < 2 or not self._live or not there.issuperset(self._live):
+        may_more_come = len(self._live) < max(self._expected(), 1)
+        if len(self._rounds) < 2 or may_more_come or not there.issuperset(self._live):
             return []
         kept = max(self._rounds, key=lambda fragment: (len(self._rounds[fragment].arrived), -fragment))
         apart = [offer.id for fragment, found in self._rounds.items() if fragment != kept for offer in found.offers()]
@@ -223,11 +224,15 @@ class SyncPolicy:
         quorum = given.quorum or 0
         floor = max(quorum, 1)
         needed = max(self._expected(), floor)
-        if quorum and self._lateness.version and all(worker in found.arrived for worker in self._live):
+        are_all_there = all(worker in found.arrived for worker in self._live)
+        if quorum and self._progress.at(0).version and are_all_there:
             needed = floor  # nobody is left to wait for
+        window = self._grace.seconds
+        if window is None and are_all_there:
+            window = BEFORE_ALL
         deadline: float | None = None
         if found.opened is not None and there >= floor:
-            windows = [self._grace.seconds if quorum else None, given.round_seconds]
+            windows = [window if quorum else None, given.round_seconds]
             deadline = min((found.opened + each for each in windows if each is not None), default=None)
         return Limits(needed, floor, deadline)
 
@@ -235,7 +240,7 @@ class SyncPolicy:
         """Return how many workers a round waits for."""
         if self._given.workers == LIVE:
             return len(self._live)
-        if self._on_death == "continue" and self._lateness.version:
+        if self._on_death == "continue" and self._progress.at(0).version:
             return min(self._given.workers, len(self._live))
         return self._given.workers
 
@@ -243,10 +248,10 @@ class SyncPolicy:
         """Make a step of the gradients that are there. Those that are still on their way wait for its outcome."""
         found = self._rounds.pop(fragment)
         if found.arriving:
-            self._rounds[fragment] = OpenRound(arriving=found.arriving)
-        if found.opened is not None:
+            self._rounds[fragment] = OpenRound(arriving=found.arriving, began=now)
+        if found.opened is not None and found.began is not None:
             self._opened[fragment] = found.opened
-        self._grace.note_close(now)
+            self._grace.note_round(found.began, found.opened, now)
         return MakeStep(tuple(found.arrived[worker].id for worker in sorted(found.arrived)))
 
     # For people to see
