@@ -1,9 +1,13 @@
 """The memory of pushes that are held: gradients that have been received and wait for their round."""
 
 import asyncio
+from collections.abc import Iterable
 
+from optd_server.engine.memory import FRAME_BYTES
 from optd_server.engine.planning import JobMemory
+from optd_server.engine.rounds.digest import size_of
 from optd_wire.errors import MemoryExceeded, TooManyBytes
+from optd_wire.frames import Frame, Received
 
 PATIENCE_SECONDS = 30.0
 """How long a push waits for memory. Nothing more is read from its sender meanwhile."""
@@ -51,3 +55,21 @@ class Holding:
             self._held -= count
             self._memory.let_go(self._held)
             self._freed.set()
+
+
+def kept_bytes(frames: Iterable[Received]) -> int:
+    """Return the bytes of memory that received frames of one message take while they are kept.
+
+    A decoded frame is a view into its message, so it keeps all of the message, also what is not numbers. Every frame
+    has a fixed cost, even an empty one, which is not kept: the place that it addresses is remembered.
+    """
+    total, messages = 0, {}
+    for frame in frames:
+        total += FRAME_BYTES
+        payload = frame.payload
+        if isinstance(payload, memoryview) and isinstance(payload.obj, bytes):
+            if frame.count:
+                messages[id(payload.obj)] = len(payload.obj)
+        else:
+            total += size_of(frame) + (0 if isinstance(frame, Frame) else frame.ids.nbytes)
+    return total + sum(messages.values())
