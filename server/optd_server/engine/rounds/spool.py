@@ -47,7 +47,7 @@ class Spool:
         if self._push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         size = kept_bytes(frames)
-        await self._room.take(size)
+        await self._room.take(size, has_begun=self._held > 0)
         self._held += size
         if self._is_released:
             self.release()
