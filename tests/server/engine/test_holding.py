@@ -73,7 +73,7 @@ async def test_39_a_large_message_is_not_passed_by_small_ones(room, plan):
 
 
 @on_a_loop
-async def test_39_a_push_that_holds_something_comes_before_those_that_do_not(room, plan):
+async def test_a_push_that_holds_something_comes_before_those_that_do_not(room, plan):
     new = await waiting(room, 20)
     begun = await waiting(room, 15, has_begun=True)
     room.give_back(10)
@@ -84,7 +84,7 @@ async def test_39_a_push_that_holds_something_comes_before_those_that_do_not(roo
 
 
 @on_a_loop
-async def test_39_a_push_that_holds_something_does_not_wait_for_those_that_do_not(room, plan):
+async def test_a_push_that_holds_something_does_not_wait_for_those_that_do_not(room, plan):
     new = await waiting(room, 20)
     await room.take(10, has_begun=True)
     room.give_back(10)
@@ -94,14 +94,14 @@ async def test_39_a_push_that_holds_something_does_not_wait_for_those_that_do_no
 
 
 @on_a_loop
-async def test_39_memory_that_somebody_else_frees_is_found(room, plan):
+async def test_memory_that_somebody_else_frees_is_found(room, plan):
     task = await waiting(room, 20)
     plan.limit = 110
     await task
 
 
 @on_a_loop
-async def test_39_who_waits_too_long_is_refused_and_lets_those_behind_pass(room, plan):
+async def test_who_waits_too_long_is_refused_and_lets_those_behind_pass(room, plan):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(holding, "PATIENCE_SECONDS", 0.05)
         large = await waiting(room, 80)

@@ -49,7 +49,7 @@ async def spool_of(rounds: Rounds, *frames: Received) -> tuple[Upload, Spool]:
     return upload, spool
 
 
-def test_39_frames_without_numbers_are_not_kept():
+def test_frames_without_numbers_are_not_kept():
     async def scenario(rounds):
         await rounds.join("a", "b")
         upload, spool = await spool_of(rounds, *received([Frame.of(0, 3, EMPTY)] * 100 + [rows(rounds)] * 100))
@@ -61,7 +61,7 @@ def test_39_frames_without_numbers_are_not_kept():
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_frames_without_numbers_make_no_difference_to_the_step_and_belong_to_the_content():
+def test_frames_without_numbers_make_no_difference_to_the_step_and_belong_to_the_content():
     async def scenario(rounds):
         await rounds.join("a", "b")
         gradients = [{"w": random_arrays(seed, GROUPS)["w"]} for seed in (1, 2)]
@@ -80,7 +80,7 @@ def test_39_frames_without_numbers_make_no_difference_to_the_step_and_belong_to_
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_an_empty_frame_that_addresses_nothing_is_still_refused():
+def test_an_empty_frame_that_addresses_nothing_is_still_refused():
     async def scenario(rounds):
         await rounds.join("a", "b")
         upload = rounds.upload("a")
@@ -90,7 +90,7 @@ def test_39_an_empty_frame_that_addresses_nothing_is_still_refused():
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_row_ids_and_the_frames_themselves_count():
+def test_row_ids_and_the_frames_themselves_count():
     async def scenario(rounds):
         await rounds.join("a", "b")
         single = [Frame.of(0, offset_of_w(rounds) + 2 * n, np.ones(1, "f4")) for n in range(30)]
@@ -103,7 +103,7 @@ def test_39_row_ids_and_the_frames_themselves_count():
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_a_message_counts_whole_because_its_frames_keep_all_of_it():
+def test_a_message_counts_whole_because_its_frames_keep_all_of_it():
     async def scenario(rounds):
         await rounds.join("a", "b")
         offset = offset_of_w(rounds)
@@ -133,7 +133,7 @@ def test_39_a_push_of_countless_small_frames_is_refused_before_it_fills_the_serv
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_a_gradient_in_a_frame_for_each_parameter_fits_into_what_is_planned():
+def test_a_gradient_in_a_frame_for_each_parameter_fits_into_what_is_planned():
     async def scenario(rounds):
         await rounds.join("a", "b")
         rounds.catalog.memory.limit = rounds.catalog.memory.planned
@@ -142,7 +142,7 @@ def test_39_a_gradient_in_a_frame_for_each_parameter_fits_into_what_is_planned()
     play(scenario, 2, groups=GROUPS)
 
 
-def test_39_where_no_number_of_workers_is_known_nothing_is_planned_for_frames():
+def test_where_no_number_of_workers_is_known_nothing_is_planned_for_frames():
     async def scenario(rounds):
         await rounds.join("a", "b")
         await rounds.job.editor.set_policy(Sync("live"))
