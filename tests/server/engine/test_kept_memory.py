@@ -15,7 +15,7 @@ from optd_wire.encodings.registry import exact_for
 from optd_wire.frames import Frame, Received, decode_received, encode
 from optd_wire.row_frames import RowFrame
 from optd_wire.v1 import training_service_pb2 as pb
-from optd_wire.values import GroupSpec, ParameterSpec, Sync
+from optd_wire.values import Async, GroupSpec, ParameterSpec, Policy, Sync
 
 FLOAT32 = exact_for(np.dtype("f4"))
 GROUPS = (GroupSpec("g", {}, (ParameterSpec("w", (64,), "float32"), ParameterSpec("t", (8, 1), "float32"))),)
@@ -155,3 +155,55 @@ def test_where_no_number_of_workers_is_known_nothing_is_planned_for_frames():
         assert memory.planned == before
 
     play(scenario, 2, groups=GROUPS)
+
+
+# Another policy
+
+
+async def waiting_in(rounds: Rounds, policy: Policy) -> tuple[int, Upload]:
+    """What is reserved for the job and a push that waits, under a policy that the push finds."""
+    if policy != rounds.job.state.policy:
+        await rounds.job.editor.set_policy(policy)
+    upload, _ = await spool_of(rounds, *rounds.messages(random_arrays(1, GROUPS))[0])
+    return rounds.catalog.memory.planned, upload
+
+
+@pytest.mark.parametrize(("one", "other"), [(Sync(2), Sync("live")), (Sync("live"), Sync(2)), (Sync(2), Sync(3))])
+def test_another_policy_reserves_what_pushes_hold_as_if_they_had_found_it(one, other):
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        expected, upload = await waiting_in(rounds, other)
+        upload.break_off()
+        await upload.error()
+        _, upload = await waiting_in(rounds, one)
+        await rounds.job.editor.set_policy(other)
+        assert rounds.catalog.memory.planned == expected
+        upload.break_off()
+        await upload.error()
+
+    play(scenario, 2, groups=GROUPS)
+
+
+def test_a_policy_beside_which_what_pushes_hold_does_not_fit_leaves_the_old_one():
+    large = (GroupSpec("g", {}, (ParameterSpec("w", (10_000,), "float32"),)),)
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        memory = rounds.catalog.memory
+        await rounds.job.editor.set_policy(Async())
+        alone = memory.planned
+        await rounds.job.editor.set_policy(Sync(2))
+        upload, spool = await spool_of(rounds, *rounds.messages(random_arrays(1, large))[0])
+        before = memory.planned
+        memory.limit = alone + spool._held - 1
+        with pytest.raises(errors.MemoryExceeded):
+            await rounds.job.editor.set_policy(Async())
+        assert (memory.planned, rounds.job.state.policy) == (before, Sync(2))
+        memory.limit += 1
+        await rounds.job.editor.set_policy(Async())
+        assert memory.planned == memory.limit
+        upload.break_off()
+        await upload.error()
+        assert memory.planned == alone
+
+    play(scenario, 2, groups=large)
