@@ -5,6 +5,7 @@ from collections import deque
 
 from optd_wire.errors import TooManyBytes
 
+SERVER_SETTING = "--max-inflight-bytes"
 LEAST_WAITING_BYTES = 64 << 20
 """Messages of this size together may always wait, however small a server's limit is."""
 
@@ -14,13 +15,17 @@ class ByteBudgets:
 
     A message that waits for room is in memory already. So all that wait, for whichever budget, may have as many bytes
     as the server's limit; what comes after that is refused at once.
+
+    So does the first message of a push whose turn has not come, because other uploads are under way or its policy holds
+    it: it is parked. Parked messages leave the budgets, which those uploads need to come to their end. They may have
+    half of the bytes that may wait, so that uploads can wait for room too, and those of one job a quarter.
     """
 
     def __init__(self, limit: int = 1 << 30, job_limit: int | None = None) -> None:
         self.job_limit = limit // 2 if job_limit is None else job_limit
         """Bytes for each job. Default: half of the server's."""
         self._waiting = _Waiting(max(limit, LEAST_WAITING_BYTES))
-        self.server = ByteBudget(limit, "the server", "--max-inflight-bytes", self._waiting)
+        self.server = ByteBudget(limit, "the server", SERVER_SETTING, self._waiting)
 
     def of_job(self, name: str) -> "ByteBudget":
         """Return a new budget for a job."""
@@ -33,6 +38,8 @@ class _Waiting:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
+        self.parked = 0
+        """Those of them that are parked."""
 
 
 class ByteBudget:
@@ -50,6 +57,7 @@ class ByteBudget:
         self._setting = setting
         self._waiting = waiting
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._parked = 0
 
     def try_take(self, count: int) -> bool:
         """Count `count` bytes as held if there is room and nobody waits for it; return whether."""
@@ -96,6 +104,28 @@ class ByteBudget:
         self.held -= count
         self._admit()
 
+    def park(self, count: int) -> None:
+        """Count bytes of this job as parked; raise `TooManyBytes` at once if it, or all jobs, have parked too many.
+
+        They are not counted as held besides: the caller gives them back. What is parked alone always fits.
+        """
+        waiting = self._waiting
+        of_job, of_all = waiting.limit // 4, waiting.limit // 2
+        if self._parked and self._parked + count > of_job:
+            raise self._refusal(0, of_job, f"{self._whose} for pushes whose turn has not come", SERVER_SETTING)
+        if waiting.parked and (waiting.parked + count > of_all or waiting.bytes + count > waiting.limit):
+            raise self._refusal(0, of_all, "the server for pushes whose turn has not come", SERVER_SETTING)
+        self._change_parked(count)
+
+    def unpark(self, count: int) -> None:
+        """Count bytes as parked no longer."""
+        self._change_parked(-count)
+
+    def _change_parked(self, count: int) -> None:
+        self._parked += count
+        self._waiting.parked += count
+        self._waiting.bytes += count
+
     def _has_room(self, count: int) -> bool:
         return not self.held or self.held + count <= self.limit
 
@@ -106,5 +136,10 @@ class ByteBudget:
                 self.held += count
                 room.set_result(None)
 
-    def _refusal(self, seconds: float) -> TooManyBytes:
-        return TooManyBytes(limit=self.limit, whose=self._whose, seconds=f"{seconds:.3g}", setting=self._setting)
+    def _refusal(self, seconds: float, limit: int = 0, whose: str = "", setting: str = "") -> TooManyBytes:
+        return TooManyBytes(
+            limit=limit or self.limit,
+            whose=whose or self._whose,
+            seconds=f"{seconds:.3g}",
+            setting=setting or self._setting,
+        )

@@ -16,6 +16,11 @@ SNAPSHOTS = 3
 MESSAGE_BYTES = 16 << 20
 """The default of the largest message's size."""
 
+FRAME_BYTES = 768
+"""What a frame that is kept takes beside its numbers and row ids: its objects, and the range that it has claimed."""
+PIECE_BYTES = 64 << 10
+"""A gradient is planned for with a frame for each parameter, and one more for as many bytes."""
+
 
 def job_bytes(
     slots: int,
@@ -42,8 +47,12 @@ def job_bytes(
 
 
 def waiting_bytes(pushes: int, layouts: Sequence[GroupLayout]) -> int:
-    """Return the bytes that are planned for pushes that wait for each other: a gradient each."""
-    return 0 if pushes == 1 else pushes * computed_bytes_of(layouts)
+    """Return the bytes that are planned for pushes that wait for each other: a gradient each, in its frames."""
+    if pushes == 1:
+        return 0
+    gradient = computed_bytes_of(layouts)
+    frames = sum([len(layout.parameters) for layout in layouts]) + gradient // PIECE_BYTES
+    return pushes * (gradient + FRAME_BYTES * frames)
 
 
 class Reservation:

@@ -57,6 +57,8 @@ class JobMemory:
         self._memory = memory
         self._reservation = reservation
         self._held = Reservation(f"what pushes of job {state.name!r} hold while they wait")
+        self._waiting = 0
+        """The bytes that pushes hold while they wait, planned for or not."""
 
     @property
     def bytes(self) -> int:
@@ -85,14 +87,17 @@ class JobMemory:
 
     @contextmanager
     def with_policy(self, room: Room) -> Iterator[None]:
-        """Reserve memory for another policy."""
+        """Reserve memory for another policy: for what it plans for, and for what pushes hold beyond that."""
         before, self._room = self._room, room
         try:
-            with self._changing(self._bytes(self._state.groups.options)):
+            needed = self._bytes(self._state.groups.options)
+            beyond = self._unplanned(self._waiting) - self._held.bytes
+            with self._changing(needed, beyond):
                 yield
         except BaseException:
             self._room = before
             raise
+        self._memory.reserve(self._held, self._unplanned(self._waiting))
 
     def with_options(self, edits: OptionEdits) -> AbstractContextManager[None]:
         """Reserve memory for changed options."""
@@ -111,10 +116,11 @@ class JobMemory:
         return self._changing(self._bytes(self._changed(changes), fields))
 
     @contextmanager
-    def _changing(self, needed: int) -> Iterator[None]:
+    def _changing(self, needed: int, beyond: int = 0) -> Iterator[None]:
+        """Reserve memory for a change; after the block the caller reserves `beyond` bytes for another purpose."""
         before = self._reservation.bytes
         # What is no longer needed is kept until the end, so that going back never asks for more.
-        self._memory.reserve(self._reservation, max(before, needed))
+        self._memory.reserve(self._reservation, max(before, needed + beyond))
         try:
             yield
         except BaseException:
@@ -149,9 +155,11 @@ class JobMemory:
         The job's reservation already covers a gradient of each push that is planned for.
         """
         self._memory.reserve(self._held, self._unplanned(size))
+        self._waiting = size
 
     def let_go(self, size: int) -> None:
         """Reserve no more than pushes that wait with `size` bytes need. Never raises, also if less is planned now."""
+        self._waiting = size
         self._held.bytes = min(self._held.bytes, self._unplanned(size))
 
     def _unplanned(self, size: int) -> int:

@@ -223,6 +223,14 @@ class RequestStream:
         """Release the bytes of the last message, which has been processed."""
         self._held.give_back()
 
+    def park(self) -> None:
+        """Let the last message wait outside the budgets until `unpark`; raise `TooManyBytes` if too many do so."""
+        self._held.park()
+
+    def unpark(self) -> None:
+        """Count the last message in the budgets again if it is parked."""
+        self._held.unpark()
+
     async def charge(self, job: ByteBudget) -> None:
         """Count the last message and those that follow for a job too; raise `TooManyBytes` if there is no room."""
         if self._job is not job:

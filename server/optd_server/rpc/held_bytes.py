@@ -20,6 +20,8 @@ class HeldBytes:
         self._server = server
         self._job: ByteBudget | None = None
         self._count = 0
+        self._parked: ByteBudget | None = None
+        """The budget of the job that the message is parked for, if it is."""
         self._until = 0.0
 
     async def take(self, count: int, seconds: float) -> None:
@@ -47,10 +49,37 @@ class HeldBytes:
             self._count = count
         self._job = job
 
+    def park(self) -> None:
+        """Leave the budgets, because the turn of the message may come late; raise `TooManyBytes` if too many do so.
+
+        The calls whose turn it is need the budgets to come to their end. What is small never waits, so it is not
+        refused here either.
+        """
+        count, job = self._count, self._job
+        if job is None or count <= SMALL_BYTES:
+            self.give_back()
+            return
+        job.park(count)
+        self.give_back()
+        self._count, self._parked = count, job
+
+    def unpark(self) -> None:
+        """Hold the message again, at once, as its turn has come: a job has few slots, so few calls exceed a budget."""
+        count, job = self._count, self._parked
+        if job is None:
+            return
+        self.give_back()
+        self._server.take_at_once(count)
+        job.take_at_once(count)
+        self._count, self._job = count, job
+
     def give_back(self) -> None:
         """Hold nothing any more: the message has been processed."""
-        count, job = self._count, self._job
-        self._count, self._job = 0, None
+        count, job, parked = self._count, self._job, self._parked
+        self._count, self._job, self._parked = 0, None, None
+        if parked is not None:
+            parked.unpark(count)
+            return
         self._server.give_back(count)
         if job is not None:
             job.give_back(count)

@@ -22,6 +22,7 @@ async def receive(
     message = first
     while True:
         await write(frames)
+        frames.clear()  # a caller's list would keep the message while its sender, or the round, takes its time
         if message.last:
             # The caller may now wait long for other workers, whose messages need the budget.
             requests.give_back()

@@ -110,6 +110,12 @@ class Upload:
     def give_back(self) -> None:
         pass
 
+    def park(self) -> None:
+        pass
+
+    def unpark(self) -> None:
+        pass
+
     # What a test does
 
     def send(self, frames: Message = (), *, last: bool = False) -> None:

@@ -165,9 +165,9 @@ def test_a_policy_that_needs_more_memory_than_there_is_leaves_the_old_one():
         waiting = rounds.upload("a")
         await settle()
         memory = rounds.catalog.memory
-        memory.limit = planned(rounds, Async()) - 1
+        memory.limit = planned(rounds, Sync(3)) - 1
         with pytest.raises(errors.MemoryExceeded, match="job 'job'"):
-            await rounds.job.editor.set_policy(Async())
+            await rounds.job.editor.set_policy(Sync(3))
         check(rounds, Sync(2))
         # What is planned later is planned for the old policy, too.
         await rounds.job.editor.update_group(GroupUpdate("g", {"momentum": 0.9}))
@@ -175,8 +175,8 @@ def test_a_policy_that_needs_more_memory_than_there_is_leaves_the_old_one():
         check(rounds, Sync(2))
         memory.limit += 1
         await the_round_goes_on(rounds, waiting)
-        await exchange(rounds, Async())
-        check(rounds, Async())
+        await exchange(rounds, Sync(3))
+        check(rounds, Sync(3))
 
     play(scenario, 2)
 

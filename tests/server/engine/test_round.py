@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.server.engine.rounds import Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine import offload
+from optd_server.engine.memory import FRAME_BYTES
 from optd_server.engine.rounds import holding
 from optd_server.engine.step.reduction import Reducer
 from optd_wire import errors
@@ -610,7 +611,7 @@ def test_39_pushes_that_find_no_memory_wait_and_are_refused_by_name(monkeypatch)
         await rounds.join("a", "b")
         memory = rounds.catalog.memory
         await rounds.job.editor.set_policy(Sync("live"))
-        memory.limit = memory.planned + 2 * 4000 - 1
+        memory.limit = memory.planned + 2 * (4000 + FRAME_BYTES) - 1
         first = rounds.upload("a")
         first.send_all(rounds.messages(random_arrays(1, groups)))
         await until(first._given.empty)

@@ -42,6 +42,9 @@ class Steps:
     def give_back(self):
         pass
 
+    def unpark(self):
+        pass
+
     async def charge(self, job):
         pass
 

@@ -25,7 +25,10 @@ class GradientSource(Protocol):
         """Pass the gradient to `write`, some frames at a time; raise what `write` raises, or a broken connection."""
 
     def park(self) -> None:
-        """Move the message that has arrived to the job's memory budget: its push may have to wait long."""
+        """Let the message that has arrived wait until `receive`, perhaps long, without delaying the pushes before it.
+
+        Raise `TooManyBytes` if too many bytes wait so.
+        """
 
 
 class Receiver(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from optd_server.engine.offload import Offload
 from optd_server.engine.options.groups import Groups
 from optd_server.engine.rounds.digest import size_of
-from optd_server.engine.rounds.holding import Holding
+from optd_server.engine.rounds.holding import Holding, kept_bytes
 from optd_server.engine.rounds.push import Push
 from optd_server.store.extents import in_compute_dtype
 from optd_server.store.flat import FrameClaims, Placed
@@ -46,8 +46,8 @@ class Spool:
         self._check_open()
         if self._push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
-        size = sum([size_of(frame) for frame in frames])
-        await self._room.take(size)
+        size = kept_bytes(frames)
+        await self._room.take(size, has_begun=self._held > 0)
         self._held += size
         if self._is_released:
             self.release()
@@ -57,13 +57,16 @@ class Spool:
             self._keep(frame)
 
     def _keep(self, frame: Received) -> None:
+        """Check a frame, and keep it unless it is empty: its table and its claim say all that it says."""
         if isinstance(frame, Frame):
             frame.check()
             extent, slab, start = self._claims.place(frame)
-            self.placed.append(Placed(frame, extent, slab, start))
+            if frame.count:
+                self.placed.append(Placed(frame, extent, slab, start))
         else:
             self.tables.add(table_of(self._extents, frame))
-            self.rows.append(frame)
+            if frame.count:
+                self.rows.append(frame)
 
     def _check_open(self) -> None:
         if self._push.outcome.is_done:

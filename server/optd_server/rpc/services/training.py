@@ -202,11 +202,11 @@ class _PushStream:
     frames: list[Received]
 
     async def receive(self, write: Callable[[Sequence[Received]], Awaitable[None]]) -> None:
+        self.requests.unpark()
         await receive(self.requests, self.first, self.frames, write)
 
     def park(self) -> None:
-        # The bytes of the first message are part of the job's planned memory, so the budget need not count them.
-        self.requests.give_back()
+        self.requests.park()
 
 
 async def _reach(job: Job, request: pb.PullRequest) -> None:
