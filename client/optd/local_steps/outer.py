@@ -119,7 +119,9 @@ class GlobalWeights(Registration):
             return Answer(None, self.pull_places(parcel), why)
         if isinstance(pushed, UndonePush):
             return Answer(None, pushed.version.version, "the server went back to an older version", undone=True)
-        return Answer(pushed, self.pull_places(parcel), speeds=self._speeds() if parcel.asks_speeds else ())
+        # Before the pull: once the arrays hold new weights, nothing may keep the answer from the worker.
+        speeds = self._speeds() if parcel.asks_speeds else ()
+        return Answer(pushed, self.pull_places(parcel), speeds=speeds)
 
     def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
         inner, parcel = Registration._settling(self, settle, updates), self._parcel

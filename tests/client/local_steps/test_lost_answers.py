@@ -5,6 +5,8 @@ the same training without any server, whatever has failed before.
 """
 
 import logging
+import threading
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.client.local_steps.problem import Inner, Weights, assert_equal, initi
 
 import optd
 from optd import errors
+from optd.local_steps.outer import Answer
 from optd.session.session import Session
 from optd.transport import rpcs
 from optd.transport.fake.connection import FakeConnection
@@ -88,6 +91,62 @@ def test_an_error_of_a_transfer_is_raised_when_its_answer_is_due(is_handled):
         local.sync()
     assert_equal(weights, alone(6))
     assert_equal(global_weights(server), alone(6))
+
+
+@pytest.mark.parametrize("syncs", [0, 1, 2])
+def test_an_interrupt_while_a_worker_asks_for_speeds_loses_no_step(monkeypatch, syncs):
+    """The difference counts by then, and the next one begins at the weights that came of it, or before both."""
+    server = FakeServer()
+    weights, inner = initial(), Inner(0)
+    with opened(server) as session, optd.LocalSteps(weights, every="auto:1", outer=PLAIN, session=session) as local:
+        for step in range(6):
+            inner.step(weights)
+            if step == syncs:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(session, "workers", interrupt)
+                    local.step()
+            else:
+                local.step()
+        local.sync()
+    assert_equal(weights, alone(6))
+    assert_equal(global_weights(server), alone(6))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_answer_whose_wait_was_interrupted_is_applied_after_the_next_step(monkeypatch, is_there):
+    """Also if it has come just when the interrupt did."""
+    arrives, weights = threading.Event(), {"w": np.zeros(2)}
+
+    def interrupted(future: Future[Answer]) -> None:
+        if is_there:
+            arrives.set()
+            wait([future])
+        raise KeyboardInterrupt
+
+    with (
+        opened(FakeServer()) as session,
+        optd.LocalSteps(weights, every=3, delay=1, alpha=0, outer=PLAIN, session=session) as local,
+    ):
+        outer = local._worker.outer
+        exchange = outer.exchange
+        monkeypatch.setattr(outer, "exchange", lambda parcel: arrives.wait(30) and exchange(parcel))
+        for step in range(1, 7):
+            weights["w"] += 1
+            if step == 4:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(Future, "result", interrupted)
+                    local.step()
+                arrives.set()
+            else:
+                local.step()
+            if step == 5:
+                assert list(weights["w"]) == [3, 3], "as after each answer, without the steps amid the wait for it"
+        local.sync()
+        assert list(weights["w"]) == list(session.pull()["w"]) == [4, 4]
 
 
 class Torn(FakeConnection):
