@@ -321,10 +321,11 @@ class Worker:
     def _begin_again(self) -> None:
         """Goes on from the weights of a server that went back: the differences to later ones mean nothing to it."""
         self._is_behind = True
-        self.outer.pull()
+        self.outer.begin_again(fragment.parcel for fragment in self.fragments if fragment.parcel is not None)
         self._is_behind = False
         for fragment in self.fragments:
-            fragment.counted, fragment.steps = None, 0
+            fragment.counted = fragment.parcel = fragment.answer = None
+            fragment.steps = 0
             fragment.version = self.outer.base.version
             self._reset(fragment)
         self._align()

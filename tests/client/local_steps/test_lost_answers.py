@@ -228,6 +228,47 @@ def test_a_difference_to_weights_that_are_gone_is_lost_and_that_is_said(caplog):
         assert_equal(global_weights(server), weights)
 
 
+def test_a_difference_that_waits_while_the_worker_begins_again_is_not_sent(monkeypatch):
+    """The first fragment learns that the server went back, and the second one is in the queue behind it."""
+    server, weights = FakeServer(), {name: np.zeros(2) for name in "ab"}
+    goes = threading.Event()
+    options = {"every": 4, "fragments": 2, "delay": 3, "alpha": 0, "outer": PLAIN}
+    with opened(server) as session, optd.LocalSteps(weights, session=session, **options) as local:
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                for name in weights:
+                    weights[name] += 1
+                local.step()
+
+        steps(1)
+        local.sync()
+        saved = server.jobs["job"].saved()
+        steps(1)
+        local.sync()
+        server.jobs["job"].go_back(saved)
+        outer = local._worker.outer
+        exchange = outer.exchange
+        monkeypatch.setattr(
+            outer, "exchange", lambda parcel: (parcel.fragment == 0 or goes.wait(30)) and exchange(parcel)
+        )
+        steps(4)
+        waiting = local._worker.fragments[1].answer
+        steps(1)
+        assert [list(array) for array in weights.values()] == [[1, 1], [1, 1]], "it has begun again"
+        with opened(server, "w1") as other:
+            counting = optd.LocalSteps({name: np.zeros(2) for name in "ab"}, every=1, outer=PLAIN, session=other)
+            while counting.version < 4:  # else the server sees that the difference is one to a later version
+                counting.step()
+        goes.set()
+        wait([waiting])
+        assert [list(array) for array in session.pull().values()] == [[1, 1], [1, 1]]
+        steps(1)
+        local.sync()
+        assert [list(array) for array in session.pull().values()] == [[2, 2], [2, 2]]
+        assert [list(array) for array in weights.values()] == [[2, 2], [2, 2]]
+
+
 def test_weights_that_another_worker_has_moved_come_with_each_sync():
     server = FakeServer()
     ours, theirs = {"w": np.zeros(2)}, {"w": np.zeros(2)}
