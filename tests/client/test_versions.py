@@ -11,7 +11,8 @@ import optd
 from optd import errors
 from optd.local import LocalServer
 from optd.session.session import Session
-from optd.session.versions import Versions
+from optd.session.versions import Listening, Versions
+from optd.transport.calls.training import VersionWatch
 
 SIZE = 4
 SECONDS = 30.0
@@ -162,6 +163,30 @@ def test_closing_ends_an_iteration_that_blocks(reader: Session, trainer: Trainer
     versions.close()
     assert rest.result(SECONDS) == []
     versions.close()
+
+
+def test_a_stream_that_is_lost_while_it_is_closed_is_no_error(reader: Session, trainer: Trainer):
+    class Lost(Listening):
+        """Its thread drops the stream just after `close` has seen it."""
+
+        @property
+        def _watch(self) -> VersionWatch | None:
+            found, is_closing = self.found, threading.current_thread() is not self._thread
+            if is_closing and found is not None:
+                self.found = None
+                found.cancel()
+            return found
+
+        @_watch.setter
+        def _watch(self, watch: VersionWatch | None) -> None:
+            self.found = watch
+
+    watch = lambda known: reader._transport.watch_versions(reader.job, known)  # noqa: E731
+    listening = Lost(watch, lambda: None, reader.address, SECONDS, lambda _: None, None)
+    assert listening.next_after(0) == (0, 1)
+    listening.close()
+    listening._thread.join(SECONDS)
+    assert not listening.is_alive
 
 
 def test_an_iterator_that_is_dropped_ends_its_call_and_its_thread(

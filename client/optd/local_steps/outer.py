@@ -1,7 +1,7 @@
 """The job of local steps: it holds the global weights, and its algorithm is the outer optimizer."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ logger = logging.getLogger("optd")
 DILOCO: Mapping[str, Any] = {"algorithm": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": True}
 """The outer optimizer of DiLoCo: https://arxiv.org/abs/2311.08105, section 3."""
 _ALGORITHM = "algorithm"
+_WENT_BACK = "the server went back to an older version"
 
 Place = tuple[int, int]
 """A parameter by its group and its place in the group."""
@@ -50,6 +51,8 @@ class Parcel:
     """Whether the speeds of all workers are wanted."""
     applied: bool | None = None
     """Whether it counts in the job; None: nobody knows yet."""
+    is_void: bool = False
+    """Whether it must not be sent any more. Read and written while the lock of the global weights is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +97,27 @@ class GlobalWeights(Registration):
         return self.groups[place[0]].arrays[place[1]]
 
     def exchange(self, parcel: Parcel) -> Answer:
-        """Pushes a difference and pulls the new global weights of its places.
+        """Pushes a difference and pulls the new global weights of its places; does neither for a void parcel.
 
         A difference that comes too late is lost; the new weights are pulled all the same. Raises what a push or a pull
         raises; `parcel.applied` then says whether the push counts, or that nobody knows.
         """
+        with self.lock:  # held until the pull has ended: no other weights may come in between
+            if parcel.is_void:
+                return Answer(None, self.base.version, _WENT_BACK, undone=True)
+            return self._exchange(parcel)
+
+    def begin_again(self, parcels: Iterable[Parcel]) -> None:
+        """Pulls everything from a server that went back; differences to weights of before that are not sent are void.
+
+        Raises what a pull raises; they are void nevertheless.
+        """
+        with self.lock:
+            for parcel in parcels:
+                parcel.is_void = True
+            self.pull()
+
+    def _exchange(self, parcel: Parcel) -> Answer:
         rows: list[list[Array | None]] = [[None] * len(group.arrays) for group in self.groups]
         for (group, place), difference in zip(parcel.places, parcel.differences, strict=True):
             rows[group][place] = difference
@@ -118,8 +137,10 @@ class GlobalWeights(Registration):
             why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
             return Answer(None, self.pull_places(parcel), why)
         if isinstance(pushed, UndonePush):
-            return Answer(None, pushed.version.version, "the server went back to an older version", undone=True)
-        return Answer(pushed, self.pull_places(parcel), speeds=self._speeds() if parcel.asks_speeds else ())
+            return Answer(None, pushed.version.version, _WENT_BACK, undone=True)
+        # Before the pull: once the arrays hold new weights, nothing may keep the answer from the worker.
+        speeds = self._speeds() if parcel.asks_speeds else ()
+        return Answer(pushed, self.pull_places(parcel), speeds=speeds)
 
     def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
         inner, parcel = Registration._settling(self, settle, updates), self._parcel

@@ -70,6 +70,10 @@ class Schedule:
         """All answers have been applied before they were due."""
         self._landing.clear()
 
+    def postpone(self, fragment: int) -> None:
+        """The answer to a fragment could not be applied when it was due: that is due after the next step."""
+        self._landing.insert(0, (fragment, 1))
+
     @property
     def begins(self) -> bool:
         """Whether a cycle, in which each fragment is sent once, is about to begin."""

@@ -162,6 +162,9 @@ class Worker:
                 self._land(self.fragments[number])
             except OptdError as error:
                 problem = problem or error  # what is sent now is sent nevertheless: others may wait for it
+            finally:
+                if self.fragments[number].answer is not None:  # an interrupt ended the wait for it
+                    self.schedule.postpone(number)
         if due.send is not None:
             self._send(self.fragments[due.send], asks_speeds=self._follows_speeds and self.schedule.begins)
             if not self.schedule.delay:
@@ -273,7 +276,8 @@ class Worker:
         try:
             answer = fragment.answer.result()
         except BaseException:
-            if fragment.answer.done():
+            # An interrupt may have come just when the answer had arrived: then it is there for the next sync.
+            if fragment.answer.done() and fragment.answer.exception() is not None:
                 fragment.answer, self._has_failed = None, True  # `_settle` finds out what came of it
             raise
         fragment.answer = fragment.parcel = fragment.counted = None
@@ -317,10 +321,11 @@ class Worker:
     def _begin_again(self) -> None:
         """Goes on from the weights of a server that went back: the differences to later ones mean nothing to it."""
         self._is_behind = True
-        self.outer.pull()
+        self.outer.begin_again(fragment.parcel for fragment in self.fragments if fragment.parcel is not None)
         self._is_behind = False
         for fragment in self.fragments:
-            fragment.counted, fragment.steps = None, 0
+            fragment.counted = fragment.parcel = fragment.answer = None
+            fragment.steps = 0
             fragment.version = self.outer.base.version
             self._reset(fragment)
         self._align()

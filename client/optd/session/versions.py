@@ -109,8 +109,9 @@ class Listening:
         self._stopped.set()
         with self._told:
             self._told.notify_all()
-        if self._watch is not None:
-            self._watch.cancel()
+        watch = self._watch  # the thread may drop it meanwhile
+        if watch is not None:
+            watch.cancel()
 
     def _listen(self) -> None:
         try:

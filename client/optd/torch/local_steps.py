@@ -59,8 +59,8 @@ class LocalSteps(LocalStepsFace):
     docs/local-steps.md says how, and what happens to late and lost workers.
 
     Args:
-        inner: An optimizer of torch, or any other with its `register_step_post_hook`. All of its parameters that
-            require a gradient take part, under the names that `named_parameters()` gives them, else `param0`, ….
+        inner: An optimizer of torch, or any other that inherits its hooks. All of its parameters that require a
+            gradient take part, under the names that `named_parameters()` gives them, else `param0`, ….
         every, session, outer, fragments, delay, alpha, encoding, weight: As `optd.LocalSteps` takes them.
         server, job, worker, if_exists, policy, gradients, averages, progress, durable, recreate: As `optd.connect`
             takes them, for a session that is opened here. If torch.distributed runs with several ranks, they share a
@@ -105,7 +105,10 @@ class LocalSteps(LocalStepsFace):
             policy=policy_of_ranks(),
             shown=as_torch,
         )
-        self._hook = inner.register_step_post_hook(lambda *_: self._after_step())
+        self._hooks = (
+            inner.register_step_pre_hook(lambda *_: self._before_step()),
+            inner.register_step_post_hook(lambda *_: self._after_step()),
+        )
         preemption.install()
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,12 +124,17 @@ class LocalSteps(LocalStepsFace):
         return super().load_state_dict({**state, **arrays})
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _before_step(self) -> None:
+        preemption.begin_step()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_step(self) -> None:
-        with preemption.lasting_step():
+        with preemption.end_step():
             self._worker.after_step()
 
     def _close(self, *, wait: bool) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         super()._close(wait=wait)
 
 

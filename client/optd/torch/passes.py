@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 
+from optd.torch.frames import has_ended, hooked_call
 from optd.torch.spares import Spares
 from optd_wire.errors import InvalidRequest
 
@@ -21,8 +23,8 @@ class Passes:
         self._spares = spares
         self._tell = tell
         self._changed = threading.Condition()
-        self._inside: dict[int, int] = {}
-        """By thread, how deep it is in passes of the model."""
+        self._inside: dict[int, list[FrameType]] = {}
+        """By thread, its passes of the model, the outermost first."""
         self._swaps = 0
 
     def watch(self, model: torch.nn.Module) -> tuple[Any, ...]:
@@ -38,35 +40,49 @@ class Passes:
         Raises `InvalidRequest` within a pass, or while a CUDA graph is recorded.
         """
         with self._changed:
+            self._forget_interrupted()
             if threading.get_ident() in self._inside or _is_capturing():
                 what = "within a forward pass of the model, or while a CUDA graph is recorded"
                 raise InvalidRequest(problem=f"a follower brings no weights in {what}: do it between two passes")
             self._swap()
 
     def _swap(self) -> None:
-        if not self._spares.are_ready or threading.get_ident() in self._inside or _is_capturing():
+        if not self._spares.are_ready or _is_capturing():
+            return
+        self._forget_interrupted()
+        if threading.get_ident() in self._inside:
             return
         swaps = self._swaps
         # A pass waits once: for those that were under way when it came.
         self._changed.wait_for(lambda: not self._inside or self._swaps != swaps, PATIENCE_SECONDS)
+        self._forget_interrupted()
         if not self._inside:
             self._spares.take()
             self._swaps += 1
             self._changed.notify_all()
+
+    def _forget_interrupted(self) -> None:
+        """Forgets passes that have ended without `_after`: torch does not call it after a `KeyboardInterrupt`."""
+        under_way = {
+            thread: [each for each in passes if not has_ended(each)] for thread, passes in self._inside.items()
+        }
+        self._inside = {thread: passes for thread, passes in under_way.items() if passes}
 
     def _before(self) -> None:
         self._tell()
         me = threading.get_ident()
         with self._changed:
             self._swap()
-            self._inside[me] = self._inside.get(me, 0) + 1
+            # Without those that were interrupted, whose frames hold the arguments of their passes.
+            passes = [each for each in self._inside.get(me, ()) if not has_ended(each)]
+            self._inside[me] = [*passes, hooked_call()]
 
     def _after(self) -> None:
         me = threading.get_ident()
         with self._changed:
-            depth = self._inside.pop(me, 0)
-            if depth > 1:
-                self._inside[me] = depth - 1
+            outer = self._inside.pop(me, [])[:-1]
+            if outer:
+                self._inside[me] = outer
             self._changed.notify_all()
 
 

@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from optd.session import departure, environment
+from optd.torch.frames import has_ended, hooked_call
 
 logger = logging.getLogger("optd")
 
 EXIT_STATUS = 128 + signal.SIGTERM
+LOOK_SECONDS = 0.05
+"""How often it is looked, after the signal, whether a step has failed of which only hooks tell."""
 
 
 class Preemption:
@@ -34,6 +37,8 @@ class Preemption:
         self._seconds = seconds
         self._steps = 0
         """How many steps run in the main thread; one may run inside another."""
+        self._hooked: list[FrameType] = []
+        """The calls of further steps, of which hooks tell the beginning, and the end unless they fail."""
         self._is_asked = False
         self._is_leaving = False
         self._is_hurried = False
@@ -43,6 +48,7 @@ class Preemption:
         """Handles the signal, in the main thread."""
         if self._is_hurried:
             self._is_hurried = False
+            self._leave_after_failure()
             if not self._is_leaving:
                 self._leave()
             return
@@ -52,13 +58,15 @@ class Preemption:
             return
         self._is_asked = True
         departure.note_preempted()
-        if not self._steps:
+        if not self._is_stepping():
             self._leave()
         # Not a `threading.Thread`: the main thread may hold one of that module's locks.
         _thread.start_new_thread(self._hurry, ())
 
     def _hurry(self) -> None:
-        time.sleep(self._seconds)
+        until = time.monotonic() + self._seconds
+        while not self._is_leaving and not self._has_failed() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
         if not self._is_leaving:
             self._is_hurried = True
             ident = threading.main_thread().ident
@@ -69,9 +77,24 @@ class Preemption:
         self._is_leaving = True
         raise SystemExit(EXIT_STATUS)
 
+    def _is_stepping(self) -> bool:
+        return self._steps > 0 or not all(has_ended(call) for call in self._hooked)
+
+    def _has_failed(self) -> bool:
+        """Whether a step has ended without the hook that would tell of it."""
+        hooked = self._hooked
+        return bool(hooked) and not self._is_stepping()
+
+    def _leave_after_failure(self) -> None:
+        """Ends the process if the signal came within a step that has failed meanwhile."""
+        if self._is_asked and not self._is_leaving and self._has_failed():
+            logger.warning("SIGTERM: the process ends, and its step has failed")
+            self._leave()
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Lets the block end if the signal comes while it runs, and ends the process then."""
+        self._leave_after_failure()
         self._steps += 1
         how = "has ended"
         try:
@@ -81,9 +104,18 @@ class Preemption:
             raise
         finally:
             self._steps -= 1
-            if self._is_asked and not self._steps and not self._is_leaving:
+            if self._is_asked and not self._is_stepping() and not self._is_leaving:
                 logger.warning("SIGTERM: the process ends, and its step %s", how)
                 self._leave()
+
+    def begin(self, call: FrameType) -> None:
+        """Lets a call end if the signal comes while it runs; within `step`, `end` tells that it has."""
+        self._leave_after_failure()
+        self._hooked = [*(each for each in self._hooked if not has_ended(each)), call]
+
+    def end(self) -> None:
+        """The call that began last has ended."""
+        self._hooked = self._hooked[:-1]
 
 
 _installed: Preemption | None = None
@@ -99,13 +131,35 @@ def install() -> None:
         signal.signal(signal.SIGTERM, _installed)
 
 
+def _of_this_thread() -> Preemption | None:
+    return _installed if threading.current_thread() is threading.main_thread() else None
+
+
 @contextmanager
 def lasting_step() -> Iterator[None]:
     """A step of an optimizer: SIGTERM waits for its end."""
-    if _installed is None or threading.current_thread() is not threading.main_thread():
+    handler = _of_this_thread()
+    if handler is None:
         yield
         return
-    with _installed.step():
+    with handler.step():
+        yield
+
+
+def begin_step() -> None:
+    """In a hook before a step of torch: SIGTERM waits for the end of the step, also if an exception ends it."""
+    handler = _of_this_thread()
+    if handler is not None:
+        handler.begin(hooked_call())
+
+
+@contextmanager
+def end_step() -> Iterator[None]:
+    """In the hook after that step: SIGTERM waits for the end of the block, and not for that of the call any more."""
+    handler = _of_this_thread()
+    with lasting_step():
+        if handler is not None:
+            handler.end()
         yield
 
 

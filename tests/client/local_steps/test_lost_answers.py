@@ -5,6 +5,8 @@ the same training without any server, whatever has failed before.
 """
 
 import logging
+import threading
+from concurrent.futures import Future, wait
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.client.local_steps.problem import Inner, Weights, assert_equal, initi
 
 import optd
 from optd import errors
+from optd.local_steps.outer import Answer
 from optd.session.session import Session
 from optd.transport import rpcs
 from optd.transport.fake.connection import FakeConnection
@@ -88,6 +91,62 @@ def test_an_error_of_a_transfer_is_raised_when_its_answer_is_due(is_handled):
         local.sync()
     assert_equal(weights, alone(6))
     assert_equal(global_weights(server), alone(6))
+
+
+@pytest.mark.parametrize("syncs", [0, 1, 2])
+def test_an_interrupt_while_a_worker_asks_for_speeds_loses_no_step(monkeypatch, syncs):
+    """The difference counts by then, and the next one begins at the weights that came of it, or before both."""
+    server = FakeServer()
+    weights, inner = initial(), Inner(0)
+    with opened(server) as session, optd.LocalSteps(weights, every="auto:1", outer=PLAIN, session=session) as local:
+        for step in range(6):
+            inner.step(weights)
+            if step == syncs:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(session, "workers", interrupt)
+                    local.step()
+            else:
+                local.step()
+        local.sync()
+    assert_equal(weights, alone(6))
+    assert_equal(global_weights(server), alone(6))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_answer_whose_wait_was_interrupted_is_applied_after_the_next_step(monkeypatch, is_there):
+    """Also if it has come just when the interrupt did."""
+    arrives, weights = threading.Event(), {"w": np.zeros(2)}
+
+    def interrupted(future: Future[Answer]) -> None:
+        if is_there:
+            arrives.set()
+            wait([future])
+        raise KeyboardInterrupt
+
+    with (
+        opened(FakeServer()) as session,
+        optd.LocalSteps(weights, every=3, delay=1, alpha=0, outer=PLAIN, session=session) as local,
+    ):
+        outer = local._worker.outer
+        exchange = outer.exchange
+        monkeypatch.setattr(outer, "exchange", lambda parcel: arrives.wait(30) and exchange(parcel))
+        for step in range(1, 7):
+            weights["w"] += 1
+            if step == 4:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(Future, "result", interrupted)
+                    local.step()
+                arrives.set()
+            else:
+                local.step()
+            if step == 5:
+                assert list(weights["w"]) == [3, 3], "as after each answer, without the steps amid the wait for it"
+        local.sync()
+        assert list(weights["w"]) == list(session.pull()["w"]) == [4, 4]
 
 
 class Torn(FakeConnection):
@@ -167,6 +226,47 @@ def test_a_difference_to_weights_that_are_gone_is_lost_and_that_is_said(caplog):
         assert local.version == 1
         sync()
         assert_equal(global_weights(server), weights)
+
+
+def test_a_difference_that_waits_while_the_worker_begins_again_is_not_sent(monkeypatch):
+    """The first fragment learns that the server went back, and the second one is in the queue behind it."""
+    server, weights = FakeServer(), {name: np.zeros(2) for name in "ab"}
+    goes = threading.Event()
+    options = {"every": 4, "fragments": 2, "delay": 3, "alpha": 0, "outer": PLAIN}
+    with opened(server) as session, optd.LocalSteps(weights, session=session, **options) as local:
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                for name in weights:
+                    weights[name] += 1
+                local.step()
+
+        steps(1)
+        local.sync()
+        saved = server.jobs["job"].saved()
+        steps(1)
+        local.sync()
+        server.jobs["job"].go_back(saved)
+        outer = local._worker.outer
+        exchange = outer.exchange
+        monkeypatch.setattr(
+            outer, "exchange", lambda parcel: (parcel.fragment == 0 or goes.wait(30)) and exchange(parcel)
+        )
+        steps(4)
+        waiting = local._worker.fragments[1].answer
+        steps(1)
+        assert [list(array) for array in weights.values()] == [[1, 1], [1, 1]], "it has begun again"
+        with opened(server, "w1") as other:
+            counting = optd.LocalSteps({name: np.zeros(2) for name in "ab"}, every=1, outer=PLAIN, session=other)
+            while counting.version < 4:  # else the server sees that the difference is one to a later version
+                counting.step()
+        goes.set()
+        wait([waiting])
+        assert [list(array) for array in session.pull().values()] == [[1, 1], [1, 1]]
+        steps(1)
+        local.sync()
+        assert [list(array) for array in session.pull().values()] == [[2, 2], [2, 2]]
+        assert [list(array) for array in weights.values()] == [[2, 2], [2, 2]]
 
 
 def test_weights_that_another_worker_has_moved_come_with_each_sync():

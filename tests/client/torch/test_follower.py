@@ -108,6 +108,29 @@ def test_within_a_pass_nothing_can_be_brought_in(where, trainer):
         assert follower.wait(1) == 1, "passes that raise are over"
 
 
+@pytest.mark.parametrize("passes", ["own", "another thread's"])
+def test_a_pass_that_is_interrupted_is_over(where, trainer, passes):
+    """After an exception that is no `Exception`, torch calls no hook that would tell of the end of the pass."""
+
+    class Interrupted(Telling):
+        def forward(self, inputs):
+            if inputs is interrupting:
+                raise KeyboardInterrupt
+            return super().forward(inputs)
+
+    model, interrupting = Interrupted(), torch.zeros(1)
+    with Follower(model, **where, timeout=SECONDS) as follower, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            model(interrupting) if passes == "own" else pool.submit(model, interrupting).result(SECONDS)
+        trainer.steps()
+        assert follower.wait(1) == 1
+        with pytest.raises(KeyboardInterrupt):
+            model(interrupting) if passes == "own" else pool.submit(model, interrupting).result(SECONDS)
+        trainer.steps()
+        wait_for(lambda: model(NOTHING).item() == 2, "the next version")
+        assert not follower._passes._inside, "nothing is kept of a pass"
+
+
 def test_a_pass_within_a_pass_is_of_the_same_version(where, trainer):
     class Nested(Telling):
         def forward(self, inputs):

@@ -157,6 +157,69 @@ def test_an_error_of_a_step_that_runs_does_not_keep_the_process_alive(server: Lo
     assert "SIGTERM: the process ends, and its step has failed" in err
 
 
+INNER = """
+    class Inner(torch.optim.Optimizer):
+        def step(self, closure=None):
+            for place in range(4):
+                weights[place] += 1
+                if place == 1:
+                    {midway}
+
+    inner = Inner([torch.zeros(1, requires_grad=True)], {{}})
+    local = optd.torch.LocalSteps(inner, every=9, job=optimizer.session.job + '-local')
+    {run}
+""".strip()
+"""Local steps; the inner optimizer changes the weights one after the other."""
+KILL = "import os; os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@contextmanager
+def local_steps(server: LocalServer, midway: str, run: str) -> Iterator["subprocess.Popen[str]"]:
+    """The script with an inner optimizer that does something midway; nothing here ends because time is over."""
+    with script(server, None, INNER.format(midway=midway, run=run), OPTD_TERM_SECONDS="600") as process:
+        said(process)
+        yield process
+
+
+def test_a_step_of_an_inner_optimizer_ends_first(server: LocalServer) -> None:
+    with local_steps(server, KILL, "inner.step(); say('not reached')") as process:
+        status, lines, err = ended(process)
+    assert (status, lines) == (143, [["finally", [1] * 4], "atexit"])
+    assert "SIGTERM: the process ends, and its step has ended" in err
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "inner.step(); say('not reached')", "step(); say('not reached')"])
+def test_a_step_of_an_inner_optimizer_that_fails_after_the_signal_ends_the_process(
+    server: LocalServer, then: str
+) -> None:
+    run = f"""
+    try:
+        inner.step()
+    except ArithmeticError:
+        {then}
+    """.strip()
+    with local_steps(server, f"{KILL}; raise ArithmeticError", run) as process:
+        status, lines, err = ended(process)
+    assert (status, lines) == (143, [["finally", [1, 1, 0, 0]], "atexit"])
+    assert "SIGTERM: the process ends, and its step has failed" in err
+
+
+@pytest.mark.parametrize("error", ["ArithmeticError", "KeyboardInterrupt"])
+def test_a_step_of_an_inner_optimizer_that_has_failed_protects_nothing(server: LocalServer, error: str) -> None:
+    run = f"""
+    try:
+        inner.step()
+    except {error}:
+        say('failed')
+        time.sleep(600)
+    """.strip()
+    with local_steps(server, f"raise {error}", run) as process:
+        assert said(process) == "failed"
+        process.send_signal(signal.SIGTERM)
+        status, lines, err = ended(process)
+    assert (status, lines, err) == (143, [["finally", [1, 1, 0, 0]], "atexit"], "")
+
+
 @pytest.mark.parametrize("handler", ["lambda *_: say('mine')", "signal.SIG_IGN"])
 def test_a_handler_of_the_script_stays(server: LocalServer, name: str, handler: str) -> None:
     before = f"signal.signal(signal.SIGTERM, {handler})"
