@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help demo test soak bench check lint-proto format proto classes clean
+.PHONY: help demo test test-slow soak bench check lint-proto format proto classes clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -19,13 +19,16 @@ SOURCES := proto server client examples tests checks
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 demo: .venv/.installed-demo ## start a server and two workers that learn to read digits, in under a minute
 	@exec $(BIN)/python examples/demo.py
 
-test: .venv/.installed-dev ## run all tests except the long ones
-	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "not soak" $(ARGS)
+test: .venv/.installed-dev ## run the quick tests, in under five minutes
+	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not soak" $(ARGS)
+
+test-slow: .venv/.installed-dev ## run the slow tests, for about fifteen minutes more
+	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not soak" $(ARGS)
 
 soak: .venv/.installed-dev ## run the long tests
 	@exec $(BIN)/python -m pytest -m soak --timeout 3600 $(ARGS)

@@ -29,6 +29,7 @@ from bench.sizes import FULL, TINY, arrays, count, in_words, mixed, model
 FAMILIES = (kernels, same_host, over_grpc, workers, latency, neighbours, scale, memory, encodings, sparse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__.rpartition(".")[2])
 def test_a_row_of_each_family_runs(family):
     result = measure.run(family.ROWS[-1], TINY, 1)
@@ -38,6 +39,7 @@ def test_a_row_of_each_family_runs(family):
     assert result.ratio > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", durability.ROWS, ids=lambda row: row.title(TINY))
 def test_each_row_that_writes_to_a_disk_runs_and_leaves_nothing(row: Row, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

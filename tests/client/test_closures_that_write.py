@@ -72,10 +72,16 @@ class Calls:
 
 
 # A long line search along which a clamp leaves the loss as it is turns on the last bits, in torch too.
-@LANE
+@pytest.mark.parametrize("lane", ["grpc", pytest.param("shm", marks=pytest.mark.slow)])
 @WRITES
 @pytest.mark.parametrize(
-    ("search", "max_iter"), [*((None, most) for most in (1, 2, 5, 20)), *(("strong_wolfe", most) for most in (1, 2, 5))]
+    ("search", "max_iter"),
+    [
+        *((None, most) for most in (1, 2)),
+        *(pytest.param(None, most, marks=pytest.mark.slow) for most in (5, 20)),
+        *(("strong_wolfe", most) for most in (1, 2)),
+        pytest.param("strong_wolfe", 5, marks=pytest.mark.slow),
+    ],
 )
 def test_both_faces_give_torchs_numbers(
     server: LocalServer, name: str, write: Write, search: str | None, max_iter: int, lane: str

@@ -54,6 +54,7 @@ def test_an_option_of_torchs_that_no_declaration_has_is_refused(generation):
         generation(changed(name="pace"))
 
 
+@pytest.mark.slow
 def test_make_check_names_the_command_to_run(tmp_path):
     """On a server whose default of `lr` differs."""
     program = tmp_path / "check.py"

@@ -12,6 +12,8 @@ import optd
 from optd.ctl.app import app
 from optd.local import LocalServer
 
+pytestmark = pytest.mark.slow
+
 SIZE = 70_000
 
 

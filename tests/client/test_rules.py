@@ -109,6 +109,7 @@ def optctl(server: LocalServer, *arguments: str) -> "subprocess.CompletedProcess
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_they_are_changed_in_mid_training_and_shown(server: LocalServer, name: str) -> None:
     with optd.connect(server.address, job=name) as session:
         arrays = {"w": np.zeros(1), "b": np.zeros(1)}

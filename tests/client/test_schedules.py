@@ -58,6 +58,7 @@ def optctl(server: LocalServer, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_person_sets_one_and_sees_what_it_makes_of_the_options(server: LocalServer, name: str) -> None:
     with optd.connect(server.address, job=name) as session:
         groups: list[dict[str, Any]] = [{"params": [np.zeros(2)], "lr": 1.0}, {"params": [np.zeros(2)], "lr": 2.0}]

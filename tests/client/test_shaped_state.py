@@ -133,6 +133,7 @@ def test_numbers_of_a_parameter_are_kept_as_float32_and_loaded_from_any(server: 
         assert "exp_avg_sq" not in state[1]
 
 
+@pytest.mark.slow
 def test_it_is_shown_with_its_own_numbers(adafactor: optd.Optimizer, server: LocalServer) -> None:
     session = adafactor.session
     (report,) = session.parameters("ours", "matrix")

@@ -43,6 +43,7 @@ def exact(server):
     return {steps: train(steps) for steps in set(STEPS.values())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", STEPS)
 def test_a_network_learns_as_well_in_each_encoding(encoding, exact, server, name):
     steps = STEPS[encoding]
@@ -51,6 +52,7 @@ def test_a_network_learns_as_well_in_each_encoding(encoding, exact, server, name
         assert accuracy(session, steps) >= exact[steps] - 0.01
 
 
+@pytest.mark.slow
 def test_a_network_learns_the_very_same_in_shared_memory(exact, server, name):
     with optd.connect(server.address, job=name, lane="shm") as session:
         assert accuracy(session, 300, zero_copy=True) == exact[300]
@@ -184,6 +186,7 @@ def test_topk_counts_each_gradient_once_whatever_becomes_of_its_answer(seed, who
         np.testing.assert_array_equal(kept, total[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["step", "push"])
 def test_topk_counts_each_gradient_once_whatever_the_wire_loses(act, server, name):
     """The connection is cut after the server has applied a push, and before the server has it."""

@@ -243,6 +243,7 @@ def test_a_reader_waits_for_no_round_and_no_round_for_it(server: LocalServer, na
         assert waited.result(SECONDS) == 3
 
 
+@pytest.mark.slow
 def test_each_pull_of_many_readers_is_of_one_version_while_steps_go_on(server: LocalServer, name: str):
     """More readers than there are snapshots; the weights of a version are all equal to it."""
     large = 300_000

@@ -54,6 +54,7 @@ def test_optimizers_without_a_job_have_one_each(server: LocalServer) -> None:
     assert not own & set(names(server))
 
 
+@pytest.mark.slow
 def test_a_job_without_a_name_ends_with_an_optimizer_that_nobody_holds(server: LocalServer) -> None:
     optimizer = optd.SGD({"w": np.zeros(3)}, lr=1.0, server=server.address)
     job = optimizer.session.job
@@ -157,6 +158,7 @@ def test_a_worker_whose_weights_are_replaced_is_told_when_it_uses_the_job(server
             optimizer.step({"w": np.ones(3)})
 
 
+@pytest.mark.slow
 def test_a_worker_whose_process_is_gone_does_not_count(server: LocalServer, name: str) -> None:
     """It was killed, and its lease has not run out yet."""
     program = (
@@ -235,6 +237,7 @@ def test_a_job_that_stands_at_the_checkpoint_keeps_its_weights(server: LocalServ
 # One worker, one optimizer
 
 
+@pytest.mark.slow
 def test_two_optimizers_of_one_worker_are_an_error_at_the_second_one(server: LocalServer, name: str) -> None:
     how = {"server": server.address, "job": name, "worker": "w0", "lr": 1.0}
     with optd.SGD([np.zeros(2)], **how) as optimizer:
@@ -246,6 +249,7 @@ def test_two_optimizers_of_one_worker_are_an_error_at_the_second_one(server: Loc
         assert optimizer.version == 2
 
 
+@pytest.mark.slow
 def test_an_optimizer_in_a_reference_cycle_is_no_rival(server: LocalServer, name: str) -> None:
     how = {"server": server.address, "job": name, "worker": "w0", "lr": 1.0}
     gc.disable()

@@ -226,6 +226,7 @@ def test_after_an_answer_that_never_came(applied, serve, monkeypatch):
     assert optimizer.session.lane == "shm"
 
 
+@pytest.mark.slow
 def test_a_lease_that_has_run_out(name, serve):
     with local("--lease-seconds", "0.3") as server:
         lost, other = serve(address=server.address), serve("w1", address=server.address)
@@ -246,6 +247,7 @@ def test_a_lease_that_has_run_out(name, serve):
         assert {key: array.tolist() for key, array in weights.items()} == {k: a.tolist() for k, a in held.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_weights_stay_when_the_session_has_ended(end, server, name, serve):
     other = serve("w1")

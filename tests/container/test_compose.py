@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 COMPOSE = Path(__file__).resolve().parents[2] / "docker" / "compose.yaml"
 SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
 WORKERS = sorted(SERVICES.keys() - {"server"})

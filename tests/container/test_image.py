@@ -12,7 +12,7 @@ import pytest
 
 import optd
 
-pytestmark = [pytest.mark.container, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.container, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTCTL = Path(sys.executable).with_name("optctl")

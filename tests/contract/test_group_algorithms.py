@@ -1,10 +1,13 @@
 """Groups that name their own algorithms, as plain stubs create, train, describe and change them."""
 
 import numpy as np
+import pytest
 import torch
 from contract.plain import SECONDS, Plain, ending, frame, group, header, job_spec, refused
 
 from optd_wire.v1 import inspection_service_pb2, job_pb2, job_service_pb2
+
+pytestmark = pytest.mark.slow
 
 MATRIX, VECTOR = np.arange(6.0).reshape(2, 3) / 6, np.arange(4.0)
 

@@ -2,9 +2,12 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 from contract.plain import Plain, frame, group, header, job_spec, refused
 
 from optd_wire.v1 import tensor_pb2
+
+pytestmark = pytest.mark.slow
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PARAMETERS = {"brain": ((2,), "bfloat16"), "half": ((3,), "float16")}

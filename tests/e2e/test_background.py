@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from e2e.programs import clean_environment, running
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

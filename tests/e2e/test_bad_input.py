@@ -595,6 +595,7 @@ def test_a_good_name_is_good_everywhere(server: LocalServer, plain: Plain, good:
     plain.delete(good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", GOOD_LABELS)
 def test_groups_and_parameters_are_called_what_models_call_them(server: LocalServer, name: str, label: str):
     weights, environment = zeros(1), {**os.environ, "OPTD_SERVER": server.address, "COLUMNS": "200"}

@@ -272,6 +272,7 @@ def test_kernels_that_cannot_be_had_are_told_with_the_reason(
     assert said == "optd: kernels: numba does not work here: import of numba halted; None in sys.modules"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "shown"), [("numpy", "numpy, 2 threads"), ("numba", "numba ")])
 def test_the_status_tells_the_kernels(asked: str, shown: str, tmp_path: Path):
     with running(tmp_path, "--kernels", asked, "--threads", "2") as server, Plain(server.address) as plain:

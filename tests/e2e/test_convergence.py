@@ -78,6 +78,7 @@ def accuracy_of(server: LocalServer, job: str, policy: str, workers: int) -> flo
         return network.accuracy(weights, network.load()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_two_workers_reach_the_accuracy_of_one_process(brief, alone, name, policy):
     assert accuracy_of(brief, name, policy, 2) >= alone - 0.01

@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from demo import JOB, KILLED_AT, train
 from processes import Server
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PROGRESS = re.compile(r"w[12]  step +\d+/\d+  loss \d+\.\d+  version \d+\n")
 KILLED = re.compile(r"server killed after version (\d+)\n")

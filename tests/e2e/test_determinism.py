@@ -17,6 +17,8 @@ from optd.local import LocalServer, local
 from optd_server.optim.algorithms.registry import ALGORITHMS
 from optd_server.optim.iterative import Iterative
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [("numpy", 1), ("numpy", 2), ("numba", 1), ("numba", 2)]
 """Kernels and threads of each server."""
 LANES = [("grpc", "grpc", "grpc"), ("shm", "shm", "shm"), ("grpc", "shm", "grpc"), ("shm", "grpc", "shm")]

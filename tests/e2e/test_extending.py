@@ -66,6 +66,7 @@ def test_the_guide_builds_one_in_few_lines() -> None:
     assert sum(bool(line.strip()) for content in files.values() for line in content.splitlines()) < LINES
 
 
+@pytest.mark.slow
 def test_it_trains_in_both_faces_with_groups_of_their_own_options(extended: LocalServer, name: str) -> None:
     rng = np.random.default_rng(0)
     start = {"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(5)}
@@ -99,6 +100,7 @@ def test_it_trains_in_both_faces_with_groups_of_their_own_options(extended: Loca
     assert state["param_groups"][1]["lr"] == 0.1
 
 
+@pytest.mark.slow
 def test_it_has_validation_inspection_and_checkpoints(extended: LocalServer, name: str) -> None:
     with optd.connect(extended.address, job=name) as session:
         with pytest.raises(errors.OptionOutOfRange) as caught:

@@ -183,6 +183,7 @@ def test_44_our_client_is_unaffected_by_pings_of_others(
     assert dict(channel._OPTIONS)["grpc.keepalive_time_ms"] >= 2 * MIN_PING_INTERVAL_MS
 
 
+@pytest.mark.slow
 def test_44_a_client_that_pings_every_second_is_sent_away(server: LocalServer, plain_numbers: Plain):
     """As any gRPC library does with a keepalive of a second, over a call that goes on."""
     pinging = [
@@ -246,6 +247,7 @@ def test_headers_beyond_the_limit_are_refused(server: LocalServer, plain_numbers
     assert resident(server) - before < 10 * MIB
 
 
+@pytest.mark.slow
 def test_37_after_a_flood_of_connections_the_server_accepts_again(name: str):
     """More of them than it may have files open. Who was connected before stays connected."""
     with local() as server, Plain(server.address) as plain, ExitStack() as flood:
@@ -267,6 +269,7 @@ def test_37_after_a_flood_of_connections_the_server_accepts_again(name: str):
         assert server.process.poll() is None
 
 
+@pytest.mark.slow
 def test_37_after_a_flood_of_streams_the_server_serves_again(name: str):
     """More calls that begin and never go on than it serves at the same time, and more than a connection may have.
 
@@ -292,6 +295,7 @@ def test_37_after_a_flood_of_streams_the_server_serves_again(name: str):
         wait_for(lambda: plain.status().requests == 1, "no call of the flood is left")
 
 
+@pytest.mark.slow
 def test_the_log_of_a_server_under_attack_stays_short(tmp_path: Path):
     """A line for each refused call is enough; noise on the port is not worth one each."""
     with running(tmp_path) as program:

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import optd
+
+pytestmark = pytest.mark.slow
 
 
 def steps(folder: Path) -> list[str]:

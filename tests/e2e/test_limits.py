@@ -113,6 +113,7 @@ def narrow() -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 @every_own_rpc
 def test_a_message_beyond_the_limit_is_refused(narrow: LocalServer, method: MethodDescriptor):
     with Plain(narrow.address) as plain:
@@ -266,6 +267,7 @@ def poor_plain(poor: LocalServer) -> Iterator[Plain]:
         assert stubs.status().planned_bytes == 0
 
 
+@pytest.mark.slow
 def test_39_a_job_beyond_the_memory_is_refused_and_leaves_nothing(poor: LocalServer, poor_plain: Plain, name: str):
     weights = np.zeros(MIB, "f4")
     with optd.connect(poor.address, job=name) as session:
@@ -278,6 +280,7 @@ def test_39_a_job_beyond_the_memory_is_refused_and_leaves_nothing(poor: LocalSer
         optd.Adam([weights[:1000].copy()], session=session).step([np.ones(1000, "f4")])
 
 
+@pytest.mark.slow
 def test_39_all_jobs_together_stay_within_the_memory(poor_plain: Plain, name: str):
     made = 0
     with pytest.raises(grpc.RpcError) as caught:
@@ -290,6 +293,7 @@ def test_39_all_jobs_together_stay_within_the_memory(poor_plain: Plain, name: st
     assert poor_plain.status().planned_bytes == sum(job.planned_bytes for job in jobs) <= LIMIT
 
 
+@pytest.mark.slow
 def test_39_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
     release = threading.Event()
 
@@ -307,6 +311,7 @@ def test_39_uploads_count_while_they_go_on(poor_plain: Plain, name: str):
     assert creating.result().job.name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grow", ["group", "option", "push", "state"])
 def test_39_a_job_does_not_grow_beyond_the_memory(poor_plain: Plain, name: str, grow: str):
     """By a group, or by a state that a change of options brings along, alone or with a push."""
@@ -382,6 +387,7 @@ def push_all(server: LocalServer, name: str, count: int, workers: list[str], mes
         return sorted(push.result().applied_version for push in pushes)
 
 
+@pytest.mark.slow
 def test_pushes_of_more_bytes_than_are_held_wait_for_one_another(tight: LocalServer, name: str):
     """Twelve times 1.6 MiB, in messages of 400 KiB: more pushes than a job has room for, too."""
     count = 400_000
@@ -393,6 +399,7 @@ def test_pushes_of_more_bytes_than_are_held_wait_for_one_another(tight: LocalSer
         assert (plain.weights(name)["w"] == -12).all()
 
 
+@pytest.mark.slow
 def test_a_round_of_more_bytes_than_are_held_comes_about(tight: LocalServer, name: str):
     """A push that waits for its round has been received: its bytes are no longer in flight."""
     count = 100_000
@@ -455,6 +462,7 @@ def busy() -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy: LocalServer, name: str):
     with ExitStack() as stack:
         plain, second = (stack.enter_context(Plain(busy.address)) for _ in range(2))
@@ -478,6 +486,7 @@ def test_38_requests_beyond_the_limit_are_refused_and_health_still_answers(busy:
             optd.connect(busy.address, job=name).close()
 
 
+@pytest.mark.slow
 def test_38_health_answers_while_all_threads_compute(name: str):
     """Steps that take long, as many as there are threads and more; none of them ends before health has answered."""
     side, jobs = 700, 3
@@ -507,6 +516,7 @@ def reason_of(function: Callable[[], object]) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_37_streams_of_one_connection_wait_for_one_another(busy: LocalServer, name: str):
     """The fourth call of a connection waits until one of the three ends; other connections do not notice."""
     with Plain(busy.address) as plain, Plain(busy.address) as other:
@@ -638,6 +648,7 @@ def test_27_random_frames_change_no_weight(target: Target, frames: list[tensor_p
     assert target.weights() == target.before
 
 
+@pytest.mark.slow
 @given(frame_lists, st.sampled_from([CREATE, ADD_GROUP, WRITE_STATE]))
 @settings(parent=with_a_server, max_examples=40)
 def test_27_random_frames_make_no_job_no_group_and_no_state(

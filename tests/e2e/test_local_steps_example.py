@@ -28,6 +28,7 @@ def one_torch_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_local_steps_take_a_hundredth_of_the_bytes_and_train(text):
     start = warm_up(text, 10)
     model = make_model(text)

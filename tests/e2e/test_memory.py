@@ -9,6 +9,8 @@ import pytest
 import optd
 from optd.local import LocalServer, local
 
+pytestmark = pytest.mark.slow
+
 ELEMENTS = 12 << 20
 WEIGHTS = 4 * ELEMENTS
 """Bytes of the weights; so much take a gradient, and each of two states of Adam, too."""

@@ -12,6 +12,8 @@ import pytest
 import optd
 from optd.local import LocalServer
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "mixed-algorithms.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 SHOWN = dict(re.findall(r"^```python\n([^`]*)^```\n\n```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))

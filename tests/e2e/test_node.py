@@ -18,7 +18,7 @@ from optd.local import LocalServer
 EXAMPLE = Path(__file__).parents[2] / "examples" / "node"
 INSTALL_SECONDS = 240
 RUN_SECONDS = 60
-pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 2 * RUN_SECONDS)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + 2 * RUN_SECONDS)]
 LINE = re.compile(r"version (\d+)  loss ([\d.]+)(?:  slope (\S+)  intercept (\S+))?")
 
 

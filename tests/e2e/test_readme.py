@@ -73,6 +73,7 @@ def table(first_cell: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[1].splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_runs(server: LocalServer, program: str):
     output = run(server, sys.executable, "-W", "error::UserWarning", "-c", program)
@@ -83,6 +84,7 @@ def test_what_a_program_prints_is_shown_somewhere():
     assert len(SHOWN) == 4
 
 
+@pytest.mark.slow
 def test_commands_for_a_running_server_work(server: LocalServer):
     # `watch` would go on until Ctrl-C, and `bench` for as long as figures take.
     script = [
@@ -132,6 +134,7 @@ def test_every_page_is_reached_from_the_readme():
     assert linked == {page.name for page in (ROOT / "docs").glob("*.md")}
 
 
+@pytest.mark.slow
 def test_flags_exist():
     helps = [
         help_of(str(BIN / "optd")),

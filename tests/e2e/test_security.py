@@ -198,6 +198,7 @@ def test_41_our_client_tells_its_token_nobody(guarded: Program, name: str, caplo
 # What was never written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 50, 1000])
 def test_41_numbers_that_nobody_sent_are_not_what_lay_in_memory(plain: Plain, name: str, count: int):
     """A parameter without gradient in the last step has none to read: not whatever the server's memory held
@@ -302,6 +303,7 @@ def test_40_no_rpc_answers_without_tls(encrypted: Program, method: MethodDescrip
         assert refusal(channel, method).code is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True], ids=["another authority", "the public authorities"])
 def test_40_a_wrong_authority_is_a_clear_error(encrypted: Program, workers: tuple[Papers, Papers], known: bool):
     with pytest.raises(Unreachable, match=r"(?i)certificate.verify") as caught:
@@ -309,6 +311,7 @@ def test_40_a_wrong_authority_is_a_clear_error(encrypted: Program, workers: tupl
     assert encrypted.address in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_certificate_for_another_name_is_a_clear_error(tmp_path: Path, papers: Papers):
     authority = trustme.CA()
     pair = authority.issue_cert("elsewhere.example")
@@ -352,6 +355,7 @@ def test_a_certificate_of_the_authority_gets_in_with_its_token(
             assert refusal(channel, method).reason == "MISSING_TOKEN"
 
 
+@pytest.mark.slow
 def test_our_client_without_certificate_fails_and_says_where(mutual: Program, papers: Papers):
     with pytest.raises(Unreachable) as caught:
         optd.connect(mutual.address, tls=optd.TLS(ca=papers.ca), token=TOKENS[0], connect_timeout=1)
@@ -389,6 +393,7 @@ def test_43_a_process_that_may_not_start_exits_with_2_and_leaves_no_address(tmp_
     assert not (tmp_path / "address").exists()
 
 
+@pytest.mark.slow
 def test_43_insecure_lets_it_start_and_warns(tmp_path: Path):
     with running(tmp_path, "--host", "0.0.0.0", "--insecure") as program:
         assert "warning" in program.log
@@ -407,6 +412,7 @@ def test_loopback_needs_neither(host: str):
     assert secure(load(["--host", host])).authentication == "none"
 
 
+@pytest.mark.slow
 def test_a_token_lets_it_start_without_a_warning(tmp_path: Path, name: str):
     (tmp_path / "tokens").write_text(TOKENS[0])
     with (
@@ -497,6 +503,7 @@ def test_a_certificate_or_key_that_is_none_is_named(
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
@@ -513,6 +520,7 @@ def test_a_pair_that_no_server_can_start_with_is_named(drawer: Path, files: tupl
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(guarded: Program):
     line = refuses_to_start("--port", guarded.address.rpartition(":")[2])
     assert all(part in line for part in ("port", guarded.address))

@@ -101,7 +101,10 @@ def undisturbed(server: LocalServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ddp", [pytest.param(True, id="ddp"), pytest.param(False, id="plain", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "ddp",
+    [pytest.param(True, id="ddp", marks=pytest.mark.slow), pytest.param(False, id="plain", marks=pytest.mark.soak)],
+)
 def test_a_killed_rank_is_started_again_and_the_job_goes_on(
     server: LocalServer, undisturbed: float, tmp_path: Path, ddp: bool
 ) -> None:
@@ -124,7 +127,10 @@ def test_a_killed_rank_is_started_again_and_the_job_goes_on(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ddp", [pytest.param(True, id="ddp", marks=pytest.mark.soak), pytest.param(False, id="plain")])
+@pytest.mark.parametrize(
+    "ddp",
+    [pytest.param(True, id="ddp", marks=pytest.mark.soak), pytest.param(False, id="plain", marks=pytest.mark.slow)],
+)
 def test_a_launch_shrinks_to_the_host_that_is_left(undisturbed: float, tmp_path: Path, ddp: bool) -> None:
     """Two agents stand for two hosts, one of which dies with its rank. The other one's rank goes on alone."""
     port = free_port()

@@ -14,6 +14,8 @@ from contract.plain import Plain, frame, group, header, job_spec, refusal_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {
     "w": (0, 0, 6, np.dtype("f4")),
     "b": (0, 6, 3, np.dtype("f4")),

@@ -11,6 +11,8 @@ from faults.processes import SECONDS, in_background, worker
 import optd
 from optd.local import LocalServer
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 6
 
 

@@ -18,6 +18,8 @@ from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import DeadlineExceeded, OptdError, UnknownJob
 from optd_wire.v1 import checkpoint_service_pb2 as pb
 
+pytestmark = pytest.mark.slow
+
 SIZE = 100
 LOG = ("--durability", "log", "--snapshot-seconds", "0.2", "--keep-snapshots", "50")
 ONES = np.ones(SIZE, np.float32)

@@ -17,6 +17,8 @@ import optd
 from optd.local import LocalServer, local
 from optd_wire.v1 import inspection_service_pb2
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 COUNT = 120_000
 """Numbers of a gradient: 480 kB, which do not fit into a job's MiB beside what `filling` holds."""

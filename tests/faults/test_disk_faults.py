@@ -180,12 +180,14 @@ SOME = [
 """For every run of the tests."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "begin", "kind", "what", "number"), SOME)
 def test_2_a_fault_of_the_disk_loses_and_repeats_nothing(tmp_path, level, begin, kind, what, number):
     skip_unless_traceable()
     assert fail_once(tmp_path, level, begin, kind, what, number).failed, "there is no such call any more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["write", "sync"])
 def test_9_a_call_that_a_signal_interrupts_is_made_again(tmp_path, kind):
     """Each second one. strace cannot cut a write short; tests/server/durability/test_writes.py does."""

@@ -23,6 +23,8 @@ from optd_server.durability.log.scan import Tail, records, segment_paths
 from optd_server.durability.problems import NewerFormat
 from optd_server.durability.snapshots.folder import snapshots_in
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

@@ -75,6 +75,7 @@ def failure(server: Durable, *flags: str) -> str:
 # Levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [COMMIT, ("--durability", "log", "--fsync-interval-ms", "20"), ()], ids=" ".join)
 def test_a_server_that_ends_in_order_loses_nothing(tmp_path, flags):
     with Durable(tmp_path, *flags) as server:
@@ -92,6 +93,7 @@ def test_a_log_that_is_synced_at_intervals_loses_nothing_when_the_server_is_kill
         assert np.array_equal(weights_of(server), weights)
 
 
+@pytest.mark.slow
 def test_without_a_log_a_killed_server_goes_back_to_its_last_snapshot(tmp_path):
     with Durable(tmp_path, "--snapshot-seconds", "3600", "--snapshot-versions", "10") as server:
         train(server, 10)
@@ -105,11 +107,13 @@ def test_without_a_log_a_killed_server_goes_back_to_its_last_snapshot(tmp_path):
             assert session.epoch > 1 << 20, "no epoch is given twice"
 
 
+@pytest.mark.slow
 def test_a_server_without_a_data_directory_says_first_that_nothing_is_kept():
     with optd.local() as server:
         assert "nothing is kept" in server._log.read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_deleted_job_stays_deleted_and_its_epochs_are_not_used_again(tmp_path):
     with Durable(tmp_path, *COMMIT) as server:
         for _ in range(3):
@@ -146,6 +150,7 @@ def damaged(tmp_path: Path, kind: str) -> tuple[Durable, Path]:
     return server, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["log", "snapshot"])
 def test_6_a_flipped_bit_is_refused_with_its_file(tmp_path, kind):
     server, path = damaged(tmp_path, kind)
@@ -166,6 +171,7 @@ def test_6_a_flipped_bit_is_refused_with_its_file(tmp_path, kind):
         server.stop()
 
 
+@pytest.mark.slow
 def test_6_a_damaged_snapshot_costs_nothing_while_the_log_has_everything(tmp_path):
     with Durable(tmp_path, *COMMIT) as server:
         weights = train(server, 5)
@@ -177,6 +183,7 @@ def test_6_a_damaged_snapshot_costs_nothing_while_the_log_has_everything(tmp_pat
         assert np.array_equal(weights_of(server), weights)
 
 
+@pytest.mark.slow
 def test_10_a_snapshot_under_load_is_of_one_version(tmp_path):
     """Each step takes 1 from every element of a small and of a large group, so a version says what all of them are."""
     size = 1 << 19
@@ -206,12 +213,14 @@ def test_10_a_snapshot_under_load_is_of_one_version(tmp_path):
             assert set(segment.steps) == {snapshot.version}
 
 
+@pytest.mark.slow
 def test_11_a_second_server_is_refused_the_directory(tmp_path):
     with Durable(tmp_path) as server:
         train(server, 1)
         assert f"is in use by another server (process {server.server.process.pid}" in failure(Durable(tmp_path))
 
 
+@pytest.mark.slow
 def test_19_a_stopped_server_keeps_its_directory(tmp_path):
     with Durable(tmp_path, *COMMIT) as server:
         train(server, 3)
@@ -223,6 +232,7 @@ def test_19_a_stopped_server_keeps_its_directory(tmp_path):
         assert version_of(server) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["optd.json", "manifest.json"])
 def test_12_a_newer_format_is_refused_with_both_versions(tmp_path, file):
     with Durable(tmp_path) as server:
@@ -233,6 +243,7 @@ def test_12_a_newer_format_is_refused_with_both_versions(tmp_path, file):
     assert f"{path} has format 7, and this version of optd reads formats up to 1" in failure(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a/b", "/etc/passwd", "-", ".hidden", "a" * 200, "x/./y"])
 def test_33_no_name_of_a_job_leaves_the_directory(tmp_path, name):
     data = tmp_path / "data"
@@ -260,6 +271,7 @@ def mounted(point: Path, *arguments: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(point)], check=True)
 
 
+@pytest.mark.slow
 def test_8_a_full_disk_refuses_pushes_and_goes_on_when_there_is_room(tmp_path):
     with (
         mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as disk,
@@ -291,6 +303,7 @@ def test_8_a_full_disk_refuses_pushes_and_goes_on_when_there_is_room(tmp_path):
         assert version_of(server) == steps + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_7_an_error_of_a_sync_ends_the_server_before_anything_is_acknowledged(tmp_path, error):
     if shutil.which("strace") is None:
@@ -325,6 +338,7 @@ def _is_traced(pid: int) -> bool:
     return all("TracerPid:\t0" not in (task / "status").read_text() for task in tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [COMMIT, ("--snapshot-versions", "5")], ids=["log", "snapshot"])
 def test_3_and_4_a_power_cut_costs_what_the_level_says(tmp_path, flags):
     """On a file system of its own, which forgets at once what is not on its device."""
@@ -357,6 +371,7 @@ def test_3_and_4_a_power_cut_costs_what_the_level_says(tmp_path, flags):
 # The end
 
 
+@pytest.mark.slow
 def test_42_a_server_that_is_asked_to_end_under_load_writes_all_it_has(tmp_path):
     stop = threading.Event()
     with Durable(tmp_path, "--snapshot-seconds", "3600", "--grace-seconds", "2") as server:

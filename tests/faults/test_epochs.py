@@ -58,6 +58,7 @@ def test_18_a_push_of_an_epoch_whose_lease_ran_out_changes_nothing(strict: Local
     assert plain.rejections(name).counts["LEASE_EXPIRED"] == 1
 
 
+@pytest.mark.slow
 def test_18_a_worker_stopped_in_mid_push_is_not_in_the_round(strict: LocalServer, strict_plain: Plain, name: str):
     """Its push waits when it is stopped, and is withdrawn where another one takes its place."""
     plain = strict_plain
@@ -80,6 +81,7 @@ def test_18_a_worker_stopped_in_mid_push_is_not_in_the_round(strict: LocalServer
         assert plain.info(name).version.version == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_only_slow_keeps_its_lease(strict: LocalServer, strict_plain: Plain, name: str):
     """It computes for longer than a lease; its heartbeat goes on."""
     plain = strict_plain
@@ -91,6 +93,7 @@ def test_a_worker_that_is_only_slow_keeps_its_lease(strict: LocalServer, strict_
         assert slow.ask("step", gradient=1)["version"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_its_lease(strict: LocalServer, strict_plain: Plain, name: str):
     plain = strict_plain
     with worker(strict.address, name, "victim") as victim:
@@ -114,6 +117,7 @@ main()
     assert not is_active(plain, name, "w0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["leaves", "is killed", "is killed while it waits"])
 def test_21_a_round_goes_on_with_a_worker_that_takes_another_ones_name(
     server: LocalServer, plain: Plain, name: str, ending: str

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from contract.plain import Plain
 from faults.durable import Durable
@@ -13,6 +14,8 @@ import optd
 from optd.session.session import Session
 from optd.torch import Follower
 from optd_wire.v1 import checkpoint_service_pb2
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 40.0
 SIZE = 20_000

@@ -9,6 +9,8 @@ from faults.processes import SECONDS
 
 from optd.local import LocalServer
 
+pytestmark = pytest.mark.slow
+
 INTERRUPTED = """
 import gc, os, random, signal, sys, threading
 import numpy as np

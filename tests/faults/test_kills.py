@@ -167,6 +167,7 @@ def kill_often(folder: Any, kills: int, seed: int) -> None:
         assert solo.steps > kills and steps > kills
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_1_a_server_that_is_killed_often_loses_nothing_and_repeats_nothing(tmp_path):
     kill_often(tmp_path / "data", kills=20, seed=1)

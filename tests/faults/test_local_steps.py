@@ -12,6 +12,8 @@ from tests.faults.durable import Durable, free_port
 import optd
 from optd.local import local
 
+pytestmark = pytest.mark.slow
+
 COMMIT = ("--durability", "log", "--fsync", "commit")
 NESTEROV = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 

@@ -189,6 +189,7 @@ def breaking(requests: Sequence[Any], sent: threading.Event) -> Iterator[Any]:
     threading.Event().wait(SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cancelled", "connection closed", "deadline"])
 @pytest.mark.parametrize("rpc", ["Push", "Step", "WriteState", "CreateJob", "AddGroup", "RestoreJob"])
 def test_an_upload_that_breaks_off_changes_nothing(server: LocalServer, plain: Plain, name: str, rpc: str, how: str):
@@ -276,6 +277,7 @@ def whole_of(rpc: str, name: str) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "count"), [("push", 1 << 18), ("step", 100_000)], ids=["between two parameters", "within a parameter"]
 )
@@ -443,6 +445,7 @@ def test_a_push_that_was_applied_before_its_retry_was_refused_is_not_taken_for_t
         assert weights.tobytes() == model.weights.tobytes()
 
 
+@pytest.mark.slow
 def test_a_deadline_is_told_as_it_was_given(server: LocalServer, proxy: Proxy, name: str):
     """Not what was left of it for the last one of several attempts."""
     with ExitStack() as stack:
@@ -458,6 +461,7 @@ def test_a_deadline_is_told_as_it_was_given(server: LocalServer, proxy: Proxy, n
 # No server any more
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_named_with_the_time_that_was_tried(name: str):
     with ExitStack() as stack:
         server = stack.enter_context(local())
@@ -475,6 +479,7 @@ def test_a_server_that_is_gone_is_named_with_the_time_that_was_tried(name: str):
         assert weights.tobytes() == known.tobytes()
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_without_the_job_says_so(name: str):
     """It keeps nothing on disk; a worker of a job that is gone learns that, and does not hang."""
     with ExitStack() as stack:

@@ -51,16 +51,19 @@ def train(address: str, job: str, steps: int = STEPS) -> None:
             assert weights[0] == weights[-1] == -step
 
 
+@pytest.mark.slow
 def test_24_a_good_client_goes_on_beside_one_that_never_reads(server: LocalServer, name: str):
     with beside(server.address, "never-reads"):
         train(server.address, name)
 
 
+@pytest.mark.slow
 def test_32_a_good_client_goes_on_beside_one_that_sends_garbage(server: LocalServer, name: str):
     with beside(server.address, "sends-garbage"):
         train(server.address, name)
 
 
+@pytest.mark.slow
 def test_39_a_good_client_goes_on_beside_one_that_floods(server: LocalServer, name: str):
     before = resident(server)
     with beside(server.address, "floods"):

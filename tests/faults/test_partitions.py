@@ -65,6 +65,7 @@ def connections(program: Program, link: Cable) -> int:
     return sum(link.guest in each.raddr.ip for each in found if each.raddr)
 
 
+@pytest.mark.slow
 def test_22_a_step_over_a_short_partition_counts_once(link: Cable, program: Program, plain: Plain, name: str):
     with ExitStack() as stack:
         far = joined(stack, link, program, name)
@@ -82,6 +83,7 @@ def test_22_a_step_over_a_short_partition_counts_once(link: Cable, program: Prog
         assert plain.weights(name)["param0"].tolist() == [-version] * 4
 
 
+@pytest.mark.slow
 def test_22_a_partition_that_lasts_is_told_at_the_deadline(link: Cable, program: Program, plain: Plain, name: str):
     """The worker gives up when its time is up, and not before; what it had sent counts once or never."""
     timeout = 3.0
@@ -108,6 +110,7 @@ def is_healthy_beyond(link: Cable, program: Program) -> bool:
         return stubs.healthy()
 
 
+@pytest.mark.slow
 def test_23_a_peer_that_is_gone_without_a_word_keeps_nothing(link: Cable, program: Program, plain: Plain, name: str):
     """Its process dies behind the pulled cable: no reset comes. Its lease and its half of a push end all the same."""
     with worker(f"127.0.0.1:{port(program)}", name, "near") as near:

@@ -63,6 +63,7 @@ def begin_to_read(plain: Plain, name: str) -> Any:
     return stream
 
 
+@pytest.mark.slow
 def test_24_slow_readers_of_different_versions_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     """More of them than there are snapshots; each holds its version until the server gives it up."""
     create(stubs, name, LARGE)
@@ -81,6 +82,7 @@ def test_24_slow_readers_of_different_versions_do_not_stop_steps(impatient: Loca
     assert (stubs.weights(name)["w0"] == -6).all()
 
 
+@pytest.mark.slow
 def test_24_a_reader_on_a_slow_link_gets_one_version_and_costs_one(server: LocalServer, plain: Plain, name: str):
     """It reads without a pause, and the link carries 12 MB/s: the steps of others do not wait, nor does memory grow."""
     create(plain, name, LARGE)
@@ -105,6 +107,7 @@ def test_24_a_reader_on_a_slow_link_gets_one_version_and_costs_one(server: Local
     assert sum(array.size for array in values) > LARGE // 2
 
 
+@pytest.mark.slow
 def test_readers_that_go_away_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
@@ -154,6 +157,7 @@ def test_a_slow_reader_of_rows_gets_one_version_while_steps_go_on(server: LocalS
     assert not any(np.frombuffer(rows.payload, "f4").any() for rows in told)
 
 
+@pytest.mark.slow
 def test_24_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     epoch = stubs.join(name)
@@ -171,6 +175,7 @@ def test_24_slow_readers_of_rows_do_not_stop_steps(impatient: LocalServer, stubs
             list(readers[0])
 
 
+@pytest.mark.slow
 def test_24_a_slow_reader_of_state_is_given_up_and_its_copy_freed(impatient: LocalServer, stubs: Plain, name: str):
     create(stubs, name, LARGE)
     planned = stubs.status().planned_bytes

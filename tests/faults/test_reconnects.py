@@ -53,7 +53,10 @@ def established(server: Durable) -> int:
     return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+)
 def test_25_200_clients_come_back_at_once_and_each_push_counts_once(tmp_path: Path, name: str, kills: int):
     flags = ("--durability", "log", "--fsync", "commit", "--no-shared-memory", "--kernels", "numpy")
     with Durable(tmp_path, *flags) as server, ExitStack() as stack:

@@ -15,6 +15,8 @@ import optd
 import optd.torch
 from optd_wire.errors import JobLost, NothingDurable, UnknownJob
 
+pytestmark = pytest.mark.slow
+
 LANES = ("grpc", "shm")
 ONES = {"w": np.ones(3, np.float32)}
 

@@ -14,6 +14,8 @@ from tests.faults.trainings import TRAININGS, opener, slope, start
 
 import optd
 
+pytestmark = pytest.mark.slow
+
 COMMIT = ("--durability", "log", "--fsync", "commit", "--snapshot-seconds", "0.5")
 KILLS = 3
 TIMEOUT = 60.0

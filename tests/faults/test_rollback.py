@@ -17,6 +17,8 @@ from optd.transport.server_calls import ServerCalls
 from optd_wire.errors import JobFailed, NothingDurable, VersionNotKept
 from optd_wire.v1 import checkpoint_service_pb2 as pb
 
+pytestmark = pytest.mark.slow
+
 SIZE = 50
 LOG = ("--durability", "log", "--fsync", "commit")
 LEVELS = pytest.mark.parametrize("level", [("--durability", "snapshot"), LOG], ids=["snapshot", "log"])

@@ -16,6 +16,8 @@ import optd.torch
 from optd.registration.recovery import UndonePush
 from optd_wire.errors import InvalidRequest, RolledBack, UnknownJob
 
+pytestmark = pytest.mark.slow
+
 LANES = ("grpc", "shm")
 SELDOM = ("--snapshot-seconds", "3600")
 """Snapshots are written when the job is created, and when somebody waits for one."""

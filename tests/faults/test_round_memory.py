@@ -5,6 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
+import pytest
 from contract import plain as wire
 from contract.plain import Plain
 from e2e.programs import running
@@ -12,6 +13,8 @@ from faults.processes import in_background, wait_for
 
 from optd_wire.v1 import tensor_pb2
 from optd_wire.v1 import training_service_pb2 as training
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 ELEMENTS = 8 * MIB

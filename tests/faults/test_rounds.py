@@ -56,6 +56,7 @@ def active(optimizer: optd.Optimizer) -> set[str]:
 # A worker dies
 
 
+@pytest.mark.slow
 def test_21_a_round_waits_for_a_worker_that_takes_the_place_of_a_dead_one(strict, opened, name):
     a = opened("a", optd.Sync(2))
     with worker(strict.address, name, "b") as dead:
@@ -69,6 +70,7 @@ def test_21_a_round_waits_for_a_worker_that_takes_the_place_of_a_dead_one(strict
     assert stepping.result(SECONDS).pushes == 2
 
 
+@pytest.mark.slow
 def test_21_a_round_goes_on_without_a_dead_worker(strict, opened, name):
     a = opened("a", optd.Sync(2, on_death="continue"))
     with worker(strict.address, name, "b") as dead:
@@ -142,6 +144,7 @@ def test_21_one_that_is_killed_in_mid_upload_costs_the_others_nothing(strict, na
 # The server dies
 
 
+@pytest.mark.slow
 def test_15_another_content_under_an_applied_number_is_refused_also_after_a_restart(tmp_path: Path, name: str):
     with Durable(tmp_path, "--durability", "log", "--fsync", "commit") as server:
         with Plain(server.address) as plain:
@@ -160,6 +163,7 @@ def test_15_another_content_under_an_applied_number_is_refused_also_after_a_rest
             server.restart()
 
 
+@pytest.mark.slow
 def test_17_a_gap_is_refused_with_both_numbers_also_after_a_restart(tmp_path: Path, name: str):
     with Durable(tmp_path, "--durability", "log", "--fsync", "commit") as server:
         with Plain(server.address) as plain:
@@ -175,6 +179,7 @@ def test_17_a_gap_is_refused_with_both_numbers_also_after_a_restart(tmp_path: Pa
             assert (plain.weights(name)["w"] == -2).all()
 
 
+@pytest.mark.slow
 def test_16_a_push_that_is_repeated_after_a_restart_counts_once(tmp_path):
     with Durable(tmp_path, "--durability", "log", "--fsync", "commit") as server:
         weights = np.zeros(4, np.float32)

@@ -24,6 +24,8 @@ from optd_wire.v1 import inspection_service_pb2, worker_service_pb2
 from optd_wire.v1.worker_service_pb2 import LeaseEnd
 from optd_wire.values import LEFT, ROLLED_BACK, WorkerInfo
 
+pytestmark = pytest.mark.slow
+
 LEASE = "1.5"
 
 

@@ -261,6 +261,7 @@ def test_a_worker_that_asks_and_never_listens_loses_its_memory_and_nobody_elses(
     assert plain.healthy()
 
 
+@pytest.mark.slow
 def test_a_server_without_descriptors_trains_by_messages_and_shares_memory_again_later(
     tmp_path: Path, sockets: Path, name: str
 ) -> None:
@@ -348,6 +349,7 @@ def sharer(address: str, job: str, worker: str, sync_workers: int = 0) -> Iterat
         yield made
 
 
+@pytest.mark.slow
 def test_what_a_worker_reads_in_place_stays_until_its_next_call(program: Program, plain: Plain, name: str) -> None:
     with sharer(program.address, name, "reader") as reader:
         assert reader.ask("step", gradient=1)["weights"] == [-1]
@@ -359,6 +361,7 @@ def test_what_a_worker_reads_in_place_stays_until_its_next_call(program: Program
             assert reader.ask("step", gradient=1)["weights"] == [-12]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_reads_in_place_gives_its_memory_back(
     program: Program, plain: Plain, name: str
 ) -> None:
@@ -376,6 +379,7 @@ def test_a_worker_that_is_killed_while_it_reads_in_place_gives_its_memory_back(
         assert not outcome["own"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_a_round_breaks_it_off(program: Program, plain: Plain, name: str) -> None:
     with sharer(program.address, name, "a", 2) as first:
         with sharer(program.address, name, "b", 2) as killed:
@@ -390,6 +394,7 @@ def test_a_worker_that_is_killed_in_a_round_breaks_it_off(program: Program, plai
             assert first.outcome()["weights"] == [-2]
 
 
+@pytest.mark.slow
 def test_what_killed_servers_leave_the_next_one_removes_and_nothing_else(tmp_path: Path, sockets: Path) -> None:
     homes = [tmp_path / name for name in ("living", "killed", "next")]
     for home in homes:
@@ -441,12 +446,14 @@ def trains_by_messages(address: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_server_without_shared_memory(tmp_path: Path, sockets: Path) -> None:
     with running(tmp_path, "--no-shared-memory", "--shared-memory-dir", str(sockets)) as program:
         assert list(sockets.iterdir()) == []
         assert trains_by_messages(program.address) == "grpc (it was started with --no-shared-memory)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["missing", "file", "long" * 40])
 def test_a_folder_that_cannot_be_used_is_warned_of(tmp_path: Path, sockets: Path, folder: str) -> None:
     if folder == "file":
@@ -461,6 +468,7 @@ def test_a_folder_that_cannot_be_used_is_warned_of(tmp_path: Path, sockets: Path
         assert trains_by_messages(program.address).startswith(reason)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_memory_does_not_fit_is_told_so(tmp_path: Path, sockets: Path) -> None:
     # A job of this size is planned with seven times its weights.
     limit = 15 * ELEMENTS * 4
@@ -480,6 +488,7 @@ def test_a_worker_whose_memory_does_not_fit_is_told_so(tmp_path: Path, sockets: 
                 optimizer.step([np.ones(ELEMENTS, "f4")])
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_reach_the_socket_is_told_so(tmp_path: Path, sockets: Path) -> None:
     with running(tmp_path, "--shared-memory-dir", str(sockets)) as program, Plain(program.address) as plain:
         planned = plain.status().planned_bytes

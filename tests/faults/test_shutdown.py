@@ -20,6 +20,8 @@ import optd
 from optd.errors import Unreachable
 from optd_wire.v1 import inspection_service_pb2, job_service_pb2, training_service_pb2, worker_service_pb2
 
+pytestmark = pytest.mark.slow
+
 GRACE = 0.8
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 

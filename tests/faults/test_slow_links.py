@@ -50,6 +50,7 @@ def push_and_pull(server: LocalServer, name: str, seconds: float, lease: float) 
         assert link.connections == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_no_lease_is_lost_while_a_push_or_a_pull_takes_many_times_as_long(strict: LocalServer, name: str) -> None:
     push_and_pull(strict, name, 8.0, LEASE)
@@ -62,6 +63,7 @@ def test_no_lease_of_ten_seconds_is_lost_in_a_push_of_a_minute(name: str) -> Non
         push_and_pull(server, name, 60.0, 10.0)
 
 
+@pytest.mark.slow
 def test_each_message_of_a_push_renews_the_lease(strict: LocalServer, name: str) -> None:
     """Of a worker without a heartbeat, which sends its gradient piece by piece for several lease lengths."""
     with Plain(strict.address) as plain:

@@ -12,6 +12,8 @@ from faults.processes import SECONDS, Worker, in_background, wait_for, worker
 import optd
 from optd.local import LocalServer, local
 
+pytestmark = pytest.mark.slow
+
 LEASE = 0.6
 
 

@@ -16,6 +16,8 @@ import optd
 from optd.local import LocalServer, local
 from optd_wire.v1 import job_service_pb2, state_service_pb2, training_service_pb2
 
+pytestmark = pytest.mark.slow
+
 IDLE = 0.5
 
 

@@ -18,6 +18,8 @@ from optd.local import LocalServer
 from optd.session.session import Session
 from optd_wire.v1 import checkpoint_service_pb2, training_service_pb2
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 30.0
 COMMIT = ("--durability", "log", "--fsync", "commit")
 WATCHERS = 100

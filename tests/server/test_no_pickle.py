@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle"}
 SOURCES = [
@@ -65,6 +67,7 @@ def test_35_no_file_imports_what_unpickles():
     assert not [path for path in SOURCES if "allow_pickle=True" in path.read_text()]
 
 
+@pytest.mark.slow
 def test_35_a_training_with_checkpoints_unpickles_nothing():
     """An audit hook watches client and server; at the end it is shown that it would have seen a pickle."""
     done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, timeout=100, check=False)

@@ -112,6 +112,7 @@ def test_what_a_compiler_cannot_take_is_refused_where_it_is_declared() -> None:
         dataclasses.replace(MINE, state=(*MINE.state, *more), fused=ADAM.fused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 6])
 def test_a_kernel_may_have_as_many_fields_as_it_says(count: int) -> None:
     """Which numba compiles, and gives the numbers of numpy."""

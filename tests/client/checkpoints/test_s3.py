@@ -12,6 +12,8 @@ from optd.checkpoints.place import place_of
 from optd.local import LocalServer
 from optd_wire.errors import CheckpointExists, NoCheckpoint, PlaceUnusable
 
+pytestmark = pytest.mark.slow
+
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
 
 

@@ -30,6 +30,7 @@ def jobs_of(server: LocalServer) -> list[str]:
         transport.close()
 
 
+@pytest.mark.slow
 def test_figures_for_each_lane_and_encoding(optctl: Optctl, server: LocalServer):
     shown, document = optctl.both("bench", *QUICK)
     assert list(document) == [field.name for field in fields(Bench)]
@@ -65,6 +66,7 @@ def test_only_what_is_asked_for(optctl: Optctl):
     assert ended.document["skipped"] == []
 
 
+@pytest.mark.slow
 def test_what_a_lane_does_not_carry_is_left_out_with_its_reason(optctl: Optctl):
     ended = optctl("bench", *QUICK, "--lane", "shm", "--encoding", "int8", "-o", "json")
     assert [(one["lane"], one["elements"]) for one in ended.document["measurements"]] == [("shm", SMALL)]
@@ -72,6 +74,7 @@ def test_what_a_lane_does_not_carry_is_left_out_with_its_reason(optctl: Optctl):
     assert skipped["reason"] == "lane 'shm' carries numbers unchanged; encoding 'int8' is for lane 'grpc'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,6 +90,7 @@ def test_a_wrong_command_line_ends_with_2(optctl: Optctl, arguments: list[str], 
     assert message in ended.err
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_ends_it_with_3(optctl: Optctl):
     ended = optctl("bench", "--server", "127.0.0.1:1", "--timeout", "0.3")
     assert (ended.code, ended.out) == (3, "")
@@ -100,6 +104,7 @@ def cramped() -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_left_out_with_its_reason(cramped: LocalServer):
     arguments = ("bench", "--elements", "1000000", "--seconds", "0.02", "--lane", "grpc", "--encoding", "float32")
     shown, document = Optctl(cramped.address).both(*arguments)
@@ -112,6 +117,7 @@ def test_what_the_server_refuses_is_left_out_with_its_reason(cramped: LocalServe
     assert jobs_of(cramped) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_130_and_leaves_no_job(optctl: Optctl, server: LocalServer):
     with optctl.start("bench", "--seconds", "600", "-o", "json") as running:
         wait_for_job(server)
@@ -121,6 +127,7 @@ def test_ctrl_c_ends_it_with_130_and_leaves_no_job(optctl: Optctl, server: Local
     assert jobs_of(server) == []
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal_that_gives_way_to_the_table(optctl: Optctl, server: LocalServer):
     ours, theirs = pty.openpty()
     with optctl.start("bench", "--elements", "5000", "--seconds", "0.3", stdin=theirs, stdout=theirs) as running:

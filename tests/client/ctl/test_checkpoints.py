@@ -13,6 +13,8 @@ import optd
 import optd.torch
 from optd.local import LocalServer, local
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def keeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:

@@ -48,12 +48,14 @@ def test_status(optctl):
     assert document["limits"]["max_message_bytes"] == 16 << 20
 
 
+@pytest.mark.slow
 def test_health(optctl):
     shown, document = optctl.both("health")
     assert shown.out == "SERVING\n"
     assert document == {"status": "SERVING"}
 
 
+@pytest.mark.slow
 def test_jobs(optctl):
     shown, document = optctl.both("jobs")
     assert shown.lines[0].split()[:6] == ["job", "algorithm", "policy", "version", "workers", "refused"]
@@ -82,6 +84,7 @@ def test_groups(optctl):
     assert hidden["options"]["options"]["betas"] == [0.9, 0.999]
 
 
+@pytest.mark.slow
 def test_group(optctl):
     shown, document = optctl.both("group", "digits", "biases")
     assert "options     lr=0.001 amsgrad=false betas=0.9,0.999 eps=1e-08 maximize=false weight_decay=0" in shown.lines
@@ -99,6 +102,7 @@ def test_group(optctl):
     assert [field["field"] for field in untouched["fields"]] == ["weights"]
 
 
+@pytest.mark.slow
 def test_one_parameter(optctl):
     shown, document = optctl.both("group", "digits", "hidden", "--parameter", "hidden.weight")
     assert "hidden.weight: 3x4 float32, 3 steps" in shown.lines
@@ -111,6 +115,7 @@ def test_one_parameter(optctl):
     assert [report["parameter"]["name"] for report in document["parameters"]] == ["hidden.weight"]
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_job(optctl, server):
     shown = optctl("group", "digits", "output", "-p", "output.weight", "--values", "--limit", "3")
     assert "values at version 3" in shown.lines
@@ -135,6 +140,7 @@ def test_values_are_those_of_the_job(optctl, server):
     assert read["output.weight", "weights"]["count"] == 8
 
 
+@pytest.mark.slow
 def test_workers(optctl):
     shown, (worker,) = optctl.both("workers", "digits")
     above, header, trainer, _, note = shown.lines
@@ -151,6 +157,7 @@ def test_workers(optctl):
     assert worker["active"] is True
 
 
+@pytest.mark.slow
 def test_rejections(optctl):
     shown, document = optctl.both("rejections", "digits")
     assert shown.lines[:2] == ["reason              refused", "NONFINITE_GRADIENT        1"]
@@ -164,12 +171,14 @@ def test_rejections(optctl):
     assert [list(one) for one in document["recent"]] == [names(Rejection)]
 
 
+@pytest.mark.slow
 def test_algorithms(optctl):
     shown, document = optctl.both("algorithms")
     assert [line.split()[0] for line in shown.lines] == ["algorithm", *ALGORITHMS]
     assert [list(one) for one in document] == [names(AlgorithmInfo)] * len(ALGORITHMS)
 
 
+@pytest.mark.slow
 def test_one_algorithm(optctl):
     shown, (sgd,) = optctl.both("algorithms", "sgd")
     assert "rule       nesterov must be false unless momentum > 0 and dampening = 0" in shown.lines
@@ -177,6 +186,7 @@ def test_one_algorithm(optctl):
     assert sgd["options"][1]["default_value"] == 0.0
 
 
+@pytest.mark.slow
 def test_one_algorithm_with_what_every_group_and_every_job_has(optctl):
     shown, (adamw,) = optctl.both("algorithms", "adamw")
     for key, declared in (
@@ -220,6 +230,7 @@ def test_set(optctl, train: Callable):
     assert dict(group.options.options) == document["options"]["options"]
 
 
+@pytest.mark.slow
 def test_set_for_the_whole_job(optctl, train: Callable):
     job = train()
     version = job.step()
@@ -241,6 +252,7 @@ def test_set_for_the_whole_job(optctl, train: Callable):
     assert document["averages"] == [{"name": "ema", "updates": 1}]
 
 
+@pytest.mark.slow
 def test_delete(optctl, train: Callable):
     job = train()
     version = job.step()
@@ -249,6 +261,7 @@ def test_delete(optctl, train: Callable):
         job.session.info()
 
 
+@pytest.mark.slow
 def test_delete_in_json(optctl, train: Callable):
     job = train()
     document = optctl("delete", job.name, "-y", "-o", "json").document
@@ -256,6 +269,7 @@ def test_delete_in_json(optctl, train: Callable):
     assert document["name"] == job.name
 
 
+@pytest.mark.slow
 def test_groups_of_many_options_keep_names_and_numbers_whole(optctl, server):
     """Options that differ have one column where there is no room for a column each."""
     groups = [
@@ -272,6 +286,7 @@ def test_groups_of_many_options_keep_names_and_numbers_whole(optctl, server):
     assert all("lr_schedule=cosine(steps=1000)" in shown for shown in (wide, small))
 
 
+@pytest.mark.slow
 def test_an_option_of_groups_is_said_to_be_one(optctl, train):
     job = train()
     refused = optctl("set", job.name, "lr=0.1")

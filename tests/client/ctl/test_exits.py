@@ -45,6 +45,7 @@ def called(server: LocalServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 # Real processes, one for each code
 
 
+@pytest.mark.slow
 def test_refused_is_1(optctl: Optctl, train, name: str):
     train()  # a job of its own: what it refuses is counted
     assert_one_line(optctl("set", name, "group0", "lr=-1"), Exit.REFUSED, "lr must be in [0, inf), got -1")
@@ -55,6 +56,7 @@ def test_wrong_usage_is_2(optctl: Optctl):
     assert_one_line(optctl("set", "digits", "hidden", "lr"), Exit.USAGE, "'lr' is not NAME=VALUE")
 
 
+@pytest.mark.slow
 def test_no_server_is_3():
     with socket.socket() as held:  # bound and not listening: nobody else can take it, and it refuses
         held.bind(("127.0.0.1", 0))
@@ -63,6 +65,7 @@ def test_no_server_is_3():
         assert_one_line(ended, Exit.UNREACHABLE, f"no optd server answers at {address}: tried for 0.", "refused")
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_3():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -278,12 +281,14 @@ def tls_flags(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_token_and_certificates_as_flags(guarded):
     server, folder = guarded
     _, document = Optctl(server.address).both("status", *tls_flags(folder), f"--token-file={folder / 'token'}")
     assert (document["authentication"], document["tls"]) == ("token+mtls", True)
 
 
+@pytest.mark.slow
 def test_token_and_certificates_from_the_environment(called, guarded, monkeypatch: pytest.MonkeyPatch):
     server, folder = guarded
     files = {
@@ -298,12 +303,14 @@ def test_token_and_certificates_from_the_environment(called, guarded, monkeypatc
     assert called("health").out == "SERVING\n"
 
 
+@pytest.mark.slow
 def test_without_a_token_is_4(guarded):
     server, folder = guarded
     ended = Optctl(server.address)("jobs", *tls_flags(folder))
     assert_one_line(ended, Exit.UNAUTHENTICATED, "this server wants a token")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--token", "guess"], ["--token-file", "{folder}/wrong"]])
 def test_a_wrong_token(called, guarded, flags: list[str]):
     server, folder = guarded
@@ -312,6 +319,7 @@ def test_a_wrong_token(called, guarded, flags: list[str]):
     assert_one_line(ended, Exit.UNAUTHENTICATED, "the token is not one of this server's")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_trusted_is_3(guarded):
     server, folder = guarded
     ended = Optctl(server.address)("jobs", f"--tls-ca={folder / 'stranger.pem'}", "--timeout", "0.5")

@@ -67,6 +67,7 @@ def in_columns(strict: LocalServer, *arguments: str) -> list[str]:
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_round_that_waits_for_a_dead_worker(strict: LocalServer, name: str):
     optctl = Optctl(strict.address)
     policy = optd.Sync(workers=2)
@@ -107,6 +108,7 @@ def test_a_round_that_waits_for_a_dead_worker(strict: LocalServer, name: str):
         transport.close()
 
 
+@pytest.mark.slow
 def test_a_quorum_a_grace_window_and_a_worker_that_comes_too_late(strict: LocalServer, name: str):
     optctl = Optctl(strict.address)
     policy = optd.Sync(workers=3, quorum=2, grace=4.0)
@@ -136,6 +138,7 @@ def test_a_quorum_a_grace_window_and_a_worker_that_comes_too_late(strict: LocalS
         assert re.search(r" +0/0/0 +\d+ +1 +1 +grpc ", row), row
 
 
+@pytest.mark.slow
 def test_refusals_have_what_to_do_about_them(optctl: Optctl, train: Callable):
     job = train()
     job.step()
@@ -151,6 +154,7 @@ def test_refusals_have_what_to_do_about_them(optctl: Optctl, train: Callable):
     assert table[-1] == "w0: refused 2 NONFINITE_GRADIENT"
 
 
+@pytest.mark.slow
 def test_what_is_durable(tmp_path: Path, name: str):
     with (
         optd.local(data_dir=tmp_path, durability="log", fsync="commit") as server,
@@ -161,6 +165,7 @@ def test_what_is_durable(tmp_path: Path, name: str):
         assert shown["durability"] == "log, fsync commit: version 1 survives a power cut, all there is"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_not_there(optctl: Optctl):
     ended = optctl("explain", "nope")
     assert (ended.code, ended.err) == (5, "optctl: no job 'nope' on this server\n")

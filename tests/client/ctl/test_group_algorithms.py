@@ -9,6 +9,8 @@ import optd
 
 from .conftest import Optctl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def mixed(server) -> Iterator[str]:

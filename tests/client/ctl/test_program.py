@@ -47,6 +47,7 @@ def test_every_command_takes_the_options_of_all(command: str):
     }
 
 
+@pytest.mark.slow
 def test_the_version(optctl: Optctl):
     assert optctl("--version").out == "optctl 0.1.0\n"
 
@@ -73,6 +74,7 @@ def test_options_stand_before_or_after_and_the_later_one_counts(
     assert err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["jobs"], ["--help"]])
 def test_a_pipe_that_nobody_reads_is_no_error(optctl: Optctl, digits, arguments: list[str]):
     reading, writing = os.pipe()
@@ -83,6 +85,7 @@ def test_a_pipe_that_nobody_reads_is_no_error(optctl: Optctl, digits, arguments:
     assert (process.returncode, err) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code", "said"), [(b"y\n", 0, ""), (b"\n", 1, "was not deleted\n")])
 def test_delete_asks_on_a_terminal(optctl: Optctl, train: Callable, answer: bytes, code: int, said: str):
     job = train()

@@ -39,6 +39,7 @@ def test_a_json_line_for_each_report(optctl: Optctl, train: Callable):
         assert ended(watching) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_line_for_each_report_until_ctrl_c(optctl: Optctl, train: Callable):
     job = train()
     with optctl.start("watch", job.name, "--interval", "0.05") as watching:
@@ -51,6 +52,7 @@ def test_a_line_for_each_report_until_ctrl_c(optctl: Optctl, train: Callable):
         assert ended(watching) == (0, "")
 
 
+@pytest.mark.slow
 def test_live_on_a_terminal_until_ctrl_c(optctl: Optctl, train: Callable):
     job = train()
     ours, theirs = pty.openpty()
@@ -75,6 +77,7 @@ def read_until(terminal: int, words: str) -> str:
     return seen
 
 
+@pytest.mark.slow
 def test_a_deleted_job_ends_it_with_5(optctl: Optctl, train: Callable):
     job = train()
     with optctl.start("watch", job.name, "--interval", "0.05") as watching:
@@ -83,6 +86,7 @@ def test_a_deleted_job_ends_it_with_5(optctl: Optctl, train: Callable):
         assert ended(watching) == (5, f"optctl: no job '{job.name}' on this server\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "words"), [(signal.SIGTERM, "the server is shutting down"), (signal.SIGKILL, "the connection to")]
 )
@@ -98,6 +102,7 @@ def test_a_server_that_stops_ends_it_with_3(train: Callable, number: int, words:
             assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_line_has_the_lr_that_a_schedule_makes(optctl: Optctl, server):
     with optd.connect(server.address, job="watched") as session:
         optimizer = optd.SGD({"w": np.zeros(2)}, lr=1.0, lr_schedule="linear(steps=4)", session=session)

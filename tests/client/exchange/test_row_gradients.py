@@ -64,8 +64,8 @@ class Twin:
             np.testing.assert_allclose(self.ours.weights[name], expected, rtol=tolerance, atol=tolerance)
 
 
-@LANES
-@pytest.mark.parametrize(("dtype", "tolerance"), [("f4", 1e-6), ("f8", 1e-12)])
+@pytest.mark.parametrize("lane", ["grpc", pytest.param("shm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [pytest.param("f4", 1e-6, marks=pytest.mark.slow), ("f8", 1e-12)])
 @pytest.mark.parametrize(("name", "options"), ALGORITHMS)
 def test_a_hundred_steps_are_torchs(server, name, options, lane, dtype, tolerance):
     job = f"{name}-{len(options)}-{options.get('nesterov')}-{lane}-{dtype}"

@@ -69,6 +69,7 @@ def test_rows_are_rounded_and_16_bits_stay():
     assert (found[2].ids == rows.ids).all()
 
 
+@pytest.mark.slow
 def test_steps_arrive_right_in_the_mean(server, name):
     """A gradient that rounding to the nearest always rounds down."""
     ends = {}

@@ -76,6 +76,7 @@ def test_a_worker_whose_speed_changes_follows(monkeypatch):
     assert workers[1].local.every == 10, "now it is the fastest that takes part"
 
 
+@pytest.mark.slow
 def test_the_server_tells_speeds_while_workers_hold_a_lease(server, name):
     with optd.connect(server.address, job=name, worker="w0") as session:
         weights = np.zeros(2)

@@ -18,7 +18,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("encoding", LOSSES)
-@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("fragments", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_nothing_of_many_differences_is_lost(server, name, encoding, fragments):
     random = np.random.default_rng(3)
     pace = {key: random.uniform(0.5, 1.5, size).astype(np.float32) for key, size in (("a", 400), ("b", 300), ("c", 77))}

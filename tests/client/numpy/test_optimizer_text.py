@@ -9,6 +9,8 @@ import pytest
 import optd
 import optd.torch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def session(server, name):

@@ -139,6 +139,7 @@ def test_the_server_is_asked_in_time_for_a_deadline_and_what_it_said_of_an_earli
     watch.stop()
 
 
+@pytest.mark.slow
 def test_the_thread_ends_with_its_session():
     for end in ("stop", "garbage"):
         server = Server()

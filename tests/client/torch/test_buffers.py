@@ -168,6 +168,7 @@ def test_workers_with_and_without_buffers_are_told_what_to_do(serve, job_names, 
     assert same(buffers_of(other), before)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ranks_of_ddp_have_the_mean_of_their_buffers(server):
     script = Path(__file__).with_name("ddp_buffers_script.py")

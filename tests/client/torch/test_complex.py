@@ -79,6 +79,7 @@ class Pair:
         return closure
 
 
+@pytest.mark.slow
 @EACH_DTYPE
 @EACH
 def test_complex_parameters_train_as_in_torch(case: Case, options, dtype, tolerance, serve: Callable) -> None:

@@ -134,6 +134,7 @@ def test_a_state_goes_back_in_mid_training(serve: Callable, case: Case, flattene
     go_on(case, theirs, ours)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("saved_by", ["theirs", "ours"])
 def test_a_state_goes_into_a_fresh_model_and_job(serve: Callable, case: Case, flattened: bool, saved_by: str) -> None:

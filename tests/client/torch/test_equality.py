@@ -166,6 +166,7 @@ def assert_all_close(ours: list[torch.Tensor], theirs: list[torch.Tensor], what:
         assert found.stride() == expected.stride() or not found.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: torch.dtype, serve: Callable) -> None:

@@ -267,6 +267,7 @@ def test_when_the_job_ends_the_next_pass_warns_and_goes_on(where, trainer):
                 ask()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "problem",
     [errors.TooSlow(version=1, seconds=30), errors.Stalled(what="it", seconds=30)],

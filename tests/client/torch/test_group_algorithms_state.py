@@ -42,6 +42,7 @@ torch.save({{"model": model.state_dict(), "optimizer": optimizer.state_dict()}},
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_goes_on_from_a_state_dict(
     make_mixed: Callable[..., Any], server: LocalServer, job_names: Any, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_state_is_read_and_assigned_by_parameter(make_mixed: Callable[..., Any])
         optimizer.state[matrix]["exp_avg"] = torch.zeros_like(matrix)
 
 
+@pytest.mark.slow
 def test_a_trainer_of_hugging_face_resumes(where: dict[str, str], tmp_path: Path) -> None:
     steps, saved = 6, 3
 

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import optd.torch
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCHES = 3, 4
 EACH = pytest.mark.parametrize("case", [case for case in CASES if not case.sparse], ids=str)
 Make = Callable[..., Optimizer]

@@ -39,6 +39,7 @@ def give_gradients(ours: list[list[nn.Parameter]], theirs: list[list[nn.Paramete
         copy.grad = tensor.grad.to(copy.dtype, copy=True)
 
 
+@pytest.mark.slow
 @DTYPES
 @DENSE
 @pytest.mark.parametrize("masters", [False, True], ids=["rounded", "masters"])

@@ -35,6 +35,7 @@ def takes(case: Case, option: str) -> bool:
     return option in inspect.signature(case.theirs).parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [False, True], ids=["no decay", "decay"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @EACH
@@ -150,7 +151,12 @@ KINDS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 
 
 EACH_KIND = [
-    pytest.param(*row, make, id=f"{kind}-{row[0]}-{row[1]}-{row[2]}")
+    pytest.param(
+        *row,
+        make,
+        id=f"{kind}-{row[0]}-{row[1]}-{row[2]}",
+        marks=() if kind == "another sequence" else pytest.mark.slow,
+    )
     for kind, make in KINDS.items()
     for row in TUPLES
     if None not in row[2] or kind in ("list", "another sequence")  # an array has no None

@@ -33,6 +33,7 @@ ACCEPTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "option", "value"), ACCEPTED, ids=str)
 def test_options_that_choose_torchs_implementation_change_nothing(
     case: Case, option: str, value: bool | None, serve: Callable

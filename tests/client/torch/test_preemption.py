@@ -90,6 +90,7 @@ def unhandled() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_between_steps_it_ends_at_once_and_leaves(server: LocalServer, plain: Plain, name: str) -> None:
     with script(server, name, "step(); say('stepped'); time.sleep(600)") as process:
         assert [said(process), said(process)] == [name, "stepped"]
@@ -100,6 +101,7 @@ def test_between_steps_it_ends_at_once_and_leaves(server: LocalServer, plain: Pl
     assert name in plain.job_names()
 
 
+@pytest.mark.slow
 def test_a_running_step_ends_first(server: LocalServer, plain: Plain, name: str) -> None:
     """It waits for its round when the signal comes, and then the other worker pushes."""
     with script(server, name, "step(); say('not reached')", workers=2) as process:
@@ -117,6 +119,7 @@ def test_a_running_step_ends_first(server: LocalServer, plain: Plain, name: str)
     assert not plain.list_workers(name)["w0"].active
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_end_in_time_is_given_up(server: LocalServer, plain: Plain, name: str) -> None:
     with script(server, name, "step()", workers=2, OPTD_TERM_SECONDS="0.3") as process:
         assert said(process) == name
@@ -128,6 +131,7 @@ def test_a_step_that_does_not_end_in_time_is_given_up(server: LocalServer, plain
     assert plain.info(name).version.version == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(server: LocalServer, plain: Plain, name: str) -> None:
     with script(server, name, "step()", workers=2) as process:
         assert said(process) == name
@@ -139,6 +143,7 @@ def test_a_second_signal_ends_it_at_once(server: LocalServer, plain: Plain, name
     assert (status, lines) == (-signal.SIGTERM, [])
 
 
+@pytest.mark.slow
 def test_an_error_of_a_step_that_runs_does_not_keep_the_process_alive(server: LocalServer, plain: Plain, name: str):
     run = """
     while True:
@@ -181,6 +186,7 @@ def local_steps(server: LocalServer, midway: str, run: str) -> Iterator["subproc
         yield process
 
 
+@pytest.mark.slow
 def test_a_step_of_an_inner_optimizer_ends_first(server: LocalServer) -> None:
     with local_steps(server, KILL, "inner.step(); say('not reached')") as process:
         status, lines, err = ended(process)
@@ -188,6 +194,7 @@ def test_a_step_of_an_inner_optimizer_ends_first(server: LocalServer) -> None:
     assert "SIGTERM: the process ends, and its step has ended" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["time.sleep(600)", "inner.step(); say('not reached')", "step(); say('not reached')"])
 def test_a_step_of_an_inner_optimizer_that_fails_after_the_signal_ends_the_process(
     server: LocalServer, then: str
@@ -204,6 +211,7 @@ def test_a_step_of_an_inner_optimizer_that_fails_after_the_signal_ends_the_proce
     assert "SIGTERM: the process ends, and its step has failed" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["ArithmeticError", "KeyboardInterrupt"])
 def test_a_step_of_an_inner_optimizer_that_has_failed_protects_nothing(server: LocalServer, error: str) -> None:
     run = f"""
@@ -220,6 +228,7 @@ def test_a_step_of_an_inner_optimizer_that_has_failed_protects_nothing(server: L
     assert (status, lines, err) == (143, [["finally", [1, 1, 0, 0]], "atexit"], "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", ["lambda *_: say('mine')", "signal.SIG_IGN"])
 def test_a_handler_of_the_script_stays(server: LocalServer, name: str, handler: str) -> None:
     before = f"signal.signal(signal.SIGTERM, {handler})"
@@ -228,6 +237,7 @@ def test_a_handler_of_the_script_stays(server: LocalServer, name: str, handler: 
         assert [said(process), said(process)] == [name, True]
 
 
+@pytest.mark.slow
 def test_a_forked_child_ends_as_it_would_without(server: LocalServer, plain: Plain, name: str) -> None:
     """Loaders fork their workers, and end them with the same signal."""
     run = """
@@ -245,6 +255,7 @@ def test_a_forked_child_ends_as_it_would_without(server: LocalServer, plain: Pla
         assert ended(process)[:2] == (0, [["finally", [0] * 4], "atexit"])
 
 
+@pytest.mark.slow
 def test_a_job_without_a_name_waits_for_a_worker_that_was_preempted(server: LocalServer, plain: Plain) -> None:
     jobs = []
     for run, stays in (("say('ready'); time.sleep(600)", True), ("say('ready')", False)):

@@ -123,6 +123,7 @@ print("done")  # and leaves the job, although nothing is closed
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["grpc", "shm"])
 def test_a_loader_forks_beside_an_open_session(lane: str, where: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "training.py"

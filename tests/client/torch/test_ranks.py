@@ -22,6 +22,7 @@ from optd_wire.values import Policy
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_under_torchrun_each_optimizer_is_one_job_that_steps_once(server: LocalServer) -> None:
     settings = {"OPTD_SERVER": server.address, "OMP_NUM_THREADS": "1"}

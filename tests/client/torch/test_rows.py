@@ -41,7 +41,11 @@ class Words(torch.nn.Module):
         return (found + self.seldom(words[:, 0] % 50) if seldom else found).square().sum()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param(torch.float32, 1e-6, marks=pytest.mark.slow), (torch.float64, 1e-12)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("name", "options"),
     [("SGD", {"lr": 0.01}), ("Adagrad", {"lr": 0.1, "foreach": False}), ("SparseAdam", {"lr": 0.01, "maximize": True})],

@@ -65,6 +65,7 @@ def test_fused_leaves_it_to_the_scaler_to_unscale(case: Case, serve: Callable) -
     assert ours.optimizer.version == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in SCALED if case.name in ("SGD", "Adam", "Adamax")], ids=str)
 def test_a_step_that_torch_compiles(case: Case, serve: Callable) -> None:
     theirs, ours = case.pair(serve)

@@ -78,7 +78,9 @@ def test_every_scheduler_of_torch_has_a_row() -> None:
     assert {row.kind for row in TABLE} == found - bases
 
 
-@pytest.mark.parametrize("tensors", [False, True], ids=["floats", "tensors"])
+@pytest.mark.parametrize(
+    "tensors", [pytest.param(False, id="floats"), pytest.param(True, id="tensors", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row.kind.__name__}-{row.algorithm}")
 def test_a_scheduler_moves_the_options_of_the_server(row: Row, tensors: bool, serve: Callable) -> None:
     """With `tensors`, schedulers change the lr in place."""

@@ -27,6 +27,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
+pytestmark = pytest.mark.slow
+
 LR = 0.01
 SAVED, STEPS = 3, 6
 Make = Callable[..., torch.optim.Optimizer]

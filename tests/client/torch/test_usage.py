@@ -118,6 +118,7 @@ def test_groups_have_the_name_of_their_dict(where: dict[str, str]) -> None:
         assert "name" not in optimizer.param_groups[1]
 
 
+@pytest.mark.slow
 def test_a_training_function_that_torch_compiles(where: dict[str, str]) -> None:
     model, other = twins()
     with Adam(model.parameters(), **where) as optimizer:

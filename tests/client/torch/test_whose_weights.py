@@ -322,7 +322,9 @@ LANES = pytest.mark.parametrize(
 
 
 @LANES
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64], indirect=True, ids=str
+)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_gives_torchs_numbers(
     script: str, dtype: torch.dtype, lane: str, zero_copy: bool, making: Callable[..., Make]

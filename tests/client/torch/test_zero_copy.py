@@ -436,6 +436,7 @@ def test_copies_of_a_model_are_its_own(connect: Callable) -> None:
 # Other workers, other processes, the end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["close", "forget"])
 def test_weights_stay_when_the_session_has_ended(end: str, connect: Callable, where: dict[str, str]) -> None:
     model, other = twins()
@@ -511,6 +512,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_leaves_the_gradients_of_its_parent_alone(where: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "forking.py"
     script.write_text(FORKING)

@@ -26,6 +26,7 @@ def test_other_threads_work_for_themselves():
     assert found.get() is thread
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_wait_and_the_next_call_finds_a_thread():
     going_on = threading.Event()
 

@@ -78,6 +78,7 @@ def test_workers_on_different_lanes_train_one_job(server, name):
         assert [worker.lane for worker in one.workers()] == ["grpc", "shm"]
 
 
+@pytest.mark.slow
 def test_a_server_without_shared_memory_is_trained_in_messages(unshared, name):
     with optd.connect(unshared.address, job=name, worker="w0") as session:
         weights = train(session, SHARED_ELEMENTS)
@@ -86,6 +87,7 @@ def test_a_server_without_shared_memory_is_trained_in_messages(unshared, name):
         assert session.workers()[0].lane == "grpc (it was started with --no-shared-memory)"
 
 
+@pytest.mark.slow
 def test_shared_memory_that_is_asked_for_and_not_there_is_an_error(unshared, name):
     with optd.connect(unshared.address, job=name, worker="w0", lane="shm") as session:
         with pytest.raises(errors.SharedMemoryUnavailable) as caught:

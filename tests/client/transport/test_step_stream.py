@@ -185,6 +185,7 @@ def test_a_deadline_in_mid_step_and_a_later_step(server, name):
         assert weights[0]["w"].tolist() == weights[1]["w"].tolist() == [-3, -3, -3], "the late one was withdrawn"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again_between_two_steps(name):
     with local() as first:
         port = first.address.rpartition(":")[2]

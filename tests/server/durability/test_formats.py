@@ -52,6 +52,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
             assert float(mine) == pytest.approx(float(leaf), rel=1e-6), path
 
 
+@pytest.mark.slow
 def test_12_a_server_goes_on_with_a_directory_of_an_earlier_format(fixture):
     folder, expected = fixture
     with optd.local(data_dir=folder, durability="log") as server:

@@ -31,6 +31,14 @@ QUICK = settings(deadline=None, max_examples=6, suppress_health_check=[HealthChe
 FEW = settings(QUICK, max_examples=3)
 MANY = settings(QUICK, max_examples=500)
 EACH = pytest.mark.parametrize("algorithm", [*ALGORITHMS, specs.MIXED])
+# Two in the default suite, and all others among the slow tests.
+TWO_AND_SLOW = pytest.mark.parametrize(
+    "algorithm",
+    [
+        pytest.param(each, marks=() if each in ("adam", specs.MIXED) else pytest.mark.slow)
+        for each in (*ALGORITHMS, specs.MIXED)
+    ],
+)
 COMPILED, NUMPY = choose("auto"), choose("numpy")
 seen: Counter[str] = Counter()
 
@@ -139,13 +147,14 @@ async def play_with_twin(traffic: Traffic, before: list[tuple[str, int]], after:
             await each.close()
 
 
-@EACH
+@TWO_AND_SLOW
 @given(SEEDS, ACTIONS)
 @QUICK
 def test_events_give_the_same_state_in_another_process(folding, algorithm, seed, actions):
     check(folding, algorithm, seed, actions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sgd", "adagrad", specs.MIXED])
 @given(SEEDS, ACTIONS)
 @FEW
@@ -153,7 +162,7 @@ def test_events_of_a_large_job_give_the_same_state_in_another_process(folding, a
     check(folding, algorithm, seed, actions, large=True)
 
 
-@EACH
+@TWO_AND_SLOW
 @given(SEEDS, PLAIN_ACTIONS, PLAIN_ACTIONS)
 @QUICK
 def test_a_job_that_goes_on_from_a_copy_of_the_state_has_the_same_events(algorithm, seed, before, after):

@@ -42,7 +42,7 @@ def cut(rounds, gradient, cuts):
 
 @given(st.data())
 @settings(deadline=None, max_examples=150)
-@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("threaded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_any_order_of_arrival_gives_the_mean_from_left_to_right(threaded, data):
     count = data.draw(st.integers(1, 4), label="workers")
     names = NAMES[:count]

@@ -162,6 +162,7 @@ def compile_one(**environment: object) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_what_one_process_has_compiled_the_next_one_loads(tmp_path) -> None:
     assert compile_one(OPTD_KERNEL_CACHE=tmp_path) == "0 1"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -170,6 +171,7 @@ def test_what_one_process_has_compiled_the_next_one_loads(tmp_path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_kernels_live_in_memory(tmp_path) -> None:
     (tmp_path / "file").touch()
     for _ in range(2):

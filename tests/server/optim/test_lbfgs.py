@@ -231,6 +231,7 @@ class Replay:
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * self.scale(expected), err_msg=message)
 
 
+@pytest.mark.slow
 def test_every_combination_of_options_steps_as_in_torch() -> None:
     """Each step from where torch began it. Directions divide by differences of sums, which magnifies some roundings."""
     errors = []
@@ -242,6 +243,7 @@ def test_every_combination_of_options_steps_as_in_torch() -> None:
     assert max(errors) < 1e-9
 
 
+@pytest.mark.slow
 def test_every_combination_of_options_steps_as_in_torch_in_float32() -> None:
     """But for where the last digit decides which way a search goes."""
     replays = [Replay(Recording.of(noisy(), options, np.float32, steps=6)) for options in COMBINATIONS]

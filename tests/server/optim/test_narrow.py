@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.server.optim.backends import BACKENDS
-from tests.server.optim.test_torch import NEVER, TABLE, Row, presence
+from tests.server.optim.test_torch import NEVER, SGD_AND_SLOW, TABLE, Row, presence
 
 from optd_server.optim import masters, option, runs
 from optd_server.optim.algorithm import MASTER_WEIGHTS, Vector
@@ -20,7 +20,7 @@ from optd_server.optim.step import SegmentState, apply
 from optd_server.optim.touched import RowGradient, apply_touched
 
 DTYPES = pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)], ids=str)
-ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+ROWS = pytest.mark.parametrize("row", SGD_AND_SLOW)
 MASTERS = MASTER_WEIGHTS.name
 STEPS = 9
 

@@ -185,6 +185,7 @@ def test_every_path_gives_the_bits_of_one_parameter_at_a_time(training, path, th
         assert_same_bits(run(training, threads, backend), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ELEMENTWISE))
 def test_the_bits_depend_neither_on_the_number_of_threads_nor_on_the_backend(name) -> None:
     sizes = [200_001, 0, 1, *[3] * 100, 100_000]

@@ -235,6 +235,8 @@ TABLE = [
     Row("assign", Assign, {}),
 ]
 ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+# For tests that take long: one algorithm in the default suite, and all others among the slow tests.
+SGD_AND_SLOW = [pytest.param(row, id=row.name, marks=() if row.name == "sgd" else pytest.mark.slow) for row in TABLE]
 
 STEPS = 100
 BLOCK = 2048
@@ -392,7 +394,7 @@ class Twins:
 
 
 @DTYPES
-@ROWS
+@pytest.mark.parametrize("row", SGD_AND_SLOW)
 def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: np.dtype) -> None:
     """A group for each combination, all in one segment, those with momentum beside those without."""
     rng = np.random.default_rng(0)
@@ -409,7 +411,7 @@ def test_every_combination_of_options_trains_as_in_torch(row: Row, dtype: np.dty
 
 
 @DTYPES
-@pytest.mark.parametrize("row", [row for row in TABLE if row.name != "muon"], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [each for each in SGD_AND_SLOW if each.id != "muon"])
 def test_a_parameter_of_more_than_a_block_is_one_parameter_on_several_threads(row: Row, dtype: np.dtype) -> None:
     rng = np.random.default_rng(4)
     twins = Twins(row, dtype, [row.learning(0.01)], rng, [(70_001,), (3,)])
