@@ -14,6 +14,7 @@ from optd_server.engine.options.resolution import find_algorithm, resolve_job_op
 from optd_server.engine.state import JobState
 from optd_server.engine.step.averages import averages_of
 from optd_server.store.flat import bytes_of, computed_bytes_of
+from optd_wire.errors import MemoryExceeded
 from optd_wire.layout import GroupLayout, lay_out
 from optd_wire.values import GroupOptions, GroupSpec, JobOptions, JobSpec
 
@@ -156,6 +157,14 @@ class JobMemory:
         """
         self._memory.reserve(self._held, self._unplanned(size))
         self._waiting = size
+
+    def could_hold(self, size: int) -> bool:
+        """Whether there is memory for pushes that wait with `size` bytes in total, if nothing else of the job waits."""
+        try:
+            self._memory.check(self._held, self._unplanned(size))
+        except MemoryExceeded:
+            return False
+        return True
 
     def let_go(self, size: int) -> None:
         """Reserve no more than pushes that wait with `size` bytes need. Never raises, also if less is planned now."""

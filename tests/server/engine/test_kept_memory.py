@@ -95,7 +95,7 @@ def test_row_ids_and_the_frames_themselves_count():
         await rounds.join("a", "b")
         single = [Frame.of(0, offset_of_w(rounds) + 2 * n, np.ones(1, "f4")) for n in range(30)]
         upload, spool = await spool_of(rounds, *single, rows(rounds, 1, 2, 3))
-        assert spool._held == 31 * FRAME_BYTES + 30 * 4 + 3 * (8 + 4)
+        assert spool._used == 31 * FRAME_BYTES + 30 * 4 + 3 * (8 + 4)
         upload.break_off()
         await upload.error()
         assert spool._held == 0
@@ -207,3 +207,45 @@ def test_a_policy_beside_which_what_pushes_hold_does_not_fit_leaves_the_old_one(
         assert memory.planned == alone
 
     play(scenario, 2, groups=large)
+
+
+def test_parts_of_gradients_do_not_take_the_memory_that_each_of_them_needs():
+    """With room for one and a half gradients, one comes through whole."""
+
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        await rounds.job.editor.set_policy(Sync("live", quorum=1, grace=0.0))
+        memory = rounds.catalog.memory
+        before = memory.planned
+        part = 1 << 14
+        messages = [[Frame.of(0, part * n, np.ones(part, "f4"))] for n in range(4)]
+        upload, first = await spool_of(rounds, *messages[0])
+        assert first._held == FRAME_BYTES + 4 * 4 * part, "memory for all that it may send"
+        memory.limit = before + 4 * 6 * part
+        second = rounds.upload("b", messages[0])
+        await settle()
+        assert rounds.job.pushes._under_way["b"].spool._held == 0, "it waits"
+        for message in messages[1:]:
+            upload.send(message)
+        upload.send(last=True)
+        assert (await upload).result.pushes == 1
+        assert type(await second.error()) is errors.RoundClosed
+        assert memory.planned == before
+
+    play(scenario, 2, groups=(GroupSpec("g", {}, (ParameterSpec("w", (1 << 16,), "float32"),)),))
+
+
+def test_memory_beyond_what_a_gradient_took_is_given_back_when_it_is_there():
+    async def scenario(rounds):
+        await rounds.join("a", "b")
+        await rounds.job.editor.set_policy(Sync("live"))
+        whole = rounds.messages(random_arrays(1, GROUPS))
+        upload, spool = await spool_of(rounds, *whole[0])
+        assert spool._held > spool._used
+        upload.send(last=True)
+        await settle()
+        assert spool._held == spool._used == FRAME_BYTES + whole[0][0].count * 4
+        await rounds.leave("b")
+        await upload
+
+    play(scenario, 2, groups=GROUPS)

@@ -77,7 +77,7 @@ async def started(rounds: Rounds, budgets: ByteBudgets) -> list[Call]:
     rounds.job.inflight = budgets.of_job("job")
     await rounds.join(*[f"slow{n}" for n in range(SLOTS)], *[f"w{n}" for n in range(PARKED + 1)])
     slow = [Call(rounds, f"slow{n}") for n in range(SLOTS)]
-    await until(lambda: len(rounds.job.pushes._rounds) == SLOTS)
+    await until(lambda: len(rounds.job.pushes._due._of) == SLOTS)
     return slow
 
 

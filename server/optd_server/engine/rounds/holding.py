@@ -76,6 +76,10 @@ class Holding:
         self._held += count
         return True
 
+    def could_hold(self, count: int) -> bool:
+        """Whether the job may hold so many bytes, if it holds nothing else."""
+        return self._memory.could_hold(count)
+
     def give_back(self, count: int) -> None:
         """Count bytes as held no longer."""
         if count:

@@ -3,6 +3,9 @@
 Gradients of a round are kept apart until all of them are there. A push that comes to nothing therefore costs the others
 nothing, and slow senders arrive side by side. Frames keep their encoding, so an int8 gradient takes a quarter of the
 memory that it will need in the step.
+
+With its first frames a push takes memory for all that it may send. So where memory is short some gradients come through
+whole and the others wait, and it is never taken up by parts of gradients that wait for one another.
 """
 
 from collections.abc import Sequence
@@ -38,7 +41,12 @@ class Spool:
         self._claims = FrameClaims(self._extents, GRADIENT, groups.names)
         self._room = room
         self._offload = offload
+        self._elements = 0 if push.header.fragment else groups.elements
+        """How many elements it may have; 0: unknown."""
         self._held = 0
+        """The bytes that are counted for it."""
+        self._used = 0
+        """The bytes that it takes."""
         self._is_released = False
 
     async def write(self, frames: Sequence[Received]) -> None:
@@ -47,14 +55,29 @@ class Spool:
         if self._push.header.flush and frames:
             raise InvalidRequest(problem=f"a flush brings no gradient, and this one has {len(frames)} frames")
         size = kept_bytes(frames)
-        await self._room.take(size, has_begun=self._held > 0)
-        self._held += size
-        if self._is_released:
-            self.release()
-            self._check_open()
+        self._used += size
+        if self._used > self._held:
+            await self._take(self._used - self._held if self._held else self._expected(frames, size))
         await self._push.digest.added(frames, self._offload)
         for frame in frames:
             self._keep(frame)
+
+    def _expected(self, frames: Sequence[Received], size: int) -> int:
+        """Return the bytes of the whole gradient if the numbers of its rest are encoded as those of these frames."""
+        dense = [frame for frame in frames if isinstance(frame, Frame)]
+        elements = sum([frame.count for frame in dense])
+        if not 0 < elements < self._elements:
+            return size
+        whole = size + sum(map(size_of, dense)) * (self._elements - elements) // elements
+        # What the job could not hold on its own is taken message by message: perhaps the gradient is not whole.
+        return whole if self._room.could_hold(whole) else size
+
+    async def _take(self, count: int) -> None:
+        await self._room.take(count, has_begun=self._held > 0)
+        self._held += count
+        if self._is_released:
+            self.release()
+            self._check_open()
 
     def _keep(self, frame: Received) -> None:
         """Check a frame, and keep it unless it is empty: its table and its claim say all that it says."""
@@ -79,6 +102,8 @@ class Spool:
             if presence[table.extent][table.slab][table.parameter]:
                 raise InvalidRequest(problem=f"a push has parameter {table.name!r} whole, and rows of it besides")
         self.presence = presence
+        self._room.give_back(self._held - self._used)
+        self._held = self._used
 
     def release(self) -> None:
         """Drop the frames and free their memory."""
