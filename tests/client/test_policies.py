@@ -97,11 +97,14 @@ def test_a_quorum_goes_on_without_the_slow_one_which_is_told(opened, caplog):
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.submit(a.step, gradient(1.0)), pool.submit(b.step, gradient(3.0))
         assert [first.result().pushes, second.result().pushes] == [2, 2]
-    with pytest.raises(errors.RoundClosed, match="of version 0 of job .* closed without it; the job is at version 1"):
+    with pytest.raises(
+        errors.RoundClosed,
+        match="version 0 of job .*, but the next step has been made without it; .* at version 1",
+    ):
         c.push(gradient(100.0))
     with caplog.at_level(logging.WARNING, "optd"):
         late = c.step(gradient(100.0))
-    assert "closed without it" in late.dropped
+    assert "made without it" in late.dropped
     assert c.params["w"].tolist() == [-2.0] * 4
     with ThreadPoolExecutor(2) as pool:
         third, fourth = pool.submit(a.step, gradient(1.0)), pool.submit(c.step, gradient(1.0))
@@ -137,7 +140,7 @@ def test_of_more_workers_than_a_round_takes_the_last_one_is_late(opened):
     first = in_background(lambda: a.step(gradient(1.0)))
     b.step(gradient(3.0))
     first.result(20)
-    assert "closed without it" in c.step(gradient(100.0)).dropped
+    assert "made without it" in c.step(gradient(100.0)).dropped
     second = in_background(lambda: a.step(gradient(1.0)))
     assert not c.step(gradient(1.0)).dropped, "it has pulled, and is in the next round"
     second.result(20)

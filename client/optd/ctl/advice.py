@@ -16,7 +16,7 @@ ADVICE = {
     "SEQUENCE_GAP": "two processes use one name, or a client of your own counts wrongly",
     "FUTURE_VERSION": "nothing: the session joins again and pulls; the server lost steps that it had acknowledged",
     "STALE_GRADIENT": "its worker is slower than the policy allows: raise max_staleness, or give it smaller batches",
-    "ROUND_CLOSED": "nothing: its worker pulls and goes on; if it is always late, lengthen grace or round_seconds",
+    "ROUND_CLOSED": "nothing: its worker pulls and goes on; one that is always late is a spare, or too slow",
     "WORKER_LOST": "start a worker in the place of the one that is gone; on_death='wait' or 'continue' does not fail",
     "OTHER_PAYLOAD": "two processes use one name, or a client of your own reuses a sequence",
     "SHAPE_MISMATCH": "the workers do not train the same model: compare their code",

@@ -131,8 +131,8 @@ class GlobalWeights(Registration):
         self._parcel = parcel
         try:
             pushed = self.push(rows, parcel.encoding, settings)
-        except RoundClosed:
-            return Answer(None, self.pull_places(parcel), "its round has closed without it")
+        except RoundClosed as error:
+            return Answer(None, self.pull_places(parcel), error.values["how"])
         except StaleGradient as error:
             why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
             return Answer(None, self.pull_places(parcel), why)

@@ -32,14 +32,24 @@ def described(worker: WorkerInfo, unix_ms: int) -> str:
 def whom(found: RoundInfo, besides: str = "") -> str:
     """The workers that a round waits for, except `besides`; empty if it waits for none.
 
-    Where one of several may come, all of them are named.
+    Where one of several may come, all of them are named. Those whose gradients are on their way are not among them.
     """
+    return listed(_missing(found, besides), NAMED)
+
+
+def all_whom(found: RoundInfo, besides: str = "") -> str:
+    """Those of `whom`, after the workers whose gradients are on their way."""
+    arriving = [f"{worker} (its gradient is on its way)" for worker in found.arriving if worker != besides]
+    return listed([*arriving, *_missing(found, besides)], NAMED)
+
+
+def _missing(found: RoundInfo, besides: str) -> list[str]:
     missing = [worker for worker in found.missing if worker.name != besides]
     names = [described(worker, found.unix_ms) for worker in missing]
     new = found.places - sum(not worker.active for worker in missing)
     if new > 0:
         names.append("a worker that has not joined yet" if new == 1 else f"{new} workers that have not joined yet")
-    return listed(names, NAMED)
+    return names
 
 
 def at_the_latest(found: RoundInfo, seconds_ago: float = 0.0) -> str:

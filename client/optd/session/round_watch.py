@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from optd.session.awaited import at_the_latest, whom
+from optd.session.awaited import all_whom, at_the_latest
 from optd.session.saying import lasted, say
 from optd_wire.errors import OptdError
 from optd_wire.values import RoundInfo
@@ -77,7 +77,7 @@ class RoundWatch:
     def waited_for(self) -> str:
         """Whom the push that is under way has been waiting for, as far as the server has told; else empty."""
         seen = self._seen
-        return "" if seen is None or seen[0] != self._began else whom(seen[1], self._worker)
+        return "" if seen is None or seen[0] != self._began else all_whom(seen[1], self._worker)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._watch, name="optd-rounds", daemon=True)
@@ -135,7 +135,7 @@ class RoundWatch:
         if not self._tells or found is None or self._began != began:
             return
         seconds = time.monotonic() - began
-        reasons = [reason for reason in (whom(found, self._worker), at_the_latest(found)) if reason]
+        reasons = [reason for reason in (all_whom(found, self._worker), at_the_latest(found)) if reason]
         if reasons:
             line = f"job {self._job}: step {found.step} waits for {'; '.join(reasons)}; {lasted(seconds)} so far"
             say(line, logging.WARNING if seconds >= WARNS_AFTER_SECONDS else logging.INFO)

@@ -102,8 +102,8 @@ class RoundClosed(Conflict):
     code = Code.ABORTED
     reason = "ROUND_CLOSED"
     template = (
-        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, and the round of that version "
-        "has closed without it; the job is at version {version}: pull() and go on"
+        "worker {worker!r} pushes a gradient of version {base_version} of job {job!r}, but {how}; the job is at "
+        "version {version}: pull() and go on"
     )
 
 

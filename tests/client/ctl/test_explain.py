@@ -132,7 +132,7 @@ def test_a_quorum_a_grace_window_and_a_worker_that_comes_too_late(strict: LocalS
         with pytest.raises(errors.RoundClosed):
             slow.push([np.ones(4, "f4")])
         shown = facts(optctl("explain", name).lines)
-        assert "w0 came too late for 1 round, which closed without it" in shown["lags"]
+        assert "w0 was not in 1 round, which closed without a push of it" in shown["lags"]
         assert "or of 2 of them, after a grace window of 4 s" in shown["policy"]
         row = next(line for line in optctl("workers", name).lines if line.startswith("w0 "))
         assert re.search(r" +0/0/0 +\d+ +1 +1 +grpc ", row), row

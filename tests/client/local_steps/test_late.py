@@ -18,7 +18,7 @@ from optd_wire.values import PushHeader
 PLAIN = {"algorithm": "sgd", "lr": 1.0}
 WHO = {"worker": "w0", "job": "job", "base_version": 0, "version": 1}
 LATE = {
-    "its round has closed without it": errors.RoundClosed(**WHO),
+    "the next step has been made without it": errors.RoundClosed(**WHO, how="the next step has been made without it"),
     "its staleness is 4, and the policy allows 2": errors.StaleGradient(**WHO, staleness=4, most=2),
 }
 
@@ -81,7 +81,7 @@ def test_in_a_sync_job_the_next_fragment_is_that_of_the_next_round(caplog):
         assert sent(server)[-1] == 2, "the job is at version 4"
         another_moves(server, 1)
         another_moves(server, 1)
-        server.fail(rpcs.STEP, LATE["its round has closed without it"], is_handled=False)
+        server.fail(rpcs.STEP, LATE["the next step has been made without it"], is_handled=False)
         local.step()
         assert list(weights["c"]) == [2, 2]
         local.step()
@@ -95,7 +95,7 @@ def test_what_is_under_way_is_not_sent_again():
     with opened(server, policy=optd.Sync(workers=1)) as session:
         local = optd.LocalSteps(weights, session=session, **options)
         another_moves(server, 1)  # the round of the first fragment
-        server.fail(rpcs.STEP, LATE["its round has closed without it"], is_handled=False)
+        server.fail(rpcs.STEP, LATE["the next step has been made without it"], is_handled=False)
         for _ in range(4):
             local.step()
         local.close()

@@ -10,7 +10,7 @@ from faults.processes import wait_for
 
 from optd import errors
 from optd.session import round_watch
-from optd.session.awaited import at_the_latest, described, whom
+from optd.session.awaited import all_whom, at_the_latest, described, whom
 from optd.session.round_watch import RoundWatch
 from optd.session.saying import lasted, listed
 from optd_wire.values import EXPIRED, LEFT, RoundInfo, WorkerInfo
@@ -190,6 +190,7 @@ def test_places_of_nobody_are_counted_and_the_worker_itself_is_not():
     many = RoundInfo(NOW, missing=tuple(worker(f"w{number}") for number in range(9)))
     assert whom(many).endswith(" and 4 more")
     assert whom(RoundInfo(NOW, places=3)) == "3 workers that have not joined yet"
+    assert all_whom(RoundInfo(NOW, arriving=("w1", "w0")), "w0") == "w1 (its gradient is on its way)"
     assert at_the_latest(OPEN) == ""
 
 

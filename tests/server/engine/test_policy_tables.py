@@ -83,7 +83,7 @@ class Table:
             match decision:
                 case MakeStep(pushes):
                     told.append("step " + " ".join(each.worker for each in pushes))
-                case RefusePush(refused, TooLate()):
+                case RefusePush(refused, TooLate(_)):
                     told.append(f"late {refused.worker}")
                 case RefusePush(refused, LostWorker(lost, how)):
                     told.append(f"fail {refused.worker}: {lost} {how.split()[1].strip(':')}")

@@ -88,7 +88,7 @@ def _lags(worker: WorkerInfo, report: JobReport, active: int) -> Iterator[str]:
     if worker.recent_staleness.p50 > 2 * active:
         yield f"pushes gradients that are old: {text.count(worker.recent_staleness.p50)} versions in the median"
     if worker.dropped_rounds:
-        yield f"came too late for {text.counted(worker.dropped_rounds, 'round')}, which closed without it"
+        yield f"was not in {text.counted(worker.dropped_rounds, 'round')}, which closed without a push of it"
 
 
 def _rejections(found: Explanation) -> Iterator[Fact]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from optd_server.engine.clock import Clock
 from optd_server.engine.job import Job
 from optd_server.engine.rounds.policies.base import RoundStatus
+from optd_server.engine.rounds.policies.sync_words import NAMED
 from optd_wire.values import LEFT, RoundInfo, WorkerInfo
 
 
@@ -34,13 +35,12 @@ def _info(job: Job, status: RoundStatus, now: float, wall: float) -> RoundInfo:
 
 
 def _lost(job: Job, places: int) -> Sequence[WorkerInfo]:
-    """Return the workers that may have left `places` empty: the last ones that are gone since the last step."""
+    """Return the workers that may have left `places` empty: those that are gone since the last step."""
     if not places:
         return ()
     since = job.state.stepped_wall
-    gone = [lease for lease in job.leases.ended() if lease[1] > since]
-    names = [name for name, _ in sorted(gone, key=lambda lease: lease[1])[-places:]]
-    return job.workers.infos_of(sorted(names))
+    gone = sorted((ended, name) for name, ended in job.leases.ended() if ended > since)
+    return job.workers.infos_of(sorted(name for _, name in gone[-max(places, NAMED) :]))
 
 
 def _gone(worker: WorkerInfo) -> str:

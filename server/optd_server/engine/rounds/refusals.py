@@ -9,8 +9,8 @@ from optd_wire.values import PushHeader
 def refusal(state: JobState, header: PushHeader, why: TooLate | LostWorker) -> OptdError:
     """Return the error of a push that a policy refuses."""
     match why:
-        case TooLate():
-            base = header.base_version
-            return RoundClosed(worker=header.worker, base_version=base, job=state.name, version=state.version)
+        case TooLate(how):
+            base, now = header.base_version, state.version
+            return RoundClosed(worker=header.worker, base_version=base, job=state.name, version=now, how=how)
         case LostWorker(lost, how):
             return WorkerLost(job=state.name, worker=header.worker, lost=lost, how=how)

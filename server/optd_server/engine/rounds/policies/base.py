@@ -56,7 +56,10 @@ class HoldPush:
 
 @dataclass(frozen=True, slots=True)
 class TooLate:
-    """A reason to refuse a push: the round of its weights has closed without it."""
+    """A reason to refuse a push: its round has closed without it, or never will close."""
+
+    how: str
+    """What has happened, as the end of a sentence: "the next step has been made without it"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ from optd_server.engine.rounds.policies.sync_settings import LIVE, MAX_WORKERS, 
 from optd_server.engine.rounds.policies.sync_words import release_of
 from optd_wire.values import Sync
 
+STEPPED = "the next step has been made without it"
+ACCUMULATED = "a round that is accumulated for the next step has closed without it"
 LEFT, LOST = "has left", "was lost: its lease ran out"
 
 
@@ -142,7 +144,7 @@ class SyncPolicy:
         is_new = self._lateness.tell(offer.id.worker, offer.fragment)
         if is_new and offer.fragment in self._opened:
             self._grace.note(offer.id.worker, now - self._opened[offer.fragment])
-        return RefusePush(offer.id, TooLate())
+        return RefusePush(offer.id, TooLate(STEPPED if offer.base < self._progress.at(0).version else ACCUMULATED))
 
     def _take_out(self, fragment: int, worker: str) -> None:
         found = self._rounds[fragment]
@@ -217,7 +219,8 @@ class SyncPolicy:
         kept = max(self._rounds, key=lambda fragment: (len(self._rounds[fragment].arrived), -fragment))
         apart = [offer.id for fragment, found in self._rounds.items() if fragment != kept for offer in found.offers()]
         self._rounds = {kept: self._rounds[kept]}
-        return [RefusePush(push, TooLate()) for push in apart]
+        how = f"all other workers wait with fragment {kept}, so that no round of its fragment can close"
+        return [RefusePush(push, TooLate(how)) for push in apart]
 
     def _limits(self, found: OpenRound) -> Limits:
         given, there = self._given, len(found.arrived)
