@@ -160,7 +160,7 @@ def test_a_push_that_was_begun_before_its_worker_was_fenced_is_refused(plain: Pl
     plain.create(job_spec(name, [group("g", {"w": ((4,), "float32")})], lr=1.0), [frame(np.zeros(4, "f4"))])
     plain.join(name, "w0")
     requests = plain_push(plain, name)
-    with refused("PUSH_WITHDRAWN", "w0", "joined again"):
+    with refused("PUSH_WITHDRAWN", "w0", "another process joined"):
         plain.training.Push(requests, timeout=SECONDS)
     assert plain.info(name).version.version == 0
     assert plain.push(header(name, "w0", 2, 1), [frame(np.ones(4, "f4"))]).version.version == 1

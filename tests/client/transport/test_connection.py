@@ -90,7 +90,7 @@ def test_a_repeat_gets_the_first_reply_and_a_gap_is_refused(calls, name, epoch):
     first = step(calls, name, epoch, 1)[0]
     again, _, weights = step(calls, name, epoch, 1)
     assert (again.applied_version, again.repeat, weights) == (first.applied_version, True, [4.0, 4.0])
-    with pytest.raises(errors.SequenceGap, match="sequence 3, expected 2"):
+    with pytest.raises(errors.SequenceGap, match="sequence 3; its last one was 1, so the next is 2"):
         step(calls, name, epoch, 3)
     assert step(calls, name, epoch, 2)[2] == [3.0, 3.0]
 

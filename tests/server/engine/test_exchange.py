@@ -108,6 +108,7 @@ def test_pushes_under_way_stay_steps_of_their_own_and_the_next_ones_wait_for_a_r
             expected = stepped(expected, [gradients[name]])
         assert same(rounds.weights, expected)
         check(rounds, Sync(2))  # the room of the four pushes, but for one, is gone
+        assert {info.dropped_rounds for info in rounds.job.workers.infos()} == {0}
         for number in range(3):
             await rounds.step({"b": random_arrays(number), "d": random_arrays(number + 10)})
             check(rounds, Sync(2))

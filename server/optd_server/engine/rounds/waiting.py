@@ -107,7 +107,9 @@ class Waiting:
         """Tell the policy that a round has been applied, and note for people what has become of its pushes."""
         for push, reply in zip(pushes, replies, strict=True):
             self._leases.note_applied(push.header.worker, reply, self._clock.wall())
-        workers = tuple([push.header.worker for push in pushes])
+        # A step that an earlier policy made is no round of this one.
+        is_round = not (self.policy.receives_first and pushes[0].is_lone)
+        workers = tuple([push.header.worker for push in pushes]) if is_round else ()
         self._advance(EndedRound(workers, pushes[0].header.fragment))
 
     def stepped(self) -> None:

@@ -35,7 +35,7 @@ class EndedRound:
     """A round that has ended: in a step, accumulated for one, or skipped for a NaN."""
 
     workers: tuple[str, ...]
-    """Those whose pushes are in it; none: a step of what was accumulated before."""
+    """Those whose pushes are in it; none: a step of what was accumulated before, or of an earlier policy."""
     fragment: int
     """The part of the model that it is of; 0: the whole model."""
 
