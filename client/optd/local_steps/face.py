@@ -89,8 +89,9 @@ class LocalStepsFace:
                 self.session.close()
 
     def sync(self) -> None:
-        """Sends all that has been computed since the last syncs now, and takes the global weights.
+        """Sends all that has been computed since the last syncs now; the global weights replace the local ones.
 
+        There is nothing to mix, whatever `alpha` is: no step is taken while the differences are on their way.
         For the end of a training, and before a checkpoint or an evaluation of the global weights. Blocks until the
         answers are there; in a `sync` job it waits for the other workers, which must call it at the same step. The
         schedule begins anew. Raises what a push or a pull raises.

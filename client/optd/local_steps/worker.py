@@ -186,7 +186,7 @@ class Worker:
         for _ in range(self.schedule.fragments):
             number = self.schedule.next_fragment
             self._send(self.fragments[number])
-            self._land(self.fragments[number])
+            self._land(self.fragments[number], mixes=False)
             self.schedule.align((number + 1) % self.schedule.fragments)
         self.schedule.restart()
 
@@ -269,8 +269,11 @@ class Worker:
             found.append(difference)
         return found
 
-    def _land(self, fragment: Fragment) -> None:
-        """Applies the answer to a fragment that is under way; waits for it. Does nothing if none is."""
+    def _land(self, fragment: Fragment, *, mixes: bool = True) -> None:
+        """Applies the answer to a fragment that is under way; waits for it. Does nothing if none is.
+
+        Unless it `mixes`, the global weights replace the local ones, as no step was taken since the fragment was sent.
+        """
         if fragment.answer is None:
             return
         try:
@@ -289,13 +292,12 @@ class Worker:
             self._give_up(fragment, answer)
         else:
             self.last = answer.result
-            self._mix(fragment)
+            self._mix(fragment, self._settings.alpha if mixes else 0.0)
         if answer.speeds:
             self.schedule.resize(steps_for(self._watch.speed, answer.speeds, self._settings.every))
 
-    def _mix(self, fragment: Fragment) -> None:
+    def _mix(self, fragment: Fragment, alpha: float) -> None:
         """Streaming DiLoCo, algorithm 2: alpha * local + (1 - alpha) * global."""
-        alpha = self._settings.alpha
         if not alpha:
             self._reset(fragment)
             return
