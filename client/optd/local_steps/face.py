@@ -116,7 +116,11 @@ class LocalStepsFace:
 
     @property
     def unsent(self) -> int:
-        """The local steps that no difference has brought to the job yet."""
+        """The local steps that no difference is known to have brought to the job.
+
+        Steps whose difference is under way count until its answer is applied here, and steps whose sync has failed
+        until it is known that they count, or the next sync has sent them.
+        """
         return self._worker.unsent
 
     @property

@@ -53,6 +53,12 @@ class Fragment:
     sent_steps: int = field(default=0)
     """Local steps in that parcel."""
 
+    @property
+    def unsent(self) -> int:
+        """Local steps that are not sent, are under way, or whose sync has failed and is not known to count."""
+        failed = self.parcel is not None and self.answer is None and not self.parcel.applied
+        return self.steps + (self.sent_steps if failed or self.answer is not None else 0)
+
 
 class Worker:
     """Follows a schedule: `after_step` is called after each local step, by one thread.
@@ -123,8 +129,8 @@ class Worker:
 
     @property
     def unsent(self) -> int:
-        """The local steps of which not all fragments have been sent."""
-        return max(fragment.steps for fragment in self.fragments)
+        """The local steps of which not all fragments are known to count."""
+        return max(fragment.unsent for fragment in self.fragments)
 
     # Syncs
 
@@ -198,8 +204,10 @@ class Worker:
 
     def close(self) -> None:
         """Applies the answers to what is under way, and says what stays unsent."""
-        self._land_all()
-        self._tell_unsent()
+        try:
+            self._land_all()
+        finally:
+            self._tell_unsent()
 
     def _send(self, fragment: Fragment, *, asks_speeds: bool = False) -> None:
         self._land(fragment)
@@ -335,8 +343,8 @@ class Worker:
     def _tell_unsent(self) -> None:
         if self.unsent and not self.is_saved:
             logger.warning(
-                "job %s: worker %s ends with %d local steps that are not sent, or not whole; call sync() or "
-                "state_dict() before you close",
+                "job %s: worker %s ends with %d local steps that are not sent, not whole, or not known to count; call "
+                "sync() or state_dict() before you close",
                 self.outer.session.job,
                 self.outer.session.worker,
                 self.unsent,

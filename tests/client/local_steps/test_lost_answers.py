@@ -286,19 +286,6 @@ def test_weights_that_another_worker_has_moved_come_with_each_sync():
         assert (first.version, second.version) == (2, 1)
 
 
-@pytest.mark.parametrize("fragments", [1, 2])
-def test_steps_that_stay_unsent_are_said_unless_they_are_saved(caplog, fragments):
-    for end, says in (("close", True), ("sync", False), ("state_dict", False)):
-        caplog.clear()
-        with opened(FakeServer()) as session, caplog.at_level(logging.WARNING, "optd"):
-            local = optd.LocalSteps(initial(), every=4, fragments=fragments, session=session)
-            for _ in range(7):
-                local.step()
-            getattr(local, end)()
-            local.close()
-        assert ("worker w0 ends with 3 local steps that are not sent" in caplog.text) == says
-
-
 # States
 
 
