@@ -125,7 +125,10 @@ class LocalStepsFace:
 
     @property
     def last(self) -> PushResult | None:
-        """The result of the last difference that was applied to the job and answered; see `optd.Optimizer.last`."""
+        """The result of the last difference whose answer was applied here; see `optd.Optimizer.last`.
+
+        If the difference does not count, `dropped` says why: it came too late, or the server went back.
+        """
         return self._worker.last
 
     @property

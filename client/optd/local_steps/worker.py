@@ -75,7 +75,7 @@ class Worker:
     ) -> None:
         self.outer = outer
         self.last: PushResult | None = None
-        """The result of the last push that was answered."""
+        """The result of the last push that was answered; if that was refused, its `dropped` says why."""
         self.weight = settings.weight
         self._local = local
         self._settings = settings
@@ -293,13 +293,14 @@ class Worker:
             raise
         fragment.answer = fragment.parcel = fragment.counted = None
         fragment.version = answer.version
+        if answer.result is not None:
+            self.last = answer.result
         if answer.undone:
             self._tell_lost(max(each.sent_steps + each.steps for each in self.fragments), answer)
             self._begin_again()
         elif answer.lost:
             self._give_up(fragment, answer)
         else:
-            self.last = answer.result
             self._mix(fragment, self._settings.alpha if mixes else 0.0)
         if answer.speeds:
             self.schedule.resize(steps_for(self._watch.speed, answer.speeds, self._settings.every))

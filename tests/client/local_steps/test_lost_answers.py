@@ -223,8 +223,10 @@ def test_a_difference_to_weights_that_are_gone_is_lost_and_that_is_said(caplog):
             sync()
         assert_equal(weights, at_1)
         assert "what worker w0 has computed in 2 local steps is lost (the server went back" in caplog.text
-        assert local.version == 1
+        assert local.version == local.last.version.version == 1
+        assert local.last.dropped == "the server no longer has the weights that it was computed on"
         sync()
+        assert not local.last.dropped
         assert_equal(global_weights(server), weights)
 
 
