@@ -179,6 +179,11 @@ class MemberSession(Inquiry, ABC):
         """Whether it is neither closed nor of another process."""
         return not self._closed and os.getpid() == self._process
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the fate of the last push is unknown. The server may then still be reading it."""
+        return self._in_doubt is not None
+
     def close(self) -> None:
         """Leaves the job and ends the connection. Safe to call twice; does nothing in a forked child."""
         if self._closed or os.getpid() != self._process:
