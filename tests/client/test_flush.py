@@ -202,6 +202,10 @@ def test_lbfgs_adds_nothing_up(server: LocalServer, name: str) -> None:
         assert optimizer.version > version
 
 
+def departures(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "leaves while" in record.getMessage()]
+
+
 def test_who_could_lose_sight_of_gradients_is_told(
     server: LocalServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,8 +233,7 @@ def test_who_could_lose_sight_of_gradients_is_told(
             optimizer.state_dict()
         assert array.tolist() != [0, 0]
         optimizer.push({"w": np.ones(2)})
-    told = [record.getMessage() for record in caplog.records if "leaves while" in record.getMessage()]
-    assert told == [
+    assert departures(caplog) == [
         f"job {name}-n: worker {other.worker} leaves while gradients are added up that no step has taken (pushes or "
         "rounds: 1); call flush() before you close, or from another worker"
     ]
@@ -239,3 +242,33 @@ def test_who_could_lose_sight_of_gradients_is_told(
         done.output.replace("\n", " ").strip()
         == f"deleted {name}-n at version 1, with gradients added up (1) that no step was made of"
     )
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_who_leaves_is_not_told_of_gradients_that_another_workers_push_has_made_a_step_of(
+    server: LocalServer, name: str, caplog: pytest.LogCaptureFixture, others: int
+) -> None:
+    sessions = [
+        optd.connect(server.address, job=name, worker=worker, gradients=optd.Gradients(accumulate=2)) for worker in "ab"
+    ]
+    first, other = (optd.SGD({"w": np.zeros(2)}, lr=1.0, session=session) for session in sessions)
+    assert first.push({"w": np.ones(2)}).accumulated == 1
+    for _ in range(others):
+        other.push({"w": np.ones(2)})
+    pending = sessions[0].pending()
+    assert pending == others - 1
+    sessions[0].close()
+    told = f"job {name}: worker a leaves while gradients are added up that no step has taken (pushes or rounds: 1)"
+    assert [each.startswith(told) for each in departures(caplog)] == [True] * pending
+    sessions[1].close()
+
+
+def test_who_leaves_while_the_server_is_away_is_told_what_it_knew(caplog: pytest.LogCaptureFixture) -> None:
+    server = LocalServer()
+    try:
+        session = optd.connect(server.address, job="away", worker="a", gradients=optd.Gradients(accumulate=2))
+        optd.SGD({"w": np.zeros(2)}, lr=1.0, session=session).push({"w": np.ones(2)})
+    finally:
+        server.stop()
+    session.close()
+    assert [each.startswith("job away: worker a leaves while") for each in departures(caplog)] == [True]

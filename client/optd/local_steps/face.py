@@ -89,8 +89,9 @@ class LocalStepsFace:
                 self.session.close()
 
     def sync(self) -> None:
-        """Sends all that has been computed since the last syncs now, and takes the global weights.
+        """Sends all that has been computed since the last syncs now; the global weights replace the local ones.
 
+        There is nothing to mix, whatever `alpha` is: no step is taken while the differences are on their way.
         For the end of a training, and before a checkpoint or an evaluation of the global weights. Blocks until the
         answers are there; in a `sync` job it waits for the other workers, which must call it at the same step. The
         schedule begins anew. Raises what a push or a pull raises.
@@ -115,12 +116,19 @@ class LocalStepsFace:
 
     @property
     def unsent(self) -> int:
-        """The local steps that no difference has brought to the job yet."""
+        """The local steps that no difference is known to have brought to the job.
+
+        Steps whose difference is under way count until its answer is applied here, and steps whose sync has failed
+        until it is known that they count, or the next sync has sent them.
+        """
         return self._worker.unsent
 
     @property
     def last(self) -> PushResult | None:
-        """The result of the last difference that was applied to the job and answered; see `optd.Optimizer.last`."""
+        """The result of the last difference whose answer was applied here; see `optd.Optimizer.last`.
+
+        If the difference does not count, `dropped` says why: it came too late, or the server went back.
+        """
         return self._worker.last
 
     @property

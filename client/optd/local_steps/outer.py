@@ -7,12 +7,12 @@ from typing import Any
 
 from optd.params.flat_view import Array
 from optd.params.groups import plain_option
-from optd.registration.recovery import UndonePush, recovers
+from optd.registration.recovery import LatePush, UndonePush, recovers
 from optd.registration.registration import Registration
 from optd.session.member_session import Settle
 from optd.session.push_settings import PushSettings
 from optd_wire.errors import InvalidRequest, OptdError, RoundClosed, StaleGradient
-from optd_wire.values import GroupUpdate, Options, PushResult
+from optd_wire.values import GroupUpdate, JobVersion, Options, PushResult
 
 logger = logging.getLogger("optd")
 
@@ -60,7 +60,7 @@ class Answer:
     """What came of a parcel. The arrays of its places then hold the new global weights, unless it was `undone`."""
 
     result: PushResult | None
-    """None if it was refused."""
+    """If it does not count, the result's `dropped` says why. None if it is known from a saved state only."""
     version: int
     """The version of the new global weights."""
     lost: str = ""
@@ -104,7 +104,7 @@ class GlobalWeights(Registration):
         """
         with self.lock:  # held until the pull has ended: no other weights may come in between
             if parcel.is_void:
-                return Answer(None, self.base.version, _WENT_BACK, undone=True)
+                return self._undone(UndonePush(self.base, 0, 0, False))
             return self._exchange(parcel)
 
     def begin_again(self, parcels: Iterable[Parcel]) -> None:
@@ -132,15 +132,23 @@ class GlobalWeights(Registration):
         try:
             pushed = self.push(rows, parcel.encoding, settings)
         except RoundClosed as error:
-            return Answer(None, self.pull_places(parcel), error.values["how"])
+            return self._refused(parcel, error.values["how"])
         except StaleGradient as error:
             why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
-            return Answer(None, self.pull_places(parcel), why)
+            return self._refused(parcel, why)
         if isinstance(pushed, UndonePush):
-            return Answer(None, pushed.version.version, _WENT_BACK, undone=True)
+            return self._undone(pushed)
         # Before the pull: once the arrays hold new weights, nothing may keep the answer from the worker.
         speeds = self._speeds() if parcel.asks_speeds else ()
-        return Answer(pushed, self.pull_places(parcel), speeds=speeds)
+        return Answer(pushed, self.pull_places(parcel).version, speeds=speeds)
+
+    def _undone(self, pushed: UndonePush) -> Answer:
+        return Answer(pushed, pushed.version.version, _WENT_BACK, undone=True)
+
+    def _refused(self, parcel: Parcel, why: str) -> Answer:
+        waiting = self._added_up()  # before the pull, as above
+        version = self.pull_places(parcel)
+        return Answer(LatePush(version, 0, 0, False, accumulated=waiting, why=why), version.version, why)
 
     def _settling(self, settle: Callable[[bool], None], updates: tuple[GroupUpdate, ...]) -> Settle:
         inner, parcel = Registration._settling(self, settle, updates), self._parcel
@@ -162,7 +170,7 @@ class GlobalWeights(Registration):
             self.session.find_out()
         return bool(parcel.applied)
 
-    def pull_places(self, parcel: Parcel) -> int:
+    def pull_places(self, parcel: Parcel) -> JobVersion:
         """Puts the current weights of a parcel's places into their arrays; returns their version.
 
         If that fails, the arrays are as they were: the base of a difference is of one version.
@@ -176,15 +184,15 @@ class GlobalWeights(Registration):
             raise
 
     @recovers
-    def _pull_places(self, parcel: Parcel) -> int:
+    def _pull_places(self, parcel: Parcel) -> JobVersion:
         with self.lock:
             if parcel.fragment < 0:
                 self.pull()
-                return self.base.version
+                return self.base
             names = self.names(parcel.places)
             pulled = self.session.pull_into(self._incoming.write, None, parameters=names)
             self._groups.absorb(pulled.options)
-            return pulled.version.version
+            return pulled.version
 
     def _speeds(self) -> tuple[float, ...]:
         try:

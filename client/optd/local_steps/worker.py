@@ -53,6 +53,12 @@ class Fragment:
     sent_steps: int = field(default=0)
     """Local steps in that parcel."""
 
+    @property
+    def unsent(self) -> int:
+        """Local steps that are not sent, are under way, or whose sync has failed and is not known to count."""
+        failed = self.parcel is not None and self.answer is None and not self.parcel.applied
+        return self.steps + (self.sent_steps if failed or self.answer is not None else 0)
+
 
 class Worker:
     """Follows a schedule: `after_step` is called after each local step, by one thread.
@@ -69,7 +75,7 @@ class Worker:
     ) -> None:
         self.outer = outer
         self.last: PushResult | None = None
-        """The result of the last push that was answered."""
+        """The result of the last push that was answered; if that was refused, its `dropped` says why."""
         self.weight = settings.weight
         self._local = local
         self._settings = settings
@@ -123,8 +129,8 @@ class Worker:
 
     @property
     def unsent(self) -> int:
-        """The local steps of which not all fragments have been sent."""
-        return max(fragment.steps for fragment in self.fragments)
+        """The local steps of which not all fragments are known to count."""
+        return max(fragment.unsent for fragment in self.fragments)
 
     # Syncs
 
@@ -186,7 +192,7 @@ class Worker:
         for _ in range(self.schedule.fragments):
             number = self.schedule.next_fragment
             self._send(self.fragments[number])
-            self._land(self.fragments[number])
+            self._land(self.fragments[number], mixes=False)
             self.schedule.align((number + 1) % self.schedule.fragments)
         self.schedule.restart()
 
@@ -198,8 +204,10 @@ class Worker:
 
     def close(self) -> None:
         """Applies the answers to what is under way, and says what stays unsent."""
-        self._land_all()
-        self._tell_unsent()
+        try:
+            self._land_all()
+        finally:
+            self._tell_unsent()
 
     def _send(self, fragment: Fragment, *, asks_speeds: bool = False) -> None:
         self._land(fragment)
@@ -269,8 +277,11 @@ class Worker:
             found.append(difference)
         return found
 
-    def _land(self, fragment: Fragment) -> None:
-        """Applies the answer to a fragment that is under way; waits for it. Does nothing if none is."""
+    def _land(self, fragment: Fragment, *, mixes: bool = True) -> None:
+        """Applies the answer to a fragment that is under way; waits for it. Does nothing if none is.
+
+        Unless it `mixes`, the global weights replace the local ones, as no step was taken since the fragment was sent.
+        """
         if fragment.answer is None:
             return
         try:
@@ -282,20 +293,20 @@ class Worker:
             raise
         fragment.answer = fragment.parcel = fragment.counted = None
         fragment.version = answer.version
+        if answer.result is not None:
+            self.last = answer.result
         if answer.undone:
             self._tell_lost(max(each.sent_steps + each.steps for each in self.fragments), answer)
             self._begin_again()
         elif answer.lost:
             self._give_up(fragment, answer)
         else:
-            self.last = answer.result
-            self._mix(fragment)
+            self._mix(fragment, self._settings.alpha if mixes else 0.0)
         if answer.speeds:
             self.schedule.resize(steps_for(self._watch.speed, answer.speeds, self._settings.every))
 
-    def _mix(self, fragment: Fragment) -> None:
+    def _mix(self, fragment: Fragment, alpha: float) -> None:
         """Streaming DiLoCo, algorithm 2: alpha * local + (1 - alpha) * global."""
-        alpha = self._settings.alpha
         if not alpha:
             self._reset(fragment)
             return
@@ -333,8 +344,8 @@ class Worker:
     def _tell_unsent(self) -> None:
         if self.unsent and not self.is_saved:
             logger.warning(
-                "job %s: worker %s ends with %d local steps that are not sent, or not whole; call sync() or "
-                "state_dict() before you close",
+                "job %s: worker %s ends with %d local steps that are not sent, not whole, or not known to count; call "
+                "sync() or state_dict() before you close",
                 self.outer.session.job,
                 self.outer.session.worker,
                 self.unsent,

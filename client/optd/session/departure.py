@@ -68,6 +68,11 @@ class OpenSession(Protocol):
         """Whether it is neither closed nor of another process."""
         ...
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the fate of its last push is unknown, as long as that is under way."""
+        ...
+
     def close(self) -> None:
         """Leaves the job and ends the connection."""
         ...
@@ -83,6 +88,12 @@ _is_preempted = False
 def any_is_open() -> bool:
     """Whether the process has an open session."""
     return any(session.is_open for session in list(open_sessions))
+
+
+def pushes_in_doubt() -> list[str]:
+    """The pushes of this process whose fate is unknown, by their workers and jobs, for a message."""
+    found = [each for each in list(open_sessions) if each.is_open and each.in_doubt]
+    return sorted(f"worker {each.worker} to job {each.job}" for each in found)
 
 
 def note_closed() -> None:

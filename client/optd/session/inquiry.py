@@ -293,7 +293,10 @@ class Inquiry:
 
     def pending(self) -> int:
         """How many pushes, or rounds, the job has accumulated since its last step."""
-        jobs = self._ask(self._transport.list_jobs)
+        return self._ask(self._pending)
+
+    def _pending(self, left: float) -> int:
+        jobs = self._transport.list_jobs(left)
         return next((found.gradients.accumulated for found in jobs if found.name == self.job), 0)
 
     def _ask(self, attempt: Callable[[float], T], timeout: float | None = None, doing: str = "") -> T:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from optd.params.flat_view import BATCH_BYTES
 from optd.session.acknowledged import Acknowledged
-from optd.session.departure import Departure, leave_later, note_closed, open_sessions
+from optd.session.departure import LEAVE_SECONDS, Departure, leave_later, note_closed, open_sessions
 from optd.session.heartbeat import Heartbeat
 from optd.session.inquiry import Inquiry
 from optd.session.join import IfExists, take_part
@@ -179,18 +179,23 @@ class MemberSession(Inquiry, ABC):
         """Whether it is neither closed nor of another process."""
         return not self._closed and os.getpid() == self._process
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the fate of the last push is unknown. The server may then still be reading it."""
+        return self._in_doubt is not None
+
     def close(self) -> None:
         """Leaves the job and ends the connection. Safe to call twice; does nothing in a forked child."""
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        if self._added_up:
+        if self._added_up and (added_up := self._added_up_now()):
             logger.warning(
                 "job %s: worker %s leaves while gradients are added up that no step has taken (pushes or rounds: %d); "
                 "call flush() before you close, or from another worker",
                 self.job,
                 self.worker,
-                self._added_up,
+                added_up,
             )
         self._forgotten.detach()
         if self._heartbeat is not None:
@@ -198,6 +203,16 @@ class MemberSession(Inquiry, ABC):
         self._round_watch.stop()
         self._departure.leave()
         note_closed()
+
+    def _added_up_now(self) -> int:
+        """How many pushes, or rounds, wait for a step: others may have made it since the last answer.
+
+        That answer's number if the server cannot be asked.
+        """
+        try:
+            return self._pending(LEAVE_SECONDS)
+        except OptdError:
+            return self._added_up
 
     def register(self, spec: JobSpec, weights: Source) -> tuple[Membership, bool]:
         """Joins the job, or creates it with `weights`; returns the membership, and whether the job was created here.

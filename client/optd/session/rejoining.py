@@ -36,11 +36,6 @@ class PushFoundApplied(Exception):
 class RejoiningSession(MemberSession):
     """A session that joins again by itself where nothing is lost by it; see `Session`."""
 
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the fate of the last push is unknown. The server may then still be reading it."""
-        return self._in_doubt is not None
-
     def find_out(self) -> None:
         """Learns the fate of the last push, if it is unknown, and settles it. Raises what prevents that.
 

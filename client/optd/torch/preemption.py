@@ -50,7 +50,7 @@ class Preemption:
             self._is_hurried = False
             self._leave_after_failure()
             if not self._is_leaving:
-                self._leave()
+                self._give_up()
             return
         if self._is_asked or os.getpid() != self._process or not departure.any_is_open():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -76,6 +76,20 @@ class Preemption:
     def _leave(self) -> None:
         self._is_leaving = True
         raise SystemExit(EXIT_STATUS)
+
+    def _give_up(self) -> None:
+        pushes = departure.pushes_in_doubt()
+        # Only the server knows, and it cannot be asked here: the step that is interrupted may hold the session.
+        fate = "no push of it is under way"
+        if pushes:
+            which = " and ".join(pushes)
+            fate = f"the push of {which} still counts if its step begins before the worker leaves; else it is withdrawn"
+        logger.warning(
+            "SIGTERM: the process ends, and its step is given up after %g seconds (OPTD_TERM_SECONDS); %s",
+            self._seconds,
+            fate,
+        )
+        self._leave()
 
     def _is_stepping(self) -> bool:
         return self._steps > 0 or not all(has_ended(call) for call in self._hooked)

@@ -42,6 +42,25 @@ def test_arrays_of_any_layout_are_written_in_place(server, name):
         assert (local.session.pull()["param0"] == 2).all()
 
 
+@pytest.mark.parametrize("alpha", [None, 0.25])
+@pytest.mark.parametrize("fragments", [1, 2])
+@pytest.mark.parametrize("steps", [15, 18])
+def test_after_a_sync_the_arrays_are_the_global_weights_also_with_a_delay(server, name, alpha, fragments, steps):
+    """A difference that is sent by `sync` meets no later local steps, so there is nothing to mix."""
+    weights = {"w": np.ones(3), "b": np.ones(2)}
+    settings = {"every": 6, "delay": 2, "alpha": alpha, "fragments": fragments}
+    with optd.LocalSteps(weights, server=server.address, job=name, **settings) as local:
+        for _ in range(steps):
+            for array in weights.values():
+                array[...] = 0.9 * array
+            local.step()
+        local.sync()
+        found = local.session.pull()
+        assert local.unsent == 0
+    for key, array in weights.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
 def test_what_it_cannot_change_is_refused(server, name):
     where = {"every": 2, "server": server.address, "job": name}
     fixed = np.zeros(3)

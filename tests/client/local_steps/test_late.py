@@ -60,9 +60,11 @@ def test_the_worker_says_what_is_lost_and_takes_the_global_weights(caplog, why, 
         assert [list(each) for each in weights.values()] == [[10, 10]] * 3, "without a share of the local weights"
         said = f"what worker w0 has computed in {3 + delay} local steps is lost ({why}); it goes on from version 1"
         assert said in caplog.text
-        assert (local.version, local.unsent, local.last) == (1, 0, None)
+        assert (local.version, local.unsent) == (1, 0)
+        assert (local.last.dropped, local.last.version.version, local.last.applied_version) == (why, 1, 0)
         steps(3 - delay)  # what is computed from now on counts
         local.sync()
+        assert (local.last.dropped, local.last.applied_version) == ("", 3)
         assert list(server.jobs["job"].frames()[0].values) == [13 - delay] * 6
 
 

@@ -223,8 +223,10 @@ def test_a_difference_to_weights_that_are_gone_is_lost_and_that_is_said(caplog):
             sync()
         assert_equal(weights, at_1)
         assert "what worker w0 has computed in 2 local steps is lost (the server went back" in caplog.text
-        assert local.version == 1
+        assert local.version == local.last.version.version == 1
+        assert local.last.dropped == "the server no longer has the weights that it was computed on"
         sync()
+        assert not local.last.dropped
         assert_equal(global_weights(server), weights)
 
 
@@ -284,19 +286,6 @@ def test_weights_that_another_worker_has_moved_come_with_each_sync():
         assert list(ours["w"]) == [1.5, 1.5]
         assert first.last.staleness == 1
         assert (first.version, second.version) == (2, 1)
-
-
-@pytest.mark.parametrize("fragments", [1, 2])
-def test_steps_that_stay_unsent_are_said_unless_they_are_saved(caplog, fragments):
-    for end, says in (("close", True), ("sync", False), ("state_dict", False)):
-        caplog.clear()
-        with opened(FakeServer()) as session, caplog.at_level(logging.WARNING, "optd"):
-            local = optd.LocalSteps(initial(), every=4, fragments=fragments, session=session)
-            for _ in range(7):
-                local.step()
-            getattr(local, end)()
-            local.close()
-        assert ("worker w0 ends with 3 local steps that are not sent" in caplog.text) == says
 
 
 # States

@@ -97,7 +97,7 @@ def test_staleness_is_that_of_the_fragment(server, name):
     other = Worker(server, name, "w1", 1, **options)
     first.step()  # of fragment 1
     other.step()
-    assert other.local.last is None, "fragment 1 is stale"
+    assert other.local.last.dropped == "its staleness is 1, and the policy allows 0", "fragment 1 is stale"
     other.step()
     assert other.local.last.staleness == 0, "fragment 2 is not"
     close(first, other)

@@ -77,6 +77,18 @@ def test_models_are_those_of_diloco_with_torchs_own_optimizers(server, name, inn
             torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_after_a_sync_the_model_has_the_global_weights_also_with_a_delay(server, name):
+    module = model()
+    inner = torch.optim.SGD(module.named_parameters(), lr=0.1)
+    with optd.torch.LocalSteps(inner, every=4, delay=1, server=server.address, job=name) as local:
+        for number in range(9):
+            step(module, inner, 0, number)
+        local.sync()
+        found = local.session.pull()
+    for key, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), torch.from_numpy(found[key]), rtol=0, atol=0)
+
+
 def test_it_is_a_hook_until_it_is_closed(server, name):
     module = model()
     inner = torch.optim.SGD(module.named_parameters(), lr=0.1)

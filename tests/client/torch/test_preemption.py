@@ -125,10 +125,25 @@ def test_a_step_that_does_not_end_in_time_is_given_up(server: LocalServer, plain
         assert said(process) == name
         wait_for(lambda: plain.list_workers(name)["w0"].waiting, "the step runs")
         process.send_signal(signal.SIGTERM)
-        status, lines, _ = ended(process)
+        status, lines, err = ended(process)
     assert (status, lines) == (143, [["finally", [0] * 4], "atexit"])
+    fate = f"the push of worker w0 to job {name} still counts if its step begins before the worker leaves"
+    assert len([line for line in err.splitlines() if "SIGTERM" in line]) == 1
+    assert f"its step is given up after 0.3 seconds (OPTD_TERM_SECONDS); {fate}; else it is withdrawn" in err
     assert not plain.list_workers(name)["w0"].active
     assert plain.info(name).version.version == 0
+
+
+@pytest.mark.slow
+def test_a_step_that_is_given_up_before_it_pushes_says_so(server: LocalServer) -> None:
+    run = INNER.format(midway="say('midway'); time.sleep(600)", run="inner.step()")
+    with script(server, None, run, OPTD_TERM_SECONDS="0.3") as process:
+        said(process)
+        assert said(process) == "midway"
+        process.send_signal(signal.SIGTERM)
+        status, lines, err = ended(process)
+    assert (status, lines) == (143, [["finally", [1, 1, 0, 0]], "atexit"])
+    assert "its step is given up after 0.3 seconds (OPTD_TERM_SECONDS); no push of it is under way" in err
 
 
 @pytest.mark.slow
