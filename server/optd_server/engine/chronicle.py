@@ -48,6 +48,11 @@ def expired(state: JobState, worker: str, process: Process, why: str) -> None:
     _tell("worker expired", state, **_identity(state, worker, process), reason=why)
 
 
+def no_memory(state: JobState, held: int, limit: int) -> None:
+    """Tell that a push waits for memory, the first one of those that wait now."""
+    _tell("pushes wait for memory", state, held_bytes=held, max_memory_bytes=limit)
+
+
 def _identity(state: JobState, worker: str, process: Process) -> dict[str, object]:
     member = state.members.find(worker)
     known = {} if process == UNKNOWN else {"host": process.host, "pid": process.pid}

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol
 
+from optd_server.engine import chronicle
 from optd_server.engine.events import OptionEdits
 from optd_server.engine.memory import Memory, Reservation, job_bytes, waiting_bytes
 from optd_server.engine.options.fields import planned_state_bytes, state_bytes, working_bytes
@@ -173,6 +174,10 @@ class JobMemory:
 
     def _unplanned(self, size: int) -> int:
         return max(0, size - waiting_bytes(self._room.planned, self._state.groups.layouts))
+
+    def tell_short(self, size: int) -> None:
+        """Tell the operator that a push waits for memory, while pushes that wait take `size` bytes in total."""
+        chronicle.no_memory(self._state, size, self.limit)
 
     @property
     def limit(self) -> int:

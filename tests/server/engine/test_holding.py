@@ -25,6 +25,9 @@ class Plan:
     def let_go(self, size: int) -> None:
         pass
 
+    def tell_short(self, size: int) -> None:
+        assert size <= self.limit
+
 
 def on_a_loop(scenario: Callable[[Holding, Any], Coroutine[Any, Any, None]]) -> Callable[[], None]:
     """Run a scenario with room for 100 bytes, of which 90 are held."""

@@ -1,5 +1,6 @@
 """What the frames of a push that waits for its round keep in memory is what the job counts for them."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from tests.server.engine.rounds import Rounds, Upload, play, random_arrays, same, settle, stepped, until
 
 from optd_server.engine.memory import FRAME_BYTES
+from optd_server.engine.readers.rounds import open_rounds
 from optd_server.engine.rounds import holding
 from optd_server.engine.rounds.digest import Digest
 from optd_server.engine.rounds.spool import Spool
@@ -209,8 +211,9 @@ def test_a_policy_beside_which_what_pushes_hold_does_not_fit_leaves_the_old_one(
     play(scenario, 2, groups=large)
 
 
-def test_parts_of_gradients_do_not_take_the_memory_that_each_of_them_needs():
-    """With room for one and a half gradients, one comes through whole."""
+def test_parts_of_gradients_do_not_take_the_memory_that_each_of_them_needs(caplog):
+    """With room for one and a half gradients, one comes through whole. People see who waits, and why."""
+    caplog.set_level(logging.INFO, "optd.jobs")
 
     async def scenario(rounds):
         await rounds.join("a", "b")
@@ -225,6 +228,9 @@ def test_parts_of_gradients_do_not_take_the_memory_that_each_of_them_needs():
         second = rounds.upload("b", messages[0])
         await settle()
         assert rounds.job.pushes._under_way["b"].spool._held == 0, "it waits"
+        (found,) = open_rounds(rounds.job, rounds.clock)
+        assert "no memory is left for the gradient of b (--max-memory-bytes)" in found.release
+        assert [record.getMessage() for record in caplog.records].count("pushes wait for memory") == 1
         for message in messages[1:]:
             upload.send(message)
         upload.send(last=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from optd_server.engine.clock import Clock
 from optd_server.engine.job import Job
 from optd_server.engine.rounds.policies.base import RoundStatus
-from optd_server.engine.rounds.policies.sync_words import NAMED
+from optd_server.engine.rounds.policies.sync_words import NAMED, named
 from optd_wire.values import LEFT, RoundInfo, WorkerInfo
 
 
@@ -30,7 +30,7 @@ def _info(job: Job, status: RoundStatus, now: float, wall: float) -> RoundInfo:
         missing=(*job.workers.infos_of(status.missing), *lost),
         places=status.places,
         deadline_unix_ms=unix_ms(status.deadline),
-        release="; ".join(filter(None, [status.release, *map(_gone, lost)])),
+        release="; ".join(filter(None, [status.release, *map(_gone, lost), _starved(job)])),
     )
 
 
@@ -41,6 +41,14 @@ def _lost(job: Job, places: int) -> Sequence[WorkerInfo]:
     since = job.state.stepped_wall
     gone = sorted((ended, name) for name, ended in job.leases.ended() if ended > since)
     return job.workers.infos_of(sorted(name for _, name in gone[-max(places, NAMED) :]))
+
+
+def _starved(job: Job) -> str:
+    """Tell whose gradients wait for memory; empty if none does."""
+    waiting = [push.header.worker for push in job.pushes.waiting.pushes if push.spool is not None and push.spool.waits]
+    if not waiting:
+        return ""
+    return f"no memory is left for the gradient{'s' * (len(waiting) > 1)} of {named(waiting)} (--max-memory-bytes)"
 
 
 def _gone(worker: WorkerInfo) -> str:

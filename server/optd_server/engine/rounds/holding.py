@@ -41,6 +41,8 @@ class Holding:
         """
         if not self._begun and (has_begun or not self._new) and self._try(count):
             return
+        if not self._begun and not self._new:
+            self._memory.tell_short(self._held)
         line = self._begun if has_begun else self._new
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.append((count, room))

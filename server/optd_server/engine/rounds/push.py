@@ -51,6 +51,8 @@ class Spool(Receiver, Protocol):
     """The parameters that it has rows of, perhaps no rows."""
     presence: Presence | None
     """The parameters that it has whole, once it is sealed."""
+    waits: bool
+    """Whether it waits for memory."""
 
     @property
     def elements(self) -> int:

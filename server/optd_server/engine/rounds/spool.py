@@ -36,6 +36,8 @@ class Spool:
         """The parameters that it has rows of, perhaps no rows."""
         self.presence: Presence | None = None
         """The parameters that it has whole, once it is sealed."""
+        self.waits = False
+        """Whether it waits for memory."""
         self._push = push
         self._extents = in_compute_dtype(groups.extents)
         self._claims = FrameClaims(self._extents, GRADIENT, groups.names)
@@ -73,7 +75,11 @@ class Spool:
         return whole if self._room.could_hold(whole) else size
 
     async def _take(self, count: int) -> None:
-        await self._room.take(count, has_begun=self._held > 0)
+        self.waits = True
+        try:
+            await self._room.take(count, has_begun=self._held > 0)
+        finally:
+            self.waits = False
         self._held += count
         if self._is_released:
             self.release()

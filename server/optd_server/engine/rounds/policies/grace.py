@@ -18,8 +18,8 @@ SPREADS = 4.0
 """How many standard deviations the window extends beyond the median."""
 NORMAL = 1.4826
 """The standard deviation of normally distributed numbers, as a multiple of their median absolute deviation."""
-SHORTEST = 0.01
-"""In seconds: arrivals that always come together must not make the window vanish."""
+LEAST = 0.1
+"""The shortest window, as a part of the time between rounds: who mostly comes in time may be late by chance."""
 
 
 class Grace:
@@ -28,7 +28,8 @@ class Grace:
     The adaptive window is long enough for every worker that keeps pace: for the median of its delays behind the first
     gradient of their rounds plus four times their spread, and for its last delay. A worker keeps pace if that is at
     most the time from the end of a round to the first gradient of the next one, so nobody can make rounds take more
-    than twice as long. Late gradients count too: who was late once, by a little, is waited for in the next round.
+    than twice as long. The window is at least a tenth of that time. Late gradients count too: who was late once, by a
+    little, is waited for in the next round.
 
     Until a few rounds are known, the window is three times as long as the longest round so far took, from the
     announcement of its first push. The first round waits for all workers that live, and for others some seconds more.
@@ -53,7 +54,7 @@ class Grace:
             return None if self._longest is None else max(AT_FIRST, ROUNDS * self._longest)
         pace = median(self._paces)
         needed = [seconds for delays in self._delays.values() for seconds in _needed(delays) if seconds <= pace]
-        return max([SHORTEST, *needed])
+        return max([LEAST * pace, *needed])
 
     def note_round(self, began: float, opened: float, now: float) -> None:
         """Note that a round closes: its first push was announced at `began`, its first gradient came at `opened`."""
