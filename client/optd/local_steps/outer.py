@@ -65,6 +65,8 @@ class Answer:
     """The version of the new global weights."""
     lost: str = ""
     """Why it does not count, if it does not."""
+    missed: bool = False
+    """Whether its round has closed without it: the others sent theirs earlier."""
     undone: bool = False
     """Whether the server went back to an older version, so that no weights of before exist: pull all of them."""
     speeds: tuple[float, ...] = ()
@@ -132,7 +134,7 @@ class GlobalWeights(Registration):
         try:
             pushed = self.push(rows, parcel.encoding, settings)
         except RoundClosed as error:
-            return self._refused(parcel, error.values["how"])
+            return replace(self._refused(parcel, error.values["how"]), missed=True)
         except StaleGradient as error:
             why = f"its staleness is {error.values['staleness']}, and the policy allows {error.values['most']}"
             return self._refused(parcel, why)

@@ -163,6 +163,7 @@ class Worker:
 
     def _follow(self, due: Due) -> None:
         problem: OptdError | None = None
+        asks_speeds = self._follows_speeds and self.schedule.begins
         for number in due.lands:
             try:
                 self._land(self.fragments[number])
@@ -172,7 +173,7 @@ class Worker:
                 if self.fragments[number].answer is not None:  # an interrupt ended the wait for it
                     self.schedule.postpone(number)
         if due.send is not None:
-            self._send(self.fragments[due.send], asks_speeds=self._follows_speeds and self.schedule.begins)
+            self._send(self.fragments[due.send], asks_speeds=asks_speeds)
             if not self.schedule.delay:
                 self._land(self.fragments[due.send])
         if problem is not None:
@@ -328,6 +329,8 @@ class Worker:
         fragment.steps = 0
         self._reset(fragment)
         self._align()
+        if answer.missed and self.schedule.delay:
+            self.schedule.hasten()
 
     def _begin_again(self) -> None:
         """Goes on from the weights of a server that went back: the differences to later ones mean nothing to it."""

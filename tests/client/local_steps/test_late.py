@@ -104,6 +104,29 @@ def test_what_is_under_way_is_not_sent_again():
     assert [each for each in sent(server) if each] == [2, 3, 1]
 
 
+@pytest.mark.parametrize(
+    ("why", "delay", "expected"),
+    [
+        ("the next step has been made without it", 2, [6, 10, 15, 21]),
+        ("the next step has been made without it", 0, [6, 12, 18, 24]),
+        ("its staleness is 4, and the policy allows 2", 2, [6, 12, 18, 24]),
+    ],
+)
+def test_with_a_delay_a_worker_that_missed_a_round_sends_earlier(monkeypatch, why, delay, expected):
+    """Nothing in its steps waits for the others, so it would stay behind them. Without a delay each sync waits."""
+    server, sends, step = FakeServer(), [], 0
+    with opened(server) as session:
+        local = optd.LocalSteps({"w": np.zeros(2)}, every=6, delay=delay, session=session)
+        courier = local._worker._courier
+        send = courier.send
+        monkeypatch.setattr(courier, "send", lambda work: sends.append(step) or send(work))
+        server.fail(rpcs.STEP, LATE[why], is_handled=False)
+        for step in range(1, 25):  # noqa: B007 - `send` notes it
+            local.step()
+        local.close()
+    assert sends == expected
+
+
 def test_in_an_async_job_each_worker_keeps_its_order():
     server, weights = FakeServer(), {name: np.zeros(2) for name in "abc"}
     with opened(server) as session:

@@ -104,6 +104,46 @@ def test_another_fragment_may_be_next_and_the_steps_stay():
     assert run(schedule, 7) == {1: ((), 0), 3: ((), 1), 5: ((), 2), 7: ((), 0)}
 
 
+def test_steps_count_double_until_half_the_way_to_the_next_sync_is_made_up():
+    schedule = Schedule(6, 1, 2)
+    assert run(schedule, 8) == {6: ((), 0), 8: ((0,), None)}
+    schedule.hasten()
+    assert run(schedule, 18) == {
+        2: ((), 0),
+        4: ((0,), None),
+        7: ((), 0),
+        9: ((0,), None),
+        13: ((), 0),
+        15: ((0,), None),
+    }
+    schedule.hasten()
+    schedule.restart()
+    assert run(schedule, 6) == {6: ((), 0)}
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(2, 12), st.data())
+def test_a_worker_that_misses_rounds_comes_into_step_with_the_others(every, data):
+    """Each step takes a tick. The others send at each multiple of H ticks, and the worker has been held up once."""
+    schedule = Schedule(every, 1, data.draw(st.integers(1, every - 1), "delay"))
+    now, grace = data.draw(st.integers(0, 3 * every), "held up"), data.draw(st.integers(0, 2), "grace")
+    upcoming, misses, closes, is_under_way = now // every + 1, [], 0, False
+    for _ in range(20 * every):
+        now += 1
+        due = schedule.after_step()
+        if due.lands or (due.send is not None and is_under_way):
+            now = max(now, closes)  # ahead of the others it waits
+            is_under_way = False
+            upcoming = now // every + 1
+            if misses[-1]:
+                schedule.hasten()
+        if due.send is not None:
+            misses.append(now > upcoming * every + grace)
+            closes, is_under_way = max(now, upcoming * every), True
+    assert sum(misses) <= 5
+    assert not any(misses[-8:])
+
+
 @pytest.mark.parametrize(
     ("numbers", "says"),
     [
