@@ -34,7 +34,7 @@ def facts(rounds: Sequence[RoundInfo]) -> list[tuple[str, str]]:
             ("in it", listed(list(found.arrived))),
             ("on their way", listed(list(found.arriving))),
             ("waits for", whom(found)),
-            ("released by", "; ".join(filter(None, [found.release, at_the_latest(found)]))),
+            ("released by", found.release),
         ]
     ]
     return [(name, fact) for name, fact in rows if fact] or [("round", "no push waits for others")]
