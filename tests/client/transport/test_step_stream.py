@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from faults.processes import wait_for
 
 import optd
 from optd import errors
@@ -176,6 +177,8 @@ def test_a_deadline_in_mid_step_and_a_later_step(server, name):
         with pytest.raises(errors.DeadlineExceeded, match=r"Step .* 0\.4 s.*its round waited for w1"):
             first.step({"w": np.full(3, 8.0)})
         assert time.monotonic() - began < 5
+        # Until the server has heard of the end of the call, another push may still make a round with this one.
+        wait_for(lambda: not any(info.waiting for info in patient.workers()), "the late one is withdrawn")
         hasty.timeout = 30
         other = threading.Thread(target=second.step, args=({"w": np.full(3, 4.0)},))
         other.start()
