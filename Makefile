@@ -27,7 +27,7 @@ demo: .venv/.installed-demo ## start a server and two workers that learn to read
 test: .venv/.installed-dev ## run the quick tests, in under five minutes
 	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not soak" $(ARGS)
 
-test-slow: .venv/.installed-dev ## run the slow tests, for about fifteen minutes more
+test-slow: .venv/.installed-dev ## run the slow tests, for about twenty minutes more
 	@exec $(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not soak" $(ARGS)
 
 soak: .venv/.installed-dev ## run the long tests

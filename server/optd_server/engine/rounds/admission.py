@@ -22,7 +22,7 @@ async def check_repeated(
         await digest.added(frames, offload)
 
     await source.receive(read)
-    # The mark as it was at the beginning: meanwhile the worker's next push may have been applied.
+    # Of a push that was applied, the mark as it was at the beginning: the worker's next one may have come since.
     _compare(known.digest.checksum if isinstance(known, Push) else mark, digest, state, header)
 
 
