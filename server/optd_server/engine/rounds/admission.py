@@ -16,24 +16,25 @@ async def check_repeated(
     state: JobState, header: PushHeader, known: PushResult | Push, source: GradientSource, offload: Offload
 ) -> None:
     """Read a push that is sent again; raise `OtherPayload` if it is another one under the same number."""
-    mark, digest = _mark_of(state, header), Digest(header)
+    # Now: when it has been read, the worker's next push may have been applied.
+    first, digest = _checksum_of(state, header, known), Digest(header)
 
     async def read(frames: Sequence[Received]) -> None:
         await digest.added(frames, offload)
 
     await source.receive(read)
-    # Of a push that was applied, the mark as it was at the beginning: the worker's next one may have come since.
-    _compare(known.digest.checksum if isinstance(known, Push) else mark, digest, state, header)
+    _compare(first, digest, state, header)
 
 
 def check_same(state: JobState, header: PushHeader, known: PushResult | Push, digest: Digest) -> None:
     """Raise `OtherPayload` unless a push that is sent again has the content of the first one."""
-    first = known.digest.checksum if isinstance(known, Push) else _mark_of(state, header)
-    _compare(first, digest, state, header)
+    _compare(_checksum_of(state, header, known), digest, state, header)
 
 
-def _mark_of(state: JobState, header: PushHeader) -> int:
-    """Return the checksum of a worker's last push; 0: unknown."""
+def _checksum_of(state: JobState, header: PushHeader, known: PushResult | Push) -> int:
+    """Return the checksum of a push whose gradient is there, or that was its worker's last one; 0: unknown."""
+    if isinstance(known, Push):
+        return known.digest.checksum
     member = state.members.find(header.worker)
     return 0 if member is None else member.checksum
 
